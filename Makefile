@@ -1,0 +1,68 @@
+# make reproduce: the whole study.  make test: every check.  make ui: look at the runs.
+# PYTHON= chooses the interpreter (3.11 or newer), CORES= the cores, CONFIG= the study.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+CONFIG ?= config/quick.yaml
+STUDY = results/$(basename $(notdir $(CONFIG)))
+PORT ?= 5000
+
+BIN := $(CURDIR)/.venv/bin
+UV := $(CURDIR)/.tools/bin/uv
+READY := .venv/.ready
+
+export PATH := $(BIN):$(PATH)
+export UV_PYTHON_DOWNLOADS = never
+export UV_SYSTEM_CERTS = true
+export UV_COMPILE_BYTECODE = 1
+export VIRTUAL_ENV = $(CURDIR)/.venv
+export MLFLOW_DISABLE_TELEMETRY = true
+export DO_NOT_TRACK = true
+unexport PYTHONPATH
+unexport PYTHONHOME
+
+.PHONY: reproduce test lint format ui lock clean help
+
+reproduce: $(READY)
+	@python workflow/reproduce.py $(CONFIG) $(if $(CORES),--cores $(CORES))
+
+test: lint
+	python -m pytest
+
+lint: $(READY)
+	ruff check .
+	ruff format --check .
+	snakefmt --check workflow
+	mypy
+	snakemake --lint --configfile config/quick.yaml
+
+format: $(READY)
+	ruff check --fix .
+	ruff format .
+	snakefmt workflow
+
+ui: $(READY)
+	@echo "MLflow: http://127.0.0.1:$(PORT) (Ctrl-C stops it)"
+	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow server --host 127.0.0.1 --port $(PORT) --workers 1 \
+		--backend-store-uri sqlite:///$(STUDY)/mlflow.db
+
+# The environment: uv from pip, then every package pinned with hashes.
+$(READY): requirements.lock tools.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: PYTHON=$(PYTHON): Python 3.11 or newer is needed"; exit 1; }
+	@echo "setting up .venv (once; about 6 GB, torch being most of it)"
+	@$(PYTHON) -m pip install --quiet --upgrade --target .tools --require-hashes -r tools.lock \
+		--disable-pip-version-check --root-user-action=ignore
+	@$(UV) venv --quiet --clear --python $(PYTHON) .venv
+	@$(UV) pip sync --require-hashes --quiet requirements.lock
+	@python -c 'import site, pathlib; pathlib.Path(site.getsitepackages()[0], "ztw.pth").write_text("$(CURDIR)\n")'
+	@touch $(READY)
+
+# After changing pyproject.toml; names no address.
+lock: $(READY)
+	$(UV) pip compile --quiet --universal --generate-hashes --no-header --all-extras --python-version 3.11 \
+		pyproject.toml -o requirements.lock
+
+clean:
+	rm -rf .venv .tools .snakemake .pytest_cache .mypy_cache .ruff_cache
+
+help:
+	@sed -n 's/^# make/make/p; s/^# \([A-Z]*=\)/\1/p' Makefile

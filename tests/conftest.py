@@ -1,0 +1,43 @@
+"""Shared fixtures: small networks and logits with a known shape."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import ztw
+
+
+@pytest.fixture(autouse=True)
+def two_threads():
+    torch.set_num_threads(2)
+
+
+@pytest.fixture
+def logits() -> torch.Tensor:
+    """(4, 200, 5) random logits."""
+    return 3 * torch.randn(4, 200, 5, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def labels() -> torch.Tensor:
+    """(200,) random labels of 5 classes."""
+    return torch.randint(5, (200,), generator=torch.Generator().manual_seed(2))
+
+
+@pytest.fixture
+def cost() -> torch.Tensor:
+    return torch.tensor([1.0, 2.0, 4.0, 8.0], dtype=torch.float64)
+
+
+def small_network(ics: str = "independent", placement: ztw.network.Placement = "all") -> ztw.EarlyExitNetwork:
+    """A resnet8 for 10x10 grey images and 5 classes, in eval mode, with BatchNorm statistics of its own."""
+    torch.manual_seed(3)
+    backbone = ztw.build_backbone("resnet8", classes=5, channels=1, size=10)
+    network = ztw.build_network(backbone, ics, placement=placement)
+    with torch.no_grad():
+        for _ in range(3):
+            network(torch.randn(64, 1, 10, 10))
+        for head in network.heads:  # spread confidences, so that samples leave everywhere
+            head.linear.weight.mul_(8)
+    return network.eval()

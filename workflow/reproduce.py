@@ -1,0 +1,171 @@
+"""Run a study with Snakemake: one line per job on the screen, Snakemake's own words in a log, the table at the end.
+
+usage: python workflow/reproduce.py [CONFIG] [--cores N] [-- SNAKEMAKE ARGUMENTS]
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import IO
+
+import psutil
+import yaml
+from rich.console import Console
+
+sys.path.insert(0, str(Path(__file__).parent))
+from screen import Screen, show_results
+
+from ztw.config import check_config
+from ztw.errors import ZtwError
+
+HERE = Path(__file__).parent
+MARK = "ZTW_RUN"  # in the environment of everything a run starts, so that a later run finds the orphans
+
+
+def main() -> int:
+    """Run the study; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("config", nargs="?", default="config/quick.yaml")
+    parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("snakemake", nargs="*", help="arguments for Snakemake, after --")
+    arguments = parser.parse_args()
+    console = Console(highlight=False)
+    try:
+        config = read_config(arguments.config)
+        study = Path("results") / Path(arguments.config).stem
+        with only_run():
+            status = run_snakemake(arguments.config, arguments.cores, arguments.snakemake, study, console)
+    except ZtwError as error:
+        console.print(f"[bold red]error:[/] {error}", soft_wrap=True)
+        return 1
+    if status == 0:
+        show_results(console, study, tracked=config["tracking"] != "none")
+    return status
+
+
+def read_config(path: str) -> dict:
+    """Read and check a config; raises ZtwError."""
+    try:
+        config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ZtwError(f"config {path!r}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise ZtwError(f"config {path!r}: not YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(config, dict):
+        raise ZtwError(f"config {path!r}: must be a mapping of keys, see config/README.md")
+    schema = yaml.safe_load((HERE / "schemas" / "config.schema.yaml").read_text(encoding="utf-8"))
+    try:
+        return check_config(config, schema)
+    except ZtwError as error:
+        raise ZtwError(f"{path}: {error}") from error
+
+
+class only_run:
+    """Holds the folder's lock; clears what a killed run left. Raises ZtwError when another run is alive."""
+
+    def __enter__(self) -> None:
+        Path("results").mkdir(exist_ok=True)
+        self.lock: IO[str] = open("results/.lock", "a+")
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self.lock.seek(0)
+            raise ZtwError(
+                f"another run is at work in this folder (process {self.lock.read().strip()});"
+                " wait for it or stop it"
+            ) from error
+        self.lock.truncate(0)
+        self.lock.write(str(os.getpid()))
+        self.lock.flush()
+        stop_orphans()
+        clear_stale_lock()
+
+    def __exit__(self, *_: object) -> None:
+        self.lock.close()
+
+
+def stop_orphans() -> None:
+    """Stop what a killed run of this folder left running."""
+    orphans = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(MARK) == os.getcwd() and process.pid != os.getpid():
+                process.kill()
+                orphans.append(process)
+        except psutil.Error:
+            continue
+    psutil.wait_procs(orphans, timeout=10)
+
+
+def clear_stale_lock() -> None:
+    """Remove Snakemake's lock when no Snakemake is alive in this folder; raises ZtwError when one is."""
+    if not any(Path(".snakemake/locks").glob("*")):
+        return
+    for process in psutil.process_iter():
+        try:
+            snakemake = any("snakemake" in part for part in process.cmdline()[:3])
+            if snakemake and process.cwd() == os.getcwd():
+                raise ZtwError(
+                    f"a snakemake run is at work in this folder (process {process.pid}); wait for it"
+                )
+        except psutil.Error:
+            continue
+    for lock in Path(".snakemake/locks").glob("*"):
+        lock.unlink()
+
+
+def run_snakemake(config: str, cores: int, extra: list[str], study: Path, console: Console) -> int:
+    """Run Snakemake in a process group of its own and mirror its jobs; returns its exit status."""
+    logs = study / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(HERE / "Snakefile")]
+    command += ["--configfile", config, "--cores", str(cores)]
+    command += ["--report", str(study / "report.html"), "--report-after-run", *extra]
+    environment = {**os.environ, "ZTW_MIRROR": "1", MARK: os.getcwd()}
+    log = logs / "snakemake.log"
+    with log.open("w") as stream:
+        process = subprocess.Popen(
+            command, stdout=stream, stderr=stream, env=environment, start_new_session=True
+        )
+        signal.signal(signal.SIGTERM, _raise_interrupt)
+        try:
+            with Screen(console, logs, log) as screen:
+                while process.poll() is None:
+                    screen.update()
+                    time.sleep(0.25)
+                screen.update()
+        except KeyboardInterrupt:
+            stop(process)
+            console.print("stopped; finished work is kept, the same command goes on from here")
+            return 130
+        if process.returncode:
+            screen.explain_failure()
+        return process.returncode
+
+
+def _raise_interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def stop(process: subprocess.Popen) -> None:
+    """End a process group: politely, then not."""
+    for sent, patience in ((signal.SIGINT, 8), (signal.SIGKILL, 8)):
+        try:
+            os.killpg(process.pid, sent)
+            process.wait(patience)
+            return
+        except (ProcessLookupError, subprocess.TimeoutExpired):
+            continue
+
+
+if __name__ == "__main__":
+    sys.exit(main())

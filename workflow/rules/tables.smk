@@ -1,0 +1,34 @@
+rule aggregate:
+    input:
+        **(
+            {"store": f"{STUDY}/tracking.json", "runs": per_cell(f"{CELL}/runs.json")}
+            if TRACKED
+            else {
+                "metrics": [
+                    file
+                    for method in config["methods"]
+                    for file in per_cell(f"{CELL}/metrics/{method}.json")
+                ]
+            }
+        ),
+    output:
+        metrics=f"{STUDY}/tables/metrics.csv",
+        csv=report(
+            f"{STUDY}/tables/accuracy_at_budget.csv",
+            caption="../report/accuracy_at_budget.rst",
+            category="Tables",
+        ),
+        md=f"{STUDY}/tables/accuracy_at_budget.md",
+        tex=f"{STUDY}/tables/accuracy_at_budget.tex",
+    log:
+        f"{STUDY}/logs/aggregate.log",
+    benchmark:
+        f"{STUDY}/benchmarks/aggregate.tsv"
+    conda:
+        ENVIRONMENT
+    params:
+        settings=settings(evaluation=["budgets", "protocols"]),
+        methods=list(config["methods"]),
+        code=code_digest("tables", "results"),
+    script:
+        "../scripts/aggregate.py"

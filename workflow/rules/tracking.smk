@@ -1,0 +1,49 @@
+# MLflow. With `tracking: none` nothing asks for these rules' outputs.
+rule start_tracking:
+    output:
+        store=f"{STUDY}/tracking.json",
+    log:
+        f"{STUDY}/logs/start_tracking.log",
+    benchmark:
+        f"{STUDY}/benchmarks/start_tracking.tsv"
+    conda:
+        ENVIRONMENT
+    params:
+        tracking=config["tracking"],
+        study=STUDY_NAME,
+    script:
+        "../scripts/start_tracking.py"
+
+
+rule track_cell:
+    input:
+        store=f"{STUDY}/tracking.json",
+        backbone=f"{CELL}/backbone.json",
+        ics=expand(
+            f"{CELL}/ics/{{ics}}.json", ics=config["ics"]["sets"], allow_missing=True
+        ),
+        ensembles=[f"{CELL}/ensembles/{ics}-{kind}.json" for ics, kind in ENSEMBLES],
+        metrics=expand(
+            f"{CELL}/metrics/{{method}}.json",
+            method=config["methods"],
+            allow_missing=True,
+        ),
+        curves=expand(
+            f"{CELL}/curves/{{method}}.parquet",
+            method=config["methods"],
+            allow_missing=True,
+        ),
+    output:
+        runs=f"{CELL}/runs.json",
+    log:
+        log_of("track_cell"),
+    benchmark:
+        benchmark_of("track_cell")
+    conda:
+        ENVIRONMENT
+    params:
+        study=STUDY_NAME,
+        methods=list(config["methods"]),
+        code=code_digest("tracking"),
+    script:
+        "../scripts/track_cell.py"

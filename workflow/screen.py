@@ -1,0 +1,136 @@
+"""What `reproduce` shows: a line per running job, and the tables at the end. Reads files only."""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from pathlib import Path
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from ztw.progress import DONE, FAILED, PROGRESS, clock
+from ztw.tables import accuracy_name, block_title, budget_name, read_csv, wide_blocks
+
+STEPS = re.compile(r"(\d+) of (\d+) steps")
+PLAIN_INTERVAL = 15.0  # seconds between two lines of a job where the screen cannot be redrawn
+
+
+class Screen:
+    """Mirrors the jobs' logs. On a terminal running jobs are redrawn in place, elsewhere printed now and then."""
+
+    def __init__(self, console: Console, logs: Path, snakemake_log: Path) -> None:
+        self.console, self.logs, self.snakemake_log = console, logs, snakemake_log
+        self.started = time.time()
+        self.running: dict[Path, str] = {}
+        self.finished: set[Path] = set()
+        self.failures: list[str] = []
+        self.printed: dict[Path, float] = {}
+        self.live = Live(console=console, auto_refresh=False, transient=True)
+
+    def __enter__(self) -> Screen:
+        if self.console.is_terminal:
+            self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.console.is_terminal:
+            self.live.stop()
+
+    def update(self) -> None:
+        """Read what is new in the logs and show it."""
+        for log in sorted(self.logs.rglob("*.log")):
+            if log == self.snakemake_log or log in self.finished:
+                continue
+            if log.stat().st_mtime >= self.started - 0.01:
+                self._read(log)
+        if self.console.is_terminal:
+            self.live.update(self._picture(), refresh=True)
+
+    def _read(self, log: Path) -> None:
+        lines = [
+            line
+            for line in log.read_text(encoding="utf-8", errors="replace").splitlines()
+            if line.startswith((PROGRESS, DONE, FAILED))
+        ]
+        if not lines:
+            return
+        kind, text = lines[-1].split(": ", 1)
+        name = self._name(log)
+        if kind + ": " == PROGRESS:
+            self.running[log] = text
+            self._print_now_and_then(log, f"  {name}  {text}")
+            return
+        last = lines[-2].split(": ", 1)[1] if len(lines) > 1 else ""
+        self.running.pop(log, None)
+        self.finished.add(log)
+        if kind + ": " == DONE:
+            self.console.print(Text.assemble(("✓ ", "green"), f"{name}  {text}  ", (_tail(last), "dim")))
+        else:
+            self.failures.append(f"{name}: {text}")
+
+    def _print_now_and_then(self, log: Path, line: str) -> None:
+        if self.console.is_terminal or "started" in line:
+            return
+        if time.time() - self.printed.get(log, 0.0) >= PLAIN_INTERVAL:
+            self.printed[log] = time.time()
+            self.console.print(line, soft_wrap=True)
+
+    def _name(self, log: Path) -> str:
+        """ "train_ics  fashion_mnist-resnet20-seed0" from logs/train_ics/fashion_mnist-resnet20-seed0.log."""
+        return "  ".join(log.relative_to(self.logs).with_suffix("").parts)
+
+    def _picture(self) -> Group:
+        steps = STEPS.findall(self.snakemake_log.read_text(errors="replace"))
+        overall = f"{steps[-1][0]} of {steps[-1][1]} steps" if steps else "starting"
+        grid = Table.grid(padding=(0, 2))
+        for log, text in self.running.items():
+            grid.add_row(*self._name(log).split("  "), text)
+        return Group(grid, Text(f"{overall}, {clock(time.time() - self.started)}", style="bold"))
+
+    def explain_failure(self) -> None:
+        """One line per failed job, or Snakemake's last words when no job has said anything."""
+        lines = self.failures or _last_words(self.snakemake_log)
+        for line in lines:
+            self.console.print(f"[bold red]error:[/] {line}", soft_wrap=True, highlight=False)
+        self.console.print(f"finished work is kept; logs are in {self.logs}", soft_wrap=True)
+
+
+def _tail(progress: str) -> str:
+    """The part of a last progress line that is still of interest when the job is done."""
+    return re.sub(r"^\s*\d+ %\s+|\s*\d[\d:]* left$", "", progress) if progress != "started" else ""
+
+
+def _last_words(log: Path) -> list[str]:
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    start = next((i for i, line in enumerate(lines) if "Error" in line or "error" in line), len(lines) - 3)
+    return [" ".join(line.strip() for line in lines[max(start, 0) :][:4])]
+
+
+def show_results(console: Console, study: Path, tracked: bool) -> None:
+    """Print the accuracy-at-budget tables, and where everything is."""
+    for key, methods in wide_blocks(read_csv(study / "tables" / "accuracy_at_budget.csv")):
+        rows = [row for _, group in methods for row in group]
+        table = Table(title=block_title(key, rows), title_justify="left", title_style="bold")
+        table.add_column("method")
+        for row in methods[0][1]:
+            table.add_column(budget_name(row["budget"]), justify="right")
+        for method, group in methods:
+            table.add_row(method, *(_cell(row, methods, index) for index, row in enumerate(group)))
+        console.print(table)
+    console.print(f"tables   {study}/tables/accuracy_at_budget.csv, .md, .tex", soft_wrap=True)
+    console.print(f"figures  {study}/figures/", soft_wrap=True)
+    console.print(f"report   {study}/report.html", soft_wrap=True)
+    if tracked:
+        console.print(f"MLflow   make ui CONFIG=config/{study.name}.yaml", soft_wrap=True)
+
+
+def _cell(row: dict, methods: list, index: int) -> Text:
+    best = max(
+        (round(group[index]["mean"], 3) for _, group in methods if not math.isnan(group[index]["mean"])),
+        default=math.nan,
+    )
+    return Text(accuracy_name(row), style="bold" if round(row["mean"], 3) == best else "")

@@ -1,0 +1,31 @@
+from itertools import product
+from typing import TYPE_CHECKING
+
+from ztw.jobs import run_evaluate, set_up
+from ztw.progress import job_log
+
+if TYPE_CHECKING:
+    from snakemake.script import snakemake
+
+settings = snakemake.params.settings
+sets = settings["ics"]["sets"]
+with job_log(snakemake.log[0], snakemake.rule, snakemake.wildcards) as report:
+    set_up(snakemake.threads)
+    run_evaluate(
+        cell=dict(snakemake.wildcards.items()),
+        settings=settings,
+        prepared_file=snakemake.input.data,
+        backbone_file=snakemake.input.backbone,
+        ics_files=dict(zip(sets, snakemake.input.ics, strict=True)),
+        predictions=dict(
+            zip(product(sets, snakemake.params.splits), snakemake.input.predictions, strict=True)
+        ),
+        ensembles=dict(zip(snakemake.params.ensembles, snakemake.input.ensembles, strict=True)),
+        outputs={
+            method: (curve, metrics)
+            for method, curve, metrics in zip(
+                settings["methods"], snakemake.output.curves, snakemake.output.metrics, strict=True
+            )
+        },
+        report=report,
+    )

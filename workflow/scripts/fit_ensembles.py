@@ -1,0 +1,16 @@
+from typing import TYPE_CHECKING
+
+from ztw.jobs import run_fit_ensembles, set_up
+from ztw.progress import job_log
+
+if TYPE_CHECKING:
+    from snakemake.script import snakemake
+
+with job_log(snakemake.log[0], snakemake.rule, snakemake.wildcards) as report:
+    set_up(snakemake.threads)
+    run_fit_ensembles(
+        settings=snakemake.params.settings,
+        train_files=dict(snakemake.input.items()),
+        outputs=dict(zip(snakemake.params.ensembles, snakemake.output.weights, strict=True)),
+        report=report,
+    )

@@ -1,0 +1,27 @@
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from ztw.figures import cell_figures, save
+from ztw.progress import job_log
+from ztw.results import read_metrics
+
+if TYPE_CHECKING:
+    from snakemake.script import snakemake
+
+methods, evaluation = snakemake.params.methods, snakemake.params.settings["evaluation"]
+with job_log(snakemake.log[0], snakemake.rule, snakemake.wildcards) as report:
+    dataset, arch = snakemake.wildcards.dataset, snakemake.wildcards.arch
+    results = read_metrics(snakemake.input.metrics, dataset, arch)
+    rows = pd.concat([pd.read_parquet(file) for file in snakemake.input.curves])
+    rows = rows[rows["split"] == "test"]
+    figures = cell_figures(
+        {method: rows[rows["method"] == method] for method in methods},
+        {method: results[method] for method in methods},
+        evaluation["budgets"],
+        evaluation["protocols"][0],
+        f"{dataset}, {arch}",
+    )
+    for name, figure in figures:
+        report(name)
+        save(figure, f"{snakemake.params.stem}-{name}")

@@ -1,0 +1,15 @@
+from typing import TYPE_CHECKING
+
+from ztw.fetch import data_root, prepare_dataset
+from ztw.jobs import write_prepared
+from ztw.progress import job_log
+
+if TYPE_CHECKING:
+    from snakemake.script import snakemake
+
+data = snakemake.params.settings["data"]
+with job_log(snakemake.log[0], snakemake.rule, snakemake.wildcards) as report:
+    record = prepare_dataset(
+        snakemake.wildcards.dataset, data_root(data["root"]), data["image_folders"], report
+    )
+    write_prepared(record, snakemake.params.settings, snakemake.output.record)

@@ -1,0 +1,17 @@
+from typing import TYPE_CHECKING
+
+from ztw.jobs import run_train_backbone, set_up
+from ztw.progress import job_log
+
+if TYPE_CHECKING:
+    from snakemake.script import snakemake
+
+with job_log(snakemake.log[0], snakemake.rule, snakemake.wildcards) as report:
+    set_up(snakemake.threads)
+    run_train_backbone(
+        cell=dict(snakemake.wildcards.items()),
+        settings=snakemake.params.settings,
+        prepared_file=snakemake.input.data,
+        output=snakemake.output.weights,
+        report=report,
+    )

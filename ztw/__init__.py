@@ -1,0 +1,84 @@
+"""ztw: the reference benchmark for early-exit neural networks."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from ztw.backbones import BACKBONES, Backbone, build_backbone
+    from ztw.costs import backbone_macs, macs
+    from ztw.ensembles import ENSEMBLES, Ensemble, fit_ensemble
+    from ztw.errors import ZtwError
+    from ztw.evaluation import (
+        Curve,
+        accuracy_at_budget,
+        at_budget,
+        exit_accuracy,
+        hindsight_improvability,
+        sweep,
+    )
+    from ztw.heads import HEADS
+    from ztw.network import IC_MODES, EarlyExitNetwork, ExitResult, build_network
+    from ztw.rules import RULES, Entropy, ExitRule, MaxSoftmax, Patience
+
+# Where each public name lives. They are imported on first use, because checking a config must not
+# wait for torch.
+_HOME = {
+    "backbones": ("BACKBONES", "Backbone", "build_backbone"),
+    "costs": ("backbone_macs", "macs"),
+    "ensembles": ("ENSEMBLES", "Ensemble", "fit_ensemble"),
+    "errors": ("ZtwError",),
+    "evaluation": (
+        "Curve",
+        "accuracy_at_budget",
+        "at_budget",
+        "exit_accuracy",
+        "hindsight_improvability",
+        "sweep",
+    ),
+    "heads": ("HEADS",),
+    "network": ("IC_MODES", "EarlyExitNetwork", "ExitResult", "build_network"),
+    "rules": ("RULES", "Entropy", "ExitRule", "MaxSoftmax", "Patience"),
+}
+
+__all__ = [
+    "BACKBONES",
+    "ENSEMBLES",
+    "HEADS",
+    "IC_MODES",
+    "RULES",
+    "Backbone",
+    "Curve",
+    "EarlyExitNetwork",
+    "Ensemble",
+    "Entropy",
+    "ExitResult",
+    "ExitRule",
+    "MaxSoftmax",
+    "Patience",
+    "ZtwError",
+    "accuracy_at_budget",
+    "at_budget",
+    "backbone_macs",
+    "build_backbone",
+    "build_network",
+    "exit_accuracy",
+    "fit_ensemble",
+    "hindsight_improvability",
+    "macs",
+    "sweep",
+]
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOME.items():
+        if name in names:
+            return getattr(import_module(f"ztw.{module}"), name)
+    raise AttributeError(f"module 'ztw' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -1,0 +1,49 @@
+"""Where and in which precision to compute."""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+
+from ztw.errors import ZtwError
+
+PRECISIONS = ("auto", "bf16", "fp32")
+
+
+def pick_device(device: str = "auto") -> torch.device:
+    """The device to compute on: "auto" = a GPU when there is one; raises ZtwError when it is not there."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise ZtwError(
+            f"device {device!r}: not available here ({str(error).splitlines()[0]}); use auto, cpu or cuda"
+        ) from error
+    return chosen
+
+
+def bf16_in_hardware(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 itself; emulated, it is slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == "cpu":
+        known = torch.cpu.get_capabilities()
+        return bool(known.get("avx512_bf16") or known.get("amx_bf16") or known.get("bf16"))
+    return False
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """ "auto" becomes "bf16" where the hardware has it, else "fp32"."""
+    if precision not in PRECISIONS:
+        raise ZtwError(f"precision {precision!r}: must be one of {', '.join(PRECISIONS)}")
+    if precision == "auto":
+        return "bf16" if bf16_in_hardware(device) else "fp32"
+    return precision
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
+    """The autocast context of a resolved precision."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")

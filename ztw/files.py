@@ -1,0 +1,44 @@
+"""Text and JSON files, written whole or not at all. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ztw.errors import ZtwError
+
+
+@contextmanager
+def atomic(path: Path | str) -> Iterator[Path]:
+    """Give a scratch path beside `path` and move it there when the block ends well."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield scratch
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def write_text(path: Path | str, text: str) -> None:
+    """Write a text file atomically."""
+    with atomic(path) as scratch:
+        scratch.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path | str, content: Any) -> None:
+    """Write readable JSON atomically; not-a-number becomes null."""
+    write_text(path, json.dumps(content, indent=1, sort_keys=True) + "\n")
+
+
+def read_json(path: Path | str) -> Any:
+    """Read JSON; raises ZtwError naming the file when it is missing or broken."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ZtwError(f"{path}: cannot be read ({error})") from error

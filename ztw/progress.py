@@ -1,0 +1,90 @@
+"""What a long job says while it runs: one line in its log now and then, which the terminal mirrors."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from ztw.errors import ZtwError
+
+Report = Callable[[str], None]
+
+# Lines the terminal shows start with one of these; everything else in a log is for reading later.
+PROGRESS, DONE, FAILED = "progress: ", "done: ", "error: "
+
+
+def clock(seconds: float) -> str:
+    """Seconds as m:ss or h:mm:ss."""
+    minutes, rest = divmod(max(0, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class Progress:
+    """Reports how far a loop of known length is, at most every second (rarer in long loops)."""
+
+    def __init__(self, total: int, report: Report | None = None) -> None:
+        self.total, self.report = max(total, 1), report
+        self.started = self.last = time.monotonic()
+        self.done = 0
+
+    def step(self, text: Callable[[], str]) -> None:
+        """One step is done; text() says what it was, called only when a line is due."""
+        self.done += 1
+        now = time.monotonic()
+        elapsed = now - self.started
+        if self.report is None or (self.done < self.total and now - self.last < max(1.0, elapsed / 100)):
+            return
+        self.last = now
+        left = elapsed / self.done * (self.total - self.done)
+        self.report(f"{100 * self.done // self.total:3d} %  {text()}  {clock(left)} left")
+
+
+@contextlib.contextmanager
+def job_log(path: str | Path, rule: str, wildcards: Iterable[str] = ()) -> Iterator[Report]:
+    """Send a job's output to its log; yields the function that reports progress.
+
+    rule, wildcards: what the terminal calls the job. A user's error ends in one line, anything else in a
+    traceback, both in the log and both with exit status 1.
+    """
+    path, what = Path(path), " ".join([rule, *wildcards])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    terminal = None if os.environ.get("ZTW_MIRROR") else sys.stderr  # a mirror reads the logs instead
+    started = time.monotonic()
+    with (
+        path.open("w", encoding="utf-8", buffering=1) as log,
+        contextlib.redirect_stdout(log),
+        contextlib.redirect_stderr(log),
+    ):
+
+        def say(line: str) -> None:
+            print(line, file=log)
+            if terminal is not None:
+                print(f"{what}: {line.split(': ', 1)[1]}", file=terminal, flush=True)
+
+        try:
+            say(f"{PROGRESS}started")
+            yield lambda text: say(PROGRESS + text)
+            say(f"{DONE}{clock(time.monotonic() - started)}")
+        except (ZtwError, OSError, MemoryError) as error:
+            traceback.print_exc(file=log)
+            say(FAILED + describe(error))
+            raise SystemExit(1) from error
+        except Exception as error:
+            traceback.print_exc(file=log)
+            say(f"{FAILED}{type(error).__name__}: {' '.join(str(error).split())[:300]} (traceback: {path})")
+            raise SystemExit(1) from error
+
+
+def describe(error: BaseException) -> str:
+    """One line for an error a user can put right."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename or 'writing'}: {error.strerror}"
+    if isinstance(error, MemoryError):
+        return "out of memory: lower batch_size, or give the job more memory"
+    return " ".join(str(error).split())

@@ -1,0 +1,51 @@
+"""What code a result comes from. Imports no torch."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import subprocess
+from functools import cache
+from pathlib import Path
+
+import ztw
+
+PACKAGE = Path(__file__).parent
+
+
+@cache
+def code_digest(*names: str) -> str:
+    """Digest of what modules ("training") or functions ("jobs.run_predict") of ztw do.
+
+    Comments, docstrings and formatting do not count, so that only a real edit re-runs a job.
+    """
+    digest = hashlib.sha256()
+    for name in names:
+        module, _, function = name.partition(".")
+        tree: ast.AST = ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
+        if function:
+            tree = next(
+                node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == function
+            )
+        digest.update(ast.dump(_without_docstrings(tree)).encode())
+    return digest.hexdigest()[:16]
+
+
+def _without_docstrings(tree: ast.AST) -> ast.AST:
+    for node in ast.walk(tree):
+        if (
+            isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+            and ast.get_docstring(node) is not None
+        ):
+            node.body = node.body[1:]
+    return tree
+
+
+def code_version() -> str:
+    """The package's version and, in a git checkout, the commit ("+dirty" with uncommitted changes)."""
+    command = ["git", "-C", str(PACKAGE), "describe", "--always", "--dirty=+dirty", "--exclude=*"]
+    try:
+        commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ztw.__version__
+    return f"{ztw.__version__} {commit}"

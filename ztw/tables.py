@@ -1,0 +1,199 @@
+"""Tables from the methods' metrics: long csv, wide Markdown and LaTeX, a terminal view."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ztw.errors import ZtwError
+from ztw.files import atomic, write_text
+
+COLUMNS = ("dataset", "arch", "method", "budget", "mean", "std", "n", "relative_cost", "protocol")
+INFEASIBLE = "-"
+
+# One result: {"dataset", "arch", "seed", "method", "metrics": {name: value}}
+Result = Mapping[str, Any]
+Row = dict[str, Any]
+
+
+def mean_std(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and sample standard deviation (n - 1), NaN for fewer than one and two values."""
+    if not values:
+        return math.nan, math.nan
+    mean = math.fsum(values) / len(values)
+    if len(values) < 2:
+        return mean, math.nan
+    return mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
+
+
+def accuracy_table(
+    results: Iterable[Result],
+    methods: Sequence[str],
+    budgets: Sequence[float | str],
+    protocols: Sequence[str],
+) -> list[Row]:
+    """Accuracy at every budget: one row per data set, architecture, protocol, method and budget.
+
+    mean, std (n - 1) and relative_cost (of the test samples, mean) are over the n seeds for which
+    the budget is feasible; NaN where it is for none. Methods, budgets and protocols keep their order.
+    Raises ZtwError when a method lacks a result.
+    """
+    cells: dict[tuple[str, str], dict[str, list[Result]]] = {}
+    for result in results:
+        cell = cells.setdefault((result["dataset"], result["arch"]), {})
+        cell.setdefault(result["method"], []).append(result)
+    rows = []
+    for (dataset, arch), of_method in cells.items():
+        for protocol in protocols:
+            for method in methods:
+                if method not in of_method:
+                    raise ZtwError(f"table: no result of {method} on {dataset}/{arch}")
+                for budget in budgets:
+                    rows.append(
+                        {"dataset": dataset, "arch": arch, "method": method, "budget": budget}
+                        | _cell_values(of_method[method], protocol, budget)
+                        | {"protocol": protocol}
+                    )
+    return rows
+
+
+def _cell_values(results: Sequence[Result], protocol: str, budget: float | str) -> Row:
+    accuracies, costs = [], []
+    for result in results:
+        try:
+            accuracy = result["metrics"][f"{protocol}/accuracy_at_{budget}"]
+            cost = result["metrics"][f"{protocol}/relative_cost_at_{budget}"]
+        except KeyError as error:
+            raise ZtwError(
+                f"table: {result['method']} on {result['dataset']}/{result['arch']}/seed{result['seed']}"
+                f" has no metric {error}"
+            ) from error
+        if accuracy is not None and not math.isnan(accuracy):
+            accuracies.append(accuracy)
+            costs.append(cost)
+    mean, std = mean_std(accuracies)
+    return {"mean": mean, "std": std, "n": len(accuracies), "relative_cost": mean_std(costs)[0]}
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, float):
+        return INFEASIBLE if math.isnan(value) else f"{value:.6f}"
+    return str(value)
+
+
+def write_csv(rows: Sequence[Row], path: Path | str, columns: Sequence[str] = COLUMNS) -> None:
+    """The long table, "-" where there is no value."""
+    with atomic(path) as scratch, scratch.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(columns)
+        writer.writerows([[_number(row[column]) for column in columns] for row in rows])
+
+
+def read_csv(path: Path | str) -> list[Row]:
+    """Rows as `write_csv` wrote them, "-" as NaN; budgets stay text."""
+    with Path(path).open(newline="", encoding="utf-8") as stream:
+        rows: list[Row] = list(csv.DictReader(stream))
+    for row in rows:
+        for column in ("mean", "std", "relative_cost"):
+            row[column] = math.nan if row[column] == INFEASIBLE else float(row[column])
+        row["n"] = int(row["n"])
+    return rows
+
+
+def budget_name(budget: float | str) -> str:
+    """0.25 as "25 %", "max" as "Max"."""
+    return "Max" if budget == "max" else f"{100 * float(budget):g} %"
+
+
+def accuracy_name(row: Row, plus_minus: str = "±") -> str:
+    """ "91.2 ± 0.3" in percent, "91.2" for one seed, "-" where infeasible."""
+    if math.isnan(row["mean"]):
+        return INFEASIBLE
+    spread = "" if math.isnan(row["std"]) else f" {plus_minus} {100 * row['std']:.1f}"
+    return f"{100 * row['mean']:.1f}{spread}"
+
+
+Block = tuple[tuple[str, str, str], list[tuple[str, list[Row]]]]
+
+
+def wide_blocks(rows: Sequence[Row]) -> list[Block]:
+    """Group long rows into blocks ((dataset, arch, protocol), [(method, its rows, one a budget)])."""
+    blocks: dict[tuple[str, str, str], dict[str, list[Row]]] = {}
+    for row in rows:
+        block = blocks.setdefault((row["dataset"], row["arch"], row["protocol"]), {})
+        block.setdefault(row["method"], []).append(row)
+    return [(key, list(methods.items())) for key, methods in blocks.items()]
+
+
+def block_title(key: tuple[str, str, str], rows: Sequence[Row]) -> str:
+    """A caption: data set, architecture, protocol, seeds, cost unit."""
+    dataset, arch, protocol = key
+    split = "validation" if protocol == "held-out" else "test"
+    seeds = max(row["n"] for row in rows)
+    return (
+        f"{dataset}, {arch}: test accuracy (%) within a share of the backbone's MACs; thresholds chosen"
+        f" on the {split} split (protocol {protocol}); mean ± std, n = {seeds}"
+    )
+
+
+def _best(methods: list[tuple[str, list[Row]]]) -> list[float]:
+    """The best mean of every budget, as it is printed, so that ties are all marked."""
+    columns = zip(*(rows for _, rows in methods), strict=True)
+    return [
+        max((round(row["mean"], 3) for row in column if not math.isnan(row["mean"])), default=math.nan)
+        for column in columns
+    ]
+
+
+def to_markdown(rows: Sequence[Row]) -> str:
+    """One Markdown table a block; the best of a budget is bold."""
+    parts = []
+    for key, methods in wide_blocks(rows):
+        best = _best(methods)
+        parts.append(f"**{block_title(key, [row for _, group in methods for row in group])}**\n")
+        parts.append("| method | " + " | ".join(budget_name(row["budget"]) for row in methods[0][1]) + " |")
+        parts.append("|---|" + "---:|" * len(best))
+        for method, group in methods:
+            texts = [
+                f"**{accuracy_name(row)}**" if round(row["mean"], 3) == top else accuracy_name(row)
+                for row, top in zip(group, best, strict=True)
+            ]
+            parts.append(f"| {method} | " + " | ".join(texts) + " |")
+        parts.append("")
+    return "\n".join(parts)
+
+
+def _tex(text: str) -> str:
+    for char in "&%_#":
+        text = text.replace(char, f"\\{char}")
+    return text.replace("±", "$\\pm$")
+
+
+def to_latex(rows: Sequence[Row]) -> str:
+    """One LaTeX table a block; needs the package booktabs."""
+    parts = ["% needs \\usepackage{booktabs}"]
+    for key, methods in wide_blocks(rows):
+        best = _best(methods)
+        title = _tex(block_title(key, [row for _, group in methods for row in group]))
+        parts += ["\\begin{table}", "\\centering", f"\\caption{{{title}}}"]
+        parts += [f"\\begin{{tabular}}{{l{'r' * len(best)}}}", "\\toprule"]
+        heads = [_tex(budget_name(row["budget"])) for row in methods[0][1]]
+        parts += [" & ".join(["method", *heads]) + " \\\\", "\\midrule"]
+        for method, group in methods:
+            texts = []
+            for row, top in zip(group, best, strict=True):
+                text = accuracy_name(row, "$\\pm$")
+                texts.append(f"\\textbf{{{text}}}" if round(row["mean"], 3) == top else text)
+            parts.append(" & ".join([_tex(method), *texts]) + " \\\\")
+        parts += ["\\bottomrule", "\\end{tabular}", "\\end{table}", ""]
+    return "\n".join(parts)
+
+
+def write_tables(rows: Sequence[Row], csv_path: str, md_path: str, tex_path: str) -> None:
+    """Write the table in its three forms."""
+    write_csv(rows, csv_path)
+    write_text(md_path, to_markdown(rows))
+    write_text(tex_path, to_latex(rows))

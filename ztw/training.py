@@ -1,0 +1,183 @@
+"""Training: the backbone, then its internal classifiers on the frozen backbone."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, OneCycleLR
+
+from ztw.backbones import Backbone
+from ztw.data import ImageSet, batches
+from ztw.device import autocast
+from ztw.errors import ZtwError, unknown
+from ztw.network import EarlyExitNetwork
+from ztw.progress import Progress, Report
+
+SCHEDULES = ("one_cycle", "milestones")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train: what the config's `backbone` and `ics` sections say.
+
+    epochs; batch_size in images; lr: the highest learning rate; milestones: epochs after which it is
+    multiplied by gamma; momentum is SGD's (ICs are trained by Adam).
+    """
+
+    epochs: int
+    batch_size: int
+    lr: float
+    weight_decay: float
+    momentum: float = 0.9
+    schedule: str = "milestones"
+    milestones: tuple[int, ...] = ()
+    gamma: float = 0.1
+    precision: str = "fp32"
+
+
+# A row an epoch: epoch, loss, accuracy, lr, seconds, finished (Unix time).
+History = list[dict[str, float]]
+# images (N, C, H, W), labels (N,) -> losses (M,) with gradient, right answers (M,), one per network
+Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) -> LRScheduler:
+    """The learning-rate schedule, stepped once a batch; steps: batches in an epoch."""
+    if recipe.schedule == "one_cycle":
+        return OneCycleLR(
+            optimizer, recipe.lr, total_steps=recipe.epochs * steps + 1, pct_start=0.2, cycle_momentum=False
+        )
+    if recipe.schedule == "milestones":
+        return MultiStepLR(optimizer, [epoch * steps for epoch in recipe.milestones], recipe.gamma)
+    raise unknown("schedule", recipe.schedule, SCHEDULES)
+
+
+def _run_epochs(
+    step: Step,
+    names: Sequence[str],
+    data: ImageSet,
+    optimizer: torch.optim.Optimizer,
+    recipe: Recipe,
+    seed: int,
+    report: Report | None,
+) -> list[History]:
+    """The loop both trainings share; names: what each of the M losses belongs to."""
+    steps = sum(1 for size in _batch_sizes(len(data), recipe.batch_size) if size > 1 or len(data) == 1)
+    schedule = make_schedule(optimizer, recipe, steps)
+    generator = torch.Generator().manual_seed(seed)
+    progress = Progress(recipe.epochs * steps, report)
+    histories: list[History] = [[] for _ in names]
+    for epoch in range(1, recipe.epochs + 1):
+        started, seen = time.monotonic(), 0
+        total = torch.zeros(2, len(names), device=data.images.device)  # loss, right answers
+        lr = optimizer.param_groups[0]["lr"]
+        for images, labels in batches(data, recipe.batch_size, generator, augmented=True):
+            losses, right = step(images, labels)
+            optimizer.zero_grad(set_to_none=True)
+            losses.sum().backward()
+            optimizer.step()
+            schedule.step()
+            seen += len(labels)
+            total += torch.stack([losses.detach() * len(labels), right.float()])
+
+            def status(epoch: int = epoch, seen: int = seen, total: Tensor = total) -> str:
+                loss, right = (total / seen).mean(1).tolist()
+                return f"epoch {epoch}/{recipe.epochs}  loss {loss:.3f}  accuracy {100 * right:.1f} %"
+
+            progress.step(status)
+        for name, history, loss, accuracy in zip(names, histories, *(total / seen).tolist(), strict=True):
+            if not math.isfinite(loss):
+                raise ZtwError(
+                    f"{name}: the loss is {loss} in epoch {epoch}; lower lr (now {recipe.lr})"
+                    " or set precision to fp32"
+                )
+            seconds, now = round(time.monotonic() - started, 3), round(time.time(), 3)
+            history.append(
+                {
+                    "epoch": epoch,
+                    "loss": loss,
+                    "accuracy": accuracy,
+                    "lr": lr,
+                    "seconds": seconds,
+                    "finished": now,
+                }
+            )
+    return histories
+
+
+def _batch_sizes(count: int, batch_size: int) -> list[int]:
+    return [min(batch_size, count - start) for start in range(0, count, batch_size)]
+
+
+def train_backbone(
+    backbone: Backbone, data: ImageSet, recipe: Recipe, seed: int, report: Report | None = None
+) -> History:
+    """Train a backbone in place by SGD with momentum; ends in eval mode.
+
+    data: the training part, on the backbone's device; seed: of the order and the augmentation.
+    Raises ZtwError when the loss is not finite at the end of an epoch.
+    """
+    optimizer = torch.optim.SGD(
+        backbone.parameters(), recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
+    )
+
+    def step(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        with autocast(images.device, recipe.precision):
+            logits = backbone(images)
+        return F.cross_entropy(logits, labels)[None], (logits.argmax(-1) == labels).sum()[None]
+
+    backbone.train()
+    (history,) = _run_epochs(step, ["backbone"], data, optimizer, recipe, seed, report)
+    backbone.eval()
+    return history
+
+
+def freeze(backbone: nn.Module) -> None:
+    """No gradients, and eval mode: BatchNorm's statistics and dropout stand still."""
+    backbone.eval()
+    backbone.requires_grad_(False)
+
+
+def train_ics(
+    networks: Sequence[EarlyExitNetwork],
+    data: ImageSet,
+    recipe: Recipe,
+    seed: int,
+    report: Report | None = None,
+) -> list[History]:
+    """Train the ICs of several networks on ONE frozen backbone, in one pass over it; end in eval mode.
+
+    networks: sharing one Backbone object, on the device of `data`. Each is trained as it would be
+    alone (Adam works parameter by parameter): loss = plain sum of its ICs' cross-entropies, the
+    backbone's own exit left out (ZTW 2021). A history's accuracy is that of the last IC.
+    Raises ZtwError when the networks do not share a backbone or a loss is not finite.
+    """
+    backbone = networks[0].backbone
+    if any(network.backbone is not backbone for network in networks):
+        raise ZtwError("train_ics: the networks must share one backbone")
+    for network in networks:
+        network.train()
+    freeze(backbone)
+    parameters = [parameter for network in networks for parameter in network.heads.parameters()]
+    optimizer = torch.optim.Adam(parameters, recipe.lr, weight_decay=recipe.weight_decay)
+
+    def step(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        with autocast(images.device, recipe.precision):
+            with torch.no_grad():
+                features = list(backbone.features(images))
+            outputs = [network.ic_logits(features) for network in networks]
+        losses = [torch.stack([F.cross_entropy(ic, labels) for ic in output]).sum() for output in outputs]
+        right = [(output[-1].argmax(-1) == labels).sum() for output in outputs]
+        return torch.stack(losses), torch.stack(right)
+
+    names = [f"ICs {network.ics}" for network in networks]
+    histories = _run_epochs(step, names, data, optimizer, recipe, seed, report)
+    for network in networks:
+        network.eval()
+    return histories
