@@ -35,9 +35,16 @@ def small_network(ics: str = "independent", placement: ztw.network.Placement = "
     torch.manual_seed(3)
     backbone = ztw.build_backbone("resnet8", classes=5, channels=1, size=10)
     network = ztw.build_network(backbone, ics, placement=placement)
+    images = torch.randn(64, 1, 10, 10)
     with torch.no_grad():
         for _ in range(3):
-            network(torch.randn(64, 1, 10, 10))
-        for head in network.heads:  # spread confidences, so that samples leave everywhere
-            head.linear.weight.mul_(8)
-    return network.eval()
+            network(images)
+        network.eval()
+        linears = [head.linear for head in network.heads] + [backbone.classifier[-1]]
+        for exit, linear in enumerate(
+            linears
+        ):  # diverse, confident answers, so that samples leave everywhere
+            logits = network(images)[exit]
+            linear.weight.mul_(2.5 / (logits - logits.mean(0)).std())
+            linear.bias.sub_(network(images)[exit].mean(0))
+    return network

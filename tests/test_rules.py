@@ -77,5 +77,7 @@ def test_patience_below_one_is_refused():
 
 
 def test_unknown_rule_names_the_known_ones():
-    with pytest.raises(ztw.ZtwError, match=r"unknown exit rule 'nope'; known: max_softmax, entropy, patience"):
+    with pytest.raises(
+        ztw.ZtwError, match=r"unknown exit rule 'nope'; known: max_softmax, entropy, patience"
+    ):
         ztw.sweep(torch.zeros(1, 1, 2), torch.zeros(1).long(), torch.ones(1), "nope")

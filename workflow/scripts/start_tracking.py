@@ -9,5 +9,7 @@ if TYPE_CHECKING:
     from snakemake.script import snakemake
 
 with job_log(snakemake.log[0], snakemake.rule) as report:
-    store = start_store(snakemake.params.tracking, snakemake.params.study, Path(snakemake.output.store).parent)
+    store = start_store(
+        snakemake.params.tracking, snakemake.params.study, Path(snakemake.output.store).parent
+    )
     write_json(snakemake.output.store, store)
