@@ -1,0 +1,76 @@
+"""Checkpoints: written whole, read strictly, every mismatch told."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+import torch
+
+import ztw
+from ztw.checkpoints import load_checkpoint, save_checkpoint, write_tensors
+from ztw.files import atomic, read_json, write_json
+from ztw.progress import describe
+
+
+@pytest.fixture
+def saved(tmp_path):
+    backbone = ztw.build_backbone("resnet8", 5, 1, 10)
+    save_checkpoint(tmp_path / "b.safetensors", backbone, {"arch": "resnet8", "classes": 5})
+    return tmp_path / "b.safetensors", backbone
+
+
+def test_round_trip(saved):
+    path, backbone = saved
+    other = ztw.build_backbone("resnet8", 5, 1, 10)
+    facts = load_checkpoint(path, other, {"arch": "resnet8"})
+    assert facts == {"arch": "resnet8", "classes": 5}
+    assert all(torch.equal(a, b) for a, b in zip(backbone.state_dict().values(), other.state_dict().values()))
+
+
+def test_a_truncated_checkpoint(saved):
+    path, backbone = saved
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ztw.ZtwError, match=r"b.safetensors: missing, truncated or not a safetensors file"):
+        load_checkpoint(path, backbone, {})
+
+
+def test_a_missing_or_broken_json(saved):
+    path, backbone = saved
+    path.with_suffix(".json").write_text("{")
+    with pytest.raises(ztw.ZtwError, match=r"b.json: cannot be read"):
+        load_checkpoint(path, backbone, {})
+    path.with_suffix(".json").unlink()
+    with pytest.raises(ztw.ZtwError, match=r"b.json: cannot be read"):
+        load_checkpoint(path, backbone, {})
+
+
+def test_another_architecture_or_class_count(saved):
+    path, backbone = saved
+    with pytest.raises(ztw.ZtwError, match=r"b.safetensors: arch is 'resnet8', expected 'resnet20'"):
+        load_checkpoint(path, backbone, {"arch": "resnet20"})
+    with pytest.raises(ztw.ZtwError, match=r"does not fit the network; shape: classifier.2.bias \(5,\) for \(7,\)"):
+        load_checkpoint(path, ztw.build_backbone("resnet8", 7, 1, 10), {})
+    with pytest.raises(ztw.ZtwError, match=r"does not fit the network; missing: .*\.\.\."):
+        load_checkpoint(path, ztw.build_backbone("resnet14", 5, 1, 10), {})
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_scratch(tmp_path):
+    write_json(tmp_path / "a.json", {"old": 1})
+
+    def full_disk():
+        with atomic(tmp_path / "a.json") as scratch:
+            scratch.write_text("half")
+            raise OSError(errno.ENOSPC, "No space left on device", "a.json")
+
+    with pytest.raises(OSError, match="No space left") as caught:
+        full_disk()
+    assert describe(caught.value) == "a.json: No space left on device"
+    assert read_json(tmp_path / "a.json") == {"old": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_no_space_ends_in_one_line():
+    with pytest.raises((OSError, ztw.ZtwError)) as caught:
+        write_tensors("/dev/full/x.safetensors", {"a": torch.zeros(9)})
+    assert "\n" not in describe(caught.value)
