@@ -1,0 +1,135 @@
+"""Tables: an oracle whose whole table is known, aggregation by hand, and what a reader sees."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+import ztw
+from ztw import tables
+from ztw.methods import Answers, evaluate_method
+from ztw.results import read_metrics, write_metrics
+
+BUDGETS = [0.2, 0.25, 0.5, 0.75, 1.0, "max"]
+
+
+def oracle() -> tuple[Answers, torch.Tensor]:
+    """Four exits at 25, 50, 75, 100 % of the cost; sample group k is sure and right from exit k on, unsure
+    and wrong before."""
+    group = torch.arange(4).repeat_interleave(25)
+    labels = torch.arange(100) % 2
+    right = torch.arange(4)[:, None] >= group  # (exits, samples)
+    label_prob = torch.where(right, 0.99, 0.4)[..., None]
+    is_label = torch.nn.functional.one_hot(labels, 2).bool()
+    probs = torch.where(is_label, label_prob, 1 - label_prob)
+    return Answers(probs.log(), labels), torch.tensor([25.0, 50.0, 75.0, 100.0], dtype=torch.float64)
+
+
+def result(seed: int, metrics: dict, method: str = "sdn") -> dict:
+    return {"dataset": "d", "arch": "a", "seed": seed, "method": method, "metrics": metrics}
+
+
+def test_the_oracle_table_is_known():
+    answers, cost = oracle()
+    _, metrics = evaluate_method(
+        answers, answers, cost, 100.0, "max_softmax", BUDGETS, ["held-out", "paper"], 50
+    )
+    rows = tables.accuracy_table([result(0, metrics)], ["sdn"], BUDGETS, ["held-out", "paper"])
+    # below 0.6 all leave at exit 1; from 0.6 to 0.99 group k leaves at exit k, all right, at 62.5 %
+    expected = [
+        (0.2, math.nan, math.nan, 0),
+        (0.25, 0.25, 0.25, 1),
+        (0.5, 0.25, 0.25, 1),
+        (0.75, 1.0, 0.625, 1),
+        (1.0, 1.0, 1.0, 1),
+        ("max", 1.0, 0.625, 1),
+    ]
+    for protocol in ("held-out", "paper"):
+        found = [row for row in rows if row["protocol"] == protocol]
+        for row, (budget, mean, relative_cost, n) in zip(found, expected, strict=True):
+            assert (row["budget"], row["n"]) == (budget, n)
+            assert row["mean"] == pytest.approx(mean, nan_ok=True)
+            assert row["relative_cost"] == pytest.approx(relative_cost, nan_ok=True)
+    shares = [metrics[f"held-out/exit_fraction_{k}_at_0.75"] for k in (1, 2, 3, 4)]
+    assert shares == [0.25] * 4
+    assert [metrics[f"exit_{k}/accuracy"] for k in (1, 2, 3, 4)] == [0.25, 0.5, 0.75, 1.0]
+
+
+def test_held_out_chooses_on_validation_and_reports_the_test_split():
+    validation, cost = oracle()
+    # on the test split everything is sure at exit 1, and wrong: a threshold chosen there would differ
+    sure = torch.tensor([0.01, 0.99]).log().expand(4, 10, 2)
+    test = Answers(sure, torch.zeros(10).long())
+    _, metrics = evaluate_method(
+        validation, test, cost, 100.0, "max_softmax", [0.75], ["held-out", "paper"], 50
+    )
+    parameter = metrics["held-out/parameter_at_0.75"]
+    assert 0.6 <= parameter < 0.99
+    assert metrics["held-out/accuracy_at_0.75"] == 0.0
+    assert metrics["held-out/relative_cost_at_0.75"] == pytest.approx(0.25), "realised, not promised"
+
+
+def test_mean_and_std_by_hand():
+    results = [
+        result(0, {"paper/accuracy_at_0.5": 0.8, "paper/relative_cost_at_0.5": 0.4}),
+        result(1, {"paper/accuracy_at_0.5": 0.9, "paper/relative_cost_at_0.5": 0.5}),
+        result(2, {"paper/accuracy_at_0.5": math.nan, "paper/relative_cost_at_0.5": math.nan}),
+    ]
+    (row,) = tables.accuracy_table(results, ["sdn"], [0.5], ["paper"])
+    assert row["n"] == 2
+    assert row["mean"] == pytest.approx(0.85)
+    assert row["std"] == pytest.approx(0.05 * math.sqrt(2))
+    assert row["relative_cost"] == pytest.approx(0.45)
+    assert tables.accuracy_name(row) == "85.0 ± 7.1"
+
+
+def test_a_missing_result_or_metric_is_named():
+    with pytest.raises(ztw.ZtwError, match="no result of ztw on d/a"):
+        tables.accuracy_table([result(0, {})], ["ztw"], [0.5], ["paper"])
+    with pytest.raises(ztw.ZtwError, match=r"sdn on d/a/seed0 has no metric 'paper/accuracy_at_0.5'"):
+        tables.accuracy_table([result(0, {})], ["sdn"], [0.5], ["paper"])
+
+
+def written(tmp_path) -> dict[str, str]:
+    metrics = {
+        "held-out/accuracy_at_0.25": math.nan,
+        "held-out/relative_cost_at_0.25": math.nan,
+        "held-out/accuracy_at_max": 0.9,
+        "held-out/relative_cost_at_max": 1.2,
+    }
+    worse = {**metrics, "held-out/accuracy_at_max": 0.8}
+    rows = tables.accuracy_table(
+        [result(0, metrics), result(0, worse, "my_method")], ["sdn", "my_method"], [0.25, "max"], ["held-out"]
+    )
+    names = {kind: str(tmp_path / f"t.{kind}") for kind in ("csv", "md", "tex")}
+    tables.write_tables(rows, names["csv"], names["md"], names["tex"])
+    return names
+
+
+def test_what_the_files_say(tmp_path):
+    names = written(tmp_path)
+    from pathlib import Path
+
+    csv = Path(names["csv"]).read_text().splitlines()
+    assert csv[0] == "dataset,arch,method,budget,mean,std,n,relative_cost,protocol"
+    assert csv[1] == "d,a,sdn,0.25,-,-,0,-,held-out"
+    assert csv[2] == "d,a,sdn,max,0.900000,-,1,1.200000,held-out"
+    md = Path(names["md"]).read_text()
+    assert "| sdn | - | **90.0** |" in md
+    assert "| my_method | - | 80.0 |" in md
+    assert "validation split (protocol held-out)" in md
+    tex = Path(names["tex"]).read_text()
+    for part in ("\\toprule", "\\midrule", "\\bottomrule", "my\\_method & - & 80.0", "25 \\%", "booktabs"):
+        assert part in tex
+    assert [row["mean"] for row in tables.read_csv(names["csv"])][1] == 0.9
+
+
+def test_metrics_round_trip(tmp_path):
+    results = [result(0, {"a": 0.1, "b": math.nan}), result(1, {"a": 1 / 3, "b": 2.0})]
+    write_metrics(results, tmp_path / "m.csv")
+    back = read_metrics(tmp_path / "m.csv", "d", "a")["sdn"]
+    assert [row["metrics"]["a"] for row in back] == [0.1, 1 / 3]
+    assert math.isnan(back[0]["metrics"]["b"])
+    assert read_metrics(tmp_path / "m.csv", "d", "other") == {}

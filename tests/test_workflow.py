@@ -1,0 +1,204 @@
+"""The real DAG on the tiny study: run, repeated, killed and resumed, without a tracker, with broken ones."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+TINY = ROOT / "tests/config/tiny.yaml"
+TABLES = [f"results/tiny/tables/{name}" for name in ("accuracy_at_budget.csv", "metrics.csv")] + [
+    f"results/tiny/tables/accuracy_at_budget.{kind}" for kind in ("md", "tex")
+]
+
+
+def command(config: Path = TINY) -> list[str]:
+    return [sys.executable, str(ROOT / "workflow/reproduce.py"), str(config), "--cores", "2"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def data_root(tmp_path_factory):
+    os.environ["ZTW_DATA"] = str(tmp_path_factory.mktemp("data"))
+    yield
+    del os.environ["ZTW_DATA"]
+
+
+def run(folder: Path, config: Path = TINY) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(config), cwd=folder, capture_output=True, text=True, timeout=300)
+
+
+def tables(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in TABLES}
+
+
+def changed_config(folder: Path, **changes) -> Path:
+    """tiny.yaml with some keys changed, under the same name: the same study."""
+    path = folder / "changed" / "tiny.yaml"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(yaml.safe_dump({**yaml.safe_load(TINY.read_text()), **changes}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A folder in which the tiny study has run."""
+    folder = tmp_path_factory.mktemp("finished")
+    started = time.monotonic()
+    done = run(folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert time.monotonic() - started < 120, "the tiny study must stay tiny"
+    assert "ztw-nostop" in done.stdout
+    assert "make ui" in done.stdout
+    return folder
+
+
+def test_it_leaves_what_the_readme_promises(finished):
+    study = finished / "results/tiny"
+    cell = study / "digits/resnet8/seed0"
+    for path in (
+        cell / "backbone.safetensors",
+        cell / "backbone.json",
+        cell / "ics/cascade_detached.json",
+        cell / "predictions/independent/test.safetensors",
+        cell / "ensembles/independent-geometric.json",
+        cell / "curves/pabee.parquet",
+        cell / "runs.json",
+        study / "mlflow.db",
+        study / "report.html",
+        study / "figures/digits-resnet8-accuracy_cost.png",
+        study / "figures/digits-resnet8-exit_shares.pdf",
+    ):
+        assert path.stat().st_size > 0, path
+
+
+def test_a_second_call_finds_nothing_to_do(finished):
+    before = {path: path.stat().st_mtime_ns for path in (finished / "results/tiny").rglob("*.safetensors")}
+    again = run(finished)
+    assert again.returncode == 0
+    assert "✓" not in again.stdout, "no job may run"
+    assert "ztw-nostop" in again.stdout
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def wait_for(path: Path, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 100
+    while not path.exists():
+        assert process.poll() is None, "the run ended before it could be interrupted"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
+def test_interrupted_and_resumed_gives_the_same_tables(finished, tmp_path, sent):
+    process = subprocess.Popen(command(), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    backbone = tmp_path / "results/tiny/digits/resnet8/seed1/backbone.json"
+    wait_for(backbone, process)
+    second = run(tmp_path)
+    assert second.returncode == 1
+    assert f"another run is at work in this folder (process {process.pid})" in second.stdout
+    process.send_signal(sent)
+    process.communicate(timeout=30)
+    made = backbone.stat().st_mtime_ns
+    resumed = run(tmp_path)
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    assert backbone.stat().st_mtime_ns == made, "finished work is kept"
+    assert tables(tmp_path) == tables(finished), "byte for byte"
+    assert not [p for p in psutil.process_iter() if _works_in(p, tmp_path)], "nothing is left running"
+
+
+def _works_in(process: psutil.Process, folder: Path) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return process.environ().get("ZTW_RUN") == str(folder)
+    return False
+
+
+def copy_of(finished: Path, tmp_path: Path) -> Path:
+    shutil.copytree(finished, tmp_path / "copy", symlinks=True)
+    return tmp_path / "copy"
+
+
+def test_without_tracking_the_tables_come_from_the_files(finished, tmp_path):
+    folder = copy_of(finished, tmp_path)
+    shutil.rmtree(folder / "results/tiny/tables")
+    for path in [*folder.rglob("runs.json"), folder / "results/tiny/mlflow.db"]:
+        path.unlink()
+    done = run(folder, changed_config(folder, tracking="none"))
+    assert done.returncode == 0, done.stdout
+    assert tables(folder) == tables(finished)
+    assert not (folder / "results/tiny/mlflow.db").exists()
+
+
+def test_a_missing_run_is_named_and_an_unreachable_store_is_told(finished, tmp_path):
+    folder = copy_of(finished, tmp_path)
+    from mlflow import MlflowClient
+
+    from ztw.files import read_json
+
+    run_id = read_json(folder / "results/tiny/digits/resnet8/seed0/runs.json")["runs"]["method"]["ztw"]
+    MlflowClient(f"sqlite:///{folder}/results/tiny/mlflow.db").delete_run(run_id)
+    shutil.rmtree(folder / "results/tiny/tables")
+    failed = run(folder)
+    assert failed.returncode != 0
+    assert f"run {run_id} was deleted" in failed.stdout
+    weights = list(folder.rglob("backbone.safetensors"))
+    unreachable = run(folder, changed_config(folder, tracking="http://127.0.0.1:9"))
+    assert unreachable.returncode != 0
+    assert "the MLflow store 'http://127.0.0.1:9' cannot be used" in unreachable.stdout
+    assert weights == list(folder.rglob("backbone.safetensors")), "nothing already computed is lost"
+
+
+def test_a_broken_checkpoint_is_named(finished, tmp_path):
+    folder = copy_of(finished, tmp_path)
+    cell = folder / "results/tiny/digits/resnet8/seed0"
+    weights = cell / "backbone.safetensors"
+    content, times = weights.read_bytes()[:-50], weights.stat()
+    weights.write_bytes(content)
+    os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns))
+    (cell / "predictions/independent/test.safetensors").unlink()
+    failed = run(folder)
+    assert failed.returncode != 0
+    assert "seed0/backbone.safetensors: missing, truncated or not a safetensors file" in failed.stdout
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("seeds: [", "not YAML"),
+        ("just text", "must be a mapping of keys"),
+        (TINY.read_text().replace("seeds: [0, 1]", "seeds: []"), "seeds: is empty"),
+        (TINY.read_text().replace("lr: 0.1", "lr: 1e-1"), "YAML reads it as text"),
+    ],
+)
+def test_a_wrong_config_ends_in_one_line_at_once(tmp_path, content, message):
+    (tmp_path / "wrong.yaml").write_text(content)
+    failed = run(tmp_path, tmp_path / "wrong.yaml")
+    assert failed.returncode == 1
+    assert message in failed.stdout
+    assert len(failed.stdout.strip().splitlines()) == 1
+    assert failed.stderr == ""
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_missing_config_is_told(tmp_path):
+    failed = run(tmp_path, tmp_path / "none.yaml")
+    assert (failed.returncode, failed.stderr) == (1, "")
+    assert "none.yaml': No such file or directory" in failed.stdout
+
+
+@pytest.mark.parametrize("config", sorted(ROOT.glob("config/*.yaml")), ids=lambda path: path.name)
+def test_dry_run_and_lint_of_every_shipped_config(config, tmp_path):
+    base = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "workflow/Snakefile")]
+    base += ["--configfile", str(config), "--cores", "1"]
+    for extra in (["--dry-run"], ["--lint"]):
+        done = subprocess.run([*base, *extra], cwd=tmp_path, capture_output=True, text=True, timeout=100)
+        assert done.returncode == 0, done.stdout + done.stderr
