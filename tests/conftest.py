@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -40,7 +42,8 @@ def small_network(ics: str = "independent", placement: ztw.network.Placement = "
         for _ in range(3):
             network(images)
         network.eval()
-        linears = [head.linear for head in network.heads] + [backbone.classifier[-1]]
+        linears: list[Any] = [head.linear for head in network.heads]
+        linears += list(backbone.classifier.children())[-1:]
         for exit, linear in enumerate(
             linears
         ):  # diverse, confident answers, so that samples leave everywhere

@@ -25,7 +25,8 @@ def test_round_trip(saved):
     other = ztw.build_backbone("resnet8", 5, 1, 10)
     facts = load_checkpoint(path, other, {"arch": "resnet8"})
     assert facts == {"arch": "resnet8", "classes": 5}
-    assert all(torch.equal(a, b) for a, b in zip(backbone.state_dict().values(), other.state_dict().values()))
+    own, loaded = backbone.state_dict(), other.state_dict()
+    assert all(torch.equal(own[name], loaded[name]) for name in own)
 
 
 def test_a_truncated_checkpoint(saved):
@@ -49,7 +50,9 @@ def test_another_architecture_or_class_count(saved):
     path, backbone = saved
     with pytest.raises(ztw.ZtwError, match=r"b.safetensors: arch is 'resnet8', expected 'resnet20'"):
         load_checkpoint(path, backbone, {"arch": "resnet20"})
-    with pytest.raises(ztw.ZtwError, match=r"does not fit the network; shape: classifier.2.bias \(5,\) for \(7,\)"):
+    with pytest.raises(
+        ztw.ZtwError, match=r"does not fit the network; shape: classifier.2.bias \(5,\) for \(7,\)"
+    ):
         load_checkpoint(path, ztw.build_backbone("resnet8", 7, 1, 10), {})
     with pytest.raises(ztw.ZtwError, match=r"does not fit the network; missing: .*\.\.\."):
         load_checkpoint(path, ztw.build_backbone("resnet14", 5, 1, 10), {})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -100,6 +101,7 @@ def test_infer_is_sweep_sample_by_sample(ics, kind, rule):
         network.ensemble = ztw.fit_ensemble(logits, labels, kind)
         answers = network.ensemble(logits)
     scores = exit_scores(answers, exit_rule(rule))
+    kind_of_rule: Any = exit_rule(rule)
     parameters, cost, seen = apart(scores, rule), ztw.macs(network), set()
     alone = [
         ztw.sweep(answers[:, n : n + 1], labels[n : n + 1], cost, rule, parameters).exit_fraction
@@ -107,7 +109,7 @@ def test_infer_is_sweep_sample_by_sample(ics, kind, rule):
     ]
     for index, parameter in enumerate(parameters):
         for batch_size in (1, 7, 24):
-            results = [network.infer(part, exit_rule(rule)(parameter)) for part in images.split(batch_size)]
+            results = [network.infer(part, kind_of_rule(parameter)) for part in images.split(batch_size)]
             exit_index = torch.cat([result.exit_index for result in results])
             picked = torch.cat([result.logits for result in results])
             for n in range(24):

@@ -1,4 +1,4 @@
-"""MACs against counts worked out by hand."""
+"""MACs against counts worked out by hand. ptflops counts the addition of a bias as one operation."""
 
 from __future__ import annotations
 
@@ -9,8 +9,12 @@ import ztw
 from ztw.costs import stage_macs
 
 
-def conv(inputs: int, outputs: int, kernel: int, side: int) -> int:
-    return inputs * outputs * kernel**2 * side**2
+def linear(inputs: int, outputs: int) -> int:
+    return inputs * outputs + outputs
+
+
+def conv(inputs: int, outputs: int, kernel: int, side: int, bias: bool = False) -> int:
+    return (inputs * kernel**2 + bias) * outputs * side**2
 
 
 def test_resnet8_by_hand():
@@ -19,7 +23,7 @@ def test_resnet8_by_hand():
     second = conv(16, 32, 3, 16) + conv(32, 32, 3, 16) + conv(16, 32, 1, 16)
     third = conv(32, 64, 3, 8) + conv(64, 64, 3, 8) + conv(32, 64, 1, 8)
     assert stage_macs(backbone).tolist() == [first, second, third]
-    assert ztw.backbone_macs(backbone) == first + second + third + 640
+    assert ztw.backbone_macs(backbone) == first + second + third + linear(64, 10)
 
 
 @pytest.mark.parametrize("ics", ["independent", "cascade_detached"])
@@ -28,9 +32,10 @@ def test_heads_cascade_and_ensemble_are_counted(ics):
     network = ztw.build_network(backbone, ics, placement=[0, 2])
     stages = stage_macs(backbone)
     sees = 10 if ics == "cascade_detached" else 0
-    head1 = conv(16, 16, 3, 32) + 16 * 16 * 10
-    head2 = conv(64, 64, 3, 8) + (64 * 16 + sees) * 10
-    plain = [stages[0] + head1, stages.sum() + head1 + head2, stages.sum() + head1 + head2 + 640]
+    head1 = conv(16, 16, 3, 32, bias=True) + linear(16 * 16, 10)
+    head2 = conv(64, 64, 3, 8, bias=True) + linear(64 * 16 + sees, 10)
+    both = stages.sum() + head1 + head2
+    plain = [stages[0] + head1, both, both + linear(64, 10)]
     assert ztw.macs(network).tolist() == [float(value) for value in plain]
     network.ensemble = ztw.fit_ensemble(torch.randn(3, 40, 10), torch.arange(40) % 10)
     ensembled = [plain[0] + 10, plain[1] + 30, plain[2] + 60]  # members * classes, cumulated
@@ -47,7 +52,9 @@ def test_counting_leaves_the_network_as_it_was():
 
 def test_another_input_size_is_refused():
     network = ztw.build_network(ztw.build_backbone("resnet8", size=32))
-    with pytest.raises(ztw.ZtwError, match=r"input size \(3, 64, 64\): this network is built for \(3, 32, 32\)"):
+    with pytest.raises(
+        ztw.ZtwError, match=r"input size \(3, 64, 64\): this network is built for \(3, 32, 32\)"
+    ):
         ztw.macs(network, (3, 64, 64))
 
 

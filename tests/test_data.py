@@ -185,7 +185,7 @@ def test_a_bad_system_copy_is_not_used(fake_mnist, tmp_path):
     system.mkdir()
     for name, content in contents.items():
         (system / name).write_bytes(content + b"x")
-    with pytest.raises(ztw.ZtwError, match="system copy .* has SHA-256"):
+    with pytest.raises(ztw.ZtwError, match=r"system copy .* has SHA-256"):
         fetch.prepare_dataset("fashion_mnist", tmp_path / "root")
 
 

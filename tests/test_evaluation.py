@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from ztw.rules import exit_rule, exit_scores
 
 def plain_sweep(logits, labels, cost, rule, parameters):
     """The obvious loop: threshold by threshold, sample by sample."""
-    kind = exit_rule(rule)
+    kind: Any = exit_rule(rule)
     scores = exit_scores(logits, kind)
     answers = logits.argmax(-1)
     rows = []
@@ -80,12 +81,13 @@ def test_malformed_input_is_refused(logits, labels, cost):
 # Ten samples, three exits, confidences in steps: a table worked out on paper.
 def curve_of(parameter, accuracy, cost):
     tensors = [torch.tensor(values, dtype=torch.float64) for values in (parameter, accuracy, cost)]
-    return ztw.Curve(*tensors, torch.empty(len(parameter), 0))
+    parameter, accuracy, cost = tensors
+    return ztw.Curve(parameter, accuracy, cost, torch.empty(len(parameter), 0))
 
 
 def test_budgets_by_hand():
     curve = curve_of([0.1, 0.2, 0.3, 0.4], [0.5, 0.7, 0.9, 0.8], [20.0, 50.0, 75.0, 120.0])
-    budgets = [0.1, 0.25, 0.5, 0.75, 1.0, 1.2, "max"]
+    budgets: list[float | str] = [0.1, 0.25, 0.5, 0.75, 1.0, 1.2, "max"]
     values = ztw.accuracy_at_budget(curve, budgets, base_cost=100.0).tolist()
     assert math.isnan(values[0])
     assert values[1:] == [0.5, 0.7, 0.9, 0.9, 0.8, 0.9]

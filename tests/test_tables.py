@@ -12,7 +12,7 @@ from ztw import tables
 from ztw.methods import Answers, evaluate_method
 from ztw.results import read_metrics, write_metrics
 
-BUDGETS = [0.2, 0.25, 0.5, 0.75, 1.0, "max"]
+BUDGETS: list[float | str] = [0.2, 0.25, 0.5, 0.75, 1.0, "max"]
 
 
 def oracle() -> tuple[Answers, torch.Tensor]:

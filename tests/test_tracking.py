@@ -86,7 +86,9 @@ def test_tables_read_the_named_runs_only(store, tmp_path):
 
 
 def test_an_unreachable_store(tmp_path):
-    with pytest.raises(ztw.ZtwError, match=r"store 'http://127.0.0.1:9' cannot be used .*set tracking to sqlite"):
+    with pytest.raises(
+        ztw.ZtwError, match=r"store 'http://127.0.0.1:9' cannot be used .*set tracking to sqlite"
+    ):
         start_store("http://127.0.0.1:9", "study", tmp_path)
     (tmp_path / "mlflow.db").write_text("this is no database " * 100)
     with pytest.raises(ztw.ZtwError, match=r"store 'sqlite:.*mlflow.db' cannot be used"):

@@ -89,7 +89,7 @@ def test_a_cascade_uses_the_previous_logits():
     features = [f.detach() for f in network.backbone.features(torch.randn(8, 1, 10, 10))]
     before = network.ic_logits(features)[2]
     with torch.no_grad():
-        network.heads[1].linear.bias += 1
+        network.heads[1].linear.bias.add_(1)  # type: ignore[union-attr, operator]
     assert not torch.allclose(before, network.ic_logits(features)[2])
 
 
@@ -133,7 +133,7 @@ def test_milestones_and_one_cycle():
         optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], recipe.lr)
         schedule = make_schedule(optimizer, recipe, steps)
         seen = []
-        for _ in range(recipe.epochs * steps):
+        for _ in range(int(recipe.epochs) * steps):
             seen.append(optimizer.param_groups[0]["lr"])
             optimizer.step()
             schedule.step()
@@ -148,6 +148,15 @@ def test_milestones_and_one_cycle():
     assert cycle[-1] < 0.01
     with pytest.raises(ztw.ZtwError, match="unknown schedule 'step'; known: one_cycle, milestones"):
         rates(Recipe(1, 1, 1.0, 0.0, schedule="step"), 1)
+
+
+def test_a_part_of_an_epoch():
+    backbone = ztw.build_backbone("resnet8", 5, 1, 10)
+    seen: list[int] = []
+    backbone.stages[0].register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
+    history = train_backbone(backbone, stripes(), Recipe(1.5, 32, 0.01, 0.0, schedule="one_cycle"), seed=0)
+    assert seen == [32] * 6, "four batches are an epoch"
+    assert [row["epoch"] for row in history] == [1, 2]
 
 
 def test_precision_and_device():

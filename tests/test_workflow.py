@@ -33,8 +33,8 @@ def data_root(tmp_path_factory):
     del os.environ["ZTW_DATA"]
 
 
-def run(folder: Path, config: Path = TINY) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(config), cwd=folder, capture_output=True, text=True, timeout=300)
+def run(folder: Path, config: Path = TINY, *extra: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*command(config), *extra], cwd=folder, capture_output=True, text=True, timeout=300)
 
 
 def tables(folder: Path) -> dict[str, bytes]:
@@ -45,7 +45,7 @@ def changed_config(folder: Path, **changes) -> Path:
     """tiny.yaml with some keys changed, under the same name: the same study."""
     path = folder / "changed" / "tiny.yaml"
     path.parent.mkdir(exist_ok=True)
-    path.write_text(yaml.safe_dump({**yaml.safe_load(TINY.read_text()), **changes}))
+    path.write_text(yaml.safe_dump({**yaml.safe_load(TINY.read_text()), **changes}, sort_keys=False))
     return path
 
 
@@ -101,8 +101,9 @@ def wait_for(path: Path, process: subprocess.Popen) -> None:
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
 def test_interrupted_and_resumed_gives_the_same_tables(finished, tmp_path, sent):
     process = subprocess.Popen(command(), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    backbone = tmp_path / "results/tiny/digits/resnet8/seed1/backbone.json"
-    wait_for(backbone, process)
+    cell = tmp_path / "results/tiny/digits/resnet8/seed1"
+    backbone = cell / "backbone.json"
+    wait_for(cell / "ics/independent.json", process)  # the next job's output: the backbone's is finished
     second = run(tmp_path)
     assert second.returncode == 1
     assert f"another run is at work in this folder (process {process.pid})" in second.stdout
@@ -164,8 +165,7 @@ def test_a_broken_checkpoint_is_named(finished, tmp_path):
     content, times = weights.read_bytes()[:-50], weights.stat()
     weights.write_bytes(content)
     os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns))
-    (cell / "predictions/independent/test.safetensors").unlink()
-    failed = run(folder)
+    failed = run(folder, TINY, "--", "--forcerun", "predict")
     assert failed.returncode != 0
     assert "seed0/backbone.safetensors: missing, truncated or not a safetensors file" in failed.stdout
 

@@ -36,14 +36,14 @@ def main() -> int:
     )
     parser.add_argument("config", nargs="?", default="config/quick.yaml")
     parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("snakemake", nargs="*", help="arguments for Snakemake, after --")
-    arguments = parser.parse_args()
+    split = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    arguments, extra = parser.parse_args(sys.argv[1:split]), sys.argv[split + 1 :]
     console = Console(highlight=False)
     try:
         config = read_config(arguments.config)
         study = Path("results") / Path(arguments.config).stem
         with only_run():
-            status = run_snakemake(arguments.config, arguments.cores, arguments.snakemake, study, console)
+            status = run_snakemake(arguments.config, arguments.cores, extra, study, console)
     except ZtwError as error:
         console.print(f"[bold red]error:[/] {error}", soft_wrap=True)
         return 1

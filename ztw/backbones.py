@@ -71,7 +71,7 @@ class BasicBlock(nn.Module):
         self.conv2 = conv_bn(outputs, outputs, 3)
         changes = stride != 1 or inputs != outputs
         self.shortcut = conv_bn(inputs, outputs, 1, stride) if changes else nn.Identity()
-        self.relu = nn.ReLU()
+        self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, inputs, H, W) -> (N, outputs, H / stride, W / stride)."""
@@ -89,7 +89,7 @@ def cifar_resnet(depth: int) -> Callable[..., Backbone]:
                 blocks.append(BasicBlock(width_in, width, 2 if group and not index else 1))
                 width_in = width
         stem_stride = 2 if size >= 64 else 1  # the released recipe's Tiny ImageNet stem
-        stem = nn.Sequential(conv_bn(channels, 16, 3, stem_stride), nn.ReLU())
+        stem = nn.Sequential(conv_bn(channels, 16, 3, stem_stride), nn.ReLU(inplace=True))
         blocks[0] = nn.Sequential(stem, blocks[0])
         classifier = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), Fp32Linear(64, classes))
         return Backbone(arch, blocks, classifier, (channels, size, size))

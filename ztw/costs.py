@@ -5,20 +5,24 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING
 
-import ptflops
 import torch
 from torch import Tensor, nn
+
+from ztw.errors import ZtwError
 
 if TYPE_CHECKING:
     from ztw.backbones import Backbone
     from ztw.network import EarlyExitNetwork
 
-# Counts what is dispatched (convolutions and matrix products), so it needs no table of module types.
+# Counts what is dispatched (convolutions and matrix products, a bias as one operation an output), so that
+# it needs no table of module types.
 BACKEND = "aten"
 
 
 def module_macs(module: nn.Module, *shapes: tuple[int, ...]) -> float:
     """MACs of one call of `module` on one sample; shapes: of each argument, without the batch axis."""
+    import ptflops  # imports torchvision: seconds that most jobs need not spend
+
     inputs = [torch.zeros(1, *shape) for shape in shapes]
     module = copy.deepcopy(module).cpu().eval()  # ptflops adds methods and changes the mode
     counted, _ = ptflops.get_model_complexity_info(
@@ -66,8 +70,6 @@ def macs(network: EarlyExitNetwork, input_size: tuple[int, int, int] | None = No
     """
     backbone = network.backbone
     if input_size is not None and tuple(input_size) != backbone.input_shape:
-        from ztw.errors import ZtwError
-
         raise ZtwError(f"input size {tuple(input_size)}: this network is built for {backbone.input_shape}")
     stages = stage_macs(backbone).cumsum(0)
     spent, costs = 0.0, []

@@ -133,24 +133,17 @@ def accuracy_against_cost(
 def _by_exit(results: Mapping[str, Sequence[Result]], metric: str, title: str, ylabel: str) -> Figure:
     figure, axes = _axes(title)
     looks = style(list(results))
-    drawn: dict[bytes, str] = {}
-    for method, of_method in results.items():
-        values = _per_exit(of_method, metric)
-        key = values.tobytes()
-        if key in drawn:  # methods that differ by their rule only share their exits
-            continue
-        names = [
-            other
-            for other, rs in results.items()
-            if np.array_equal(_per_exit(rs, metric), values, equal_nan=True)
-        ]
-        drawn[key] = method
-        exits = np.arange(1, values.shape[1] + 1)
-        mean = values.mean(0)
-        axes.plot(exits, mean, label=", ".join(names), markersize=5, **looks[method])
+    values_of = {method: _per_exit(of_method, metric) for method, of_method in results.items()}
+    shared: dict[bytes, list[str]] = {}  # methods that differ by their rule only share their exits
+    for method, values in values_of.items():
+        shared.setdefault(values.tobytes(), []).append(method)
+    for methods in shared.values():
+        values, look = values_of[methods[0]], looks[methods[0]]
+        exits, mean = np.arange(1, values.shape[1] + 1), values.mean(0)
+        axes.plot(exits, mean, label=", ".join(methods), markersize=5, **look)
         if len(values) > 1:
             spread = values.std(0, ddof=1)
-            axes.fill_between(exits, mean - spread, mean + spread, color=looks[method]["color"], alpha=0.15)
+            axes.fill_between(exits, mean - spread, mean + spread, color=look["color"], alpha=0.15, lw=0)
     axes.set_xlabel("exit")
     axes.set_ylabel(ylabel)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -166,9 +159,7 @@ def exit_accuracies(results: Mapping[str, Sequence[Result]], title: str) -> Figu
 
 def improvabilities(results: Mapping[str, Sequence[Result]], title: str) -> Figure:
     """Hindsight improvability of every exit; lower is better."""
-    return _by_exit(
-        results, "hindsight_improvability", title, "errors that an earlier exit had right (lower is better)"
-    )
+    return _by_exit(results, "hindsight_improvability", title, "hindsight improvability (lower is better)")
 
 
 def exit_shares(

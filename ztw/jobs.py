@@ -23,7 +23,6 @@ from ztw.ensembles import Ensemble, build_ensemble, fit_ensemble
 from ztw.errors import ZtwError
 from ztw.evaluation import exit_accuracy
 from ztw.files import atomic, read_json, write_json
-from ztw.methods import Answers, evaluate_method, label
 from ztw.network import EarlyExitNetwork, build_network
 from ztw.predictions import predict
 from ztw.progress import Report
@@ -278,6 +277,8 @@ def run_evaluate(
 
     predictions: (IC set, split) -> file; ensembles: (IC set, kind) -> file; outputs: method -> (curve, metrics).
     """
+    from ztw.methods import Answers, evaluate_method, label  # pandas, which no other job needs
+
     prepared = read_json(prepared_file)
     evaluation = settings["evaluation"]
     for done, (name, (curve_file, metrics_file)) in enumerate(outputs.items(), 1):

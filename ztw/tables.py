@@ -79,9 +79,9 @@ def _cell_values(results: Sequence[Result], protocol: str, budget: float | str) 
 
 
 def _number(value: Any) -> str:
-    if isinstance(value, float):
-        return INFEASIBLE if math.isnan(value) else f"{value:.6f}"
-    return str(value)
+    if not isinstance(value, float):
+        return str(value)
+    return INFEASIBLE if math.isnan(value) else f"{value:.6f}"
 
 
 def write_csv(rows: Sequence[Row], path: Path | str, columns: Sequence[str] = COLUMNS) -> None:
@@ -89,7 +89,9 @@ def write_csv(rows: Sequence[Row], path: Path | str, columns: Sequence[str] = CO
     with atomic(path) as scratch, scratch.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
         writer.writerow(columns)
-        writer.writerows([[_number(row[column]) for column in columns] for row in rows])
+        for row in rows:
+            cells = {**row, "budget": str(row["budget"])}
+            writer.writerow([_number(cells[column]) for column in columns])
 
 
 def read_csv(path: Path | str) -> list[Row]:

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 import torch.nn.functional as F
@@ -26,11 +27,12 @@ SCHEDULES = ("one_cycle", "milestones")
 class Recipe:
     """How to train: what the config's `backbone` and `ics` sections say.
 
-    epochs; batch_size in images; lr: the highest learning rate; milestones: epochs after which it is
+    epochs: passes over the data, the last may be a part of one; batch_size in images;
+    lr: the highest learning rate; milestones: epochs after which it is
     multiplied by gamma; momentum is SGD's (ICs are trained by Adam).
     """
 
-    epochs: int
+    epochs: float
     batch_size: int
     lr: float
     weight_decay: float
@@ -51,7 +53,11 @@ def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) 
     """The learning-rate schedule, stepped once a batch; steps: batches in an epoch."""
     if recipe.schedule == "one_cycle":
         return OneCycleLR(
-            optimizer, recipe.lr, total_steps=recipe.epochs * steps + 1, pct_start=0.2, cycle_momentum=False
+            optimizer,
+            recipe.lr,
+            total_steps=_total_steps(recipe, steps) + 1,
+            pct_start=0.2,
+            cycle_momentum=False,
         )
     if recipe.schedule == "milestones":
         return MultiStepLR(optimizer, [epoch * steps for epoch in recipe.milestones], recipe.gamma)
@@ -71,13 +77,15 @@ def _run_epochs(
     steps = sum(1 for size in _batch_sizes(len(data), recipe.batch_size) if size > 1 or len(data) == 1)
     schedule = make_schedule(optimizer, recipe, steps)
     generator = torch.Generator().manual_seed(seed)
-    progress = Progress(recipe.epochs * steps, report)
+    left = _total_steps(recipe, steps)
+    progress = Progress(left, report)
     histories: list[History] = [[] for _ in names]
-    for epoch in range(1, recipe.epochs + 1):
+    for epoch in range(1, math.ceil(recipe.epochs) + 1):
         started, seen = time.monotonic(), 0
         total = torch.zeros(2, len(names), device=data.images.device)  # loss, right answers
         lr = optimizer.param_groups[0]["lr"]
-        for images, labels in batches(data, recipe.batch_size, generator, augmented=True):
+        in_order = batches(data, recipe.batch_size, generator, augmented=True)
+        for images, labels in islice(in_order, left):
             losses, right = step(images, labels)
             optimizer.zero_grad(set_to_none=True)
             losses.sum().backward()
@@ -88,9 +96,10 @@ def _run_epochs(
 
             def status(epoch: int = epoch, seen: int = seen, total: Tensor = total) -> str:
                 loss, right = (total / seen).mean(1).tolist()
-                return f"epoch {epoch}/{recipe.epochs}  loss {loss:.3f}  accuracy {100 * right:.1f} %"
+                return f"epoch {epoch}/{recipe.epochs:g}  loss {loss:.3f}  accuracy {100 * right:.1f} %"
 
             progress.step(status)
+        left -= steps
         for name, history, loss, accuracy in zip(names, histories, *(total / seen).tolist(), strict=True):
             if not math.isfinite(loss):
                 raise ZtwError(
@@ -109,6 +118,11 @@ def _run_epochs(
                 }
             )
     return histories
+
+
+def _total_steps(recipe: Recipe, steps: int) -> int:
+    """Batches in the whole training; steps: in one epoch."""
+    return max(1, round(recipe.epochs * steps))
 
 
 def _batch_sizes(count: int, batch_size: int) -> list[int]:

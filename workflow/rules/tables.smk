@@ -5,9 +5,9 @@ rule aggregate:
             if TRACKED
             else {
                 "metrics": [
-                    file
+                    f"{cell}/metrics/{method}.json"
+                    for cell in per_cell(CELL)
                     for method in config["methods"]
-                    for file in per_cell(f"{CELL}/metrics/{method}.json")
                 ]
             }
         ),
