@@ -98,7 +98,7 @@ class Entropy(ExitRule):
     @staticmethod
     def grid(scores: Tensor, points: int) -> Tensor:
         """Thresholds from just above the largest entropy to 0, descending."""
-        return -_threshold_grid(scores, max(0.0, float(scores.max())), points)
+        return 0.0 - _threshold_grid(scores, max(0.0, float(scores.max())), points)  # never -0.0
 
 
 @dataclass(frozen=True)
