@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import subprocess
+import sys
 
 import pytest
 import torch
 
 import ztw
-from ztw.checkpoints import load_checkpoint, save_checkpoint, write_tensors
+from ztw.checkpoints import load_checkpoint, save_checkpoint
 from ztw.files import atomic, read_json, write_json
 from ztw.progress import describe
 
@@ -73,7 +75,29 @@ def test_a_failed_write_leaves_the_old_file_and_no_scratch(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
-def test_no_space_ends_in_one_line():
-    with pytest.raises((OSError, ztw.ZtwError)) as caught:
-        write_tensors("/dev/full/x.safetensors", {"a": torch.zeros(9)})
-    assert "\n" not in describe(caught.value)
+FULL_DISK = """
+import resource, signal, sys, torch
+from ztw.checkpoints import write_tensors
+from ztw.files import write_json
+from ztw.progress import job_log
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+with job_log(sys.argv[1] + "/log", "job"):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))  # a write beyond it fails as on a full disk
+    if sys.argv[2] == "tensors":
+        write_tensors(sys.argv[1] + "/out", {"a": torch.zeros(10000)})
+    else:
+        write_json(sys.argv[1] + "/out", list(range(10000)))
+"""
+
+
+@pytest.mark.parametrize("kind", ["tensors", "json"])
+def test_no_disk_space_ends_in_one_line(tmp_path, kind):
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(tmp_path), kind], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1
+    last = (tmp_path / "log").read_text().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert "File too large" in last
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["log"], "neither half a file nor scratch"

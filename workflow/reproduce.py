@@ -35,7 +35,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("config", nargs="?", default="config/quick.yaml")
-    parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--cores", type=int, default=usable_cores())
     split = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     arguments, extra = parser.parse_args(sys.argv[1:split]), sys.argv[split + 1 :]
     console = Console(highlight=False)
@@ -50,6 +50,11 @@ def main() -> int:
     if status == 0:
         show_results(console, study, tracked=config["tracking"] != "none")
     return status
+
+
+def usable_cores() -> int:
+    """The cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def read_config(path: str) -> dict:

@@ -7,6 +7,7 @@ import re
 import time
 from pathlib import Path
 
+from rich.box import SIMPLE
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
@@ -68,7 +69,8 @@ class Screen:
         self.running.pop(log, None)
         self.finished.add(log)
         if kind + ": " == DONE:
-            self.console.print(Text.assemble(("✓ ", "green"), f"{name}  {text}  ", (_tail(last), "dim")))
+            line = Text.assemble(("✓ ", "green"), f"{name}  {text}  ", (_tail(last), "dim"))
+            self.console.print(line, soft_wrap=True)
         else:
             self.failures.append(f"{name}: {text}")
 
@@ -114,10 +116,12 @@ def show_results(console: Console, study: Path, tracked: bool) -> None:
     """Print the accuracy-at-budget tables, and where everything is."""
     for key, methods in wide_blocks(read_csv(study / "tables" / "accuracy_at_budget.csv")):
         rows = [row for _, group in methods for row in group]
-        table = Table(title=block_title(key, rows), title_justify="left", title_style="bold")
-        table.add_column("method")
+        table = Table(
+            title=block_title(key, rows), title_justify="left", title_style="bold", box=SIMPLE, padding=(0, 0)
+        )
+        table.add_column("method", no_wrap=True)
         for row in methods[0][1]:
-            table.add_column(budget_name(row["budget"]), justify="right")
+            table.add_column(budget_name(row["budget"]), justify="right", no_wrap=True)
         for method, group in methods:
             table.add_row(method, *(_cell(row, methods, index) for index, row in enumerate(group)))
         console.print(table)

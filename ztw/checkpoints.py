@@ -15,9 +15,13 @@ from ztw.files import atomic, read_json, write_json
 
 
 def write_tensors(path: Path | str, tensors: dict[str, Tensor]) -> None:
-    """Write a safetensors file atomically."""
+    """Write a safetensors file atomically; raises ZtwError when it cannot be written (no space, ...)."""
+    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with atomic(path) as scratch:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, scratch)
+        try:
+            save_file(on_cpu, scratch)
+        except safetensors.SafetensorError as error:
+            raise ZtwError(f"{path}: cannot be written ({error})") from error
 
 
 def read_tensors(path: Path | str, hint: str = "delete it and run again") -> dict[str, Tensor]:
