@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import hashlib
+import io
+import pickle
+import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -94,14 +99,55 @@ def test_digits_and_the_facts_table(tmp_path):
 
 def test_a_truncated_decoded_file_is_an_error_for_jobs_and_mended_by_prepare(tmp_path):
     record = fetch.prepare_dataset("digits", tmp_path)
-    from pathlib import Path
-
     path = Path(record["decoded"]["test"])
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(ztw.ZtwError, match=r"test.safetensors: missing, truncated or not a safetensors file"):
         load_split(record, "test")
     assert fetch.prepare_dataset("digits", tmp_path) == record
     assert len(load_split(record, "test")) == 359
+
+
+def test_an_altered_decoded_file_is_an_error(tmp_path):
+    record = fetch.prepare_dataset("digits", tmp_path)
+    path = Path(record["decoded"]["train"])
+    content = bytearray(path.read_bytes())
+    content[-9000] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ztw.ZtwError, match=r"train.safetensors: altered since it was decoded"):
+        load_split(record, "train")
+
+
+def test_a_corrected_fact_needs_no_decoding(tmp_path, monkeypatch):
+    fetch.prepare_dataset("digits", tmp_path)
+    facts = dataclasses.replace(data.DATASETS["digits"], mean=(0.5,))
+    monkeypatch.setitem(data.DATASETS, "digits", facts)
+    assert fetch.prepare_dataset("digits", tmp_path)["mean"] == [0.5]
+
+
+def test_cifar_is_read_from_its_archive(tmp_path, monkeypatch):
+    from torchvision import datasets
+
+    archive = tmp_path / "cifar-10-python.tar.gz"
+    pixels = np.arange(10 * 3072, dtype=np.uint8).reshape(10, 3072)
+    with tarfile.open(archive, "w:gz") as tar:
+        meta = pickle.dumps({"label_names": list("abcdefghij")})
+        batch = pickle.dumps({"data": pixels, "labels": list(range(10))})
+        names = [*(f"data_batch_{n}" for n in range(1, 6)), "test_batch"]
+        for name, content in [("batches.meta", meta), *((name, batch) for name in names)]:
+            info = tarfile.TarInfo(f"cifar-10-batches-py/{name}")
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    files = {archive.name: hashlib.sha256(archive.read_bytes()).hexdigest()}
+    facts = dataclasses.replace(data.DATASETS["cifar10"], files=files)
+    monkeypatch.setitem(data.DATASETS, "cifar10", facts)
+    monkeypatch.setattr(datasets.CIFAR10, "_check_integrity", lambda self: True)
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
+    record = fetch.prepare_dataset("cifar10", tmp_path)
+    assert record["counts"] == {"train": 50, "test": 10}
+    test = load_split(record, "test")
+    assert test.images.shape == (10, 3, 32, 32)
+    assert torch.equal(test.images.flatten(1), torch.tensor(pixels)), "channels first, rows then columns"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [archive.name, "decoded"]
 
 
 def test_an_unwritable_root_is_refused(tmp_path):
@@ -133,8 +179,6 @@ def fake_mnist(monkeypatch, tmp_path):
             b"\x00\x00\x08\x01" + count.to_bytes(4, "big") + labels.tobytes()
         )
     files = {f"FashionMNIST/raw/{name}": hashlib.sha256(c).hexdigest() for name, c in contents.items()}
-    import dataclasses
-
     facts = dataclasses.replace(data.DATASETS["fashion_mnist"], files=files)
     monkeypatch.setitem(data.DATASETS, "fashion_mnist", facts)
 
@@ -177,6 +221,15 @@ def test_an_altered_source_file_is_named(fake_mnist, tmp_path, damage):
     for name, content in contents.items():
         (folder / name).write_bytes(damage(content) if name.startswith("t10k-im") else content)
     with pytest.raises(ztw.ZtwError, match=r"t10k-images-idx3-ubyte: altered or truncated .*delete it"):
+        fetch.prepare_dataset("fashion_mnist", tmp_path / "root")
+
+
+def test_a_truncated_system_copy_is_not_used(fake_mnist, tmp_path):
+    contents, system = fake_mnist
+    system.mkdir()
+    for name, content in contents.items():
+        (system / f"{name}.gz").write_bytes(gzip.compress(content)[:-20])
+    with pytest.raises(ztw.ZtwError, match=r"system copy .* download by torchvision: no network"):
         fetch.prepare_dataset("fashion_mnist", tmp_path / "root")
 
 

@@ -18,7 +18,7 @@ def test_infer_is_sweep_on_the_gpu():
     images = torch.randn(64, 1, 10, 10).cuda()
     with torch.no_grad():
         logits = network(images)
-    network.ensemble = ztw.fit_ensemble(logits.cpu(), logits.mean(0).argmax(-1).cpu()).cuda()
+    network.ensemble = ztw.fit_ensemble(logits, logits.mean(0).argmax(-1))
     answers = network.ensemble(logits).cpu()
     confidence = answers.exp().max(-1).values
     for threshold in (0.3, 0.6, 0.9):

@@ -82,7 +82,8 @@ def test_mean_and_std_by_hand():
     assert row["mean"] == pytest.approx(0.85)
     assert row["std"] == pytest.approx(0.05 * math.sqrt(2))
     assert row["relative_cost"] == pytest.approx(0.45)
-    assert tables.accuracy_name(row) == "85.0 ± 7.1"
+    assert tables.accuracy_name(row, seeds=2) == "85.0 ± 7.1"
+    assert tables.accuracy_name(row, seeds=3) == "85.0 ± 7.1 (n=2)"
 
 
 def test_a_missing_result_or_metric_is_named():

@@ -159,6 +159,15 @@ def test_a_part_of_an_epoch():
     assert [row["epoch"] for row in history] == [1, 2]
 
 
+@pytest.mark.parametrize("samples", [64, 96, 128, 160, 192, 320, 352, 384])
+def test_short_trainings_have_a_schedule(samples):
+    backbone = ztw.build_backbone("resnet8", 5, 1, 10)
+    history = train_backbone(
+        backbone, stripes(samples), Recipe(1.001, 32, 0.01, 0.0, schedule="one_cycle"), 0
+    )
+    assert len(history) == 1, "1.001 epochs of a few batches are one epoch"
+
+
 def test_precision_and_device():
     cpu = torch.device("cpu")
     assert resolve_precision("auto", cpu) in ("bf16", "fp32")

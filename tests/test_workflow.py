@@ -151,11 +151,13 @@ def test_a_missing_run_is_named_and_an_unreachable_store_is_told(finished, tmp_p
     failed = run(folder)
     assert failed.returncode != 0
     assert f"run {run_id} was deleted" in failed.stdout
-    weights = list(folder.rglob("backbone.safetensors"))
+    weights = {path: path.read_bytes() for path in folder.rglob("*.safetensors")}
     unreachable = run(folder, changed_config(folder, tracking="http://127.0.0.1:9"))
     assert unreachable.returncode != 0
     assert "the MLflow store 'http://127.0.0.1:9' cannot be used" in unreachable.stdout
-    assert weights == list(folder.rglob("backbone.safetensors")), "nothing already computed is lost"
+    assert weights == {path: path.read_bytes() for path in folder.rglob("*.safetensors")}, (
+        "nothing already computed is lost"
+    )
 
 
 def test_a_broken_checkpoint_is_named(finished, tmp_path):

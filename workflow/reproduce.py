@@ -18,12 +18,14 @@ from typing import IO
 import psutil
 import yaml
 from rich.console import Console
+from rich.markup import escape
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]  # screen, and ztw itself
 from screen import Screen, show_results
 
 from ztw.config import check_config
 from ztw.errors import ZtwError
+from ztw.progress import describe
 
 HERE = Path(__file__).parent
 MARK = "ZTW_RUN"  # in the environment of everything a run starts, so that a later run finds the orphans
@@ -44,11 +46,11 @@ def main() -> int:
         study = Path("results") / Path(arguments.config).stem
         with only_run():
             status = run_snakemake(arguments.config, arguments.cores, extra, study, console)
-    except ZtwError as error:
-        console.print(f"[bold red]error:[/] {error}", soft_wrap=True)
+    except (ZtwError, OSError) as error:
+        console.print(f"[bold red]error:[/] {escape(describe(error))}", soft_wrap=True)
         return 1
     if status == 0:
-        show_results(console, study, tracked=config["tracking"] != "none")
+        show_results(console, study, config["tracking"])
     return status
 
 
@@ -117,7 +119,7 @@ def clear_stale_lock() -> None:
         return
     for process in psutil.process_iter():
         try:
-            snakemake = any("snakemake" in part for part in process.cmdline()[:3])
+            snakemake = any(Path(part).name == "snakemake" for part in process.cmdline()[:3])
             if snakemake and process.cwd() == os.getcwd():
                 raise ZtwError(
                     f"a snakemake run is at work in this folder (process {process.pid}); wait for it"

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 import re
+import shutil
 import time
 from pathlib import Path
 
 from rich.box import SIMPLE
 from rich.console import Console, Group
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from ztw.progress import DONE, FAILED, PROGRESS, clock
-from ztw.tables import accuracy_name, block_title, budget_name, read_csv, wide_blocks
+from ztw.tables import accuracy_name, block_title, budget_name, read_csv, seed_count, wide_blocks
 
 STEPS = re.compile(r"(\d+) of (\d+) steps")
 PLAIN_INTERVAL = 15.0  # seconds between two lines of a job where the screen cannot be redrawn
@@ -79,7 +81,7 @@ class Screen:
             return
         if time.time() - self.printed.get(log, 0.0) >= PLAIN_INTERVAL:
             self.printed[log] = time.time()
-            self.console.print(line, soft_wrap=True)
+            self.console.print(line, soft_wrap=True, markup=False)
 
     def _name(self, log: Path) -> str:
         """ "train_ics  fashion_mnist-resnet20-seed0" from logs/train_ics/fashion_mnist-resnet20-seed0.log."""
@@ -96,8 +98,10 @@ class Screen:
     def explain_failure(self) -> None:
         """One line per failed job, or Snakemake's last words when no job has said anything."""
         lines = self.failures or _last_words(self.snakemake_log)
+        if shutil.disk_usage(self.logs).free < 1 << 20:
+            lines = [*lines, f"no space left on the disk of {self.logs}"]
         for line in lines:
-            self.console.print(f"[bold red]error:[/] {line}", soft_wrap=True, highlight=False)
+            self.console.print(f"[bold red]error:[/] {escape(line)}", soft_wrap=True, highlight=False)
         self.console.print(f"finished work is kept; logs are in {self.logs}", soft_wrap=True)
 
 
@@ -112,29 +116,38 @@ def _last_words(log: Path) -> list[str]:
     return [" ".join(line.strip() for line in lines[max(start, 0) :][:4])]
 
 
-def show_results(console: Console, study: Path, tracked: bool) -> None:
+def show_results(console: Console, study: Path, tracking: str) -> None:
     """Print the accuracy-at-budget tables, and where everything is."""
+    if not (study / "tables" / "accuracy_at_budget.csv").exists():
+        console.print("no table yet: Snakemake was not asked for one")
+        return
     for key, methods in wide_blocks(read_csv(study / "tables" / "accuracy_at_budget.csv")):
-        rows = [row for _, group in methods for row in group]
+        seeds = seed_count(methods)
         table = Table(
-            title=block_title(key, rows), title_justify="left", title_style="bold", box=SIMPLE, padding=(0, 0)
+            title=block_title(key, seeds),
+            title_justify="left",
+            title_style="bold",
+            box=SIMPLE,
+            padding=(0, 0),
         )
         table.add_column("method", no_wrap=True)
         for row in methods[0][1]:
             table.add_column(budget_name(row["budget"]), justify="right", no_wrap=True)
         for method, group in methods:
-            table.add_row(method, *(_cell(row, methods, index) for index, row in enumerate(group)))
+            table.add_row(method, *(_cell(row, methods, index, seeds) for index, row in enumerate(group)))
         console.print(table)
     console.print(f"tables   {study}/tables/accuracy_at_budget.csv, .md, .tex", soft_wrap=True)
     console.print(f"figures  {study}/figures/", soft_wrap=True)
     console.print(f"report   {study}/report.html", soft_wrap=True)
-    if tracked:
+    if tracking == "sqlite":
         console.print(f"MLflow   make ui CONFIG=config/{study.name}.yaml", soft_wrap=True)
+    elif tracking != "none":
+        console.print(f"MLflow   {tracking}", soft_wrap=True)
 
 
-def _cell(row: dict, methods: list, index: int) -> Text:
+def _cell(row: dict, methods: list, index: int, seeds: int) -> Text:
     best = max(
         (round(group[index]["mean"], 3) for _, group in methods if not math.isnan(group[index]["mean"])),
         default=math.nan,
     )
-    return Text(accuracy_name(row), style="bold" if round(row["mean"], 3) == best else "")
+    return Text(accuracy_name(row, seeds), style="bold" if round(row["mean"], 3) == best else "")

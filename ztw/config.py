@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 import copy
+import math
 from itertools import pairwise
 from typing import Any, cast
 
-from jsonschema import Draft202012Validator, ValidationError
+from jsonschema import Draft202012Validator, ValidationError, validators
 
 from ztw.errors import ZtwError
 
 BUILT_IN_DATASETS = ("fashion_mnist", "cifar10", "cifar100", "digits")
+
+
+def _integer(_: object, value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)  # 1.0 is none: it would break later
+
+
+def _number(_: object, value: object) -> bool:
+    return _integer(_, value) or (isinstance(value, float) and math.isfinite(value))
+
+
+Validator = validators.extend(
+    Draft202012Validator,
+    type_checker=Draft202012Validator.TYPE_CHECKER.redefine("integer", _integer).redefine("number", _number),
+)
 
 
 def check_config(config: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
@@ -21,7 +36,7 @@ def check_config(config: dict[str, Any], schema: dict[str, Any]) -> dict[str, An
     """
     filled = copy.deepcopy(config)
     _fill(filled, schema)
-    errors = sorted(Draft202012Validator(schema).iter_errors(filled), key=lambda error: error.json_path)
+    errors = sorted(Validator(schema).iter_errors(filled), key=lambda error: error.json_path)
     if errors:
         raise ZtwError(_describe(errors[0]))
     for check in (_check_datasets, _check_methods, _check_placement, _check_schedules, _check_tracking):
@@ -69,17 +84,19 @@ def _describe(error: ValidationError) -> str:
             sign = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
             return f"{key}: {value!r} must be {sign[error.validator]} {rule}"
         case _:
-            return f"{key}: {value!r} must match {rule}"
+            return f"{key}: {value!r} must match {rule}{_number_hint(value, 'number')}"
 
 
 def _number_hint(value: Any, wanted: str) -> str:
     """YAML 1.1 reads 1e-3 as text."""
-    if wanted not in ("number", "integer") or not isinstance(value, str):
+    if not isinstance(value, str) or not ("number" in wanted or "integer" in wanted):
         return ""
     try:
-        return f" (YAML reads it as text: write {float(value)!r}, or with a point as in 1.0e-3)"
+        number = float(value)
     except ValueError:
         return ""
+    plain = int(number) if "integer" in wanted and number.is_integer() else number
+    return f" (YAML reads it as text: write {plain!r}, or with a point as in 1.0e-3)"
 
 
 def _check_datasets(config: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ztw.checkpoints import read_tensors
 from ztw.errors import ZtwError, unknown
+from ztw.files import sha256
 
 
 @dataclass(frozen=True)
@@ -136,10 +137,11 @@ def load_split(prepared: dict, split: str) -> ImageSet:
     Raises ZtwError when the decoded file is missing, truncated or not what the record says.
     """
     path = Path(prepared["decoded"][split])
-    tensors = read_tensors(path, hint="delete it and run again to decode it anew")
+    hint = "delete it and the study's data/*.json, and run again to decode it anew"
+    tensors = read_tensors(path, hint)
+    if sha256(path) != prepared["sha256"][split]:
+        raise ZtwError(f"{path}: altered since it was decoded (its SHA-256 differs); {hint}")
     images, labels = tensors["images"], tensors["labels"]
-    if len(images) != prepared["counts"][split]:
-        raise ZtwError(f"{path}: {len(images)} images, the record says {prepared['counts'][split]}")
     return ImageSet(
         images,
         labels,

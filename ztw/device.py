@@ -30,7 +30,7 @@ def bf16_in_hardware(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type == "cpu":
-        known = getattr(torch.cpu, "get_capabilities", dict)()  # older torch has none
+        known: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # older torch has none
         return bool(known.get("avx512_bf16") or known.get("amx_bf16") or known.get("bf16"))
     return False
 

@@ -53,7 +53,7 @@ class Ensemble(nn.Module):
 
     def fit(self, logits: Tensor, labels: Tensor) -> None:
         """Fit every exit's parameters by minimising its cross-entropy; logits (K, N, C), labels (N,)."""
-        log_probs = logits.detach().float().log_softmax(-1).clamp(min=LOG_FLOOR)
+        log_probs, labels = logits.detach().cpu().float().log_softmax(-1).clamp(min=LOG_FLOOR), labels.cpu()
         for exit in range(self.exits):
             if self.ensembled(exit):
                 self._fit_exit(exit, log_probs[: exit + 1], labels)
@@ -84,7 +84,7 @@ class GeometricEnsemble(Ensemble):
 
     def _combine(self, exit: int, log_probs: Tensor) -> Tensor:
         weight = self.weight[exit, : exit + 1].to(log_probs) / (exit + 1)
-        return torch.einsum("j,jnc->nc", weight, log_probs) + self.bias[exit]
+        return torch.einsum("j,jnc->nc", weight, log_probs) + self.bias[exit].to(log_probs)
 
     def _fit_exit(self, exit: int, log_probs: Tensor, labels: Tensor) -> None:
         members = exit + 1
@@ -135,8 +135,8 @@ class ArithmeticEnsemble(Ensemble):
         self.register_buffer("bias", torch.zeros(exits, classes))
 
     def _combine(self, exit: int, log_probs: Tensor) -> Tensor:
-        weighted = log_probs + self.weight[exit, : exit + 1].log().view(-1, 1, 1)
-        constant = self.bias[exit].log().expand_as(log_probs[:1])
+        weighted = log_probs + self.weight[exit, : exit + 1].to(log_probs).log().view(-1, 1, 1)
+        constant = self.bias[exit].to(log_probs).log().expand_as(log_probs[:1])
         return torch.cat([weighted, constant]).logsumexp(0)
 
     def _fit_exit(self, exit: int, log_probs: Tensor, labels: Tensor) -> None:

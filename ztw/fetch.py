@@ -9,8 +9,12 @@ import os
 import shutil
 import socket
 import subprocess
+import tarfile
 import tempfile
-from collections.abc import Callable
+import threading
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +22,9 @@ import torch
 from torch import Tensor
 
 from ztw.checkpoints import write_tensors
-from ztw.data import DatasetFacts, dataset_facts, held_out_split
+from ztw.data import DATASETS, DatasetFacts, dataset_facts, held_out_split
 from ztw.errors import ZtwError
-from ztw.files import read_json, write_json
+from ztw.files import read_json, sha256, write_json
 from ztw.progress import Report
 
 SYSTEM_COPIES = {"fashion_mnist": Path("/usr/share/datasets/fashion-mnist")}
@@ -63,7 +67,11 @@ def prepare_dataset(
             _find_files(name, facts, root, report)
             splits = _decode_builtin(name, root)
         report("decoding")
-        record = _write_decoded(target, facts, splits)
+        record = _write_decoded(target, splits)
+    # not properties of the decoded files, so that a corrected fact does not need decoding anew
+    record |= {"flip": facts.flip, "crop_padding": facts.crop_padding}
+    if facts.mean and facts.std:
+        record |= {"mean": list(facts.mean), "std": list(facts.std)}
     report(f"{record['counts']['train']} training and {record['counts']['test']} test images in {root}")
     return record
 
@@ -78,12 +86,6 @@ def _check_writable(root: Path) -> None:
             f"data root {str(root)!r}: cannot be written ({error.strerror}); set data.root in the config,"
             " or ZTW_DATA, to a folder of yours"
         ) from error
-
-
-def sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _find_files(name: str, facts: DatasetFacts, root: Path, report: Report) -> None:
@@ -110,16 +112,43 @@ def _find_files(name: str, facts: DatasetFacts, root: Path, report: Report) -> N
         report(f"looking for {name}: {label}")
         with tempfile.TemporaryDirectory(dir=root, prefix=".fetch-") as scratch:
             try:
-                attempt(Path(scratch))
+                with _watching(Path(scratch), label, report):
+                    attempt(Path(scratch))
                 _move_checked(Path(scratch), root, {file: (facts.files or {})[file] for file in missing})
                 report(f"found {name}: {label}")
                 return
-            except (ZtwError, OSError, RuntimeError, subprocess.SubprocessError) as error:
+            except (
+                ZtwError,
+                OSError,
+                RuntimeError,
+                EOFError,
+                zlib.error,
+                subprocess.SubprocessError,
+            ) as error:
                 failures.append(f"{label}: {' '.join(str(error).split())[:160]}")
     raise ZtwError(
         f"{name}: no source has it. Tried: {'; '.join(failures)}. By hand: put "
         f"{', '.join(missing)} below {root}"
     )
+
+
+@contextmanager
+def _watching(folder: Path, label: str, report: Report) -> Iterator[None]:
+    """Report every two seconds how much a download has put into `folder`."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(2):
+            size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+            report(f"{label}: {size / 1e6:.0f} MB")
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
 
 
 def _move_checked(scratch: Path, root: Path, files: dict[str, str]) -> None:
@@ -201,13 +230,25 @@ def _decode_builtin(name: str, root: Path) -> Splits:
         return {"train": (images[train], labels[train]), "test": (images[test], labels[test])}
     from torchvision import datasets
 
-    splits: Splits = {}
-    for split in ("train", "test"):
-        decoded = getattr(datasets, TORCHVISION[name])(root, train=split == "train", download=False)
-        images = torch.as_tensor(decoded.data)
-        images = images[:, None] if images.dim() == 3 else images.permute(0, 3, 1, 2)
-        splits[split] = (images.contiguous(), torch.as_tensor(decoded.targets).long())
-    return splits
+    with tempfile.TemporaryDirectory(dir=root, prefix=".unpack-") as scratch:
+        for archive in [file for file in DATASETS[name].files or {} if file.endswith(".tar.gz")]:
+            with tarfile.open(root / archive) as tar:
+                safely: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+                tar.extractall(
+                    scratch, **safely
+                )  # Python before 3.11.4 has no filters; its SHA-256 is checked
+            root = Path(scratch)
+        return {
+            split: _tensors(getattr(datasets, TORCHVISION[name])(root, train=split == "train"))
+            for split in ("train", "test")
+        }
+
+
+def _tensors(decoded: Any) -> tuple[Tensor, Tensor]:
+    """A torchvision data set held in memory as uint8 (N, C, H, W) and int64 (N,)."""
+    images = torch.as_tensor(decoded.data)
+    images = images[:, None] if images.dim() == 3 else images.permute(0, 3, 1, 2)
+    return images.contiguous(), torch.as_tensor(decoded.targets).long()
 
 
 Listing = dict[str, list[tuple[str, str, int, int]]]
@@ -280,19 +321,17 @@ def _with_paths(record: dict[str, Any], target: Path) -> dict[str, Any]:
     return {**record, "decoded": {split: str(target / f"{split}.safetensors") for split in record["sha256"]}}
 
 
-def _write_decoded(target: Path, facts: DatasetFacts, splits: Splits) -> dict[str, Any]:
+def _write_decoded(target: Path, splits: Splits) -> dict[str, Any]:
     for split, (images, labels) in splits.items():
         write_tensors(target / f"{split}.safetensors", {"images": images, "labels": labels})
     images, labels = splits["train"]
-    mean, std = (facts.mean, facts.std) if facts.mean and facts.std else _statistics(images)
+    mean, std = _statistics(images)
     record = {
         "classes": int(labels.max()) + 1,
         "channels": images.shape[1],
         "size": images.shape[2],
-        "mean": list(mean),
-        "std": list(std),
-        "flip": facts.flip,
-        "crop_padding": facts.crop_padding,
+        "mean": mean,
+        "std": std,
         "counts": {split: len(labels) for split, (_, labels) in splits.items()},
         "sha256": {split: sha256(target / f"{split}.safetensors") for split in splits},
     }

@@ -85,7 +85,8 @@ def load_network(
     backbone = _empty_backbone(prepared, cell)
     load_checkpoint(backbone_file, backbone, _identity(prepared, cell))
     network = _attach(backbone, settings, name)
-    load_checkpoint(ics_file, network.heads, {**_identity(prepared, cell), "ics": name})
+    trained_as = {"ics": name, "mode": network.ics, "placement": list(network.placement)}
+    load_checkpoint(ics_file, network.heads, {**_identity(prepared, cell), **trained_as})
     return network.eval()
 
 
@@ -271,16 +272,20 @@ def run_evaluate(
     predictions: Mapping[tuple[str, str], str],
     ensembles: Mapping[tuple[str, str], str],
     outputs: Mapping[str, tuple[str, str]],
+    figure_stem: str,
     report: Report,
 ) -> None:
-    """Evaluate every method of a cell.
+    """Evaluate every method of a cell, and draw their curves for who looks at the cell's run.
 
     predictions: (IC set, split) -> file; ensembles: (IC set, kind) -> file; outputs: method -> (curve, metrics).
     """
-    from ztw.methods import Answers, evaluate_method, label  # pandas, which no other job needs
+    # pandas and seaborn, which no other job of a cell needs
+    from ztw.figures import accuracy_against_cost, save
+    from ztw.methods import Answers, evaluate_method, label
 
     prepared = read_json(prepared_file)
     evaluation = settings["evaluation"]
+    curves, drawn = {}, {}
     for done, (name, (curve_file, metrics_file)) in enumerate(outputs.items(), 1):
         method = settings["methods"][name]
         report(f"{name} ({done}/{len(outputs)})")
@@ -319,3 +324,5 @@ def run_evaluate(
                 "versions": versions(),
             },
         )
+        curves[name], drawn[name] = rows[rows["split"] == "test"], [{"metrics": metrics}]
+    save(accuracy_against_cost(curves, drawn, "{dataset}, {arch}, seed {seed}".format(**cell)), figure_stem)

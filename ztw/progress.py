@@ -63,7 +63,8 @@ def job_log(path: str | Path, rule: str, wildcards: Iterable[str] = ()) -> Itera
     ):
 
         def say(line: str) -> None:
-            print(line, file=log)
+            with contextlib.suppress(OSError):  # a full disk must not hide the error it caused
+                print(line, file=log)
             if terminal is not None:
                 print(f"{what}: {line.split(': ', 1)[1]}", file=terminal, flush=True)
 
@@ -72,7 +73,8 @@ def job_log(path: str | Path, rule: str, wildcards: Iterable[str] = ()) -> Itera
             yield lambda text: say(PROGRESS + text)
             say(f"{DONE}{clock(time.monotonic() - started)}")
         except (ZtwError, OSError, MemoryError) as error:
-            traceback.print_exc(file=log)
+            with contextlib.suppress(OSError):
+                traceback.print_exc(file=log)
             say(FAILED + describe(error))
             raise SystemExit(1) from error
         except Exception as error:

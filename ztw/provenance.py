@@ -13,6 +13,12 @@ import ztw
 PACKAGE = Path(__file__).parent
 
 
+def folder_stamp(folder: Path | str) -> str:
+    """Changes when images are added to or removed from a folder of class folders, or one is renamed."""
+    places = sorted(path for path in Path(folder).glob("*/*") if path.is_dir())
+    return hashlib.sha256(repr([(str(p), p.stat().st_mtime_ns) for p in places]).encode()).hexdigest()[:16]
+
+
 @cache
 def code_digest(*names: str) -> str:
     """Digest of what modules ("training") or functions ("jobs.run_predict") of ztw do.

@@ -110,12 +110,21 @@ def budget_name(budget: float | str) -> str:
     return "Max" if budget == "max" else f"{100 * float(budget):g} %"
 
 
-def accuracy_name(row: Row, plus_minus: str = "±") -> str:
-    """ "91.2 ± 0.3" in percent, "91.2" for one seed, "-" where infeasible."""
+def accuracy_name(row: Row, seeds: int, plus_minus: str = "±") -> str:
+    """ "91.2 ± 0.3" in percent, "91.2" for one seed, "-" where infeasible.
+
+    Feasible for fewer than `seeds` seeds, it says for how many: "91.2 (n=1)".
+    """
     if math.isnan(row["mean"]):
         return INFEASIBLE
     spread = "" if math.isnan(row["std"]) else f" {plus_minus} {100 * row['std']:.1f}"
-    return f"{100 * row['mean']:.1f}{spread}"
+    fewer = f" (n={row['n']})" if row["n"] < seeds else ""
+    return f"{100 * row['mean']:.1f}{spread}{fewer}"
+
+
+def seed_count(methods: Sequence[tuple[str, list[Row]]]) -> int:
+    """Seeds of a block: the largest n of its rows."""
+    return max(row["n"] for _, rows in methods for row in rows)
 
 
 Block = tuple[tuple[str, str, str], list[tuple[str, list[Row]]]]
@@ -130,11 +139,10 @@ def wide_blocks(rows: Sequence[Row]) -> list[Block]:
     return [(key, list(methods.items())) for key, methods in blocks.items()]
 
 
-def block_title(key: tuple[str, str, str], rows: Sequence[Row]) -> str:
+def block_title(key: tuple[str, str, str], seeds: int) -> str:
     """A caption: data set, architecture, protocol, seeds, cost unit."""
     dataset, arch, protocol = key
     split = "validation" if protocol == "held-out" else "test"
-    seeds = max(row["n"] for row in rows)
     return (
         f"{dataset}, {arch}: test accuracy (%) within a share of the backbone's MACs; thresholds chosen"
         f" on the {split} split (protocol {protocol}); mean ± std, n = {seeds}"
@@ -155,12 +163,15 @@ def to_markdown(rows: Sequence[Row]) -> str:
     parts = []
     for key, methods in wide_blocks(rows):
         best = _best(methods)
-        parts.append(f"**{block_title(key, [row for _, group in methods for row in group])}**\n")
+        seeds = seed_count(methods)
+        parts.append(f"**{block_title(key, seeds)}**\n")
         parts.append("| method | " + " | ".join(budget_name(row["budget"]) for row in methods[0][1]) + " |")
         parts.append("|---|" + "---:|" * len(best))
         for method, group in methods:
             texts = [
-                f"**{accuracy_name(row)}**" if round(row["mean"], 3) == top else accuracy_name(row)
+                f"**{accuracy_name(row, seeds)}**"
+                if round(row["mean"], 3) == top
+                else accuracy_name(row, seeds)
                 for row, top in zip(group, best, strict=True)
             ]
             parts.append(f"| {method} | " + " | ".join(texts) + " |")
@@ -179,7 +190,8 @@ def to_latex(rows: Sequence[Row]) -> str:
     parts = ["% needs \\usepackage{booktabs}"]
     for key, methods in wide_blocks(rows):
         best = _best(methods)
-        title = _tex(block_title(key, [row for _, group in methods for row in group]))
+        seeds = seed_count(methods)
+        title = _tex(block_title(key, seeds))
         parts += ["\\begin{table}", "\\centering", f"\\caption{{{title}}}"]
         parts += [f"\\begin{{tabular}}{{l{'r' * len(best)}}}", "\\toprule"]
         heads = [_tex(budget_name(row["budget"])) for row in methods[0][1]]
@@ -187,7 +199,7 @@ def to_latex(rows: Sequence[Row]) -> str:
         for method, group in methods:
             texts = []
             for row, top in zip(group, best, strict=True):
-                text = accuracy_name(row, "$\\pm$")
+                text = accuracy_name(row, seeds, "$\\pm$")
                 texts.append(f"\\textbf{{{text}}}" if round(row["mean"], 3) == top else text)
             parts.append(" & ".join([_tex(method), *texts]) + " \\\\")
         parts += ["\\bottomrule", "\\end{tabular}", "\\end{table}", ""]

@@ -7,6 +7,7 @@ server that cannot be reached never costs a training, and `ztw` computes without
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from ztw.files import read_json
 
 PARENT = "mlflow.parentRunId"
 CELL = "ztw.cell"
+OWNER = "ztw.owner"
 
 
 def store_uri(tracking: str, study_folder: Path | str) -> str:
@@ -52,7 +54,8 @@ def _reachable(uri: str, action: Callable[[], Any]) -> Any:
 def start_store(tracking: str, study: str, study_folder: Path | str) -> dict[str, str]:
     """Create the store and the study's experiment, once and alone: several first starts break a store.
 
-    Returns {"uri", "experiment_id"}. Raises ZtwError when the store cannot be reached.
+    Returns {"uri", "experiment_id", "owner"}: the owner tells this folder's runs from those of others on
+    a shared server. Raises ZtwError when the store cannot be reached.
     """
     uri = store_uri(tracking, study_folder)
     logging.getLogger("alembic").setLevel(logging.ERROR)
@@ -62,11 +65,11 @@ def start_store(tracking: str, study: str, study_folder: Path | str) -> dict[str
         existing = client.get_experiment_by_name(study)
         if existing is not None:
             return existing.experiment_id
-        # a relative place: results/ can be moved, and `make ui` serves it
         place = str(Path(study_folder) / "mlflow-artifacts") if tracking == "sqlite" else None
         return client.create_experiment(study, artifact_location=place)
 
-    return {"uri": uri, "experiment_id": _reachable(uri, create)}
+    owner = "local" if tracking == "sqlite" else uuid.uuid4().hex
+    return {"uri": uri, "experiment_id": _reachable(uri, create), "owner": owner}
 
 
 def track_cell(
@@ -80,22 +83,21 @@ def track_cell(
     """Write a cell's runs, replacing those of an earlier time, and return their ids.
 
     store: what `start_store` returned; parts: kind ("backbone", "ics", "ensemble", "method") -> JSON
-    files the jobs wrote; artifacts: name of a JSON file's run -> files to keep with it.
+    files the jobs wrote; artifacts: name of a run -> files to keep with it, "cell" for
+    the cell's own.
     Returns {"dataset", "arch", "seed", "runs": {kind: {title: run id}}}.
     Raises ZtwError when the store cannot be reached.
     """
     uri = store["uri"]
     return _reachable(
         uri,
-        lambda: _write_cell(
-            MlflowClient(uri), store["experiment_id"], study, cell, parts, artifacts, code_version
-        ),
+        lambda: _write_cell(MlflowClient(uri), store, study, cell, parts, artifacts, code_version),
     )
 
 
 def _write_cell(
     client: MlflowClient,
-    experiment: str,
+    store: Mapping[str, str],
     study: str,
     cell: Mapping[str, Any],
     parts: Mapping[str, list[str]],
@@ -103,8 +105,10 @@ def _write_cell(
     code_version: str,
 ) -> dict[str, Any]:
     name = "{dataset}/{arch}/seed{seed}".format(**cell)
-    _delete_earlier(client, experiment, study, name)
+    experiment = store["experiment_id"]
+    _delete_earlier(client, experiment, store["owner"], name)
     tags = {
+        OWNER: store["owner"],
         CELL: name,
         "study": study,
         **{key: str(value) for key, value in cell.items()},
@@ -124,12 +128,14 @@ def _write_cell(
                 client.log_artifact(run.info.run_id, str(artifact))
             client.set_terminated(run.info.run_id)
             ids[kind][title] = run.info.run_id
+    for artifact in artifacts.get("cell", []):
+        client.log_artifact(parent, artifact)
     client.set_terminated(parent)
     return {**cell, "seed": int(cell["seed"]), "runs": {"cell": {name: parent}, **ids}}
 
 
-def _delete_earlier(client: MlflowClient, experiment: str, study: str, cell: str) -> None:
-    query = f"tags.`{CELL}` = '{cell}' and tags.study = '{study}'"
+def _delete_earlier(client: MlflowClient, experiment: str, owner: str, cell: str) -> None:
+    query = f"tags.`{CELL}` = '{cell}' and tags.`{OWNER}` = '{owner}'"
     while runs := client.search_runs([experiment], query, max_results=1000):
         for run in runs:
             client.delete_run(run.info.run_id)
@@ -187,12 +193,12 @@ def read_metrics(store: Mapping[str, str], run_id: str) -> dict[str, float]:
         except MlflowException as error:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                 raise ZtwError(
-                    f"tracking: run {run_id} is not in {uri!r}; delete the cell's runs.json to log it again"
+                    f"tracking: run {run_id} is not in {uri!r}; delete the study's tracking.json and runs.json files to log it again"
                 ) from error
             raise
         if run.info.lifecycle_stage != "active":
             raise ZtwError(
-                f"tracking: run {run_id} was deleted from {uri!r}; delete the cell's runs.json to log it again"
+                f"tracking: run {run_id} was deleted from {uri!r}; delete the study's tracking.json and runs.json files to log it again"
             )
         return dict(run.data.metrics)
 

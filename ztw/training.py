@@ -52,13 +52,9 @@ Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) -> LRScheduler:
     """The learning-rate schedule, stepped once a batch; steps: batches in an epoch."""
     if recipe.schedule == "one_cycle":
-        return OneCycleLR(
-            optimizer,
-            recipe.lr,
-            total_steps=_total_steps(recipe, steps) + 1,
-            pct_start=0.2,
-            cycle_momentum=False,
-        )
+        total = _total_steps(recipe, steps) + 1
+        rising = 0.2 if total > 10 else 0.3  # torch divides by rising * total - 1
+        return OneCycleLR(optimizer, recipe.lr, total_steps=total, pct_start=rising, cycle_momentum=False)
     if recipe.schedule == "milestones":
         return MultiStepLR(optimizer, [epoch * steps for epoch in recipe.milestones], recipe.gamma)
     raise unknown("schedule", recipe.schedule, SCHEDULES)
@@ -80,7 +76,7 @@ def _run_epochs(
     left = _total_steps(recipe, steps)
     progress = Progress(left, report)
     histories: list[History] = [[] for _ in names]
-    for epoch in range(1, math.ceil(recipe.epochs) + 1):
+    for epoch in range(1, -(-left // steps) + 1):
         started, seen = time.monotonic(), 0
         total = torch.zeros(2, len(names), device=data.images.device)  # loss, right answers
         lr = optimizer.param_groups[0]["lr"]

@@ -14,6 +14,8 @@ rule train_backbone:
     params:
         settings=settings(data=["validation_fraction"], backbone=None)
         | {"precision": config["precision"], "device": config["device"]},
-        code=code_digest("data", "backbones", "training", "jobs.run_train_backbone"),
+        code=code_digest(
+            *SHARED_CODE, "backbones", "training", "jobs.run_train_backbone"
+        ),
     script:
         "../scripts/train_backbone.py"

@@ -5,7 +5,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 from ztw.config import check_config
 from ztw.errors import ZtwError
-from ztw.provenance import code_digest, code_version
+from ztw.provenance import code_digest, folder_stamp
 
 # What `--sdm conda` installs for every rule; scripts find ztw itself beside it.
 ENVIRONMENT = Path(workflow.basedir).parent / "environment.yml"
@@ -27,6 +27,16 @@ ENSEMBLES = sorted(
 )
 SPLITS = ["train", "validation", "test"]
 FIGURES = ["accuracy_cost", "exit_accuracy", "hindsight_improvability", "exit_shares"]
+
+
+# What every job that computes with a network relies on.
+SHARED_CODE = [
+    "device",
+    "data",
+    "jobs._training_parts",
+    "jobs._compute",
+    "jobs._recipe",
+]
 
 
 wildcard_constraints:

@@ -9,6 +9,11 @@ rule prepare_dataset:
         ENVIRONMENT
     params:
         settings=settings(data=["root", "image_folders", "flip", "crop_padding"]),
-        code=code_digest("fetch"),
+        folders=lambda wildcards: [
+            folder_stamp(folder["path"])
+            for name, folder in config["data"]["image_folders"].items()
+            if name == wildcards.dataset
+        ],
+        code=code_digest("fetch", "data"),
     script:
         "../scripts/prepare_dataset.py"

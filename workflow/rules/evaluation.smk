@@ -28,6 +28,7 @@ rule evaluate:
             method=config["methods"],
             allow_missing=True,
         ),
+        figure=f"{CELL}/accuracy_cost.png",
     log:
         log_of("evaluate"),
     benchmark:

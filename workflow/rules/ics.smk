@@ -22,6 +22,8 @@ rule train_ics:
     params:
         settings=settings(data=["validation_fraction"], ics=None)
         | {"precision": config["precision"], "device": config["device"]},
-        code=code_digest("heads", "network", "training", "jobs.run_train_ics"),
+        code=code_digest(
+            *SHARED_CODE, "heads", "network", "costs", "training", "jobs.run_train_ics"
+        ),
     script:
         "../scripts/train_ics.py"

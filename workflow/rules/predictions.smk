@@ -27,6 +27,8 @@ rule predict:
         )
         | {"precision": config["precision"], "device": config["device"]},
         splits=SPLITS,
-        code=code_digest("predictions", "jobs.run_predict"),
+        code=code_digest(
+            *SHARED_CODE, "predictions", "jobs.load_network", "jobs.run_predict"
+        ),
     script:
         "../scripts/predict.py"

@@ -33,6 +33,7 @@ rule track_cell:
             method=config["methods"],
             allow_missing=True,
         ),
+        figure=f"{CELL}/accuracy_cost.png",
     output:
         runs=f"{CELL}/runs.json",
     log:

@@ -27,5 +27,6 @@ with job_log(snakemake.log[0], snakemake.rule, snakemake.wildcards) as report:
                 settings["methods"], snakemake.output.curves, snakemake.output.metrics, strict=True
             )
         },
+        figure_stem=snakemake.output.figure.removesuffix(".png"),
         report=report,
     )

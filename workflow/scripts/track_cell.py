@@ -20,8 +20,11 @@ with job_log(snakemake.log[0], snakemake.rule, snakemake.wildcards) as report:
             "method": list(snakemake.input.metrics),
         },
         artifacts={
-            method: [curve]
-            for method, curve in zip(snakemake.params.methods, snakemake.input.curves, strict=True)
+            "cell": [snakemake.input.figure],
+            **{
+                method: [curve]
+                for method, curve in zip(snakemake.params.methods, snakemake.input.curves, strict=True)
+            },
         },
         code_version=code_version(),
     )
