@@ -29,6 +29,7 @@ from ztw.files import read_json
 PARENT = "mlflow.parentRunId"
 CELL = "ztw.cell"
 OWNER = "ztw.owner"
+ANEW = "delete the study's tracking.json and runs.json files to log it again"
 
 
 def store_uri(tracking: str, study_folder: Path | str) -> str:
@@ -192,14 +193,10 @@ def read_metrics(store: Mapping[str, str], run_id: str) -> dict[str, float]:
             run = MlflowClient(uri).get_run(run_id)
         except MlflowException as error:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                raise ZtwError(
-                    f"tracking: run {run_id} is not in {uri!r}; delete the study's tracking.json and runs.json files to log it again"
-                ) from error
+                raise ZtwError(f"tracking: run {run_id} is not in {uri!r}; {ANEW}") from error
             raise
         if run.info.lifecycle_stage != "active":
-            raise ZtwError(
-                f"tracking: run {run_id} was deleted from {uri!r}; delete the study's tracking.json and runs.json files to log it again"
-            )
+            raise ZtwError(f"tracking: run {run_id} was deleted from {uri!r}; {ANEW}")
         return dict(run.data.metrics)
 
     return _reachable(uri, read)
