@@ -13,10 +13,11 @@ import ztw
 from ztw.rules import exit_rule, exit_scores
 
 SMALL_BACKBONES = [name for name in ztw.BACKBONES if name not in ("resnet56", "resnet110")]
+SHAPES: list[tuple[int, ...]] = [(16, 28, 28), (32, 14, 14), (64, 7, 7), (8, 3, 3), (8, 1, 1), (12,)]
 
 
 @pytest.mark.parametrize("arch", SMALL_BACKBONES)
-@pytest.mark.parametrize("size", [16, 64])
+@pytest.mark.parametrize("size", [32, 64])
 def test_backbone(arch, size):
     backbone = ztw.build_backbone(arch, classes=7, channels=3, size=size).eval()
     images = torch.randn(2, 3, size, size)
@@ -28,9 +29,10 @@ def test_backbone(arch, size):
 
 
 @pytest.mark.parametrize(("head", "previous"), list(product(ztw.HEADS, (0, 5))))
-@pytest.mark.parametrize("shape", [(16, 28, 28), (32, 14, 14), (64, 7, 7), (8, 3, 3), (8, 1, 1)])
-def test_head(head, previous, shape):
-    module = ztw.HEADS[head](shape, 5, previous)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("size", [32, 64])
+def test_head(head, previous, shape, size):
+    module = ztw.HEADS[head](shape, 5, previous, image_size=size)
     before = torch.randn(3, 5) if previous else None
     out = module(torch.randn(3, *shape), before)
     assert out.shape == (3, 5)

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import ztw
-from ztw.costs import stage_macs
+from ztw.costs import module_macs, stage_costs
+from ztw.published_counter import module_paper_ops
 
 
 def linear(inputs: int, outputs: int) -> int:
@@ -22,7 +23,7 @@ def test_resnet8_by_hand():
     first = conv(3, 16, 3, 32) + 2 * conv(16, 16, 3, 32)
     second = conv(16, 32, 3, 16) + conv(32, 32, 3, 16) + conv(16, 32, 1, 16)
     third = conv(32, 64, 3, 8) + conv(64, 64, 3, 8) + conv(32, 64, 1, 8)
-    assert stage_macs(backbone).tolist() == [first, second, third]
+    assert stage_costs(backbone).tolist() == [first, second, third]
     assert ztw.backbone_macs(backbone) == first + second + third + linear(64, 10)
 
 
@@ -30,7 +31,7 @@ def test_resnet8_by_hand():
 def test_heads_cascade_and_ensemble_are_counted(ics):
     backbone = ztw.build_backbone("resnet8", classes=10, channels=3, size=32)
     network = ztw.build_network(backbone, ics, placement=[0, 2])
-    stages = stage_macs(backbone)
+    stages = stage_costs(backbone)
     sees = 10 if ics == "cascade_detached" else 0
     head1 = conv(16, 16, 3, 32, bias=True) + linear(16 * 16, 10)
     head2 = conv(64, 64, 3, 8, bias=True) + linear(64 * 16 + sees, 10)
@@ -58,7 +59,51 @@ def test_another_input_size_is_refused():
         ztw.macs(network, (3, 64, 64))
 
 
-def test_parameter_counts_of_the_family():
-    # the released base network: 0.856 M on CIFAR-10
-    count = sum(p.numel() for p in ztw.build_backbone("resnet56").parameters())
-    assert count == pytest.approx(0.856e6, rel=5e-3)
+# The released base networks: millions of parameters at 32x32 with 10 classes and at 64x64 with 200, and
+# operations (in 10^9, 32x32, 10 classes) by the published counter.
+PUBLISHED = [
+    ("resnet56", 0.856, 0.868, 0.25257),
+    ("vgg16_bn", 15.254, 21.223, 0.62831),
+    ("wide_resnet_32_4", 7.404, 7.453, 2.37461),
+    ("mobilenet", 3.217, 3.412, 0.75041),
+]
+
+
+@pytest.mark.parametrize(("arch", "cifar", "tiny", "operations"), PUBLISHED)
+def test_base_networks_are_the_published_ones(arch, cifar, tiny, operations):
+    for classes, size, millions in ((10, 32, cifar), (200, 64, tiny)):
+        backbone = ztw.build_backbone(arch, classes, size=size)
+        count = sum(parameter.numel() for parameter in backbone.parameters())
+        assert count / 1e6 == pytest.approx(millions, rel=1e-3)
+    base = ztw.backbone_paper_ops(ztw.build_backbone(arch))
+    assert base / 1e9 == pytest.approx(operations, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arch", "first", "last"), [("resnet56", 0.06, 1.5071), ("vgg16_bn", 0.1263, 1.9105)]
+)
+def test_published_costs_of_exits(arch, first, last):
+    network = ztw.build_network(ztw.build_backbone(arch))
+    relative = ztw.paper_ops(network) / ztw.backbone_paper_ops(network.backbone)
+    assert relative[0].item() == pytest.approx(first, abs=5e-5)
+    assert relative[-1].item() == pytest.approx(last, abs=5e-5)
+
+
+def test_the_trap_of_the_published_counter():
+    # a depthwise 3x3 on 8 channels of 4x4: 9 products a value, multiplied by the 8 groups a second time
+    module = torch.nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False)
+    assert module_paper_ops(module, (8, 4, 4)) == 128 * (2 * 9 - 1) * 8
+    assert module_macs(module, (8, 4, 4)) == 128 * 9
+
+
+def test_paper_ops_of_an_ensemble():
+    network = ztw.build_network(ztw.build_backbone("resnet8"), placement=[0, 2])
+    plain = ztw.paper_ops(network)
+    network.ensemble = ztw.fit_ensemble(torch.randn(3, 40, 10), torch.arange(40) % 10)
+    # (m+1)*C + m*C + C for m = 0, 1, 2, cumulated
+    assert (ztw.paper_ops(network) - plain).tolist() == [20.0, 60.0, 120.0]
+
+
+def test_vgg_needs_32_pixels():
+    with pytest.raises(ztw.ZtwError, match="vgg16_bn: its five poolings need images of at least 32x32"):
+        ztw.build_backbone("vgg16_bn", size=28)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import ztw
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -39,6 +41,11 @@ def test_only_tracking_imports_mlflow_and_nothing_imports_snakemake():
         assert not re.search(r"^\s*(import|from) snakemake", text, re.M), path
         if path.name != "tracking.py":
             assert not re.search(r"^\s*(import|from) mlflow", text, re.M), path
+
+
+def test_no_module_hides_a_public_name():
+    modules = {path.stem for path in (ROOT / "ztw").glob("*.py")}
+    assert modules.isdisjoint(ztw.__all__)
 
 
 @pytest.mark.parametrize("module", ["jobs", "tables", "figures", "fetch"])

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from ztw.backbones import BACKBONES, Backbone, build_backbone
-    from ztw.costs import backbone_macs, macs
+    from ztw.backbone import Backbone
+    from ztw.backbones import BACKBONES, build_backbone
+    from ztw.costs import backbone_macs, backbone_paper_ops, macs, paper_ops
     from ztw.ensembles import ENSEMBLES, Ensemble, fit_ensemble
     from ztw.errors import ZtwError
     from ztw.evaluation import (
@@ -27,8 +28,9 @@ if TYPE_CHECKING:
 # Where each public name lives. They are imported on first use, because checking a config must not
 # wait for torch.
 _HOME = {
-    "backbones": ("BACKBONES", "Backbone", "build_backbone"),
-    "costs": ("backbone_macs", "macs"),
+    "backbone": ("Backbone",),
+    "backbones": ("BACKBONES", "build_backbone"),
+    "costs": ("backbone_macs", "backbone_paper_ops", "macs", "paper_ops"),
     "ensembles": ("ENSEMBLES", "Ensemble", "fit_ensemble"),
     "errors": ("ZtwError",),
     "evaluation": (
@@ -63,12 +65,14 @@ __all__ = [
     "accuracy_at_budget",
     "at_budget",
     "backbone_macs",
+    "backbone_paper_ops",
     "build_backbone",
     "build_network",
     "exit_accuracy",
     "fit_ensemble",
     "hindsight_improvability",
     "macs",
+    "paper_ops",
     "sweep",
 ]
 

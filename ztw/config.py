@@ -11,7 +11,10 @@ from jsonschema import Draft202012Validator, ValidationError, validators
 
 from ztw.errors import ZtwError
 
-BUILT_IN_DATASETS = ("fashion_mnist", "cifar10", "cifar100", "digits")
+# side of the images in pixels
+BUILT_IN_DATASETS = {"fashion_mnist": 28, "cifar10": 32, "cifar100": 32, "digits": 8}
+SMALLEST_IMAGE = {"vgg16_bn": 32}
+BLOCKS = {"vgg16_bn": 14, "wide_resnet_32_4": 15, "mobilenet": 13}
 
 
 def _integer(_: object, value: object) -> bool:
@@ -39,7 +42,14 @@ def check_config(config: dict[str, Any], schema: dict[str, Any]) -> dict[str, An
     errors = sorted(Validator(schema).iter_errors(filled), key=lambda error: error.json_path)
     if errors:
         raise ZtwError(_describe(errors[0]))
-    for check in (_check_datasets, _check_methods, _check_placement, _check_schedules, _check_tracking):
+    for check in (
+        _check_datasets,
+        _check_sizes,
+        _check_methods,
+        _check_placement,
+        _check_schedules,
+        _check_tracking,
+    ):
         check(filled)
     return filled
 
@@ -112,6 +122,18 @@ def _check_datasets(config: dict[str, Any]) -> None:
             )
 
 
+def _check_sizes(config: dict[str, Any]) -> None:
+    folders = config["data"]["image_folders"]
+    for dataset in config["datasets"]:
+        size = folders[dataset]["size"] if dataset in folders else BUILT_IN_DATASETS[dataset]
+        for arch in config["archs"]:
+            if size < SMALLEST_IMAGE.get(arch, 1):
+                raise ZtwError(
+                    f"archs: {arch!r} needs images of at least {SMALLEST_IMAGE[arch]} pixels a side,"
+                    f" {dataset} has {size}"
+                )
+
+
 def _check_methods(config: dict[str, Any]) -> None:
     sets = config["ics"]["sets"]
     for name, method in config["methods"].items():
@@ -123,6 +145,8 @@ def _check_methods(config: dict[str, Any]) -> None:
 
 def blocks(arch: str) -> int:
     """Number of blocks a head can sit on: 3n for the ResNet of 6n+2 layers."""
+    if arch in BLOCKS:
+        return BLOCKS[arch]
     return (int(arch.removeprefix("resnet")) - 2) // 2
 
 

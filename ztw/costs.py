@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from ztw.errors import ZtwError
+from ztw.published_counter import ensemble_paper_ops, module_paper_ops
 
 if TYPE_CHECKING:
-    from ztw.backbones import Backbone
+    from ztw.backbone import Backbone
     from ztw.network import EarlyExitNetwork
 
 # Counts what is dispatched (convolutions and matrix products, a bias as one operation an output), so that
@@ -48,18 +50,28 @@ class _Positional(nn.Module):
         return self.module(*inputs)
 
 
-def stage_macs(backbone: Backbone) -> Tensor:
-    """MACs (B,) float64 of each stage of a backbone, the classifier not among them."""
+# Operations of one call of a module on one sample, given its arguments' shapes
+Counter = Callable[..., float]
+
+
+def stage_costs(backbone: Backbone, count: Counter = module_macs) -> Tensor:
+    """Cost (B,) float64 of each stage of a backbone, the classifier not among them; MACs by default."""
     shapes = [backbone.input_shape, *backbone.feature_shapes]
     return torch.tensor(
-        [module_macs(stage, shape) for stage, shape in zip(backbone.stages, shapes[:-1], strict=True)],
+        [count(stage, shape) for stage, shape in zip(backbone.stages, shapes[:-1], strict=True)],
         dtype=torch.float64,
     )
 
 
-def backbone_macs(backbone: Backbone) -> float:
+def backbone_macs(backbone: Backbone, count: Counter = module_macs) -> float:
     """MACs of the backbone alone: the base that relative costs and budgets refer to."""
-    return float(stage_macs(backbone).sum()) + module_macs(backbone.classifier, backbone.feature_shapes[-1])
+    classifier = count(backbone.classifier, backbone.feature_shapes[-1])
+    return float(stage_costs(backbone, count).sum()) + classifier
+
+
+def backbone_paper_ops(backbone: Backbone) -> float:
+    """Operations of the backbone alone by the published counter."""
+    return backbone_macs(backbone, module_paper_ops)
 
 
 def macs(network: EarlyExitNetwork, input_size: tuple[int, int, int] | None = None) -> Tensor:
@@ -68,17 +80,36 @@ def macs(network: EarlyExitNetwork, input_size: tuple[int, int, int] | None = No
     network: its cascade and, when it has one, its ensemble are included; input_size: (C, H, W), by
     default the backbone's; another one is refused with ZtwError because heads are built for one.
     """
+    ensemble = network.ensemble
+    added = [0.0 if ensemble is None else ensemble.macs(exit) for exit in range(network.exits)]
+    return _cumulative(network, module_macs, added, input_size)
+
+
+def paper_ops(network: EarlyExitNetwork, input_size: tuple[int, int, int] | None = None) -> Tensor:
+    """The same by the published operation counter, trap included: to compare with published figures only."""
+    ensemble, classes = network.ensemble, network.backbone.classes
+    added = [
+        ensemble_paper_ops(exit, classes) if ensemble is not None and ensemble.ensembled(exit) else 0.0
+        for exit in range(network.exits)
+    ]
+    return _cumulative(network, module_paper_ops, added, input_size)
+
+
+def _cumulative(
+    network: EarlyExitNetwork, count: Counter, added: list[float], input_size: tuple[int, int, int] | None
+) -> Tensor:
+    """Cost (K,) of everything up to each exit; added: what its ensemble costs."""
     backbone = network.backbone
     if input_size is not None and tuple(input_size) != backbone.input_shape:
         raise ZtwError(f"input size {tuple(input_size)}: this network is built for {backbone.input_shape}")
-    stages = stage_macs(backbone).cumsum(0)
+    stages = stage_costs(backbone, count).cumsum(0)
     spent, costs = 0.0, []
     for exit, (block, head) in enumerate(zip(network.placement, network.heads, strict=True)):
         shapes = [backbone.feature_shapes[block]]
         if network.mode.cascade and exit:
             shapes.append((backbone.classes,))
-        spent += module_macs(head, *shapes) + network.ensemble_macs(exit)
+        spent += count(head, *shapes) + added[exit]
         costs.append(float(stages[block]) + spent)
-    spent += module_macs(backbone.classifier, backbone.feature_shapes[-1])
-    costs.append(float(stages[-1]) + spent + network.ensemble_macs(len(network.heads)))
+    spent += count(backbone.classifier, backbone.feature_shapes[-1]) + added[-1]
+    costs.append(float(stages[-1]) + spent)
     return torch.tensor(costs, dtype=torch.float64)

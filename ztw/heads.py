@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ztw.backbones import Fp32Linear
+from ztw.backbone import Fp32Linear
 
 
 def pooling_matrix(size: int, target: int) -> Tensor:
@@ -62,21 +62,49 @@ class ConvHead(nn.Module):
     """The released recipe's head: 3x3 convolution, ReLU, mixed pool to 4x4, Linear (ZTW 2021).
 
     feature_shape: (C, H, W) of the block's output; previous: number of logits of the previous exit
-    that the Linear also sees (0 for the first head and for independent ones).
+    that the Linear also sees (0 for the first head and for independent ones); stride: of the
+    convolution, 2 in the released recipe for 64x64 images.
     """
 
-    def __init__(self, feature_shape: tuple[int, ...], classes: int, previous: int = 0) -> None:
+    def __init__(
+        self, feature_shape: tuple[int, ...], classes: int, previous: int = 0, stride: int = 1
+    ) -> None:
         super().__init__()
         channels, height, width = feature_shape
-        side = min(4, height, width)
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        side = min(4, -(-height // stride), -(-width // stride))
+        self.conv = nn.Conv2d(channels, channels, 3, stride, padding=1)
+        self.relu = nn.ReLU()
         self.pool = MixedPool(side)
         self.linear = Fp32Linear(channels * side * side + previous, classes)
 
     def forward(self, features: Tensor, previous: Tensor | None = None) -> Tensor:
         """features (N, C, H, W), previous (N, classes) or None -> logits (N, classes) float32."""
-        flat = self.pool(F.relu(self.conv(features))).flatten(1).float()
+        flat = self.pool(self.relu(self.conv(features))).flatten(1).float()
         return self.linear(flat if previous is None else torch.cat([flat, previous], dim=1))
 
 
-HEADS: dict[str, Callable[..., nn.Module]] = {"conv": ConvHead}
+class LinearHead(nn.Module):
+    """One Linear: the head on features that are a vector already, as after VGG's first FC layer."""
+
+    def __init__(self, feature_shape: tuple[int, ...], classes: int, previous: int = 0) -> None:
+        super().__init__()
+        (features,) = feature_shape
+        self.linear = Fp32Linear(features + previous, classes)
+
+    def forward(self, features: Tensor, previous: Tensor | None = None) -> Tensor:
+        """features (N, D), previous (N, classes) or None -> logits (N, classes) float32."""
+        flat = features.float()
+        return self.linear(flat if previous is None else torch.cat([flat, previous], dim=1))
+
+
+def conv_head(
+    feature_shape: tuple[int, ...], classes: int, previous: int = 0, image_size: int = 32
+) -> nn.Module:
+    """The released recipe's head for a block: ConvHead, or LinearHead where its output is a vector."""
+    if len(feature_shape) == 1:
+        return LinearHead(feature_shape, classes, previous)
+    return ConvHead(feature_shape, classes, previous, stride=2 if image_size >= 64 else 1)
+
+
+# name -> builder(feature_shape without the batch axis, classes, previous logits, side of the images)
+HEADS: dict[str, Callable[..., nn.Module]] = {"conv": conv_head}

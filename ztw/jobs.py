@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ztw.backbones import Backbone, build_backbone
+from ztw.backbone import Backbone
+from ztw.backbones import build_backbone
 from ztw.checkpoints import load_checkpoint, read_tensors, save_checkpoint, versions, write_tensors
 from ztw.costs import BACKEND, backbone_macs, macs
 from ztw.data import ImageSet, held_out_split, load_split

@@ -9,8 +9,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from ztw.backbones import Backbone
-from ztw.costs import backbone_macs, stage_macs
+from ztw.backbone import Backbone
+from ztw.costs import backbone_macs, stage_costs
 from ztw.ensembles import Ensemble
 from ztw.errors import ZtwError, unknown
 from ztw.heads import HEADS
@@ -68,10 +68,6 @@ class EarlyExitNetwork(nn.Module):
     def exits(self) -> int:
         """K, the backbone's own exit included."""
         return len(self.heads) + 1
-
-    def ensemble_macs(self, exit: int) -> float:
-        """MACs the ensemble adds at one exit; 0 without one."""
-        return self.ensemble.macs(exit) if self.ensemble is not None else 0.0
 
     def _exit_logits(self, exit: int, features: Tensor, previous: Tensor | None) -> Tensor:
         if exit == len(self.heads):
@@ -159,7 +155,7 @@ def resolve_placement(backbone: Backbone, placement: Placement) -> tuple[int, ..
             if not 0 <= block < blocks:
                 raise ZtwError(f"placement {block}: {backbone.arch} has blocks 0..{blocks - 1}")
     else:
-        done = stage_macs(backbone).cumsum(0) / backbone_macs(backbone)
+        done = stage_costs(backbone).cumsum(0) / backbone_macs(backbone)
         for item in placement:
             if not 0 < item <= 1:
                 raise ZtwError(f"placement {item}: a fraction of the backbone's cost must lie in (0, 1]")
@@ -189,6 +185,7 @@ def build_network(
             backbone.feature_shapes[block],
             backbone.classes,
             previous=backbone.classes if IC_MODES[ics].cascade and exit else 0,
+            image_size=backbone.input_shape[-1],
         )
         for exit, block in enumerate(blocks)
     ]

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, OneCycleLR
 
-from ztw.backbones import Backbone
+from ztw.backbone import Backbone
 from ztw.data import ImageSet, batches
 from ztw.device import autocast
 from ztw.errors import ZtwError, unknown

@@ -15,7 +15,7 @@ rule train_backbone:
         settings=settings(data=["validation_fraction"], backbone=None)
         | {"precision": config["precision"], "device": config["device"]},
         code=code_digest(
-            *SHARED_CODE, "backbones", "training", "jobs.run_train_backbone"
+            *SHARED_CODE, "backbone", "classic", "training", "jobs.run_train_backbone"
         ),
     script:
         "../scripts/train_backbone.py"

@@ -1,0 +1,53 @@
+"""What every backbone is: a list of stages, where exits may be placed, and a classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class Backbone(nn.Module):
+    """A network cut into stages; an exit can be placed after each.
+
+    stages: modules applied in order, one per block (the stem belongs to the first);
+    classifier: maps the last stage's output to logits (N, classes).
+    """
+
+    def __init__(
+        self, arch: str, stages: Sequence[nn.Module], classifier: nn.Module, input_shape: tuple[int, int, int]
+    ) -> None:
+        super().__init__()
+        self.arch = arch
+        self.input_shape = input_shape
+        self.stages = nn.ModuleList(stages)
+        self.classifier = classifier
+        # Measured rather than computed, so that a new backbone needs no formula of its own.
+        self.eval()
+        with torch.no_grad():
+            outputs = list(self.features(torch.zeros(1, *input_shape)))
+            self.classes = int(self.classifier(outputs[-1]).shape[1])
+        self.feature_shapes = [tuple(output.shape[1:]) for output in outputs]
+        self.train()
+
+    def features(self, images: Tensor) -> Iterator[Tensor]:
+        """Yield the output of every stage in turn, for images (N, C, H, W)."""
+        hidden = images
+        for stage in self.stages:
+            hidden = stage(hidden)
+            yield hidden
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images (N, C, H, W) -> logits (N, classes)."""
+        *_, last = self.features(images)
+        return self.classifier(last)
+
+
+class Fp32Linear(nn.Linear):
+    """A Linear in float32 even under autocast: bfloat16 logits would tie many of the confidences."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in) -> (N, out) float32."""
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.float())
