@@ -123,13 +123,8 @@ def show_results(console: Console, study: Path, tracking: str) -> None:
         return
     for key, methods in wide_blocks(read_csv(study / "tables" / "accuracy_at_budget.csv")):
         seeds = seed_count(methods)
-        table = Table(
-            title=block_title(key, seeds),
-            title_justify="left",
-            title_style="bold",
-            box=SIMPLE,
-            padding=(0, 0),
-        )
+        console.print(Text(block_title(key, seeds), style="bold"), soft_wrap=True)
+        table = Table(box=SIMPLE, padding=(0, 0))
         table.add_column("method", no_wrap=True)
         for row in methods[0][1]:
             table.add_column(budget_name(row["budget"]), justify="right", no_wrap=True)
