@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 import ztw
-from ztw import data, fetch
+from ztw import data, fetch, sources
 from ztw.data import ImageSet, augment, batches, held_out_split, load_split, normalise
 
 
@@ -185,10 +185,10 @@ def fake_mnist(monkeypatch, tmp_path):
     def no_network(*_):
         raise OSError("no network")
 
-    monkeypatch.setattr(fetch, "_download", no_network)
-    monkeypatch.setattr(fetch, "_apt_download", no_network)
+    monkeypatch.setattr(sources, "_download", no_network)
+    monkeypatch.setattr(sources, "_apt_download", no_network)
     system = tmp_path / "system"
-    monkeypatch.setitem(fetch.SYSTEM_COPIES, "fashion_mnist", system)
+    monkeypatch.setitem(sources.SYSTEM_COPIES, "fashion_mnist", system)
     return contents, system
 
 

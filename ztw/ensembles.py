@@ -67,12 +67,8 @@ class Ensemble(nn.Module):
         """Fit one exit's parameters."""
 
 
-class GeometricEnsemble(Ensemble):
-    """q_m = softmax(mean_{j<=m} s_mj log p_j + b_m), s_mj = exp(w_mj) >= 0 (ZTW 2021, equation 5).
-
-    weight: (K, K), row m holds s_m1 ... s_mm; bias: (K, C). The cross-entropy is convex in (s, b),
-    so that it is fitted in s with a bound instead of in w.
-    """
+class WeightedEnsemble(Ensemble):
+    """An ensemble with a weight for each member, (K, K) lower triangular, and a bias for each class, (K, C)."""
 
     weight: Tensor
     bias: Tensor
@@ -81,6 +77,14 @@ class GeometricEnsemble(Ensemble):
         super().__init__(exits, classes, include_final)
         self.register_buffer("weight", torch.ones(exits, exits).tril())
         self.register_buffer("bias", torch.zeros(exits, classes))
+
+
+class GeometricEnsemble(WeightedEnsemble):
+    """q_m = softmax(mean_{j<=m} s_mj log p_j + b_m), s_mj = exp(w_mj) >= 0 (ZTW 2021, equation 5).
+
+    weight: (K, K), row m holds s_m1 ... s_mm; bias: (K, C). The cross-entropy is convex in (s, b),
+    so that it is fitted in s with a bound instead of in w.
+    """
 
     def _combine(self, exit: int, log_probs: Tensor) -> Tensor:
         weight = self.weight[exit, : exit + 1].to(log_probs) / (exit + 1)
@@ -119,20 +123,12 @@ def _geometric_terms(x: Tensor, log_probs: Tensor, labels: Tensor) -> tuple[floa
     return float(value / samples), gradient / samples, hessian / samples
 
 
-class ArithmeticEnsemble(Ensemble):
+class ArithmeticEnsemble(WeightedEnsemble):
     """q_m = (sum_{j<=m} a_mj p_j + c_m) / normaliser, a = exp(w) >= 0, c = exp(b) >= 0 (ZTW 2021, appendix).
 
     weight: (K, K), row m holds a_m1 ... a_mm; bias: c (K, C). The scale of (a, c) is free and set so
     that each exit's add up to 1; q_m is then a mixture, its likelihood concave in (a, c).
     """
-
-    weight: Tensor
-    bias: Tensor
-
-    def __init__(self, exits: int, classes: int, include_final: bool = True) -> None:
-        super().__init__(exits, classes, include_final)
-        self.register_buffer("weight", torch.ones(exits, exits).tril())
-        self.register_buffer("bias", torch.zeros(exits, classes))
 
     def _combine(self, exit: int, log_probs: Tensor) -> Tensor:
         weighted = log_probs + self.weight[exit, : exit + 1].to(log_probs).log().view(-1, 1, 1)

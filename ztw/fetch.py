@@ -1,20 +1,12 @@
-"""Getting data sets: find or download the files, check them, decode them once into uint8 tensors."""
+"""Making data sets ready: their files found and checked, then decoded once into uint8 tensors."""
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 import os
-import shutil
-import socket
-import subprocess
 import tarfile
 import tempfile
-import threading
-import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +14,13 @@ import torch
 from torch import Tensor
 
 from ztw.checkpoints import write_tensors
-from ztw.data import DATASETS, DatasetFacts, dataset_facts, held_out_split
+from ztw.data import DATASETS, dataset_facts, held_out_split
 from ztw.errors import ZtwError
 from ztw.files import read_json, sha256, write_json
 from ztw.progress import Report
+from ztw.sources import TORCHVISION, find_files
 
-SYSTEM_COPIES = {"fashion_mnist": Path("/usr/share/datasets/fashion-mnist")}
-DEBIAN_PACKAGES = {"fashion_mnist": "dataset-fashion-mnist"}
-TORCHVISION = {"fashion_mnist": "FashionMNIST", "cifar10": "CIFAR10", "cifar100": "CIFAR100"}
 DECODER = 1  # raised when decoding changes, so that old decoded files are not reused
-DOWNLOAD_TIMEOUT = 30.0  # seconds without an answer
 
 
 def data_root(configured: str | None = None) -> Path:
@@ -64,7 +53,7 @@ def prepare_dataset(
         if folder:
             splits = _decode_folder(images, int(folder["size"]), report)
         else:
-            _find_files(name, facts, root, report)
+            find_files(name, facts, root, report)
             splits = _decode_builtin(name, root)
         report("decoding")
         record = _write_decoded(target, splits)
@@ -86,133 +75,6 @@ def _check_writable(root: Path) -> None:
             f"data root {str(root)!r}: cannot be written ({error.strerror}); set data.root in the config,"
             " or ZTW_DATA, to a folder of yours"
         ) from error
-
-
-def _find_files(name: str, facts: DatasetFacts, root: Path, report: Report) -> None:
-    """Put a built-in data set's files below `root`: what is there, a system copy, a download, Debian's package."""
-    missing = [file for file in facts.files or {} if not (root / file).exists()]
-    for file, expected in (facts.files or {}).items():
-        if file not in missing and (found := sha256(root / file)) != expected:
-            raise ZtwError(
-                f"{root / file}: altered or truncated (SHA-256 {found[:12]}..., expected {expected[:12]}...);"
-                " delete it to fetch it again"
-            )
-    if not missing:
-        return
-    attempts: list[tuple[str, Callable[[Path], None]]] = []
-    if (system := SYSTEM_COPIES.get(name)) is not None:
-        attempts.append((f"system copy {system}", lambda scratch: _from_gz_folder(system, missing, scratch)))
-    attempts.append(("download by torchvision", lambda scratch: _download(name, scratch)))
-    if (package := DEBIAN_PACKAGES.get(name)) is not None:
-        attempts.append(
-            (f"Debian's package {package}", lambda scratch: _from_debian(package, system, missing, scratch))
-        )
-    failures = []
-    for label, attempt in attempts:
-        report(f"looking for {name}: {label}")
-        with tempfile.TemporaryDirectory(dir=root, prefix=".fetch-") as scratch:
-            try:
-                with _watching(Path(scratch), label, report):
-                    attempt(Path(scratch))
-                _move_checked(Path(scratch), root, {file: (facts.files or {})[file] for file in missing})
-                report(f"found {name}: {label}")
-                return
-            except (
-                ZtwError,
-                OSError,
-                RuntimeError,
-                EOFError,
-                zlib.error,
-                subprocess.SubprocessError,
-            ) as error:
-                failures.append(f"{label}: {' '.join(str(error).split())[:160]}")
-    raise ZtwError(
-        f"{name}: no source has it. Tried: {'; '.join(failures)}. By hand: put "
-        f"{', '.join(missing)} below {root}"
-    )
-
-
-@contextmanager
-def _watching(folder: Path, label: str, report: Report) -> Iterator[None]:
-    """Report every two seconds how much a download has put into `folder`."""
-    over = threading.Event()
-
-    def watch() -> None:
-        while not over.wait(2):
-            size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-            report(f"{label}: {size / 1e6:.0f} MB")
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        over.set()
-        watcher.join()
-
-
-def _move_checked(scratch: Path, root: Path, files: dict[str, str]) -> None:
-    for file, expected in files.items():
-        if not (scratch / file).exists():
-            raise ZtwError(f"{file} not found")
-        if (found := sha256(scratch / file)) != expected:
-            raise ZtwError(f"{file} has SHA-256 {found[:12]}..., expected {expected[:12]}...")
-    for file in files:
-        (root / file).parent.mkdir(parents=True, exist_ok=True)
-        (scratch / file).replace(root / file)
-
-
-def _from_gz_folder(folder: Path, files: list[str], scratch: Path) -> None:
-    """Unpack FILE.gz (or copy FILE) of a flat folder to where torchvision expects FILE."""
-    for file in files:
-        target = scratch / file
-        target.parent.mkdir(parents=True, exist_ok=True)
-        plain = folder / target.name
-        opener: Callable = open if plain.exists() else gzip.open
-        source = plain if plain.exists() else plain.with_name(plain.name + ".gz")
-        with opener(source, "rb") as packed, target.open("wb") as unpacked:
-            shutil.copyfileobj(packed, unpacked)
-
-
-def _download(name: str, scratch: Path) -> None:
-    from torchvision import datasets
-
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
-    try:
-        getattr(datasets, TORCHVISION[name])(scratch, download=True)
-    finally:
-        socket.setdefaulttimeout(before)
-
-
-def _from_debian(package: str, folder: Path | None, files: list[str], scratch: Path) -> None:
-    """Fetch a Debian package and unpack it without installing: no root needed."""
-    for tool in ("apt-get", "dpkg-deb"):
-        if shutil.which(tool) is None:
-            raise ZtwError(f"{tool} not found")
-    try:
-        _apt_download(package, scratch)
-    except ZtwError as unknown_package:
-        _apt_update(unknown_package)
-        _apt_download(package, scratch)
-    archive = next(scratch.glob("*.deb"))
-    subprocess.run(["dpkg-deb", "-x", archive, scratch / "unpacked"], check=True, capture_output=True)
-    assert folder is not None
-    _from_gz_folder(scratch / "unpacked" / folder.relative_to("/"), files, scratch)
-
-
-def _apt_download(package: str, scratch: Path) -> None:
-    command = ["apt-get", "download", "-qq", "-o", "APT::Sandbox::User=root", package]
-    run = subprocess.run(command, cwd=scratch, capture_output=True, text=True, timeout=600)
-    if run.returncode or not list(scratch.glob("*.deb")):
-        raise ZtwError((run.stderr.strip().splitlines() or ["nothing was downloaded"])[-1])
-
-
-def _apt_update(reason: ZtwError) -> None:
-    """Refresh the package lists, which only root can; raises the earlier failure when that is not possible."""
-    if os.geteuid() != 0:
-        raise ZtwError(f"{reason} (the package lists may be missing: 'apt-get update' as root)")
-    subprocess.run(["apt-get", "update", "-qq"], capture_output=True, timeout=600, check=False)
 
 
 Splits = dict[str, tuple[Tensor, Tensor]]
