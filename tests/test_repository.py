@@ -7,8 +7,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 import ztw
+from ztw.config import check_config
 
 ROOT = Path(__file__).parent.parent
 
@@ -21,6 +23,21 @@ def test_environment_yml_pins_what_the_lock_pins():
     direct = re.findall(r'^    "([\w-]+)>=', (ROOT / "pyproject.toml").read_text(), re.M)
     needed = set(direct) - {"mypy", "pytest", "ruff", "snakefmt"}
     assert needed == {pin.split("==")[0] for pin in pins}
+
+
+def test_the_readme_example_runs():
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    names: dict = {}
+    exec(example, names)
+    assert names["result"].exit_index.shape == (64,)
+    assert names["accuracy"].shape == (2,)
+    assert names["logits"].shape == (10, 64, 10)
+
+
+def test_the_readme_config_is_valid():
+    (example,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    schema = yaml.safe_load((ROOT / "workflow/schemas/config.schema.yaml").read_text())
+    assert check_config(yaml.safe_load(example), schema)["ics"]["head"] == "conv"
 
 
 def test_the_lock_has_hashes_and_no_address():
