@@ -82,14 +82,15 @@ def _describe(error: ValidationError) -> str:
             missing = next(name for name in rule if name not in value)
             return f"{key}: the key {missing!r} is missing"
         case "enum":
-            return f"{key}: {value!r} is unknown; known: {', '.join(str(item) for item in rule)}"
+            known = ", ".join("null" if item is None else str(item) for item in rule)
+            return f"{key}: {value!r} is unknown; known: {known}"
         case "type":
             wanted = " or ".join(rule) if isinstance(rule, list) else rule
             return f"{key}: {value!r} is not of type {wanted}{_number_hint(value, wanted)}"
         case "minItems" | "minProperties":
             return f"{key}: is empty, must name at least one"
         case "uniqueItems":
-            return f"{key}: {value!r} names something twice"
+            return f"{key}: {value!r} names something twice; each may stand once"
         case "minimum" | "exclusiveMinimum" | "maximum" | "exclusiveMaximum":
             sign = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
             return f"{key}: {value!r} must be {sign[error.validator]} {rule}"

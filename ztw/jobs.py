@@ -5,7 +5,6 @@ The workflow's scripts are one call of a function here; `settings` is the checke
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,13 +16,11 @@ from torch import Tensor
 from ztw.backbone import Backbone
 from ztw.backbones import build_backbone
 from ztw.checkpoints import load_checkpoint, read_tensors, save_checkpoint, versions, write_tensors
-from ztw.costs import BACKEND, backbone_macs, macs
 from ztw.data import ImageSet, held_out_split, load_split
 from ztw.device import pick_device, resolve_precision
 from ztw.ensembles import Ensemble, build_ensemble, fit_ensemble
 from ztw.errors import ZtwError
-from ztw.evaluation import exit_accuracy
-from ztw.files import atomic, read_json, write_json
+from ztw.files import read_json, write_json
 from ztw.network import EarlyExitNetwork, build_network
 from ztw.predictions import predict
 from ztw.progress import Report
@@ -253,77 +250,7 @@ def read_predictions(path: Path | str) -> tuple[Tensor, Tensor]:
     return tensors["logits"], tensors["labels"]
 
 
-def finite_or_none(value: float) -> float | None:
-    """NaN as None, which JSON has a word for."""
-    return None if math.isnan(value) else value
-
-
 def write_prepared(record: dict, settings: Settings, output: str) -> None:
     """Write a data set's record with the study's own choice of augmentation."""
     chosen = {key: settings["data"][key] for key in ("flip", "crop_padding")}
     write_json(output, {**record, **{key: value for key, value in chosen.items() if value is not None}})
-
-
-def run_evaluate(
-    cell: Cell,
-    settings: Settings,
-    prepared_file: str,
-    backbone_file: str,
-    ics_files: Mapping[str, str],
-    predictions: Mapping[tuple[str, str], str],
-    ensembles: Mapping[tuple[str, str], str],
-    outputs: Mapping[str, tuple[str, str]],
-    figure_stem: str,
-    report: Report,
-) -> None:
-    """Evaluate every method of a cell, and draw their curves for who looks at the cell's run.
-
-    predictions: (IC set, split) -> file; ensembles: (IC set, kind) -> file; outputs: method -> (curve, metrics).
-    """
-    # pandas and seaborn, which no other job of a cell needs
-    from ztw.figures import accuracy_against_cost, save
-    from ztw.methods import Answers, evaluate_method, label
-
-    prepared = read_json(prepared_file)
-    evaluation = settings["evaluation"]
-    curves, drawn = {}, {}
-    for done, (name, (curve_file, metrics_file)) in enumerate(outputs.items(), 1):
-        method = settings["methods"][name]
-        report(f"{name} ({done}/{len(outputs)})")
-        ics, kind = method["ics"], method["ensemble"]
-        network = load_network(cell, settings, prepared, backbone_file, ics, ics_files[ics])
-        if kind is not None:
-            network.ensemble = load_ensemble(ensembles[ics, kind])
-        answers = {}
-        for split in ("validation", "test"):
-            logits, labels = read_predictions(predictions[ics, split])
-            answers[split] = Answers(network.ensemble(logits) if network.ensemble else logits, labels)
-        base_cost = backbone_macs(network.backbone)
-        rows, metrics = evaluate_method(
-            answers["validation"],
-            answers["test"],
-            macs(network),
-            base_cost,
-            method["rule"],
-            evaluation["budgets"],
-            evaluation["protocols"],
-            evaluation["points"],
-        )
-        metrics["backbone/accuracy"] = float(exit_accuracy(*read_predictions(predictions[ics, "test"]))[-1])
-        metrics["backbone/macs"] = base_cost
-        with atomic(curve_file) as scratch:
-            label(rows, cell, name).to_parquet(scratch, index=False)
-        write_json(
-            metrics_file,
-            {
-                **{key: cell[key] for key in ("dataset", "arch")},
-                "seed": int(cell["seed"]),
-                "method": name,
-                "settings": method,
-                "cost_unit": f"MACs (ptflops, backend {BACKEND})",
-                "metrics": {key: finite_or_none(value) for key, value in metrics.items()},
-                "versions": versions(),
-            },
-        )
-        curves[name], drawn[name] = rows[rows["split"] == "test"], [{"metrics": metrics}]
-    save(accuracy_against_cost(curves, drawn, "{dataset}, {arch}, seed {seed}".format(**cell)), figure_stem)

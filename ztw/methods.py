@@ -11,7 +11,13 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from ztw.checkpoints import versions
+from ztw.costs import BACKEND, backbone_macs, macs
 from ztw.evaluation import Curve, at_budget, exit_accuracy, hindsight_improvability, sweep
+from ztw.figures import accuracy_against_cost, save
+from ztw.files import atomic, read_json, write_json
+from ztw.jobs import Cell, Settings, load_ensemble, load_network, read_predictions
+from ztw.progress import Report
 
 Metrics = dict[str, float]
 
@@ -105,3 +111,69 @@ def label(rows: pd.DataFrame, cell: Mapping[str, Any], method: str) -> pd.DataFr
     for position, (name, value) in enumerate(names.items()):
         rows.insert(position, name, value)
     return rows
+
+
+def finite_or_none(value: float) -> float | None:
+    """NaN as None, which JSON has a word for."""
+    return None if math.isnan(value) else value
+
+
+def run_evaluate(
+    cell: Cell,
+    settings: Settings,
+    prepared_file: str,
+    backbone_file: str,
+    ics_files: Mapping[str, str],
+    predictions: Mapping[tuple[str, str], str],
+    ensembles: Mapping[tuple[str, str], str],
+    outputs: Mapping[str, tuple[str, str]],
+    figure_stem: str,
+    report: Report,
+) -> None:
+    """Evaluate every method of a cell, and draw their curves for who looks at the cell's run.
+
+    predictions: (IC set, split) -> file; ensembles: (IC set, kind) -> file; outputs: method -> (curve, metrics).
+    """
+    prepared = read_json(prepared_file)
+    evaluation = settings["evaluation"]
+    curves, drawn = {}, {}
+    for done, (name, (curve_file, metrics_file)) in enumerate(outputs.items(), 1):
+        method = settings["methods"][name]
+        report(f"{name} ({done}/{len(outputs)})")
+        ics, kind = method["ics"], method["ensemble"]
+        network = load_network(cell, settings, prepared, backbone_file, ics, ics_files[ics])
+        if kind is not None:
+            network.ensemble = load_ensemble(ensembles[ics, kind])
+        answers = {}
+        for split in ("validation", "test"):
+            logits, labels = read_predictions(predictions[ics, split])
+            answers[split] = Answers(network.ensemble(logits) if network.ensemble else logits, labels)
+        base_cost = backbone_macs(network.backbone)
+        rows, metrics = evaluate_method(
+            answers["validation"],
+            answers["test"],
+            macs(network),
+            base_cost,
+            method["rule"],
+            evaluation["budgets"],
+            evaluation["protocols"],
+            evaluation["points"],
+        )
+        metrics["backbone/accuracy"] = float(exit_accuracy(*read_predictions(predictions[ics, "test"]))[-1])
+        metrics["backbone/macs"] = base_cost
+        with atomic(curve_file) as scratch:
+            label(rows, cell, name).to_parquet(scratch, index=False)
+        write_json(
+            metrics_file,
+            {
+                **{key: cell[key] for key in ("dataset", "arch")},
+                "seed": int(cell["seed"]),
+                "method": name,
+                "settings": method,
+                "cost_unit": f"MACs (ptflops, backend {BACKEND})",
+                "metrics": {key: finite_or_none(value) for key, value in metrics.items()},
+                "versions": versions(),
+            },
+        )
+        curves[name], drawn[name] = rows[rows["split"] == "test"], [{"metrics": metrics}]
+    save(accuracy_against_cost(curves, drawn, "{dataset}, {arch}, seed {seed}".format(**cell)), figure_stem)

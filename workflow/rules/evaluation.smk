@@ -40,6 +40,6 @@ rule evaluate:
         settings=settings(ics=None, methods=None, evaluation=None),
         splits=SPLITS[1:],
         ensembles=ENSEMBLES,
-        code=code_digest("evaluation", "rules", "methods", "costs", "jobs.run_evaluate"),
+        code=code_digest("evaluation", "rules", "methods", "costs", "jobs.load_network"),
     script:
         "../scripts/evaluate.py"

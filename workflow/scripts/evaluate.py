@@ -1,7 +1,8 @@
 from itertools import product
 from typing import TYPE_CHECKING
 
-from ztw.jobs import run_evaluate, set_up
+from ztw.jobs import set_up
+from ztw.methods import run_evaluate
 from ztw.progress import job_log
 
 if TYPE_CHECKING:
