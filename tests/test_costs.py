@@ -107,3 +107,16 @@ def test_paper_ops_of_an_ensemble():
 def test_vgg_needs_32_pixels():
     with pytest.raises(ztw.ZtwError, match="vgg16_bn: its five poolings need images of at least 32x32"):
         ztw.build_backbone("vgg16_bn", size=28)
+
+
+def test_attention_is_counted():
+    """torchvision states 17.56 G for ViT-B/16; the paper's resnet18 figure is 1.81 G."""
+    vit = ztw.build_backbone("torchvision/vit_b_16", 1000, 3, 224)
+    assert ztw.backbone_macs(vit) == pytest.approx(17.56e9, rel=0.003)
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_a_boosted_exit_adds_one_multiplication_a_class():
+    backbone = ztw.build_backbone("resnet8")
+    plain, boosted = (ztw.macs(ztw.build_network(backbone, ics)) for ics in ("independent", "boosted"))
+    assert (boosted - plain).tolist() == [0, 10, 20, 30]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ztw.backbone import Backbone, Fp32Linear
@@ -17,15 +18,37 @@ def conv_bn(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Seque
     )
 
 
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut, 1x1-convolved where the shape changes (He et al. 2016)."""
+class PadShortcut(nn.Module):
+    """Option A of He et al. 2016: every stride-th pixel, the new channels zero, half of them on either side."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.before, self.after = (outputs - inputs) // 2, -((inputs - outputs) // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, inputs, H, W) -> (N, outputs, H / stride, W / stride)."""
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.before, self.after))
+
+
+def conv_shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
+    """Option B of He et al. 2016: a 1x1 convolution and its BatchNorm."""
+    return conv_bn(inputs, outputs, 1, stride)
+
+
+# What a CIFAR ResNet's shortcut is where the shape changes: name -> builder(inputs, outputs, stride)
+SHORTCUTS: dict[str, Callable[[int, int, int], nn.Module]] = {"conv": conv_shortcut, "pad": PadShortcut}
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut, which needs one of SHORTCUTS where the shape changes (He et al.)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, shortcut: str = "conv") -> None:
         super().__init__()
         self.conv1 = conv_bn(inputs, outputs, 3, stride)
         self.conv2 = conv_bn(outputs, outputs, 3)
         changes = stride != 1 or inputs != outputs
-        self.shortcut = conv_bn(inputs, outputs, 1, stride) if changes else nn.Identity()
+        self.shortcut = SHORTCUTS[shortcut](inputs, outputs, stride) if changes else nn.Identity()
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -36,12 +59,12 @@ class BasicBlock(nn.Module):
 def cifar_resnet(depth: int) -> Callable[..., Backbone]:
     """The CIFAR ResNet of 6n+2 layers: 3 groups of n basic blocks with 16, 32, 64 channels."""
 
-    def build(arch: str, classes: int, channels: int, size: int) -> Backbone:
+    def build(arch: str, classes: int, channels: int, size: int, shortcut: str = "conv") -> Backbone:
         blocks: list[nn.Module] = []
         width_in = 16
         for group, width in enumerate((16, 32, 64)):
             for index in range((depth - 2) // 6):
-                blocks.append(BasicBlock(width_in, width, 2 if group and not index else 1))
+                blocks.append(BasicBlock(width_in, width, 2 if group and not index else 1, shortcut))
                 width_in = width
         stem_stride = 2 if size >= 64 else 1  # the released recipe's Tiny ImageNet stem
         stem = nn.Sequential(conv_bn(channels, 16, 3, stem_stride), nn.ReLU(inplace=True))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ztw.errors import ZtwError
 from ztw.published_counter import ensemble_paper_ops, module_paper_ops
@@ -27,15 +29,28 @@ def module_macs(module: nn.Module, *shapes: tuple[int, ...]) -> float:
 
     inputs = [torch.zeros(1, *shape) for shape in shapes]
     module = copy.deepcopy(module).cpu().eval()  # ptflops adds methods and changes the mode
-    counted, _ = ptflops.get_model_complexity_info(
-        _Positional(module),
-        (1,),
-        input_constructor=lambda _: {"inputs": inputs},
-        backend=BACKEND,
-        as_strings=False,
-        print_per_layer_stat=False,
-    )
+    with _unfused_attention():
+        counted, _ = ptflops.get_model_complexity_info(
+            _Positional(module),
+            (1,),
+            input_constructor=lambda _: {"inputs": inputs},
+            backend=BACKEND,
+            as_strings=False,
+            print_per_layer_stat=False,
+        )
     return float(counted or 0)
+
+
+@contextmanager
+def _unfused_attention() -> Iterator[None]:
+    """Attention as matrix products: ptflops cannot see into its fused kernels."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 class _Positional(nn.Module):
@@ -82,6 +97,8 @@ def macs(network: EarlyExitNetwork, input_size: tuple[int, int, int] | None = No
     """
     ensemble = network.ensemble
     added = [0.0 if ensemble is None else ensemble.macs(exit) for exit in range(network.exits)]
+    if network.mode.additive:  # one multiplication a class, at every exit that has a predecessor
+        added = [value + network.backbone.classes * (exit > 0) for exit, value in enumerate(added)]
     return _cumulative(network, module_macs, added, input_size)
 
 
