@@ -6,8 +6,10 @@ import dataclasses
 import gzip
 import hashlib
 import io
+import os
 import pickle
 import tarfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +19,27 @@ from PIL import Image
 
 import ztw
 from ztw import data, fetch, sources
-from ztw.data import ImageSet, augment, batches, held_out_split, load_split, normalise
+from ztw.data import (
+    ImageSet,
+    adjust_colours,
+    augment,
+    batches,
+    held_out_split,
+    jitter_factors,
+    load_split,
+    normalise,
+)
 
 
 def grey(count: int = 6, size: int = 4) -> torch.Tensor:
     return torch.arange(count * size * size, dtype=torch.uint8).view(count, 1, size, size)
+
+
+def decoded(record: dict, split: str) -> ImageSet:
+    """A split whose pixels can be looked at."""
+    found = load_split(record, split)
+    assert isinstance(found, ImageSet)
+    return found
 
 
 def test_split_is_stratified_seeded_and_complete():
@@ -71,6 +89,52 @@ def test_augmentation_is_seeded():
     assert torch.equal(first, second)
 
 
+def test_colours_are_adjusted_by_torchvisions_formulas():
+    from torchvision.transforms import functional as reference
+
+    images = torch.randint(256, (4, 3, 6, 5), dtype=torch.uint8)
+    factors = torch.tensor([[0.8, 1.2, 1.0, 0.9], [1.2, 0.8, 1.1, 1.0], [0.8, 1.2, 0.5, 1.5]])
+    for image, (brightness, contrast, saturation), out in zip(
+        images, factors.T.tolist(), adjust_colours(images, *factors), strict=True
+    ):
+        expected = reference.adjust_brightness(image / 255, brightness)
+        expected = reference.adjust_contrast(expected, contrast)
+        expected = reference.adjust_saturation(expected, saturation)
+        torch.testing.assert_close(out, 255 * expected, atol=1e-3, rtol=0)
+
+
+def test_colour_jitter_comes_last_and_is_drawn_only_when_asked_for():
+    images = torch.randint(256, (20, 3, 8, 8), dtype=torch.uint8)
+    plain, jittered = (torch.Generator().manual_seed(5) for _ in range(2))
+    expected = augment(images, True, 2, plain)
+    out = augment(images, True, 2, jittered, 0.2)
+    factors = jitter_factors(20, 0.2, plain)
+    assert 0.8 <= factors.min() < 0.85 < 1.15 < factors.max() <= 1.2
+    assert torch.equal(out, adjust_colours(expected, *factors))
+    assert torch.equal(plain.get_state(), jittered.get_state())
+
+
+def test_grey_images_have_no_saturation_to_jitter():
+    out = adjust_colours(grey(), torch.ones(6), torch.ones(6), torch.full((6,), 0.5))
+    torch.testing.assert_close(out, grey().float())
+
+
+def test_a_subset_shares_the_stored_images():
+    whole = ImageSet(grey(10), torch.arange(10), 10, (0.5,), (0.2,), True, 1)
+    part = whole.take(torch.tensor([7, 2, 9, 4])).take(torch.tensor([2, 0, 1]))
+    assert part.stored is whole.stored
+    assert part.to(torch.device("cpu")) is part
+    assert part.labels.tolist() == [9, 7, 2]
+    assert torch.equal(part.images, whole.images[[9, 7, 2]])
+    copied = dataclasses.replace(part, stored=part.images, index=None)
+    for lazy, eager in zip(
+        *(batches(images, 2, torch.Generator().manual_seed(1), True) for images in (part, copied)),
+        strict=True,
+    ):
+        assert torch.equal(lazy[0], eager[0])
+        assert torch.equal(lazy[1], eager[1])
+
+
 def test_batches_see_every_image_once():
     images = ImageSet(grey(10), torch.arange(10), 10, (0.0,), (1.0,))
     for generator in (None, torch.Generator().manual_seed(0)):
@@ -87,12 +151,12 @@ def test_a_training_batch_of_one_is_dropped():
 
 def test_digits_and_the_facts_table(tmp_path):
     record = fetch.prepare_dataset("digits", tmp_path)
-    train, test = load_split(record, "train"), load_split(record, "test")
+    train, test = decoded(record, "train"), decoded(record, "test")
     assert (len(train), len(test)) == (1438, 359)
     facts = data.DATASETS["digits"]
     assert train.images.shape[1:] == (facts.channels, facts.size, facts.size)
     assert train.labels.unique().tolist() == list(range(10))
-    mean, std = fetch._statistics(train.images)
+    mean, std = fetch._statistics(fetch._histogram(train.images))
     assert (tuple(mean), tuple(std)) == (facts.mean, facts.std)
     assert fetch.prepare_dataset("digits", tmp_path) == record, "the second time nothing is done again"
 
@@ -103,7 +167,7 @@ def test_a_truncated_decoded_file_is_an_error_for_jobs_and_mended_by_prepare(tmp
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(ztw.ZtwError, match=r"test.safetensors: missing, truncated or not a safetensors file"):
         load_split(record, "test")
-    assert fetch.prepare_dataset("digits", tmp_path) == record
+    assert fetch.prepare_dataset("digits", tmp_path)["sha256"] == record["sha256"]
     assert len(load_split(record, "test")) == 359
 
 
@@ -113,8 +177,37 @@ def test_an_altered_decoded_file_is_an_error(tmp_path):
     content = bytearray(path.read_bytes())
     content[-9000] ^= 1
     path.write_bytes(content)
+    os.utime(path, ns=(1, 1))
     with pytest.raises(ztw.ZtwError, match=r"train.safetensors: altered since it was decoded"):
         load_split(record, "train")
+
+
+def test_a_decoded_file_is_mapped_and_hashed_only_when_its_stamp_differs(tmp_path, monkeypatch):
+    record = fetch.prepare_dataset("digits", tmp_path)
+    path = Path(record["decoded"]["train"])
+    hashed = []
+
+    def counted(path: Path) -> str:
+        hashed.append(path)
+        return record["sha256"][path.stem]
+
+    monkeypatch.setattr(data, "sha256", counted)
+    mapped = load_split(record, "train")
+    assert len(mapped) == 1438
+    if Path("/proc/self/maps").exists():
+        assert str(path) in Path("/proc/self/maps").read_text()
+    assert hashed == []
+    old = {key: value for key, value in record.items() if key != "stamps"}
+    load_split(old, "train")
+    assert hashed == [path]
+    os.utime(path, ns=(1, 1))
+    load_split(record, "train")
+    assert hashed == [path] * 2
+    fresh = fetch.prepare_dataset("digits", tmp_path)
+    assert hashed == [path] * 3
+    load_split(fresh, "train")
+    assert fetch.prepare_dataset("digits", tmp_path) == fresh
+    assert hashed == [path] * 3, "the record has the new stamp"
 
 
 def test_a_corrected_fact_needs_no_decoding(tmp_path, monkeypatch):
@@ -144,10 +237,140 @@ def test_cifar_is_read_from_its_archive(tmp_path, monkeypatch):
     monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
     record = fetch.prepare_dataset("cifar10", tmp_path)
     assert record["counts"] == {"train": 50, "test": 10}
-    test = load_split(record, "test")
+    test = decoded(record, "test")
     assert test.images.shape == (10, 3, 32, 32)
     assert torch.equal(test.images.flatten(1), torch.tensor(pixels)), "channels first, rows then columns"
     assert sorted(path.name for path in tmp_path.iterdir()) == [archive.name, "decoded"]
+
+
+def test_svhn_is_read_from_its_mat_files(tmp_path, monkeypatch):
+    from scipy.io import savemat
+
+    pixels = np.random.default_rng(0).integers(0, 255, (32, 32, 3, 4), dtype=np.uint8)
+    for split in ("train", "test"):
+        labels = np.array([[10], [1], [2], [9]], dtype=np.uint8)
+        savemat(tmp_path / f"{split}_32x32.mat", {"X": pixels, "y": labels})
+    known = data.DATASETS["svhn"]
+    files = {file: hashlib.sha256((tmp_path / file).read_bytes()).hexdigest() for file in known.files or {}}
+    monkeypatch.setitem(data.DATASETS, "svhn", dataclasses.replace(known, files=files))
+    record = fetch.prepare_dataset("svhn", tmp_path)
+    assert (record["classes"], record["flip"], record["crop_padding"]) == (10, False, 4)
+    test = decoded(record, "test")
+    assert test.labels.tolist() == [0, 1, 2, 9], "10 stands for the digit 0"
+    assert torch.equal(test.images, torch.tensor(pixels).permute(3, 2, 0, 1))
+
+
+@pytest.fixture
+def tiny_imagenet(tmp_path, monkeypatch):
+    """The layout of Tiny ImageNet with 2 classes, 3 training and 2 validation images of each."""
+    root = tmp_path / "root" / "tiny-imagenet-200"
+    (root / "val" / "images").mkdir(parents=True)
+    (root / "wnids.txt").write_text("n2\nn1\n")
+    (root / "words.txt").write_text("n1\tone\n")
+    for wnid, mode, colour in (("n1", "L", 10), ("n2", "RGB", (200, 100, 50))):
+        (root / "train" / wnid / "images").mkdir(parents=True)
+        for index in range(3):
+            place = root / "train" / wnid / "images" / f"{wnid}_{index}.JPEG"
+            Image.new(mode, (64, 64), colour).save(place)
+    for index in range(4):
+        Image.new("RGB", (64, 64), (index, 0, 0)).save(root / "val" / "images" / f"val_{index}.JPEG")
+    annotations = "".join(f"val_{index}.JPEG\tn{2 - index % 2}\t0\t0\t9\t9\n" for index in range(4))
+    (root / "val" / "val_annotations.txt").write_text(annotations)
+    digest = hashlib.sha256()
+    images = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.JPEG"))
+    for name in [*images, "val/val_annotations.txt", "wnids.txt"]:
+        content = (root / name).read_bytes()
+        digest.update(f"{name}\0{len(content)}\0".encode() + content)
+    monkeypatch.setitem(
+        data.DATASETS,
+        "tiny_imagenet",
+        dataclasses.replace(
+            data.DATASETS["tiny_imagenet"],
+            classes=2,
+            counts={"train": 3, "test": 2},
+            digest=digest.hexdigest(),
+        ),
+    )
+    return root
+
+
+def test_tiny_imagenet_is_read_from_a_folder_or_a_zip(tiny_imagenet, tmp_path):
+    record = fetch.prepare_dataset("tiny_imagenet", tmp_path / "root")
+    assert record["counts"] == {"train": 6, "test": 4}
+    assert (record["crop_padding"], record["colour_jitter"], record["flip"]) == (8, 0.2, True)
+    train, test = decoded(record, "train"), decoded(record, "test")
+    assert train.labels.tolist() == [0, 0, 0, 1, 1, 1], "classes in the order of the sorted ids"
+    assert test.labels.tolist() == [1, 0, 1, 0]
+    assert train.images.shape == (6, 3, 64, 64)
+    assert (train.images[0] == 10).all(), "grey becomes RGB"
+    assert train.images[5].float().mean((1, 2)).tolist() == pytest.approx([200, 100, 50], abs=3)
+    zipped = tmp_path / "zipped" / "tiny-imagenet-200.zip"
+    zipped.parent.mkdir()
+    with zipfile.ZipFile(zipped, "w") as pack:
+        for path in tiny_imagenet.rglob("*"):
+            pack.write(path, path.relative_to(tiny_imagenet.parent))
+    assert fetch.prepare_dataset("tiny_imagenet", zipped.parent)["sha256"] == record["sha256"]
+    zipped.write_bytes(zipped.read_bytes()[:100])
+    assert fetch.prepare_dataset("tiny_imagenet", zipped.parent)["counts"] == record["counts"], "kept"
+
+
+def _append(path: Path) -> None:
+    with path.open("ab") as file:
+        file.write(b"x")
+
+
+TINY_DAMAGE = {
+    "train has 2 images of n1, expected 3": lambda root: next(root.glob("train/n1/images/*")).unlink(),
+    "test has 1 images of n2, expected 2": lambda root: (root / "val/images/val_0.JPEG").unlink(),
+    "train has a class n3 that is not in wnids.txt": lambda root: (root / "train/n2").rename(
+        root / "train/n3"
+    ),
+    "wnids.txt lists 1 classes, expected 2": lambda root: (root / "wnids.txt").write_text("n1"),
+    "val_annotations.txt has no line for val_0.JPEG": lambda root: (
+        root / "val/val_annotations.txt"
+    ).write_text("a\tb"),
+    "val/val_annotations.txt cannot be read": lambda root: (root / "val/val_annotations.txt").unlink(),
+    "train/n1/images/n1_0.JPEG: unreadable image": lambda root: (
+        root / "train/n1/images/n1_0.JPEG"
+    ).write_bytes(b"\xff\xd8"),
+    "n1_0.JPEG: has 9 x 9 pixels, expected 64 x 64": lambda root: Image.new("L", (9, 9)).save(
+        root / "train/n1/images/n1_0.JPEG"
+    ),
+    "tiny-imagenet-200: altered .*delete it": lambda root: _append(root / "val/images/val_3.JPEG"),
+}
+
+
+@pytest.mark.parametrize("message", TINY_DAMAGE)
+def test_an_incomplete_or_altered_tiny_imagenet_is_refused(tiny_imagenet, tmp_path, message):
+    TINY_DAMAGE[message](tiny_imagenet)
+    with pytest.raises(ztw.ZtwError, match=message) as caught:
+        fetch.prepare_dataset("tiny_imagenet", tmp_path / "root")
+    assert "\n" not in str(caught.value)
+    assert not list((tmp_path / "root" / "decoded").glob("*")), "nothing half-done is left behind"
+
+
+def test_tiny_imagenet_is_downloaded(tiny_imagenet, tmp_path, monkeypatch):
+    source = tmp_path / "server" / "tiny-imagenet-200.zip"
+    source.parent.mkdir()
+    with zipfile.ZipFile(source, "w") as pack:
+        for path in tiny_imagenet.rglob("*"):
+            pack.write(path, path.relative_to(tiny_imagenet.parent))
+    facts = dataclasses.replace(data.DATASETS["tiny_imagenet"], url=source.parent.as_uri())
+    monkeypatch.setitem(data.DATASETS, "tiny_imagenet", facts)
+    root = tmp_path / "empty"
+    assert fetch.prepare_dataset("tiny_imagenet", root)["counts"] == {"train": 6, "test": 4}
+    assert sorted(path.name for path in root.iterdir()) == ["decoded", source.name]
+    source.unlink()
+    with pytest.raises(ztw.ZtwError, match=r"download from .*By hand: put .*\.zip or the folder .*/ below"):
+        fetch.prepare_dataset("tiny_imagenet", tmp_path / "other")
+
+
+def test_a_broken_zip_is_named(tiny_imagenet, tmp_path):
+    root = tmp_path / "zipped"
+    root.mkdir()
+    (root / "tiny-imagenet-200.zip").write_bytes(b"no zip")
+    with pytest.raises(ztw.ZtwError, match=r"tiny-imagenet-200.zip: no zip .*delete it to fetch it again"):
+        fetch.prepare_dataset("tiny_imagenet", root)
 
 
 def test_an_unwritable_root_is_refused(tmp_path):
@@ -261,7 +484,7 @@ def test_image_folder(folder, tmp_path):
     settings = {"mine": {"path": str(folder), "size": 8}}
     record = fetch.prepare_dataset("mine", tmp_path / "root", settings)
     assert (record["classes"], record["counts"]) == (2, {"train": 8, "test": 4})
-    train = load_split(record, "train")
+    train = decoded(record, "train")
     assert train.images.shape == (8, 3, 8, 8)
     brightness = train.images.float().mean((1, 2, 3))
     assert (brightness[train.labels == 0] == 10).all(), "classes in alphabetical order: dark is 0"

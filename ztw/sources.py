@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import gzip
+import http.client
 import os
 import shutil
 import socket
 import subprocess
 import tempfile
 import threading
+import urllib.request
+import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,6 +28,9 @@ TORCHVISION = {"fashion_mnist": "FashionMNIST", "cifar10": "CIFAR10", "cifar100"
 DOWNLOAD_TIMEOUT = 30.0  # seconds without an answer
 
 
+Attempt = tuple[str, Callable[[Path], None]]  # (what it is called, what fills a scratch folder)
+
+
 def find_files(name: str, facts: DatasetFacts, root: Path, report: Report) -> None:
     """Put a built-in data set's files below `root`: what is there, a system copy, a download, Debian's package."""
     missing = [file for file in facts.files or {} if not (root / file).exists()]
@@ -34,16 +40,45 @@ def find_files(name: str, facts: DatasetFacts, root: Path, report: Report) -> No
                 f"{root / file}: altered or truncated (SHA-256 {found[:12]}..., expected {expected[:12]}...);"
                 " delete it to fetch it again"
             )
-    if not missing:
-        return
-    attempts: list[tuple[str, Callable[[Path], None]]] = []
+    if missing:
+        wanted = {file: (facts.files or {})[file] for file in missing}
+        _fetch(name, _attempts(name, facts, missing), wanted, ", ".join(missing), root, report)
+
+
+def find_archive(name: str, facts: DatasetFacts, root: Path, report: Report) -> Path:
+    """The data set's folder below `root`, or the zip of it, which is downloaded when neither is there."""
+    folder = root / str(facts.archive)
+    packed = root / f"{facts.archive}.zip"
+    if not folder.is_dir() and not packed.exists():
+        by_hand = f"{packed.name} or the folder {folder.name}/"
+        _fetch(name, _attempts(name, facts, [packed.name]), {packed.name: None}, by_hand, root, report)
+    return folder if folder.is_dir() else packed
+
+
+def _attempts(name: str, facts: DatasetFacts, missing: list[str]) -> list[Attempt]:
+    attempts: list[Attempt] = []
     if (system := SYSTEM_COPIES.get(name)) is not None:
         attempts.append((f"system copy {system}", lambda scratch: _from_gz_folder(system, missing, scratch)))
-    attempts.append(("download by torchvision", lambda scratch: _download(name, scratch)))
+    if (url := facts.url) is not None:
+        attempts.append((f"download from {url}", lambda scratch: _download_files(url, missing, scratch)))
+    else:
+        attempts.append(("download by torchvision", lambda scratch: _download(name, scratch)))
     if (package := DEBIAN_PACKAGES.get(name)) is not None:
         attempts.append(
             (f"Debian's package {package}", lambda scratch: _from_debian(package, system, missing, scratch))
         )
+    return attempts
+
+
+def _fetch(
+    name: str,
+    attempts: list[Attempt],
+    wanted: Mapping[str, str | None],
+    by_hand: str,
+    root: Path,
+    report: Report,
+) -> None:
+    """Try one attempt after the other; wanted: file -> SHA-256, None where it is checked later."""
     failures = []
     for label, attempt in attempts:
         report(f"looking for {name}: {label}")
@@ -51,7 +86,7 @@ def find_files(name: str, facts: DatasetFacts, root: Path, report: Report) -> No
             try:
                 with _watching(Path(scratch), label, report):
                     attempt(Path(scratch))
-                _move_checked(Path(scratch), root, {file: (facts.files or {})[file] for file in missing})
+                _move_checked(Path(scratch), root, wanted)
                 report(f"found {name}: {label}")
                 return
             except (
@@ -60,12 +95,12 @@ def find_files(name: str, facts: DatasetFacts, root: Path, report: Report) -> No
                 RuntimeError,
                 EOFError,
                 zlib.error,
+                http.client.HTTPException,
                 subprocess.SubprocessError,
             ) as error:
                 failures.append(f"{label}: {' '.join(str(error).split())[:160]}")
     raise ZtwError(
-        f"{name}: no source has it. Tried: {'; '.join(failures)}. By hand: put "
-        f"{', '.join(missing)} below {root}"
+        f"{name}: no source has it. Tried: {'; '.join(failures)}. By hand: put {by_hand} below {root}"
     )
 
 
@@ -88,11 +123,11 @@ def _watching(folder: Path, label: str, report: Report) -> Iterator[None]:
         watcher.join()
 
 
-def _move_checked(scratch: Path, root: Path, files: dict[str, str]) -> None:
+def _move_checked(scratch: Path, root: Path, files: Mapping[str, str | None]) -> None:
     for file, expected in files.items():
         if not (scratch / file).exists():
             raise ZtwError(f"{file} not found")
-        if (found := sha256(scratch / file)) != expected:
+        if expected is not None and (found := sha256(scratch / file)) != expected:
             raise ZtwError(f"{file} has SHA-256 {found[:12]}..., expected {expected[:12]}...")
     for file in files:
         (root / file).parent.mkdir(parents=True, exist_ok=True)
@@ -120,6 +155,18 @@ def _download(name: str, scratch: Path) -> None:
         getattr(datasets, TORCHVISION[name])(scratch, download=True)
     finally:
         socket.setdefaulttimeout(before)
+
+
+def _download_files(url: str, files: list[str], scratch: Path) -> None:
+    for file in files:
+        with (
+            urllib.request.urlopen(f"{url}/{file}", timeout=DOWNLOAD_TIMEOUT) as answer,
+            (scratch / file).open("wb") as target,
+        ):
+            shutil.copyfileobj(answer, target)
+            size = answer.headers.get("Content-Length")
+        if size is not None and (scratch / file).stat().st_size != int(size):
+            raise ZtwError(f"{file} ended early")
 
 
 def _from_debian(package: str, folder: Path | None, files: list[str], scratch: Path) -> None:
@@ -150,3 +197,39 @@ def _apt_update(reason: ZtwError) -> None:
     if os.geteuid() != 0:
         raise ZtwError(f"{reason} (the package lists may be missing: 'apt-get update' as root)")
     subprocess.run(["apt-get", "update", "-qq"], capture_output=True, timeout=600, check=False)
+
+
+class FileTree:
+    """The files below a folder, or below the one folder a zip holds, by their relative names.
+
+    Raises ZtwError where a file, or the zip, cannot be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._zip = None if path.is_dir() else self._open()
+
+    def _open(self) -> zipfile.ZipFile:
+        try:
+            return zipfile.ZipFile(self.path)
+        except (OSError, zipfile.BadZipFile) as error:
+            raise ZtwError(f"{self.path}: no zip ({error}); delete it to fetch it again") from error
+
+    def names(self) -> list[str]:
+        """All files, sorted."""
+        if self._zip is None:
+            found = (Path(place, file) for place, _, files in os.walk(self.path) for file in files)
+            return sorted(path.relative_to(self.path).as_posix() for path in found)
+        prefix = f"{self.path.stem}/"
+        return sorted(name.removeprefix(prefix) for name in self._zip.namelist() if name[-1] != "/")
+
+    def read(self, name: str) -> bytes:
+        """The content of a file."""
+        try:
+            if self._zip is None:
+                return (self.path / name).read_bytes()
+            return self._zip.read(f"{self.path.stem}/{name}")
+        except (OSError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise ZtwError(
+                f"{self.path}: {name} cannot be read ({error}); put the whole there anew"
+            ) from error

@@ -1,0 +1,255 @@
+"""Images in folders of class folders: listed, decoded, and streamed where they are too many for memory."""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, Any, Self
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ztw.checkpoints import write_tensors
+from ztw.data import Data, adjust_colours, batch_indices, jitter_factors, normalise
+from ztw.errors import ZtwError
+
+SPLITS = {"train": ("train",), "test": ("test", "val")}  # ours -> names of its folder
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+
+CPU = torch.device("cpu")
+
+CPU = torch.device("cpu")
+
+# split -> (its folder, [(class, file name)] sorted)
+Listing = dict[str, tuple[Path, list[tuple[str, str]]]]
+
+
+def list_images(folder: Path, classes: int | None = None) -> Listing:
+    """The images of a folder that holds train/ and test/ (or val/), each with one folder per class.
+
+    classes: how many there must be, None for any number. Raises ZtwError naming what is wrong.
+    """
+    found = {split: (place, _class_files(place)) for split, place in split_folders(folder).items()}
+    train, test = ({row[0] for row in rows} for _, rows in found.values())
+    if classes is not None and len(train) != classes:
+        raise ZtwError(
+            f"image folder {str(folder)!r}: {classes} class folders expected in train, found {len(train)}"
+        )
+    if train != test:
+        raise ZtwError(
+            f"image folder {str(folder)!r}: classes differ between train and test: {sorted(train ^ test)[:5]}"
+        )
+    return found
+
+
+def split_folders(folder: Path) -> dict[str, Path]:
+    """split -> where its class folders are; raises ZtwError when a split has none."""
+    found = {}
+    for split, names in SPLITS.items():
+        places = [folder / name for name in names if (folder / name).is_dir()]
+        if not places:
+            raise ZtwError(f"image folder {str(folder)!r}: has no folder {' or '.join(names)}/")
+        # ImageNet's test/ has no labels, and so no class folders
+        with_classes = (place for place in places if any(entry.is_dir() for entry in place.iterdir()))
+        found[split] = next(with_classes, places[-1])
+    return found
+
+
+def _class_files(place: Path) -> list[tuple[str, str]]:
+    entries = list(os.scandir(place))
+    rows = [
+        (entry.name, file.name)
+        for entry in entries
+        if entry.is_dir()
+        for file in os.scandir(entry.path)
+        if file.name.lower().endswith(EXTENSIONS) and file.is_file()
+    ]
+    if rows:
+        return sorted(rows)
+    if any(entry.name.lower().endswith(EXTENSIONS) for entry in entries):
+        raise ZtwError(f"image folder {str(place)!r}: is flat; move its images into one folder per class")
+    raise ZtwError(f"image folder {str(place)!r}: has no images in class folders")
+
+
+def class_stamps(folder: Path) -> dict[str, Any]:
+    """When each class folder last gained or lost a file, in ns: tells a changed folder without listing it."""
+    return {
+        split: [
+            place.name,
+            sorted((entry.name, entry.stat().st_mtime_ns) for entry in os.scandir(place) if entry.is_dir()),
+        ]
+        for split, place in split_folders(folder).items()
+    }
+
+
+def write_listing(target: Path, listing: Listing, split: str) -> int:
+    """Write a split's paths (below the image folder) and labels as tensors, which jobs can memory-map.
+
+    text: uint8, all paths one after the other in UTF-8; ends: int64 (N,), where each ends in it;
+    labels: int64 (N,), classes in alphabetical order. Returns N.
+    """
+    place, rows = listing[split]
+    label = {name: number for number, name in enumerate(sorted({row[0] for row in rows}))}
+    paths = [f"{place.name}/{name}/{file}".encode() for name, file in rows]
+    ends = torch.tensor([len(path) for path in paths]).cumsum(0)
+    text = torch.frombuffer(bytearray(b"".join(paths)), dtype=torch.uint8)
+    labels = torch.tensor([label[name] for name, _ in rows])
+    write_tensors(target / f"{split}.safetensors", {"text": text, "ends": ends, "labels": labels})
+    return len(rows)
+
+
+def read_rgb(file: Path | IO[bytes], name: str) -> Image.Image:
+    """Decode an image file to RGB; raises ZtwError with its name when that cannot be done."""
+    try:
+        with Image.open(file) as image:
+            return image.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ZtwError(f"{name}: unreadable image ({error})") from error
+
+
+@dataclass(frozen=True)
+class StreamedSet(Data):
+    """Images that are decoded, by worker processes, when a batch needs them.
+
+    files: (text, ends) of `write_listing`, paths below `folder`; index: int64 (N,), which of them belong
+    to the set, None for all; labels: int64 (N,), theirs. size: side of the network's input in pixels.
+    flip: random flips beside the random resized crops of training. colour_jitter: see
+    `ztw.data.augment`. workers: processes, 0 for none, None for as many as torch has threads.
+    """
+
+    folder: Path
+    files: tuple[Tensor, Tensor]
+    labels: Tensor
+    classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    size: int
+    flip: bool = True
+    colour_jitter: float = 0.0
+    workers: int | None = None
+    index: Tensor | None = None
+    device: torch.device = CPU
+
+    def take(self, indices: Tensor) -> Self:
+        """The subset at `indices` (int64)."""
+        index = indices.cpu() if self.index is None else self.index[indices.cpu()]
+        return replace(self, labels=self.labels[indices.to(self.device)], index=index)
+
+    def to(self, device: torch.device) -> Self:
+        """The same set, whose batches are put on `device`."""
+        return replace(self, labels=self.labels.to(device), device=device)
+
+    def path(self, position: int) -> Path:
+        """The file of the image at `position` in 0..N-1."""
+        row = position if self.index is None else int(self.index[position])
+        text, ends = self.files
+        start = int(ends[row - 1]) if row else 0
+        return self.folder / bytes(text[start : int(ends[row])].numpy()).decode()
+
+    def batches(
+        self, batch_size: int, generator: torch.Generator | None = None, augmented: bool = False
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """See `ztw.data.batches`; the number of workers changes nothing in what is yielded.
+
+        Raises ZtwError when an image cannot be read or a worker dies.
+        """
+        order = list(batch_indices(len(self), batch_size, generator))
+        draw = generator if augmented else None
+        seeds = None if draw is None else torch.randint(2**62, (len(self),), generator=draw)
+        for indices, images in zip(order, self._decoded(order, seeds), strict=True):
+            if isinstance(images, str):
+                raise ZtwError(images)
+            images = images.to(self.device, non_blocking=True)
+            if draw is not None and self.colour_jitter:
+                factors = jitter_factors(len(images), self.colour_jitter, draw)
+                images = adjust_colours(images, *factors.to(self.device))
+            yield normalise(images, self.mean, self.std), self.labels[indices.to(self.device)]
+
+    def _decoded(self, order: list[Tensor], seeds: Tensor | None) -> Iterator[Tensor | str]:
+        requests = (
+            [(str(self.path(i)), None if seeds is None else int(seeds[i])) for i in indices.tolist()]
+            for indices in order
+        )
+        workers = torch.get_num_threads() if self.workers is None else self.workers
+        with warnings.catch_warnings():
+            # of fork beside torch's threads, which workers never use, and of more workers than cores
+            warnings.simplefilter("ignore")
+            loader = iter(
+                DataLoader(
+                    _Decoder(self.size, self.flip),
+                    batch_size=None,
+                    sampler=requests,
+                    num_workers=workers,
+                    pin_memory=self.device.type == "cuda",
+                    generator=torch.Generator(),  # else it draws from the global one
+                    # others import the main script again, and a workflow's script would run again
+                    multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
+                )
+            )
+        try:
+            yield from loader
+        except RuntimeError as error:
+            raise ZtwError(
+                f"{self.folder}: a worker process failed ({' '.join(str(error).split())[:200]}); it may lack"
+                " memory or shared memory: fewer workers, or 0, need less"
+            ) from error
+
+
+class _Decoder(Dataset):
+    """What a worker does: [(path, seed)] of a batch to uint8 (B, 3, size, size), or to an error's text."""
+
+    def __init__(self, size: int, flip: bool) -> None:
+        self.size, self.flip = size, flip
+
+    def __getitem__(self, request: list[tuple[str, int | None]]) -> Tensor | str:
+        try:
+            return torch.stack([self._image(path, seed) for path, seed in request])
+        except ZtwError as error:  # raised from here it would arrive as a traceback in a string
+            return str(error)
+
+    def _image(self, path: str, seed: int | None) -> Tensor:
+        image = read_rgb(Path(path), path)
+        if seed is None:
+            image = centre_crop(image, self.size)
+        else:
+            image = random_resized_crop(image, self.size, self.flip, random.Random(seed))
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def centre_crop(image: Image.Image, size: int) -> Image.Image:
+    """Resize the shorter side to size * 256 / 224 pixels and cut out the middle, as torchvision does."""
+    width, height = image.size
+    short = round(size * 256 / 224)
+    longer = int(short * max(width, height) / min(width, height))
+    image = image.resize((short, longer) if width <= height else (longer, short), Image.Resampling.BILINEAR)
+    left, top = (round((side - size) / 2) for side in image.size)
+    return image.crop((left, top, left + size, top + size))
+
+
+def random_resized_crop(image: Image.Image, size: int, flip: bool, draw: random.Random) -> Image.Image:
+    """A random part of the image at size x size pixels, flipped with probability 1/2 if `flip`."""
+    image = image.crop(_random_box(*image.size, draw)).resize((size, size), Image.Resampling.BILINEAR)
+    mirrored = flip and draw.random() < 0.5
+    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else image
+
+
+def _random_box(width: int, height: int, draw: random.Random) -> tuple[int, int, int, int]:
+    """(left, top, right, bottom) of 8 to 100 % of the area, sides 3:4 to 4:3 (RandomResizedCrop's rule)."""
+    for _ in range(10):
+        area = width * height * draw.uniform(0.08, 1)
+        ratio = (4 / 3) ** draw.uniform(-1, 1)
+        w, h = round((area * ratio) ** 0.5), round((area / ratio) ** 0.5)
+        if 0 < w <= width and 0 < h <= height:
+            left, top = draw.randint(0, width - w), draw.randint(0, height - h)
+            return left, top, left + w, top + h
+    w, h = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))  # the middle
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
