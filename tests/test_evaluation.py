@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import ztw
+from ztw import evaluation
 from ztw.rules import exit_rule, exit_scores
 
 
@@ -22,9 +23,12 @@ def plain_sweep(logits, labels, cost, rule, parameters):
         accuracy = total = 0.0
         fraction = [0.0] * len(logits)
         for n in range(logits.shape[1]):
-            passing = [k for k in range(len(logits)) if scores[k, n] > kind(parameter).bound]
-            exit = min(passing[0] if passing else len(logits) - 1, len(logits) - 1)
-            accuracy += float(answers[exit, n] == labels[n]) / logits.shape[1]
+            bounds = kind(parameter).bounds(len(logits)).tolist()
+            passing = [k for k, bound in enumerate(bounds) if scores[k, n] > bound]
+            exit = answering = passing[0] if passing else len(logits) - 1
+            if not passing and kind.best_answers:
+                answering = max(range(len(logits)), key=lambda k: scores[k, n])
+            accuracy += float(answers[answering, n] == labels[n]) / logits.shape[1]
             total += float(cost[exit]) / logits.shape[1]
             fraction[exit] += 1 / logits.shape[1]
         rows.append((accuracy, total, fraction))
@@ -38,6 +42,66 @@ def test_sweep_is_the_plain_loop(rule, logits, labels, cost):
     torch.testing.assert_close(curve.accuracy, torch.tensor([row[0] for row in rows]).double())
     torch.testing.assert_close(curve.cost, torch.tensor([row[1] for row in rows]).double())
     torch.testing.assert_close(curve.exit_fraction, torch.tensor([row[2] for row in rows]).double())
+
+
+def per_exit_rows(logits, rule, rows):
+    """Thresholds (rows, K): scores seen at each exit, so that ties and strictness matter."""
+    scores = exit_scores(logits, exit_rule(rule))
+    picks = torch.randint(scores.shape[1], (len(scores), rows), generator=torch.Generator().manual_seed(4))
+    return scores.gather(1, picks).T * (-1 if rule == "entropy" else 1)
+
+
+THRESHOLD_RULES = [rule for rule in ztw.RULES if rule != "patience"]
+
+
+@pytest.mark.parametrize("rule", THRESHOLD_RULES)
+def test_sweep_with_a_threshold_per_exit_is_the_plain_loop(rule, logits, labels, cost):
+    thresholds = per_exit_rows(logits, rule, 30)
+    curve = ztw.sweep(logits, labels, cost, rule, thresholds)
+    rows = plain_sweep(logits, labels, cost, rule, thresholds.tolist())
+    assert curve.parameter.tolist() == list(range(30))
+    torch.testing.assert_close(curve.accuracy, torch.tensor([row[0] for row in rows]).double())
+    torch.testing.assert_close(curve.cost, torch.tensor([row[1] for row in rows]).double())
+    torch.testing.assert_close(curve.exit_fraction, torch.tensor([row[2] for row in rows]).double())
+    without_last = ztw.sweep(logits, labels, cost, rule, thresholds[:, :-1])
+    assert without_last.accuracy.tolist() == curve.accuracy.tolist()
+
+
+@pytest.mark.parametrize("rule", THRESHOLD_RULES)
+def test_the_same_threshold_at_every_exit_is_the_shared_one(rule, logits, labels, cost):
+    shared = ztw.sweep(logits, labels, cost, rule, points=30)
+    rows = shared.parameter[:, None].expand(-1, 3)
+    per_exit = ztw.sweep(logits, labels, cost, rule, rows, reported=shared.parameter)
+    for name in ("parameter", "accuracy", "cost", "exit_fraction"):
+        assert getattr(per_exit, name).tolist() == getattr(shared, name).tolist()
+
+
+def test_many_rows_and_samples_go_in_chunks():
+    logits = torch.randn(3, 9000, 2, generator=torch.Generator().manual_seed(5))
+    labels, cost = torch.zeros(9000).long(), torch.tensor([1.0, 2.0, 3.0])
+    shared = ztw.sweep(logits, labels, cost, "max_softmax", torch.linspace(0.5, 1, 500))
+    rows = torch.linspace(0.5, 1, 500)[:, None].expand(-1, 2)
+    per_exit = ztw.sweep(logits, labels, cost, "max_softmax", rows)
+    assert per_exit.exit_fraction.tolist() == shared.exit_fraction.tolist()
+    assert per_exit.accuracy.tolist() == shared.accuracy.tolist()
+
+
+def test_reported_values_must_be_as_many_as_the_parameters(logits, labels, cost):
+    with pytest.raises(ztw.ZtwError, match="reported: 3 values for 2 parameters"):
+        ztw.sweep(logits, labels, cost, "max_softmax", [0.5, 0.6], reported=[1, 2, 3])
+
+
+@pytest.mark.parametrize("rule", list(ztw.RULES))
+def test_decide_is_sweep_in_the_mean(rule, logits, labels, cost):
+    kind: Any = exit_rule(rule)
+    curve = ztw.sweep(logits, labels, cost, rule, points=10)
+    for index, parameter in enumerate(curve.parameter.tolist()):
+        exit_index, answer_exit = evaluation.decide(logits, kind(parameter))
+        answers = logits[answer_exit, torch.arange(200)].argmax(-1)
+        assert (answers == labels).double().mean().item() == pytest.approx(curve.accuracy[index].item())
+        assert exit_index.bincount(minlength=4).div(200).tolist() == pytest.approx(
+            curve.exit_fraction[index].tolist()
+        )
 
 
 def test_sweep_takes_parameters_in_any_order(logits, labels, cost):

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import ztw
-from ztw.rules import exit_scores
+from ztw.evaluation import decide
+from ztw.rules import MaxSoftmaxOrBest, exit_scores
 
 COST = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
 
@@ -71,6 +72,68 @@ def test_passing_is_strict():
     assert above.exit_fraction.tolist() == [[1.0, 0.0]]
 
 
+def test_a_threshold_per_exit_by_hand():
+    # sample 0 is confident .6 .9 .7, sample 1 .5 .8 .9
+    for thresholds, expected in (([0.7, 0.85], [1, 2]), ([0.55, 0.75], [0, 1]), ([0.7, 0.95, 0.0], [2, 2])):
+        exit_index, answer_exit = decide(log(PROBS), ztw.MaxSoftmax(thresholds))
+        assert exit_index.tolist() == answer_exit.tolist() == expected
+    entropies = (-exit_scores(log(PROBS), ztw.Entropy)).tolist()
+    exit_index, _ = decide(log(PROBS), ztw.Entropy([entropies[0][0] + 1e-3, entropies[1][1] + 1e-3]))
+    assert exit_index.tolist() == [0, 1]
+
+
+def test_nobody_passes_and_the_most_confident_answers():
+    rule = MaxSoftmaxOrBest(0.95)
+    assert [item.tolist() for item in decide(log(PROBS), rule)] == [[2, 2], [1, 2]]
+    labels = torch.tensor([0, 1])  # sample 0: right at its most confident exit, wrong at the last
+    best = ztw.sweep(log(PROBS), labels, COST, "max_softmax_or_best", [0.85, 0.95])
+    last = ztw.sweep(log(PROBS), labels, COST, "max_softmax", [0.85, 0.95])
+    assert best.accuracy.tolist() == [1.0, 1.0]
+    assert last.accuracy.tolist() == [1.0, 0.5]
+    assert best.cost.tolist() == last.cost.tolist() == [2.5, 3.0]
+
+
+def test_the_first_of_equally_confident_exits_answers():
+    flat = torch.zeros(3, 1, 2)
+    assert [item.tolist() for item in decide(flat, MaxSoftmaxOrBest(0.9))] == [[2], [0]]
+
+
+@pytest.mark.parametrize("kind", [ztw.MaxSoftmax, MaxSoftmaxOrBest, ztw.Entropy])
+def test_a_threshold_per_exit_is_one_rule(kind):
+    per_exit = kind(torch.tensor([0.5, 0.25]))
+    assert per_exit == kind([0.5, 0.25]) == kind((0.5, 0.25))
+    assert per_exit.bounds(3).tolist() == [kind(0.5).bound, kind(0.25).bound]
+    assert per_exit.bounds(2).tolist() == [kind(0.5).bound]  # the last of K is ignored
+    assert kind(0.5).bounds(3).tolist() == [kind(0.5).bound] * 2
+
+
+@pytest.mark.parametrize("exits", [2, 5])
+def test_thresholds_for_another_number_of_exits_are_refused(exits):
+    rule = ztw.MaxSoftmax([0.5] * 3)
+    message = rf"MaxSoftmax: 3 thresholds, must be one or {exits - 1} \({exits} exits\)"
+    with pytest.raises(ztw.ZtwError, match=message):
+        decide(torch.zeros(exits, 1, 2), rule)
+    with pytest.raises(ztw.ZtwError, match=message):
+        ztw.sweep(
+            torch.zeros(exits, 1, 2),
+            torch.tensor([0]),
+            torch.arange(1.0, exits + 1),
+            "max_softmax",
+            torch.full((1, 3), 0.5),
+        )
+
+
+@pytest.mark.parametrize("threshold", [math.nan, [0.5, math.nan], [[0.5]]])
+def test_a_threshold_must_be_a_number(threshold):
+    with pytest.raises(ztw.ZtwError, match="must be a number or one number per exit"):
+        ztw.Entropy(threshold)
+
+
+def test_patience_has_no_parameter_per_exit():
+    with pytest.raises(ztw.ZtwError, match=r"shape \(1, 2\), Patience takes one for all exits"):
+        ztw.sweep(log(PROBS), torch.tensor([0, 1]), COST, "patience", torch.ones(1, 2))
+
+
 def test_patience_below_one_is_refused():
     with pytest.raises(ztw.ZtwError, match=r"patience 0: must be at least 1"):
         ztw.Patience(0)
@@ -78,6 +141,7 @@ def test_patience_below_one_is_refused():
 
 def test_unknown_rule_names_the_known_ones():
     with pytest.raises(
-        ztw.ZtwError, match=r"unknown exit rule 'nope'; known: max_softmax, entropy, patience"
+        ztw.ZtwError,
+        match=r"unknown exit rule 'nope'; known: max_softmax, max_softmax_or_best, entropy, patience",
     ):
         ztw.sweep(torch.zeros(1, 1, 2), torch.zeros(1).long(), torch.ones(1), "nope")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ztw.errors import ZtwError
-from ztw.rules import exit_rule, exit_scores
+from ztw.rules import ExitRule, ThresholdRule, exit_rule, exit_scores
 
 
 @dataclass(frozen=True)
@@ -49,42 +49,97 @@ def sweep(
     labels: Tensor,
     cost: Tensor,
     rule: str,
-    parameters: Tensor | Sequence[float] | None = None,
+    parameters: Tensor | Sequence[float] | Sequence[Sequence[float]] | None = None,
     points: int = 1000,
+    reported: Tensor | Sequence[float] | None = None,
 ) -> Curve:
     """Evaluate an exit rule at every parameter, all in one pass over the samples.
 
     logits: (K, N, C), of single exits or ensembles; labels: int64 (N,); cost: (K,) cumulative MACs;
-    rule: a name of RULES; parameters: thresholds to try, None = the rule's own grid of about
-    2 * `points`. Raises ZtwError for malformed input.
+    rule: a name of RULES; parameters: (T,) thresholds to try, or (T, K - 1) or (T, K) with one per
+    exit, None = the rule's own grid of about 2 * `points`; reported: (T,) values for the curve's
+    `parameter`, None = the thresholds, or the row's number where there is one per exit.
+    Raises ZtwError for malformed input.
 
-    A sample has left by exit k exactly when the largest score of exits up to k passes the bound, so
-    the running maximum, binned once, answers all parameters: memory is (K, N), whatever T is.
+    Under one bound a sample has left by exit k exactly when the largest score of exits up to k
+    passes it, so the running maximum, binned once, answers all parameters: memory is (K, N),
+    whatever T is.
     """
     kind = exit_rule(rule)
     cost = torch.as_tensor(cost, dtype=torch.float64)
     check_logits(logits, labels, cost)
-    logits, labels = logits.detach().cpu(), labels.cpu()
-    scores = exit_scores(logits, kind)
-    parameter = (
-        kind.grid(scores, points)
-        if parameters is None
-        else torch.as_tensor(parameters, dtype=torch.float64).flatten()
-    )
-    bounds = torch.tensor(
-        [
-            kind(value).bound  # type: ignore[call-arg]
-            for value in parameter.tolist()
-        ],
-        dtype=torch.float64,
-    )
-    left, right = _departures(scores, logits.argmax(-1) == labels, bounds)
+    scores, correct = scored(logits, labels, kind)
+    if parameters is None:
+        parameter = kind.grid(scores, points)
+    else:
+        parameter = torch.as_tensor(parameters, dtype=torch.float64)
+    if parameter.dim() == 2:
+        left, right = _departures_per_exit(scores, correct, _bounds_per_exit(kind, parameter, len(cost)))
+        parameter = torch.arange(len(parameter), dtype=torch.float64)
+    else:
+        parameter = parameter.flatten()
+        left, right = departures(scores, correct, _bounds(kind, parameter))
     exit_fraction = left / labels.numel()
+    if reported is not None:
+        if len(reported) != len(parameter):
+            raise ZtwError(f"reported: {len(reported)} values for {len(parameter)} parameters")
+        parameter = torch.as_tensor(reported, dtype=torch.float64)
     return Curve(parameter, right / labels.numel(), exit_fraction @ cost, exit_fraction)
 
 
-def _departures(scores: Tensor, correct: Tensor, bounds: Tensor) -> tuple[Tensor, Tensor]:
-    """How many samples leave at each exit (T, K), and how many leave with the right answer (T,)."""
+def decide(logits: Tensor, rule: ExitRule) -> tuple[Tensor, Tensor]:
+    """Where each sample leaves and which exit answers for it, as `infer` does; both int64 (N,).
+
+    logits: (K, N, C), of single exits or ensembles; rule: e.g. MaxSoftmax(0.9). The two differ only
+    for a rule that lets the most confident exit answer where none passes (`best_answers`).
+    Raises ZtwError for malformed logits or thresholds for another number of exits.
+    """
+    check_logits(logits)
+    scores = exit_scores(logits.detach().cpu(), type(rule))
+    last = len(scores) - 1
+    passes = torch.ones_like(scores, dtype=torch.uint8)
+    passes[:last] = scores[:last] > rule.bounds(len(scores))[:, None]
+    exit_index = passes.argmax(0)  # the first of equal ones
+    best = scores.argmax(0) if rule.best_answers else last
+    return exit_index, torch.where(exit_index == last, best, exit_index)
+
+
+def scored(logits: Tensor, labels: Tensor, kind: type[ExitRule]) -> tuple[Tensor, Tensor]:
+    """Scores float64 (K, N), and correct bool (K, N): is the answer right if the sample leaves there?
+
+    At the last exit that is its own answer, or the most confident exit's for `best_answers`.
+    """
+    logits, labels = logits.detach().cpu(), labels.cpu()
+    scores, correct = exit_scores(logits, kind), logits.argmax(-1) == labels
+    if kind.best_answers:
+        correct[-1] = correct.gather(0, scores.argmax(0, keepdim=True))[0]
+    return scores, correct
+
+
+def _bounds(kind: type[ExitRule], parameter: Tensor) -> Tensor:
+    """Bounds (T,) of a rule at parameters (T,)."""
+    bounds = [
+        kind(value).bound  # type: ignore[call-arg]
+        for value in parameter.tolist()
+    ]
+    return torch.tensor(bounds, dtype=torch.float64)
+
+
+def _bounds_per_exit(kind: type[ExitRule], thresholds: Tensor, exits: int) -> Tensor:
+    """Bounds (T, K - 1) of a rule at thresholds (T, K - 1) or (T, K)."""
+    if not issubclass(kind, ThresholdRule):
+        raise ZtwError(
+            f"parameters: shape {tuple(thresholds.shape)}, {kind.__name__} takes one for all exits"
+        )
+    bounds = [kind(row).bounds(exits) for row in thresholds.tolist()]
+    return torch.stack(bounds) if bounds else thresholds.new_empty(0, exits - 1)
+
+
+def departures(scores: Tensor, correct: Tensor, bounds: Tensor) -> tuple[Tensor, Tensor]:
+    """How many samples leave at each exit (T, K), and how many leave with the right answer (T,).
+
+    scores, correct: (K, N); bounds: (T,), each for all exits.
+    """
     exits, samples = scores.shape
     order = bounds.argsort()
     running = scores.cummax(0).values
@@ -104,6 +159,23 @@ def _departures(scores: Tensor, correct: Tensor, bounds: Tensor) -> tuple[Tensor
     left, right = torch.empty_like(gone), torch.empty_like(gone[:, 0])
     left[order] = gone.diff(dim=1, prepend=torch.zeros(len(bounds), 1, dtype=gone.dtype))
     right[order] = sum(right_here) - sum(right_before, torch.zeros(len(bounds), dtype=gone.dtype))
+    return left, right
+
+
+def _departures_per_exit(scores: Tensor, correct: Tensor, bounds: Tensor) -> tuple[Tensor, Tensor]:
+    """As `departures`, for bounds (T, K - 1); memory is a few million samples, whatever T is."""
+    exits, samples = scores.shape
+    left = torch.empty(len(bounds), exits, dtype=torch.float64)
+    right = torch.zeros(len(bounds), dtype=torch.float64)
+    for rows in torch.arange(len(bounds)).split(max(1, 2_000_000 // samples)):
+        here = torch.ones(len(rows), samples, dtype=torch.bool)
+        for exit in range(exits):
+            leaving = here
+            if exit < exits - 1:
+                leaving = here & (scores[exit] > bounds[rows, exit, None])
+            left[rows, exit] = leaving.sum(1).double()
+            right[rows] += (leaving & correct[exit]).sum(1)
+            here = here & ~leaving
     return left, right
 
 
@@ -152,7 +224,7 @@ def exit_accuracy(logits: Tensor, labels: Tensor) -> Tensor:
 def hindsight_improvability(logits: Tensor, labels: Tensor) -> Tensor:
     """Share of an exit's errors that some earlier exit had right (K,), first 0; lower is better.
 
-    HI_m = #{exit m wrong and some exit j < m right} / #{exit m wrong} (ZTW 2021, section 4).
+    HI_m = #{exit m wrong and some exit j < m right} / #{exit m wrong} (ZTW 2021).
     An exit that makes no error has nothing to improve: 0.
     """
     check_logits(logits, labels)

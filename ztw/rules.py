@@ -1,13 +1,16 @@
-"""Exit rules: a score per exit and the bound it must pass; `infer` and `sweep` share them.
+"""Exit rules: a score per exit and the bound it must pass; `infer`, `sweep` and `decide` share them.
 
-A sample leaves at the first exit whose score is STRICTLY greater than the rule's bound; the last
-exit takes the rest. A new rule is one class here and one entry in RULES.
+A sample leaves at the first exit whose score is STRICTLY greater than the rule's bound there; the
+last exit takes the rest. A new rule is one class here and one entry in RULES.
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -18,7 +21,13 @@ State = tuple[Tensor, ...]  # what a rule remembers of earlier exits, each (N, .
 
 
 class ExitRule(ABC):
-    """One rule at one parameter."""
+    """One rule at one parameter.
+
+    best_answers: who answers for a sample that passes at no exit: False = the last exit, True = its
+    most confident exit (largest score, the first of equal ones). It has run to the end either way.
+    """
+
+    best_answers: ClassVar[bool] = False
 
     @staticmethod
     @abstractmethod
@@ -31,17 +40,31 @@ class ExitRule(ABC):
 
     @property
     @abstractmethod
-    def bound(self) -> float:
-        """A sample leaves where its score is strictly greater than this."""
+    def bound(self) -> float | tuple[float, ...]:
+        """A sample leaves where its score is strictly greater than this; a tuple has one per exit."""
 
     @staticmethod
     @abstractmethod
     def grid(scores: Tensor, points: int) -> Tensor:
         """The parameters (T,) to sweep, from the cheapest to the most cautious, for scores (K, N)."""
 
-    def leaves(self, score: Tensor) -> Tensor:
-        """bool (N,): which samples leave; compared in float64, as `sweep` does."""
-        return score.double() > self.bound
+    def bounds(self, exits: int) -> Tensor:
+        """Bounds float64 (K - 1,) of every exit but the last, which takes everybody; exits: K.
+
+        Raises ZtwError where the rule has bounds for another number of exits.
+        """
+        bound = self.bound
+        if not isinstance(bound, tuple):
+            return torch.full((exits - 1,), bound, dtype=torch.float64)
+        if len(bound) not in (exits - 1, exits):
+            name = type(self).__name__
+            raise ZtwError(f"{name}: {len(bound)} thresholds, must be one or {exits - 1} ({exits} exits)")
+        return torch.tensor(bound[: exits - 1], dtype=torch.float64)
+
+    def leaves(self, score: Tensor, exit: int) -> Tensor:
+        """bool (N,): which samples leave at an exit (from 0, not the last); compared in float64, as in `sweep`."""
+        bound = self.bound
+        return score.double() > (bound[exit] if isinstance(bound, tuple) else bound)
 
 
 def _threshold_grid(scores: Tensor, upper: float, points: int) -> Tensor:
@@ -57,20 +80,51 @@ def _threshold_grid(scores: Tensor, upper: float, points: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class MaxSoftmax(ExitRule):
+class ThresholdRule(ExitRule):
+    """A rule with a threshold: one for all exits, or a sequence of one per exit, (K - 1,) or (K,).
+
+    The last exit takes everybody, so the last of K is ignored. Raises ZtwError for NaN.
+    """
+
+    threshold: float | Sequence[float]
+
+    sign: ClassVar[float] = 1.0  # bound = sign * threshold
+    top: ClassVar[float]  # the best score there is, rounding aside
+
+    def __post_init__(self) -> None:
+        values = torch.as_tensor(self.threshold, dtype=torch.float64)
+        if values.dim() > 1 or values.isnan().any():
+            raise ZtwError(f"threshold {self.threshold!r}: must be a number or one number per exit")
+        if values.dim():
+            object.__setattr__(self, "threshold", tuple(values.tolist()))
+
+    @property
+    def bound(self) -> float | tuple[float, ...]:
+        """The threshold(s) on the scale of the scores."""
+        if isinstance(self.threshold, tuple):
+            return tuple(self.sign * value for value in self.threshold)
+        return self.sign * float(self.threshold)  # type: ignore[arg-type]
+
+    @classmethod
+    def thresholds(cls, bounds: Tensor) -> Tensor:
+        """The thresholds that mean these bounds, of the same shape."""
+        return cls.sign * bounds + 0.0  # never -0.0
+
+    @staticmethod
+    @abstractmethod
+    def worst(classes: int) -> float:
+        """The score of the uniform distribution over `classes`: the lowest there is, rounding aside."""
+
+
+class MaxSoftmax(ThresholdRule):
     """Leave when the largest softmax probability exceeds `threshold` (SDN 2019, ZTW 2021)."""
 
-    threshold: float
+    top = 1.0
 
     @staticmethod
     def score(logits: Tensor, state: State) -> tuple[Tensor, State]:
         """Largest probability (N,)."""
         return logits.log_softmax(-1).max(-1).values.exp(), ()
-
-    @property
-    def bound(self) -> float:
-        """The threshold."""
-        return float(self.threshold)
 
     @staticmethod
     def grid(scores: Tensor, points: int) -> Tensor:
@@ -78,27 +132,38 @@ class MaxSoftmax(ExitRule):
         # rounding can lift a confidence above 1, and the last threshold must let nothing pass
         return _threshold_grid(scores, max(1.0, float(scores.max())), points)
 
+    @staticmethod
+    def worst(classes: int) -> float:
+        """1 / C."""
+        return 1 / classes
 
-@dataclass(frozen=True)
-class Entropy(ExitRule):
+
+class MaxSoftmaxOrBest(MaxSoftmax):
+    """As MaxSoftmax, but a sample that passes nowhere gets its most confident exit's answer (SDN 2019)."""
+
+    best_answers = True
+
+
+class Entropy(ThresholdRule):
     """Leave when the softmax entropy (natural logarithm) is below `threshold` (BranchyNet 2016)."""
 
-    threshold: float
+    sign = -1.0
+    top = 0.0
 
     @staticmethod
     def score(logits: Tensor, state: State) -> tuple[Tensor, State]:
         """Negative entropy (N,)."""
         return -torch.special.entr(logits.softmax(-1)).sum(-1), ()
 
-    @property
-    def bound(self) -> float:
-        """The negative threshold."""
-        return -float(self.threshold)
-
     @staticmethod
     def grid(scores: Tensor, points: int) -> Tensor:
         """Thresholds from just above the largest entropy to 0, descending."""
         return 0.0 - _threshold_grid(scores, max(0.0, float(scores.max())), points)  # never -0.0
+
+    @staticmethod
+    def worst(classes: int) -> float:
+        """-log C."""
+        return -math.log(classes)
 
 
 @dataclass(frozen=True)
@@ -132,7 +197,12 @@ class Patience(ExitRule):
         return torch.arange(1, max(2, len(scores)), dtype=torch.float64)
 
 
-RULES: dict[str, type[ExitRule]] = {"max_softmax": MaxSoftmax, "entropy": Entropy, "patience": Patience}
+RULES: dict[str, type[ExitRule]] = {
+    "max_softmax": MaxSoftmax,
+    "max_softmax_or_best": MaxSoftmaxOrBest,
+    "entropy": Entropy,
+    "patience": Patience,
+}
 
 
 def exit_rule(name: str) -> type[ExitRule]:
