@@ -11,8 +11,9 @@ import ztw
 
 
 @pytest.fixture(autouse=True)
-def two_threads():
-    torch.set_num_threads(2)
+def one_thread():
+    """The networks here are tiny: a second thread costs more than it saves, on a busy machine far more."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture

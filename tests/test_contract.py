@@ -10,10 +10,11 @@ import torch
 from conftest import small_network
 
 import ztw
+from ztw.evaluation import decide
 from ztw.rules import exit_rule, exit_scores
 
 SMALL_BACKBONES = [name for name in ztw.BACKBONES if name not in ("resnet56", "resnet110")]
-SHAPES: list[tuple[int, ...]] = [(16, 28, 28), (32, 14, 14), (64, 7, 7), (8, 3, 3), (8, 1, 1), (12,)]
+SHAPES: list[tuple[int, ...]] = [(16, 28, 28), (32, 14, 14), (64, 7, 7), (8, 3, 3), (8, 1, 1), (12,), (5, 12)]
 
 
 @pytest.mark.parametrize("arch", SMALL_BACKBONES)
@@ -31,8 +32,11 @@ def test_backbone(arch, size):
 @pytest.mark.parametrize(("head", "previous"), list(product(ztw.HEADS, (0, 5))))
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("size", [32, 64])
-def test_head(head, previous, shape, size):
-    module = ztw.HEADS[head](shape, 5, previous, image_size=size)
+@pytest.mark.parametrize(
+    "options", [{}, {"pooling": "avg", "width": 0.5}, {"pooling": "max", "layer_norm": True}]
+)
+def test_head(head, previous, shape, size, options):
+    module = ztw.HEADS[head](shape, 5, previous, image_size=size, **options)
     before = torch.randn(3, 5) if previous else None
     out = module(torch.randn(3, *shape), before)
     assert out.shape == (3, 5)
@@ -76,16 +80,22 @@ def test_rule_extremes(rule, logits, labels, cost):
         assert curve.exit_fraction[0, 0] == 1
 
 
-def apart(scores: torch.Tensor, rule: str) -> list[float]:
-    """Parameters midway between two scores: batch size changes the last bits of a score."""
-    if rule == "patience":
-        return [1, 2, 3]
+def between(scores: torch.Tensor, points: int) -> torch.Tensor:
+    """Values midway between two scores: batch size changes the last bits of a score."""
     values = scores.flatten().unique()
     wide = values.diff() > 2e-5
-    between = ((values[1:] + values[:-1]) / 2)[wide]
-    picked = between[torch.linspace(0, len(between) - 1, 14).long()].tolist()
+    middle = ((values[1:] + values[:-1]) / 2)[wide]
+    return middle[torch.linspace(0, len(middle) - 1, points).long()]
+
+
+def apart(scores: torch.Tensor, rule: str) -> list[Any]:
+    """Parameters no score lies on: shared ones, then for rules with a threshold some per exit."""
+    if rule == "patience":
+        return [1, 2, 3]
     sign = -1 if rule == "entropy" else 1
-    return [sign * value for value in [-10.0, *picked, 10.0]]
+    shared = [-10.0, *between(scores, 5).tolist(), 10.0]
+    per_exit = torch.stack([between(score, 3).roll(exit) for exit, score in enumerate(scores[:-1])], dim=1)
+    return [sign * value for value in shared] + (sign * per_exit).tolist()
 
 
 @pytest.mark.parametrize("ics", list(ztw.IC_MODES))
@@ -93,11 +103,12 @@ def apart(scores: torch.Tensor, rule: str) -> list[float]:
 @pytest.mark.parametrize("rule", list(ztw.RULES))
 def test_infer_is_sweep_sample_by_sample(ics, kind, rule):
     network = small_network(ics)
-    images = torch.randn(24, 1, 10, 10, generator=torch.Generator().manual_seed(7))
+    count = 16
+    images = torch.randn(count, 1, 10, 10, generator=torch.Generator().manual_seed(7))
     with torch.no_grad():
         logits = network(images)
     # labels the exits know something about, so that no fitted weight vanishes
-    labels = torch.where(torch.arange(24) % 3 == 0, torch.arange(24) % 5, logits.mean(0).argmax(-1))
+    labels = torch.where(torch.arange(count) % 3 == 0, torch.arange(count) % 5, logits.mean(0).argmax(-1))
     answers = logits
     if kind:
         network.ensemble = ztw.fit_ensemble(logits, labels, kind)
@@ -105,18 +116,25 @@ def test_infer_is_sweep_sample_by_sample(ics, kind, rule):
     scores = exit_scores(answers, exit_rule(rule))
     kind_of_rule: Any = exit_rule(rule)
     parameters, cost, seen = apart(scores, rule), ztw.macs(network), set()
-    alone = [
-        ztw.sweep(answers[:, n : n + 1], labels[n : n + 1], cost, rule, parameters).exit_fraction
-        for n in range(24)
-    ]
-    for index, parameter in enumerate(parameters):
-        for batch_size in (1, 7, 24):
+    decided = [decide(answers, kind_of_rule(parameter)) for parameter in parameters]
+    for shape in (float, list):  # one threshold for all exits, and one each
+        rows = [
+            row for row, parameter in enumerate(parameters) if isinstance(parameter, list) == (shape is list)
+        ]
+        swept = torch.tensor([parameters[row] for row in rows], dtype=torch.float64)
+        for n in range(count if rows else 0):
+            curve = ztw.sweep(answers[:, n : n + 1], labels[n : n + 1], cost, rule, swept)
+            for place, row in enumerate(rows):
+                left, answering = decided[row]
+                assert curve.exit_fraction[place, left[n]] == 1
+                assert curve.accuracy[place] == (answers[answering[n], n].argmax() == labels[n])
+    for parameter, (left, answering) in zip(parameters, decided, strict=True):
+        for batch_size in (1, 7, count):
             results = [network.infer(part, kind_of_rule(parameter)) for part in images.split(batch_size)]
             exit_index = torch.cat([result.exit_index for result in results])
             picked = torch.cat([result.logits for result in results])
-            for n in range(24):
-                assert alone[n][index, exit_index[n]] == 1
-            torch.testing.assert_close(picked, answers[exit_index, torch.arange(24)], atol=1e-4, rtol=1e-4)
+            assert exit_index.tolist() == left.tolist()
+            torch.testing.assert_close(picked, answers[answering, torch.arange(count)], atol=1e-4, rtol=1e-4)
             seen |= set(exit_index.tolist())
     assert len(seen) >= 3, "the test must see samples leave at several exits"
 
@@ -137,6 +155,11 @@ def test_infer_stops_computing():
 def test_infer_in_training_mode_is_refused():
     with pytest.raises(ztw.ZtwError, match=r"call .eval\(\) first"):
         small_network().train().infer(torch.zeros(1, 1, 10, 10), ztw.MaxSoftmax(0.5))
+
+
+def test_infer_refuses_thresholds_for_another_number_of_exits():
+    with pytest.raises(ztw.ZtwError, match=r"MaxSoftmax: 2 thresholds, must be one or 3 \(4 exits\)"):
+        small_network().infer(torch.zeros(1, 1, 10, 10), ztw.MaxSoftmax([0.5, 0.5]))
 
 
 def test_public_names_exist():

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ztw.backbone import Fp32Linear
+from ztw.errors import unknown
 
 
 def pooling_matrix(size: int, target: int) -> Tensor:
@@ -58,53 +59,106 @@ class MixedPool(nn.Module):
         return alpha * F.adaptive_max_pool2d(x, self.target) + (1 - alpha) * average
 
 
-class ConvHead(nn.Module):
-    """The released recipe's head: 3x3 convolution, ReLU, mixed pool to 4x4, Linear (ZTW 2021).
+class Head(nn.Module):
+    """An internal classifier: a body that turns a block's output into a vector, and one Linear.
 
-    feature_shape: (C, H, W) of the block's output; previous: number of logits of the previous exit
-    that the Linear also sees (0 for the first head and for independent ones); stride: of the
-    convolution, 2 in the released recipe for 64x64 images.
+    body: features -> (N, features); previous: number of logits of the previous exit that the Linear
+    also sees (0 for the first head and for independent ones), normalised first with `layer_norm`
+    (the released recipe for ImageNet).
     """
 
     def __init__(
-        self, feature_shape: tuple[int, ...], classes: int, previous: int = 0, stride: int = 1
+        self, body: nn.Module, features: int, classes: int, previous: int = 0, layer_norm: bool = False
     ) -> None:
         super().__init__()
-        channels, height, width = feature_shape
-        side = min(4, -(-height // stride), -(-width // stride))
-        self.conv = nn.Conv2d(channels, channels, 3, stride, padding=1)
-        self.relu = nn.ReLU()
-        self.pool = MixedPool(side)
-        self.linear = Fp32Linear(channels * side * side + previous, classes)
-
-    def forward(self, features: Tensor, previous: Tensor | None = None) -> Tensor:
-        """features (N, C, H, W), previous (N, classes) or None -> logits (N, classes) float32."""
-        flat = self.pool(self.relu(self.conv(features))).flatten(1).float()
-        return self.linear(flat if previous is None else torch.cat([flat, previous], dim=1))
-
-
-class LinearHead(nn.Module):
-    """One Linear: the head on features that are a vector already, as after VGG's first FC layer."""
-
-    def __init__(self, feature_shape: tuple[int, ...], classes: int, previous: int = 0) -> None:
-        super().__init__()
-        (features,) = feature_shape
+        self.body = body
+        self.norm = nn.LayerNorm(previous) if layer_norm and previous else nn.Identity()
         self.linear = Fp32Linear(features + previous, classes)
 
     def forward(self, features: Tensor, previous: Tensor | None = None) -> Tensor:
-        """features (N, D), previous (N, classes) or None -> logits (N, classes) float32."""
-        flat = features.float()
-        return self.linear(flat if previous is None else torch.cat([flat, previous], dim=1))
+        """features (N, ...) of a block, previous (N, classes) or None -> logits (N, classes) float32."""
+        flat = self.body(features).float()
+        return self.linear(flat if previous is None else torch.cat([flat, self.norm(previous)], dim=1))
+
+
+def _pool(pooling: str, side: int) -> nn.Module:
+    if pooling not in POOLINGS:
+        raise unknown("pooling", pooling, POOLINGS)
+    return POOLINGS[pooling](side)
+
+
+class MeanToken(nn.Module):
+    """Mean over the tokens of a transformer's block, normalised: (N, S, D) -> (N, D)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(N, S, D) -> (N, D)."""
+        return self.norm(tokens.mean(1))
+
+
+def _vector_body(feature_shape: tuple[int, ...]) -> tuple[nn.Module, int] | None:
+    """The body for what is no feature map: a vector as it is, the mean of tokens; None for a map."""
+    if len(feature_shape) == 1:
+        return nn.Identity(), feature_shape[0]
+    if len(feature_shape) == 2:
+        return MeanToken(feature_shape[1]), feature_shape[1]
+    return None
 
 
 def conv_head(
-    feature_shape: tuple[int, ...], classes: int, previous: int = 0, image_size: int = 32
-) -> nn.Module:
-    """The released recipe's head for a block: ConvHead, or LinearHead where its output is a vector."""
-    if len(feature_shape) == 1:
-        return LinearHead(feature_shape, classes, previous)
-    return ConvHead(feature_shape, classes, previous, stride=2 if image_size >= 64 else 1)
+    feature_shape: tuple[int, ...],
+    classes: int,
+    previous: int = 0,
+    image_size: int = 32,
+    pooling: str = "mixed",
+    width: float = 1.0,
+    layer_norm: bool = False,
+) -> Head:
+    """The released recipe's head: 3x3 convolution, ReLU, pool to 4x4, Linear (ZTW 2021).
+
+    feature_shape: (C, H, W) of the block's output, or (D,) and (S, D), which have no convolution;
+    image_size: from 64 to 223 pixels a side the convolution has stride 2 (Tiny ImageNet's recipe);
+    width: channels of the convolution as a share of the block's (0.25 in the recipe for ImageNet).
+    """
+    if (vector := _vector_body(feature_shape)) is not None:
+        return Head(*vector, classes, previous, layer_norm)
+    channels, height, breadth = feature_shape
+    stride = 2 if 64 <= image_size < 224 else 1
+    side = min(4, -(-height // stride), -(-breadth // stride))
+    hidden = max(1, round(width * channels))
+    conv = nn.Conv2d(channels, hidden, 3, stride, padding=1)
+    body = nn.Sequential(conv, nn.ReLU(), _pool(pooling, side), nn.Flatten())
+    return Head(body, hidden * side * side, classes, previous, layer_norm)
 
 
-# name -> builder(feature_shape without the batch axis, classes, previous logits, side of the images)
-HEADS: dict[str, Callable[..., nn.Module]] = {"conv": conv_head}
+def pool_head(
+    feature_shape: tuple[int, ...],
+    classes: int,
+    previous: int = 0,
+    image_size: int = 32,
+    pooling: str = "mixed",
+    width: float = 1.0,
+    layer_norm: bool = False,
+) -> Head:
+    """SDN's light head: pool to 4x4, Linear (Kaya et al. 2019); image_size and width change nothing."""
+    if (vector := _vector_body(feature_shape)) is not None:
+        return Head(*vector, classes, previous, layer_norm)
+    channels, height, breadth = feature_shape
+    side = min(4, height, breadth)
+    return Head(
+        nn.Sequential(_pool(pooling, side), nn.Flatten()), channels * side**2, classes, previous, layer_norm
+    )
+
+
+# side of the pooled map -> module
+POOLINGS: dict[str, Callable[[int], nn.Module]] = {
+    "mixed": MixedPool,
+    "avg": nn.AdaptiveAvgPool2d,
+    "max": nn.AdaptiveMaxPool2d,
+}
+# name -> builder(feature_shape without the batch axis, classes, previous logits, side of the images,
+#                 pooling, width, layer_norm)
+HEADS: dict[str, Callable[..., Head]] = {"conv": conv_head, "pool": pool_head}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,17 +20,25 @@ from ztw.rules import ExitRule, State
 
 @dataclass(frozen=True)
 class IcMode:
-    """How internal classifiers (ICs) are connected: does each see the previous one's logits, with gradient?"""
+    """How internal classifiers (ICs) are connected.
+
+    cascade: each sees the previous one's logits; detach: without gradient; additive: each exit, the
+    backbone's own too, adds to a share of the previous one's logits, without gradient.
+    """
 
     cascade: bool
     detach: bool = False
+    additive: bool = False
 
 
 IC_MODES: dict[str, IcMode] = {
     "independent": IcMode(cascade=False),
     "cascade": IcMode(cascade=True),
     "cascade_detached": IcMode(cascade=True, detach=True),
+    "boosted": IcMode(cascade=False, additive=True),
 }
+# F_k = f_k + t F_{k-1}: t of BoostNet (Yu et al. 2023, "prediction reweighting")
+BOOST_TEMPERATURE = 0.5
 
 Placement = str | Sequence[int] | Sequence[float]
 
@@ -39,7 +48,8 @@ class ExitResult:
     """What `infer` answers, in the order of its input.
 
     logits: float32 (N, classes) of the exit each sample left at (log-probabilities with an
-    ensemble); exit_index: int64 (N,), 0 = the first exit.
+    ensemble), or of its most confident exit where it passed at none and the rule's `best_answers`
+    is set; exit_index: int64 (N,), 0 = the first exit.
     """
 
     logits: Tensor
@@ -69,12 +79,19 @@ class EarlyExitNetwork(nn.Module):
         """K, the backbone's own exit included."""
         return len(self.heads) + 1
 
-    def _exit_logits(self, exit: int, features: Tensor, previous: Tensor | None) -> Tensor:
+    def _exit_logits(
+        self, exit: int, features: Tensor, previous: Tensor | None, own: Tensor | None = None
+    ) -> Tensor:
+        """Logits (N, C) of one exit; own: the backbone's own answer where it is known already."""
         if exit == len(self.heads):
-            return self.backbone.classifier(features).float()
-        if not self.mode.cascade or previous is None:
-            return self.heads[exit](features)
-        return self.heads[exit](features, previous.detach() if self.mode.detach else previous)
+            answer = self.backbone.classifier(features).float() if own is None else own
+        elif not self.mode.cascade or previous is None:
+            answer = self.heads[exit](features)
+        else:
+            answer = self.heads[exit](features, previous.detach() if self.mode.detach else previous)
+        if self.mode.additive and previous is not None:
+            answer = answer + BOOST_TEMPERATURE * previous.detach()
+        return answer
 
     def ic_logits(self, features: Sequence[Tensor]) -> list[Tensor]:
         """Logits [(N, C)] of the ICs alone; features: the output of EVERY block, as Backbone.features yields."""
@@ -83,12 +100,31 @@ class EarlyExitNetwork(nn.Module):
             outputs.append(self._exit_logits(exit, features[block], outputs[-1] if outputs else None))
         return outputs
 
+    def exit_logits(self, features: Sequence[Tensor], own: Tensor | None = None) -> list[Tensor]:
+        """Logits [(N, C)] of all K exits; own: the backbone's own answer (N, C), computed when None."""
+        outputs = self.ic_logits(features)
+        last = self._exit_logits(len(self.heads), features[-1], outputs[-1] if outputs else None, own)
+        return [*outputs, last]
+
     def forward(self, images: Tensor) -> Tensor:
         """images (N, C, H, W) -> logits float32 (K, N, classes) of every exit, nothing stopped."""
-        features = list(self.backbone.features(images))
-        return torch.stack([*self.ic_logits(features), self.backbone.classifier(features[-1]).float()])
+        return torch.stack(self.exit_logits(list(self.backbone.features(images))))
 
-    def _segments(self) -> Iterator[Sequence[nn.Module]]:
+    def logits_at(self, exit: int, images: Tensor) -> Tensor:
+        """images (N, C, H, W) -> logits (N, classes) of one exit (from 0), computed no further than that."""
+        previous: Tensor | None = None
+        hidden = images
+        for index, segment in enumerate(self.segments()):
+            for stage in segment:
+                hidden = stage(hidden)
+            if index == exit or self.mode.cascade or self.mode.additive:
+                previous = self._exit_logits(index, hidden, previous)
+            if index == exit:
+                break
+        assert previous is not None
+        return previous
+
+    def segments(self) -> Iterator[Sequence[nn.Module]]:
         """The stages between one exit and the next, K of them (the last may be empty)."""
         start = 0
         for block in (*self.placement, len(self.backbone.stages) - 1):
@@ -100,10 +136,12 @@ class EarlyExitNetwork(nn.Module):
         """Classify with early exits; samples that left are not computed further.
 
         images: (N, C, H, W); rule: e.g. MaxSoftmax(0.9). The network must be in eval mode, else
-        ZtwError: BatchNorm would depend on who is still in the batch.
+        ZtwError: BatchNorm would depend on who is still in the batch. Also ZtwError for a rule with
+        thresholds for another number of exits.
         """
         if self.training:
             raise ZtwError("infer: the network is in training mode; call .eval() first")
+        rule.bounds(self.exits)  # refuses a wrong number of thresholds before anything is computed
         count = len(images)
         answers = images.new_empty(count, self.backbone.classes, dtype=torch.float32)
         exit_index = torch.full((count,), self.exits - 1, dtype=torch.int64, device=images.device)
@@ -112,7 +150,8 @@ class EarlyExitNetwork(nn.Module):
         state: State = ()
         members: list[Tensor] = []
         previous: Tensor | None = None
-        for exit, segment in enumerate(self._segments()):
+        best: tuple[Tensor, Tensor] | None = None  # score and answer of the most confident exit so far
+        for exit, segment in enumerate(self.segments()):
             for stage in segment:
                 hidden = stage(hidden)
             previous = self._exit_logits(exit, hidden, previous)
@@ -121,9 +160,12 @@ class EarlyExitNetwork(nn.Module):
                 members = [*members, previous]
                 answer = self.ensemble.combine(exit, torch.stack(members).log_softmax(-1))
             score, state = rule.score(answer, state)
-            leaves = rule.leaves(score)
-            if exit == self.exits - 1:
-                leaves = torch.ones_like(leaves)
+            if rule.best_answers:
+                best = _better(best, (score, answer))
+            if exit < self.exits - 1:
+                leaves = rule.leaves(score, exit)
+            else:
+                leaves, answer = torch.ones_like(score, dtype=torch.bool), best[1] if best else answer
             answers[active[leaves]] = answer[leaves]
             exit_index[active[leaves]] = exit
             stays = ~leaves
@@ -131,22 +173,44 @@ class EarlyExitNetwork(nn.Module):
                 break
             active, hidden, previous = active[stays], hidden[stays], previous[stays]
             state = tuple(item[stays] for item in state)
+            best = (best[0][stays], best[1][stays]) if best else None
             members = [member[stays] for member in members]
         return ExitResult(answers, exit_index)
+
+
+def _better(best: tuple[Tensor, Tensor] | None, new: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Of two (score (N,), answer (N, C)), each sample's with the larger score; the earlier one of equals."""
+    if best is None:
+        return new
+    wins = new[0] > best[0]
+    return torch.where(wins, new[0], best[0]), torch.where(wins[:, None], new[1], best[1])
+
+
+def placement_step(placement: str) -> int:
+    """1 for "all", n for "every n"; raises ZtwError for any other text."""
+    word, _, number = placement.partition(" ")
+    if placement == "all":
+        return 1
+    if word != "every" or not number.isdigit() or int(number) < 1:
+        raise ZtwError(
+            f"placement {placement!r}: must be all, every <n>, block indices or fractions of the cost"
+        )
+    return int(number)
 
 
 def resolve_placement(backbone: Backbone, placement: Placement) -> tuple[int, ...]:
     """Turn a placement into block indices.
 
-    placement: "all" = after every block; whole numbers = block indices from 0; fractions in (0, 1]
-    of the backbone's MACs = after the block whose cumulative cost is nearest.
+    placement: "all" = after every block; "every 3" = after every third; whole numbers = block indices
+    from 0; fractions in (0, 1] of the backbone's MACs = after the block whose cumulative cost is nearest.
     Raises ZtwError for a block beyond the last, a fraction outside (0, 1], or two heads on one block.
     """
     blocks = len(backbone.stages)
     if isinstance(placement, str):
-        if placement != "all":
-            raise ZtwError(f"placement {placement!r}: must be 'all', block indices or fractions of the cost")
-        return tuple(range(blocks))
+        step = placement_step(placement)
+        if step > blocks:
+            raise ZtwError(f"placement {placement!r}: {backbone.arch} has only {blocks} blocks")
+        return tuple(range(step - 1, blocks, step))
     if not len(placement):
         raise ZtwError("placement []: must name at least one block")
     if all(isinstance(item, int) for item in placement):
@@ -168,11 +232,16 @@ def resolve_placement(backbone: Backbone, placement: Placement) -> tuple[int, ..
 
 
 def build_network(
-    backbone: Backbone, ics: str = "independent", head: str = "conv", placement: Placement = "all"
+    backbone: Backbone,
+    ics: str = "independent",
+    head: str = "conv",
+    placement: Placement = "all",
+    **head_options: Any,
 ) -> EarlyExitNetwork:
     """Put untrained ICs on a backbone.
 
-    ics: a name of IC_MODES; head: a name of HEADS; placement: see `resolve_placement`.
+    ics: a name of IC_MODES; head: a name of HEADS; placement: see `resolve_placement`;
+    head_options: pooling, width, layer_norm of the heads, see `ztw.heads.conv_head`.
     Raises ZtwError for an unknown name or an impossible placement.
     """
     if ics not in IC_MODES:
@@ -186,6 +255,7 @@ def build_network(
             backbone.classes,
             previous=backbone.classes if IC_MODES[ics].cascade and exit else 0,
             image_size=backbone.input_shape[-1],
+            **head_options,
         )
         for exit, block in enumerate(blocks)
     ]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ztw.data import ImageSet, batches
+from ztw.data import Data, batches
 from ztw.device import autocast
 from ztw.network import EarlyExitNetwork
 from ztw.progress import Progress, Report
@@ -16,7 +16,7 @@ from ztw.progress import Progress, Report
 @torch.inference_mode()
 def predict(
     networks: Sequence[EarlyExitNetwork],
-    data: ImageSet,
+    data: Data,
     batch_size: int = 256,
     precision: str = "fp32",
     generator: torch.Generator | None = None,
@@ -39,7 +39,7 @@ def predict(
             features = list(backbone.features(images))
             final = backbone.classifier(features[-1]).float()
             for network, parts in zip(networks, collected, strict=True):
-                parts.append(torch.stack([*network.ic_logits(features), final]).float().cpu())
+                parts.append(torch.stack(network.exit_logits(features, final)).float().cpu())
         seen.append(labels.cpu())
         progress.step(lambda: f"{sum(map(len, seen))}/{len(data)} images")
     return [torch.cat(parts, dim=1) for parts in collected], torch.cat(seen)

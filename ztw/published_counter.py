@@ -42,6 +42,7 @@ OPERATIONS: dict[type[nn.Module], Callable[[nn.Module, Tensor, Tensor], float]] 
     nn.BatchNorm2d: lambda module, x, y: 2 * x.numel(),
     nn.ReLU: lambda module, x, y: x.numel(),
     nn.MaxPool2d: lambda module, x, y: (_kernel(x, y) - 1) * y.numel(),
+    nn.AdaptiveMaxPool2d: lambda module, x, y: (_kernel(x, y) - 1) * y.numel(),
     nn.AdaptiveAvgPool2d: lambda module, x, y: _kernel(x, y) * y.numel(),
     MixedPool: _mixed_pool,
 }

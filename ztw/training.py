@@ -1,10 +1,10 @@
-"""Training: the backbone, then its internal classifiers on the frozen backbone."""
+"""Training: the backbone; its internal classifiers on the frozen backbone; or both together."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, OneCycleLR
 
 from ztw.backbone import Backbone
-from ztw.data import ImageSet, batches
+from ztw.data import Data, batches
 from ztw.device import autocast
 from ztw.errors import ZtwError, unknown
 from ztw.network import EarlyExitNetwork
 from ztw.progress import Progress, Report
 
 SCHEDULES = ("one_cycle", "milestones")
+OPTIMIZERS = ("sgd", "adam")
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Recipe:
 
     epochs: passes over the data, the last may be a part of one; batch_size in images;
     lr: the highest learning rate; milestones: epochs after which it is
-    multiplied by gamma; momentum is SGD's (ICs are trained by Adam).
+    multiplied by gamma; optimizer: "sgd" (with momentum) or "adam".
     """
 
     epochs: float
@@ -38,15 +39,27 @@ class Recipe:
     weight_decay: float
     momentum: float = 0.9
     schedule: str = "milestones"
-    milestones: tuple[int, ...] = ()
+    milestones: tuple[float, ...] = ()
     gamma: float = 0.1
     precision: str = "fp32"
+    optimizer: str = "sgd"
 
 
 # A row an epoch: epoch, loss, accuracy, lr, seconds, finished (Unix time).
 History = list[dict[str, float]]
 # images (N, C, H, W), labels (N,) -> losses (M,) with gradient, right answers (M,), one per network
 Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def make_optimizer(parameters: Iterable[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
+    """SGD with momentum or Adam, as the recipe says; raises ZtwError for another name."""
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(
+            parameters, recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
+        )
+    if recipe.optimizer == "adam":
+        return torch.optim.Adam(parameters, recipe.lr, weight_decay=recipe.weight_decay)
+    raise unknown("optimizer", recipe.optimizer, OPTIMIZERS)
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) -> LRScheduler:
@@ -56,20 +69,21 @@ def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) 
         rising = 0.2 if total > 10 else 0.3  # torch divides by rising * total - 1
         return OneCycleLR(optimizer, recipe.lr, total_steps=total, pct_start=rising, cycle_momentum=False)
     if recipe.schedule == "milestones":
-        return MultiStepLR(optimizer, [epoch * steps for epoch in recipe.milestones], recipe.gamma)
+        at = [round(epoch * steps) for epoch in recipe.milestones]
+        return MultiStepLR(optimizer, at, recipe.gamma)
     raise unknown("schedule", recipe.schedule, SCHEDULES)
 
 
-def _run_epochs(
+def run_epochs(
     step: Step,
     names: Sequence[str],
-    data: ImageSet,
+    data: Data,
     optimizer: torch.optim.Optimizer,
     recipe: Recipe,
     seed: int,
     report: Report | None,
 ) -> list[History]:
-    """The loop both trainings share; names: what each of the M losses belongs to."""
+    """The loop all trainings share; names: what each of the M losses belongs to."""
     steps = sum(1 for size in _batch_sizes(len(data), recipe.batch_size) if size > 1 or len(data) == 1)
     schedule = make_schedule(optimizer, recipe, steps)
     generator = torch.Generator().manual_seed(seed)
@@ -78,7 +92,7 @@ def _run_epochs(
     histories: list[History] = [[] for _ in names]
     for epoch in range(1, -(-left // steps) + 1):
         started, seen = time.monotonic(), 0
-        total = torch.zeros(2, len(names), device=data.images.device)  # loss, right answers
+        total = torch.zeros(2, len(names), device=data.device)  # loss, right answers
         lr = optimizer.param_groups[0]["lr"]
         in_order = batches(data, recipe.batch_size, generator, augmented=True)
         for images, labels in islice(in_order, left):
@@ -126,16 +140,13 @@ def _batch_sizes(count: int, batch_size: int) -> list[int]:
 
 
 def train_backbone(
-    backbone: Backbone, data: ImageSet, recipe: Recipe, seed: int, report: Report | None = None
+    backbone: Backbone, data: Data, recipe: Recipe, seed: int, report: Report | None = None
 ) -> History:
-    """Train a backbone in place by SGD with momentum; ends in eval mode.
+    """Train a backbone in place; ends in eval mode.
 
     data: the training part, on the backbone's device; seed: of the order and the augmentation.
     Raises ZtwError when the loss is not finite at the end of an epoch.
     """
-    optimizer = torch.optim.SGD(
-        backbone.parameters(), recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
-    )
 
     def step(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         with autocast(images.device, recipe.precision):
@@ -143,7 +154,8 @@ def train_backbone(
         return F.cross_entropy(logits, labels)[None], (logits.argmax(-1) == labels).sum()[None]
 
     backbone.train()
-    (history,) = _run_epochs(step, ["backbone"], data, optimizer, recipe, seed, report)
+    optimizer = make_optimizer(backbone.parameters(), recipe)
+    (history,) = run_epochs(step, ["backbone"], data, optimizer, recipe, seed, report)
     backbone.eval()
     return history
 
@@ -156,7 +168,7 @@ def freeze(backbone: nn.Module) -> None:
 
 def train_ics(
     networks: Sequence[EarlyExitNetwork],
-    data: ImageSet,
+    data: Data,
     recipe: Recipe,
     seed: int,
     report: Report | None = None,
@@ -175,7 +187,6 @@ def train_ics(
         network.train()
     freeze(backbone)
     parameters = [parameter for network in networks for parameter in network.heads.parameters()]
-    optimizer = torch.optim.Adam(parameters, recipe.lr, weight_decay=recipe.weight_decay)
 
     def step(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         with autocast(images.device, recipe.precision):
@@ -187,7 +198,8 @@ def train_ics(
         return torch.stack(losses), torch.stack(right)
 
     names = [f"ICs {network.ics}" for network in networks]
-    histories = _run_epochs(step, names, data, optimizer, recipe, seed, report)
+    optimizer = make_optimizer(parameters, recipe)
+    histories = run_epochs(step, names, data, optimizer, recipe, seed, report)
     for network in networks:
         network.eval()
     return histories
