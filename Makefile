@@ -1,4 +1,4 @@
-# make reproduce: the whole study.  make test: every check.  make ui: look at the runs.
+# make reproduce: the whole study.  make test: every quick check.  make ui: look at the runs.
 # PYTHON= chooses the interpreter (3.11 or newer), CORES= the cores, CONFIG= the study.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 CONFIG ?= config/quick.yaml
@@ -19,13 +19,17 @@ export DO_NOT_TRACK = true
 unexport PYTHONPATH
 unexport PYTHONHOME
 
-.PHONY: reproduce test lint format ui lock clean help
+.PHONY: reproduce test test-systems lint format ui lock clean help
 
 reproduce: $(READY)
 	@python workflow/reproduce.py $(CONFIG) $(if $(CORES),--cores $(CORES))
 
 test: lint
 	python -m pytest
+
+# Every system on every architecture: minutes.
+test-systems: $(READY)
+	python -m pytest tests/slow/test_systems.py
 
 lint: $(READY)
 	ruff check .

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import inspect
 import re
 from pathlib import Path
 
@@ -10,10 +12,27 @@ import pytest
 import yaml
 
 import ztw
-from ztw.config import BUILT_IN_DATASETS, blocks, check_config
+from ztw.cells import (
+    ANATOMY,
+    ARCHS,
+    BUILT_IN_DATASETS,
+    ENSEMBLE_KINDS,
+    EXIT_WEIGHTS,
+    GREY,
+    NO_THRESHOLD,
+    RECIPE,
+    blocks,
+)
+from ztw.config import check_config
 from ztw.data import DATASETS
 from ztw.device import PRECISIONS
-from ztw.training import SCHEDULES
+from ztw.heads import POOLINGS, conv_head
+from ztw.methods import PROTOCOLS
+from ztw.regimes import EXIT_WEIGHTS as WEIGHTS_OF_REGIMES
+from ztw.regimes import REGIMES
+from ztw.rules import ThresholdRule
+from ztw.thresholds import THRESHOLDS
+from ztw.training import OPTIMIZERS, SCHEDULES, Recipe
 
 ROOT = Path(__file__).parent.parent
 SCHEMA = yaml.safe_load((ROOT / "workflow/schemas/config.schema.yaml").read_text())
@@ -33,9 +52,13 @@ def changed(path: str, value: object) -> dict:
 
 WRONG = [
     ("epochs", 3, "epochs: unknown key; known: datasets, archs, seeds"),
-    ("backbone.epoch", 3, "backbone.epoch: unknown key; known: epochs, batch_size"),
-    ("methods.sdn.threshold", 3, "methods.sdn.threshold: unknown key; known: ics, ensemble, rule"),
-    ("datasets", ["mnist"], "datasets: 'mnist' is unknown; known: fashion_mnist, cifar10, cifar100, digits"),
+    ("backbone.epoch", 3, "backbone.epoch: unknown key; known: source, path"),
+    (
+        "methods.sdn.threshold",
+        3,
+        "methods.sdn.threshold: unknown key; known: ics, ensemble, rule, thresholds",
+    ),
+    ("datasets", ["mnist"], "datasets: 'mnist' is unknown; known: fashion_mnist, cifar10, cifar100, tiny_im"),
     ("archs", ["vgg16_bn"], "archs: 'vgg16_bn' needs images of at least 32 pixels a side, digits has 8"),
     ("archs", ["resnet21"], "archs.0: 'resnet21' is unknown; known: resnet8"),
     ("methods.new", {"ics": "independent", "rule": "x"}, "methods.new.rule: 'x' is unknown; known: max_soft"),
@@ -53,7 +76,87 @@ WRONG = [
     ("ics.placement", [0.5, 1.5], "ics.placement: 1.5: a fraction of the cost must lie in (0, 1]"),
     ("ics.placement", [0.0, 0.5], "ics.placement: 0.0: a fraction of the cost must lie in (0, 1]"),
     ("ics.placement", [1, 1], "ics.placement: [1, 1] must be increasing"),
-    ("ics.placement", "some", "ics.placement: 'some' is unknown; known: all, a list of block indices"),
+    ("ics.placement", "some", "ics.placement: 'some' is unknown; known: all, every <n>, a list of block"),
+    ("ics.placement", "every 4", "ics.placement: 'every 4': resnet8 has only 3 blocks"),
+    ("ics.placement", "every 0", "ics.placement: 'every 0' is unknown; known: all, every <n>"),
+    ("ics.sets.own", {"mode": "cascade", "placement": [7]}, "ics.sets.own.placement: 7: resnet8 has blocks"),
+    (
+        "ics.sets.own",
+        {"mode": "cascade", "heads": 1},
+        "ics.sets.own.heads: unknown key; known: mode, training",
+    ),
+    (
+        "ics.sets.own",
+        {"mode": "boosted", "start": "scratch"},
+        "ics.sets.own.start: scratch: training separate",
+    ),
+    (
+        "ics.sets.own",
+        {"mode": "boosted", "exit_weights": "depth"},
+        "ics.sets.own.exit_weights: has no meaning with training separate",
+    ),
+    (
+        "ics.sets.own",
+        {"mode": "boosted", "training": "layer_wise", "rescale_gradients": True},
+        "ics.sets.own.rescale_gradients: has no meaning with training layer_wise",
+    ),
+    (
+        "ics.sets.own",
+        {"mode": "boosted", "training": "joint", "exit_weights": "deep"},
+        "ics.sets.own.exit_weights: 'deep' is unknown; known: uniform, depth, growing, a list",
+    ),
+    (
+        "ics.sets.own",
+        {"mode": "boosted", "training": "joint", "exit_weights": [1, 2, 3]},
+        "ics.sets.own.exit_weights: 3 numbers, resnet8 has 2 exits there",
+    ),
+    (
+        "ics.sets.own",
+        {"mode": "independent", "schedule": "milestones", "milestones": [3]},
+        "ics.sets.own.milestones: 3 is not before the last of 1 epochs",
+    ),
+    ("ensembles.sets.own", {"kind": "mean"}, "ensembles.sets.own.kind: 'mean' is unknown; known: geometric"),
+    (
+        "methods.pabee.thresholds",
+        "per_exit",
+        "methods.pabee.thresholds: 'per_exit': the rule patience has no",
+    ),
+    ("methods.sdn.thresholds", "each", "methods.sdn.thresholds: 'each' is unknown; known: shared, per_exit"),
+    ("backbone.source", "hub", "backbone.source: 'hub' is unknown; known: train, torchvision, file, url"),
+    ("backbone.source", "torchvision", "backbone.source: torchvision has no weights for 'resnet8'"),
+    ("backbone.source", "file", "backbone.path: the key is missing (source file)"),
+    ("backbone.path", "x.pt", "backbone.path: has no meaning with source train"),
+    (
+        "backbone",
+        {"source": "url", "url": "https://x/y.pt"},
+        "backbone.sha256: the key is missing (source url)",
+    ),
+    ("backbone", {"lr": 0.1}, "backbone.epochs: 0 must be > 0 (source train)"),
+    ("backbone.shortcut", "A", "backbone.shortcut: 'A' is unknown; known: conv, pad"),
+    ("data.mean", [0.5, 0.5], "data.mean: [0.5, 0.5]: digits has 1 channel(s)"),
+    ("archs", ["torchvision/resnet18"], "archs: 'torchvision/resnet18' needs colour images"),
+    ("archs", ["torchvision/resnet19"], "archs.0: 'torchvision/resnet19' is unknown; known: resnet8"),
+    (
+        "overrides",
+        [{"datasets": ["cifar10"]}],
+        "overrides.0.datasets: 'cifar10' is not in datasets; listed: digits",
+    ),
+    ("overrides", [{"backbone": {"lrs": 1}}], "backbone.lrs: unknown key; known: source, path"),
+    (
+        "overrides",
+        [{"backbone": {"lr": -1}}],
+        "backbone.lr: -1 must be > 0 (after overrides, digits/resnet8)",
+    ),
+    (
+        "overrides",
+        [{"seeds": [1]}],
+        "overrides.0.seeds: unknown key; known: datasets, archs, data, backbone, ics",
+    ),
+    (
+        "overrides",
+        [{"ics": {"sets": {"independent": {"training": "joint"}}}}],
+        "ics.sets.independent.training: the same for all cells",
+    ),
     ("evaluation.budgets", [0], "evaluation.budgets.0: 0 must be > 0"),
     ("evaluation.budgets", [-0.5], "evaluation.budgets.0: -0.5 must be > 0"),
     ("evaluation.budgets", ["min"], "evaluation.budgets.0: 'min' must match ^max$"),
@@ -99,6 +202,39 @@ def test_shipped_configs_are_valid(path):
     assert all("ensemble" in method for method in config["methods"].values())
 
 
+def test_overrides_change_their_cells_only():
+    config = changed("archs", ["resnet8", "resnet14"])
+    config["overrides"] = [{"archs": ["resnet14"], "backbone": {"weight_decay": 0.25}, "ics": {"epochs": 3}}]
+    cells = check_config(config, SCHEMA)["cells"]
+    assert cells["digits", "resnet8"]["backbone"]["weight_decay"] == 0.0005
+    assert cells["digits", "resnet14"]["backbone"]["weight_decay"] == 0.25
+    epochs = {key: cell["ics"]["sets"]["independent"]["recipe"]["epochs"] for key, cell in cells.items()}
+    assert epochs == {("digits", "resnet8"): 1, ("digits", "resnet14"): 3}
+
+
+def test_a_joint_training_takes_the_backbones_recipe_unless_it_says_so():
+    (cell,) = check_config(TINY, SCHEMA)["cells"].values()
+    sets = cell["ics"]["sets"]
+    assert (sets["independent"]["recipe"]["optimizer"], sets["independent"]["recipe"]["lr"]) == (
+        "adam",
+        0.003,
+    )
+    assert (sets["depth_weighted"]["recipe"]["optimizer"], sets["depth_weighted"]["recipe"]["lr"]) == (
+        "sgd",
+        0.1,
+    )
+    assert (sets["independent"]["head"], sets["depth_weighted"]["head"]) == ("conv", "pool")
+
+
+def test_an_ensemble_of_its_own_takes_the_rest_from_the_section():
+    config = changed(
+        "ensembles", {"include_final": False, "sets": {"few": {"kind": "geometric", "samples": 5}}}
+    )
+    sets = check_config(changed("ensembles", config["ensembles"]), SCHEMA)["ensembles"]["sets"]
+    assert sets["few"] == {"kind": "geometric", "samples": 5, "include_final": False, "fit_on": "train"}
+    assert sets["uniform"]["samples"] is None
+
+
 def names(*path: str) -> list:
     part = SCHEMA
     for key in path:
@@ -109,13 +245,31 @@ def names(*path: str) -> list:
 def test_the_schema_lists_what_the_tables_have():
     ics = ("properties", "ics", "properties")
     method = ("properties", "methods", "additionalProperties", "properties")
-    assert names("properties", "archs", "items") == list(ztw.BACKBONES)
-    assert names(*ics, "head") == list(ztw.HEADS)
+    own = (*ics, "sets", "additionalProperties", "properties")
+    for place in (ics, own):
+        assert names(*place, "head") == list(ztw.HEADS)
+        assert names(*place, "pooling") == list(POOLINGS)
+        assert names(*place, "optimizer") == list(OPTIMIZERS)
+        assert set(names(*place, "schedule")) == set(SCHEDULES)
+    assert names(*own, "training") == list(REGIMES)
+    assert tuple(ztw.BACKBONES) == ARCHS
+    assert EXIT_WEIGHTS == WEIGHTS_OF_REGIMES
+    assert names(*method, "thresholds") == list(THRESHOLDS)
+    assert {name for name, rule in ztw.RULES.items() if not issubclass(rule, ThresholdRule)} == set(
+        NO_THRESHOLD
+    )
+    assert names("properties", "evaluation", "properties", "protocols", "items") == list(PROTOCOLS)
+    assert {*RECIPE, "precision"} == {field.name for field in dataclasses.fields(Recipe)}
+    assert {name for name, facts in DATASETS.items() if facts.channels == 1} == set(GREY)
     assert names(*ics, "sets", "additionalProperties", "properties", "mode") == list(ztw.IC_MODES)
-    assert names(*method, "ensemble") == [*ztw.ENSEMBLES, None]
+    assert tuple(ztw.ENSEMBLES) == ENSEMBLE_KINDS
+    kinds = ("properties", "ensembles", "properties", "sets", "additionalProperties", "properties", "kind")
+    assert names(*kinds) == list(ztw.ENSEMBLES)
+    anatomy = inspect.signature(ztw.build_network).parameters
+    assert {"head", "placement"} < set(anatomy)
+    assert set(ANATOMY) - {"head", "placement"} < set(inspect.signature(conv_head).parameters)
     assert names(*method, "rule") == list(ztw.RULES)
     assert names("properties", "precision") == list(PRECISIONS)
-    assert set(names(*ics, "schedule")) == set(SCHEDULES)
     assert {name: facts.size for name, facts in DATASETS.items()} == BUILT_IN_DATASETS
 
 

@@ -8,8 +8,10 @@ import pytest
 import torch
 
 import ztw
-from ztw import tables
-from ztw.methods import Answers, evaluate_method
+from ztw import more_tables, tables
+from ztw.checkpoints import write_tensors
+from ztw.differences import read_noise, run_compare_methods
+from ztw.methods import Answers, Costs, Evaluation, evaluate_method
 from ztw.results import read_metrics, write_metrics
 
 BUDGETS: list[float | str] = [0.2, 0.25, 0.5, 0.75, 1.0, "max"]
@@ -27,15 +29,22 @@ def oracle() -> tuple[Answers, torch.Tensor]:
     return Answers(probs.log(), labels), torch.tensor([25.0, 50.0, 75.0, 100.0], dtype=torch.float64)
 
 
+def evaluated(
+    validation: Answers, test: Answers, cost: torch.Tensor, budgets: list, points: int
+) -> Evaluation:
+    evaluation = {"budgets": budgets, "protocols": ["held-out", "paper"], "points": points}
+    costs = {"macs": Costs(cost, 100.0)}
+    return evaluate_method(validation, test, costs, "max_softmax", "shared", evaluation)
+
+
 def result(seed: int, metrics: dict, method: str = "sdn") -> dict:
     return {"dataset": "d", "arch": "a", "seed": seed, "method": method, "metrics": metrics}
 
 
 def test_the_oracle_table_is_known():
     answers, cost = oracle()
-    _, metrics = evaluate_method(
-        answers, answers, cost, 100.0, "max_softmax", BUDGETS, ["held-out", "paper"], 50
-    )
+    found = evaluated(answers, answers, cost, BUDGETS, 50)
+    metrics = found.metrics
     rows = tables.accuracy_table([result(0, metrics)], ["sdn"], BUDGETS, ["held-out", "paper"])
     # below 0.6 all leave at exit 1; from 0.6 to 0.99 group k leaves at exit k, all right, at 62.5 %
     expected = [
@@ -46,9 +55,12 @@ def test_the_oracle_table_is_known():
         (1.0, 1.0, 1.0, 1),
         ("max", 1.0, 0.625, 1),
     ]
+    assert "held-out@0.2" not in found.correct, "infeasible"
+    assert found.correct["held-out@0.25"].sum() == 25
+    assert found.correct["paper@0.75"].all()
     for protocol in ("held-out", "paper"):
-        found = [row for row in rows if row["protocol"] == protocol]
-        for row, (budget, mean, relative_cost, n) in zip(found, expected, strict=True):
+        own = [row for row in rows if row["protocol"] == protocol]
+        for row, (budget, mean, relative_cost, n) in zip(own, expected, strict=True):
             assert (row["budget"], row["n"]) == (budget, n)
             assert row["mean"] == pytest.approx(mean, nan_ok=True)
             assert row["relative_cost"] == pytest.approx(relative_cost, nan_ok=True)
@@ -62,9 +74,7 @@ def test_held_out_chooses_on_validation_and_reports_the_test_split():
     # on the test split everything is sure at exit 1, and wrong: a threshold chosen there would differ
     sure = torch.tensor([0.01, 0.99]).log().expand(4, 10, 2)
     test = Answers(sure, torch.zeros(10).long())
-    _, metrics = evaluate_method(
-        validation, test, cost, 100.0, "max_softmax", [0.75], ["held-out", "paper"], 50
-    )
+    metrics = evaluated(validation, test, cost, [0.75], 50).metrics
     parameter = metrics["held-out/parameter_at_0.75"]
     assert 0.6 <= parameter < 0.99
     assert metrics["held-out/accuracy_at_0.75"] == 0.0
@@ -105,7 +115,8 @@ def written(tmp_path) -> dict[str, str]:
         [result(0, metrics), result(0, worse, "my_method")], ["sdn", "my_method"], [0.25, "max"], ["held-out"]
     )
     names = {kind: str(tmp_path / f"t.{kind}") for kind in ("csv", "md", "tex")}
-    tables.write_tables(rows, names["csv"], names["md"], names["tex"])
+    same = {("d", "a", "held-out", "max", "my_method", "sdn")}
+    tables.write_tables(rows, same, names["csv"], names["md"], names["tex"])
     return names
 
 
@@ -119,10 +130,18 @@ def test_what_the_files_say(tmp_path):
     assert csv[2] == "d,a,sdn,max,0.900000,-,1,1.200000,held-out"
     md = Path(names["md"]).read_text()
     assert "| sdn | - | **90.0** |" in md
-    assert "| my_method | - | 80.0 |" in md
+    assert "| my_method | - | 80.0 ≈ |" in md, "the file of differences calls it noise"
+    assert "within noise of the best" in md
     assert "validation split (protocol held-out)" in md
     tex = Path(names["tex"]).read_text()
-    for part in ("\\toprule", "\\midrule", "\\bottomrule", "my\\_method & - & 80.0", "25 \\%", "booktabs"):
+    for part in (
+        "\\toprule",
+        "\\midrule",
+        "\\bottomrule",
+        "my\\_method & - & 80.0 $\\approx$",
+        "25 \\%",
+        "booktabs",
+    ):
         assert part in tex
     assert [row["mean"] for row in tables.read_csv(names["csv"])][1] == 0.9
 
@@ -134,3 +153,60 @@ def test_metrics_round_trip(tmp_path):
     assert [row["metrics"]["a"] for row in back] == [0.1, 1 / 3]
     assert math.isnan(back[0]["metrics"]["b"])
     assert read_metrics(tmp_path / "m.csv", "d", "other") == {}
+
+
+def test_per_exit_and_allowed_loss_by_hand():
+    values = {"exit_1/ece": 0.1, "exit_2/ece": math.nan, "held-out/accuracy_loss_allowed_0.01": 0.02}
+    values["held-out/relative_cost_allowed_0.01"] = 0.5
+    other = {**values, "exit_1/ece": 0.3, "held-out/accuracy_loss_allowed_0.01": -0.01}
+    results = [result(0, values), result(1, other)]
+    first, second = more_tables.per_exit_table(results)
+    assert (first["exit"], first["metric"], first["n"]) == (1, "ece", 2)
+    assert first["mean"] == pytest.approx(0.2)
+    assert (second["exit"], second["n"]) == (2, 0)
+    (row,) = more_tables.allowed_loss_table(results)
+    assert (row["protocol"], row["allowed_loss"], row["largest"]) == ("held-out", 0.01, 0.02)
+    assert row["accuracy_loss"] == pytest.approx(0.005)
+
+
+HEADER = "source,table,dataset,arch,method,budget,value\n"
+
+
+def test_published_values_stand_beside_ours(tmp_path):
+    path = tmp_path / "published.csv"
+    path.write_text(HEADER + "a paper,2,d,a,sdn,0.50,88.0\na paper,2,d,a,other,max,90\n")
+    metrics = {"paper/accuracy_at_0.5": 0.9, "paper/relative_cost_at_0.5": 0.5}
+    rows = tables.accuracy_table([result(0, metrics)], ["sdn"], [0.5], ["paper"])
+    (row,) = more_tables.comparison_table(rows, more_tables.read_published(path), ["held-out", "paper"])
+    assert (row["source"], row["published"], row["protocol"]) == ("a paper", 88.0, "paper")
+    assert row["difference"] == pytest.approx(2.0)
+    (alone,) = more_tables.comparison_table(rows, [], ["paper"])
+    assert math.isnan(alone["published"])
+    assert alone["ours"] == 90.0
+
+
+@pytest.mark.parametrize(
+    "line", ["p,1,d,a,m,0.5,x", "p,1,d,a,m,0.5,101", "p,1,d,a,m,most,90", "p,1,d,a,m,0.5"]
+)
+def test_wrong_published_values_are_refused(tmp_path, line):
+    path = tmp_path / "published.csv"
+    path.write_text(HEADER + line + "\n")
+    with pytest.raises(ztw.ZtwError, match="line 2: value"):
+        more_tables.read_published(path)
+
+
+def test_the_shipped_published_file_is_empty():
+    assert more_tables.read_published("config/published.csv") == []
+
+
+def test_differences_of_methods(tmp_path):
+    right = torch.tensor([1] * 80 + [0] * 20, dtype=torch.uint8)
+    files = {}
+    for method, answers in {"a": right, "b": right.clone(), "c": 1 - right}.items():
+        files["d", "x", 0, method] = str(tmp_path / f"{method}.safetensors")
+        write_tensors(files["d", "x", 0, method], {"held-out@0.5": answers})
+    evaluation = {"protocols": ["held-out"], "budgets": [0.5, 1.0]}
+    run_compare_methods(files, evaluation, tmp_path / "differences.csv", lambda text: None)
+    pairs = read_noise(tmp_path / "differences.csv")
+    assert ("d", "x", "held-out", "0.5", "b", "a") in pairs
+    assert not [pair for pair in pairs if "c" in pair[4:]]

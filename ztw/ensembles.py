@@ -80,7 +80,7 @@ class WeightedEnsemble(Ensemble):
 
 
 class GeometricEnsemble(WeightedEnsemble):
-    """q_m = softmax(mean_{j<=m} s_mj log p_j + b_m), s_mj = exp(w_mj) >= 0 (ZTW 2021, equation 5).
+    """q_m = softmax(mean_{j<=m} s_mj log p_j + b_m), s_mj = exp(w_mj) >= 0 (ZTW 2021).
 
     weight: (K, K), row m holds s_m1 ... s_mm; bias: (K, C). The cross-entropy is convex in (s, b),
     so that it is fitted in s with a bound instead of in w.

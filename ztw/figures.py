@@ -120,8 +120,10 @@ def accuracy_against_cost(
         axes.plot(
             exit_cost, exit_accuracy, ls="", marker=look["marker"], ms=3.5, mfc="none", mec=look["color"]
         )
-    base = np.mean([r["metrics"]["backbone/accuracy"] for rs in results.values() for r in rs])
-    axes.plot(1.0, base, marker="*", color="black", markersize=13, ls="", label="backbone alone", zorder=5)
+    base = [r["metrics"].get("backbone/accuracy") for rs in results.values() for r in rs]
+    if None not in base:  # no IC set left the backbone as it was
+        star: dict[str, Any] = {"marker": "*", "color": "black", "markersize": 13, "ls": "", "zorder": 5}
+        axes.plot(1.0, np.mean(base), label="backbone alone", **star)
     axes.set_xlabel("mean cost of a sample / cost of the backbone (MACs)")
     axes.set_ylabel("test accuracy")
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))

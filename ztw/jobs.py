@@ -5,26 +5,31 @@ The workflow's scripts are one call of a function here; `settings` is the checke
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ztw.backbone import Backbone
 from ztw.backbones import build_backbone
+from ztw.cells import ANATOMY, RECIPE
 from ztw.checkpoints import load_checkpoint, read_tensors, save_checkpoint, versions, write_tensors
-from ztw.data import ImageSet, held_out_split, load_split
+from ztw.data import Data, held_out_split, load_split
 from ztw.device import pick_device, resolve_precision
 from ztw.ensembles import Ensemble, build_ensemble, fit_ensemble
 from ztw.errors import ZtwError
-from ztw.files import read_json, write_json
+from ztw.fetch import data_root
+from ztw.files import read_json, sha256
+from ztw.foreign import fetch_weights, load_foreign, read_foreign
 from ztw.network import EarlyExitNetwork, build_network
 from ztw.predictions import predict
 from ztw.progress import Report
-from ztw.training import Recipe, train_backbone, train_ics
+from ztw.regimes import train_jointly, train_layer_wise
+from ztw.training import History, Recipe, train_backbone, train_ics
 
 Settings = Mapping[str, Any]
 Cell = Mapping[str, Any]  # {"dataset": ..., "arch": ..., "seed": ...}
@@ -37,14 +42,10 @@ def set_up(threads: int) -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
 
 
-def _recipe(section: Settings, precision: str) -> Recipe:
-    names = ("epochs", "batch_size", "lr", "weight_decay", "schedule", "gamma")
-    return Recipe(
-        **{name: section[name] for name in names},
-        momentum=section.get("momentum", 0.9),
-        milestones=tuple(section["milestones"]),
-        precision=precision,
-    )
+def make_recipe(section: Settings, precision: str) -> Recipe:
+    """The recipe in a config section, complete as `ztw.cells` leaves it."""
+    values = {field: section[field] for field in RECIPE}
+    return Recipe(**{**values, "milestones": tuple(section["milestones"])}, precision=precision)
 
 
 def _compute(settings: Settings) -> tuple[torch.device, str]:
@@ -52,17 +53,33 @@ def _compute(settings: Settings) -> tuple[torch.device, str]:
     return device, resolve_precision(settings["precision"], device)
 
 
-def _training_parts(prepared: dict, cell: Cell, settings: Settings) -> tuple[ImageSet, ImageSet]:
+def _split(prepared: dict, split: str, settings: Settings) -> Data:
+    """One split with the study's own choice of normalisation and augmentation."""
+    data = load_split(prepared, split)
+    known = {field.name for field in dataclasses.fields(cast(Any, data))}
+    chosen = ("flip", "crop_padding", "colour_jitter", "mean", "std", "workers")
+    given = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in settings["data"].items()
+        if key in chosen and key in known and value is not None
+    }
+    changed: Data = dataclasses.replace(cast(Any, data), **given)
+    return changed
+
+
+def _training_parts(prepared: dict, cell: Cell, settings: Settings) -> tuple[Data, Data]:
     """(train, validation): the same split in every job of a cell."""
-    data = load_split(prepared, "train")
+    data = _split(prepared, "train", settings)
     train, held_out = held_out_split(
         data.labels, settings["data"]["validation_fraction"], seed=int(cell["seed"])
     )
     return data.take(train), data.take(held_out)
 
 
-def _empty_backbone(prepared: dict, cell: Cell) -> Backbone:
-    return build_backbone(cell["arch"], prepared["classes"], prepared["channels"], prepared["size"])
+def _empty_backbone(prepared: dict, cell: Cell, settings: Settings, weights: str | None = None) -> Backbone:
+    """The cell's backbone with random weights, or torchvision's."""
+    size = (prepared["classes"], prepared["channels"], prepared["size"])
+    return build_backbone(cell["arch"], *size, shortcut=settings["backbone"]["shortcut"], weights=weights)
 
 
 def _identity(prepared: dict, cell: Cell) -> dict[str, Any]:
@@ -76,21 +93,35 @@ def _identity(prepared: dict, cell: Cell) -> dict[str, Any]:
     }
 
 
+def _trained_backbone(prepared: dict, cell: Cell, settings: Settings, file: Path | str) -> Backbone:
+    backbone = _empty_backbone(prepared, cell, settings)
+    load_checkpoint(file, backbone, _identity(prepared, cell))
+    return backbone
+
+
+def trains_trunk(ics: Settings) -> bool:
+    """Whether an IC set changes the backbone: its checkpoint then holds the whole network."""
+    return ics["training"] != "separate"
+
+
+def _trained_part(network: EarlyExitNetwork, ics: Settings) -> nn.Module:
+    return network if trains_trunk(ics) else network.heads
+
+
 def load_network(
     cell: Cell, settings: Settings, prepared: dict, backbone_file: Path | str, name: str, ics_file: Path | str
 ) -> EarlyExitNetwork:
     """The trained network of one IC set, on the CPU in eval mode; raises ZtwError when a checkpoint does not fit."""
-    backbone = _empty_backbone(prepared, cell)
-    load_checkpoint(backbone_file, backbone, _identity(prepared, cell))
-    network = _attach(backbone, settings, name)
+    ics = settings["ics"]["sets"][name]
+    network = _attach(_trained_backbone(prepared, cell, settings, backbone_file), ics)
     trained_as = {"ics": name, "mode": network.ics, "placement": list(network.placement)}
-    load_checkpoint(ics_file, network.heads, {**_identity(prepared, cell), **trained_as})
+    load_checkpoint(ics_file, _trained_part(network, ics), {**_identity(prepared, cell), **trained_as})
     return network.eval()
 
 
-def _attach(backbone: Backbone, settings: Settings, name: str) -> EarlyExitNetwork:
-    section = settings["ics"]
-    return build_network(backbone, section["sets"][name]["mode"], section["head"], section["placement"])
+def _attach(backbone: Backbone, ics: Settings) -> EarlyExitNetwork:
+    options = {key: ics[key] for key in ANATOMY}
+    return build_network(backbone, ics["mode"], **options)
 
 
 def _share(networks: list[EarlyExitNetwork], device: torch.device) -> list[EarlyExitNetwork]:
@@ -101,27 +132,53 @@ def _share(networks: list[EarlyExitNetwork], device: torch.device) -> list[Early
     return networks
 
 
-def _accuracy(backbone: Backbone, data: ImageSet, precision: str, batch_size: int) -> float:
+def _accuracy(backbone: Backbone, data: Data, precision: str, batch_size: int) -> float:
     plain = EarlyExitNetwork(backbone, [], (), "independent")
     (logits,), labels = predict([plain], data, batch_size, precision)
     return float((logits[0].argmax(-1) == labels).double().mean())
 
 
+def _first_weights(
+    prepared: dict, cell: Cell, settings: Settings, root: Path, report: Report
+) -> tuple[Backbone, dict[str, Any]]:
+    """The backbone before any training of ours, and where its weights come from."""
+    section = settings["backbone"]
+    source = section["source"]
+    backbone = _empty_backbone(prepared, cell, settings, "DEFAULT" if source == "torchvision" else None)
+    if source in ("train", "torchvision"):
+        return backbone, {"source": source}
+    path = Path(section["path"]) if source == "file" else None
+    path = path or fetch_weights(section["url"], section["sha256"], root, report)
+    if section["sha256"] and (found := sha256(path)) != section["sha256"]:
+        raise ZtwError(f"{path}: SHA-256 is {found}, backbone.sha256 says {section['sha256']}")
+    matched = load_foreign(backbone, read_foreign(path), str(path))
+    report(f"weights of {path} matched {matched}")
+    return backbone, {"source": source, "file": path.name, "sha256": sha256(path), "matched": matched}
+
+
 def run_train_backbone(
     cell: Cell, settings: Settings, prepared_file: str, output: str, report: Report
 ) -> None:
-    """Train a backbone; writes weights and JSON."""
+    """Make a backbone ready, from its source and by training; writes weights and JSON."""
     prepared = read_json(prepared_file)
     device, precision = _compute(settings)
     train, validation = (part.to(device) for part in _training_parts(prepared, cell, settings))
-    seed = int(cell["seed"])
+    section, seed = settings["backbone"], int(cell["seed"])
     torch.manual_seed(seed)
-    backbone = _empty_backbone(prepared, cell).to(device)
-    recipe = _recipe(settings["backbone"], precision)
-    history = train_backbone(backbone, train, recipe, seed, report)
+    root = data_root(settings["data"]["root"])
+    backbone, origin = _first_weights(prepared, cell, settings, root, report)
+    if section["source"] == "torchvision" and prepared["classes"] != 1000 and not section["epochs"]:
+        raise ZtwError(
+            f"backbone.epochs: 0: torchvision's weights answer 1000 classes, {cell['dataset']} has"
+            f" {prepared['classes']}; train the new last layer for some epochs"
+        )
+    backbone.to(device).eval()
+    recipe = make_recipe(section, precision)
+    history = train_backbone(backbone, train, recipe, seed, report) if section["epochs"] else []
     facts = {
         **_identity(prepared, cell),
-        "settings": settings["backbone"],
+        "settings": section,
+        "origin": origin,
         "accuracy": {"validation": _accuracy(backbone, validation, precision, recipe.batch_size)},
         "history": history,
         **_provenance(device, precision),
@@ -139,6 +196,28 @@ def _provenance(device: torch.device, precision: str) -> dict[str, Any]:
     }
 
 
+def _save_ics(
+    cell: Cell,
+    prepared: dict,
+    name: str,
+    ics: Settings,
+    network: EarlyExitNetwork,
+    history: History,
+    where: dict[str, Any],
+    output: str,
+) -> None:
+    facts = {
+        **_identity(prepared, cell),
+        "ics": name,
+        "mode": network.ics,
+        "placement": list(network.placement),
+        "settings": ics,
+        "history": history,
+        **where,
+    }
+    save_checkpoint(output, _trained_part(network, ics), facts)
+
+
 def run_train_ics(
     cell: Cell,
     settings: Settings,
@@ -147,30 +226,58 @@ def run_train_ics(
     outputs: Mapping[str, str],
     report: Report,
 ) -> None:
-    """Train every IC set of a cell in one pass of the frozen backbone; outputs: IC set -> file."""
+    """Train the IC sets on the frozen backbone; outputs: IC set -> file. Sets of one recipe share a pass."""
     prepared = read_json(prepared_file)
     device, precision = _compute(settings)
     train, _ = _training_parts(prepared, cell, settings)
-    backbone = _empty_backbone(prepared, cell)
-    load_checkpoint(backbone_file, backbone, _identity(prepared, cell))
-    seed = int(cell["seed"])
-    networks = []
-    for name in outputs:
-        torch.manual_seed(seed)  # a set's weights do not depend on which others are trained with it
-        networks.append(_attach(backbone, settings, name))
-    _share(networks, device)
-    histories = train_ics(networks, train.to(device), _recipe(settings["ics"], precision), seed, report)
-    for (name, output), network, history in zip(outputs.items(), networks, histories, strict=True):
-        facts = {
-            **_identity(prepared, cell),
-            "ics": name,
-            "mode": network.ics,
-            "placement": list(network.placement),
-            "settings": {key: value for key, value in settings["ics"].items() if key != "sets"},
-            "history": history,
-            **_provenance(device, precision),
-        }
-        save_checkpoint(output, network.heads, facts)
+    train = train.to(device)
+    backbone = _trained_backbone(prepared, cell, settings, backbone_file)
+    sets, seed = settings["ics"]["sets"], int(cell["seed"])
+    for recipe, names in _by_recipe(sets, outputs, precision).items():
+        networks = []
+        for name in names:
+            torch.manual_seed(seed)  # a set's weights do not depend on which others are trained with it
+            networks.append(_attach(backbone, sets[name]))
+        histories = train_ics(_share(networks, device), train, recipe, seed, report)
+        for name, network, history in zip(names, networks, histories, strict=True):
+            where = _provenance(device, precision)
+            _save_ics(cell, prepared, name, sets[name], network, history, where, outputs[name])
+
+
+def _by_recipe(sets: Settings, names: Iterable[str], precision: str) -> dict[Recipe, list[str]]:
+    groups: dict[Recipe, list[str]] = {}
+    for name in names:
+        groups.setdefault(make_recipe(sets[name]["recipe"], precision), []).append(name)
+    return groups
+
+
+def run_train_network(
+    cell: Cell,
+    settings: Settings,
+    prepared_file: str,
+    backbone_file: str,
+    name: str,
+    output: str,
+    report: Report,
+) -> None:
+    """Train trunk and ICs of one set, jointly or layer after layer."""
+    prepared = read_json(prepared_file)
+    device, precision = _compute(settings)
+    train, _ = _training_parts(prepared, cell, settings)
+    ics, seed = settings["ics"]["sets"][name], int(cell["seed"])
+    torch.manual_seed(seed)
+    if ics["start"] == "scratch":
+        backbone = _empty_backbone(prepared, cell, settings)
+    else:
+        backbone = _trained_backbone(prepared, cell, settings, backbone_file)
+    network = _attach(backbone, ics).to(device)
+    recipe = make_recipe(ics["recipe"], precision)
+    if ics["training"] == "layer_wise":
+        history = train_layer_wise(network, train.to(device), recipe, seed, report)
+    else:
+        weights, rescale = ics["exit_weights"], ics["rescale_gradients"]
+        history = train_jointly(network, train.to(device), recipe, seed, weights, rescale, report)
+    _save_ics(cell, prepared, name, ics, network, history, _provenance(device, precision), output)
 
 
 def run_predict(
@@ -185,50 +292,65 @@ def run_predict(
     """Write the logits of every IC set on every split; outputs: (IC set, split) -> file."""
     prepared = read_json(prepared_file)
     device, precision = _compute(settings)
-    networks = _share(
-        [
-            load_network(cell, settings, prepared, backbone_file, name, file)
-            for name, file in ics_files.items()
-        ],
-        device,
-    )
+    networks = {
+        name: load_network(cell, settings, prepared, backbone_file, name, file)
+        for name, file in ics_files.items()
+    }
     train, validation = _training_parts(prepared, cell, settings)
     generator = torch.Generator().manual_seed(int(cell["seed"]))
-    samples = settings["ensembles"]["samples"]
+    samples = settings["samples"]
     if samples is not None:
         train = train.take(torch.randperm(len(train), generator=generator)[:samples])
     parts = {
-        "train": (train, generator),  # augmented, as the released recipe's ensembles are fitted
+        "train": (train, generator.get_state()),  # augmented, as the released recipe's ensembles are fitted
         "validation": (validation, None),
-        "test": (load_split(prepared, "test"), None),
+        "test": (_split(prepared, "test", settings), None),
     }
-    for split, (data, augmenter) in parts.items():
-        logits, labels = predict(
-            networks, data.to(device), settings["ics"]["batch_size"], precision, augmenter, report
-        )
-        for name, values in zip(ics_files, logits, strict=True):
-            if not values.isfinite().all():
-                raise ZtwError(f"{ics_files[name]}: its logits on {split} are not finite; train it again")
-            write_tensors(outputs[name, split], {"logits": values, "labels": labels})
+    for names in _by_trunk(settings["ics"]["sets"], networks):
+        together = _share([networks[name] for name in names], device)
+        for split in dict.fromkeys(split for _, split in outputs):
+            data, state = parts[split]
+            augmenter = None if state is None else torch.Generator()
+            if augmenter is not None and state is not None:
+                augmenter.set_state(state)  # every trunk sees the same images
+            logits, labels = predict(
+                together, data.to(device), settings["ics"]["batch_size"], precision, augmenter, report
+            )
+            for name, values in zip(names, logits, strict=True):
+                if not values.isfinite().all():
+                    raise ZtwError(f"{ics_files[name]}: its logits on {split} are not finite; train it again")
+                write_tensors(outputs[name, split], {"logits": values, "labels": labels})
+
+
+def _by_trunk(sets: Settings, names: Iterable[str]) -> list[list[str]]:
+    """The sets on the frozen backbone together, each of the others alone."""
+    frozen = [name for name in names if not trains_trunk(sets[name])]
+    alone = [[name] for name in names if trains_trunk(sets[name])]
+    return [frozen, *alone] if frozen else alone
 
 
 def run_fit_ensembles(
-    settings: Settings, train_files: Mapping[str, str], outputs: Mapping[tuple[str, str], str], report: Report
+    settings: Settings,
+    predictions: Mapping[tuple[str, str], str],
+    outputs: Mapping[tuple[str, str], str],
+    report: Report,
 ) -> None:
-    """Fit the ensembles of a cell; train_files: IC set -> logits; outputs: (IC set, kind) -> file."""
-    for done, ((name, kind), output) in enumerate(outputs.items(), 1):
-        report(f"{name} {kind} ({done}/{len(outputs)})")
-        predictions = read_tensors(train_files[name])
-        logits, labels = predictions["logits"], predictions["labels"]
-        include_final = settings["ensembles"]["include_final"]
-        ensemble = fit_ensemble(logits, labels, kind, include_final)
+    """Fit a cell's ensembles; predictions: (IC set, split) -> logits; outputs: (IC set, ensemble) -> file."""
+    for done, ((name, title), output) in enumerate(outputs.items(), 1):
+        report(f"{name} {title} ({done}/{len(outputs)})")
+        own = settings["ensembles"]["sets"][title]
+        logits, labels = read_predictions(predictions[name, own["fit_on"]])
+        logits, labels = logits[:, : own["samples"]], labels[: own["samples"]]
+        ensemble = fit_ensemble(logits, labels, own["kind"], own["include_final"])
         picked = ensemble(logits).gather(2, labels.expand(len(logits), -1)[..., None])
         facts = {
             "ics": name,
-            "kind": kind,
+            "ensemble": title,
+            "kind": own["kind"],
             "exits": ensemble.exits,
             "classes": ensemble.classes,
-            "include_final": include_final,
+            "include_final": own["include_final"],
+            "fit_on": own["fit_on"],
             "samples": len(labels),
             "loss": [-value for value in picked.double().mean((1, 2)).tolist()],
             "versions": versions(),
@@ -248,9 +370,3 @@ def read_predictions(path: Path | str) -> tuple[Tensor, Tensor]:
     """(logits, labels) as `run_predict` wrote them."""
     tensors = read_tensors(path)
     return tensors["logits"], tensors["labels"]
-
-
-def write_prepared(record: dict, settings: Settings, output: str) -> None:
-    """Write a data set's record with the study's own choice of augmentation."""
-    chosen = {key: settings["data"][key] for key in ("flip", "crop_padding")}
-    write_json(output, {**record, **{key: value for key, value in chosen.items() if value is not None}})

@@ -11,15 +11,21 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ztw.checkpoints import versions
-from ztw.costs import BACKEND, backbone_macs, macs
-from ztw.evaluation import Curve, at_budget, exit_accuracy, hindsight_improvability, sweep
+from ztw.calibration import calibration, fit_temperatures, overthinking
+from ztw.checkpoints import versions, write_tensors
+from ztw.costs import BACKEND, backbone_macs, backbone_paper_ops, macs, paper_ops
+from ztw.evaluation import Curve, at_budget, decide, exit_accuracy, hindsight_improvability, sweep
 from ztw.figures import accuracy_against_cost, save
 from ztw.files import atomic, read_json, write_json
-from ztw.jobs import Cell, Settings, load_ensemble, load_network, read_predictions
+from ztw.jobs import Cell, Settings, load_ensemble, load_network, read_predictions, trains_trunk
+from ztw.network import IC_MODES, EarlyExitNetwork
 from ztw.progress import Report
+from ztw.thresholds import Candidates, at, candidates
 
 Metrics = dict[str, float]
+PROTOCOLS = ("held-out", "paper", "published")
+# choices of thresholds whose parameter is an allowed loss of accuracy
+FROM_ALLOWED_LOSS = ("allowed_loss", "risk_controlled")
 
 
 @dataclass(frozen=True)
@@ -30,62 +36,140 @@ class Answers:
     labels: Tensor
 
 
+@dataclass(frozen=True)
+class Costs:
+    """cost: (K,) cumulative, of leaving at each exit; base: of the backbone alone, in the same unit."""
+
+    cost: Tensor
+    base: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is known of a method in one cell.
+
+    rows: the curves; metrics: by name; correct: "<protocol>@<budget>" -> uint8 (N,), which test
+    samples it answers rightly there, for the budgets that are feasible.
+    """
+
+    rows: pd.DataFrame
+    metrics: Metrics
+    correct: dict[str, Tensor]
+
+
 def evaluate_method(
     validation: Answers,
     test: Answers,
-    cost: Tensor,
-    base_cost: float,
+    costs: Mapping[str, Costs],
     rule: str,
-    budgets: Sequence[float | str],
-    protocols: Sequence[str],
-    points: int,
-) -> tuple[pd.DataFrame, Metrics]:
-    """Sweep one method and pick its parameter for every budget.
+    choice: str,
+    evaluation: Settings,
+) -> Evaluation:
+    """Sweep one method and pick its thresholds for every budget.
 
-    cost: (K,) cumulative MACs; base_cost: MACs of the backbone alone. Protocol `held-out` picks on
-    the validation split, `paper` on the test split; accuracy and cost are always the test split's.
-    Returns the curves of both splits as rows and the metrics by name.
+    costs: "macs", and "paper_ops" where a protocol wants it; rule: a name of RULES; choice: of
+    THRESHOLDS; evaluation: the config's section. Protocol `held-out` picks on the validation split,
+    `paper` and `published` on the test split, the last by the published operation counter; accuracy
+    and cost are always the test split's.
     """
-    on_validation = sweep(validation.logits, validation.labels, cost, rule, points=points)
-    own = sweep(test.logits, test.labels, cost, rule, points=points).parameter
-    both = torch.cat([on_validation.parameter, own]).unique()
-    on_test = sweep(test.logits, test.labels, cost, rule, _in_order(both, on_validation.parameter))
     metrics: Metrics = {}
-    for protocol in protocols:
-        chooser = on_validation if protocol == "held-out" else on_test
-        for budget, index in zip(budgets, at_budget(chooser, budgets, base_cost), strict=True):
-            parameter = None if index is None else chooser.parameter[index]
-            metrics |= _at_parameter(on_test, parameter, base_cost, f"{protocol}/", f"_at_{budget}")
-    metrics |= _per_exit("accuracy", exit_accuracy(test.logits, test.labels))
-    metrics |= _per_exit("hindsight_improvability", hindsight_improvability(test.logits, test.labels))
-    metrics |= _per_exit("relative_cost", cost / base_cost)
-    rows = pd.concat(
-        [
-            _rows(curve, split, base_cost)
-            for split, curve in (("validation", on_validation), ("test", on_test))
-        ]
+    correct: dict[str, Tensor] = {}
+    for protocol in evaluation["protocols"]:
+        unit = costs["paper_ops" if protocol == "published" else "macs"]
+        chooser = validation if protocol == "held-out" else test
+        found, answered = _at_budgets(chooser, test, unit, rule, choice, evaluation)
+        metrics |= {f"{protocol}/{name}": value for name, value in found.items()}
+        correct |= {f"{protocol}@{budget}": value for budget, value in answered.items()}
+    unit = costs["macs"]
+    temperatures = fit_temperatures(validation.logits, validation.labels)
+    per_exit = {
+        "accuracy": exit_accuracy(test.logits, test.labels),
+        "hindsight_improvability": hindsight_improvability(test.logits, test.labels),
+        "relative_cost": unit.cost / unit.base,
+        "temperature": temperatures,
+        **calibration(test.logits, test.labels, temperatures),
+    }
+    for name, values in per_exit.items():
+        metrics |= _per_exit(name, values)
+    metrics["overthinking"] = overthinking(test.logits, test.labels)
+    rows = _curves(validation, test, unit, rule, choice, evaluation["points"])
+    return Evaluation(rows, metrics, correct)
+
+
+def _at_budgets(
+    chooser: Answers, test: Answers, unit: Costs, rule: str, choice: str, evaluation: Settings
+) -> tuple[Metrics, dict[float | str, Tensor]]:
+    """Metrics of the test split at every budget and allowed loss, and which samples are right there."""
+    offered = candidates(choice, chooser.logits, chooser.labels, unit.cost, rule, points=evaluation["points"])
+    curve = _sweep(chooser, unit, rule, offered)
+    on_test = curve if chooser is test else _sweep(test, unit, rule, offered)
+    metrics: Metrics = {}
+    correct = {}
+    for budget, index in zip(
+        evaluation["budgets"], at_budget(curve, evaluation["budgets"], unit.base), strict=True
+    ):
+        if index is None:
+            found = dict.fromkeys(("accuracy", "relative_cost", "parameter"), math.nan)
+        else:
+            found, correct[budget] = _at(test, on_test, index, unit, rule, offered)
+        metrics |= {f"{name}_at_{budget}": value for name, value in found.items()}
+    if choice in FROM_ALLOWED_LOSS:
+        for allowed in evaluation["allowed_losses"]:
+            # from the cheapest to the most cautious: the first that allows no more
+            index = int((on_test.parameter <= allowed).nonzero()[0])
+            whole = exit_accuracy(test.logits, test.labels)[-1]
+            metrics[f"accuracy_loss_allowed_{allowed}"] = float(whole - on_test.accuracy[index])
+            metrics[f"relative_cost_allowed_{allowed}"] = float(on_test.cost[index] / unit.base)
+    return metrics, correct
+
+
+def _sweep(answers: Answers, unit: Costs, rule: str, offered: Candidates) -> Curve:
+    return sweep(
+        answers.logits,
+        answers.labels,
+        unit.cost,
+        rule,
+        offered.thresholds,
+        reported=offered.parameter,
     )
-    return rows, metrics
+
+
+def _at(
+    test: Answers, curve: Curve, index: int, unit: Costs, rule: str, offered: Candidates
+) -> tuple[Metrics, Tensor]:
+    """Metrics of one row of a curve, and which samples are right there (N,)."""
+    _, answering = decide(test.logits, at(rule, offered, index))
+    given = test.logits[answering, torch.arange(len(answering))]  # (N, C)
+    found = {
+        "accuracy": curve.accuracy[index],
+        "relative_cost": curve.cost[index] / unit.base,
+        "parameter": curve.parameter[index],
+        **{f"exit_fraction_{k}": share for k, share in enumerate(curve.exit_fraction[index], 1)},
+        **{name: values[0] for name, values in calibration(given[None], test.labels).items()},
+    }
+    correct = (given.argmax(-1) == test.labels).byte()
+    return {name: float(value) for name, value in found.items()}, correct
+
+
+def _curves(
+    validation: Answers, test: Answers, unit: Costs, rule: str, choice: str, points: int
+) -> pd.DataFrame:
+    """The curves of both splits as rows; thresholds from the validation split, shared ones from both."""
+    offered = candidates(choice, validation.logits, validation.labels, unit.cost, rule, points=points)
+    on_validation = _sweep(validation, unit, rule, offered)
+    if choice == "shared":
+        own = candidates(choice, test.logits, test.labels, unit.cost, rule, points=points)
+        both = torch.cat([offered.thresholds, own.thresholds]).unique()
+        both = _in_order(both, offered.thresholds)
+        offered = Candidates(both, both)
+    on_test = _sweep(test, unit, rule, offered)
+    splits = (("validation", on_validation), ("test", on_test))
+    return pd.concat([_rows(curve, split, unit.base) for split, curve in splits])
 
 
 def _in_order(parameters: Tensor, like: Tensor) -> Tensor:
     """Parameters from the cheapest to the most cautious, as the rule's own grid runs."""
     return parameters.flip(0) if len(like) > 1 and like[0] > like[-1] else parameters
-
-
-def _at_parameter(
-    curve: Curve, parameter: Tensor | None, base_cost: float, before: str, after: str
-) -> Metrics:
-    if parameter is None:
-        return {f"{before}{name}{after}": math.nan for name in ("accuracy", "relative_cost", "parameter")}
-    index = int((curve.parameter == parameter).nonzero()[0])
-    found = {
-        "accuracy": curve.accuracy[index],
-        "relative_cost": curve.cost[index] / base_cost,
-        "parameter": parameter,
-        **{f"exit_fraction_{k}": share for k, share in enumerate(curve.exit_fraction[index], 1)},
-    }
-    return {f"{before}{name}{after}": float(value) for name, value in found.items()}
 
 
 def _per_exit(name: str, values: Tensor) -> Metrics:
@@ -118,6 +202,21 @@ def finite_or_none(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
+def _costs(network: EarlyExitNetwork, protocols: Sequence[str]) -> dict[str, Costs]:
+    costs = {"macs": Costs(macs(network), backbone_macs(network.backbone))}
+    if "published" in protocols:
+        costs["paper_ops"] = Costs(paper_ops(network), backbone_paper_ops(network.backbone))
+    return costs
+
+
+def _backbone_accuracy(sets: Settings, predictions: Mapping[tuple[str, str], str]) -> float | None:
+    """Test accuracy of the backbone alone: the last exit of a set that left it as it was, None without one."""
+    for name, ics in sets.items():
+        if not trains_trunk(ics) and not IC_MODES[ics["mode"]].additive:
+            return float(exit_accuracy(*read_predictions(predictions[name, "test"]))[-1])
+    return None
+
+
 def run_evaluate(
     cell: Cell,
     settings: Settings,
@@ -126,43 +225,45 @@ def run_evaluate(
     ics_files: Mapping[str, str],
     predictions: Mapping[tuple[str, str], str],
     ensembles: Mapping[tuple[str, str], str],
-    outputs: Mapping[str, tuple[str, str]],
+    outputs: Mapping[str, tuple[str, str, str]],
     figure_stem: str,
     report: Report,
 ) -> None:
     """Evaluate every method of a cell, and draw their curves for who looks at the cell's run.
 
-    predictions: (IC set, split) -> file; ensembles: (IC set, kind) -> file; outputs: method -> (curve, metrics).
+    predictions: (IC set, split) -> file; ensembles: (IC set, ensemble) -> file;
+    outputs: method -> (curve, metrics, answers).
     """
     prepared = read_json(prepared_file)
     evaluation = settings["evaluation"]
+    backbone_accuracy = _backbone_accuracy(settings["ics"]["sets"], predictions)
     curves, drawn = {}, {}
-    for done, (name, (curve_file, metrics_file)) in enumerate(outputs.items(), 1):
+    for done, (name, (curve_file, metrics_file, answers_file)) in enumerate(outputs.items(), 1):
         method = settings["methods"][name]
         report(f"{name} ({done}/{len(outputs)})")
-        ics, kind = method["ics"], method["ensemble"]
+        ics, ensemble = method["ics"], method["ensemble"]
         network = load_network(cell, settings, prepared, backbone_file, ics, ics_files[ics])
-        if kind is not None:
-            network.ensemble = load_ensemble(ensembles[ics, kind])
+        if ensemble is not None:
+            network.ensemble = load_ensemble(ensembles[ics, ensemble])
         answers = {}
         for split in ("validation", "test"):
             logits, labels = read_predictions(predictions[ics, split])
             answers[split] = Answers(network.ensemble(logits) if network.ensemble else logits, labels)
-        base_cost = backbone_macs(network.backbone)
-        rows, metrics = evaluate_method(
+        costs = _costs(network, evaluation["protocols"])
+        found = evaluate_method(
             answers["validation"],
             answers["test"],
-            macs(network),
-            base_cost,
+            costs,
             method["rule"],
-            evaluation["budgets"],
-            evaluation["protocols"],
-            evaluation["points"],
+            method["thresholds"],
+            evaluation,
         )
-        metrics["backbone/accuracy"] = float(exit_accuracy(*read_predictions(predictions[ics, "test"]))[-1])
-        metrics["backbone/macs"] = base_cost
+        found.metrics["backbone/macs"] = costs["macs"].base
+        if backbone_accuracy is not None:
+            found.metrics["backbone/accuracy"] = backbone_accuracy
         with atomic(curve_file) as scratch:
-            label(rows, cell, name).to_parquet(scratch, index=False)
+            label(found.rows, cell, name).to_parquet(scratch, index=False)
+        write_tensors(answers_file, found.correct)
         write_json(
             metrics_file,
             {
@@ -171,9 +272,10 @@ def run_evaluate(
                 "method": name,
                 "settings": method,
                 "cost_unit": f"MACs (ptflops, backend {BACKEND})",
-                "metrics": {key: finite_or_none(value) for key, value in metrics.items()},
+                "metrics": {key: finite_or_none(value) for key, value in found.metrics.items()},
                 "versions": versions(),
             },
         )
-        curves[name], drawn[name] = rows[rows["split"] == "test"], [{"metrics": metrics}]
+        curves[name] = found.rows[found.rows["split"] == "test"]
+        drawn[name] = [{"metrics": found.metrics}]
     save(accuracy_against_cost(curves, drawn, "{dataset}, {arch}, seed {seed}".format(**cell)), figure_stem)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ INFEASIBLE = "-"
 # One result: {"dataset", "arch", "seed", "method", "metrics": {name: value}}
 Result = Mapping[str, Any]
 Row = dict[str, Any]
+# (data set, architecture, protocol, budget, method, method) of the pairs that differ by no more than noise
+Noise = Collection[tuple[str, ...]]
 
 
 def mean_std(values: Sequence[float]) -> tuple[float, float]:
@@ -90,8 +92,7 @@ def write_csv(rows: Sequence[Row], path: Path | str, columns: Sequence[str] = CO
         writer = csv.writer(stream)
         writer.writerow(columns)
         for row in rows:
-            cells = {**row, "budget": str(row["budget"])}
-            writer.writerow([_number(cells[column]) for column in columns])
+            writer.writerow([row[c] if c == "budget" else _number(row[c]) for c in columns])
 
 
 def read_csv(path: Path | str) -> list[Row]:
@@ -143,36 +144,53 @@ def block_title(key: tuple[str, str, str], seeds: int) -> str:
     """A caption: data set, architecture, protocol, seeds, cost unit."""
     dataset, arch, protocol = key
     split = "validation" if protocol == "held-out" else "test"
+    unit = "operations by the published counter" if protocol == "published" else "MACs"
     return (
-        f"{dataset}, {arch}: test accuracy (%) within a share of the backbone's MACs; thresholds chosen"
+        f"{dataset}, {arch}: test accuracy (%) within a share of the backbone's {unit}; thresholds chosen"
         f" on the {split} split (protocol {protocol}); mean ± std, n = {seeds}"
     )
 
 
-def _best(methods: list[tuple[str, list[Row]]]) -> list[float]:
-    """The best mean of every budget, as it is printed, so that ties are all marked."""
-    columns = zip(*(rows for _, rows in methods), strict=True)
-    return [
-        max((round(row["mean"], 3) for row in column if not math.isnan(row["mean"])), default=math.nan)
-        for column in columns
-    ]
+SAME = "≈"
 
 
-def to_markdown(rows: Sequence[Row]) -> str:
-    """One Markdown table a block; the best of a budget is bold."""
+def noise_note(noise: Noise) -> str:
+    """What the caption adds where differences were compared."""
+    return f"; {SAME}: within noise of the best (95 % paired bootstrap over the test images)" if noise else ""
+
+
+def _leaders(methods: list[tuple[str, list[Row]]]) -> list[tuple[str, float]]:
+    """(best method, its mean as printed, so that ties are all marked) of every budget."""
+    leaders = []
+    for column in zip(*(rows for _, rows in methods), strict=True):
+        feasible = [row for row in column if not math.isnan(row["mean"])]
+        best = max(feasible, key=lambda row: row["mean"], default=None)
+        leaders.append((best["method"], round(best["mean"], 3)) if best else ("", math.nan))
+    return leaders
+
+
+def _mark(row: Row, leader: tuple[str, float], noise: Noise) -> str:
+    """How a cell stands to the best: "best", "same" (within noise), or ""."""
+    if round(row["mean"], 3) == leader[1]:
+        return "best"
+    where = (row["dataset"], row["arch"], row["protocol"], str(row["budget"]))
+    return "same" if (*where, row["method"], leader[0]) in noise else ""
+
+
+def to_markdown(rows: Sequence[Row], noise: Noise = frozenset()) -> str:
+    """One Markdown table a block; the best of a budget is bold, what is within its noise is marked."""
+    look = {"best": "**{}**", "same": f"{{}} {SAME}", "": "{}"}
     parts = []
     for key, methods in wide_blocks(rows):
-        best = _best(methods)
+        leaders = _leaders(methods)
         seeds = seed_count(methods)
-        parts.append(f"**{block_title(key, seeds)}**\n")
+        parts.append(f"**{block_title(key, seeds)}{noise_note(noise)}**\n")
         parts.append("| method | " + " | ".join(budget_name(row["budget"]) for row in methods[0][1]) + " |")
-        parts.append("|---|" + "---:|" * len(best))
+        parts.append("|---|" + "---:|" * len(leaders))
         for method, group in methods:
             texts = [
-                f"**{accuracy_name(row, seeds)}**"
-                if round(row["mean"], 3) == top
-                else accuracy_name(row, seeds)
-                for row, top in zip(group, best, strict=True)
+                look[_mark(row, leader, noise)].format(accuracy_name(row, seeds))
+                for row, leader in zip(group, leaders, strict=True)
             ]
             parts.append(f"| {method} | " + " | ".join(texts) + " |")
         parts.append("")
@@ -182,32 +200,33 @@ def to_markdown(rows: Sequence[Row]) -> str:
 def _tex(text: str) -> str:
     for char in "&%_#":
         text = text.replace(char, f"\\{char}")
-    return text.replace("±", "$\\pm$")
+    return text.replace("±", "$\\pm$").replace(SAME, "$\\approx$")
 
 
-def to_latex(rows: Sequence[Row]) -> str:
+def to_latex(rows: Sequence[Row], noise: Noise = frozenset()) -> str:
     """One LaTeX table a block; needs the package booktabs."""
+    look = {"best": "\\textbf{{{}}}", "same": "{} $\\approx$", "": "{}"}
     parts = ["% needs \\usepackage{booktabs}"]
     for key, methods in wide_blocks(rows):
-        best = _best(methods)
+        leaders = _leaders(methods)
         seeds = seed_count(methods)
-        title = _tex(block_title(key, seeds))
+        title = _tex(block_title(key, seeds) + noise_note(noise))
         parts += ["\\begin{table}", "\\centering", f"\\caption{{{title}}}"]
-        parts += [f"\\begin{{tabular}}{{l{'r' * len(best)}}}", "\\toprule"]
+        parts += [f"\\begin{{tabular}}{{l{'r' * len(leaders)}}}", "\\toprule"]
         heads = [_tex(budget_name(row["budget"])) for row in methods[0][1]]
         parts += [" & ".join(["method", *heads]) + " \\\\", "\\midrule"]
         for method, group in methods:
-            texts = []
-            for row, top in zip(group, best, strict=True):
-                text = accuracy_name(row, seeds, "$\\pm$")
-                texts.append(f"\\textbf{{{text}}}" if round(row["mean"], 3) == top else text)
+            texts = [
+                look[_mark(row, leader, noise)].format(accuracy_name(row, seeds, "$\\pm$"))
+                for row, leader in zip(group, leaders, strict=True)
+            ]
             parts.append(" & ".join([_tex(method), *texts]) + " \\\\")
         parts += ["\\bottomrule", "\\end{tabular}", "\\end{table}", ""]
     return "\n".join(parts)
 
 
-def write_tables(rows: Sequence[Row], csv_path: str, md_path: str, tex_path: str) -> None:
-    """Write the table in its three forms."""
+def write_tables(rows: Sequence[Row], noise: Noise, csv_path: str, md_path: str, tex_path: str) -> None:
+    """Write the table in its three forms; noise: see `ztw.differences.read_noise`."""
     write_csv(rows, csv_path)
-    write_text(md_path, to_markdown(rows))
-    write_text(tex_path, to_latex(rows))
+    write_text(md_path, to_markdown(rows, noise))
+    write_text(tex_path, to_latex(rows, noise))

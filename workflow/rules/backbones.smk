@@ -12,10 +12,14 @@ rule train_backbone:
         ENVIRONMENT
     threads: share_of_cores
     params:
-        settings=settings(data=["validation_fraction"], backbone=None)
-        | {"precision": config["precision"], "device": config["device"]},
+        settings=cell_settings(data=[*IMAGES, "root"], backbone=None),
         code=code_digest(
-            *SHARED_CODE, "backbone", "classic", "training", "jobs.run_train_backbone"
+            *SHARED_CODE,
+            *NETWORK_CODE[:3],
+            "foreign",
+            "training",
+            "jobs.run_train_backbone",
+            "jobs._first_weights",
         ),
     script:
         "../scripts/train_backbone.py"

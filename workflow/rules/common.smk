@@ -1,5 +1,6 @@
 # Names every stage uses: the checked config, the study's folder, the cells.
 import os
+import re
 import yaml
 from pathlib import Path
 from snakemake.exceptions import WorkflowError
@@ -17,6 +18,9 @@ try:
 except ZtwError as error:
     raise WorkflowError(str(error))
 
+# (data set, architecture) -> the sections data, backbone and ics that hold there.
+CELLS = config.pop("cells")
+
 # A study is named after its config file, and so is its folder.
 STUDY_NAME = Path((workflow.overwrite_configfiles or ["config/quick.yaml"])[-1]).stem
 STUDY = f"results/{STUDY_NAME}"
@@ -25,32 +29,68 @@ TRACKED = config["tracking"] != "none"
 ENSEMBLES = sorted(
     {(m["ics"], m["ensemble"]) for m in config["methods"].values() if m["ensemble"]}
 )
-SPLITS = ["train", "validation", "test"]
+FITTED = {name: config["ensembles"]["sets"][name] for _, name in ENSEMBLES}
+ICS = config["ics"]["sets"]
+# IC sets that train the trunk as well are a job each; the others share the pass over the frozen backbone.
+OWN_TRUNK = [name for name, ics in ICS.items() if ics["training"] != "separate"]
+FROZEN_TRUNK = [name for name in ICS if name not in OWN_TRUNK]
+# Logits of the training images are wanted for ensembles only.
+SPLITS = ["train"] if any(e["fit_on"] == "train" for e in FITTED.values()) else []
+SPLITS += ["validation", "test"]
 FIGURES = ["accuracy_cost", "exit_accuracy", "hindsight_improvability", "exit_shares"]
+# One data set and architecture, as file names say it: an architecture's name may hold a slash.
+FIGURE_CELLS = {
+    f"{dataset}-{arch.replace('/', '-')}": (dataset, arch) for dataset, arch in CELLS
+}
 
 
 # What every job that computes with a network relies on.
-SHARED_CODE = [
-    "device",
-    "data",
-    "jobs._training_parts",
-    "jobs._compute",
-    "jobs._recipe",
+SHARED_CODE = ["device", "data", "streaming", "jobs._training_parts", "jobs._split"]
+NETWORK_CODE = [
+    "backbone",
+    "classic",
+    "torchvision_models",
+    "heads",
+    "network",
+    "costs",
 ]
+# What decides which images a training sees.
+IMAGES = ["validation_fraction", "flip", "crop_padding", "colour_jitter", "mean", "std"]
+IMAGES += ["workers"]
+HARDWARE = {"precision": config["precision"], "device": config["device"]}
 
 
 wildcard_constraints:
-    dataset="|".join(config["datasets"]),
-    arch="|".join(config["archs"]),
+    dataset="|".join(map(re.escape, config["datasets"])),
+    arch="|".join(map(re.escape, config["archs"])),
     seed="|".join(map(str, config["seeds"])),
+    ics="|".join(map(re.escape, ICS)),
+    cell="|".join(map(re.escape, FIGURE_CELLS)),
 
 
 def settings(**sections):
     """The part of the config a rule depends on; section=None takes all of it, a list some keys."""
+    return part_of(config, sections)
+
+
+def part_of(source, sections):
     return {
-        name: config[name] if keys is None else {key: config[name][key] for key in keys}
+        name: source[name] if keys is None else {key: source[name][key] for key in keys}
         for name, keys in sections.items()
     }
+
+
+def cell_settings(sets=None, **sections):
+    """The same of a cell, overrides applied; sets: the IC sets it depends on. A function of the wildcards."""
+
+    def chosen(wildcards):
+        cell = CELLS[wildcards.dataset, wildcards.arch]
+        names = [wildcards.ics] if sets == "own" else (sets or [])
+        ics = {"sets": {name: cell["ics"]["sets"][name] for name in names}}
+        part = part_of(cell, {"data": IMAGES, "backbone": ["shortcut"], **sections})
+        return {**part, "ics": {**ics, **part.get("ics", {})}, **HARDWARE}
+
+    return chosen
 
 
 def per_cell(path):

@@ -8,12 +8,12 @@ rule prepare_dataset:
     conda:
         ENVIRONMENT
     params:
-        settings=settings(data=["root", "image_folders", "flip", "crop_padding"]),
+        settings=settings(data=["root", "image_folders"]),
         folders=lambda wildcards: [
             folder_stamp(folder["path"])
             for name, folder in config["data"]["image_folders"].items()
             if name == wildcards.dataset
         ],
-        code=code_digest("fetch", "data"),
+        code=code_digest("fetch", "data", "streaming"),
     script:
         "../scripts/prepare_dataset.py"

@@ -1,11 +1,15 @@
+# "<IC set>/<split>" whose logits some ensemble is fitted on.
+FIT_SOURCES = sorted({f"{ics}/{FITTED[name]['fit_on']}" for ics, name in ENSEMBLES})
+
 if ENSEMBLES:
 
     rule fit_ensembles:
         input:
-            **{
-                f"{ics}": f"{CELL}/predictions/{ics}/train.safetensors"
-                for ics in sorted({ics for ics, _ in ENSEMBLES})
-            },
+            expand(
+                f"{CELL}/predictions/{{source}}.safetensors",
+                source=FIT_SOURCES,
+                allow_missing=True,
+            ),
         output:
             weights=[
                 f"{CELL}/ensembles/{ics}-{kind}.safetensors" for ics, kind in ENSEMBLES
@@ -19,7 +23,8 @@ if ENSEMBLES:
             ENVIRONMENT
         threads: share_of_cores
         params:
-            settings=settings(ensembles=["include_final"]),
+            settings={"ensembles": {"sets": FITTED}},
+            sources=FIT_SOURCES,
             ensembles=ENSEMBLES,
             code=code_digest("ensembles", "jobs.run_fit_ensembles"),
         script:

@@ -3,19 +3,15 @@ rule evaluate:
     input:
         data=f"{STUDY}/data/{{dataset}}.json",
         backbone=f"{CELL}/backbone.safetensors",
-        ics=expand(
-            f"{CELL}/ics/{{ics}}.safetensors",
-            ics=config["ics"]["sets"],
-            allow_missing=True,
-        ),
+        ics=expand(f"{CELL}/ics/{{ics}}.safetensors", ics=ICS, allow_missing=True),
         predictions=expand(
             f"{CELL}/predictions/{{ics}}/{{split}}.safetensors",
-            ics=config["ics"]["sets"],
-            split=SPLITS[1:],
+            ics=ICS,
+            split=["validation", "test"],
             allow_missing=True,
         ),
         ensembles=[
-            f"{CELL}/ensembles/{ics}-{kind}.safetensors" for ics, kind in ENSEMBLES
+            f"{CELL}/ensembles/{ics}-{name}.safetensors" for ics, name in ENSEMBLES
         ],
     output:
         curves=expand(
@@ -28,6 +24,11 @@ rule evaluate:
             method=config["methods"],
             allow_missing=True,
         ),
+        answers=expand(
+            f"{CELL}/answers/{{method}}.safetensors",
+            method=config["methods"],
+            allow_missing=True,
+        ),
         figure=f"{CELL}/accuracy_cost.png",
     log:
         log_of("evaluate"),
@@ -37,9 +38,52 @@ rule evaluate:
         ENVIRONMENT
     threads: share_of_cores
     params:
-        settings=settings(ics=None, methods=None, evaluation=None),
-        splits=SPLITS[1:],
+        settings=cell_settings(sets=list(ICS)),
+        study=settings(methods=None, evaluation=None),
+        splits=["validation", "test"],
         ensembles=ENSEMBLES,
-        code=code_digest("evaluation", "rules", "methods", "costs", "jobs.load_network"),
+        code=code_digest(
+            "evaluation",
+            "rules",
+            "thresholds",
+            "calibration",
+            "methods",
+            "costs",
+            "published_counter",
+            "jobs.load_network",
+        ),
     script:
         "../scripts/evaluate.py"
+
+
+# Which differences between methods are more than noise: over the test images all seeds share.
+rule compare_methods:
+    input:
+        answers=[
+            f"{cell}/answers/{method}.safetensors"
+            for cell in per_cell(CELL)
+            for method in config["methods"]
+        ],
+    output:
+        csv=report(
+            f"{STUDY}/tables/differences.csv",
+            caption="../report/differences.rst",
+            category="Tables",
+        ),
+    log:
+        f"{STUDY}/logs/compare_methods.log",
+    benchmark:
+        f"{STUDY}/benchmarks/compare_methods.tsv"
+    conda:
+        ENVIRONMENT
+    params:
+        settings=settings(evaluation=["budgets", "protocols"]),
+        methods=list(config["methods"]),
+        cells=[
+            (dataset, arch, seed)
+            for dataset, arch in CELLS
+            for seed in config["seeds"]
+        ],
+        code=code_digest("bootstrap", "differences"),
+    script:
+        "../scripts/compare_methods.py"

@@ -1,37 +1,42 @@
+def curves_of(wildcards):
+    """Every method's curves of one data set and architecture, of all seeds."""
+    dataset, arch = FIGURE_CELLS[wildcards.cell]
+    return expand(
+        f"{CELL}/curves/{{method}}.parquet",
+        dataset=dataset,
+        arch=arch,
+        method=config["methods"],
+        seed=config["seeds"],
+    )
+
+
 rule plot_figures:
     input:
         metrics=f"{STUDY}/tables/metrics.csv",
-        curves=[
-            file
-            for method in config["methods"]
-            for file in expand(
-                f"{CELL}/curves/{method}.parquet",
-                seed=config["seeds"],
-                allow_missing=True,
-            )
-        ],
+        curves=curves_of,
     output:
         [
             report(
-                f"{STUDY}/figures/{{dataset}}-{{arch}}-{figure}.png",
+                f"{STUDY}/figures/{{cell}}-{figure}.png",
                 caption=f"../report/{figure}.rst",
                 category="Figures",
-                subcategory="{dataset}, {arch}",
+                subcategory="{cell}",
                 labels={"figure": figure.replace("_", " ")},
             )
             for figure in FIGURES
         ],
-        [f"{STUDY}/figures/{{dataset}}-{{arch}}-{figure}.pdf" for figure in FIGURES],
+        [f"{STUDY}/figures/{{cell}}-{figure}.pdf" for figure in FIGURES],
     log:
-        f"{STUDY}/logs/plot_figures/{{dataset}}-{{arch}}.log",
+        f"{STUDY}/logs/plot_figures/{{cell}}.log",
     benchmark:
-        f"{STUDY}/benchmarks/plot_figures/{{dataset}}-{{arch}}.tsv"
+        f"{STUDY}/benchmarks/plot_figures/{{cell}}.tsv"
     conda:
         ENVIRONMENT
     params:
         settings=settings(evaluation=["budgets", "protocols"]),
         methods=list(config["methods"]),
-        stem=f"{STUDY}/figures/{{dataset}}-{{arch}}",
+        names=lambda wildcards: FIGURE_CELLS[wildcards.cell],
+        stem=f"{STUDY}/figures/{{cell}}",
         code=code_digest("figures"),
     script:
         "../scripts/plot_figures.py"

@@ -1,16 +1,22 @@
+def training_samples():
+    """How many training images the ensembles want logits of; None is all."""
+    wanted = [e["samples"] for e in FITTED.values() if e["fit_on"] == "train"]
+    return None if None in wanted else max(wanted, default=None)
+
+
 rule predict:
     input:
         data=f"{STUDY}/data/{{dataset}}.json",
         backbone=f"{CELL}/backbone.safetensors",
         ics=expand(
             f"{CELL}/ics/{{ics}}.safetensors",
-            ics=config["ics"]["sets"],
+            ics=ICS,
             allow_missing=True,
         ),
     output:
         expand(
             f"{CELL}/predictions/{{ics}}/{{split}}.safetensors",
-            ics=config["ics"]["sets"],
+            ics=ICS,
             split=SPLITS,
             allow_missing=True,
         ),
@@ -22,13 +28,15 @@ rule predict:
         ENVIRONMENT
     threads: share_of_cores
     params:
-        settings=settings(
-            data=["validation_fraction"], ics=None, ensembles=["samples"]
-        )
-        | {"precision": config["precision"], "device": config["device"]},
+        settings=cell_settings(sets=list(ICS), ics=["batch_size"]),
+        samples=training_samples(),
         splits=SPLITS,
         code=code_digest(
-            *SHARED_CODE, "predictions", "jobs.load_network", "jobs.run_predict"
+            *SHARED_CODE,
+            *NETWORK_CODE,
+            "predictions",
+            "jobs.load_network",
+            "jobs.run_predict",
         ),
     script:
         "../scripts/predict.py"

@@ -11,6 +11,8 @@ rule aggregate:
                 ]
             }
         ),
+        differences=f"{STUDY}/tables/differences.csv",
+        published=ENVIRONMENT.parent / "config" / "published.csv",
     output:
         metrics=f"{STUDY}/tables/metrics.csv",
         csv=report(
@@ -20,6 +22,13 @@ rule aggregate:
         ),
         md=f"{STUDY}/tables/accuracy_at_budget.md",
         tex=f"{STUDY}/tables/accuracy_at_budget.tex",
+        comparison=report(
+            f"{STUDY}/tables/comparison.csv",
+            caption="../report/comparison.rst",
+            category="Tables",
+        ),
+        per_exit=f"{STUDY}/tables/per_exit.csv",
+        allowed_loss=f"{STUDY}/tables/allowed_loss.csv",
     log:
         f"{STUDY}/logs/aggregate.log",
     benchmark:
@@ -29,6 +38,6 @@ rule aggregate:
     params:
         settings=settings(evaluation=["budgets", "protocols"]),
         methods=list(config["methods"]),
-        code=code_digest("tables", "results"),
+        code=code_digest("tables", "more_tables", "results", "differences.read_noise"),
     script:
         "../scripts/aggregate.py"

@@ -19,9 +19,7 @@ rule track_cell:
     input:
         store=f"{STUDY}/tracking.json",
         backbone=f"{CELL}/backbone.json",
-        ics=expand(
-            f"{CELL}/ics/{{ics}}.json", ics=config["ics"]["sets"], allow_missing=True
-        ),
+        ics=expand(f"{CELL}/ics/{{ics}}.json", ics=ICS, allow_missing=True),
         ensembles=[f"{CELL}/ensembles/{ics}-{kind}.json" for ics, kind in ENSEMBLES],
         metrics=expand(
             f"{CELL}/metrics/{{method}}.json",

@@ -1,5 +1,7 @@
 from typing import TYPE_CHECKING
 
+from ztw.differences import read_noise
+from ztw.more_tables import write_more_tables
 from ztw.progress import job_log
 from ztw.results import from_files, from_runs, write_metrics
 from ztw.tables import accuracy_table, write_tables
@@ -7,11 +9,21 @@ from ztw.tables import accuracy_table, write_tables
 if TYPE_CHECKING:
     from snakemake.script import snakemake
 
+evaluation, output = snakemake.params.settings["evaluation"], snakemake.output
 with job_log(snakemake.log[0], snakemake.rule) as report:
     if hasattr(snakemake.input, "store"):
         results = from_runs(snakemake.input.store, snakemake.input.runs, snakemake.params.methods)
     else:
         results = from_files(snakemake.input.metrics)
-    rows = accuracy_table(results, snakemake.params.methods, **snakemake.params.settings["evaluation"])
-    write_metrics(results, snakemake.output.metrics)
-    write_tables(rows, snakemake.output.csv, snakemake.output.md, snakemake.output.tex)
+    rows = accuracy_table(results, snakemake.params.methods, **evaluation)
+    write_metrics(results, output.metrics)
+    write_tables(rows, read_noise(snakemake.input.differences), output.csv, output.md, output.tex)
+    write_more_tables(
+        results,
+        rows,
+        snakemake.input.published,
+        evaluation["protocols"],
+        output.per_exit,
+        output.allowed_loss,
+        output.comparison,
+    )

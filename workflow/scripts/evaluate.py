@@ -8,8 +8,8 @@ from ztw.progress import job_log
 if TYPE_CHECKING:
     from snakemake.script import snakemake
 
-settings = snakemake.params.settings
-sets = settings["ics"]["sets"]
+settings = {**snakemake.params.settings, **snakemake.params.study}
+sets, output = settings["ics"]["sets"], snakemake.output
 with job_log(snakemake.log[0], snakemake.rule, snakemake.wildcards) as report:
     set_up(snakemake.threads)
     run_evaluate(
@@ -22,12 +22,13 @@ with job_log(snakemake.log[0], snakemake.rule, snakemake.wildcards) as report:
             zip(product(sets, snakemake.params.splits), snakemake.input.predictions, strict=True)
         ),
         ensembles=dict(zip(snakemake.params.ensembles, snakemake.input.ensembles, strict=True)),
-        outputs={
-            method: (curve, metrics)
-            for method, curve, metrics in zip(
-                settings["methods"], snakemake.output.curves, snakemake.output.metrics, strict=True
+        outputs=dict(
+            zip(
+                settings["methods"],
+                zip(output.curves, output.metrics, output.answers, strict=True),
+                strict=True,
             )
-        },
-        figure_stem=snakemake.output.figure.removesuffix(".png"),
+        ),
+        figure_stem=output.figure.removesuffix(".png"),
         report=report,
     )

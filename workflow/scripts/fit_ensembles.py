@@ -10,7 +10,10 @@ with job_log(snakemake.log[0], snakemake.rule, snakemake.wildcards) as report:
     set_up(snakemake.threads)
     run_fit_ensembles(
         settings=snakemake.params.settings,
-        train_files=dict(snakemake.input.items()),
+        predictions={
+            tuple(source.split("/")): file
+            for source, file in zip(snakemake.params.sources, snakemake.input, strict=True)
+        },
         outputs=dict(zip(snakemake.params.ensembles, snakemake.output.weights, strict=True)),
         report=report,
     )

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 methods, evaluation = snakemake.params.methods, snakemake.params.settings["evaluation"]
 with job_log(snakemake.log[0], snakemake.rule, snakemake.wildcards) as report:
-    dataset, arch = snakemake.wildcards.dataset, snakemake.wildcards.arch
+    dataset, arch = snakemake.params.names
     results = read_metrics(snakemake.input.metrics, dataset, arch)
     rows = pd.concat([pd.read_parquet(file) for file in snakemake.input.curves])
     rows = rows[rows["split"] == "test"]

@@ -12,7 +12,7 @@ with job_log(snakemake.log[0], snakemake.rule, snakemake.wildcards) as report:
     set_up(snakemake.threads)
     run_predict(
         cell=dict(snakemake.wildcards.items()),
-        settings=snakemake.params.settings,
+        settings={**snakemake.params.settings, "samples": snakemake.params.samples},
         prepared_file=snakemake.input.data,
         backbone_file=snakemake.input.backbone,
         ics_files=dict(zip(sets, snakemake.input.ics, strict=True)),

@@ -1,7 +1,7 @@
 from typing import TYPE_CHECKING
 
 from ztw.fetch import data_root, prepare_dataset
-from ztw.jobs import write_prepared
+from ztw.files import write_json
 from ztw.progress import job_log
 
 if TYPE_CHECKING:
@@ -12,4 +12,4 @@ with job_log(snakemake.log[0], snakemake.rule, snakemake.wildcards) as report:
     record = prepare_dataset(
         snakemake.wildcards.dataset, data_root(data["root"]), data["image_folders"], report
     )
-    write_prepared(record, snakemake.params.settings, snakemake.output.record)
+    write_json(snakemake.output.record, record)

@@ -13,6 +13,6 @@ with job_log(snakemake.log[0], snakemake.rule, snakemake.wildcards) as report:
         settings=snakemake.params.settings,
         prepared_file=snakemake.input.data,
         backbone_file=snakemake.input.backbone,
-        outputs=dict(zip(snakemake.params.settings["ics"]["sets"], snakemake.output.weights, strict=True)),
+        outputs=dict(zip(snakemake.params.sets, snakemake.output.weights, strict=True)),
         report=report,
     )

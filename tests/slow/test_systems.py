@@ -1,0 +1,108 @@
+"""Every system on every architecture through the real DAG, then each method's own network run for real.
+
+`make test-systems`; minutes, not part of `make test`.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from ztw.config import check_config
+from ztw.data import load_split
+from ztw.files import read_json
+from ztw.jobs import load_ensemble, load_network, read_predictions
+from ztw.rules import exit_rule, exit_scores
+from ztw.thresholds import at, candidates
+
+ROOT = Path(__file__).parent.parent.parent
+CONFIG = ROOT / "tests/config/systems.yaml"
+SCHEMA = yaml.safe_load((ROOT / "workflow/schemas/config.schema.yaml").read_text())
+STUDY = check_config(yaml.safe_load(CONFIG.read_text()), SCHEMA)
+DATASET = STUDY["datasets"][0]
+CHANCE = 0.1
+TRAIN, TEST = 240, 100
+
+
+def write_digits(folder: Path) -> None:
+    """The first digits as 32 x 32 PNGs in class folders."""
+    digits = load_digits()
+    for index in range(TRAIN + TEST):
+        split = "train" if index < TRAIN else "test"
+        place = folder / split / str(digits.target[index])
+        place.mkdir(parents=True, exist_ok=True)
+        image = Image.fromarray((digits.images[index] * (255 / 16)).astype("uint8"))
+        image.resize((32, 32), Image.Resampling.BILINEAR).save(place / f"{index:04}.png")
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory) -> Path:
+    """The folder of the finished study."""
+    folder = tmp_path_factory.mktemp("systems")
+    write_digits(folder / DATASET)
+    command = [sys.executable, str(ROOT / "workflow/reproduce.py"), str(CONFIG), "--cores", "2"]
+    environment = {**os.environ, "ZTW_DATA": str(folder / "data")}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=3000)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return folder / "results/systems"
+
+
+@pytest.mark.parametrize("method", list(STUDY["methods"]))
+@pytest.mark.parametrize("arch", STUDY["archs"])
+def test_curve_is_sane(study, arch, method):
+    cell = study / DATASET / arch / "seed0"
+    rows = pd.read_parquet(cell / f"curves/{method}.parquet")
+    rows = rows[rows["split"] == "test"]
+    shares = rows.filter(like="exit_fraction").to_numpy()
+    assert abs(shares.sum(1) - 1).max() < 1e-9
+    assert rows["accuracy"].between(0, 1).all()
+    assert (rows["cost"] > 0).all()
+    metrics = read_json(cell / f"metrics/{method}.json")["metrics"]
+    accuracies = [value for name, value in metrics.items() if name.endswith("/accuracy") and "exit_" in name]
+    assert len(accuracies) == shares.shape[1]
+    noise = 3 * (CHANCE * (1 - CHANCE) / TEST) ** 0.5
+    assert min(accuracies) >= CHANCE - noise, "an exit answers worse than chance"
+
+
+@pytest.mark.parametrize("method", list(STUDY["methods"]))
+@pytest.mark.parametrize("arch", STUDY["archs"])
+def test_infer_is_what_the_tables_say(study, arch, method):
+    """At thresholds chosen on the validation split, `infer` leaves where the evaluated logits say."""
+    cell = {"dataset": DATASET, "arch": arch, "seed": 0}
+    folder, own = study / DATASET / arch / "seed0", STUDY["methods"][method]
+    ics = own["ics"]
+    prepared = read_json(study / f"data/{DATASET}.json")
+    weights = folder / "backbone.safetensors", ics, folder / f"ics/{ics}.safetensors"
+    network = load_network(cell, STUDY["cells"][DATASET, arch], prepared, *weights)
+    if own["ensemble"]:
+        network.ensemble = load_ensemble(folder / f"ensembles/{ics}-{own['ensemble']}.safetensors")
+    answers = {}
+    for split in ("validation", "test"):
+        logits, labels = read_predictions(folder / f"predictions/{ics}/{split}.safetensors")
+        answers[split] = network.ensemble(logits) if network.ensemble else logits, labels
+    cost = torch.arange(1.0, network.exits + 1)
+    offered = candidates(own["thresholds"], *answers["validation"], cost, own["rule"], points=50)
+    images = torch.cat([images for images, _ in load_split(prepared, "test").batches(50)])
+    logits, scores = answers["test"][0], exit_scores(answers["test"][0], exit_rule(own["rule"]))
+    for index in range(0, len(offered.parameter), max(1, len(offered.parameter) // 3)):
+        rule = at(own["rule"], offered, index)
+        bounds = rule.bounds(network.exits)[:, None]
+        # rounding differs between batch sizes: samples that stand on a bound prove nothing
+        clear = ((scores[:-1] - bounds).abs() > 1e-4).all(0)
+        passes = torch.cat([scores[:-1] > bounds, torch.ones(1, len(images), dtype=torch.bool)])
+        expected = passes.byte().argmax(0)
+        result = network.infer(images, rule)
+        assert clear.float().mean() > 0.5
+        assert torch.equal(result.exit_index[clear], expected[clear])
+        if not rule.best_answers:
+            picked = logits[expected, torch.arange(len(images))]
+            torch.testing.assert_close(result.logits[clear], picked[clear], atol=2e-3, rtol=1e-3)

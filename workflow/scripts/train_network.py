@@ -1,0 +1,20 @@
+from typing import TYPE_CHECKING
+
+from ztw.jobs import run_train_network, set_up
+from ztw.progress import job_log
+
+if TYPE_CHECKING:
+    from snakemake.script import snakemake
+
+cell = dict(snakemake.wildcards.items())
+with job_log(snakemake.log[0], snakemake.rule, snakemake.wildcards) as report:
+    set_up(snakemake.threads)
+    run_train_network(
+        cell=cell,
+        settings=snakemake.params.settings,
+        prepared_file=snakemake.input.data,
+        backbone_file=snakemake.input.backbone,
+        name=cell.pop("ics"),
+        output=snakemake.output.weights,
+        report=report,
+    )
