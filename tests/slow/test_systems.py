@@ -30,7 +30,7 @@ SCHEMA = yaml.safe_load((ROOT / "workflow/schemas/config.schema.yaml").read_text
 STUDY = check_config(yaml.safe_load(CONFIG.read_text()), SCHEMA)
 DATASET = STUDY["datasets"][0]
 CHANCE = 0.1
-TRAIN, TEST = 240, 100
+TRAIN, TEST = 160, 60
 
 
 def write_digits(folder: Path) -> None:
@@ -93,6 +93,7 @@ def test_infer_is_what_the_tables_say(study, arch, method):
     offered = candidates(own["thresholds"], *answers["validation"], cost, own["rule"], points=50)
     images = torch.cat([images for images, _ in load_split(prepared, "test").batches(50)])
     logits, scores = answers["test"][0], exit_scores(answers["test"][0], exit_rule(own["rule"]))
+    compared = 0
     for index in range(0, len(offered.parameter), max(1, len(offered.parameter) // 3)):
         rule = at(own["rule"], offered, index)
         bounds = rule.bounds(network.exits)[:, None]
@@ -101,8 +102,9 @@ def test_infer_is_what_the_tables_say(study, arch, method):
         passes = torch.cat([scores[:-1] > bounds, torch.ones(1, len(images), dtype=torch.bool)])
         expected = passes.byte().argmax(0)
         result = network.infer(images, rule)
-        assert clear.float().mean() > 0.5
+        compared += int(clear.sum())
         assert torch.equal(result.exit_index[clear], expected[clear])
         if not rule.best_answers:
             picked = logits[expected, torch.arange(len(images))]
             torch.testing.assert_close(result.logits[clear], picked[clear], atol=2e-3, rtol=1e-3)
+    assert compared >= len(images), "almost every threshold stood on a score"
