@@ -87,12 +87,12 @@ WRONG = [
     ),
     (
         "ics.sets.own",
-        {"mode": "boosted", "start": "scratch"},
+        {"mode": "cascade", "start": "scratch"},
         "ics.sets.own.start: scratch: training separate",
     ),
     (
         "ics.sets.own",
-        {"mode": "boosted", "exit_weights": "depth"},
+        {"mode": "cascade", "exit_weights": "depth"},
         "ics.sets.own.exit_weights: has no meaning with training separate",
     ),
     (
@@ -179,6 +179,31 @@ WRONG = [
     ("data.image_folders", {"mine": {"path": "x"}}, "data.image_folders.mine: the key 'size' is missing"),
     ("precision", "fp16", "precision: 'fp16' is unknown; known: auto, bf16, fp32"),
     ("tracking", "wandb", "tracking: 'wandb' is unknown; known: sqlite, none, or a tracking server's URI"),
+    ("ics.sets.own", {"mode": "boosted"}, "ics.sets.own.mode: boosted: the backbone's own exit adds to"),
+    (
+        "ics.sets.own",
+        {"mode": "cascade", "head": "pool", "width": 0.5},
+        "ics.sets.own.width: has no meaning with head pool",
+    ),
+    (
+        "ics.sets.own",
+        {"mode": "cascade", "training": "joint", "exit_weights": [0, 0]},
+        "ics.sets.own.exit_weights: [0, 0]: one must be above 0",
+    ),
+    ("ics.placement", [0.1, 0.2, 0.3, 0.4], "ics.placement: [0.1, 0.2, 0.3, 0.4]: 4 exits, resnet8 has 3"),
+    ("ensembles.sets.uniform", {"kind": "geometric"}, "ensembles.sets.uniform: is the name of a kind"),
+    (
+        "methods.sdn-risk",
+        {"ics": "independent", "ensemble": "few", "rule": "entropy", "thresholds": "risk_controlled"},
+        "methods.sdn-risk.thresholds: risk_controlled: its ensemble is fitted on the validation images",
+    ),
+    (
+        "backbone",
+        {"source": "file", "path": "x.pt"},
+        "methods.sdn-risk.thresholds: risk_controlled: weights from file may have been trained on",
+    ),
+    ("overrides", [{"data": {"root": "x"}}], "data.root: the same for all cells"),
+    ("evaluation.allowed_losses", [0.0005], "evaluation.allowed_losses.0: 0.0005 must be >= 0.001"),
 ]
 
 

@@ -30,6 +30,8 @@ def test_exit_weights_by_hand():
     torch.testing.assert_close(first, torch.tensor([0.01, 0.01, 1.0]))
     torch.testing.assert_close(last, torch.tensor([float(costs[0]), float(costs[2]), 1.0]))
     torch.testing.assert_close(growing(0.5), (first + last) / 2)
+    asked = exit_weights(network, "growing", [0.15, 0.9])(1.0)
+    torch.testing.assert_close(asked, torch.tensor([0.15, 0.9, 1.0]))
 
 
 def test_unknown_weights_are_refused():
@@ -92,7 +94,7 @@ def test_joint_training_learns_with_the_trunk(ics, rescale):
     torch.manual_seed(0)
     network = ztw.build_network(ztw.build_backbone("resnet8", 5, 1, 10), ics)
     trunk, heads = state_of(network.backbone), state_of(network.heads)
-    history = train_jointly(network, stripes(), RECIPE, 1, "growing", rescale)
+    history = train_jointly(network, stripes(), RECIPE, 1, exit_weights(network, "growing"), rescale)
     assert history[-1]["loss"] < history[0]["loss"]
     assert history[-1]["accuracy"] > 0.4
     assert not same(trunk, state_of(network.backbone))

@@ -32,11 +32,6 @@ FAMILIES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def one_thread(two_threads):
-    torch.set_num_threads(1)  # hundreds of tiny layers
-
-
 @pytest.fixture
 def uninitialised(monkeypatch):
     """Random weights nobody looks at take most of the time of building a model."""

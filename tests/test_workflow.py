@@ -70,7 +70,7 @@ def test_it_leaves_what_the_readme_promises(finished):
         cell / "backbone.json",
         cell / "ics/cascade_detached.json",
         cell / "predictions/independent/test.safetensors",
-        cell / "ensembles/independent-geometric.json",
+        cell / "ensembles/independent/geometric.json",
         cell / "curves/pabee.parquet",
         cell / "runs.json",
         study / "mlflow.db",

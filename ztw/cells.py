@@ -79,7 +79,8 @@ def study_cells(config: Config, validate: Callable[[Config], None]) -> dict[tupl
             if applied:
                 validate(merged)
             _check_cell(merged, dataset, arch)
-            _check_same_regimes(config, merged)
+            _check_honest(merged)
+            _check_same_for_all(config, merged)
             merged["ics"]["sets"] = _complete_sets(merged, arch)
         except ZtwError as error:
             raise ZtwError(
@@ -96,8 +97,11 @@ def study_cells(config: Config, validate: Callable[[Config], None]) -> dict[tupl
 _SECTIONS = ("data", "backbone", "ics")
 
 
-def _check_same_regimes(config: Config, merged: Config) -> None:
+def _check_same_for_all(config: Config, merged: Config) -> None:
     """The workflow's jobs are the same for all cells: overrides may add no set and change no regime."""
+    for key in ("root", "image_folders"):
+        if merged["data"][key] != config["data"][key]:
+            raise ZtwError(f"data.{key}: the same for all cells; set it under data, not in overrides")
     for name, ics in merged["ics"]["sets"].items():
         if name not in config["ics"]["sets"]:
             raise ZtwError(f"ics.sets.{name}: the same for all cells; name it under ics, not in overrides")
@@ -122,6 +126,9 @@ def complete_ensembles(config: Config) -> None:
     """Fill in every ensemble a method may name, the plain kinds among them; in place."""
     section = config["ensembles"]
     shared = {key: section[key] for key in ("samples", "include_final", "fit_on")}
+    for name in section["sets"]:
+        if name in ENSEMBLE_KINDS:
+            raise ZtwError(f"ensembles.sets.{name}: is the name of a kind; choose another")
     named = {kind: {"kind": kind} for kind in ENSEMBLE_KINDS} | section["sets"]
     section["sets"] = {name: {**shared, **own} for name, own in named.items()}
 
@@ -178,8 +185,14 @@ def _check_cell(config: Config, dataset: str, arch: str) -> None:
     if arch.startswith("torchvision/"):
         if dataset in GREY:
             raise ZtwError(f"archs: {arch!r} needs colour images, those of {dataset} are grey")
-        if "vit" in arch and size % 16:
-            raise ZtwError(f"archs: {arch!r} needs a side that 16 divides, {dataset} has {size} pixels")
+        if "vit_" in arch and size % (patch := int(arch.rpartition("_")[2])):
+            raise ZtwError(f"archs: {arch!r} needs a side that {patch} divides, {dataset} has {size} pixels")
+        untrained = config["backbone"]["source"] == "torchvision" and not config["backbone"]["epochs"]
+        if untrained and dataset in BUILT_IN_DATASETS and dataset != "imagenet":
+            raise ZtwError(
+                f"backbone.epochs: 0: torchvision's weights answer ImageNet's 1000 classes, not {dataset}'s;"
+                " train the new last layer for some epochs"
+            )
         if "published" in config["evaluation"]["protocols"]:
             raise ZtwError(
                 f"evaluation.protocols: published: the published operation counter does not know {arch};"
@@ -196,6 +209,22 @@ def _check_cell(config: Config, dataset: str, arch: str) -> None:
         )
     _check_source(config["backbone"], arch)
     _check_recipe(config["backbone"], lambda key: f"backbone.{key}")
+
+
+def _check_honest(config: Config) -> None:
+    """A guarantee needs images that neither the backbone nor an ensemble has learned from."""
+    for name, method in config["methods"].items():
+        if method["thresholds"] != "risk_controlled":
+            continue
+        label = f"methods.{name}.thresholds: risk_controlled"
+        fitted = config["ensembles"]["sets"].get(method["ensemble"], {})
+        if fitted.get("fit_on") == "validation":
+            raise ZtwError(f"{label}: its ensemble is fitted on the validation images; use fit_on: train")
+        if config["backbone"]["source"] != "train" and config["data"]["validation_from"] == "train":
+            raise ZtwError(
+                f"{label}: weights from {config['backbone']['source']} may have been trained on the validation"
+                " images; set data.validation_from to test"
+            )
 
 
 def _check_source(section: Config, arch: str) -> None:
@@ -253,6 +282,15 @@ def _complete_sets(config: Config, arch: str) -> dict[str, Config]:
 
 def _check_regime(name: str, whole: Config, arch: str) -> None:
     label, weights = f"ics.sets.{name}", whole["exit_weights"]
+    if whole["mode"] == "boosted" and whole["training"] == "separate":
+        raise ZtwError(
+            f"{label}.mode: boosted: the backbone's own exit adds to the ICs as well and must be trained with"
+            " them; set training to joint or layer_wise"
+        )
+    if whole["head"] == "pool" and whole["width"] != 1:
+        raise ZtwError(f"{label}.width: has no meaning with head pool, which has no convolution")
+    if not isinstance(weights, str) and not any(weights):
+        raise ZtwError(f"{label}.exit_weights: {weights!r}: one must be above 0")
     if whole["training"] == "separate" and whole["start"] == "scratch":
         raise ZtwError(
             f"{label}.start: scratch: training separate keeps the trunk frozen; use joint or layer_wise"
@@ -288,6 +326,8 @@ def _check_placement(placement: Any, arch: str, label: str) -> None:
         if _heads(placement, arch) < 1:
             raise ZtwError(f"{label}: {placement!r}: {arch} has only {blocks(arch)} blocks")
         return
+    if len(placement) > blocks(arch):
+        raise ZtwError(f"{label}: {placement!r}: {len(placement)} exits, {arch} has {blocks(arch)} blocks")
     if any(isinstance(item, float) for item in placement):
         for item in placement:
             if not 0 < item <= 1:

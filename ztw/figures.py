@@ -36,8 +36,9 @@ def style(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
     return {
         method: {
             "color": colours[index % len(colours)],
-            "marker": MARKERS[index % len(MARKERS)],
-            "linestyle": DASHES[index % len(DASHES)],
+            # one step further each time the colours begin anew, so that no two methods look the same
+            "marker": MARKERS[(index + index // len(colours)) % len(MARKERS)],
+            "linestyle": DASHES[(index + index // len(colours)) % len(DASHES)],
         }
         for index, method in enumerate(methods)
     }
@@ -107,7 +108,7 @@ def accuracy_against_cost(
     looks = style(list(curves))
     for method, rows in curves.items():
         look, name = looks[method], method
-        patience = rows["parameter"].nunique() < 30
+        patience = bool((rows["parameter"] % 1 == 0).all())  # t, not a threshold
         if patience:  # a rule with few parameters is a row of points, not a curve
             points = rows.groupby("parameter")[["relative_cost", "accuracy"]].mean()
             axes.plot(points["relative_cost"], points["accuracy"], label=name, markersize=5, **look)
@@ -181,12 +182,13 @@ def exit_shares(
     names = list(results)
     for axes, budget in zip(panels[0], budgets, strict=True):
         for position, method in enumerate(names):
-            shares = _exit_shares_at(results[method], protocol, budget, exits)
+            shares = _exit_shares_at(results[method], protocol, budget)
             if shares is None:
                 axes.text(0.5, position, "infeasible", ha="center", va="center", fontsize=8)
                 continue
             lefts = np.concatenate([[0.0], shares.cumsum()[:-1]])
-            axes.barh(position, shares, left=lefts, color=colours, edgecolor="white", linewidth=0.5)
+            own = [*colours[: len(shares) - 1], colours[-1]]  # the last is the backbone's, however many ICs
+            axes.barh(position, shares, left=lefts, color=own, edgecolor="white", linewidth=0.5)
         axes.set_title(f"budget {budget_name(budget)}")
         axes.set_xlim(0, 1)
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
@@ -201,13 +203,12 @@ def exit_shares(
     return figure
 
 
-def _exit_shares_at(
-    results: Sequence[Result], protocol: str, budget: float | str, exits: int
-) -> np.ndarray | None:
-    """Mean share (K,) over the seeds for which the budget is feasible."""
+def _exit_shares_at(results: Sequence[Result], protocol: str, budget: float | str) -> np.ndarray | None:
+    """Mean share (K,) over the seeds for which the budget is feasible; K: the method's own exits."""
     rows = []
     for result in results:
         metrics = result["metrics"]
+        exits = sum(name.startswith("exit_") and name.endswith("/accuracy") for name in metrics)
         names = [f"{protocol}/exit_fraction_{k}_at_{budget}" for k in range(1, exits + 1)]
         if all(name in metrics for name in names):
             rows.append([metrics[name] for name in names])

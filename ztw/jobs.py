@@ -28,7 +28,7 @@ from ztw.foreign import fetch_weights, load_foreign, read_foreign
 from ztw.network import EarlyExitNetwork, build_network
 from ztw.predictions import predict
 from ztw.progress import Report
-from ztw.regimes import train_jointly, train_layer_wise
+from ztw.regimes import exit_weights, train_jointly, train_layer_wise
 from ztw.training import History, Recipe, train_backbone, train_ics
 
 Settings = Mapping[str, Any]
@@ -57,7 +57,7 @@ def _split(prepared: dict, split: str, settings: Settings) -> Data:
     """One split with the study's own choice of normalisation and augmentation."""
     data = load_split(prepared, split)
     known = {field.name for field in dataclasses.fields(cast(Any, data))}
-    chosen = ("flip", "crop_padding", "colour_jitter", "mean", "std", "workers")
+    chosen = ("flip", "crop_padding", "colour_jitter", "mean", "std")
     given = {
         key: tuple(value) if isinstance(value, list) else value
         for key, value in settings["data"].items()
@@ -67,13 +67,17 @@ def _split(prepared: dict, split: str, settings: Settings) -> Data:
     return changed
 
 
-def _training_parts(prepared: dict, cell: Cell, settings: Settings) -> tuple[Data, Data]:
-    """(train, validation): the same split in every job of a cell."""
-    data = _split(prepared, "train", settings)
-    train, held_out = held_out_split(
-        data.labels, settings["data"]["validation_fraction"], seed=int(cell["seed"])
-    )
-    return data.take(train), data.take(held_out)
+def data_parts(prepared: dict, cell: Cell, settings: Settings) -> dict[str, Data]:
+    """ "train", "validation" and "test": the same split in every job of a cell.
+
+    The validation part is taken from the training images, or from the test images where weights that
+    were not trained here have seen all of the former.
+    """
+    parts = {split: _split(prepared, split, settings) for split in ("train", "test")}
+    source = settings["data"]["validation_from"]
+    fraction = settings["data"]["validation_fraction"]
+    rest, held_out = held_out_split(parts[source].labels, fraction, seed=int(cell["seed"]))
+    return {**parts, source: parts[source].take(rest), "validation": parts[source].take(held_out)}
 
 
 def _empty_backbone(prepared: dict, cell: Cell, settings: Settings, weights: str | None = None) -> Backbone:
@@ -162,7 +166,7 @@ def run_train_backbone(
     """Make a backbone ready, from its source and by training; writes weights and JSON."""
     prepared = read_json(prepared_file)
     device, precision = _compute(settings)
-    train, validation = (part.to(device) for part in _training_parts(prepared, cell, settings))
+    parts = data_parts(prepared, cell, settings)
     section, seed = settings["backbone"], int(cell["seed"])
     torch.manual_seed(seed)
     root = data_root(settings["data"]["root"])
@@ -174,7 +178,9 @@ def run_train_backbone(
         )
     backbone.to(device).eval()
     recipe = make_recipe(section, precision)
+    train = parts["train"].to(device)
     history = train_backbone(backbone, train, recipe, seed, report) if section["epochs"] else []
+    validation = parts["validation"].to(device)
     facts = {
         **_identity(prepared, cell),
         "settings": section,
@@ -229,8 +235,7 @@ def run_train_ics(
     """Train the IC sets on the frozen backbone; outputs: IC set -> file. Sets of one recipe share a pass."""
     prepared = read_json(prepared_file)
     device, precision = _compute(settings)
-    train, _ = _training_parts(prepared, cell, settings)
-    train = train.to(device)
+    train = data_parts(prepared, cell, settings)["train"].to(device)
     backbone = _trained_backbone(prepared, cell, settings, backbone_file)
     sets, seed = settings["ics"]["sets"], int(cell["seed"])
     for recipe, names in _by_recipe(sets, outputs, precision).items():
@@ -251,32 +256,38 @@ def _by_recipe(sets: Settings, names: Iterable[str], precision: str) -> dict[Rec
     return groups
 
 
+def _asked_shares(placement: Any) -> list[float] | None:
+    """The shares of the cost at which a study asks for its exits, where it says so."""
+    fractions = not isinstance(placement, str) and any(isinstance(item, float) for item in placement)
+    return list(placement) if fractions else None
+
+
 def run_train_network(
     cell: Cell,
     settings: Settings,
     prepared_file: str,
-    backbone_file: str,
+    backbone_file: str | None,
     name: str,
     output: str,
     report: Report,
 ) -> None:
-    """Train trunk and ICs of one set, jointly or layer after layer."""
+    """Train trunk and ICs of one set, jointly or layer after layer; backbone_file: None starts from scratch."""
     prepared = read_json(prepared_file)
     device, precision = _compute(settings)
-    train, _ = _training_parts(prepared, cell, settings)
+    train = data_parts(prepared, cell, settings)["train"].to(device)
     ics, seed = settings["ics"]["sets"][name], int(cell["seed"])
     torch.manual_seed(seed)
-    if ics["start"] == "scratch":
+    if backbone_file is None:  # from scratch
         backbone = _empty_backbone(prepared, cell, settings)
     else:
         backbone = _trained_backbone(prepared, cell, settings, backbone_file)
     network = _attach(backbone, ics).to(device)
     recipe = make_recipe(ics["recipe"], precision)
     if ics["training"] == "layer_wise":
-        history = train_layer_wise(network, train.to(device), recipe, seed, report)
+        history = train_layer_wise(network, train, recipe, seed, report)
     else:
-        weights, rescale = ics["exit_weights"], ics["rescale_gradients"]
-        history = train_jointly(network, train.to(device), recipe, seed, weights, rescale, report)
+        weights = exit_weights(network, ics["exit_weights"], _asked_shares(ics["placement"]))
+        history = train_jointly(network, train, recipe, seed, weights, ics["rescale_gradients"], report)
     _save_ics(cell, prepared, name, ics, network, history, _provenance(device, precision), output)
 
 
@@ -296,15 +307,16 @@ def run_predict(
         name: load_network(cell, settings, prepared, backbone_file, name, file)
         for name, file in ics_files.items()
     }
-    train, validation = _training_parts(prepared, cell, settings)
+    data_of = data_parts(prepared, cell, settings)
+    train = data_of["train"]
     generator = torch.Generator().manual_seed(int(cell["seed"]))
     samples = settings["samples"]
     if samples is not None:
         train = train.take(torch.randperm(len(train), generator=generator)[:samples])
     parts = {
         "train": (train, generator.get_state()),  # augmented, as the released recipe's ensembles are fitted
-        "validation": (validation, None),
-        "test": (_split(prepared, "test", settings), None),
+        "validation": (data_of["validation"], None),
+        "test": (data_of["test"], None),
     }
     for names in _by_trunk(settings["ics"]["sets"], networks):
         together = _share([networks[name] for name in names], device)
@@ -340,7 +352,11 @@ def run_fit_ensembles(
         report(f"{name} {title} ({done}/{len(outputs)})")
         own = settings["ensembles"]["sets"][title]
         logits, labels = read_predictions(predictions[name, own["fit_on"]])
-        logits, labels = logits[:, : own["samples"]], labels[: own["samples"]]
+        if own["samples"] is not None and own["samples"] < len(labels):
+            # drawn, because a split may be stored class by class
+            drawn = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+            drawn = drawn[: own["samples"]]
+            logits, labels = logits[:, drawn], labels[drawn]
         ensemble = fit_ensemble(logits, labels, own["kind"], own["include_final"])
         picked = ensemble(logits).gather(2, labels.expand(len(logits), -1)[..., None])
         facts = {
@@ -358,11 +374,11 @@ def run_fit_ensembles(
         save_checkpoint(output, ensemble, facts)
 
 
-def load_ensemble(path: Path | str) -> Ensemble:
-    """A fitted ensemble; raises ZtwError when its files are broken."""
+def load_ensemble(path: Path | str, ics: str, title: str) -> Ensemble:
+    """A fitted ensemble; raises ZtwError when its files are broken or it is another IC set's."""
     facts = read_json(Path(path).with_suffix(".json"))
     ensemble = build_ensemble(facts["kind"], facts["exits"], facts["classes"], facts["include_final"])
-    load_checkpoint(path, ensemble, {})
+    load_checkpoint(path, ensemble, {"ics": ics, "ensemble": title})
     return ensemble
 
 

@@ -14,12 +14,21 @@ from torch import Tensor
 from ztw.calibration import calibration, fit_temperatures, overthinking
 from ztw.checkpoints import versions, write_tensors
 from ztw.costs import BACKEND, backbone_macs, backbone_paper_ops, macs, paper_ops
-from ztw.evaluation import Curve, at_budget, decide, exit_accuracy, hindsight_improvability, sweep
+from ztw.evaluation import (
+    Curve,
+    at_budget,
+    decide,
+    exit_accuracy,
+    hindsight_improvability,
+    scored,
+    sweep,
+)
 from ztw.figures import accuracy_against_cost, save
 from ztw.files import atomic, read_json, write_json
 from ztw.jobs import Cell, Settings, load_ensemble, load_network, read_predictions, trains_trunk
 from ztw.network import IC_MODES, EarlyExitNetwork
 from ztw.progress import Report
+from ztw.rules import ExitRule, exit_rule
 from ztw.thresholds import Candidates, at, candidates
 
 Metrics = dict[str, float]
@@ -74,14 +83,14 @@ def evaluate_method(
     """
     metrics: Metrics = {}
     correct: dict[str, Tensor] = {}
+    temperatures = fit_temperatures(validation.logits, validation.labels)
     for protocol in evaluation["protocols"]:
         unit = costs["paper_ops" if protocol == "published" else "macs"]
         chooser = validation if protocol == "held-out" else test
-        found, answered = _at_budgets(chooser, test, unit, rule, choice, evaluation)
+        found, answered = _at_budgets(chooser, test, unit, rule, choice, temperatures, evaluation)
         metrics |= {f"{protocol}/{name}": value for name, value in found.items()}
         correct |= {f"{protocol}@{budget}": value for budget, value in answered.items()}
     unit = costs["macs"]
-    temperatures = fit_temperatures(validation.logits, validation.labels)
     per_exit = {
         "accuracy": exit_accuracy(test.logits, test.labels),
         "hindsight_improvability": hindsight_improvability(test.logits, test.labels),
@@ -97,7 +106,13 @@ def evaluate_method(
 
 
 def _at_budgets(
-    chooser: Answers, test: Answers, unit: Costs, rule: str, choice: str, evaluation: Settings
+    chooser: Answers,
+    test: Answers,
+    unit: Costs,
+    rule: str,
+    choice: str,
+    temperatures: Tensor,
+    evaluation: Settings,
 ) -> tuple[Metrics, dict[float | str, Tensor]]:
     """Metrics of the test split at every budget and allowed loss, and which samples are right there."""
     offered = candidates(choice, chooser.logits, chooser.labels, unit.cost, rule, points=evaluation["points"])
@@ -111,13 +126,14 @@ def _at_budgets(
         if index is None:
             found = dict.fromkeys(("accuracy", "relative_cost", "parameter"), math.nan)
         else:
-            found, correct[budget] = _at(test, on_test, index, unit, rule, offered)
+            found, correct[budget] = _at(test, on_test, index, unit, at(rule, offered, index), temperatures)
         metrics |= {f"{name}_at_{budget}": value for name, value in found.items()}
-    if choice in FROM_ALLOWED_LOSS:
+    if choice in FROM_ALLOWED_LOSS and chooser is not test:
+        # of the last exit, or of who answers there
+        whole = scored(test.logits, test.labels, exit_rule(rule))[1][-1].double().mean()
         for allowed in evaluation["allowed_losses"]:
             # from the cheapest to the most cautious: the first that allows no more
             index = int((on_test.parameter <= allowed).nonzero()[0])
-            whole = exit_accuracy(test.logits, test.labels)[-1]
             metrics[f"accuracy_loss_allowed_{allowed}"] = float(whole - on_test.accuracy[index])
             metrics[f"relative_cost_allowed_{allowed}"] = float(on_test.cost[index] / unit.base)
     return metrics, correct
@@ -135,10 +151,10 @@ def _sweep(answers: Answers, unit: Costs, rule: str, offered: Candidates) -> Cur
 
 
 def _at(
-    test: Answers, curve: Curve, index: int, unit: Costs, rule: str, offered: Candidates
+    test: Answers, curve: Curve, index: int, unit: Costs, rule: ExitRule, temperatures: Tensor
 ) -> tuple[Metrics, Tensor]:
     """Metrics of one row of a curve, and which samples are right there (N,)."""
-    _, answering = decide(test.logits, at(rule, offered, index))
+    _, answering = decide(test.logits, rule)
     given = test.logits[answering, torch.arange(len(answering))]  # (N, C)
     found = {
         "accuracy": curve.accuracy[index],
@@ -147,6 +163,9 @@ def _at(
         **{f"exit_fraction_{k}": share for k, share in enumerate(curve.exit_fraction[index], 1)},
         **{name: values[0] for name, values in calibration(given[None], test.labels).items()},
     }
+    # each answer scaled by the temperature of the exit that gave it
+    scaled = calibration((given / temperatures[answering, None])[None], test.labels)
+    found |= {f"{name}_scaled": values[0] for name, values in scaled.items() if name != "auroc"}
     correct = (given.argmax(-1) == test.labels).byte()
     return {name: float(value) for name, value in found.items()}, correct
 
@@ -244,7 +263,7 @@ def run_evaluate(
         ics, ensemble = method["ics"], method["ensemble"]
         network = load_network(cell, settings, prepared, backbone_file, ics, ics_files[ics])
         if ensemble is not None:
-            network.ensemble = load_ensemble(ensembles[ics, ensemble])
+            network.ensemble = load_ensemble(ensembles[ics, ensemble], ics, ensemble)
         answers = {}
         for split in ("validation", "test"):
             logits, labels = read_predictions(predictions[ics, split])

@@ -19,6 +19,14 @@ def folder_stamp(folder: Path | str) -> str:
     return hashlib.sha256(repr([(str(p), p.stat().st_mtime_ns) for p in places]).encode()).hexdigest()[:16]
 
 
+def file_stamp(path: Path | str | None) -> str | None:
+    """Changes when a file is replaced; None for no file or a missing one."""
+    if path is None or not Path(path).exists():
+        return None
+    facts = Path(path).stat()
+    return f"{facts.st_size} {facts.st_mtime_ns}"
+
+
 @cache
 def code_digest(*names: str) -> str:
     """Digest of what modules ("training") or functions ("jobs.run_predict") of ztw do.

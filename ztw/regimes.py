@@ -27,13 +27,16 @@ EXIT_WEIGHTS = ("uniform", "depth", "growing")
 Weights = Callable[[float], Tensor]
 
 
-def exit_weights(network: EarlyExitNetwork, kind: str | Sequence[float]) -> Weights:
+def exit_weights(
+    network: EarlyExitNetwork, kind: str | Sequence[float], shares: Sequence[float] | None = None
+) -> Weights:
     """The weights of the exits' losses in joint training.
 
     kind: "uniform" = 1 each (BranchyNet 2016's code); "depth" = j / sum of j, deeper exits weigh more
     (PABEE 2020); "growing" = 1 for the backbone's own exit, and for each IC from 0.01,
-    linearly over the training, to its block's share of the backbone's cost (SDN 2019);
-    or K numbers. Raises ZtwError for an unknown name or another count of numbers.
+    linearly over the training, to its share of the backbone's cost (SDN 2019): its block's, or the one
+    in `shares` (K - 1,), where it was asked for; or K numbers. Raises ZtwError for an unknown name or
+    another count of numbers.
     """
     exits = network.exits
     if not isinstance(kind, str):
@@ -47,8 +50,10 @@ def exit_weights(network: EarlyExitNetwork, kind: str | Sequence[float]) -> Weig
     if kind == "depth":
         depth = torch.arange(1.0, exits + 1)
         return lambda done: depth / depth.sum()
-    shares = stage_costs(network.backbone).cumsum(0) / backbone_macs(network.backbone)
-    last = shares[list(network.placement)].float()
+    if shares is None:
+        done = stage_costs(network.backbone).cumsum(0) / backbone_macs(network.backbone)
+        shares = done[list(network.placement)].tolist()
+    last = torch.tensor(shares, dtype=torch.float32)
     return lambda done: torch.cat([0.01 + (last - 0.01).clamp(min=0) * done, torch.ones(1)])
 
 
@@ -79,16 +84,15 @@ def train_jointly(
     data: Data,
     recipe: Recipe,
     seed: int,
-    weights: str | Sequence[float] = "uniform",
+    weights: Weights,
     rescale_gradients: bool = False,
     report: Report | None = None,
 ) -> History:
     """Train trunk and ICs together in place, on a weighted sum of the exits' cross-entropies; ends in eval mode.
 
-    weights: see `exit_weights`; rescale_gradients: see `rescaled_logits`. The history's accuracy is
+    weights: of `exit_weights`; rescale_gradients: see `rescaled_logits`. The history's accuracy is
     that of the backbone's own exit. Raises ZtwError when the loss is not finite.
     """
-    weigh = exit_weights(network, weights)
     total = max(1.0, recipe.epochs * -(-len(data) // recipe.batch_size))
     steps = 0
 
@@ -100,7 +104,7 @@ def train_jointly(
             else:
                 outputs = network.exit_logits(list(network.backbone.features(images)))
         losses = torch.stack([F.cross_entropy(output, labels) for output in outputs])
-        weight = weigh(min(1.0, steps / total)).to(losses)
+        weight = weights(min(1.0, steps / total)).to(losses)
         steps += 1
         return (weight * losses).sum()[None], (outputs[-1].argmax(-1) == labels).sum()[None]
 

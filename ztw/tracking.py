@@ -151,7 +151,7 @@ def _title(kind: str, facts: Mapping[str, Any]) -> str:
         case "ics":
             return f"ics {facts['ics']}"
         case "ensemble":
-            return f"ensemble {facts['ics']} {facts['kind']}"
+            return f"ensemble {facts['ics']} {facts['ensemble']}"
         case "method":
             return facts["method"]
     return kind
@@ -160,8 +160,10 @@ def _title(kind: str, facts: Mapping[str, Any]) -> str:
 def _log(client: MlflowClient, run_id: str, facts: Mapping[str, Any]) -> None:
     """Parameters, per-epoch metrics and final metrics of one JSON file."""
     params = {key: value for key, value in facts.items() if isinstance(value, str | int | float | bool)}
-    for section in ("settings", "versions"):
-        params |= {f"{section}.{key}": value for key, value in facts.get(section, {}).items()}
+    for section in ("settings", "versions", "origin"):
+        values = dict(facts.get(section, {}))
+        values |= values.pop("recipe", {})
+        params |= {f"{section}.{key}": value for key, value in values.items()}
     metrics = []
     for row in facts.get("history", []):
         when = int(row["finished"] * 1000)

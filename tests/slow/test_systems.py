@@ -84,7 +84,9 @@ def test_infer_is_what_the_tables_say(study, arch, method):
     weights = folder / "backbone.safetensors", ics, folder / f"ics/{ics}.safetensors"
     network = load_network(cell, STUDY["cells"][DATASET, arch], prepared, *weights)
     if own["ensemble"]:
-        network.ensemble = load_ensemble(folder / f"ensembles/{ics}-{own['ensemble']}.safetensors")
+        network.ensemble = load_ensemble(
+            folder / f"ensembles/{ics}/{own['ensemble']}.safetensors", ics, own["ensemble"]
+        )
     answers = {}
     for split in ("validation", "test"):
         logits, labels = read_predictions(folder / f"predictions/{ics}/{split}.safetensors")

@@ -13,11 +13,14 @@ rule train_backbone:
     threads: share_of_cores
     params:
         settings=cell_settings(data=[*IMAGES, "root"], backbone=None),
+        weights=lambda wildcards: file_stamp(
+            CELLS[wildcards.dataset, wildcards.arch]["backbone"]["path"]
+        ),
         code=code_digest(
             *SHARED_CODE,
-            *NETWORK_CODE[:3],
+            *BACKBONE_CODE,
+            *TRAINING_CODE,
             "foreign",
-            "training",
             "jobs.run_train_backbone",
             "jobs._first_weights",
         ),

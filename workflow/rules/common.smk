@@ -6,7 +6,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 from ztw.config import check_config
 from ztw.errors import ZtwError
-from ztw.provenance import code_digest, folder_stamp
+from ztw.provenance import code_digest, file_stamp, folder_stamp
 
 # What `--sdm conda` installs for every rule; scripts find ztw itself beside it.
 ENVIRONMENT = Path(workflow.basedir).parent / "environment.yml"
@@ -40,23 +40,19 @@ SPLITS += ["validation", "test"]
 FIGURES = ["accuracy_cost", "exit_accuracy", "hindsight_improvability", "exit_shares"]
 # One data set and architecture, as file names say it: an architecture's name may hold a slash.
 FIGURE_CELLS = {
-    f"{dataset}-{arch.replace('/', '-')}": (dataset, arch) for dataset, arch in CELLS
+    "-".join([dataset, *Path(arch).parts]): (dataset, arch) for dataset, arch in CELLS
 }
 
 
 # What every job that computes with a network relies on.
-SHARED_CODE = ["device", "data", "streaming", "jobs._training_parts", "jobs._split"]
-NETWORK_CODE = [
-    "backbone",
-    "classic",
-    "torchvision_models",
-    "heads",
-    "network",
-    "costs",
-]
+SHARED_CODE = ["device", "data", "streaming", "jobs.data_parts", "jobs._split"]
+BACKBONE_CODE = ["backbone", "backbones", "classic", "torchvision_models"]
+BACKBONE_CODE += ["jobs._empty_backbone"]
+NETWORK_CODE = [*BACKBONE_CODE, "heads", "network", "costs", "jobs._attach"]
+TRAINING_CODE = ["training", "jobs.make_recipe"]
 # What decides which images a training sees.
-IMAGES = ["validation_fraction", "flip", "crop_padding", "colour_jitter", "mean", "std"]
-IMAGES += ["workers"]
+IMAGES = ["validation_from", "validation_fraction", "flip", "crop_padding"]
+IMAGES += ["colour_jitter", "mean", "std"]
 HARDWARE = {"precision": config["precision"], "device": config["device"]}
 
 
@@ -113,3 +109,27 @@ def log_of(rule):
 def benchmark_of(rule):
     """Snakemake's own measurement of a rule that works on one cell."""
     return f"{STUDY}/benchmarks/{rule}/{{dataset}}-{{arch}}-seed{{seed}}.tsv"
+
+
+def start_of(wildcards):
+    """The cell's backbone, unless the set starts from scratch."""
+    ics = CELLS[wildcards.dataset, wildcards.arch]["ics"]["sets"][wildcards.ics]
+    return [] if ics["start"] == "scratch" else f"{CELL}/backbone.safetensors"
+
+
+def training_samples():
+    """How many training images the ensembles want logits of; None is all."""
+    wanted = [e["samples"] for e in FITTED.values() if e["fit_on"] == "train"]
+    return None if None in wanted else max(wanted, default=None)
+
+
+def curves_of(wildcards):
+    """Every method's curves of one data set and architecture, of all seeds."""
+    dataset, arch = FIGURE_CELLS[wildcards.cell]
+    return expand(
+        f"{CELL}/curves/{{method}}.parquet",
+        dataset=dataset,
+        arch=arch,
+        method=config["methods"],
+        seed=config["seeds"],
+    )

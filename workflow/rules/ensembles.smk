@@ -12,9 +12,9 @@ if ENSEMBLES:
             ),
         output:
             weights=[
-                f"{CELL}/ensembles/{ics}-{kind}.safetensors" for ics, kind in ENSEMBLES
+                f"{CELL}/ensembles/{ics}/{name}.safetensors" for ics, name in ENSEMBLES
             ],
-            facts=[f"{CELL}/ensembles/{ics}-{kind}.json" for ics, kind in ENSEMBLES],
+            facts=[f"{CELL}/ensembles/{ics}/{name}.json" for ics, name in ENSEMBLES],
         log:
             log_of("fit_ensembles"),
         benchmark:

@@ -11,7 +11,7 @@ rule evaluate:
             allow_missing=True,
         ),
         ensembles=[
-            f"{CELL}/ensembles/{ics}-{name}.safetensors" for ics, name in ENSEMBLES
+            f"{CELL}/ensembles/{ics}/{name}.safetensors" for ics, name in ENSEMBLES
         ],
     output:
         curves=expand(
@@ -44,6 +44,7 @@ rule evaluate:
         ensembles=ENSEMBLES,
         code=code_digest(
             "evaluation",
+            "figures",
             "rules",
             "thresholds",
             "calibration",
@@ -51,6 +52,7 @@ rule evaluate:
             "costs",
             "published_counter",
             "jobs.load_network",
+            "jobs.load_ensemble",
         ),
     script:
         "../scripts/evaluate.py"

@@ -1,15 +1,3 @@
-def curves_of(wildcards):
-    """Every method's curves of one data set and architecture, of all seeds."""
-    dataset, arch = FIGURE_CELLS[wildcards.cell]
-    return expand(
-        f"{CELL}/curves/{{method}}.parquet",
-        dataset=dataset,
-        arch=arch,
-        method=config["methods"],
-        seed=config["seeds"],
-    )
-
-
 rule plot_figures:
     input:
         metrics=f"{STUDY}/tables/metrics.csv",

@@ -23,7 +23,7 @@ if FROZEN_TRUNK:
             settings=cell_settings(sets=FROZEN_TRUNK),
             sets=FROZEN_TRUNK,
             code=code_digest(
-                *SHARED_CODE, *NETWORK_CODE, "training", "jobs.run_train_ics"
+                *SHARED_CODE, *NETWORK_CODE, *TRAINING_CODE, "jobs.run_train_ics"
             ),
         script:
             "../scripts/train_ics.py"
@@ -35,7 +35,7 @@ if OWN_TRUNK:
     rule train_network:
         input:
             data=f"{STUDY}/data/{{dataset}}.json",
-            backbone=f"{CELL}/backbone.safetensors",
+            backbone=start_of,
         output:
             weights=f"{CELL}/ics/{{ics}}.safetensors",
             facts=f"{CELL}/ics/{{ics}}.json",
@@ -53,7 +53,7 @@ if OWN_TRUNK:
             code=code_digest(
                 *SHARED_CODE,
                 *NETWORK_CODE,
-                "training",
+                *TRAINING_CODE,
                 "regimes",
                 "jobs.run_train_network",
             ),

@@ -1,9 +1,3 @@
-def training_samples():
-    """How many training images the ensembles want logits of; None is all."""
-    wanted = [e["samples"] for e in FITTED.values() if e["fit_on"] == "train"]
-    return None if None in wanted else max(wanted, default=None)
-
-
 rule predict:
     input:
         data=f"{STUDY}/data/{{dataset}}.json",

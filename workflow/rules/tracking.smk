@@ -20,7 +20,7 @@ rule track_cell:
         store=f"{STUDY}/tracking.json",
         backbone=f"{CELL}/backbone.json",
         ics=expand(f"{CELL}/ics/{{ics}}.json", ics=ICS, allow_missing=True),
-        ensembles=[f"{CELL}/ensembles/{ics}-{kind}.json" for ics, kind in ENSEMBLES],
+        ensembles=[f"{CELL}/ensembles/{ics}/{name}.json" for ics, name in ENSEMBLES],
         metrics=expand(
             f"{CELL}/metrics/{{method}}.json",
             method=config["methods"],

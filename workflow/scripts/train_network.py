@@ -13,7 +13,7 @@ with job_log(snakemake.log[0], snakemake.rule, snakemake.wildcards) as report:
         cell=cell,
         settings=snakemake.params.settings,
         prepared_file=snakemake.input.data,
-        backbone_file=snakemake.input.backbone,
+        backbone_file=snakemake.input.backbone or None,
         name=cell.pop("ics"),
         output=snakemake.output.weights,
         report=report,
