@@ -17,13 +17,16 @@ if TYPE_CHECKING:
         Curve,
         accuracy_at_budget,
         at_budget,
+        decide,
         exit_accuracy,
         hindsight_improvability,
         sweep,
     )
     from ztw.heads import HEADS
-    from ztw.network import IC_MODES, EarlyExitNetwork, ExitResult, build_network
-    from ztw.rules import RULES, Entropy, ExitRule, MaxSoftmax, Patience
+    from ztw.inference import ExitResult
+    from ztw.network import IC_MODES, EarlyExitNetwork, build_network
+    from ztw.rules import RULES, Entropy, ExitRule, MaxSoftmax, MaxSoftmaxOrBest, Patience
+    from ztw.thresholds import THRESHOLDS, Candidates, candidates
 
 # Where each public name lives. They are imported on first use, because checking a config must not
 # wait for torch.
@@ -37,13 +40,16 @@ _HOME = {
         "Curve",
         "accuracy_at_budget",
         "at_budget",
+        "decide",
         "exit_accuracy",
         "hindsight_improvability",
         "sweep",
     ),
     "heads": ("HEADS",),
-    "network": ("IC_MODES", "EarlyExitNetwork", "ExitResult", "build_network"),
-    "rules": ("RULES", "Entropy", "ExitRule", "MaxSoftmax", "Patience"),
+    "inference": ("ExitResult",),
+    "network": ("IC_MODES", "EarlyExitNetwork", "build_network"),
+    "rules": ("RULES", "Entropy", "ExitRule", "MaxSoftmax", "MaxSoftmaxOrBest", "Patience"),
+    "thresholds": ("THRESHOLDS", "Candidates", "candidates"),
 }
 
 __all__ = [
@@ -52,7 +58,9 @@ __all__ = [
     "HEADS",
     "IC_MODES",
     "RULES",
+    "THRESHOLDS",
     "Backbone",
+    "Candidates",
     "Curve",
     "EarlyExitNetwork",
     "Ensemble",
@@ -60,6 +68,7 @@ __all__ = [
     "ExitResult",
     "ExitRule",
     "MaxSoftmax",
+    "MaxSoftmaxOrBest",
     "Patience",
     "ZtwError",
     "accuracy_at_budget",
@@ -68,6 +77,8 @@ __all__ = [
     "backbone_paper_ops",
     "build_backbone",
     "build_network",
+    "candidates",
+    "decide",
     "exit_accuracy",
     "fit_ensemble",
     "hindsight_improvability",

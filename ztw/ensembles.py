@@ -88,7 +88,8 @@ class GeometricEnsemble(WeightedEnsemble):
 
     def _combine(self, exit: int, log_probs: Tensor) -> Tensor:
         weight = self.weight[exit, : exit + 1].to(log_probs) / (exit + 1)
-        return torch.einsum("j,jnc->nc", weight, log_probs) + self.bias[exit].to(log_probs)
+        mean = (weight @ log_probs.flatten(1)).view(log_probs.shape[1:])
+        return mean + self.bias[exit].to(log_probs)
 
     def _fit_exit(self, exit: int, log_probs: Tensor, labels: Tensor) -> None:
         members = exit + 1

@@ -15,7 +15,8 @@ from ztw.costs import backbone_macs, stage_costs
 from ztw.ensembles import Ensemble
 from ztw.errors import ZtwError, unknown
 from ztw.heads import HEADS
-from ztw.rules import ExitRule, State
+from ztw.inference import ExitResult, infer
+from ztw.rules import ExitRule
 
 
 @dataclass(frozen=True)
@@ -43,19 +44,6 @@ BOOST_TEMPERATURE = 0.5
 Placement = str | Sequence[int] | Sequence[float]
 
 
-@dataclass(frozen=True)
-class ExitResult:
-    """What `infer` answers, in the order of its input.
-
-    logits: float32 (N, classes) of the exit each sample left at (log-probabilities with an
-    ensemble), or of its most confident exit where it passed at none and the rule's `best_answers`
-    is set; exit_index: int64 (N,), 0 = the first exit.
-    """
-
-    logits: Tensor
-    exit_index: Tensor
-
-
 class EarlyExitNetwork(nn.Module):
     """A backbone with K - 1 ICs; exit K is the backbone's own classifier.
 
@@ -79,7 +67,7 @@ class EarlyExitNetwork(nn.Module):
         """K, the backbone's own exit included."""
         return len(self.heads) + 1
 
-    def _exit_logits(
+    def exit_answer(
         self, exit: int, features: Tensor, previous: Tensor | None, own: Tensor | None = None
     ) -> Tensor:
         """Logits (N, C) of one exit; own: the backbone's own answer where it is known already."""
@@ -97,13 +85,13 @@ class EarlyExitNetwork(nn.Module):
         """Logits [(N, C)] of the ICs alone; features: the output of EVERY block, as Backbone.features yields."""
         outputs: list[Tensor] = []
         for exit, block in enumerate(self.placement):
-            outputs.append(self._exit_logits(exit, features[block], outputs[-1] if outputs else None))
+            outputs.append(self.exit_answer(exit, features[block], outputs[-1] if outputs else None))
         return outputs
 
     def exit_logits(self, features: Sequence[Tensor], own: Tensor | None = None) -> list[Tensor]:
         """Logits [(N, C)] of all K exits; own: the backbone's own answer (N, C), computed when None."""
         outputs = self.ic_logits(features)
-        last = self._exit_logits(len(self.heads), features[-1], outputs[-1] if outputs else None, own)
+        last = self.exit_answer(len(self.heads), features[-1], outputs[-1] if outputs else None, own)
         return [*outputs, last]
 
     def forward(self, images: Tensor) -> Tensor:
@@ -118,7 +106,7 @@ class EarlyExitNetwork(nn.Module):
             for stage in segment:
                 hidden = stage(hidden)
             if index == exit or self.mode.cascade or self.mode.additive:
-                previous = self._exit_logits(index, hidden, previous)
+                previous = self.exit_answer(index, hidden, previous)
             if index == exit:
                 break
         assert previous is not None
@@ -142,48 +130,7 @@ class EarlyExitNetwork(nn.Module):
         if self.training:
             raise ZtwError("infer: the network is in training mode; call .eval() first")
         rule.bounds(self.exits)  # refuses a wrong number of thresholds before anything is computed
-        count = len(images)
-        answers = images.new_empty(count, self.backbone.classes, dtype=torch.float32)
-        exit_index = torch.full((count,), self.exits - 1, dtype=torch.int64, device=images.device)
-        active = torch.arange(count, device=images.device)
-        hidden = images
-        state: State = ()
-        members: list[Tensor] = []
-        previous: Tensor | None = None
-        best: tuple[Tensor, Tensor] | None = None  # score and answer of the most confident exit so far
-        for exit, segment in enumerate(self.segments()):
-            for stage in segment:
-                hidden = stage(hidden)
-            previous = self._exit_logits(exit, hidden, previous)
-            answer = previous
-            if self.ensemble is not None:
-                members = [*members, previous]
-                answer = self.ensemble.combine(exit, torch.stack(members).log_softmax(-1))
-            score, state = rule.score(answer, state)
-            if rule.best_answers:
-                best = _better(best, (score, answer))
-            if exit < self.exits - 1:
-                leaves = rule.leaves(score, exit)
-            else:
-                leaves, answer = torch.ones_like(score, dtype=torch.bool), best[1] if best else answer
-            answers[active[leaves]] = answer[leaves]
-            exit_index[active[leaves]] = exit
-            stays = ~leaves
-            if not stays.any():
-                break
-            active, hidden, previous = active[stays], hidden[stays], previous[stays]
-            state = tuple(item[stays] for item in state)
-            best = (best[0][stays], best[1][stays]) if best else None
-            members = [member[stays] for member in members]
-        return ExitResult(answers, exit_index)
-
-
-def _better(best: tuple[Tensor, Tensor] | None, new: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Of two (score (N,), answer (N, C)), each sample's with the larger score; the earlier one of equals."""
-    if best is None:
-        return new
-    wins = new[0] > best[0]
-    return torch.where(wins, new[0], best[0]), torch.where(wins[:, None], new[1], best[1])
+        return infer(self, images, rule)
 
 
 def placement_step(placement: str) -> int:

@@ -1,0 +1,54 @@
+"""`infer`'s bookkeeping: whatever it carries along or takes out, the answers are those of `decide`."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import small_network
+
+import ztw
+from ztw import inference
+from ztw.evaluation import decide
+from ztw.inference import pick
+
+
+@pytest.mark.parametrize("shape", [(6, 3, 5, 4), (6, 7), (6, 2, 9)])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_pick_is_indexing_and_keeps_the_memory_format(shape, memory_format):
+    x = torch.randn(shape)
+    if len(shape) == 4:
+        x = x.contiguous(memory_format=memory_format)
+    rows = torch.tensor([4, 0, 5])
+    out = pick(x, rows)
+    assert torch.equal(out, x[rows])
+    if len(shape) == 4:
+        assert out.is_contiguous(memory_format=memory_format)
+
+
+@pytest.mark.parametrize("worth", [0.0, 0.1, 0.4, 2.0])
+@pytest.mark.parametrize("between", [1, 2, 3])
+@pytest.mark.parametrize("rule", [ztw.MaxSoftmax(0.6), ztw.Patience(1), ztw.MaxSoftmaxOrBest(0.8)])
+@pytest.mark.parametrize("kind", [None, "geometric"])
+def test_what_is_carried_along_changes_no_answer(worth, between, rule, kind, monkeypatch):
+    """worth: when leaving samples are taken out; between: how often the host looks, as on a GPU."""
+    monkeypatch.setattr(inference, "WORTH_A_COPY", worth)
+    monkeypatch.setattr(inference, "exits_between_looks", lambda device: between)
+    network = small_network("cascade_detached")
+    images = torch.randn(40, 1, 10, 10, generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        logits = network(images)
+    if kind:
+        network.ensemble = ztw.fit_ensemble(logits, logits.mean(0).argmax(-1), kind)
+        logits = network.ensemble(logits)
+    left, answering = decide(logits, rule)
+    result = network.infer(images, rule)
+    assert result.exit_index.tolist() == left.tolist()
+    expected = logits[answering, torch.arange(40)]
+    torch.testing.assert_close(result.logits, expected, atol=1e-4, rtol=1e-4)
+    assert len(set(left.tolist())) > 1
+
+
+def test_no_image_gives_no_answer():
+    result = small_network().infer(torch.zeros(0, 1, 10, 10), ztw.MaxSoftmax(0.5))
+    assert result.logits.shape == (0, 5)
+    assert result.exit_index.shape == (0,)
