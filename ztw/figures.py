@@ -133,6 +133,42 @@ def accuracy_against_cost(
     return figure
 
 
+def accuracy_against_time(rows: Sequence[Mapping[str, Any]], methods: Sequence[str], title: str) -> Figure:
+    """Accuracy against measured time relative to the backbone's, a panel a batch size, a curve a method.
+
+    rows: of `ztw.latency.read_latency`; a point is a budget, thresholds chosen on the validation split.
+    """
+    sns.set_theme(style="whitegrid", context="paper", font_scale=1.1)
+    sizes = sorted({row["batch_size"] for row in rows})
+    width = 4.2 * len(sizes)
+    figure, panels = plt.subplots(1, len(sizes), figsize=(width, 4.2), sharey=True, squeeze=False)
+    looks = style(methods)
+    for axes, size in zip(panels[0], sizes, strict=True):
+        here = [row for row in rows if row["batch_size"] == size]
+        for method in methods:
+            own = sorted((r["relative_time"], r["accuracy"]) for r in here if r["method"] == method)
+            if own:
+                axes.plot(*zip(*own, strict=True), label=method, ms=5, lw=1.4, **looks[method])
+        alone = [row for row in here if row["method"] not in methods]
+        star = {"marker": "*", "color": "black", "markersize": 13, "ls": "", "zorder": 5}
+        axes.plot(
+            [r["relative_time"] for r in alone],
+            [r["accuracy"] for r in alone],
+            label="backbone alone",
+            **star,
+        )
+        axes.set_title(f"batch size {size}")
+        axes.set_xlim(left=0)
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    panels[0][0].set_ylabel("test accuracy")
+    figure.supxlabel("measured time / time of the backbone alone")
+    figure.suptitle(f"{title}, {rows[0]['device']}, {rows[0]['precision']}")
+    _legend(panels[0][-1])
+    figure.tight_layout()
+    return figure
+
+
 def _by_exit(results: Mapping[str, Sequence[Result]], metric: str, title: str, ylabel: str) -> Figure:
     figure, axes = _axes(title)
     looks = style(list(results))

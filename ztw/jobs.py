@@ -48,7 +48,8 @@ def make_recipe(section: Settings, precision: str) -> Recipe:
     return Recipe(**{**values, "milestones": tuple(section["milestones"])}, precision=precision)
 
 
-def _compute(settings: Settings) -> tuple[torch.device, str]:
+def compute_on(settings: Settings) -> tuple[torch.device, str]:
+    """The device and the resolved precision of a study."""
     device = pick_device(settings["device"])
     return device, resolve_precision(settings["precision"], device)
 
@@ -165,7 +166,7 @@ def run_train_backbone(
 ) -> None:
     """Make a backbone ready, from its source and by training; writes weights and JSON."""
     prepared = read_json(prepared_file)
-    device, precision = _compute(settings)
+    device, precision = compute_on(settings)
     parts = data_parts(prepared, cell, settings)
     section, seed = settings["backbone"], int(cell["seed"])
     torch.manual_seed(seed)
@@ -192,10 +193,14 @@ def run_train_backbone(
     save_checkpoint(output, backbone, facts)
 
 
+def device_name(device: torch.device) -> str:
+    """What a result was computed on."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
 def _provenance(device: torch.device, precision: str) -> dict[str, Any]:
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     return {
-        "device": where,
+        "device": device_name(device),
         "precision": precision,
         "threads": torch.get_num_threads(),
         "versions": versions(),
@@ -234,7 +239,7 @@ def run_train_ics(
 ) -> None:
     """Train the IC sets on the frozen backbone; outputs: IC set -> file. Sets of one recipe share a pass."""
     prepared = read_json(prepared_file)
-    device, precision = _compute(settings)
+    device, precision = compute_on(settings)
     train = data_parts(prepared, cell, settings)["train"].to(device)
     backbone = _trained_backbone(prepared, cell, settings, backbone_file)
     sets, seed = settings["ics"]["sets"], int(cell["seed"])
@@ -273,7 +278,7 @@ def run_train_network(
 ) -> None:
     """Train trunk and ICs of one set, jointly or layer after layer; backbone_file: None starts from scratch."""
     prepared = read_json(prepared_file)
-    device, precision = _compute(settings)
+    device, precision = compute_on(settings)
     train = data_parts(prepared, cell, settings)["train"].to(device)
     ics, seed = settings["ics"]["sets"][name], int(cell["seed"])
     torch.manual_seed(seed)
@@ -302,7 +307,7 @@ def run_predict(
 ) -> None:
     """Write the logits of every IC set on every split; outputs: (IC set, split) -> file."""
     prepared = read_json(prepared_file)
-    device, precision = _compute(settings)
+    device, precision = compute_on(settings)
     networks = {
         name: load_network(cell, settings, prepared, backbone_file, name, file)
         for name, file in ics_files.items()

@@ -55,7 +55,7 @@ def job_log(path: str | Path, rule: str, wildcards: Iterable[str] = ()) -> Itera
     path, what = Path(path), " ".join([rule, *wildcards])
     path.parent.mkdir(parents=True, exist_ok=True)
     terminal = None if os.environ.get("ZTW_MIRROR") else sys.stderr  # a mirror reads the logs instead
-    started = time.monotonic()
+    started, began = time.monotonic(), time.time()
     with (
         path.open("w", encoding="utf-8", buffering=1) as log,
         contextlib.redirect_stdout(log),
@@ -71,6 +71,7 @@ def job_log(path: str | Path, rule: str, wildcards: Iterable[str] = ()) -> Itera
         try:
             say(f"{PROGRESS}started")
             yield lambda text: say(PROGRESS + text)
+            print(f"worked {time.monotonic() - started:.3f} s, from {began:.3f}", file=log)
             say(f"{DONE}{clock(time.monotonic() - started)}")
         except (ZtwError, OSError, MemoryError) as error:
             with contextlib.suppress(OSError):

@@ -37,12 +37,22 @@ FROZEN_TRUNK = [name for name in ICS if name not in OWN_TRUNK]
 # Logits of the training images are wanted for ensembles only.
 SPLITS = ["train"] if any(e["fit_on"] == "train" for e in FITTED.values()) else []
 SPLITS += ["validation", "test"]
+TIMED = bool(config["latency"]["batch_sizes"])
 FIGURES = ["accuracy_cost", "exit_accuracy", "hindsight_improvability", "exit_shares"]
+FIGURES += ["accuracy_time"] if TIMED else []
 # One data set and architecture, as file names say it: an architecture's name may hold a slash.
 FIGURE_CELLS = {
     "-".join([dataset, *Path(arch).parts]): (dataset, arch) for dataset, arch in CELLS
 }
 
+
+# What a reader looks at.
+RESULTS = [f"{STUDY}/tables/accuracy_at_budget.csv"]
+RESULTS += [
+    f"{STUDY}/figures/{cell}-{figure}.png"
+    for cell in FIGURE_CELLS
+    for figure in FIGURES
+]
 
 # What every job that computes with a network relies on.
 SHARED_CODE = ["device", "data", "streaming", "jobs.data_parts", "jobs._split"]
@@ -121,6 +131,14 @@ def training_samples():
     """How many training images the ensembles want logits of; None is all."""
     wanted = [e["samples"] for e in FITTED.values() if e["fit_on"] == "train"]
     return None if None in wanted else max(wanted, default=None)
+
+
+def timed_cells():
+    """The files of `measure_latency`: the first seed of every data set and architecture."""
+    cells = [
+        f"{STUDY}/{dataset}/{arch}/seed{config['seeds'][0]}" for dataset, arch in CELLS
+    ]
+    return [f"{cell}/latency.json" for cell in cells] if TIMED else []
 
 
 def curves_of(wildcards):

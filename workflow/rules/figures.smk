@@ -2,6 +2,7 @@ rule plot_figures:
     input:
         metrics=f"{STUDY}/tables/metrics.csv",
         curves=curves_of,
+        times=[f"{STUDY}/tables/latency.csv"] if TIMED else [],
     output:
         [
             report(

@@ -12,6 +12,7 @@ rule aggregate:
             }
         ),
         differences=f"{STUDY}/tables/differences.csv",
+        times=timed_cells(),
         published=ENVIRONMENT.parent / "config" / "published.csv",
     output:
         metrics=f"{STUDY}/tables/metrics.csv",
@@ -29,6 +30,7 @@ rule aggregate:
         ),
         per_exit=f"{STUDY}/tables/per_exit.csv",
         allowed_loss=f"{STUDY}/tables/allowed_loss.csv",
+        times=[f"{STUDY}/tables/latency.{kind}" for kind in ("csv", "md") if TIMED],
     log:
         f"{STUDY}/logs/aggregate.log",
     benchmark:
@@ -38,6 +40,13 @@ rule aggregate:
     params:
         settings=settings(evaluation=["budgets", "protocols"]),
         methods=list(config["methods"]),
-        code=code_digest("tables", "more_tables", "results", "differences.read_noise"),
+        code=code_digest(
+            "tables",
+            "more_tables",
+            "results",
+            "differences.read_noise",
+            "latency.latency_table",
+            "latency.write_latency",
+        ),
     script:
         "../scripts/aggregate.py"

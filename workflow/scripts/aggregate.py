@@ -1,6 +1,7 @@
 from typing import TYPE_CHECKING
 
 from ztw.differences import read_noise
+from ztw.latency import latency_table, write_latency
 from ztw.more_tables import write_more_tables
 from ztw.progress import job_log
 from ztw.results import from_files, from_runs, write_metrics
@@ -18,6 +19,8 @@ with job_log(snakemake.log[0], snakemake.rule) as report:
     rows = accuracy_table(results, snakemake.params.methods, **evaluation)
     write_metrics(results, output.metrics)
     write_tables(rows, read_noise(snakemake.input.differences), output.csv, output.md, output.tex)
+    if output.times:
+        write_latency(latency_table(snakemake.input.times, results), *output.times)
     write_more_tables(
         results,
         rows,

@@ -1,8 +1,10 @@
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from ztw.figures import cell_figures, save
+from ztw.figures import accuracy_against_time, cell_figures, save
+from ztw.latency import read_latency
 from ztw.progress import job_log
 from ztw.results import read_metrics
 
@@ -22,6 +24,11 @@ with job_log(snakemake.log[0], snakemake.rule, snakemake.wildcards) as report:
         evaluation["protocols"][0],
         f"{dataset}, {arch}",
     )
+    if snakemake.input.times:
+        times = read_latency(snakemake.input.times[0], dataset, arch)
+        figures = chain(
+            figures, [("accuracy_time", accuracy_against_time(times, methods, f"{dataset}, {arch}"))]
+        )
     for name, figure in figures:
         report(name)
         save(figure, f"{snakemake.params.stem}-{name}")

@@ -1,0 +1,63 @@
+"""Measured time: what is timed, and how it stands beside accuracy and cost."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import pytest
+import torch
+
+from ztw.data import ImageSet
+from ztw.files import write_json
+from ztw.latency import BACKBONE, latency_table, read_latency, take_batches, time_batches, write_latency
+
+CPU = torch.device("cpu")
+
+
+def test_time_batches_times_every_batch_after_a_warm_up():
+    calls = []
+
+    def call(batch: torch.Tensor) -> None:
+        calls.append(len(batch))
+        time.sleep(0.02 if len(calls) == 7 else 0.002)
+
+    found = time_batches(call, [torch.zeros(4, 1)] * 6, CPU)
+    assert calls == [4] * 8, "two to warm up, six timed"
+    assert 1.5 < found["median_ms"] < 15
+    assert found["p95_ms"] > 15, "the slow one is a batch of the timed ones"
+    assert found["images_per_s"] < 24 / 0.03
+
+
+@pytest.mark.parametrize(("size", "images", "count"), [(1, 7, 7), (4, 8, 5), (16, 8, 5)])
+def test_batches_to_time_are_full_and_at_least_five(size, images, count):
+    data = ImageSet(torch.zeros(20, 1, 2, 2, dtype=torch.uint8), torch.zeros(20).long(), 2, (0.0,), (1.0,))
+    batches = take_batches(data, size, images, CPU)
+    assert len(batches) == count
+    assert all(len(batch) == size for batch in batches)
+
+
+def row(method: str, budget: float | None, speed: float) -> dict:
+    times = {"median_ms": 1.0, "p95_ms": 2.0, "images_per_s": speed}
+    where = {"device": "cpu", "precision": "fp32", "threads": 2}
+    return {"method": method, "budget": budget, "batch_size": 1, **times, **where}
+
+
+def test_times_stand_beside_accuracy_and_cost(tmp_path):
+    rows = [row(BACKBONE, None, 100.0), row("sdn", 0.5, 160.0), row("sdn", 1.0, 80.0)]
+    write_json(tmp_path / "l.json", {"dataset": "d", "arch": "a", "seed": 0, "rows": rows})
+    metrics = {"held-out/accuracy_at_0.5": 0.9, "held-out/relative_cost_at_0.5": 0.49}
+    metrics |= {"backbone/accuracy": 0.93}
+    results = [
+        {"dataset": "d", "arch": "a", "seed": seed, "method": "sdn", "metrics": metrics} for seed in (0, 1)
+    ]
+    table = latency_table([str(tmp_path / "l.json")], results)
+    assert [r["relative_time"] for r in table] == [1.0, 0.625, 1.25]
+    assert [r["accuracy"] for r in table][:2] == [0.93, 0.9]
+    assert [r["relative_cost"] for r in table][:2] == [1.0, 0.49]
+    assert math.isnan(table[2]["accuracy"]), "no such budget in the results"
+    write_latency(table, str(tmp_path / "l.csv"), str(tmp_path / "l.md"))
+    back = read_latency(tmp_path / "l.csv", "d", "a")
+    assert [r["relative_time"] for r in back] == [1.0, 0.625, 1.25]
+    text = (tmp_path / "l.md").read_text()
+    assert "| sdn | 50 % | 90.0 % | 49% | 62% | 1.00 | 2.00 | 160 |" in text

@@ -1,0 +1,20 @@
+# What the pipeline itself cost, from Snakemake's own benchmark files: when all else is done.
+rule report_pipeline:
+    input:
+        RESULTS,
+    output:
+        csv=report(
+            f"{STUDY}/tables/pipeline.csv",
+            caption="../report/pipeline.rst",
+            category="Tables",
+        ),
+    log:
+        f"{STUDY}/logs/report_pipeline.log",
+    conda:
+        ENVIRONMENT
+    params:
+        study=STUDY,
+        cores=workflow.cores,
+        code=code_digest("pipeline"),
+    script:
+        "../scripts/report_pipeline.py"
