@@ -19,7 +19,7 @@ export DO_NOT_TRACK = true
 unexport PYTHONPATH
 unexport PYTHONHOME
 
-.PHONY: reproduce test test-systems lint format ui lock clean help
+.PHONY: reproduce test test-systems bench lint format ui lock clean help
 
 reproduce: $(READY)
 	@python workflow/reproduce.py $(CONFIG) $(if $(CORES),--cores $(CORES))
@@ -30,6 +30,13 @@ test: lint
 # Every system on every architecture: minutes.
 test-systems: $(READY)
 	python -m pytest tests/slow/test_systems.py
+
+# Speed, as a table of medians and ratios: results/bench/report.md. About half an hour.
+bench: $(READY)
+	@$(UV) pip install --quiet --no-deps --require-hashes -r bench/requirements.lock
+	python -m pytest bench --benchmark-json=bench.json --benchmark-disable-gc -q -W ignore $(BENCH)
+	@mkdir -p results/bench && mv bench.json results/bench/benchmarks.json
+	@python bench/report.py results/bench/benchmarks.json results/bench/report.md
 
 lint: $(READY)
 	ruff check .
@@ -64,6 +71,8 @@ $(READY): requirements.lock tools.lock
 lock: $(READY)
 	$(UV) pip compile --quiet --universal --generate-hashes --no-header --all-extras --python-version 3.11 \
 		pyproject.toml -o requirements.lock
+	$(UV) pip compile --quiet --universal --generate-hashes --no-header --no-deps --python-version 3.11 \
+		bench/requirements.in -o bench/requirements.lock
 
 clean:
 	rm -rf .venv .tools .snakemake .pytest_cache .mypy_cache .ruff_cache

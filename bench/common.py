@@ -1,0 +1,46 @@
+"""What the benchmarks share: networks whose samples leave everywhere, and logits of a known shape."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+import ztw
+
+
+def random_logits(exits: int, samples: int, classes: int) -> tuple[Tensor, Tensor]:
+    """logits float32 (K, N, C) that know the labels the better the deeper the exit, labels (N,)."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(classes, (samples,), generator=generator)
+    known = torch.nn.functional.one_hot(labels, classes).float()
+    depth = torch.linspace(1, 4, exits)
+    logits = torch.empty(exits, samples, classes)
+    shared = torch.randn(samples, classes, generator=generator)
+    for exit in range(exits):
+        own = torch.randn(samples, classes, generator=generator)
+        logits[exit] = 1.2 * shared + 0.8 * own + depth[exit] * known
+    return logits, labels
+
+
+@torch.no_grad()
+def busy_network(
+    backbone: ztw.Backbone, ics: str = "independent", placement: ztw.network.Placement = "all"
+) -> ztw.EarlyExitNetwork:
+    """Exits on a backbone, in eval mode, so confident now and then that samples leave at every one."""
+    torch.manual_seed(0)
+    network = ztw.build_network(backbone, ics, placement=placement)
+    images = torch.randn(64, *backbone.input_shape)
+    backbone.train()
+    backbone(images)  # BatchNorm statistics of its own
+    network.eval()
+    for head in network.heads:
+        head.linear.weight.mul_(20)
+    for linear in [head.linear for head in network.heads]:
+        linear.bias.zero_()
+    logits = network(images)
+    for exit, head in enumerate(network.heads):
+        spread = (logits[exit] - logits[exit].mean(0)).std().clamp(min=1e-6)
+        head.linear.weight.mul_(1.5 / spread)
+    for exit, mean in enumerate(network(images).mean(1)[:-1]):
+        network.heads[exit].linear.bias.sub_(mean)
+    return network

@@ -1,0 +1,83 @@
+"""Turn pytest-benchmark's JSON into one readable table: medians, ratios to the reference of each group."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+from collections import defaultdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ztw.device import bf16_in_hardware, pick_device
+from ztw.provenance import code_version
+
+SKIPPED = ("what", "reference", "scale", "arch", "batch")
+
+
+def machine() -> list[str]:
+    """What the figures were measured on."""
+    cpu = next(
+        (
+            line.split(":", 1)[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if "model name" in line
+        ),
+        platform.processor(),
+    )
+    device = pick_device()
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else "none"
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "pytest-benchmark"))
+    return [
+        f"- CPU: {cpu}, {torch.get_num_threads()} threads, bf16 in hardware: {bf16_in_hardware(torch.device('cpu'))}",
+        f"- GPU: {gpu}",
+        f"- {versions}, Python {platform.python_version()}, ztw {code_version()}",
+    ]
+
+
+def seconds(value: float) -> str:
+    """A duration with three digits."""
+    for factor, unit in ((1, "s"), (1e3, "ms"), (1e6, "µs")):
+        if value * factor >= 1 or unit == "µs":
+            return f"{value * factor:.3g} {unit}"
+    raise AssertionError
+
+
+def table(group: str, rows: list[dict[str, Any]]) -> list[str]:
+    """One group as Markdown; scaled medians, how much faster than the reference, and what else is known."""
+    medians = [row["stats"]["median"] * row["extra_info"].get("scale", 1) for row in rows]
+    reference = next(
+        (median for median, row in zip(medians, rows, strict=True) if row["extra_info"].get("reference")),
+        None,
+    )
+    lines = [f"### {group}", "", "| | median | faster than the reference | |", "|---|---:|---:|---|"]
+    for row, median in zip(rows, medians, strict=True):
+        facts = {key: value for key, value in row["extra_info"].items() if key not in SKIPPED}
+        ratio = f"{reference / median:.2f} x" if reference and not row["extra_info"].get("reference") else ""
+        note = ", ".join(
+            f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}"
+            for key, value in facts.items()
+        )
+        lines.append(
+            f"| {row['extra_info'].get('what', row['name'])} | {seconds(median)} | {ratio} | {note} |"
+        )
+    return [*lines, ""]
+
+
+def main(source: str, target: str) -> None:
+    """Write the report of one run."""
+    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in json.loads(Path(source).read_text())["benchmarks"]:
+        groups[row["group"]].append(row)
+    lines = ["# Benchmarks", "", *machine(), ""]
+    for group, rows in groups.items():
+        lines += table(group, rows)
+    Path(target).write_text("\n".join(lines))
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,114 @@
+"""Training of ResNet-56 at 32 x 32: a step of ztw against the straightforward loop, both in images a second.
+
+The straightforward loop is what the released code does: float32, batch 128, one image at a time through
+torchvision's transforms in a DataLoader, ICs trained with a pass over the training set to evaluate it.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+
+import ztw
+from ztw.data import ImageSet
+from ztw.device import pick_device, resolve_precision
+from ztw.training import Recipe, train_backbone, train_ics
+
+IMAGES = 1024
+EPOCH = 50_000
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+
+
+def images() -> ImageSet:
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (IMAGES, 3, 32, 32), generator=generator).byte()
+    return ImageSet(pixels, torch.arange(IMAGES) % 10, 10, MEAN, STD, flip=True, crop_padding=4)
+
+
+class OneByOne(Dataset):
+    """Images through PIL and torchvision's transforms."""
+
+    def __init__(self) -> None:
+        self.data = images()
+        steps = [
+            transforms.ToPILImage(),
+            transforms.RandomCrop(32, 4),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize(MEAN, STD),
+        ]
+        self.transform = transforms.Compose(steps)
+
+    def __len__(self) -> int:
+        return IMAGES
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return self.transform(self.data.stored[index]), int(self.data.labels[index])
+
+
+def describe(benchmark, group: str, what: str, **facts) -> None:
+    benchmark.group = f"ResNet-56, {group}, an epoch of 50,000"
+    benchmark.extra_info.update(what=what, scale=EPOCH / IMAGES, **facts)
+
+
+def test_plain_backbone(benchmark):
+    describe(benchmark, "backbone", "reference: plain loop, fp32, batch 128", reference=True)
+    backbone = ztw.build_backbone("resnet56").to(memory_format=torch.contiguous_format)
+    optimizer = torch.optim.SGD(backbone.parameters(), 0.1, 0.9, weight_decay=1e-4)
+
+    def epoch() -> None:
+        for batch, labels in DataLoader(OneByOne(), 128, shuffle=True):
+            optimizer.zero_grad()
+            F.cross_entropy(backbone(batch), labels).backward()
+            optimizer.step()
+
+    benchmark.pedantic(epoch, rounds=2)
+
+
+@pytest.mark.parametrize("batch", [128, 512])
+def test_backbone(benchmark, batch):
+    device = pick_device()
+    precision = resolve_precision("auto", device)
+    describe(benchmark, "backbone", f"ztw, {precision}, batch {batch}")
+    backbone = ztw.build_backbone("resnet56").to(device)
+    recipe = Recipe(1, batch, 0.1, 1e-4, precision=precision)
+    benchmark.pedantic(
+        lambda: train_backbone(backbone, images().to(device), recipe, 0), rounds=3, warmup_rounds=1
+    )
+
+
+def test_plain_ics(benchmark):
+    """Two networks, SDN and ZTW, one after another, each with its pass to evaluate the training set."""
+    describe(
+        benchmark, "ICs of sdn and ztw", "reference: plain loop, fp32, batch 128, evaluated", reference=True
+    )
+    backbone = ztw.build_backbone("resnet56").to(memory_format=torch.contiguous_format).eval()
+    networks = [ztw.build_network(backbone, ics) for ics in ("independent", "cascade_detached")]
+
+    def epoch() -> None:
+        for network in networks:
+            optimizer = torch.optim.Adam(network.heads.parameters(), 1e-3)
+            for batch, labels in DataLoader(OneByOne(), 128, shuffle=True):
+                with torch.no_grad():
+                    features = list(backbone.features(batch))
+                optimizer.zero_grad()
+                sum(F.cross_entropy(ic, labels) for ic in network.ic_logits(features)).backward()
+                optimizer.step()
+            with torch.no_grad():
+                for batch, _ in DataLoader(OneByOne(), 128):
+                    network(batch)
+
+    benchmark.pedantic(epoch, rounds=1)
+
+
+def test_ics(benchmark):
+    device = pick_device()
+    precision = resolve_precision("auto", device)
+    describe(benchmark, "ICs of sdn and ztw", f"ztw, {precision}, batch 128, both in one pass")
+    backbone = ztw.build_backbone("resnet56").to(device).eval()
+    networks = [ztw.build_network(backbone, ics).to(device) for ics in ("independent", "cascade_detached")]
+    recipe = Recipe(1, 128, 1e-3, 1e-4, precision=precision, optimizer="adam")
+    benchmark.pedantic(lambda: train_ics(networks, images().to(device), recipe, 0), rounds=2, warmup_rounds=1)
