@@ -284,7 +284,7 @@ def test_the_schema_lists_what_the_tables_have():
         NO_THRESHOLD
     )
     assert names("properties", "evaluation", "properties", "protocols", "items") == list(PROTOCOLS)
-    assert {*RECIPE, "precision"} == {field.name for field in dataclasses.fields(Recipe)}
+    assert {*RECIPE, "precision", "compile"} == {field.name for field in dataclasses.fields(Recipe)}
     assert {name for name, facts in DATASETS.items() if facts.channels == 1} == set(GREY)
     assert names(*ics, "sets", "additionalProperties", "properties", "mode") == list(ztw.IC_MODES)
     assert tuple(ztw.ENSEMBLES) == ENSEMBLE_KINDS

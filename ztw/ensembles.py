@@ -14,7 +14,9 @@ from ztw.evaluation import check_logits
 # A probability below this is 0 in float32; flooring it keeps log-probabilities finite.
 LOG_FLOOR = float(torch.tensor(torch.finfo(torch.float32).tiny).log())
 # Samples whose logits are held in float64 at once while fitting.
-CHUNK = 8192
+CHUNK = 4096
+# Samples on which a fit first comes near its minimum, so that few steps over all of them are left.
+DRAFT = 4096
 
 
 class Ensemble(nn.Module):
@@ -94,7 +96,15 @@ class GeometricEnsemble(WeightedEnsemble):
     def _fit_exit(self, exit: int, log_probs: Tensor, labels: Tensor) -> None:
         members = exit + 1
         start = torch.cat([torch.ones(members), torch.zeros(self.classes)]).double()
+        if exit:  # the ensemble of the exit before, the new member not yet in it
+            start[:exit] = self.weight[exit - 1, :exit] * members / exit
+            start[exit] = 0
+            start[members:] = self.bias[exit - 1]
         lower = torch.cat([torch.zeros(members), torch.full((self.classes,), -torch.inf)]).double()
+        if len(labels) > 2 * DRAFT:
+            few = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))[:DRAFT]
+            some, theirs = log_probs[:, few], labels[few]
+            start = minimise(lambda x: _geometric_terms(x, some, theirs), start, lower, tolerance=1e-5)
         solution = minimise(lambda x: _geometric_terms(x, log_probs, labels), start, lower)
         self.weight[exit, :members] = solution[:members].float()
         self.bias[exit] = solution[members:].float()

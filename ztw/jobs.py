@@ -42,10 +42,12 @@ def set_up(threads: int) -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
 
 
-def make_recipe(section: Settings, precision: str) -> Recipe:
+def make_recipe(section: Settings, precision: str, compile: bool = False) -> Recipe:
     """The recipe in a config section, complete as `ztw.cells` leaves it."""
     values = {field: section[field] for field in RECIPE}
-    return Recipe(**{**values, "milestones": tuple(section["milestones"])}, precision=precision)
+    return Recipe(
+        **{**values, "milestones": tuple(section["milestones"])}, precision=precision, compile=compile
+    )
 
 
 def compute_on(settings: Settings) -> tuple[torch.device, str]:
@@ -178,7 +180,7 @@ def run_train_backbone(
             f" {prepared['classes']}; train the new last layer for some epochs"
         )
     backbone.to(device).eval()
-    recipe = make_recipe(section, precision)
+    recipe = make_recipe(section, precision, settings["compile"])
     train = parts["train"].to(device)
     history = train_backbone(backbone, train, recipe, seed, report) if section["epochs"] else []
     validation = parts["validation"].to(device)
@@ -243,7 +245,7 @@ def run_train_ics(
     train = data_parts(prepared, cell, settings)["train"].to(device)
     backbone = _trained_backbone(prepared, cell, settings, backbone_file)
     sets, seed = settings["ics"]["sets"], int(cell["seed"])
-    for recipe, names in _by_recipe(sets, outputs, precision).items():
+    for recipe, names in _by_recipe(sets, outputs, precision, settings["compile"]).items():
         networks = []
         for name in names:
             torch.manual_seed(seed)  # a set's weights do not depend on which others are trained with it
@@ -254,10 +256,12 @@ def run_train_ics(
             _save_ics(cell, prepared, name, sets[name], network, history, where, outputs[name])
 
 
-def _by_recipe(sets: Settings, names: Iterable[str], precision: str) -> dict[Recipe, list[str]]:
+def _by_recipe(
+    sets: Settings, names: Iterable[str], precision: str, compile: bool
+) -> dict[Recipe, list[str]]:
     groups: dict[Recipe, list[str]] = {}
     for name in names:
-        groups.setdefault(make_recipe(sets[name]["recipe"], precision), []).append(name)
+        groups.setdefault(make_recipe(sets[name]["recipe"], precision, compile), []).append(name)
     return groups
 
 
@@ -287,7 +291,7 @@ def run_train_network(
     else:
         backbone = _trained_backbone(prepared, cell, settings, backbone_file)
     network = _attach(backbone, ics).to(device)
-    recipe = make_recipe(ics["recipe"], precision)
+    recipe = make_recipe(ics["recipe"], precision, settings["compile"])
     if ics["training"] == "layer_wise":
         history = train_layer_wise(network, train, recipe, seed, report)
     else:

@@ -18,7 +18,7 @@ from ztw.device import autocast
 from ztw.errors import ZtwError, unknown
 from ztw.network import EarlyExitNetwork
 from ztw.progress import Report
-from ztw.training import History, Recipe, freeze, make_optimizer, run_epochs
+from ztw.training import History, Recipe, compiled, freeze, make_optimizer, run_epochs
 
 REGIMES = ("separate", "layer_wise", "joint")
 EXIT_WEIGHTS = ("uniform", "depth", "growing")
@@ -96,13 +96,17 @@ def train_jointly(
     total = max(1.0, recipe.epochs * -(-len(data) // recipe.batch_size))
     steps = 0
 
+    def all_logits(images: Tensor) -> list[Tensor]:
+        if rescale_gradients:
+            return rescaled_logits(network, images)
+        return network.exit_logits(list(network.backbone.features(images)))
+
+    forward = compiled(all_logits, recipe)
+
     def step(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         nonlocal steps
         with autocast(images.device, recipe.precision):
-            if rescale_gradients:
-                outputs = rescaled_logits(network, images)
-            else:
-                outputs = network.exit_logits(list(network.backbone.features(images)))
+            outputs = forward(images)
         losses = torch.stack([F.cross_entropy(output, labels) for output in outputs])
         weight = weights(min(1.0, steps / total)).to(losses)
         steps += 1

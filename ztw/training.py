@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +31,8 @@ class Recipe:
 
     epochs: passes over the data, the last may be a part of one; batch_size in images;
     lr: the highest learning rate; milestones: epochs after which it is
-    multiplied by gamma; optimizer: "sgd" (with momentum) or "adam".
+    multiplied by gamma; optimizer: "sgd" (with momentum) or "adam"; compile: whether
+    torch.compile builds the forward and backward pass first, which pays in long trainings.
     """
 
     epochs: float
@@ -43,12 +45,37 @@ class Recipe:
     gamma: float = 0.1
     precision: str = "fp32"
     optimizer: str = "sgd"
+    compile: bool = False
 
 
 # A row an epoch: epoch, loss, accuracy, lr, seconds, finished (Unix time).
 History = list[dict[str, float]]
 # images (N, C, H, W), labels (N,) -> losses (M,) with gradient, right answers (M,), one per network
 Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def compiled(function: Callable[[Tensor], Any], recipe: Recipe) -> Callable[[Tensor], Any]:
+    """A function of a batch of images, compiled where the recipe says so.
+
+    Only for full batches: the last, smaller one would have it compiled again for any size, and slower.
+    Raises ZtwError, at the first call, when there is no compiler.
+    """
+    if not recipe.compile:
+        return function
+    fast = torch.compile(function)
+
+    def call(images: Tensor) -> Any:
+        if len(images) != recipe.batch_size:
+            return function(images)
+        try:
+            return fast(images)
+        except torch._dynamo.exc.BackendCompilerFailed as error:
+            raise ZtwError(
+                f"compile: failed ({' '.join(str(error).split())[:160]}); it needs a C++ compiler, or set it"
+                " to false"
+            ) from error
+
+    return call
 
 
 def make_optimizer(parameters: Iterable[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
@@ -148,9 +175,11 @@ def train_backbone(
     Raises ZtwError when the loss is not finite at the end of an epoch.
     """
 
+    forward = compiled(backbone, recipe)
+
     def step(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         with autocast(images.device, recipe.precision):
-            logits = backbone(images)
+            logits = forward(images)
         return F.cross_entropy(logits, labels)[None], (logits.argmax(-1) == labels).sum()[None]
 
     backbone.train()
@@ -188,11 +217,16 @@ def train_ics(
     freeze(backbone)
     parameters = [parameter for network in networks for parameter in network.heads.parameters()]
 
+    def all_logits(images: Tensor) -> list[list[Tensor]]:
+        with torch.no_grad():
+            features = list(backbone.features(images))
+        return [network.ic_logits(features) for network in networks]
+
+    forward = compiled(all_logits, recipe)
+
     def step(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         with autocast(images.device, recipe.precision):
-            with torch.no_grad():
-                features = list(backbone.features(images))
-            outputs = [network.ic_logits(features) for network in networks]
+            outputs = forward(images)
         losses = [torch.stack([F.cross_entropy(ic, labels) for ic in output]).sum() for output in outputs]
         right = [(output[-1].argmax(-1) == labels).sum() for output in outputs]
         return torch.stack(losses), torch.stack(right)

@@ -63,7 +63,7 @@ TRAINING_CODE = ["training", "jobs.make_recipe"]
 # What decides which images a training sees.
 IMAGES = ["validation_from", "validation_fraction", "flip", "crop_padding"]
 IMAGES += ["colour_jitter", "mean", "std"]
-HARDWARE = {"precision": config["precision"], "device": config["device"]}
+HARDWARE = {key: config[key] for key in ("precision", "device", "compile")}
 
 
 wildcard_constraints:
