@@ -1,10 +1,11 @@
-"""ztw against earlyon, which stops a torchvision model with hooks: same weights, heads, images and threshold.
+"""ztw against earlyon, which stops a torchvision model with hooks: same weights, heads, images and thresholds.
 
 Reference of each group: earlyon one image at a time, model(image, mode="inference"), its documented path at
-batch 1. At larger batches too, as nothing else in earlyon lets each sample of a batch leave at its own exit:
-staged.py is for batch 1 (and nn.Sequential backbones) as well, and `forward_inference_batched` stops only
-where the WHOLE batch is confident, which with samples of mixed difficulty means at the end. It is timed in a
-row of its own; its answers are then the last exit's, not those of equal thresholds.
+batch 1. At larger batches too, as nothing else in earlyon lets each sample of a batch leave at its own exit,
+and it is the fastest here: `forward_inference_batched` stops only where the WHOLE batch is confident, which
+with samples of mixed difficulty means at the end. It is timed in a row of its own; its answers are then the
+last exit's, not those of equal thresholds. staged.py too is for batch 1, and for an nn.Sequential only; a
+ResNet rewritten as one took as long as with hooks, within the noise.
 """
 
 from __future__ import annotations
@@ -29,20 +30,22 @@ SIZE = 224
 ROUNDS = {1: 5, 32: 5, 256: 2}
 CALIBRATION = 32  # images that set BatchNorm, heads and threshold
 CLEAR = 1e-4  # a confidence nearer the threshold may fall on either side: > in ztw, >= in earlyon
+ROUNDING = 1e-3  # of logits between batch sizes, for which oneDNN picks other kernels: 2e-4 with ResNet-50
 
 
 @dataclass(frozen=True)
 class Setting:
     """Both libraries' networks and what each must answer.
 
-    threshold: on the largest softmax probability, of every exit; logits: float32 (K, N, C) of every exit for
-    the images (N, 3, SIZE, SIZE); exits: int64 (N,), where each leaves, the last is K - 1; clear: bool (N,).
+    thresholds: on the largest softmax probability, K - 1; logits: float32 (K, N, C) of every exit for the
+    images (N, 3, SIZE, SIZE); exits: int64 (N,), where each leaves, the last is K - 1; clear: bool (N,), no
+    confidence so near its threshold, and no two classes so near each other, that rounding decides.
     """
 
     theirs: nn.Module
     ours: ztw.EarlyExitNetwork
     images: Tensor
-    threshold: float
+    thresholds: list[float]
     logits: Tensor
     exits: Tensor
     clear: Tensor
@@ -103,22 +106,35 @@ def places(theirs: nn.Module) -> tuple[int, ...]:
     return tuple(last[point.layer_name] for point in theirs.config.exit_points)
 
 
+def halving_thresholds(confidence: Tensor) -> list[float]:
+    """Confidence (K - 1, N) -> thresholds (K - 1) that half of the samples reaching an exit pass, between two."""
+    thresholds = []
+    stays = torch.ones(confidence.shape[1], dtype=torch.bool)
+    for scores in confidence:
+        ordered = scores[stays].sort().values
+        middle = len(ordered) // 2
+        thresholds.append(float(ordered[middle - 1 : middle + 1].mean()))
+        stays &= scores <= thresholds[-1]
+    return thresholds
+
+
 @cache
 def prepared(arch: str) -> Setting:
-    """One threshold, the median confidence: about half of what comes to an exit leaves there."""
+    """Everything about one architecture; earlyon's estimate of the FLOPs is made here, not in the first run."""
     images = random_images(max(BATCHES))
     theirs = build_theirs(arch, images[:CALIBRATION])
     logits = all_logits(theirs, images)
     confidence = logits[:-1].softmax(-1).amax(-1)
-    threshold = float(confidence[:, :CALIBRATION].median())
-    theirs.config.confidence_thresholds = [threshold] * len(confidence)
+    thresholds = halving_thresholds(confidence[:, :CALIBRATION])
+    theirs.config.confidence_thresholds = thresholds
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # no fvcore: its estimate of the FLOPs is rough, and not used here
+        warnings.simplefilter("ignore")  # without fvcore the estimate is uniform; it is not used here
         _ = theirs.flops_estimate
-    everybody = torch.ones(1, len(images), dtype=torch.bool)
-    exits = torch.cat([confidence > threshold, everybody]).int().argmax(0)
-    clear = ((confidence - threshold).abs() > CLEAR).all(0)
-    return Setting(theirs, build_ours(arch, theirs), images, threshold, logits, exits, clear)
+    above = confidence - torch.tensor(thresholds)[:, None]
+    exits = torch.cat([above > 0, torch.ones(1, len(images), dtype=torch.bool)]).int().argmax(0)
+    best = logits.topk(2).values
+    clear = (above.abs() > CLEAR).all(0) & (best[..., 0] - best[..., 1] > 2 * ROUNDING).all(0)
+    return Setting(theirs, build_ours(arch, theirs), images, thresholds, logits, exits, clear)
 
 
 def one_by_one(theirs: nn.Module, part: Tensor) -> tuple[Tensor, Tensor]:
@@ -137,7 +153,7 @@ def together(theirs: nn.Module, part: Tensor) -> tuple[Tensor, Tensor]:
 
 def infer(setting: Setting, part: Tensor) -> tuple[Tensor, Tensor]:
     """ztw, each image at its own exit: logits (n, C), exits (n,)."""
-    result = setting.ours.infer(part, ztw.MaxSoftmax(setting.threshold))
+    result = setting.ours.infer(part, ztw.MaxSoftmax(setting.thresholds))
     return result.logits, result.exit_index
 
 
@@ -152,9 +168,9 @@ def timed(benchmark, arch: str, batch: int, run, what: str, reference: bool = Fa
     )
     logits, exits = (torch.cat(items) for items in zip(*results, strict=True))
     benchmark.extra_info["exits"] = exits.bincount(minlength=len(setting.logits)).tolist()
-    expected = setting.logits[exits, torch.arange(len(exits))]
-    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
-    assert logits.argmax(1).equal(expected.argmax(1))
+    expected, clear = setting.logits[exits, torch.arange(len(exits))], setting.clear[: len(exits)]
+    torch.testing.assert_close(logits, expected, atol=ROUNDING, rtol=0)
+    assert logits.argmax(1)[clear].equal(expected.argmax(1)[clear])
     return exits
 
 
