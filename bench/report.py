@@ -15,7 +15,7 @@ import torch
 from ztw.device import bf16_in_hardware, pick_device
 from ztw.provenance import code_version
 
-SKIPPED = ("what", "reference", "scale", "arch", "batch")
+SKIPPED = ("what", "reference", "scale", "arch", "batch", "grows", "factor")
 
 
 def machine() -> list[str]:
@@ -67,6 +67,28 @@ def table(group: str, rows: list[dict[str, Any]]) -> list[str]:
     return [*lines, ""]
 
 
+def plot_growth(rows: list[dict[str, Any]], target: Path) -> None:
+    """Time against size, both relative to the smallest: a straight diagonal is linear."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(4.6, 4.2))
+    for kind in dict.fromkeys(row["extra_info"]["grows"] for row in rows):
+        own = sorted(
+            (r["extra_info"]["factor"], r["stats"]["median"])
+            for r in rows
+            if r["extra_info"]["grows"] == kind
+        )
+        factors, medians = zip(*own, strict=True)
+        axes.plot(factors, [median / medians[0] for median in medians], marker="o", label=f"{kind}")
+    axes.plot([1, 8], [1, 8], color="grey", ls="--", label="linear")
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log", base=2)
+    axes.set_xlabel("times as many")
+    axes.set_ylabel("times as long")
+    axes.legend()
+    figure.savefig(target, dpi=140, bbox_inches="tight")
+
+
 def main(source: str, target: str) -> None:
     """Write the report of one run."""
     groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
@@ -75,6 +97,10 @@ def main(source: str, target: str) -> None:
     lines = ["# Benchmarks", "", *machine(), ""]
     for group, rows in groups.items():
         lines += table(group, rows)
+    growing = [row for of_group in groups.values() for row in of_group if "grows" in row["extra_info"]]
+    if growing:
+        plot_growth(growing, Path(target).with_name("growth.png"))
+        lines += ["![time as samples and exits grow](growth.png)", ""]
     Path(target).write_text("\n".join(lines))
     print("\n".join(lines))
 

@@ -120,3 +120,10 @@ def test_a_boosted_exit_adds_one_multiplication_a_class():
     backbone = ztw.build_backbone("resnet8")
     plain, boosted = (ztw.macs(ztw.build_network(backbone, ics)) for ics in ("independent", "boosted"))
     assert (boosted - plain).tolist() == [0, 10, 20, 30]
+
+
+def test_costs_are_counted_in_inference_mode_too():
+    network = ztw.build_network(ztw.build_backbone("resnet8"), placement=[1])
+    outside = ztw.macs(network)
+    with torch.inference_mode():
+        assert torch.equal(ztw.macs(network), outside)

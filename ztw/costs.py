@@ -27,9 +27,10 @@ def module_macs(module: nn.Module, *shapes: tuple[int, ...]) -> float:
     """MACs of one call of `module` on one sample; shapes: of each argument, without the batch axis."""
     import ptflops  # imports torchvision: seconds that most jobs need not spend
 
-    inputs = [torch.zeros(1, *shape) for shape in shapes]
-    module = copy.deepcopy(module).cpu().eval()  # ptflops adds methods and changes the mode
-    with _unfused_attention():
+    # ptflops sees no operation in inference mode
+    with torch.inference_mode(False), _unfused_attention():
+        inputs = [torch.zeros(1, *shape) for shape in shapes]
+        module = copy.deepcopy(module).cpu().eval()  # ptflops adds methods and changes the mode
         counted, _ = ptflops.get_model_complexity_info(
             _Positional(module),
             (1,),

@@ -13,8 +13,8 @@ from ztw.evaluation import check_logits
 
 # A probability below this is 0 in float32; flooring it keeps log-probabilities finite.
 LOG_FLOOR = float(torch.tensor(torch.finfo(torch.float32).tiny).log())
-# Samples whose logits are held in float64 at once while fitting.
-CHUNK = 4096
+# Probabilities held in float64 at once while fitting: few enough to stay near the processor.
+CHUNK = 250_000
 # Samples on which a fit first comes near its minimum, so that few steps over all of them are left.
 DRAFT = 4096
 
@@ -45,9 +45,11 @@ class Ensemble(nn.Module):
 
     def combine(self, exit: int, log_probs: Tensor) -> Tensor:
         """Answer of one exit (from 0): log_probs (exit + 1, N, C) -> log-probabilities (N, C)."""
-        if not self.ensembled(exit):
-            return log_probs[-1]
-        return self._combine(exit, log_probs.clamp(min=LOG_FLOOR)).log_softmax(-1)
+        return self.scores(exit, log_probs.clamp(min=LOG_FLOOR)).log_softmax(-1)
+
+    def scores(self, exit: int, log_probs: Tensor) -> Tensor:
+        """The same, not normalised, from log_probs that are at least LOG_FLOOR."""
+        return self._combine(exit, log_probs) if self.ensembled(exit) else log_probs[-1]
 
     def macs(self, exit: int) -> float:
         """Multiply-accumulates this ensemble adds at one exit: one per member and class."""
@@ -89,9 +91,10 @@ class GeometricEnsemble(WeightedEnsemble):
     """
 
     def _combine(self, exit: int, log_probs: Tensor) -> Tensor:
-        weight = self.weight[exit, : exit + 1].to(log_probs) / (exit + 1)
-        mean = (weight @ log_probs.flatten(1)).view(log_probs.shape[1:])
-        return mean + self.bias[exit].to(log_probs)
+        weight = self.weight[exit, : exit + 1].to(log_probs)
+        bias = self.bias[exit].to(log_probs)
+        total = weight @ log_probs.flatten(1)
+        return torch.add(bias, total.view(log_probs.shape[1:]), alpha=1 / (exit + 1))
 
     def _fit_exit(self, exit: int, log_probs: Tensor, labels: Tensor) -> None:
         members = exit + 1
@@ -115,7 +118,7 @@ def _geometric_terms(x: Tensor, log_probs: Tensor, labels: Tensor) -> tuple[floa
     members, samples, _ = log_probs.shape
     value = torch.zeros((), dtype=torch.float64)
     gradient, hessian = torch.zeros_like(x), torch.zeros(len(x), len(x), dtype=torch.float64)
-    for chunk in torch.arange(samples).split(CHUNK):
+    for chunk in torch.arange(samples).split(max(64, CHUNK // (members * log_probs.shape[2]))):
         part = slice(int(chunk[0]), int(chunk[-1]) + 1)
         features = log_probs[:, part].double() / members  # (m, n, C)
         log_q = (torch.einsum("j,jnc->nc", x[:members], features) + x[members:]).log_softmax(-1)

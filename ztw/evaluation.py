@@ -118,6 +118,8 @@ def scored(logits: Tensor, labels: Tensor, kind: type[ExitRule]) -> tuple[Tensor
 
 def _bounds(kind: type[ExitRule], parameter: Tensor) -> Tensor:
     """Bounds (T,) of a rule at parameters (T,)."""
+    if issubclass(kind, ThresholdRule) and not parameter.isnan().any():
+        return kind.thresholds(parameter)  # bound = sign * threshold is its own inverse
     bounds = [
         kind(value).bound  # type: ignore[call-arg]
         for value in parameter.tolist()

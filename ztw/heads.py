@@ -130,7 +130,7 @@ def conv_head(
     side = min(4, -(-height // stride), -(-breadth // stride))
     hidden = max(1, round(width * channels))
     conv = nn.Conv2d(channels, hidden, 3, stride, padding=1)
-    body = nn.Sequential(conv, nn.ReLU(), _pool(pooling, side), nn.Flatten())
+    body = nn.Sequential(conv, nn.ReLU(inplace=True), _pool(pooling, side), nn.Flatten())
     return Head(body, hidden * side * side, classes, previous, layer_norm)
 
 

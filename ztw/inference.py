@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ztw.ensembles import LOG_FLOOR
 from ztw.rules import ExitRule, State
 
 if TYPE_CHECKING:
@@ -66,8 +67,8 @@ class _Carried:
         network = self.network
         self.previous = answer = network.exit_answer(exit, self.hidden, self.previous)
         if network.ensemble is not None and self.members is not None:
-            self.members[exit] = answer.log_softmax(-1)
-            answer = network.ensemble.combine(exit, self.members[: exit + 1])
+            torch.clamp(answer.log_softmax(-1), min=LOG_FLOOR, out=self.members[exit])
+            answer = network.ensemble.scores(exit, self.members[: exit + 1])
         score, self.state = rule.score(answer, self.state)
         if rule.best_answers:
             self.best = _better(self.best, (score, answer))
@@ -94,9 +95,11 @@ def _better(best: tuple[Tensor, Tensor] | None, new: tuple[Tensor, Tensor]) -> t
 
 def infer(network: EarlyExitNetwork, images: Tensor, rule: ExitRule) -> ExitResult:
     """See `EarlyExitNetwork.infer`; network: in eval mode."""
-    if len(images) == 1:
-        return _infer_one(network, images, rule)
-    return _infer_batch(network, images, rule)
+    alone = len(images) == 1
+    result = _infer_one(network, images, rule) if alone else _infer_batch(network, images, rule)
+    if network.ensemble is None:
+        return result
+    return ExitResult(result.logits.log_softmax(-1), result.exit_index)  # the rules need no normalised answer
 
 
 def _infer_one(network: EarlyExitNetwork, image: Tensor, rule: ExitRule) -> ExitResult:

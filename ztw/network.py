@@ -114,9 +114,9 @@ class EarlyExitNetwork(nn.Module):
 
     def segments(self) -> Iterator[Sequence[nn.Module]]:
         """The stages between one exit and the next, K of them (the last may be empty)."""
-        start = 0
-        for block in (*self.placement, len(self.backbone.stages) - 1):
-            yield list(self.backbone.stages)[start : block + 1]
+        stages, start = list(self.backbone.stages), 0
+        for block in (*self.placement, len(stages) - 1):
+            yield stages[start : block + 1]
             start = block + 1
 
     @torch.inference_mode()

@@ -1,0 +1,41 @@
+"""Does the cost of a cell grow linearly in samples and in exits? 1, 2, 4 and 8 times as many of each."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from common import random_logits
+
+import ztw
+from ztw.methods import Answers, Costs, evaluate_method
+
+EVALUATION = {"budgets": [0.5, 1.0, "max"], "protocols": ["held-out"], "points": 1000}
+FACTORS = (1, 2, 4, 8)
+
+
+def cell(exits: int, samples: int) -> None:
+    """What a cell does after its predictions: fit the ensemble, evaluate it."""
+    logits, labels = random_logits(exits, 2 * samples, 10)
+    ensemble = ztw.fit_ensemble(logits[:, :samples], labels[:samples])
+    answers = ensemble(logits)
+    halves = [Answers(answers[:, part], labels[part]) for part in (slice(samples), slice(samples, None))]
+    cost = torch.arange(1.0, exits + 1).double()
+    evaluate_method(*halves, {"macs": Costs(cost, float(exits))}, "max_softmax", "shared", EVALUATION)
+
+
+@pytest.mark.parametrize("factor", FACTORS)
+def test_samples(benchmark, factor):
+    benchmark.group = "a cell's ensemble and evaluation, as samples grow (7 exits)"
+    benchmark.extra_info.update(what=f"{2500 * factor} samples", grows="samples", factor=factor)
+    benchmark.pedantic(lambda: cell(7, 2500 * factor), rounds=2, warmup_rounds=1)
+
+
+@pytest.mark.parametrize("factor", FACTORS)
+def test_exits(benchmark, factor):
+    benchmark.group = "a cell's evaluation, as exits grow (5000 samples)"
+    benchmark.extra_info.update(what=f"{4 * factor} exits", grows="exits", factor=factor)
+    logits, labels = random_logits(4 * factor, 10_000, 10)
+    halves = [Answers(logits[:, part], labels[part]) for part in (slice(5000), slice(5000, None))]
+    costs = {"macs": Costs(torch.arange(1.0, 4 * factor + 1).double(), 4.0 * factor)}
+    run = lambda: evaluate_method(*halves, costs, "max_softmax", "shared", EVALUATION)  # noqa: E731
+    benchmark.pedantic(run, rounds=3, warmup_rounds=1)
