@@ -136,7 +136,7 @@ def accuracy_against_cost(
 def accuracy_against_time(rows: Sequence[Mapping[str, Any]], methods: Sequence[str], title: str) -> Figure:
     """Accuracy against measured time relative to the backbone's, a panel a batch size, a curve a method.
 
-    rows: of `ztw.latency.read_latency`; a point is a budget, thresholds chosen on the validation split.
+    rows: of `ztw.latency.read_latency`; a point is a budget but "max", thresholds chosen on the validation split.
     """
     sns.set_theme(style="whitegrid", context="paper", font_scale=1.1)
     sizes = sorted({row["batch_size"] for row in rows})
@@ -146,7 +146,11 @@ def accuracy_against_time(rows: Sequence[Mapping[str, Any]], methods: Sequence[s
     for axes, size in zip(panels[0], sizes, strict=True):
         here = [row for row in rows if row["batch_size"] == size]
         for method in methods:
-            own = sorted((r["relative_time"], r["accuracy"]) for r in here if r["method"] == method)
+            own = [
+                (r["relative_time"], r["accuracy"])
+                for r in here
+                if r["method"] == method and r["budget"] != "max"
+            ]
             if own:
                 axes.plot(*zip(*own, strict=True), label=method, ms=5, lw=1.4, **looks[method])
         alone = [row for row in here if row["method"] not in methods]

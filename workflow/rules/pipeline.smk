@@ -13,7 +13,6 @@ rule report_pipeline:
     conda:
         ENVIRONMENT
     params:
-        study=STUDY,
         cores=workflow.cores,
         code=code_digest("pipeline"),
     script:

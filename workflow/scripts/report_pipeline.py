@@ -1,3 +1,4 @@
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ztw.pipeline import write_pipeline
@@ -7,4 +8,5 @@ if TYPE_CHECKING:
     from snakemake.script import snakemake
 
 with job_log(snakemake.log[0], snakemake.rule):
-    write_pipeline(snakemake.params.study, snakemake.params.cores, snakemake.output.csv)
+    study = Path(snakemake.output.csv).parent.parent
+    write_pipeline(study, snakemake.params.cores, snakemake.output.csv)
