@@ -48,6 +48,17 @@ def test_what_is_carried_along_changes_no_answer(worth, between, rule, kind, mon
     assert len(set(left.tolist())) > 1
 
 
+def test_a_large_batch_goes_in_parts(monkeypatch):
+    network = small_network()
+    images = torch.randn(23, 1, 10, 10)
+    whole = network.infer(images, ztw.MaxSoftmax(0.6))
+    monkeypatch.setattr(inference, "PART_BYTES", 5 * 4 * 16 * 10 * 10)
+    assert inference.part_size(network, torch.device("cpu")) == 5
+    parts = network.infer(images, ztw.MaxSoftmax(0.6))
+    assert parts.exit_index.tolist() == whole.exit_index.tolist()
+    torch.testing.assert_close(parts.logits, whole.logits, atol=1e-4, rtol=1e-4)
+
+
 def test_no_image_gives_no_answer():
     result = small_network().infer(torch.zeros(0, 1, 10, 10), ztw.MaxSoftmax(0.5))
     assert result.logits.shape == (0, 5)

@@ -7,6 +7,8 @@ and ignored.
 
 from __future__ import annotations
 
+import math
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 # Take the samples that left out of the batch when they are this share of it.
 WORTH_A_COPY = 0.1
+# Activations of this many bytes and more go through memory, at a price that early exits do not earn back.
+PART_BYTES = 2**24
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,14 @@ class ExitResult:
 
     logits: Tensor
     exit_index: Tensor
+
+
+def part_size(network: EarlyExitNetwork, device: torch.device) -> int:
+    """How many samples to carry at once: on a CPU so few that a block's output stays near the processor."""
+    if device.type != "cpu":
+        return sys.maxsize
+    largest = max(math.prod(shape) for shape in network.backbone.feature_shapes)
+    return max(1, PART_BYTES // (4 * largest))
 
 
 def exits_between_looks(device: torch.device) -> int:
@@ -95,6 +107,11 @@ def _better(best: tuple[Tensor, Tensor] | None, new: tuple[Tensor, Tensor]) -> t
 
 def infer(network: EarlyExitNetwork, images: Tensor, rule: ExitRule) -> ExitResult:
     """See `EarlyExitNetwork.infer`; network: in eval mode."""
+    parts = images.split(part_size(network, images.device))
+    if len(parts) > 1:
+        results = [infer(network, part, rule) for part in parts]
+        exit_index = torch.cat([result.exit_index for result in results])
+        return ExitResult(torch.cat([result.logits for result in results]), exit_index)
     alone = len(images) == 1
     result = _infer_one(network, images, rule) if alone else _infer_batch(network, images, rule)
     if network.ensemble is None:

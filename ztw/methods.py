@@ -87,7 +87,9 @@ def evaluate_method(
     for protocol in evaluation["protocols"]:
         unit = costs["paper_ops" if protocol == "published" else "macs"]
         chooser = validation if protocol == "held-out" else test
-        found, answered = _at_budgets(chooser, test, unit, rule, choice, temperatures, evaluation)
+        # how calibrated the answers at a budget are: of the first protocol, the one a reader looks at
+        scale = temperatures if protocol == evaluation["protocols"][0] else None
+        found, answered = _at_budgets(chooser, test, unit, rule, choice, scale, evaluation)
         metrics |= {f"{protocol}/{name}": value for name, value in found.items()}
         correct |= {f"{protocol}@{budget}": value for budget, value in answered.items()}
     unit = costs["macs"]
@@ -111,7 +113,7 @@ def _at_budgets(
     unit: Costs,
     rule: str,
     choice: str,
-    temperatures: Tensor,
+    temperatures: Tensor | None,
     evaluation: Settings,
 ) -> tuple[Metrics, dict[float | str, Tensor]]:
     """Metrics of the test split at every budget and allowed loss, and which samples are right there."""
@@ -151,7 +153,7 @@ def _sweep(answers: Answers, unit: Costs, rule: str, offered: Candidates) -> Cur
 
 
 def _at(
-    test: Answers, curve: Curve, index: int, unit: Costs, rule: ExitRule, temperatures: Tensor
+    test: Answers, curve: Curve, index: int, unit: Costs, rule: ExitRule, temperatures: Tensor | None
 ) -> tuple[Metrics, Tensor]:
     """Metrics of one row of a curve, and which samples are right there (N,)."""
     _, answering = decide(test.logits, rule)
@@ -161,11 +163,15 @@ def _at(
         "relative_cost": curve.cost[index] / unit.base,
         "parameter": curve.parameter[index],
         **{f"exit_fraction_{k}": share for k, share in enumerate(curve.exit_fraction[index], 1)},
-        **{name: values[0] for name, values in calibration(given[None], test.labels).items()},
     }
-    # each answer scaled by the temperature of the exit that gave it
-    scaled = calibration((given / temperatures[answering, None])[None], test.labels)
-    found |= {f"{name}_scaled": values[0] for name, values in scaled.items() if name != "auroc"}
+    if temperatures is not None:
+        # each answer scaled by the temperature of the exit that gave it
+        plain, scaled = (
+            calibration(logits[None], test.labels)
+            for logits in (given, given / temperatures[answering, None])
+        )
+        found |= {name: values[0] for name, values in plain.items()}
+        found |= {f"{name}_scaled": values[0] for name, values in scaled.items() if name != "auroc"}
     correct = (given.argmax(-1) == test.labels).byte()
     return {name: float(value) for name, value in found.items()}, correct
 
