@@ -12,23 +12,21 @@ import pytest
 import yaml
 
 import ztw
-from ztw.cells import (
+from ztw.config import check_config
+from ztw.datasets import DATASETS
+from ztw.device import PRECISIONS
+from ztw.heads import POOLINGS, conv_head
+from ztw.methods import PROTOCOLS
+from ztw.names import (
     ANATOMY,
     ARCHS,
     BUILT_IN_DATASETS,
     ENSEMBLE_KINDS,
-    EXIT_WEIGHTS,
     GREY,
     NO_THRESHOLD,
     RECIPE,
     blocks,
 )
-from ztw.config import check_config
-from ztw.data import DATASETS
-from ztw.device import PRECISIONS
-from ztw.heads import POOLINGS, conv_head
-from ztw.methods import PROTOCOLS
-from ztw.regimes import EXIT_WEIGHTS as WEIGHTS_OF_REGIMES
 from ztw.regimes import REGIMES
 from ztw.rules import ThresholdRule
 from ztw.thresholds import THRESHOLDS
@@ -278,7 +276,6 @@ def test_the_schema_lists_what_the_tables_have():
         assert set(names(*place, "schedule")) == set(SCHEDULES)
     assert names(*own, "training") == list(REGIMES)
     assert tuple(ztw.BACKBONES) == ARCHS
-    assert EXIT_WEIGHTS == WEIGHTS_OF_REGIMES
     assert names(*method, "thresholds") == list(THRESHOLDS)
     assert {name for name, rule in ztw.RULES.items() if not issubclass(rule, ThresholdRule)} == set(
         NO_THRESHOLD

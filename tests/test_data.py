@@ -18,17 +18,9 @@ import torch
 from PIL import Image
 
 import ztw
-from ztw import data, fetch, sources
-from ztw.data import (
-    ImageSet,
-    adjust_colours,
-    augment,
-    batches,
-    held_out_split,
-    jitter_factors,
-    load_split,
-    normalise,
-)
+from ztw import datasets, decoding, fetch, sources
+from ztw.augmentation import adjust_colours, augment, jitter_factors, normalise
+from ztw.data import ImageSet, batches, held_out_split, load_split
 
 
 def grey(count: int = 6, size: int = 4) -> torch.Tensor:
@@ -153,10 +145,10 @@ def test_digits_and_the_facts_table(tmp_path):
     record = fetch.prepare_dataset("digits", tmp_path)
     train, test = decoded(record, "train"), decoded(record, "test")
     assert (len(train), len(test)) == (1438, 359)
-    facts = data.DATASETS["digits"]
+    facts = datasets.DATASETS["digits"]
     assert train.images.shape[1:] == (facts.channels, facts.size, facts.size)
     assert train.labels.unique().tolist() == list(range(10))
-    mean, std = fetch._statistics(fetch._histogram(train.images))
+    mean, std = fetch._statistics(decoding._histogram(train.images))
     assert (tuple(mean), tuple(std)) == (facts.mean, facts.std)
     assert fetch.prepare_dataset("digits", tmp_path) == record, "the second time nothing is done again"
 
@@ -191,7 +183,7 @@ def test_a_decoded_file_is_mapped_and_hashed_only_when_its_stamp_differs(tmp_pat
         hashed.append(path)
         return record["sha256"][path.stem]
 
-    monkeypatch.setattr(data, "sha256", counted)
+    monkeypatch.setattr("ztw.data.sha256", counted)
     mapped = load_split(record, "train")
     assert len(mapped) == 1438
     if Path("/proc/self/maps").exists():
@@ -212,13 +204,13 @@ def test_a_decoded_file_is_mapped_and_hashed_only_when_its_stamp_differs(tmp_pat
 
 def test_a_corrected_fact_needs_no_decoding(tmp_path, monkeypatch):
     fetch.prepare_dataset("digits", tmp_path)
-    facts = dataclasses.replace(data.DATASETS["digits"], mean=(0.5,))
-    monkeypatch.setitem(data.DATASETS, "digits", facts)
+    facts = dataclasses.replace(datasets.DATASETS["digits"], mean=(0.5,))
+    monkeypatch.setitem(datasets.DATASETS, "digits", facts)
     assert fetch.prepare_dataset("digits", tmp_path)["mean"] == [0.5]
 
 
 def test_cifar_is_read_from_its_archive(tmp_path, monkeypatch):
-    from torchvision import datasets
+    from torchvision.datasets import CIFAR10
 
     archive = tmp_path / "cifar-10-python.tar.gz"
     pixels = np.arange(10 * 3072, dtype=np.uint8).reshape(10, 3072)
@@ -231,9 +223,9 @@ def test_cifar_is_read_from_its_archive(tmp_path, monkeypatch):
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
     files = {archive.name: hashlib.sha256(archive.read_bytes()).hexdigest()}
-    facts = dataclasses.replace(data.DATASETS["cifar10"], files=files)
-    monkeypatch.setitem(data.DATASETS, "cifar10", facts)
-    monkeypatch.setattr(datasets.CIFAR10, "_check_integrity", lambda self: True)
+    facts = dataclasses.replace(datasets.DATASETS["cifar10"], files=files)
+    monkeypatch.setitem(datasets.DATASETS, "cifar10", facts)
+    monkeypatch.setattr(CIFAR10, "_check_integrity", lambda self: True)
     monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
     record = fetch.prepare_dataset("cifar10", tmp_path)
     assert record["counts"] == {"train": 50, "test": 10}
@@ -250,9 +242,9 @@ def test_svhn_is_read_from_its_mat_files(tmp_path, monkeypatch):
     for split in ("train", "test"):
         labels = np.array([[10], [1], [2], [9]], dtype=np.uint8)
         savemat(tmp_path / f"{split}_32x32.mat", {"X": pixels, "y": labels})
-    known = data.DATASETS["svhn"]
+    known = datasets.DATASETS["svhn"]
     files = {file: hashlib.sha256((tmp_path / file).read_bytes()).hexdigest() for file in known.files or {}}
-    monkeypatch.setitem(data.DATASETS, "svhn", dataclasses.replace(known, files=files))
+    monkeypatch.setitem(datasets.DATASETS, "svhn", dataclasses.replace(known, files=files))
     record = fetch.prepare_dataset("svhn", tmp_path)
     assert (record["classes"], record["flip"], record["crop_padding"]) == (10, False, 4)
     test = decoded(record, "test")
@@ -282,10 +274,10 @@ def tiny_imagenet(tmp_path, monkeypatch):
         content = (root / name).read_bytes()
         digest.update(f"{name}\0{len(content)}\0".encode() + content)
     monkeypatch.setitem(
-        data.DATASETS,
+        datasets.DATASETS,
         "tiny_imagenet",
         dataclasses.replace(
-            data.DATASETS["tiny_imagenet"],
+            datasets.DATASETS["tiny_imagenet"],
             classes=2,
             counts={"train": 3, "test": 2},
             digest=digest.hexdigest(),
@@ -355,8 +347,8 @@ def test_tiny_imagenet_is_downloaded(tiny_imagenet, tmp_path, monkeypatch):
     with zipfile.ZipFile(source, "w") as pack:
         for path in tiny_imagenet.rglob("*"):
             pack.write(path, path.relative_to(tiny_imagenet.parent))
-    facts = dataclasses.replace(data.DATASETS["tiny_imagenet"], url=source.parent.as_uri())
-    monkeypatch.setitem(data.DATASETS, "tiny_imagenet", facts)
+    facts = dataclasses.replace(datasets.DATASETS["tiny_imagenet"], url=source.parent.as_uri())
+    monkeypatch.setitem(datasets.DATASETS, "tiny_imagenet", facts)
     root = tmp_path / "empty"
     assert fetch.prepare_dataset("tiny_imagenet", root)["counts"] == {"train": 6, "test": 4}
     assert sorted(path.name for path in root.iterdir()) == ["decoded", source.name]
@@ -402,8 +394,8 @@ def fake_mnist(monkeypatch, tmp_path):
             b"\x00\x00\x08\x01" + count.to_bytes(4, "big") + labels.tobytes()
         )
     files = {f"FashionMNIST/raw/{name}": hashlib.sha256(c).hexdigest() for name, c in contents.items()}
-    facts = dataclasses.replace(data.DATASETS["fashion_mnist"], files=files)
-    monkeypatch.setitem(data.DATASETS, "fashion_mnist", facts)
+    facts = dataclasses.replace(datasets.DATASETS["fashion_mnist"], files=files)
+    monkeypatch.setitem(datasets.DATASETS, "fashion_mnist", facts)
 
     def no_network(*_):
         raise OSError("no network")

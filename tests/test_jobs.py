@@ -7,8 +7,9 @@ import torch
 from ztw import fetch
 from ztw.checkpoints import write_tensors
 from ztw.data import ImageSet
+from ztw.evaluation_jobs import run_fit_ensembles
 from ztw.files import read_json
-from ztw.jobs import data_parts, load_ensemble, run_fit_ensembles
+from ztw.jobs import data_parts, load_ensemble
 
 SETTINGS = {
     "data": {"validation_fraction": 0.2, "validation_from": "train", "flip": None, "crop_padding": None}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import random
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +11,9 @@ import torch
 from PIL import Image
 
 import ztw
-from ztw import data, fetch, streaming
-from ztw.data import batches, load_split, normalise
+from ztw import datasets, fetch, streaming
+from ztw.augmentation import normalise
+from ztw.data import batches, load_split
 from ztw.streaming import StreamedSet, centre_crop, random_resized_crop
 
 
@@ -137,16 +137,16 @@ def test_random_crops_are_part_of_the_image_and_flip():
     image = Image.fromarray(np.ascontiguousarray(columns))
     flipped = 0
     for seed in range(200):
-        row = np.asarray(random_resized_crop(image, 20, True, random.Random(seed)))[0, :, 0].astype(int)
+        row = np.asarray(random_resized_crop(image, 20, True, seed))[0, :, 0].astype(int)
         assert row.max() - row.min() <= 120
         flipped += row[0] > row[-1]
-        left, top, right, bottom = streaming._random_box(120, 80, random.Random(seed))
+        (left, top, right, bottom), _ = streaming._draw(image, seed)
         assert 0 <= left < right <= 120
         assert 0 <= top < bottom <= 80
         assert 0.07 < (right - left) * (bottom - top) / 9600 <= 1
         assert 0.7 < (right - left) / (bottom - top) < 1.4
     assert 70 < flipped < 130
-    assert streaming._random_box(1000, 10, random.Random(0)) == (493, 0, 506, 10), "too wide: the middle"
+    assert streaming._draw(Image.new("RGB", (1000, 10)), 0)[0] == (493, 0, 506, 10), "too wide: the middle"
 
 
 @pytest.mark.parametrize("size", [(300, 200), (200, 300), (225, 224)])
@@ -156,7 +156,7 @@ def test_centre_crop_of_odd_sizes(size):
 
 def imagenet(tmp_path, monkeypatch, folder):
     monkeypatch.setitem(
-        data.DATASETS, "imagenet", dataclasses.replace(data.DATASETS["imagenet"], classes=2, size=16)
+        datasets.DATASETS, "imagenet", dataclasses.replace(datasets.DATASETS["imagenet"], classes=2, size=16)
     )
     folder.rename(tmp_path / "imagenet")
     return tmp_path / "imagenet"

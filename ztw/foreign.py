@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import http.client
 import re
-import time
-import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import torch
@@ -16,13 +14,12 @@ from torch import Tensor
 
 from ztw.backbone import Backbone
 from ztw.checkpoints import read_tensors
+from ztw.download import download
 from ztw.errors import ZtwError
 from ztw.files import atomic
 from ztw.files import sha256 as digest
 from ztw.progress import Report
 
-DOWNLOAD_TIMEOUT = 30.0  # seconds without an answer
-CHUNK = 1 << 20  # bytes
 NESTS = ("state_dict", "model", "net")  # keys under which training scripts put the weights
 PREFIXES = ("module.", "_orig_mod.")  # what DataParallel and torch.compile put before every name
 COUNTER = "num_batches_tracked"  # of BatchNorm; older files lack it, and nothing is computed from it
@@ -42,7 +39,8 @@ def fetch_weights(url: str, sha256: str, root: Path | str, report: Report = lamb
         return target
     try:
         with atomic(target) as scratch:
-            _download(url, scratch, report)
+            report(f"downloading {url}")
+            download(url, scratch, report)
             _check(scratch, sha256, f"{url}: not the expected file", "")
     except (OSError, http.client.HTTPException) as error:
         raise ZtwError(f"{url}: cannot be downloaded to {target} ({_brief(error)})") from error
@@ -52,28 +50,6 @@ def fetch_weights(url: str, sha256: str, root: Path | str, report: Report = lamb
 def _check(path: Path, expected: str, problem: str, hint: str) -> None:
     if (found := digest(path)) != expected.lower():
         raise ZtwError(f"{problem} (SHA-256 {found[:12]}..., expected {expected[:12].lower()}...){hint}")
-
-
-def _download(url: str, target: Path, report: Report) -> None:
-    """Copy a URL's bytes to a file, reporting every two seconds how far it is."""
-    report(f"downloading {url}")
-    try:
-        response = urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT)
-    except ValueError as error:
-        raise ZtwError(f"{url}: not a URL ({_brief(error)})") from error
-    with response, target.open("wb") as stream:
-        total, done, last = int(response.headers.get("Content-Length") or 0), 0, time.monotonic()
-        for chunk in _chunks(response):
-            stream.write(chunk)
-            done += len(chunk)
-            if time.monotonic() - last > 2:
-                last = time.monotonic()
-                report(f"downloading {url}: {done / 1e6:.0f}{f' of {total / 1e6:.0f}' if total else ''} MB")
-
-
-def _chunks(stream: IO[bytes]) -> Iterator[bytes]:
-    while chunk := stream.read(CHUNK):
-        yield chunk
 
 
 def read_foreign(path: Path | str) -> dict[str, Tensor]:

@@ -21,15 +21,17 @@ from ztw.evaluation import at_budget, sweep
 from ztw.files import read_json, write_json, write_text
 from ztw.jobs import (
     Cell,
+    CellFiles,
     Settings,
     compute_on,
     data_parts,
     device_name,
-    load_ensemble,
-    load_network,
-    read_predictions,
+    load_method,
+    method_logits,
 )
+from ztw.network import EarlyExitNetwork
 from ztw.progress import Report
+from ztw.rules import ExitRule
 from ztw.tables import budget_name, write_csv
 from ztw.thresholds import at, candidates
 
@@ -94,21 +96,12 @@ def take_batches(data: Data, size: int, images: int, device: torch.device) -> li
 
 
 def run_measure_latency(
-    cell: Cell,
-    settings: Settings,
-    prepared_file: str,
-    backbone_file: str,
-    ics_files: Mapping[str, str],
-    predictions: Mapping[tuple[str, str], str],
-    ensembles: Mapping[tuple[str, str], str],
-    output: str,
-    report: Report,
+    cell: Cell, settings: Settings, files: CellFiles, output: str, report: Report
 ) -> None:
     """Time every method at every budget, thresholds chosen on the validation split; writes rows as JSON."""
-    prepared = read_json(prepared_file)
     device, precision = compute_on(settings)
-    latency, evaluation = settings["latency"], settings["evaluation"]
-    test = data_parts(prepared, cell, settings)["test"]
+    latency = settings["latency"]
+    test = data_parts(read_json(files.prepared), cell, settings)["test"]
     batches = {size: take_batches(test, size, latency["images"], device) for size in latency["batch_sizes"]}
     where = {"device": device_name(device), "precision": precision, "threads": torch.get_num_threads()}
     rows: list[Row] = []
@@ -119,26 +112,33 @@ def run_measure_latency(
                 found = time_batches(call, parts, device)
             rows.append({"method": method, "budget": budget, "batch_size": size, **found, **where})
 
-    for name, method in settings["methods"].items():
+    for name in settings["methods"]:
         report(name)
-        ics, title = method["ics"], method["ensemble"]
-        network = load_network(cell, settings, prepared, backbone_file, ics, ics_files[ics])
-        if title is not None:
-            network.ensemble = load_ensemble(ensembles[ics, title], ics, title)
-        logits, labels = read_predictions(predictions[ics, "validation"])
-        logits = network.ensemble(logits) if network.ensemble else logits
-        cost, base = macs(network), backbone_macs(network.backbone)
-        offered = candidates(method["thresholds"], logits, labels, cost, method["rule"], evaluation["points"])
-        curve = sweep(logits, labels, cost, method["rule"], offered.thresholds, reported=offered.parameter)
+        network = load_method(cell, settings, files, name)
+        held_out = method_logits(network, settings, files, name, "validation")
+        rules = rules_at_budgets(network, *held_out, settings["methods"][name], settings["evaluation"])
         network.to(device)
         if not rows:
             add(BACKBONE, None, network.backbone)
-        for budget, index in zip(
-            evaluation["budgets"], at_budget(curve, evaluation["budgets"], base), strict=True
-        ):
-            if index is not None:
-                add(name, budget, partial(network.infer, rule=at(method["rule"], offered, index)))
+        for budget, rule in rules.items():
+            add(name, budget, partial(network.infer, rule=rule))
     write_json(output, {**cell, "seed": int(cell["seed"]), "rows": rows})
+
+
+def rules_at_budgets(
+    network: EarlyExitNetwork, logits: Tensor, labels: Tensor, method: Settings, evaluation: Settings
+) -> dict[float | str, ExitRule]:
+    """The rule a method runs with at each feasible budget, thresholds chosen on these logits (K, N, C)."""
+    cost, budgets = macs(network), evaluation["budgets"]
+    choice, name = method["thresholds"], method["rule"]
+    offered = candidates(choice, logits, labels, cost, name, evaluation["points"])
+    curve = sweep(logits, labels, cost, name, offered.thresholds, reported=offered.parameter)
+    picked = at_budget(curve, budgets, backbone_macs(network.backbone))
+    return {
+        budget: at(name, offered, index)
+        for budget, index in zip(budgets, picked, strict=True)
+        if index is not None
+    }
 
 
 def latency_table(files: Iterable[str], results: Iterable[Mapping[str, Any]]) -> list[Row]:

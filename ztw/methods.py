@@ -1,9 +1,9 @@
-"""Evaluating the methods of a cell: curves on validation and test, and the flat metrics the tables need."""
+"""Evaluating one method: curves on validation and test, and the flat metrics the tables need."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +12,6 @@ import torch
 from torch import Tensor
 
 from ztw.calibration import calibration, fit_temperatures, overthinking
-from ztw.checkpoints import versions, write_tensors
-from ztw.costs import BACKEND, backbone_macs, backbone_paper_ops, macs, paper_ops
 from ztw.evaluation import (
     Curve,
     at_budget,
@@ -23,14 +21,10 @@ from ztw.evaluation import (
     scored,
     sweep,
 )
-from ztw.figures import accuracy_against_cost, save
-from ztw.files import atomic, read_json, write_json
-from ztw.jobs import Cell, Settings, load_ensemble, load_network, read_predictions, trains_trunk
-from ztw.network import IC_MODES, EarlyExitNetwork
-from ztw.progress import Report
 from ztw.rules import ExitRule, exit_rule
 from ztw.thresholds import Candidates, at, candidates
 
+Settings = Mapping[str, Any]
 Metrics = dict[str, float]
 PROTOCOLS = ("held-out", "paper", "published")
 # choices of thresholds whose parameter is an allowed loss of accuracy
@@ -220,87 +214,3 @@ def label(rows: pd.DataFrame, cell: Mapping[str, Any], method: str) -> pd.DataFr
     for position, (name, value) in enumerate(names.items()):
         rows.insert(position, name, value)
     return rows
-
-
-def finite_or_none(value: float) -> float | None:
-    """NaN as None, which JSON has a word for."""
-    return None if math.isnan(value) else value
-
-
-def _costs(network: EarlyExitNetwork, protocols: Sequence[str]) -> dict[str, Costs]:
-    costs = {"macs": Costs(macs(network), backbone_macs(network.backbone))}
-    if "published" in protocols:
-        costs["paper_ops"] = Costs(paper_ops(network), backbone_paper_ops(network.backbone))
-    return costs
-
-
-def _backbone_accuracy(sets: Settings, predictions: Mapping[tuple[str, str], str]) -> float | None:
-    """Test accuracy of the backbone alone: the last exit of a set that left it as it was, None without one."""
-    for name, ics in sets.items():
-        if not trains_trunk(ics) and not IC_MODES[ics["mode"]].additive:
-            return float(exit_accuracy(*read_predictions(predictions[name, "test"]))[-1])
-    return None
-
-
-def run_evaluate(
-    cell: Cell,
-    settings: Settings,
-    prepared_file: str,
-    backbone_file: str,
-    ics_files: Mapping[str, str],
-    predictions: Mapping[tuple[str, str], str],
-    ensembles: Mapping[tuple[str, str], str],
-    outputs: Mapping[str, tuple[str, str, str]],
-    figure_stem: str,
-    report: Report,
-) -> None:
-    """Evaluate every method of a cell, and draw their curves for who looks at the cell's run.
-
-    predictions: (IC set, split) -> file; ensembles: (IC set, ensemble) -> file;
-    outputs: method -> (curve, metrics, answers).
-    """
-    prepared = read_json(prepared_file)
-    evaluation = settings["evaluation"]
-    backbone_accuracy = _backbone_accuracy(settings["ics"]["sets"], predictions)
-    curves, drawn = {}, {}
-    for done, (name, (curve_file, metrics_file, answers_file)) in enumerate(outputs.items(), 1):
-        method = settings["methods"][name]
-        report(f"{name} ({done}/{len(outputs)})")
-        ics, ensemble = method["ics"], method["ensemble"]
-        network = load_network(cell, settings, prepared, backbone_file, ics, ics_files[ics])
-        if ensemble is not None:
-            network.ensemble = load_ensemble(ensembles[ics, ensemble], ics, ensemble)
-        answers = {}
-        for split in ("validation", "test"):
-            logits, labels = read_predictions(predictions[ics, split])
-            answers[split] = Answers(network.ensemble(logits) if network.ensemble else logits, labels)
-        costs = _costs(network, evaluation["protocols"])
-        found = evaluate_method(
-            answers["validation"],
-            answers["test"],
-            costs,
-            method["rule"],
-            method["thresholds"],
-            evaluation,
-        )
-        found.metrics["backbone/macs"] = costs["macs"].base
-        if backbone_accuracy is not None:
-            found.metrics["backbone/accuracy"] = backbone_accuracy
-        with atomic(curve_file) as scratch:
-            label(found.rows, cell, name).to_parquet(scratch, index=False)
-        write_tensors(answers_file, found.correct)
-        write_json(
-            metrics_file,
-            {
-                **{key: cell[key] for key in ("dataset", "arch")},
-                "seed": int(cell["seed"]),
-                "method": name,
-                "settings": method,
-                "cost_unit": f"MACs (ptflops, backend {BACKEND})",
-                "metrics": {key: finite_or_none(value) for key, value in found.metrics.items()},
-                "versions": versions(),
-            },
-        )
-        curves[name] = found.rows[found.rows["split"] == "test"]
-        drawn[name] = [{"metrics": found.metrics}]
-    save(accuracy_against_cost(curves, drawn, "{dataset}, {arch}, seed {seed}".format(**cell)), figure_stem)

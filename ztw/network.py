@@ -16,6 +16,7 @@ from ztw.ensembles import Ensemble
 from ztw.errors import ZtwError, unknown
 from ztw.heads import HEADS
 from ztw.inference import ExitResult, infer
+from ztw.names import placement_step
 from ztw.rules import ExitRule
 
 
@@ -133,18 +134,6 @@ class EarlyExitNetwork(nn.Module):
         return infer(self, images, rule)
 
 
-def placement_step(placement: str) -> int:
-    """1 for "all", n for "every n"; raises ZtwError for any other text."""
-    word, _, number = placement.partition(" ")
-    if placement == "all":
-        return 1
-    if word != "every" or not number.isdigit() or int(number) < 1:
-        raise ZtwError(
-            f"placement {placement!r}: must be all, every <n>, block indices or fractions of the cost"
-        )
-    return int(number)
-
-
 def resolve_placement(backbone: Backbone, placement: Placement) -> tuple[int, ...]:
     """Turn a placement into block indices.
 
@@ -155,6 +144,10 @@ def resolve_placement(backbone: Backbone, placement: Placement) -> tuple[int, ..
     blocks = len(backbone.stages)
     if isinstance(placement, str):
         step = placement_step(placement)
+        if step is None:
+            raise ZtwError(
+                f"placement {placement!r}: must be all, every <n>, block indices or fractions of the cost"
+            )
         if step > blocks:
             raise ZtwError(f"placement {placement!r}: {backbone.arch} has only {blocks} blocks")
         return tuple(range(step - 1, blocks, step))

@@ -16,12 +16,12 @@ from ztw.costs import backbone_macs, stage_costs
 from ztw.data import Data
 from ztw.device import autocast
 from ztw.errors import ZtwError, unknown
+from ztw.names import EXIT_WEIGHTS
 from ztw.network import EarlyExitNetwork
 from ztw.progress import Report
 from ztw.training import History, Recipe, compiled, freeze, make_optimizer, run_epochs
 
 REGIMES = ("separate", "layer_wise", "joint")
-EXIT_WEIGHTS = ("uniform", "depth", "growing")
 
 # share of the training that is done, in [0, 1] -> weight of every exit's loss (K,)
 Weights = Callable[[float], Tensor]

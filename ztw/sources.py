@@ -6,18 +6,17 @@ import gzip
 import http.client
 import os
 import shutil
-import socket
 import subprocess
 import tempfile
 import threading
-import urllib.request
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from ztw.data import DatasetFacts
+from ztw.datasets import DatasetFacts
+from ztw.download import bounded_wait, download
 from ztw.errors import ZtwError
 from ztw.files import sha256
 from ztw.progress import Report
@@ -25,7 +24,6 @@ from ztw.progress import Report
 SYSTEM_COPIES = {"fashion_mnist": Path("/usr/share/datasets/fashion-mnist")}
 DEBIAN_PACKAGES = {"fashion_mnist": "dataset-fashion-mnist"}
 TORCHVISION = {"fashion_mnist": "FashionMNIST", "cifar10": "CIFAR10", "cifar100": "CIFAR100"}
-DOWNLOAD_TIMEOUT = 30.0  # seconds without an answer
 
 
 Attempt = tuple[str, Callable[[Path], None]]  # (what it is called, what fills a scratch folder)
@@ -149,24 +147,13 @@ def _from_gz_folder(folder: Path, files: list[str], scratch: Path) -> None:
 def _download(name: str, scratch: Path) -> None:
     from torchvision import datasets
 
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
-    try:
+    with bounded_wait():
         getattr(datasets, TORCHVISION[name])(scratch, download=True)
-    finally:
-        socket.setdefaulttimeout(before)
 
 
 def _download_files(url: str, files: list[str], scratch: Path) -> None:
     for file in files:
-        with (
-            urllib.request.urlopen(f"{url}/{file}", timeout=DOWNLOAD_TIMEOUT) as answer,
-            (scratch / file).open("wb") as target,
-        ):
-            shutil.copyfileobj(answer, target)
-            size = answer.headers.get("Content-Length")
-        if size is not None and (scratch / file).stat().st_size != int(size):
-            raise ZtwError(f"{file} ended early")
+        download(f"{url}/{file}", scratch / file)
 
 
 def _from_debian(package: str, folder: Path | None, files: list[str], scratch: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import sys
 import warnings
 from collections.abc import Iterator
@@ -17,14 +16,13 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ztw.augmentation import adjust_colours, jitter_factors, normalise
 from ztw.checkpoints import write_tensors
-from ztw.data import Data, adjust_colours, batch_indices, jitter_factors, normalise
+from ztw.data import Data, batch_indices
 from ztw.errors import ZtwError
 
 SPLITS = {"train": ("train",), "test": ("test", "val")}  # ours -> names of its folder
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-
-CPU = torch.device("cpu")
 
 CPU = torch.device("cpu")
 
@@ -220,36 +218,29 @@ class _Decoder(Dataset):
         if seed is None:
             image = centre_crop(image, self.size)
         else:
-            image = random_resized_crop(image, self.size, self.flip, random.Random(seed))
+            image = random_resized_crop(image, self.size, self.flip, seed)
         return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def centre_crop(image: Image.Image, size: int) -> Image.Image:
-    """Resize the shorter side to size * 256 / 224 pixels and cut out the middle, as torchvision does."""
-    width, height = image.size
-    short = round(size * 256 / 224)
-    longer = int(short * max(width, height) / min(width, height))
-    image = image.resize((short, longer) if width <= height else (longer, short), Image.Resampling.BILINEAR)
-    left, top = (round((side - size) / 2) for side in image.size)
-    return image.crop((left, top, left + size, top + size))
+    """Resize the shorter side to size * 256 / 224 pixels and cut out the middle."""
+    from torchvision.transforms import functional
+
+    return functional.center_crop(functional.resize(image, round(size * 256 / 224)), size)
 
 
-def random_resized_crop(image: Image.Image, size: int, flip: bool, draw: random.Random) -> Image.Image:
+def random_resized_crop(image: Image.Image, size: int, flip: bool, seed: int) -> Image.Image:
     """A random part of the image at size x size pixels, flipped with probability 1/2 if `flip`."""
-    image = image.crop(_random_box(*image.size, draw)).resize((size, size), Image.Resampling.BILINEAR)
-    mirrored = flip and draw.random() < 0.5
-    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else image
+    box, mirrored = _draw(image, seed)
+    image = image.crop(box).resize((size, size), Image.Resampling.BILINEAR)
+    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip and mirrored else image
 
 
-def _random_box(width: int, height: int, draw: random.Random) -> tuple[int, int, int, int]:
-    """(left, top, right, bottom) of 8 to 100 % of the area, sides 3:4 to 4:3 (RandomResizedCrop's rule)."""
-    for _ in range(10):
-        area = width * height * draw.uniform(0.08, 1)
-        ratio = (4 / 3) ** draw.uniform(-1, 1)
-        w, h = round((area * ratio) ** 0.5), round((area / ratio) ** 0.5)
-        if 0 < w <= width and 0 < h <= height:
-            left, top = draw.randint(0, width - w), draw.randint(0, height - h)
-            return left, top, left + w, top + h
-    w, h = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))  # the middle
-    left, top = (width - w) // 2, (height - h) // 2
-    return left, top, left + w, top + h
+def _draw(image: Image.Image, seed: int) -> tuple[tuple[int, int, int, int], bool]:
+    """(left, top, right, bottom) of 8 to 100 % of the area, sides 3:4 to 4:3, and whether to flip."""
+    from torchvision.transforms import RandomResizedCrop
+
+    with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
+        torch.manual_seed(seed)
+        top, left, height, width = RandomResizedCrop.get_params(image, [0.08, 1.0], [3 / 4, 4 / 3])
+        return (left, top, left + width, top + height), bool(torch.rand(()) < 0.5)

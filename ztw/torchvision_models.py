@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import socket
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,11 +15,11 @@ import torchvision
 from torch import fx, nn
 
 from ztw.backbone import Backbone, Fp32Linear
+from ztw.download import bounded_wait
 from ztw.errors import ZtwError, unknown
 from ztw.torchvision_names import TORCHVISION_BLOCKS, TORCHVISION_PREFIX
 
 WEIGHTS = "DEFAULT"  # torchvision's name for the best weights it has
-DOWNLOAD_TIMEOUT = 30.0  # seconds without an answer
 
 
 def cut(arch: str, classes: int, channels: int, size: int, weights: str | None = None) -> Backbone:
@@ -67,18 +66,15 @@ def _build(name: str, size: int, weights: str | None) -> nn.Module:
 def _downloading(name: str, url: str) -> Iterator[None]:
     """Bound how long torchvision waits, and say what to do when it does not get the weights."""
     folder, file = Path(torch.hub.get_dir()) / "checkpoints", url.rpartition("/")[2]
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
     try:
-        yield
+        with bounded_wait():
+            yield
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         reason = " ".join(str(error).split())[:160]
         raise ZtwError(
             f"{TORCHVISION_PREFIX}{name}: no pretrained weights ({reason}); by hand: put {file} (from {url})"
             f" into {folder}"
         ) from error
-    finally:
-        socket.setdefaulttimeout(before)
 
 
 def cut_model(model: nn.Module, name: str, classes: int) -> tuple[Sequence[nn.Module], nn.Module]:

@@ -21,8 +21,8 @@ rule train_backbone:
             *BACKBONE_CODE,
             *TRAINING_CODE,
             "foreign",
-            "jobs.run_train_backbone",
-            "jobs._first_weights",
+            "training_jobs.run_train_backbone",
+            "training_jobs._first_weights",
         ),
     script:
         "../scripts/train_backbone.py"

@@ -55,11 +55,13 @@ RESULTS += [
 ]
 
 # What every job that computes with a network relies on.
-SHARED_CODE = ["device", "data", "streaming", "jobs.data_parts", "jobs._split"]
+SHARED_CODE = ["device", "data", "augmentation", "streaming"]
+SHARED_CODE += ["jobs.data_parts", "jobs._split"]
 BACKBONE_CODE = ["backbone", "backbones", "classic", "torchvision_models"]
-BACKBONE_CODE += ["jobs._empty_backbone"]
-NETWORK_CODE = [*BACKBONE_CODE, "heads", "network", "costs", "jobs._attach"]
-TRAINING_CODE = ["training", "jobs.make_recipe"]
+BACKBONE_CODE += ["jobs.empty_backbone"]
+NETWORK_CODE = [*BACKBONE_CODE, "heads", "network", "costs", "jobs.attach"]
+TRAINING_CODE = ["training", "training_jobs.make_recipe"]
+RULE_CODE = ["rules", "evaluation", "thresholds", "threshold_choice", "per_exit"]
 # What decides which images a training sees.
 IMAGES = ["validation_from", "validation_fraction", "flip", "crop_padding"]
 IMAGES += ["colour_jitter", "mean", "std"]

@@ -14,6 +14,6 @@ rule prepare_dataset:
             for name, folder in config["data"]["image_folders"].items()
             if name == wildcards.dataset
         ],
-        code=code_digest("fetch", "data", "streaming"),
+        code=code_digest("fetch", "decoding", "datasets", "streaming"),
     script:
         "../scripts/prepare_dataset.py"

@@ -43,16 +43,16 @@ rule evaluate:
         splits=["validation", "test"],
         ensembles=ENSEMBLES,
         code=code_digest(
-            "evaluation",
+            *RULE_CODE,
             "figures",
-            "rules",
-            "thresholds",
             "calibration",
             "methods",
             "costs",
             "published_counter",
-            "jobs.load_network",
-            "jobs.load_ensemble",
+            "ensembles",
+            "jobs.load_method",
+            "jobs.method_logits",
+            "evaluation_jobs.run_evaluate",
         ),
     script:
         "../scripts/evaluate.py"

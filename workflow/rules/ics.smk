@@ -23,7 +23,10 @@ if FROZEN_TRUNK:
             settings=cell_settings(sets=FROZEN_TRUNK),
             sets=FROZEN_TRUNK,
             code=code_digest(
-                *SHARED_CODE, *NETWORK_CODE, *TRAINING_CODE, "jobs.run_train_ics"
+                *SHARED_CODE,
+                *NETWORK_CODE,
+                *TRAINING_CODE,
+                "training_jobs.run_train_ics",
             ),
         script:
             "../scripts/train_ics.py"
@@ -55,7 +58,7 @@ if OWN_TRUNK:
                 *NETWORK_CODE,
                 *TRAINING_CODE,
                 "regimes",
-                "jobs.run_train_network",
+                "training_jobs.run_train_network",
             ),
         script:
             "../scripts/train_network.py"

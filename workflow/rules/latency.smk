@@ -26,15 +26,16 @@ if TIMED:
         params:
             settings=cell_settings(sets=list(ICS)),
             study=settings(methods=None, evaluation=None, latency=None),
+            splits=["validation"],
             ensembles=ENSEMBLES,
             code=code_digest(
+                *NETWORK_CODE,
+                *RULE_CODE,
                 "inference",
-                "network",
-                "rules",
-                "thresholds",
-                "heads",
+                "ensembles",
                 "latency.run_measure_latency",
                 "latency.time_batches",
+                "latency.take_batches",
             ),
         script:
             "../scripts/measure_latency.py"

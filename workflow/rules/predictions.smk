@@ -30,7 +30,7 @@ rule predict:
             *NETWORK_CODE,
             "predictions",
             "jobs.load_network",
-            "jobs.run_predict",
+            "evaluation_jobs.run_predict",
         ),
     script:
         "../scripts/predict.py"

@@ -1,27 +1,20 @@
-from itertools import product
 from typing import TYPE_CHECKING
 
-from ztw.jobs import set_up
-from ztw.methods import run_evaluate
+from ztw.evaluation_jobs import run_evaluate
+from ztw.jobs import CellFiles, set_up
 from ztw.progress import job_log
 
 if TYPE_CHECKING:
     from snakemake.script import snakemake
 
-settings = {**snakemake.params.settings, **snakemake.params.study}
-sets, output = settings["ics"]["sets"], snakemake.output
+params, output = snakemake.params, snakemake.output
+settings = {**params.settings, **params.study}
 with job_log(snakemake.log[0], snakemake.rule, snakemake.wildcards) as report:
     set_up(snakemake.threads)
     run_evaluate(
         cell=dict(snakemake.wildcards.items()),
         settings=settings,
-        prepared_file=snakemake.input.data,
-        backbone_file=snakemake.input.backbone,
-        ics_files=dict(zip(sets, snakemake.input.ics, strict=True)),
-        predictions=dict(
-            zip(product(sets, snakemake.params.splits), snakemake.input.predictions, strict=True)
-        ),
-        ensembles=dict(zip(snakemake.params.ensembles, snakemake.input.ensembles, strict=True)),
+        files=CellFiles.of(snakemake.input, settings["ics"]["sets"], params.splits, params.ensembles),
         outputs=dict(
             zip(
                 settings["methods"],

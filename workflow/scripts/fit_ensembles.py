@@ -1,6 +1,7 @@
 from typing import TYPE_CHECKING
 
-from ztw.jobs import run_fit_ensembles, set_up
+from ztw.evaluation_jobs import run_fit_ensembles
+from ztw.jobs import set_up
 from ztw.progress import job_log
 
 if TYPE_CHECKING:

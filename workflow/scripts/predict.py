@@ -1,7 +1,8 @@
 from itertools import product
 from typing import TYPE_CHECKING
 
-from ztw.jobs import run_predict, set_up
+from ztw.evaluation_jobs import run_predict
+from ztw.jobs import set_up
 from ztw.progress import job_log
 
 if TYPE_CHECKING:

@@ -1,7 +1,8 @@
 from typing import TYPE_CHECKING
 
-from ztw.jobs import run_train_network, set_up
+from ztw.jobs import set_up
 from ztw.progress import job_log
+from ztw.training_jobs import run_train_network
 
 if TYPE_CHECKING:
     from snakemake.script import snakemake
