@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import pytest
 import torch
 from conftest import small_network
+from torch import Tensor, nn
 
 import ztw
 from ztw import inference
 from ztw.evaluation import decide
-from ztw.inference import pick
+from ztw.inference import phases, pick
 
 
 @pytest.mark.parametrize("shape", [(6, 3, 5, 4), (6, 7), (6, 2, 9)])
@@ -48,14 +51,38 @@ def test_what_is_carried_along_changes_no_answer(worth, between, rule, kind, mon
     assert len(set(left.tolist())) > 1
 
 
-def test_a_large_batch_goes_in_parts(monkeypatch):
-    network = small_network()
-    images = torch.randn(23, 1, 10, 10)
-    whole = network.infer(images, ztw.MaxSoftmax(0.6))
-    monkeypatch.setattr(inference, "PART_BYTES", 5 * 4 * 16 * 10 * 10)
-    assert inference.part_size(network, torch.device("cpu")) == 5
-    parts = network.infer(images, ztw.MaxSoftmax(0.6))
+@torch.no_grad()
+def undecided_network(ics: str, images: Tensor) -> ztw.EarlyExitNetwork:
+    """A ResNet-8 whose every exit is sure of some of these images (N, 3, 32, 32), and not of others."""
+    torch.manual_seed(0)
+    backbone = ztw.build_backbone("resnet8")
+    backbone(images)  # BatchNorm statistics
+    network = ztw.build_network(backbone, ics).eval()
+    for exit, head in enumerate(network.heads):
+        linear = cast(nn.Linear, head.linear)
+        linear.weight.mul_(2 / (network(images)[exit] - network(images)[exit].mean(0)).std())
+        cast(Tensor, linear.bias).sub_(network(images)[exit].mean(0))
+    return network
+
+
+@pytest.mark.parametrize("ics", ["independent", "cascade_detached"])
+@pytest.mark.parametrize("rule", [ztw.MaxSoftmax(0.5), ztw.Patience(1), ztw.MaxSoftmaxOrBest(0.6)])
+@pytest.mark.parametrize("kind", [None, "geometric"])
+def test_a_large_batch_goes_in_parts_that_join_where_blocks_are_small(ics, rule, kind, monkeypatch):
+    images = torch.randn(23, 3, 32, 32, generator=torch.Generator().manual_seed(5))
+    network = undecided_network(ics, images)
+    if kind:
+        with torch.no_grad():
+            logits = network(images)
+        network.ensemble = ztw.fit_ensemble(logits, logits.mean(0).argmax(-1), kind)
+    cpu = torch.device("cpu")
+    assert [exits for exits, _ in phases(network, cpu)] == [[0], [1], [2, 3]]
+    whole = network.infer(images, rule)
+    monkeypatch.setattr(inference, "PART_BYTES", 5 * 4 * 16 * 32 * 32)
+    assert phases(network, cpu) == [([0], 5), ([1], 10), ([2, 3], 20)]
+    parts = network.infer(images, rule)
     assert parts.exit_index.tolist() == whole.exit_index.tolist()
+    assert len(parts.exit_index.unique()) > 1
     torch.testing.assert_close(parts.logits, whole.logits, atol=1e-4, rtol=1e-4)
 
 

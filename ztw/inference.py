@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, groupby
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ztw.ensembles import LOG_FLOOR
 from ztw.rules import ExitRule, State
@@ -39,12 +41,20 @@ class ExitResult:
     exit_index: Tensor
 
 
-def part_size(network: EarlyExitNetwork, device: torch.device) -> int:
-    """How many samples to carry at once: on a CPU so few that a block's output stays near the processor."""
+def phases(network: EarlyExitNetwork, device: torch.device) -> list[tuple[list[int], int]]:
+    """Runs of exits, each with how many samples to carry through it at once.
+
+    On a CPU so few that a block's output stays near the processor: deep blocks with their small outputs
+    take more samples at once than early ones. On a GPU there is one phase without a limit.
+    """
+    exits = range(network.exits)
     if device.type != "cpu":
-        return sys.maxsize
-    largest = max(math.prod(shape) for shape in network.backbone.feature_shapes)
-    return max(1, PART_BYTES // (4 * largest))
+        return [(list(exits), sys.maxsize)]
+    sizes = [math.prod(shape) for shape in network.backbone.feature_shapes]
+    sizes = list(accumulate(reversed(sizes), max))[::-1]  # the largest still to come: parts are only joined
+    firsts = [0, *(block + 1 for block in network.placement)]  # the first block on the way to each exit
+    limits = [max(1, PART_BYTES // (4 * sizes[min(block, len(sizes) - 1)])) for block in firsts]
+    return [(list(run), limit) for limit, run in groupby(exits, key=limits.__getitem__)]
 
 
 def exits_between_looks(device: torch.device) -> int:
@@ -59,10 +69,10 @@ def pick(x: Tensor, rows: Tensor) -> Tensor:
     return x.index_select(0, rows)
 
 
-class _Carried:
-    """The samples still carried through the network, (n, ...) of everything that later exits need."""
+class _Part:
+    """Samples carried through the network together, (n, ...) of everything that later exits need."""
 
-    def __init__(self, network: EarlyExitNetwork, images: Tensor) -> None:
+    def __init__(self, network: EarlyExitNetwork, images: Tensor, rows: Tensor | None = None) -> None:
         self.network = network
         self.hidden = images
         self.previous: Tensor | None = None
@@ -72,11 +82,16 @@ class _Carried:
                 network.exits, len(images), network.backbone.classes, dtype=torch.float32
             )
         self.state: State = ()
-        self.best: tuple[Tensor, Tensor] | None = None  # score, answer of the most confident exit so far
+        self.best: State = ()  # score, answer of the most confident exit so far
+        # which samples of the whole batch these are, and which of them have left already
+        self.rows = torch.zeros(0) if rows is None else rows
+        self.gone = torch.zeros_like(self.rows, dtype=torch.bool)
 
-    def advance(self, exit: int, rule: ExitRule) -> tuple[Tensor, Tensor]:
-        """Compute one exit: its score (n,) and its answer (n, C)."""
+    def advance(self, exit: int, segment: Sequence[nn.Module], rule: ExitRule) -> tuple[Tensor, Tensor]:
+        """Compute one exit and the stages before it: its score (n,) and its answer (n, C)."""
         network = self.network
+        for stage in segment:
+            self.hidden = stage(self.hidden)
         self.previous = answer = network.exit_answer(exit, self.hidden, self.previous)
         if network.ensemble is not None and self.members is not None:
             torch.clamp(answer.log_softmax(-1), min=LOG_FLOOR, out=self.members[exit])
@@ -86,34 +101,54 @@ class _Carried:
             self.best = _better(self.best, (score, answer))
         return score, answer
 
-    def keep(self, rows: Tensor) -> None:
-        """Carry only the given rows (int64) on."""
+    def keep(self, places: Tensor) -> None:
+        """Carry only the samples at these places (int64) on."""
         assert self.previous is not None
-        self.hidden, self.previous = pick(self.hidden, rows), self.previous[rows]
+        self.hidden, self.previous = pick(self.hidden, places), self.previous[places]
         if self.members is not None:
-            self.members = self.members.index_select(1, rows)
-        self.state = tuple(item[rows] for item in self.state)
-        if self.best is not None:
-            self.best = self.best[0][rows], self.best[1][rows]
+            self.members = self.members.index_select(1, places)
+        self.state = tuple(item[places] for item in self.state)
+        self.best = tuple(item[places] for item in self.best)
+        self.rows, self.gone = self.rows[places], self.gone[places]
+
+    def take_in(self, others: Sequence[_Part]) -> None:
+        """Carry the samples of others too, which have passed the same exits."""
+        parts = [self, *others]
+        self.hidden = torch.cat([part.hidden for part in parts])
+        self.previous = torch.cat([part.previous for part in parts if part.previous is not None])
+        if self.members is not None:
+            self.members = torch.cat([part.members for part in parts if part.members is not None], dim=1)
+        self.state = tuple(map(torch.cat, zip(*(part.state for part in parts), strict=True)))
+        self.best = tuple(map(torch.cat, zip(*(part.best for part in parts), strict=True)))
+        self.rows = torch.cat([part.rows for part in parts])
+        self.gone = torch.cat([part.gone for part in parts])
 
 
-def _better(best: tuple[Tensor, Tensor] | None, new: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def _better(best: State, new: State) -> State:
     """Of two (score (N,), answer (N, C)), each sample's with the larger score; the earlier one of equals."""
-    if best is None:
+    if not best:
         return new
     wins = new[0] > best[0]
     return torch.where(wins, new[0], best[0]), torch.where(wins[:, None], new[1], best[1])
 
 
+def _joined(parts: Sequence[_Part], size: int) -> list[_Part]:
+    """The same samples in fewer parts, of `size` at most unless one was larger."""
+    groups: list[list[_Part]] = []
+    for part in parts:
+        if groups and sum(len(other.rows) for other in [*groups[-1], part]) <= size:
+            groups[-1].append(part)
+        else:
+            groups.append([part])
+    for first, *others in groups:
+        if others:
+            first.take_in(others)
+    return [group[0] for group in groups]
+
+
 def infer(network: EarlyExitNetwork, images: Tensor, rule: ExitRule) -> ExitResult:
     """See `EarlyExitNetwork.infer`; network: in eval mode."""
-    parts = images.split(part_size(network, images.device))
-    if len(parts) > 1:
-        results = [infer(network, part, rule) for part in parts]
-        exit_index = torch.cat([result.exit_index for result in results])
-        return ExitResult(torch.cat([result.logits for result in results]), exit_index)
-    alone = len(images) == 1
-    result = _infer_one(network, images, rule) if alone else _infer_batch(network, images, rule)
+    result = (_infer_one if len(images) == 1 else _infer_batch)(network, images, rule)
     if network.ensemble is None:
         return result
     return ExitResult(result.logits.log_softmax(-1), result.exit_index)  # the rules need no normalised answer
@@ -121,49 +156,65 @@ def infer(network: EarlyExitNetwork, images: Tensor, rule: ExitRule) -> ExitResu
 
 def _infer_one(network: EarlyExitNetwork, image: Tensor, rule: ExitRule) -> ExitResult:
     """A single sample needs no bookkeeping: it leaves, or it goes on."""
-    carried, last = _Carried(network, image), network.exits - 1
+    part, last = _Part(network, image), network.exits - 1
     bounds = rule.bounds(network.exits).tolist()
     for exit, segment in enumerate(network.segments()):
-        for stage in segment:
-            carried.hidden = stage(carried.hidden)
-        score, answer = carried.advance(exit, rule)
+        score, answer = part.advance(exit, segment, rule)
         if exit == last or score.item() > bounds[exit]:  # a float's value in float64, as in `sweep`
             break
-    if exit == last and carried.best is not None:
-        answer = carried.best[1]
+    if exit == last and part.best:
+        answer = part.best[1]
     return ExitResult(answer.float(), torch.tensor([exit], device=image.device))
 
 
 def _infer_batch(network: EarlyExitNetwork, images: Tensor, rule: ExitRule) -> ExitResult:
-    count, device, last = len(images), images.device, network.exits - 1
-    answers = torch.empty(count, network.backbone.classes, device=device)
-    exit_index = torch.full((count,), last, device=device)
-    rows = torch.arange(count, device=device)  # which samples are carried
-    gone = torch.zeros(count, dtype=torch.bool, device=device)  # which of those have left already
-    bounds = rule.bounds(network.exits).tolist()
-    between = exits_between_looks(device)
-    carried = _Carried(network, images)
-    for exit, segment in enumerate(network.segments()):
-        for stage in segment:
-            carried.hidden = stage(carried.hidden)
-        score, answer = carried.advance(exit, rule)
-        if exit == last:
-            answer = answer if carried.best is None else carried.best[1]
-            answers[rows] = torch.where(gone[:, None], answers[rows], answer)
-            break
-        leaves = (score.double() > bounds[exit]) & ~gone
-        if between == 1 and not leaves.any():
-            continue
-        answers[rows] = torch.where(leaves[:, None], answer, answers[rows])
-        exit_index[rows] = torch.where(leaves, exit, exit_index[rows])
-        gone = gone | leaves
-        if exit % between:
-            continue
-        left = int(gone.sum())
-        if left == len(rows):
-            break
-        if left and left >= WORTH_A_COPY * len(rows):
-            stay = (~gone).nonzero().flatten()
-            rows, gone = rows[stay], gone.new_zeros(len(stay))
-            carried.keep(stay)
-    return ExitResult(answers, exit_index)
+    """The parts of a batch go through a phase one after another, then on together as far as they fit."""
+    plan = phases(network, images.device)
+    whole = _Whole(network, images, rule)
+    rows = torch.arange(len(images), device=images.device)
+    pieces = zip(images.split(plan[0][1]), rows.split(plan[0][1]), strict=True)
+    parts = [_Part(network, *piece) for piece in pieces]
+    for exits, size in plan:
+        parts = _joined(parts, size)
+        for part in parts:
+            whole.run(part, exits)
+        parts = [part for part in parts if len(part.rows)]
+    return ExitResult(whole.answers, whole.exit_index)
+
+
+class _Whole:
+    """The answers of a whole batch, which its parts fill in."""
+
+    def __init__(self, network: EarlyExitNetwork, images: Tensor, rule: ExitRule) -> None:
+        count, device, self.last = len(images), images.device, network.exits - 1
+        self.answers = torch.empty(count, network.backbone.classes, device=device)
+        self.exit_index = torch.full((count,), self.last, device=device)
+        self.rule, self.bounds = rule, rule.bounds(network.exits).tolist()
+        self.segments = list(network.segments())
+        self.between = exits_between_looks(device)
+
+    def run(self, part: _Part, exits: Sequence[int]) -> None:
+        """Carry a part through some exits; it is left with the samples that go on."""
+        for exit in exits:
+            score, answer = part.advance(exit, self.segments[exit], self.rule)
+            if exit == self.last:
+                answer = part.best[1] if part.best else answer
+                self._answer(part, ~part.gone, answer)
+                break
+            leaves = (score.double() > self.bounds[exit]) & ~part.gone
+            if self.between == 1 and not leaves.any():
+                continue
+            self._answer(part, leaves, answer)
+            self.exit_index[part.rows] = torch.where(leaves, exit, self.exit_index[part.rows])
+            part.gone = part.gone | leaves
+            if exit % self.between:
+                continue
+            left = int(part.gone.sum())
+            if left == len(part.rows):
+                part.rows = part.rows[:0]
+                break
+            if left and left >= WORTH_A_COPY * len(part.rows):
+                part.keep((~part.gone).nonzero().flatten())
+
+    def _answer(self, part: _Part, which: Tensor, answer: Tensor) -> None:
+        self.answers[part.rows] = torch.where(which[:, None], answer, self.answers[part.rows])
