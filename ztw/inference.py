@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ztw.network import EarlyExitNetwork
 
 # Take the samples that left out of the batch when they are this share of it.
-WORTH_A_COPY = 0.1
+WORTH_A_COPY = 0.05
 # Activations of this many bytes and more go through memory, at a price that early exits do not earn back.
 PART_BYTES = 2**24
 
