@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import ztw
-from ztw.ensembles import ArithmeticEnsemble, GeometricEnsemble, UniformEnsemble, minimise
+from ztw.ensembles import ArithmeticEnsemble, GeometricEnsemble, Running, UniformEnsemble, minimise
 
 
 def cross_entropy(log_probs: Tensor, labels: Tensor) -> Tensor:
@@ -36,7 +36,7 @@ def test_geometric_combination_by_hand():
     first = (2 * math.log(0.8) + 4 * math.log(0.4)) / 2 + 0.5
     second = (2 * math.log(0.2) + 4 * math.log(0.6)) / 2
     expected = math.exp(first) / (math.exp(first) + math.exp(second))
-    assert ensemble.combine(1, log_probs).exp()[0, 0].item() == pytest.approx(expected, abs=1e-6)
+    assert ensemble(log_probs)[1].exp()[0, 0].item() == pytest.approx(expected, abs=1e-6)
 
 
 def test_arithmetic_combination_by_hand():
@@ -44,12 +44,12 @@ def test_arithmetic_combination_by_hand():
     ensemble.weight[1] = torch.tensor([0.25, 0.5])
     ensemble.bias[1] = torch.tensor([0.25, 0.0])
     log_probs = torch.tensor([[[0.8, 0.2]], [[0.4, 0.6]]]).log()
-    assert ensemble.combine(1, log_probs).exp()[0].tolist() == pytest.approx([0.65, 0.35], abs=1e-6)
+    assert ensemble(log_probs)[1].exp()[0].tolist() == pytest.approx([0.65, 0.35], abs=1e-6)
 
 
 def test_uniform_is_the_mean_of_probabilities():
     log_probs = torch.tensor([[[0.8, 0.2]], [[0.4, 0.6]]]).log()
-    assert UniformEnsemble(2, 2).combine(1, log_probs).exp()[0].tolist() == pytest.approx([0.6, 0.4])
+    assert UniformEnsemble(2, 2)(log_probs)[1].exp()[0].tolist() == pytest.approx([0.6, 0.4])
 
 
 @pytest.mark.parametrize("kind", list(ztw.ENSEMBLES))
@@ -60,6 +60,25 @@ def test_a_probability_of_zero_gives_no_nan(kind):
     log_probs = fitted(logits)
     assert log_probs.isfinite().all()
     torch.testing.assert_close(log_probs.exp().sum(-1), torch.ones(2, 2))
+
+
+@pytest.mark.parametrize("include_final", [True, False])
+@pytest.mark.parametrize("kind", list(ztw.ENSEMBLES))
+def test_exit_by_exit_is_all_at_once(kind, include_final):
+    """Also where samples leave in between, and others join."""
+    logits, labels = real_logits(60, 4, 3)
+    ensemble = ztw.fit_ensemble(logits, labels, kind, include_final)
+    expected = ensemble(logits)
+    first, second = (Running(ensemble, 30, logits.device) for _ in range(2))
+    for exit in range(2):
+        for running, part in ((first, slice(30)), (second, slice(30, 60))):
+            found = running.add(exit, logits[exit, part]).log_softmax(-1)
+            torch.testing.assert_close(found, expected[exit, part])
+    first.keep(torch.arange(0, 30, 2))
+    first.take_in([second])
+    rows = torch.cat([torch.arange(0, 30, 2), torch.arange(30, 60)])
+    for exit in range(2, 4):
+        torch.testing.assert_close(first.add(exit, logits[exit, rows]).log_softmax(-1), expected[exit, rows])
 
 
 def adam(ensemble_of, parameters: list[Tensor], labels: Tensor, steps: int = 501) -> float:

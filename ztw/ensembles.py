@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +22,9 @@ DRAFT = 4096
 class Ensemble(nn.Module):
     """An ensemble per exit: exit m answers from the predictions of exits 1 ... m.
 
-    With `include_final` false the backbone's own exit answers for itself (the 2023 code);
-    otherwise it is ensembled like the others (the 2021 code).
+    Every kind is linear in what a member contributes: total_m = c_m + sum_{j<=m} a_mj member(p_j), and
+    exit m's unnormalised log-probabilities are finish(total_m). With `include_final` false the backbone's
+    own exit answers for itself (the 2023 code); otherwise it is ensembled like the others (the 2021 code).
     """
 
     def __init__(self, exits: int, classes: int, include_final: bool = True) -> None:
@@ -36,20 +37,29 @@ class Ensemble(nn.Module):
             raise ZtwError(
                 f"logits {tuple(logits.shape)}: ensemble of {self.exits} exits, {self.classes} classes"
             )
-        log_probs = logits.log_softmax(-1)
-        return torch.stack([self.combine(exit, log_probs[: exit + 1]) for exit in range(self.exits)])
+        coefficients, constants = (tensor.to(logits) for tensor in self.linear())
+        with torch.autocast(logits.device.type, enabled=False):
+            total = (coefficients @ self.member(logits).flatten(1)).view(logits.shape) + constants[:, None]
+        answers = self.finish(total)
+        if not self.ensembled(self.exits - 1):
+            answers[-1] = logits[-1]
+        return answers.log_softmax(-1)
 
     def ensembled(self, exit: int) -> bool:
         """Whether this exit (from 0) is ensembled or answers for itself."""
         return self.include_final or exit < self.exits - 1
 
-    def combine(self, exit: int, log_probs: Tensor) -> Tensor:
-        """Answer of one exit (from 0): log_probs (exit + 1, N, C) -> log-probabilities (N, C)."""
-        return self.scores(exit, log_probs.clamp(min=LOG_FLOOR)).log_softmax(-1)
+    @abstractmethod
+    def member(self, logits: Tensor) -> Tensor:
+        """What single exits contribute, of the shape of their logits (..., C); finite."""
 
-    def scores(self, exit: int, log_probs: Tensor) -> Tensor:
-        """The same, not normalised, from log_probs that are at least LOG_FLOOR."""
-        return self._combine(exit, log_probs) if self.ensembled(exit) else log_probs[-1]
+    @abstractmethod
+    def linear(self) -> tuple[Tensor, Tensor]:
+        """The coefficients a (K, K), lower triangular, and the constants c (K, C)."""
+
+    @abstractmethod
+    def finish(self, total: Tensor) -> Tensor:
+        """Totals (..., C) -> unnormalised log-probabilities (..., C)."""
 
     def macs(self, exit: int) -> float:
         """Multiply-accumulates this ensemble adds at one exit: one per member and class."""
@@ -61,10 +71,6 @@ class Ensemble(nn.Module):
         for exit in range(self.exits):
             if self.ensembled(exit):
                 self._fit_exit(exit, log_probs[: exit + 1], labels)
-
-    @abstractmethod
-    def _combine(self, exit: int, log_probs: Tensor) -> Tensor:
-        """Unnormalised log-probabilities (N, C) from finite log_probs (exit + 1, N, C)."""
 
     @abstractmethod
     def _fit_exit(self, exit: int, log_probs: Tensor, labels: Tensor) -> None:
@@ -90,11 +96,18 @@ class GeometricEnsemble(WeightedEnsemble):
     so that it is fitted in s with a bound instead of in w.
     """
 
-    def _combine(self, exit: int, log_probs: Tensor) -> Tensor:
-        weight = self.weight[exit, : exit + 1].to(log_probs)
-        bias = self.bias[exit].to(log_probs)
-        total = weight @ log_probs.flatten(1)
-        return torch.add(bias, total.view(log_probs.shape[1:]), alpha=1 / (exit + 1))
+    def member(self, logits: Tensor) -> Tensor:
+        """log p, floored."""
+        return logits.log_softmax(-1).clamp_(min=LOG_FLOOR)
+
+    def linear(self) -> tuple[Tensor, Tensor]:
+        """The mean's weights, and the bias."""
+        members = torch.arange(1, self.exits + 1, device=self.weight.device)
+        return self.weight / members[:, None], self.bias
+
+    def finish(self, total: Tensor) -> Tensor:
+        """They are log-probabilities already."""
+        return total
 
     def _fit_exit(self, exit: int, log_probs: Tensor, labels: Tensor) -> None:
         members = exit + 1
@@ -137,17 +150,28 @@ def _geometric_terms(x: Tensor, log_probs: Tensor, labels: Tensor) -> tuple[floa
     return float(value / samples), gradient / samples, hessian / samples
 
 
-class ArithmeticEnsemble(WeightedEnsemble):
+class Mixture(Ensemble):
+    """What ensembles share that add up probabilities."""
+
+    def member(self, logits: Tensor) -> Tensor:
+        """p."""
+        return logits.softmax(-1)
+
+    def finish(self, total: Tensor) -> Tensor:
+        """log q, floored."""
+        return total.clamp(min=torch.finfo(total.dtype).tiny).log()
+
+
+class ArithmeticEnsemble(Mixture, WeightedEnsemble):
     """q_m = (sum_{j<=m} a_mj p_j + c_m) / normaliser, a = exp(w) >= 0, c = exp(b) >= 0 (ZTW 2021, appendix).
 
     weight: (K, K), row m holds a_m1 ... a_mm; bias: c (K, C). The scale of (a, c) is free and set so
     that each exit's add up to 1; q_m is then a mixture, its likelihood concave in (a, c).
     """
 
-    def _combine(self, exit: int, log_probs: Tensor) -> Tensor:
-        weighted = log_probs + self.weight[exit, : exit + 1].to(log_probs).log().view(-1, 1, 1)
-        constant = self.bias[exit].to(log_probs).log().expand_as(log_probs[:1])
-        return torch.cat([weighted, constant]).logsumexp(0)
+    def linear(self) -> tuple[Tensor, Tensor]:
+        """The shares of the mixture."""
+        return self.weight, self.bias
 
     def _fit_exit(self, exit: int, log_probs: Tensor, labels: Tensor) -> None:
         members = exit + 1
@@ -171,14 +195,43 @@ def _mixture_terms(x: Tensor, components: Tensor) -> tuple[float, Tensor, Tensor
     return value, 1 - ratio.mean(0), ratio.T @ ratio / len(ratio)
 
 
-class UniformEnsemble(Ensemble):
+class UniformEnsemble(Mixture):
     """q_m = mean_{j<=m} p_j: nothing to fit."""
 
-    def _combine(self, exit: int, log_probs: Tensor) -> Tensor:
-        return log_probs.logsumexp(0)
+    def linear(self) -> tuple[Tensor, Tensor]:
+        """Every member counts alike."""
+        shares = torch.ones(self.exits, self.exits).tril()
+        return shares / shares.sum(1, keepdim=True), torch.zeros(self.exits, self.classes)
 
     def _fit_exit(self, exit: int, log_probs: Tensor, labels: Tensor) -> None:
         pass
+
+
+class Running:
+    """An ensemble computed exit by exit, for `infer`: totals (K, n, C) of what the exits so far add to each."""
+
+    def __init__(self, ensemble: Ensemble, samples: int, device: torch.device) -> None:
+        coefficients, constants = (tensor.to(device) for tensor in ensemble.linear())
+        self.ensemble = ensemble
+        self.shares = coefficients.unbind(1)  # a member's, in every exit
+        self.totals = constants[:, None].repeat(1, samples, 1)
+
+    def add(self, exit: int, logits: Tensor) -> Tensor:
+        """logits float32 (n, C) of the next exit (from 0) -> its unnormalised log-probabilities (n, C)."""
+        if not self.ensemble.ensembled(exit):
+            return logits
+        member = self.ensemble.member(logits)
+        # earlier exits' shares are 0: one operation is faster than picking the later ones
+        self.totals.view(len(self.totals), -1).addr_(self.shares[exit], member.view(-1))
+        return self.ensemble.finish(self.totals[exit])
+
+    def keep(self, places: Tensor) -> None:
+        """Go on with the samples at these places (int64) only."""
+        self.totals = self.totals.index_select(1, places)
+
+    def take_in(self, others: Sequence[Running]) -> None:
+        """Go on with the samples of others too."""
+        self.totals = torch.cat([self.totals, *(other.totals for other in others)], dim=1)
 
 
 def minimise(

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ztw.ensembles import LOG_FLOOR
+from ztw.ensembles import Running
 from ztw.rules import ExitRule, State
 
 if TYPE_CHECKING:
@@ -76,11 +76,7 @@ class _Part:
         self.network = network
         self.hidden = images
         self.previous: Tensor | None = None
-        self.members: Tensor | None = None  # log-probabilities (K, n, C) of the exits so far
-        if network.ensemble is not None:
-            self.members = images.new_empty(
-                network.exits, len(images), network.backbone.classes, dtype=torch.float32
-            )
+        self.running = Running(network.ensemble, len(images), images.device) if network.ensemble else None
         self.state: State = ()
         self.best: State = ()  # score, answer of the most confident exit so far
         # which samples of the whole batch these are, and which of them have left already
@@ -93,9 +89,8 @@ class _Part:
         for stage in segment:
             self.hidden = stage(self.hidden)
         self.previous = answer = network.exit_answer(exit, self.hidden, self.previous)
-        if network.ensemble is not None and self.members is not None:
-            torch.clamp(answer.log_softmax(-1), min=LOG_FLOOR, out=self.members[exit])
-            answer = network.ensemble.scores(exit, self.members[: exit + 1])
+        if self.running:
+            answer = self.running.add(exit, answer)
         score, self.state = rule.score(answer, self.state)
         if rule.best_answers:
             self.best = _better(self.best, (score, answer))
@@ -105,8 +100,8 @@ class _Part:
         """Carry only the samples at these places (int64) on."""
         assert self.previous is not None
         self.hidden, self.previous = pick(self.hidden, places), self.previous[places]
-        if self.members is not None:
-            self.members = self.members.index_select(1, places)
+        if self.running:
+            self.running.keep(places)
         self.state = tuple(item[places] for item in self.state)
         self.best = tuple(item[places] for item in self.best)
         self.rows, self.gone = self.rows[places], self.gone[places]
@@ -116,8 +111,8 @@ class _Part:
         parts = [self, *others]
         self.hidden = torch.cat([part.hidden for part in parts])
         self.previous = torch.cat([part.previous for part in parts if part.previous is not None])
-        if self.members is not None:
-            self.members = torch.cat([part.members for part in parts if part.members is not None], dim=1)
+        if self.running:
+            self.running.take_in([part.running for part in others if part.running])
         self.state = tuple(map(torch.cat, zip(*(part.state for part in parts), strict=True)))
         self.best = tuple(map(torch.cat, zip(*(part.best for part in parts), strict=True)))
         self.rows = torch.cat([part.rows for part in parts])
