@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import statistics
+import time
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -44,3 +48,21 @@ def busy_network(
     for exit, mean in enumerate(network(images).mean(1)[:-1]):
         network.heads[exit].linear.bias.sub_(mean)
     return network
+
+
+@torch.inference_mode()
+def side_by_side(run: Callable, reference: Callable, rounds: int = 9) -> float:
+    """Median ratio of the two times, taken in turn, because the machine's speed drifts.
+
+    Each is run once more before it is timed: the other has taken its place in the caches.
+    """
+    ratios = []
+    for _ in range(rounds):
+        times = []
+        for call in (run, reference):
+            call()
+            started = time.perf_counter()
+            call()
+            times.append(time.perf_counter() - started)
+        ratios.append(times[0] / times[1])
+    return statistics.median(ratios)

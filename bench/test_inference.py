@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from functools import cache
 
 import pytest
 import torch
-from common import busy_network
+from common import busy_network, side_by_side
 
 import ztw
 from ztw.rules import exit_scores
@@ -31,20 +29,6 @@ def prepared(arch: str):
 def in_batches(images: torch.Tensor, size: int) -> tuple[torch.Tensor, ...]:
     """The images to time: as many batches as stay within a few seconds."""
     return images[: {1: 16, 32: 128}.get(size, 256)].split(size)
-
-
-@torch.inference_mode()
-def side_by_side(run, reference, rounds: int = 7) -> float:
-    """Median ratio of the two times, taken in turn, because the machine's speed drifts."""
-    ratios = []
-    for _ in range(rounds):
-        times = []
-        for call in (run, reference):
-            started = time.perf_counter()
-            call()
-            times.append(time.perf_counter() - started)
-        ratios.append(times[0] / times[1])
-    return statistics.median(ratios)
 
 
 @pytest.mark.parametrize("batch", BATCHES)

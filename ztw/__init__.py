@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         hindsight_improvability,
         sweep,
     )
+    from ztw.folding import fold_batch_norm
     from ztw.heads import HEADS
     from ztw.inference import ExitResult
     from ztw.network import IC_MODES, EarlyExitNetwork, build_network
@@ -45,6 +46,7 @@ _HOME = {
         "hindsight_improvability",
         "sweep",
     ),
+    "folding": ("fold_batch_norm",),
     "heads": ("HEADS",),
     "inference": ("ExitResult",),
     "network": ("IC_MODES", "EarlyExitNetwork", "build_network"),
@@ -81,6 +83,7 @@ __all__ = [
     "decide",
     "exit_accuracy",
     "fit_ensemble",
+    "fold_batch_norm",
     "hindsight_improvability",
     "macs",
     "paper_ops",

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 # Take the samples that left out of the batch when they are this share of it.
 WORTH_A_COPY = 0.05
 # Activations of this many bytes and more go through memory, at a price that early exits do not earn back.
-PART_BYTES = 2**24
+PART_BYTES = 2**23
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,11 @@ def phases(network: EarlyExitNetwork, device: torch.device) -> list[tuple[list[i
     exits = range(network.exits)
     if device.type != "cpu":
         return [(list(exits), sys.maxsize)]
-    sizes = [math.prod(shape) for shape in network.backbone.feature_shapes]
+    number = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
+    sizes = [number.itemsize * math.prod(shape) for shape in network.backbone.feature_shapes]
     sizes = list(accumulate(reversed(sizes), max))[::-1]  # the largest still to come: parts are only joined
     firsts = [0, *(block + 1 for block in network.placement)]  # the first block on the way to each exit
-    limits = [max(1, PART_BYTES // (4 * sizes[min(block, len(sizes) - 1)])) for block in firsts]
+    limits = [max(1, PART_BYTES // sizes[min(block, len(sizes) - 1)]) for block in firsts]
     return [(list(run), limit) for limit, run in groupby(exits, key=limits.__getitem__)]
 
 

@@ -1,0 +1,65 @@
+"""Folded BatchNorms: the same answers from fewer modules, the network itself as it was."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import ztw
+
+
+def used(backbone: ztw.Backbone) -> ztw.Backbone:
+    """With BatchNorm statistics and factors that are not 0 and 1."""
+    torch.manual_seed(0)
+    for module in backbone.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.bias, -0.5, 0.5)
+            assert isinstance(module.running_mean, Tensor)
+            assert isinstance(module.running_var, Tensor)
+            module.running_mean.uniform_(-0.5, 0.5)
+            module.running_var.uniform_(0.5, 1.5)
+    return backbone.eval()
+
+
+def norms(module: nn.Module) -> int:
+    return sum(isinstance(part, nn.BatchNorm2d) for part in module.modules())
+
+
+@pytest.mark.parametrize(
+    "arch", ["resnet8", "vgg16_bn", "wide_resnet_32_4", "mobilenet", "torchvision/resnet18"]
+)
+@torch.no_grad()
+def test_folding_changes_no_answer(arch):
+    backbone = used(ztw.build_backbone(arch))
+    network = ztw.build_network(backbone, "cascade_detached", placement="every 2").eval()
+    before = norms(network)
+    folded = ztw.fold_batch_norm(network)
+    assert norms(network) == before
+    # a Wide ResNet normalises before its convolutions: only what follows one is folded
+    assert norms(folded) == 0 or arch == "wide_resnet_32_4"
+    assert norms(folded) < before
+    images = torch.randn(4, *backbone.input_shape)
+    torch.testing.assert_close(folded(images), network(images), atol=1e-3, rtol=1e-3)
+    rule = ztw.MaxSoftmax(0.2)
+    assert folded.infer(images, rule).exit_index.equal(network.infer(images, rule).exit_index)
+    torch.testing.assert_close(ztw.fold_batch_norm(backbone)(images), backbone(images), atol=1e-3, rtol=1e-3)
+
+
+class Branching(nn.Module):
+    """What tracing cannot follow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.Sequential(nn.BatchNorm2d(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x) if x.mean() > 0 else x
+
+
+def test_a_stage_that_cannot_be_traced_is_named():
+    classifier = nn.Sequential(nn.Flatten(), nn.Linear(3 * 4 * 4, 5))
+    backbone = ztw.Backbone("mine", [nn.Identity(), Branching()], classifier, (3, 4, 4))
+    with pytest.raises(ztw.ZtwError, match="mine: stage 1: cannot be traced"):
+        ztw.fold_batch_norm(backbone)
