@@ -231,3 +231,11 @@ def test_malformed_input_is_refused(logits, labels):
     for function, arguments, message in cases:
         with pytest.raises(ztw.ZtwError, match=message):
             function(*arguments)
+
+
+@pytest.mark.parametrize(("factor", "expected"), [(1.0, 1e-3), (-1.0, 1e3), (0.0, 1.0)])
+def test_bounds_of_a_temperature_hold_for_many_samples_too(factor, expected):
+    """So many that a few of them give the start: always right, always wrong, and not told apart."""
+    labels = torch.arange(10_000) % 4
+    logits = factor * torch.nn.functional.one_hot(labels, 4).double()
+    assert fit_temperature(logits, labels) == expected

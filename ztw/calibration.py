@@ -17,6 +17,8 @@ from ztw.errors import ZtwError
 from ztw.evaluation import check_logits
 
 LARGEST_SCALE = 1e3  # 1 / T is looked for between its inverse and this
+DRAFT = 2048  # samples on which a temperature first comes near its best
+CHUNK = 2**16  # numbers in float64 at once: few enough to stay near the processor
 
 
 def expected_calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
@@ -143,12 +145,13 @@ def calibration(
 def _measures(logits: Tensor, labels: Tensor, right: Tensor, edges: Tensor) -> dict[str, float]:
     """What a temperature changes, of one exit."""
     log_probs = logits.log_softmax(-1)
-    probs = log_probs.exp()
+    likelihood = float(_likelihood(log_probs, labels))
+    probs = log_probs.exp_()
     return {
         "ece": float(_top_error(probs, right, edges)),
         "classwise_ece": float(_class_error(probs, labels, edges)),
         "brier": float(_brier(probs, labels)),
-        "nll": float(_likelihood(log_probs, labels)),
+        "nll": likelihood,
     }
 
 
@@ -196,16 +199,23 @@ def _class_error(probs: Tensor, labels: Tensor, edges: Tensor) -> Tensor:
     """For each class and bin |sum of probabilities - number of labels| / N, summed over bins."""
     samples, classes = probs.shape
     bins = len(edges) + 1
-    cell = torch.bucketize(probs, edges, out_int32=True)
-    cell += bins * torch.arange(classes, dtype=torch.int32)
-    hits = torch.bincount(cell.gather(1, labels[:, None]).flatten(), minlength=bins * classes)
-    gap = torch.bincount(cell.flatten(), probs.flatten(), minlength=bins * classes) - hits
+
+    def cells(values: Tensor, of_class: Tensor) -> Tensor:
+        return torch.bucketize(values, edges) + bins * of_class
+
+    # with many classes nearly all probabilities lie in the first bin: it gets what the others leave
+    row, column = (probs > edges[0]).nonzero(as_tuple=True) if bins > 1 else labels.new_zeros(2, 0)
+    values = probs[row, column]
+    gap = torch.bincount(cells(values, column), values, minlength=bins * classes).double()  # of none: int
+    gap[::bins] += probs.sum(0) - torch.bincount(column, values, minlength=classes)
+    gap -= torch.bincount(cells(probs.gather(1, labels[:, None])[:, 0], labels), minlength=bins * classes)
     return gap.abs().sum() / (samples * classes)
 
 
 def _brier(probs: Tensor, labels: Tensor) -> Tensor:
     of_label = probs.gather(1, labels[:, None])
-    return (probs.square().sum() - 2 * of_label.sum()) / len(probs) + 1
+    flat = probs.flatten()
+    return (flat @ flat - 2 * of_label.sum()) / len(probs) + 1
 
 
 def _likelihood(log_probs: Tensor, labels: Tensor) -> Tensor:
@@ -214,21 +224,32 @@ def _likelihood(log_probs: Tensor, labels: Tensor) -> Tensor:
 
 def _slopes(margins: Tensor, scale: float) -> tuple[float, float]:
     """First and second derivative in `scale` of the mean of logsumexp(margins * scale)."""
-    probs = (margins * scale).softmax(-1)
-    moment = probs * margins
-    mean = moment.sum(-1)
-    return float(mean.mean()), float((moment.mul_(margins).sum(-1) - mean.square()).mean())
+    slope = curvature = 0.0
+    for part in margins.split(max(1, CHUNK // margins.shape[1])):
+        probs = (part * scale).softmax(-1)
+        moment = probs.mul_(part)
+        mean = moment.sum(-1)
+        slope += float(mean.sum())
+        curvature += float((moment.mul_(part).sum(-1) - mean.square()).sum())
+    return slope / len(margins), curvature / len(margins)
 
 
 def _best_scale(margins: Tensor) -> float:
-    """Where the mean of logsumexp(margins * scale) is least, within the bounds: Newton, kept in a bracket."""
+    """Where the mean of logsumexp(margins * scale) is least, within the bounds: Newton, kept in a bracket.
+
+    Large sets are started where a few of their samples, evenly taken, have their minimum.
+    """
     low, high = 1 / LARGEST_SCALE, LARGEST_SCALE
-    falls, rises = _slopes(margins, high)[0] <= 0, _slopes(margins, low)[0] >= 0
-    if falls or rises:
-        return 1.0 if falls and rises else high if falls else low
-    scale, step = 1.0, math.inf
+    drafted = len(margins) > 2 * DRAFT
+    scale, step = _best_scale(margins[:: len(margins) // DRAFT]) if drafted else 1.0, math.inf
+    if not drafted or scale in (low, high):
+        falls, rises = _slopes(margins, high)[0] <= 0, _slopes(margins, low)[0] >= 0
+        if falls or rises:
+            return 1.0 if falls and rises else high if falls else low
     for _ in range(200):
         slope, curvature = _slopes(margins, scale)
+        if slope == 0:
+            break
         low, high = (scale, high) if slope < 0 else (low, scale)
         best = scale - slope / curvature if curvature > 0 else math.nan
         if not (low <= best <= high and abs(best - scale) < step / 2):  # NaN too

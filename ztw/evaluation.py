@@ -30,7 +30,7 @@ def check_logits(logits: Tensor, labels: Tensor | None = None, cost: Tensor | No
     """Raise ZtwError unless logits (K, N, C), labels (N,) and cost (K,) are what they should be."""
     if logits.dim() != 3 or 0 in logits.shape:
         raise ZtwError(f"logits: shape {tuple(logits.shape)}, must be (exits, samples, classes), none 0")
-    if logits.isnan().any():
+    if logits.max().isnan():  # the maximum of anything and NaN is NaN: one pass, nothing stored
         raise ZtwError(f"logits: {int(logits.isnan().sum())} values are NaN")
     if labels is not None:
         if labels.shape != logits.shape[1:2]:
@@ -143,25 +143,25 @@ def departures(scores: Tensor, correct: Tensor, bounds: Tensor) -> tuple[Tensor,
     scores, correct: (K, N); bounds: (T,), each for all exits.
     """
     exits, samples = scores.shape
-    order = bounds.argsort()
+    ordered, order = bounds.sort()
     running = scores.cummax(0).values
-    # number of bounds strictly below a sample's running maximum: it has left for those, in sorted order
-    passed = torch.searchsorted(bounds[order], running.contiguous(), side="left")
-    passed[-1] = len(bounds)  # the last exit takes the rest
-
-    def departed(exit: int, weights: Tensor) -> Tensor:
-        """Sum of weights (N,) over the samples that have left by `exit`, for every bound (T,)."""
-        histogram = torch.bincount(passed[exit], weights.double(), minlength=len(bounds) + 1)
-        return histogram.flip(0).cumsum(0).flip(0)[1:]
-
-    everyone = torch.ones(samples)
-    gone = torch.stack([departed(exit, everyone) for exit in range(exits)], dim=1)
-    right_here = [departed(exit, correct[exit]) for exit in range(exits)]
-    right_before = [departed(exit, correct[exit + 1]) for exit in range(exits - 1)]
-    left, right = torch.empty_like(gone), torch.empty_like(gone[:, 0])
-    left[order] = gone.diff(dim=1, prepend=torch.zeros(len(bounds), 1, dtype=gone.dtype))
-    right[order] = sum(right_here) - sum(right_before, torch.zeros(len(bounds), dtype=gone.dtype))
-    return left, right
+    # under the sorted bounds before[k] ... by[k] - 1 a sample leaves at exit k: those that its running
+    # maximum passes there, but not at an earlier exit
+    by = torch.searchsorted(ordered, running.contiguous(), side="left")
+    by[-1] = len(bounds)  # the last exit takes the rest
+    before = torch.cat([by.new_zeros(1, samples), by[:-1]])
+    size = len(bounds) + 1
+    rows = size * torch.arange(exits)[:, None]
+    changes = torch.bincount((before + rows).flatten(), minlength=exits * size)
+    changes -= torch.bincount((by + rows).flatten(), minlength=exits * size)
+    left = changes.view(exits, size)[:, :-1].cumsum(1)
+    changes = torch.bincount(before[correct], minlength=size) - torch.bincount(by[correct], minlength=size)
+    right = changes[:-1].cumsum(0)
+    if not ordered.equal(bounds):
+        place = torch.empty_like(order)
+        place[order] = torch.arange(len(order))
+        left, right = left[:, place], right[place]
+    return left.T.double(), right.double()
 
 
 def _departures_per_exit(scores: Tensor, correct: Tensor, bounds: Tensor) -> tuple[Tensor, Tensor]:
