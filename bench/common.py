@@ -5,11 +5,13 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 import ztw
+from ztw.device import pick_device
 
 
 def random_logits(exits: int, samples: int, classes: int) -> tuple[Tensor, Tensor]:
@@ -28,11 +30,14 @@ def random_logits(exits: int, samples: int, classes: int) -> tuple[Tensor, Tenso
 
 @torch.no_grad()
 def busy_network(
-    backbone: ztw.Backbone, ics: str = "independent", placement: ztw.network.Placement = "all"
+    backbone: ztw.Backbone,
+    ics: str = "independent",
+    placement: ztw.network.Placement = "all",
+    head: str = "conv",
 ) -> ztw.EarlyExitNetwork:
     """Exits on a backbone, in eval mode, so confident now and then that samples leave at every one."""
     torch.manual_seed(0)
-    network = ztw.build_network(backbone, ics, placement=placement)
+    network = ztw.build_network(backbone, ics, head, placement=placement)
     images = torch.randn(64, *backbone.input_shape)
     backbone.train()
     backbone(images)  # BatchNorm statistics of its own
@@ -48,6 +53,19 @@ def busy_network(
     for exit, mean in enumerate(network(images).mean(1)[:-1]):
         network.heads[exit].linear.bias.sub_(mean)
     return network
+
+
+def waited(call: Callable[[], Any]) -> Callable[[], Any]:
+    """The call, and then until a GPU, if that is what computes, has done all of it."""
+    if pick_device().type == "cpu":
+        return call
+
+    def both() -> Any:
+        result = call()
+        torch.cuda.synchronize()
+        return result
+
+    return both
 
 
 @torch.inference_mode()

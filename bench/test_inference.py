@@ -6,24 +6,25 @@ from functools import cache
 
 import pytest
 import torch
-from common import busy_network, side_by_side
+from common import busy_network, side_by_side, waited
 
 import ztw
+from ztw.device import autocast, pick_device
 from ztw.rules import exit_scores
 
-ARCHS = ("resnet56", "vgg16_bn", "mobilenet")  # MobileNet: no exit lies below 89 % of its MACs
-BATCHES = (1, 32, 256)
+# With the convolution of the recipe's heads no exit of MobileNet lies below 89 % of its MACs: there SDN's.
+HEADS = {"resnet56": "conv", "vgg16_bn": "conv", "mobilenet": "pool"}
+# (batch size, precision)
+CASES = [(1, "fp32"), (32, "fp32"), (256, "fp32"), (256, "bf16")]
 SAVINGS = (0.25, 0.5, 0.75)
 
 
 @cache
 def prepared(arch: str):
-    """(network, images, logits (K, 256, C), cost (K,), base)."""
-    network = busy_network(ztw.build_backbone(arch))
-    images = torch.randn(256, 3, 32, 32).to(memory_format=torch.channels_last)
-    with torch.inference_mode():
-        logits = network(images)
-    return network, images, logits, ztw.macs(network), ztw.backbone_macs(network.backbone)
+    """(network, images, cost (K,), base)."""
+    network = busy_network(ztw.build_backbone(arch), head=HEADS[arch]).to(pick_device())
+    images = torch.randn(256, 3, 32, 32).to(pick_device(), memory_format=torch.channels_last)
+    return network, images, ztw.macs(network), ztw.backbone_macs(network.backbone)
 
 
 def in_batches(images: torch.Tensor, size: int) -> tuple[torch.Tensor, ...]:
@@ -31,78 +32,77 @@ def in_batches(images: torch.Tensor, size: int) -> tuple[torch.Tensor, ...]:
     return images[: {1: 16, 32: 128}.get(size, 256)].split(size)
 
 
-@pytest.mark.parametrize("batch", BATCHES)
-@pytest.mark.parametrize("arch", ARCHS)
-def test_backbone(benchmark, arch, batch):
+def describe(benchmark, arch: str, case: tuple[int, str], what: str, **facts) -> None:
+    benchmark.group = f"{arch}, batch {case[0]}, {case[1]}"
+    benchmark.extra_info.update(what=what, arch=arch, batch=case[0], **facts)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("arch", HEADS)
+def test_backbone(benchmark, arch, case):
     network, images, *_ = prepared(arch)
-    parts = in_batches(images, batch)
-    benchmark.group = f"{arch}, batch {batch}"
-    benchmark.extra_info.update(what="reference: the backbone alone", reference=True, arch=arch, batch=batch)
-    with torch.inference_mode():
-        benchmark.pedantic(lambda: [network.backbone(part) for part in parts], rounds=7, warmup_rounds=2)
+    parts = in_batches(images, case[0])
+    describe(benchmark, arch, case, "reference: the backbone alone", reference=True)
+    with torch.inference_mode(), autocast(images.device, case[1]):
+        alone = waited(lambda: [network.backbone(part) for part in parts])
+        benchmark.pedantic(alone, rounds=7, warmup_rounds=2)
 
 
 @pytest.mark.parametrize("saving", SAVINGS)
-@pytest.mark.parametrize("batch", BATCHES)
-@pytest.mark.parametrize("arch", ARCHS)
-def test_infer(benchmark, arch, batch, saving):
-    network, images, logits, cost, base = prepared(arch)
-    parts = in_batches(images, batch)
-    count = sum(len(part) for part in parts)
-    values = exit_scores(logits[:, :count], ztw.MaxSoftmax).unique()
-    # between two scores, because rounding differs between batch sizes
-    between = ((values[1:] + values[:-1]) / 2)[values.diff() > 1e-4]
-    curve = ztw.sweep(logits[:, :count], torch.zeros(count).long(), cost, "max_softmax", between)
-    index = int((curve.cost / base - (1 - saving)).abs().argmin())
-    rule = ztw.MaxSoftmax(float(curve.parameter[index]))
-    benchmark.group = f"{arch}, batch {batch}"
-    benchmark.extra_info.update(
-        what=f"infer, saving {saving:.0%} of the MACs asked",
-        saved=1 - float(curve.cost[index]) / base,
-        arch=arch,
-        batch=batch,
-    )
-    run = lambda: [network.infer(part, rule) for part in parts]  # noqa: E731
-    results = benchmark.pedantic(run, rounds=5, warmup_rounds=2)
-    alone = lambda: [network.backbone(part) for part in parts]  # noqa: E731
-    saved = benchmark.extra_info["saved"]
-    benchmark.extra_info["share_of_saving_in_time"] = (1 - side_by_side(run, alone)) / saved
-    exits = torch.cat([result.exit_index for result in results])
-    assert float(cost[exits].mean()) / base == pytest.approx(float(curve.cost[index]) / base, abs=0.02)
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("arch", HEADS)
+def test_infer(benchmark, arch, case, saving):
+    network, images, cost, base = prepared(arch)
+    parts = in_batches(images, case[0])
+    with torch.inference_mode(), autocast(images.device, case[1]):
+        logits = torch.cat([network(part) for part in parts], dim=1)
+        count = logits.shape[1]
+        values = exit_scores(logits, ztw.MaxSoftmax).unique()
+        # between two scores, because rounding differs between batch sizes
+        between = ((values[1:] + values[:-1]) / 2)[values.diff() > 1e-4]
+        curve = ztw.sweep(logits, torch.zeros(count).long(), cost, "max_softmax", between)
+        index = int((curve.cost / base - (1 - saving)).abs().argmin())
+        saved = 1 - float(curve.cost[index]) / base
+        rule = ztw.MaxSoftmax(float(curve.parameter[index]))
+        describe(benchmark, arch, case, f"infer, saving {saving:.0%} of the MACs asked", saved=saved)
+        run = waited(lambda: [network.infer(part, rule) for part in parts])
+        alone = waited(lambda: [network.backbone(part) for part in parts])
+        results = benchmark.pedantic(run, rounds=5, warmup_rounds=2)
+        benchmark.extra_info["share_of_saving_in_time"] = (1 - side_by_side(run, alone)) / saved
+    exits = torch.cat([result.exit_index for result in results]).cpu()
+    # in bf16 a logit depends on who else is in the batch by more than the thresholds are apart
+    assert float(cost[exits].mean()) / base == pytest.approx(1 - saved, abs=0.02)
 
 
 @pytest.mark.parametrize("kind", [None, "geometric"])
 def test_machinery_when_nobody_leaves(benchmark, kind):
     """Batch 1, 27 exits: everything but what the backbone and the heads compute themselves."""
-    network, images, logits, *_ = prepared("resnet56")
-    labels = torch.arange(256) % 10
-    network.ensemble = ztw.fit_ensemble(logits.clone(), labels, kind) if kind else None
+    network, images, *_ = prepared("resnet56")
+    if kind:
+        with torch.inference_mode():
+            logits = network(images)
+        network.ensemble = ztw.fit_ensemble(logits.clone(), logits.mean(0).argmax(-1).clone(), kind)
     benchmark.group = "resnet56, batch 1, nobody leaves"
     benchmark.extra_info.update(what=f"infer, ensemble {kind}")
-    parts = images[:16].split(1)
-    benchmark.pedantic(
-        lambda: [network.infer(part, ztw.MaxSoftmax(2.0)) for part in parts], rounds=9, warmup_rounds=2
-    )
+    backbone, parts = network.backbone, images[:16].split(1)
+    run = waited(lambda: [network.infer(part, ztw.MaxSoftmax(2.0)) for part in parts])
+    plain = waited(lambda: [network.exit_logits(list(backbone.features(part))) for part in parts])
+    alone = waited(lambda: [backbone(part) for part in parts])
+    benchmark.pedantic(run, rounds=9, warmup_rounds=2)
+    # beyond the heads' own computation, as a share of the backbone's time
+    beyond = side_by_side(run, plain, 15) - 1
+    benchmark.extra_info["machinery_share_of_backbone"] = beyond / side_by_side(alone, plain, 15)
     network.ensemble = None
 
 
-def test_heads_alone(benchmark):
+@pytest.mark.parametrize("heads", [True, False])
+def test_nothing_decided(benchmark, heads):
     network, images, *_ = prepared("resnet56")
+    backbone, parts = network.backbone, images[:16].split(1)
     benchmark.group = "resnet56, batch 1, nobody leaves"
-    benchmark.extra_info.update(what="reference: backbone and heads, no decisions", reference=True)
-    parts = images[:16].split(1)
+    what = "reference: backbone and heads, no decisions" if heads else "the backbone alone"
+    benchmark.extra_info.update(what=what, reference=heads)
+    plain = waited(lambda: [network.exit_logits(list(backbone.features(part))) for part in parts])
+    alone = waited(lambda: [backbone(part) for part in parts])
     with torch.inference_mode():
-        benchmark.pedantic(
-            lambda: [network.exit_logits(list(network.backbone.features(part))) for part in parts],
-            rounds=9,
-            warmup_rounds=2,
-        )
-
-
-def test_backbone_alone(benchmark):
-    network, images, *_ = prepared("resnet56")
-    benchmark.group = "resnet56, batch 1, nobody leaves"
-    benchmark.extra_info.update(what="the backbone alone")
-    parts = images[:16].split(1)
-    with torch.inference_mode():
-        benchmark.pedantic(lambda: [network.backbone(part) for part in parts], rounds=9, warmup_rounds=2)
+        benchmark.pedantic(plain if heads else alone, rounds=9, warmup_rounds=2)

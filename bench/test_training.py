@@ -6,9 +6,13 @@ torchvision's transforms in a DataLoader, ICs trained with a pass over the train
 
 from __future__ import annotations
 
+import statistics
+import time
+
 import pytest
 import torch
 import torch.nn.functional as F
+from common import waited
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
@@ -75,9 +79,46 @@ def test_backbone(benchmark, batch):
     describe(benchmark, "backbone", f"ztw, {precision}, batch {batch}")
     backbone = ztw.build_backbone("resnet56").to(device)
     recipe = Recipe(1, batch, 0.1, 1e-4, precision=precision)
-    benchmark.pedantic(
-        lambda: train_backbone(backbone, images().to(device), recipe, 0), rounds=3, warmup_rounds=1
-    )
+    train = waited(lambda: train_backbone(backbone, images().to(device), recipe, 0))
+    benchmark.pedantic(train, rounds=3, warmup_rounds=1)
+    operations = 3 * 2 * ztw.backbone_macs(backbone) * IMAGES / benchmark.stats.stats.median
+    benchmark.extra_info["share_of_a_matrix_product"] = operations / matrix_product(device, precision)
+
+
+def test_compiled(benchmark, tmp_path, monkeypatch):
+    """What torch.compile gains an epoch, and what it takes before the first."""
+    device = pick_device()
+    precision = resolve_precision("auto", device)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    torch.compiler.reset()
+    backbone = ztw.build_backbone("resnet56").to(device)
+    found = {}
+
+    def train() -> None:
+        for compile in (False, True):
+            recipe = Recipe(5, 128, 0.1, 1e-4, precision=precision, compile=compile)
+            history = train_backbone(backbone, images().to(device), recipe, 0)
+            found[compile] = [float(epoch["seconds"]) for epoch in history]
+
+    benchmark.group = "ResNet-56, backbone: does torch.compile pay?"
+    benchmark.extra_info["what"] = f"{precision}, batch 128, five epochs of {IMAGES} images without and with"
+    benchmark.pedantic(train, rounds=1)
+    for compile, seconds in found.items():
+        name = "compiled" if compile else "eager"
+        benchmark.extra_info[f"{name}_epoch_of_50000_s"] = EPOCH / IMAGES * statistics.median(seconds[1:])
+    benchmark.extra_info["compiling_s"] = found[True][0] - statistics.median(found[True][1:])
+
+
+def matrix_product(device: torch.device, precision: str) -> float:
+    """Operations a second of a large matrix product: what the machine reaches at best."""
+    side, number = 4096, torch.bfloat16 if precision == "bf16" else torch.float32
+    one = torch.randn(side, side, device=device, dtype=number)
+    product = waited(lambda: one @ one)
+    product()
+    started = time.perf_counter()
+    for _ in range(3):
+        product()
+    return 3 * 2 * side**3 / (time.perf_counter() - started)
 
 
 def test_plain_ics(benchmark):
