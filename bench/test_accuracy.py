@@ -80,7 +80,8 @@ def fast(backbone: ztw.Backbone, data: ImageSet, seed: int) -> None:
 @torch.inference_mode()
 def accuracy(backbone: ztw.Backbone, data: ImageSet) -> float:
     right = sum(
-        int((backbone(images).argmax(-1) == labels).sum()) for images, labels in data.to("cpu").batches(500)
+        int((backbone(images).argmax(-1) == labels).sum())
+        for images, labels in data.to(torch.device("cpu")).batches(500)
     )
     return 100 * right / len(data)
 

@@ -16,27 +16,30 @@ from ztw.latency import (
     latency_table,
     read_latency,
     take_batches,
-    time_batches,
+    time_in_turn,
     write_latency,
 )
 
 CPU = torch.device("cpu")
 
 
-def test_time_batches_times_every_batch_after_a_warm_up():
-    calls = []
+def test_every_batch_is_timed_in_turn_after_a_warm_up():
+    called = []
 
-    def call(batch: torch.Tensor) -> None:
-        calls.append(len(batch))
-        hiccup = len(calls) == 4  # only once, so that it does not count
+    def slow(batch: torch.Tensor) -> None:
+        called.append("slow")
+        hiccup = len(called) == 4  # only once, so that it does not count
         time.sleep(0.05 if hiccup else 0.02 if batch.max() else 0.002)
 
-    slow = [torch.zeros(4, 1)] * 5 + [torch.ones(4, 1)]
-    found = time_batches(call, slow, CPU)
-    assert calls == [4] * (2 + 6 * REPEATS), "two to warm up, six timed"
+    def fast(batch: torch.Tensor) -> None:
+        called.append("fast")
+
+    batches = [torch.zeros(4, 1)] * 5 + [torch.ones(4, 1)]
+    found, other = time_in_turn([slow, fast], batches, CPU)
+    assert called == (["slow"] * (2 + 6) + ["fast"] * (2 + 6)) * REPEATS, "two to warm up, six timed"
     assert 1.5 < found["median_ms"] < 15
     assert 15 < found["p95_ms"] < 40, "a batch that is slow each time counts, a hiccup does not"
-    assert found["images_per_s"] < 24 / 0.03
+    assert found["images_per_s"] < 24 / 0.03 < other["images_per_s"]
 
 
 @pytest.mark.parametrize(("size", "images", "count"), [(1, 7, 7), (4, 8, 5), (16, 8, 5)])

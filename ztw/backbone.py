@@ -49,5 +49,7 @@ class Fp32Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in) -> (N, out) float32."""
+        if not torch.is_autocast_enabled(x.device.type):
+            return super().forward(x)
         with torch.autocast(x.device.type, enabled=False):
             return super().forward(x.float())

@@ -57,25 +57,33 @@ BACKBONE = "backbone alone"
 Row = dict[str, Any]
 
 
-def time_batches(call: Callable[[Tensor], Any], batches: Sequence[Tensor], device: torch.device) -> Row:
-    """Time a call on every batch in turn, after a warm-up: latency of a batch, and images a second.
+def time_in_turn(
+    calls: Sequence[Callable[[Tensor], Any]], batches: Sequence[Tensor], device: torch.device
+) -> list[Row]:
+    """Time calls on every batch, each after a warm-up: latency of a batch, and images a second.
 
-    batches: (B, C, H, W) each, on `device`, each timed REPEATS times and counted at its fastest, because
-    a machine has other things to do now and then. Returns median_ms, p95_ms (of a batch) and images_per_s.
+    batches: (B, C, H, W) each, on `device`. The calls are gone through REPEATS times, so that a machine whose
+    speed drifts slows none more than another, and each batch counts at its fastest, because a machine has
+    other things to do now and then. Returns median_ms, p95_ms (of a batch) and images_per_s of each call.
     """
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    for batch in batches[:WARM_UP]:
-        call(batch)
-    spent = [math.inf] * len(batches)
-    for place, batch in list(enumerate(batches)) * REPEATS:
-        wait()
-        started = time.perf_counter()
-        call(batch)
-        wait()
-        spent[place] = min(spent[place], time.perf_counter() - started)
-    ordered = sorted(spent)
-    slow = ordered[min(len(ordered) - 1, round(0.95 * (len(ordered) - 1)))]
+    fastest = [[math.inf] * len(batches) for _ in calls]
+    for _ in range(REPEATS):
+        for call, spent in zip(calls, fastest, strict=True):
+            for batch in batches[:WARM_UP]:
+                call(batch)
+            for place, batch in enumerate(batches):
+                wait()
+                started = time.perf_counter()
+                call(batch)
+                wait()
+                spent[place] = min(spent[place], time.perf_counter() - started)
     images = sum(len(batch) for batch in batches)
+    return [_summary(sorted(spent), images) for spent in fastest]
+
+
+def _summary(spent: list[float], images: int) -> Row:
+    slow = spent[min(len(spent) - 1, round(0.95 * (len(spent) - 1)))]
     return {
         "median_ms": 1e3 * statistics.median(spent),
         "p95_ms": 1e3 * slow,
@@ -104,24 +112,23 @@ def run_measure_latency(
     test = data_parts(read_json(files.prepared), cell, settings)["test"]
     batches = {size: take_batches(test, size, latency["images"], device) for size in latency["batch_sizes"]}
     where = {"device": device_name(device), "precision": precision, "threads": torch.get_num_threads()}
-    rows: list[Row] = []
-
-    def add(method: str, budget: Any, call: Callable[[Tensor], Any]) -> None:
-        for size, parts in batches.items():
-            with torch.inference_mode(), autocast(device, precision):
-                found = time_batches(call, parts, device)
-            rows.append({"method": method, "budget": budget, "batch_size": size, **found, **where})
-
+    calls: dict[tuple[str, Any], Callable[[Tensor], Any]] = {}
     for name in settings["methods"]:
-        report(name)
         network = load_method(cell, settings, files, name)
         held_out = method_logits(network, settings, files, name, "validation")
         rules = rules_at_budgets(network, *held_out, settings["methods"][name], settings["evaluation"])
         network.to(device)
-        if not rows:
-            add(BACKBONE, None, network.backbone)
-        for budget, rule in rules.items():
-            add(name, budget, partial(network.infer, rule=rule))
+        calls.setdefault((BACKBONE, None), network.backbone)
+        calls |= {(name, budget): partial(network.infer, rule=rule) for budget, rule in rules.items()}
+    rows: list[Row] = []
+    for size, parts in batches.items():
+        report(f"{len(calls)} times, batches of {size}")
+        with torch.inference_mode(), autocast(device, precision):
+            found = time_in_turn(list(calls.values()), parts, device)
+        rows += [
+            {"method": method, "budget": budget, "batch_size": size, **times, **where}
+            for (method, budget), times in zip(calls, found, strict=True)
+        ]
     write_json(output, {**cell, "seed": int(cell["seed"]), "rows": rows})
 
 

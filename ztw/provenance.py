@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 
 import ztw
+from ztw.errors import ZtwError
 
 PACKAGE = Path(__file__).parent
 
@@ -38,9 +39,10 @@ def code_digest(*names: str) -> str:
         module, _, function = name.partition(".")
         tree: ast.AST = ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
         if function:
-            tree = next(
-                node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == function
-            )
+            functions = {node.name: node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+            if function not in functions:
+                raise ZtwError(f"code {name!r}: ztw/{module}.py has no function {function}")
+            tree = functions[function]
         digest.update(ast.dump(_without_docstrings(tree)).encode())
     return digest.hexdigest()[:16]
 

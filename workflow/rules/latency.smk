@@ -34,7 +34,7 @@ if TIMED:
                 "inference",
                 "ensembles",
                 "latency.run_measure_latency",
-                "latency.time_batches",
+                "latency.time_in_turn",
                 "latency.take_batches",
             ),
         script:
