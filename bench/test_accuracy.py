@@ -54,6 +54,8 @@ class OneByOne(Dataset):
 
 def plain(backbone: ztw.Backbone, data: ImageSet, seed: int) -> None:
     torch.manual_seed(seed)
+    device = pick_device()
+    backbone.to(device)
     optimizer = torch.optim.SGD(backbone.parameters(), LR, 0.9, weight_decay=DECAY)
     loader = DataLoader(OneByOne(data), BATCH, shuffle=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -62,10 +64,10 @@ def plain(backbone: ztw.Backbone, data: ImageSet, seed: int) -> None:
     for _ in range(EPOCHS):
         for batch, labels in loader:
             optimizer.zero_grad()
-            F.cross_entropy(backbone(batch), labels).backward()
+            F.cross_entropy(backbone(batch.to(device)), labels.to(device)).backward()
             optimizer.step()
             schedule.step()
-    backbone.eval()
+    backbone.eval().cpu()
 
 
 def fast(backbone: ztw.Backbone, data: ImageSet, seed: int) -> None:

@@ -55,7 +55,7 @@ def test_infer(benchmark, arch, case, saving):
     network, images, cost, base = prepared(arch)
     parts = in_batches(images, case[0])
     with torch.inference_mode(), autocast(images.device, case[1]):
-        logits = torch.cat([network(part) for part in parts], dim=1)
+        logits = torch.cat([network(part) for part in parts], dim=1).cpu()
         count = logits.shape[1]
         values = exit_scores(logits, ztw.MaxSoftmax).unique()
         # between two scores, because rounding differs between batch sizes
@@ -81,7 +81,9 @@ def test_machinery_when_nobody_leaves(benchmark, kind):
     if kind:
         with torch.inference_mode():
             logits = network(images)
-        network.ensemble = ztw.fit_ensemble(logits.clone(), logits.mean(0).argmax(-1).clone(), kind)
+        network.ensemble = ztw.fit_ensemble(logits.clone(), logits.mean(0).argmax(-1).clone(), kind).to(
+            images.device
+        )
     benchmark.group = "resnet56, batch 1, nobody leaves"
     benchmark.extra_info.update(what=f"infer, ensemble {kind}")
     backbone, parts = network.backbone, images[:16].split(1)

@@ -52,6 +52,15 @@ def test_uniform_is_the_mean_of_probabilities():
     assert UniformEnsemble(2, 2)(log_probs)[1].exp()[0].tolist() == pytest.approx([0.6, 0.4])
 
 
+def test_gradients_pass_through_a_geometric_ensemble():
+    logits, labels = real_logits(20, 3, 4)
+    ensemble = ztw.fit_ensemble(logits, labels)
+    logits.requires_grad_()
+    ensemble(logits)[2, :, 0].sum().backward()
+    assert logits.grad is not None
+    assert logits.grad.abs().sum() > 0
+
+
 @pytest.mark.parametrize("kind", list(ztw.ENSEMBLES))
 def test_a_probability_of_zero_gives_no_nan(kind):
     logits = torch.tensor([[[0.0, -math.inf], [-1e4, 1e4]], [[1e4, -1e4], [0.0, 0.0]]])

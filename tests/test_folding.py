@@ -63,3 +63,37 @@ def test_a_stage_that_cannot_be_traced_is_named():
     backbone = ztw.Backbone("mine", [nn.Identity(), Branching()], classifier, (3, 4, 4))
     with pytest.raises(ztw.ZtwError, match="mine: stage 1: cannot be traced"):
         ztw.fold_batch_norm(backbone)
+
+
+class Twice(nn.Module):
+    """Convolutions that are used twice, each time with another BatchNorm or with none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tied = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
+        self.shared, self.first, self.second = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+        self.read, self.third = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.tied(self.tied(x))
+        x = self.second(self.shared(self.first(self.shared(x))))
+        y = self.read(x)
+        return self.third(y) + y
+
+
+@torch.no_grad()
+def test_a_convolution_that_is_used_twice_is_left_alone():
+    stage = Twice()
+    classifier = nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(48, 48),
+        nn.Unflatten(1, (4, 12)),
+        nn.Linear(12, 4),
+        nn.BatchNorm1d(4),
+        nn.Flatten(),
+    )
+    backbone = used(ztw.Backbone("mine", [stage, stage], classifier, (3, 4, 4)))
+    images = torch.randn(5, 3, 4, 4)
+    torch.testing.assert_close(ztw.fold_batch_norm(backbone)(images), backbone(images))
+    folded = ztw.fold_batch_norm(ztw.Backbone("mine", [stage], classifier, (3, 4, 4)))
+    assert norms(folded) == norms(stage)

@@ -242,7 +242,7 @@ def _best_scale(margins: Tensor) -> float:
     low, high = 1 / LARGEST_SCALE, LARGEST_SCALE
     drafted = len(margins) > 2 * DRAFT
     scale, step = _best_scale(margins[:: len(margins) // DRAFT]) if drafted else 1.0, math.inf
-    if not drafted or scale in (low, high):
+    if not drafted or scale in (low, high, 1.0):  # 1: the few do not tell
         falls, rises = _slopes(margins, high)[0] <= 0, _slopes(margins, low)[0] >= 0
         if falls or rises:
             return 1.0 if falls and rises else high if falls else low

@@ -98,7 +98,7 @@ class GeometricEnsemble(WeightedEnsemble):
 
     def member(self, logits: Tensor) -> Tensor:
         """log p, floored."""
-        return logits.log_softmax(-1).clamp_(min=LOG_FLOOR)
+        return logits.log_softmax(-1).clamp(min=LOG_FLOOR)
 
     def linear(self) -> tuple[Tensor, Tensor]:
         """The mean's weights, and the bias."""

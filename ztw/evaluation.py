@@ -66,13 +66,13 @@ def sweep(
     whatever T is.
     """
     kind = exit_rule(rule)
-    cost = torch.as_tensor(cost, dtype=torch.float64)
+    cost = torch.as_tensor(cost, dtype=torch.float64).cpu()
     check_logits(logits, labels, cost)
     scores, correct = scored(logits, labels, kind)
     if parameters is None:
         parameter = kind.grid(scores, points)
     else:
-        parameter = torch.as_tensor(parameters, dtype=torch.float64)
+        parameter = torch.as_tensor(parameters, dtype=torch.float64).cpu()
     if parameter.dim() == 2:
         left, right = _departures_per_exit(scores, correct, _bounds_per_exit(kind, parameter, len(cost)))
         parameter = torch.arange(len(parameter), dtype=torch.float64)
@@ -83,7 +83,7 @@ def sweep(
     if reported is not None:
         if len(reported) != len(parameter):
             raise ZtwError(f"reported: {len(reported)} values for {len(parameter)} parameters")
-        parameter = torch.as_tensor(reported, dtype=torch.float64)
+        parameter = torch.as_tensor(reported, dtype=torch.float64).cpu()
     return Curve(parameter, right / labels.numel(), exit_fraction @ cost, exit_fraction)
 
 

@@ -7,6 +7,7 @@ import hashlib
 import subprocess
 from functools import cache
 from pathlib import Path
+from typing import NoReturn
 
 import ztw
 from ztw.errors import ZtwError
@@ -39,12 +40,16 @@ def code_digest(*names: str) -> str:
         module, _, function = name.partition(".")
         tree: ast.AST = ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
         if function:
-            functions = {node.name: node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
-            if function not in functions:
-                raise ZtwError(f"code {name!r}: ztw/{module}.py has no function {function}")
-            tree = functions[function]
+            found = (
+                node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == function
+            )
+            tree = next(found, None) or _missing(module, function)
         digest.update(ast.dump(_without_docstrings(tree)).encode())
     return digest.hexdigest()[:16]
+
+
+def _missing(module: str, function: str) -> NoReturn:
+    raise ZtwError(f"code digest: ztw/{module}.py has no function {function}")
 
 
 def _without_docstrings(tree: ast.AST) -> ast.AST:

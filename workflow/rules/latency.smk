@@ -35,6 +35,8 @@ if TIMED:
                 "ensembles",
                 "latency.run_measure_latency",
                 "latency.time_in_turn",
+                "latency._summary",
+                "latency.rules_at_budgets",
                 "latency.take_batches",
             ),
         script:
