@@ -9,9 +9,35 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision import transforms
 
 import ztw
+from ztw.data import ImageSet
 from ztw.device import pick_device
+
+
+class OneByOne(Dataset):
+    """An image set as the plain loops read it: one image at a time through PIL and torchvision's transforms."""
+
+    def __init__(self, data: ImageSet) -> None:
+        self.pixels, self.labels = data.images, data.labels
+        crop = [transforms.RandomCrop(data.images.shape[-1], data.crop_padding)] if data.crop_padding else []
+        self.transform = transforms.Compose(
+            [
+                transforms.ToPILImage(),
+                *crop,
+                transforms.RandomHorizontalFlip(),
+                transforms.ToTensor(),
+                transforms.Normalize(data.mean, data.std),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.transform(self.pixels[index]), int(self.labels[index])
 
 
 def random_logits(exits: int, samples: int, classes: int) -> tuple[Tensor, Tensor]:

@@ -7,9 +7,8 @@ import statistics
 import pytest
 import torch
 import torch.nn.functional as F
-from common import waited
-from torch.utils.data import DataLoader, Dataset
-from torchvision import transforms
+from common import OneByOne, waited
+from torch.utils.data import DataLoader
 
 import ztw
 from ztw.data import ImageSet, load_split
@@ -30,26 +29,6 @@ def splits() -> tuple[ImageSet, ImageSet]:
     assert isinstance(test, ImageSet)
     chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[:IMAGES]
     return train.take(chosen), test
-
-
-class OneByOne(Dataset):
-    """Images through PIL and torchvision's transforms."""
-
-    def __init__(self, data: ImageSet) -> None:
-        self.pixels, self.labels = data.images, data.labels
-        steps = [
-            transforms.ToPILImage(),
-            transforms.RandomHorizontalFlip(),
-            transforms.ToTensor(),
-            transforms.Normalize(data.mean, data.std),
-        ]
-        self.transform = transforms.Compose(steps)
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        return self.transform(self.pixels[index]), int(self.labels[index])
 
 
 def plain(backbone: ztw.Backbone, data: ImageSet, seed: int) -> None:

@@ -12,9 +12,8 @@ import time
 import pytest
 import torch
 import torch.nn.functional as F
-from common import waited
-from torch.utils.data import DataLoader, Dataset
-from torchvision import transforms
+from common import OneByOne, waited
+from torch.utils.data import DataLoader
 
 import ztw
 from ztw.data import ImageSet
@@ -32,27 +31,6 @@ def images() -> ImageSet:
     return ImageSet(pixels, torch.arange(IMAGES) % 10, 10, MEAN, STD, flip=True, crop_padding=4)
 
 
-class OneByOne(Dataset):
-    """Images through PIL and torchvision's transforms."""
-
-    def __init__(self) -> None:
-        self.data = images()
-        steps = [
-            transforms.ToPILImage(),
-            transforms.RandomCrop(32, 4),
-            transforms.RandomHorizontalFlip(),
-            transforms.ToTensor(),
-            transforms.Normalize(MEAN, STD),
-        ]
-        self.transform = transforms.Compose(steps)
-
-    def __len__(self) -> int:
-        return IMAGES
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        return self.transform(self.data.stored[index]), int(self.data.labels[index])
-
-
 def describe(benchmark, group: str, what: str, **facts) -> None:
     benchmark.group = f"ResNet-56, {group}, an epoch of 50,000"
     benchmark.extra_info.update(what=what, scale=EPOCH / IMAGES, **facts)
@@ -65,7 +43,7 @@ def test_plain_backbone(benchmark):
     optimizer = torch.optim.SGD(backbone.parameters(), 0.1, 0.9, weight_decay=1e-4)
 
     def epoch() -> None:
-        for batch, labels in DataLoader(OneByOne(), 128, shuffle=True):
+        for batch, labels in DataLoader(OneByOne(images()), 128, shuffle=True):
             optimizer.zero_grad()
             F.cross_entropy(backbone(batch.to(device)), labels.to(device)).backward()
             optimizer.step()
@@ -134,7 +112,7 @@ def test_plain_ics(benchmark):
     def epoch() -> None:
         for network in networks:
             optimizer = torch.optim.Adam(network.heads.parameters(), 1e-3)
-            for batch, labels in DataLoader(OneByOne(), 128, shuffle=True):
+            for batch, labels in DataLoader(OneByOne(images()), 128, shuffle=True):
                 batch, labels = batch.to(device), labels.to(device)
                 with torch.no_grad():
                     features = list(backbone.features(batch))
@@ -142,7 +120,7 @@ def test_plain_ics(benchmark):
                 sum(F.cross_entropy(ic, labels) for ic in network.ic_logits(features)).backward()
                 optimizer.step()
             with torch.no_grad():
-                for batch, _ in DataLoader(OneByOne(), 128):
+                for batch, _ in DataLoader(OneByOne(images()), 128):
                     network(batch.to(device))
 
     benchmark.pedantic(waited(epoch), rounds=1)

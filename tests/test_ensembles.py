@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 import ztw
-from ztw.ensembles import ArithmeticEnsemble, GeometricEnsemble, Running, UniformEnsemble, minimise
+from ztw.ensembles import ArithmeticEnsemble, GeometricEnsemble, Running, UniformEnsemble
+from ztw.newton import minimise
 
 
 def cross_entropy(log_probs: Tensor, labels: Tensor) -> Tensor:
@@ -61,11 +62,12 @@ def test_gradients_pass_through_a_geometric_ensemble():
     assert logits.grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize("include_final", [True, False])
 @pytest.mark.parametrize("kind", list(ztw.ENSEMBLES))
-def test_a_probability_of_zero_gives_no_nan(kind):
+def test_a_probability_of_zero_gives_no_nan(kind, include_final):
     logits = torch.tensor([[[0.0, -math.inf], [-1e4, 1e4]], [[1e4, -1e4], [0.0, 0.0]]])
     labels = torch.tensor([1, 0])  # where the first exit says probability 0
-    fitted = ztw.fit_ensemble(logits, labels, kind)
+    fitted = ztw.fit_ensemble(logits, labels, kind, include_final)
     log_probs = fitted(logits)
     assert log_probs.isfinite().all()
     torch.testing.assert_close(log_probs.exp().sum(-1), torch.ones(2, 2))

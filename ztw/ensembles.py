@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ztw.errors import ZtwError, unknown
 from ztw.evaluation import check_logits
+from ztw.newton import minimise
 
 # A probability below this is 0 in float32; flooring it keeps log-probabilities finite.
 LOG_FLOOR = float(torch.tensor(torch.finfo(torch.float32).tiny).log())
@@ -17,6 +18,11 @@ LOG_FLOOR = float(torch.tensor(torch.finfo(torch.float32).tiny).log())
 CHUNK = 250_000
 # Samples on which a fit first comes near its minimum, so that few steps over all of them are left.
 DRAFT = 4096
+
+
+def floored(logits: Tensor) -> Tensor:
+    """Finite log-probabilities (..., C) of logits (..., C)."""
+    return logits.log_softmax(-1).clamp(min=LOG_FLOOR)
 
 
 class Ensemble(nn.Module):
@@ -42,7 +48,7 @@ class Ensemble(nn.Module):
             total = (coefficients @ self.member(logits).flatten(1)).view(logits.shape) + constants[:, None]
         answers = self.finish(total)
         if not self.ensembled(self.exits - 1):
-            answers[-1] = logits[-1]
+            answers[-1] = floored(logits[-1])
         return answers.log_softmax(-1)
 
     def ensembled(self, exit: int) -> bool:
@@ -67,7 +73,7 @@ class Ensemble(nn.Module):
 
     def fit(self, logits: Tensor, labels: Tensor) -> None:
         """Fit every exit's parameters by minimising its cross-entropy; logits (K, N, C), labels (N,)."""
-        log_probs, labels = logits.detach().cpu().float().log_softmax(-1).clamp(min=LOG_FLOOR), labels.cpu()
+        log_probs, labels = floored(logits.detach().cpu().float()), labels.cpu()
         for exit in range(self.exits):
             if self.ensembled(exit):
                 self._fit_exit(exit, log_probs[: exit + 1], labels)
@@ -97,8 +103,8 @@ class GeometricEnsemble(WeightedEnsemble):
     """
 
     def member(self, logits: Tensor) -> Tensor:
-        """log p, floored."""
-        return logits.log_softmax(-1).clamp(min=LOG_FLOOR)
+        """log p."""
+        return floored(logits)
 
     def linear(self) -> tuple[Tensor, Tensor]:
         """The mean's weights, and the bias."""
@@ -219,7 +225,7 @@ class Running:
     def add(self, exit: int, logits: Tensor) -> Tensor:
         """logits float32 (n, C) of the next exit (from 0) -> its unnormalised log-probabilities (n, C)."""
         if not self.ensemble.ensembled(exit):
-            return logits
+            return floored(logits)
         member = self.ensemble.member(logits)
         # earlier exits' shares are 0: one operation is faster than picking the later ones
         self.totals.view(len(self.totals), -1).addr_(self.shares[exit], member.view(-1))
@@ -232,45 +238,6 @@ class Running:
     def take_in(self, others: Sequence[Running]) -> None:
         """Go on with the samples of others too."""
         self.totals = torch.cat([self.totals, *(other.totals for other in others)], dim=1)
-
-
-def minimise(
-    terms: Callable[[Tensor], tuple[float, Tensor, Tensor]],
-    start: Tensor,
-    lower: Tensor,
-    tolerance: float = 1e-8,
-    iterations: int = 100,
-) -> Tensor:
-    """Minimise a convex function over x >= lower by projected Newton steps (Bertsekas 1982).
-
-    terms: x -> (value, gradient, Hessian). Stops when the projected gradient or the decrease of the
-    value falls below `tolerance` (separable data have no finite minimiser, only a vanishing decrease).
-    """
-    x = start.clamp(min=lower)
-    value, gradient, hessian = terms(x)
-    for _ in range(iterations):
-        free = (x > lower + 1e-12) | (gradient < 0)
-        if not free.any() or float(gradient[free].abs().max()) < tolerance:
-            break
-        curvature = hessian[free][:, free]
-        # a common shift of all biases changes nothing: the ridge makes the Hessian invertible
-        ridge = 1e-9 * (1 + float(curvature.diagonal().max()))
-        step = torch.zeros_like(x)
-        step[free] = -torch.linalg.solve(
-            curvature + ridge * torch.eye(len(curvature), dtype=x.dtype), gradient[free]
-        )
-        for halvings in range(40):  # until the projected point decreases the value enough (Armijo)
-            candidate = torch.maximum(x + step * 0.5**halvings, lower)
-            new_value, new_gradient, new_hessian = terms(candidate)
-            if new_value <= value + 1e-4 * float(gradient @ (candidate - x)):
-                break
-        else:
-            break
-        decrease = value - new_value
-        x, value, gradient, hessian = candidate, new_value, new_gradient, new_hessian
-        if decrease < tolerance * max(abs(value), 1e-4):
-            break
-    return x
 
 
 ENSEMBLES: dict[str, type[Ensemble]] = {

@@ -26,6 +26,6 @@ if ENSEMBLES:
             settings={"ensembles": {"sets": FITTED}},
             sources=FIT_SOURCES,
             ensembles=ENSEMBLES,
-            code=code_digest("ensembles", "evaluation_jobs.run_fit_ensembles"),
+            code=code_digest("ensembles", "newton", "evaluation_jobs.run_fit_ensembles"),
         script:
             "../scripts/fit_ensembles.py"
