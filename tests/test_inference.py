@@ -90,3 +90,9 @@ def test_no_image_gives_no_answer():
     result = small_network().infer(torch.zeros(0, 1, 10, 10), ztw.MaxSoftmax(0.5))
     assert result.logits.shape == (0, 5)
     assert result.exit_index.shape == (0,)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 10, 10), (1, 10, 10)])
+def test_images_of_another_shape_are_refused(shape):
+    with pytest.raises(ztw.ZtwError, match=r"images: shape .*, must be \(samples, 1, height, width\)"):
+        small_network().infer(torch.zeros(shape), ztw.MaxSoftmax(0.5))

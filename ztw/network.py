@@ -126,10 +126,15 @@ class EarlyExitNetwork(nn.Module):
 
         images: (N, C, H, W); rule: e.g. MaxSoftmax(0.9). The network must be in eval mode, else
         ZtwError: BatchNorm would depend on who is still in the batch. Also ZtwError for a rule with
-        thresholds for another number of exits.
+        thresholds for another number of exits, and for images of another number of channels.
         """
         if self.training:
             raise ZtwError("infer: the network is in training mode; call .eval() first")
+        channels = self.backbone.input_shape[0]
+        if images.dim() != 4 or images.shape[1] != channels:
+            raise ZtwError(
+                f"images: shape {tuple(images.shape)}, must be (samples, {channels}, height, width)"
+            )
         rule.bounds(self.exits)  # refuses a wrong number of thresholds before anything is computed
         return infer(self, images, rule)
 
