@@ -16,7 +16,7 @@ from ztw.device import pick_device, resolve_precision
 from ztw.fetch import data_root, prepare_dataset
 from ztw.training import Recipe, train_backbone
 
-SEEDS = (0, 1, 2)
+SEEDS = range(5)
 IMAGES, BATCH, EPOCHS, LR, DECAY = 8000, 64, 2, 0.1, 5e-4
 
 
