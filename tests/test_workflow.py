@@ -105,6 +105,8 @@ def wait_for(path: Path, process: subprocess.Popen) -> None:
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
 def test_interrupted_and_resumed_gives_the_same_tables(finished, tmp_path, sent):
+    # a shell's background job is started with SIGINT ignored, which children inherit
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(command(), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     cell = tmp_path / "results/tiny/digits/resnet8/seed1"
     backbone = cell / "backbone.json"
