@@ -9,7 +9,13 @@ import torch
 from torch import Tensor
 
 import ztw
-from ztw.ensembles import ArithmeticEnsemble, GeometricEnsemble, Running, UniformEnsemble
+from ztw.ensembles import (
+    ArithmeticEnsemble,
+    GeometricEnsemble,
+    Running,
+    UniformEnsemble,
+    _GeometricTerms,
+)
 from ztw.newton import minimise
 
 
@@ -177,11 +183,45 @@ def test_minimise_respects_the_bound():
     # (x - 1)^2 + (y + 2)^2 with y >= 0 has its minimum at (1, 0)
     def terms(x):
         d = x - torch.tensor([1.0, -2.0], dtype=torch.float64)
-        return float((d**2).sum()), 2 * d, 2 * torch.eye(2, dtype=torch.float64)
+        return float((d**2).sum()), 2 * d, lambda: 2 * torch.eye(2, dtype=torch.float64)
 
     lower = torch.tensor([-torch.inf, 0.0], dtype=torch.float64)
     found = minimise(terms, torch.tensor([5.0, 5.0], dtype=torch.float64), lower)
     torch.testing.assert_close(found, torch.tensor([1.0, 0.0], dtype=torch.float64), atol=1e-6, rtol=0)
+
+
+def test_minimise_asks_for_few_hessians_and_a_bad_one_does_no_harm():
+    # sum of exp(a x) - b x: the curvature far from the minimum is worthless near it
+    a, b = torch.tensor([1.0, 3.0], dtype=torch.float64), torch.tensor([2.0, 0.5], dtype=torch.float64)
+    asked = {"terms": 0, "hessian": 0}
+
+    def terms(x):
+        asked["terms"] += 1
+        return float(((a * x).exp() - b * x).sum()), a * (a * x).exp() - b, lambda: hessian(x)
+
+    def hessian(x):
+        asked["hessian"] += 1
+        return torch.diag(a**2 * (a * x).exp())
+
+    lower = torch.full((2,), -torch.inf, dtype=torch.float64)
+    found = minimise(terms, torch.tensor([4.0, -3.0], dtype=torch.float64), lower, tolerance=1e-12)
+    torch.testing.assert_close(found, (b / a).log() / a, atol=1e-6, rtol=0)
+    assert 1 < asked["hessian"] < asked["terms"]
+
+
+def test_geometric_terms_are_the_derivatives_of_the_loss():
+    logits, labels = real_logits(300, 3, 4)
+    log_probs = logits.log_softmax(-1)
+    x = torch.cat([torch.rand(3), torch.randn(4, generator=torch.Generator().manual_seed(1))]).double()
+
+    def loss(x):
+        total = (x[:3].view(-1, 1, 1) * log_probs.double()).mean(0) + x[3:]
+        return torch.nn.functional.cross_entropy(total, labels)
+
+    value, gradient, hessian = _GeometricTerms(log_probs, labels)(x)
+    assert value == pytest.approx(loss(x).item())
+    torch.testing.assert_close(gradient, torch.autograd.functional.jacobian(loss, x))
+    torch.testing.assert_close(hessian(), torch.autograd.functional.hessian(loss, x), atol=1e-6, rtol=1e-5)
 
 
 def test_unknown_kind_and_wrong_size_are_refused():

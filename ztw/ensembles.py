@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -126,34 +126,57 @@ class GeometricEnsemble(WeightedEnsemble):
         if len(labels) > 2 * DRAFT:
             few = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))[:DRAFT]
             some, theirs = log_probs[:, few], labels[few]
-            start = minimise(lambda x: _geometric_terms(x, some, theirs), start, lower, tolerance=1e-5)
-        solution = minimise(lambda x: _geometric_terms(x, log_probs, labels), start, lower)
+            start = minimise(_GeometricTerms(some, theirs), start, lower, tolerance=1e-5)
+        solution = minimise(_GeometricTerms(log_probs, labels), start, lower)
         self.weight[exit, :members] = solution[:members].float()
         self.bias[exit] = solution[members:].float()
 
 
-def _geometric_terms(x: Tensor, log_probs: Tensor, labels: Tensor) -> tuple[float, Tensor, Tensor]:
-    """Mean cross-entropy, gradient and Hessian of the geometric ensemble in x = (s, b), in float64."""
-    members, samples, _ = log_probs.shape
-    value = torch.zeros((), dtype=torch.float64)
-    gradient, hessian = torch.zeros_like(x), torch.zeros(len(x), len(x), dtype=torch.float64)
-    for chunk in torch.arange(samples).split(max(64, CHUNK // (members * log_probs.shape[2]))):
-        part = slice(int(chunk[0]), int(chunk[-1]) + 1)
-        features = log_probs[:, part].double() / members  # (m, n, C)
-        log_q = (torch.einsum("j,jnc->nc", x[:members], features) + x[members:]).log_softmax(-1)
-        value -= log_q.gather(1, labels[part, None]).sum()
-        q = log_q.exp()
-        error = q.clone()
-        error[torch.arange(len(q)), labels[part]] -= 1
-        weighted = features * q
-        mean = weighted.sum(-1)  # (m, n): the features' expectation under q
-        gradient[:members] += torch.einsum("jnc,nc->j", features, error)
-        gradient[members:] += error.sum(0)
-        hessian[:members, :members] += weighted.flatten(1) @ features.flatten(1).T - mean @ mean.T
-        hessian[:members, members:] += weighted.sum(1) - mean @ q
-        hessian[members:, members:] += torch.diag(q.sum(0)) - q.T @ q
-    hessian[members:, :members] = hessian[:members, members:].T
-    return float(value / samples), gradient / samples, hessian / samples
+class _GeometricTerms:
+    """Mean cross-entropy of the geometric ensemble in x = (s, b), its gradient (float64) and its Hessian.
+
+    log_probs: float32 (m, N, C); labels: (N,).
+    """
+
+    def __init__(self, log_probs: Tensor, labels: Tensor) -> None:
+        self.log_probs, self.labels = log_probs, labels
+        self.members, samples, self.classes = log_probs.shape
+        size = max(64, CHUNK // (self.members * self.classes))
+        self.parts = [slice(start, start + size) for start in range(0, samples, size)]
+
+    def __call__(self, x: Tensor) -> tuple[float, Tensor, Callable[[], Tensor]]:
+        value, gradient = torch.zeros((), dtype=x.dtype), torch.zeros_like(x)
+        for part in self.parts:
+            features, log_q = self._answers(part, x)
+            labels = self.labels[part]
+            value -= log_q.gather(1, labels[:, None]).sum()
+            error = log_q.exp_()
+            error[torch.arange(len(error)), labels] -= 1
+            gradient += torch.cat([features @ error.view(-1), error.sum(0)])
+        samples = len(self.labels)
+        return float(value / samples), gradient / samples, lambda: self._hessian(x)
+
+    def _answers(self, part: slice, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What the weights multiply, (m, n * C), and log q (n, C), for the samples of a part, as precise as x."""
+        features = self.log_probs[:, part].to(x.dtype).flatten(1) / self.members
+        total = (x[: self.members] @ features).view(-1, self.classes) + x[self.members :]
+        return features, total.log_softmax(-1)
+
+    def _hessian(self, x: Tensor) -> Tensor:
+        """In float32 within a part: it only has to point the way."""
+        m = self.members
+        hessian = torch.zeros(len(x), len(x), dtype=x.dtype)
+        for part in self.parts:
+            features, log_q = self._answers(part, x.float())
+            q = log_q.exp_()
+            weighted = features * q.view(-1)
+            by_sample = weighted.view(m, -1, self.classes)
+            mean = by_sample.sum(-1)  # (m, n): the features' expectation under q
+            hessian[:m, :m] += weighted @ features.T - mean @ mean.T
+            hessian[:m, m:] += by_sample.sum(1) - mean @ q
+            hessian[m:, m:] += torch.diag(q.sum(0)) - q.T @ q
+        hessian[m:, :m] = hessian[:m, m:].T
+        return hessian / len(self.labels)
 
 
 class Mixture(Ensemble):
@@ -191,14 +214,14 @@ class ArithmeticEnsemble(Mixture, WeightedEnsemble):
         self.bias[exit] = solution[members:].float()
 
 
-def _mixture_terms(x: Tensor, components: Tensor) -> tuple[float, Tensor, Tensor]:
+def _mixture_terms(x: Tensor, components: Tensor) -> tuple[float, Tensor, Callable[[], Tensor]]:
     """Negative log-likelihood of a mixture, components (N, M); + sum(x) makes the best x add up to 1."""
     density = components @ x
     if not (density > 0).all():
-        return float("inf"), torch.zeros_like(x), torch.zeros(len(x), len(x), dtype=x.dtype)
+        return float("inf"), torch.zeros_like(x), lambda: torch.eye(len(x), dtype=x.dtype)
     ratio = components / density[:, None]
     value = float(x.sum() - 1 - density.log().mean())
-    return value, 1 - ratio.mean(0), ratio.T @ ratio / len(ratio)
+    return value, 1 - ratio.mean(0), lambda: ratio.T @ ratio / len(ratio)
 
 
 class UniformEnsemble(Mixture):

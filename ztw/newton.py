@@ -7,41 +7,64 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+# A Hessian serves for another step while a step with it cuts the gradient to this share.
+GOOD_STEP = 0.3
+
+# x -> value, gradient, and the Hessian where it is asked for
+Terms = Callable[[Tensor], tuple[float, Tensor, Callable[[], Tensor]]]
+
 
 def minimise(
-    terms: Callable[[Tensor], tuple[float, Tensor, Tensor]],
-    start: Tensor,
-    lower: Tensor,
-    tolerance: float = 1e-8,
-    iterations: int = 100,
+    terms: Terms, start: Tensor, lower: Tensor, tolerance: float = 1e-8, iterations: int = 100
 ) -> Tensor:
     """Minimise a convex function over x >= lower by projected Newton steps (Bertsekas 1982).
 
-    terms: x -> (value, gradient, Hessian). Stops when the projected gradient or the decrease of the
-    value falls below `tolerance` (separable data have no finite minimiser, only a vanishing decrease).
+    terms: x -> (value, gradient, Hessian on demand). The Hessian is the dear part: near the minimum, where
+    it hardly changes, one serves for several steps. Stops when the projected gradient or the decrease of
+    the value falls below `tolerance` (separable data have no finite minimiser, only a vanishing decrease).
     """
     x = start.clamp(min=lower)
     value, gradient, hessian = terms(x)
+    curvature: Tensor | None = None
     for _ in range(iterations):
         free = (x > lower + 1e-12) | (gradient < 0)
-        if not free.any() or float(gradient[free].abs().max()) < tolerance:
+        if (steepness := _steepness(gradient, free)) < tolerance:
             break
-        curvature = hessian[free][:, free]
-        # a common shift of all biases changes nothing: the ridge makes the Hessian invertible
-        ridge = 1e-9 * (1 + float(curvature.diagonal().max()))
-        step = torch.zeros_like(x)
-        step[free] = -torch.linalg.solve(
-            curvature + ridge * torch.eye(len(curvature), dtype=x.dtype), gradient[free]
-        )
+        fresh = curvature is None
+        if curvature is None:
+            curvature = hessian()
+        step = _newton_step(curvature, gradient, free)
         for halvings in range(40):  # until the projected point decreases the value enough (Armijo)
             candidate = torch.maximum(x + step * 0.5**halvings, lower)
             new_value, new_gradient, new_hessian = terms(candidate)
             if new_value <= value + 1e-4 * float(gradient @ (candidate - x)):
                 break
         else:
-            break
+            if fresh:
+                break
+            curvature = None
+            continue
         decrease = value - new_value
         x, value, gradient, hessian = candidate, new_value, new_gradient, new_hessian
-        if decrease < tolerance * max(abs(value), 1e-4):
+        good = _steepness(gradient, free) <= GOOD_STEP * steepness
+        if decrease < tolerance * max(abs(value), 1e-4) and (fresh or good):
             break
+        if not good:
+            curvature = None
     return x
+
+
+def _steepness(gradient: Tensor, free: Tensor) -> float:
+    return float(torch.where(free, gradient, 0).abs().max())
+
+
+def _newton_step(curvature: Tensor, gradient: Tensor, free: Tensor) -> Tensor:
+    """The Newton step in the free variables, 0 in the others."""
+    inside = curvature[free][:, free]
+    # a common shift of all biases changes nothing: the ridge makes the Hessian invertible
+    ridge = 1e-9 * (1 + float(inside.diagonal().max()))
+    step = torch.zeros_like(gradient)
+    step[free] = -torch.linalg.solve(
+        inside + ridge * torch.eye(len(inside), dtype=inside.dtype), gradient[free]
+    )
+    return step
