@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ztw.device import bf16_in_hardware, pick_device
+from ztw.device import bf16_pays, pick_device
 from ztw.provenance import code_version
 
 SKIPPED = ("what", "reference", "scale", "arch", "batch", "grows", "factor")
@@ -32,7 +32,7 @@ def machine() -> list[str]:
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else "none"
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "pytest-benchmark"))
     return [
-        f"- CPU: {cpu}, {torch.get_num_threads()} threads, bf16 in hardware: {bf16_in_hardware(torch.device('cpu'))}",
+        f"- CPU: {cpu}, {torch.get_num_threads()} threads, bf16 pays: {bf16_pays(torch.device('cpu'))}",
         f"- GPU: {gpu}",
         f"- {versions}, Python {platform.python_version()}, ztw {code_version()}",
     ]

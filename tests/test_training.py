@@ -177,6 +177,21 @@ def test_precision_and_device():
         pick_device("gpu9")
 
 
+@pytest.mark.parametrize(
+    ("known", "precision"),
+    [
+        ({"cpu_name": "AMD EPYC", "avx512_bf16": True, "amx_bf16": False}, "bf16"),
+        ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": False}, "fp32"),
+        ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": True}, "bf16"),
+        ({"cpu_name": "Intel Xeon", "avx512_bf16": False}, "fp32"),
+        ({}, "fp32"),
+    ],
+)
+def test_auto_is_bf16_only_where_that_is_faster(monkeypatch, known, precision):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known)
+    assert resolve_precision("auto", torch.device("cpu")) == precision
+
+
 def test_logits_are_float32_under_bf16():
     network = small_network()
     with autocast(torch.device("cpu"), "bf16"), torch.no_grad():
