@@ -9,7 +9,7 @@ from torch import nn
 
 import ztw
 from ztw.data import ImageSet
-from ztw.device import autocast, pick_device, resolve_precision
+from ztw.device import autocast
 from ztw.predictions import predict
 from ztw.training import Recipe, make_schedule, train_backbone, train_ics
 
@@ -166,30 +166,6 @@ def test_short_trainings_have_a_schedule(samples):
         backbone, stripes(samples), Recipe(1.001, 32, 0.01, 0.0, schedule="one_cycle"), 0
     )
     assert len(history) == 1, "1.001 epochs of a few batches are one epoch"
-
-
-def test_precision_and_device():
-    cpu = torch.device("cpu")
-    assert resolve_precision("auto", cpu) in ("bf16", "fp32")
-    with pytest.raises(ztw.ZtwError, match="precision 'fp16': must be one of auto, bf16, fp32"):
-        resolve_precision("fp16", cpu)
-    with pytest.raises(ztw.ZtwError, match="device 'gpu9': not available here"):
-        pick_device("gpu9")
-
-
-@pytest.mark.parametrize(
-    ("known", "precision"),
-    [
-        ({"cpu_name": "AMD EPYC", "avx512_bf16": True, "amx_bf16": False}, "bf16"),
-        ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": False}, "fp32"),
-        ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": True}, "bf16"),
-        ({"cpu_name": "Intel Xeon", "avx512_bf16": False}, "fp32"),
-        ({}, "fp32"),
-    ],
-)
-def test_auto_is_bf16_only_where_that_is_faster(monkeypatch, known, precision):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known)
-    assert resolve_precision("auto", torch.device("cpu")) == precision
 
 
 def test_logits_are_float32_under_bf16():

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from ztw.backbone import Backbone
     from ztw.backbones import BACKBONES, build_backbone
     from ztw.costs import backbone_macs, backbone_paper_ops, macs, paper_ops
+    from ztw.device import keep_freed_memory
     from ztw.ensembles import ENSEMBLES, Ensemble, fit_ensemble
     from ztw.errors import ZtwError
     from ztw.evaluation import (
@@ -35,6 +36,7 @@ _HOME = {
     "backbone": ("Backbone",),
     "backbones": ("BACKBONES", "build_backbone"),
     "costs": ("backbone_macs", "backbone_paper_ops", "macs", "paper_ops"),
+    "device": ("keep_freed_memory",),
     "ensembles": ("ENSEMBLES", "Ensemble", "fit_ensemble"),
     "errors": ("ZtwError",),
     "evaluation": (
@@ -85,6 +87,7 @@ __all__ = [
     "fit_ensemble",
     "fold_batch_norm",
     "hindsight_improvability",
+    "keep_freed_memory",
     "macs",
     "paper_ops",
     "sweep",

@@ -240,27 +240,29 @@ class Running:
     """An ensemble computed exit by exit, for `infer`: totals (K, n, C) of what the exits so far add to each."""
 
     def __init__(self, ensemble: Ensemble, samples: int, device: torch.device) -> None:
-        coefficients, constants = (tensor.to(device) for tensor in ensemble.linear())
-        self.ensemble = ensemble
-        self.shares = coefficients.unbind(1)  # a member's, in every exit
-        self.totals = constants[:, None].repeat(1, samples, 1)
+        coefficients, constants = ensemble.linear()
+        self.ensemble, self.coefficients = ensemble, coefficients.to(device)
+        self._carry(constants.to(device)[:, None].repeat(1, samples, 1))
+
+    def _carry(self, totals: Tensor) -> None:
+        self.totals, self.flat = totals, totals.view(len(totals), -1)
 
     def add(self, exit: int, logits: Tensor) -> Tensor:
         """logits float32 (n, C) of the next exit (from 0) -> its unnormalised log-probabilities (n, C)."""
         if not self.ensemble.ensembled(exit):
             return floored(logits)
         member = self.ensemble.member(logits)
-        # earlier exits' shares are 0: one operation is faster than picking the later ones
-        self.totals.view(len(self.totals), -1).addr_(self.shares[exit], member.view(-1))
-        return self.ensemble.finish(self.totals[exit])
+        # earlier exits' coefficients are 0: one operation is faster than picking the later ones
+        self.flat.addr_(self.coefficients.select(1, exit), member.view(-1))
+        return self.ensemble.finish(self.totals.select(0, exit))
 
     def keep(self, places: Tensor) -> None:
         """Go on with the samples at these places (int64) only."""
-        self.totals = self.totals.index_select(1, places)
+        self._carry(self.totals.index_select(1, places))
 
     def take_in(self, others: Sequence[Running]) -> None:
         """Go on with the samples of others too."""
-        self.totals = torch.cat([self.totals, *(other.totals for other in others)], dim=1)
+        self._carry(torch.cat([self.totals, *(other.totals for other in others)], dim=1))
 
 
 ENSEMBLES: dict[str, type[Ensemble]] = {

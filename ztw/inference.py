@@ -21,7 +21,7 @@ from ztw.ensembles import Running
 from ztw.rules import ExitRule, State
 
 if TYPE_CHECKING:
-    from ztw.network import EarlyExitNetwork
+    from ztw.network import Answering, EarlyExitNetwork
 
 # Take the samples that left out of the batch when they are this share of it.
 WORTH_A_COPY = 0.05
@@ -70,27 +70,38 @@ def pick(x: Tensor, rows: Tensor) -> Tensor:
     return x.index_select(0, rows)
 
 
-class _Part:
-    """Samples carried through the network together, (n, ...) of everything that later exits need."""
+# The stages before an exit, and what answers there.
+Step = tuple[Sequence[nn.Module], "Answering"]
 
-    def __init__(self, network: EarlyExitNetwork, images: Tensor, rows: Tensor | None = None) -> None:
-        self.network = network
-        self.hidden = images
+
+def steps_of(network: EarlyExitNetwork) -> list[Step]:
+    """The way through the network, exit by exit; looked up once, because a module's attributes are slow."""
+    return [(segment, network.answering(exit)) for exit, segment in enumerate(network.segments())]
+
+
+class _Part:
+    """Samples carried through the network together, (n, ...) of everything that later exits need.
+
+    rows: which samples of the whole batch these are, its size for those that have left already.
+    """
+
+    def __init__(self, network: EarlyExitNetwork, images: Tensor, rows: Tensor) -> None:
+        self.hidden, self.rows = images, rows
+        self.chained = network.mode.cascade or network.mode.additive
         self.previous: Tensor | None = None
         self.running = Running(network.ensemble, len(images), images.device) if network.ensemble else None
         self.state: State = ()
         self.best: State = ()  # score, answer of the most confident exit so far
-        # which samples of the whole batch these are, and which of them have left already
-        self.rows = torch.zeros(0) if rows is None else rows
-        self.gone = torch.zeros_like(self.rows, dtype=torch.bool)
 
-    def advance(self, exit: int, segment: Sequence[nn.Module], rule: ExitRule) -> tuple[Tensor, Tensor]:
+    def advance(self, exit: int, step: Step, rule: ExitRule) -> tuple[Tensor, Tensor]:
         """Compute one exit and the stages before it: its score (n,) and its answer (n, C)."""
-        network = self.network
+        segment, answering = step
         for stage in segment:
             self.hidden = stage(self.hidden)
-        self.previous = answer = network.exit_answer(exit, self.hidden, self.previous)
-        if self.running:
+        answer = answering(self.hidden, self.previous)
+        if self.chained:
+            self.previous = answer
+        if self.running is not None:
             answer = self.running.add(exit, answer)
         score, self.state = rule.score(answer, self.state)
         if rule.best_answers:
@@ -99,25 +110,25 @@ class _Part:
 
     def keep(self, places: Tensor) -> None:
         """Carry only the samples at these places (int64) on."""
-        assert self.previous is not None
-        self.hidden, self.previous = pick(self.hidden, places), self.previous[places]
-        if self.running:
+        self.hidden, self.rows = pick(self.hidden, places), self.rows[places]
+        if self.previous is not None:
+            self.previous = self.previous[places]
+        if self.running is not None:
             self.running.keep(places)
         self.state = tuple(item[places] for item in self.state)
         self.best = tuple(item[places] for item in self.best)
-        self.rows, self.gone = self.rows[places], self.gone[places]
 
     def take_in(self, others: Sequence[_Part]) -> None:
         """Carry the samples of others too, which have passed the same exits."""
         parts = [self, *others]
         self.hidden = torch.cat([part.hidden for part in parts])
-        self.previous = torch.cat([part.previous for part in parts if part.previous is not None])
-        if self.running:
-            self.running.take_in([part.running for part in others if part.running])
+        self.rows = torch.cat([part.rows for part in parts])
+        if self.previous is not None:
+            self.previous = torch.cat([part.previous for part in parts if part.previous is not None])
+        if self.running is not None:
+            self.running.take_in([part.running for part in others if part.running is not None])
         self.state = tuple(map(torch.cat, zip(*(part.state for part in parts), strict=True)))
         self.best = tuple(map(torch.cat, zip(*(part.best for part in parts), strict=True)))
-        self.rows = torch.cat([part.rows for part in parts])
-        self.gone = torch.cat([part.gone for part in parts])
 
 
 def _better(best: State, new: State) -> State:
@@ -151,15 +162,28 @@ def infer(network: EarlyExitNetwork, images: Tensor, rule: ExitRule) -> ExitResu
 
 
 def _infer_one(network: EarlyExitNetwork, image: Tensor, rule: ExitRule) -> ExitResult:
-    """A single sample needs no bookkeeping: it leaves, or it goes on."""
-    part, last = _Part(network, image), network.exits - 1
-    bounds = rule.bounds(network.exits).tolist()
-    for exit, segment in enumerate(network.segments()):
-        score, answer = part.advance(exit, segment, rule)
-        if exit == last or score.item() > bounds[exit]:  # a float's value in float64, as in `sweep`
+    """A single sample needs no bookkeeping: it leaves, or it goes on.
+
+    Every line costs, because nothing else is left between two small convolutions.
+    """
+    hidden, previous = image, None
+    running = Running(network.ensemble, 1, image.device) if network.ensemble is not None else None
+    state: State = ()
+    best: State = ()
+    bounds = [*rule.bounds(network.exits).tolist(), -math.inf]
+    for exit, (segment, answering) in enumerate(steps_of(network)):
+        for stage in segment:
+            hidden = stage(hidden)
+        answer = previous = answering(hidden, previous)
+        if running is not None:
+            answer = running.add(exit, answer)
+        score, state = rule.score(answer, state)
+        if rule.best_answers:
+            best = _better(best, (score, answer))
+        if score.item() > bounds[exit]:  # a float's value in float64, as in `sweep`
             break
-    if exit == last and part.best:
-        answer = part.best[1]
+    if best and exit == network.exits - 1:
+        answer = best[1]
     return ExitResult(answer.float(), torch.tensor([exit], device=image.device))
 
 
@@ -175,42 +199,40 @@ def _infer_batch(network: EarlyExitNetwork, images: Tensor, rule: ExitRule) -> E
         for part in parts:
             whole.run(part, exits)
         parts = [part for part in parts if len(part.rows)]
-    return ExitResult(whole.answers, whole.exit_index)
+    return ExitResult(whole.answers[:-1], whole.exit_index[:-1])
 
 
 class _Whole:
-    """The answers of a whole batch, which its parts fill in."""
+    """The answers of a whole batch, which its parts fill in; a last row takes those of samples that have left."""
 
     def __init__(self, network: EarlyExitNetwork, images: Tensor, rule: ExitRule) -> None:
-        count, device, self.last = len(images), images.device, network.exits - 1
-        self.answers = torch.empty(count, network.backbone.classes, device=device)
-        self.exit_index = torch.full((count,), self.last, device=device)
+        self.nowhere, device, self.last = len(images), images.device, network.exits - 1
+        self.answers = torch.empty(self.nowhere + 1, network.backbone.classes, device=device)
+        self.exit_index = torch.full((self.nowhere + 1,), self.last, device=device)
         self.rule, self.bounds = rule, rule.bounds(network.exits).tolist()
-        self.segments = list(network.segments())
+        self.steps = steps_of(network)
         self.between = exits_between_looks(device)
 
     def run(self, part: _Part, exits: Sequence[int]) -> None:
         """Carry a part through some exits; it is left with the samples that go on."""
         for exit in exits:
-            score, answer = part.advance(exit, self.segments[exit], self.rule)
+            score, answer = part.advance(exit, self.steps[exit], self.rule)
             if exit == self.last:
-                answer = part.best[1] if part.best else answer
-                self._answer(part, ~part.gone, answer)
+                self.answers.index_copy_(0, part.rows, part.best[1] if part.best else answer)
                 break
-            leaves = (score.double() > self.bounds[exit]) & ~part.gone
+            leaves = score.double() > self.bounds[exit]
             if self.between == 1 and not leaves.any():
                 continue
-            self._answer(part, leaves, answer)
-            self.exit_index[part.rows] = torch.where(leaves, exit, self.exit_index[part.rows])
-            part.gone = part.gone | leaves
+            places = torch.where(leaves, part.rows, self.nowhere)
+            self.answers.index_copy_(0, places, answer)
+            self.exit_index.index_fill_(0, places, exit)
+            part.rows = torch.where(leaves, self.nowhere, part.rows)
             if exit % self.between:
                 continue
-            left = int(part.gone.sum())
-            if left == len(part.rows):
+            staying = (part.rows < self.nowhere).nonzero()[:, 0]
+            if not len(staying):
                 part.rows = part.rows[:0]
                 break
+            left = len(part.rows) - len(staying)
             if left and left >= WORTH_A_COPY * len(part.rows):
-                part.keep((~part.gone).nonzero().flatten())
-
-    def _answer(self, part: _Part, which: Tensor, answer: Tensor) -> None:
-        self.answers[part.rows] = torch.where(which[:, None], answer, self.answers[part.rows])
+                part.keep(staying)

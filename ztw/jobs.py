@@ -19,7 +19,7 @@ from ztw.backbone import Backbone
 from ztw.backbones import build_backbone
 from ztw.checkpoints import load_checkpoint, read_tensors
 from ztw.data import Data, held_out_split, load_split
-from ztw.device import pick_device, resolve_precision
+from ztw.device import keep_freed_memory, pick_device, resolve_precision
 from ztw.ensembles import Ensemble, build_ensemble
 from ztw.files import read_json
 from ztw.names import ANATOMY
@@ -30,7 +30,8 @@ Cell = Mapping[str, Any]  # {"dataset": ..., "arch": ..., "seed": ...}
 
 
 def set_up(threads: int) -> None:
-    """Use as many threads as the scheduler gave this job, and only deterministic algorithms."""
+    """Use as many threads as the scheduler gave this job, memory well, and only deterministic algorithms."""
+    keep_freed_memory()
     torch.set_num_threads(threads)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -43,6 +43,13 @@ IC_MODES: dict[str, IcMode] = {
 BOOST_TEMPERATURE = 0.5
 
 Placement = str | Sequence[int] | Sequence[float]
+# an exit's features (N, ...), the previous exit's logits (N, C) -> its logits float32 (N, C)
+Answering = Callable[[Tensor, Any], Tensor]
+
+
+def boosted(logits: Tensor, previous: Tensor) -> Tensor:
+    """An exit's own logits and a share of the previous one's, without gradient (Yu et al. 2023)."""
+    return logits + BOOST_TEMPERATURE * previous.detach()
 
 
 class EarlyExitNetwork(nn.Module):
@@ -68,31 +75,34 @@ class EarlyExitNetwork(nn.Module):
         """K, the backbone's own exit included."""
         return len(self.heads) + 1
 
-    def exit_answer(
-        self, exit: int, features: Tensor, previous: Tensor | None, own: Tensor | None = None
-    ) -> Tensor:
-        """Logits (N, C) of one exit; own: the backbone's own answer where it is known already."""
-        if exit == len(self.heads):
-            answer = self.backbone.classifier(features).float() if own is None else own
-        elif not self.mode.cascade or previous is None:
-            answer = self.heads[exit](features)
-        else:
-            answer = self.heads[exit](features, previous.detach() if self.mode.detach else previous)
-        if self.mode.additive and previous is not None:
-            answer = answer + BOOST_TEMPERATURE * previous.detach()
-        return answer
+    def answering(self, exit: int) -> Answering:
+        """What computes the logits (N, C) of an exit (from 0); its second argument is None at the first."""
+        last = exit == len(self.heads)
+        module = self.backbone.classifier if last else self.heads[exit]
+        if exit and self.mode.additive:
+            return lambda features, previous: boosted(module(features).float(), previous)
+        if exit and self.mode.cascade and not last:
+            return (
+                (lambda features, previous: module(features, previous.detach()))
+                if self.mode.detach
+                else module
+            )
+        return lambda features, previous: module(features).float()
 
     def ic_logits(self, features: Sequence[Tensor]) -> list[Tensor]:
         """Logits [(N, C)] of the ICs alone; features: the output of EVERY block, as Backbone.features yields."""
         outputs: list[Tensor] = []
         for exit, block in enumerate(self.placement):
-            outputs.append(self.exit_answer(exit, features[block], outputs[-1] if outputs else None))
+            outputs.append(self.answering(exit)(features[block], outputs[-1] if outputs else None))
         return outputs
 
     def exit_logits(self, features: Sequence[Tensor], own: Tensor | None = None) -> list[Tensor]:
         """Logits [(N, C)] of all K exits; own: the backbone's own answer (N, C), computed when None."""
         outputs = self.ic_logits(features)
-        last = self.exit_answer(len(self.heads), features[-1], outputs[-1] if outputs else None, own)
+        if own is None:
+            last = self.answering(len(self.heads))(features[-1], outputs[-1])
+        else:
+            last = boosted(own, outputs[-1]) if self.mode.additive else own
         return [*outputs, last]
 
     def forward(self, images: Tensor) -> Tensor:
@@ -107,7 +117,7 @@ class EarlyExitNetwork(nn.Module):
             for stage in segment:
                 hidden = stage(hidden)
             if index == exit or self.mode.cascade or self.mode.additive:
-                previous = self.exit_answer(index, hidden, previous)
+                previous = self.answering(index)(hidden, previous)
             if index == exit:
                 break
         assert previous is not None
@@ -135,7 +145,6 @@ class EarlyExitNetwork(nn.Module):
             raise ZtwError(
                 f"images: shape {tuple(images.shape)}, must be (samples, {channels}, height, width)"
             )
-        rule.bounds(self.exits)  # refuses a wrong number of thresholds before anything is computed
         return infer(self, images, rule)
 
 

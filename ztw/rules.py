@@ -124,7 +124,7 @@ class MaxSoftmax(ThresholdRule):
     @staticmethod
     def score(logits: Tensor, state: State) -> tuple[Tensor, State]:
         """Largest probability (N,)."""
-        return logits.log_softmax(-1).amax(-1).exp(), ()
+        return logits.softmax(-1).amax(-1), ()
 
     @staticmethod
     def grid(scores: Tensor, points: int) -> Tensor:

@@ -1,0 +1,65 @@
+"""Where to compute, in which precision, and with which memory."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import ztw
+from ztw.device import keep_freed_memory, pick_device, resolve_precision
+
+
+def test_precision_and_device():
+    cpu = torch.device("cpu")
+    assert resolve_precision("auto", cpu) in ("bf16", "fp32")
+    with pytest.raises(ztw.ZtwError, match="precision 'fp16': must be one of auto, bf16, fp32"):
+        resolve_precision("fp16", cpu)
+    with pytest.raises(ztw.ZtwError, match="device 'gpu9': not available here"):
+        pick_device("gpu9")
+
+
+@pytest.mark.parametrize(
+    ("known", "precision"),
+    [
+        ({"cpu_name": "AMD EPYC", "avx512_bf16": True, "amx_bf16": False}, "bf16"),
+        ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": False}, "fp32"),
+        ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": True}, "bf16"),
+        ({"cpu_name": "Intel Xeon", "avx512_bf16": False}, "fp32"),
+        ({}, "fp32"),
+    ],
+)
+def test_auto_is_bf16_only_where_that_is_faster(monkeypatch, known, precision):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known)
+    assert resolve_precision("auto", torch.device("cpu")) == precision
+
+
+FAULTS = """
+import ctypes, resource, sys
+from ztw.device import keep_freed_memory
+if sys.argv[1] == "keep": assert keep_freed_memory()
+import torch
+def use():  # two activations of 64 MiB, as a layer has them
+    a = torch.ones(2**24); a + 1
+for _ in range(8): use()  # until every activation has found its place
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(4): use()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
+def test_kept_memory_is_not_fetched_from_the_system_again():
+    def faults(mode: str) -> int:
+        return int(subprocess.check_output([sys.executable, "-c", FAULTS, mode], text=True))
+
+    pages = 4 * 2 * 2**26 // 4096
+    assert faults("give back") > pages / 100, "otherwise this test shows nothing"
+    assert faults("keep") < pages / 100
+
+
+def test_another_c_library_is_left_alone(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert not keep_freed_memory()
