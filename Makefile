@@ -34,9 +34,12 @@ test-systems: $(READY)
 # Speed, as a table of medians and ratios: results/bench/report.md. About half an hour.
 bench: $(READY)
 	@$(UV) pip install --quiet --no-deps --require-hashes -r bench/requirements.lock
-	python -m pytest bench --benchmark-json=bench.json --benchmark-disable-gc -q -W ignore $(BENCH)
-	@mkdir -p results/bench && mv bench.json results/bench/benchmarks.json
-	@python bench/report.py results/bench/benchmarks.json results/bench/report.md
+	@mkdir -p results/bench
+	python -m pytest bench $(TIMED)=results/bench/benchmarks.json $(BENCH)
+	FREED_MEMORY_GIVEN_BACK=1 python -m pytest bench/test_inference.py -k case2 $(TIMED)=results/bench/given-back.json
+	@python bench/report.py results/bench/report.md results/bench/benchmarks.json results/bench/given-back.json
+
+TIMED = -q -W ignore --benchmark-disable-gc --benchmark-json
 
 lint: $(READY)
 	ruff check .

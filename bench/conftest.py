@@ -1,5 +1,8 @@
-"""Both sides of every comparison compute in the memory that the pipeline's jobs have."""
+"""The memory that both sides of every comparison compute in: as the pipeline's jobs have it, or as it comes."""
+
+import os
 
 from ztw.device import keep_freed_memory
 
-keep_freed_memory()
+if "FREED_MEMORY_GIVEN_BACK" not in os.environ:
+    keep_freed_memory()

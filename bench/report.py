@@ -89,11 +89,12 @@ def plot_growth(rows: list[dict[str, Any]], target: Path) -> None:
     figure.savefig(target, dpi=140, bbox_inches="tight")
 
 
-def main(source: str, target: str) -> None:
-    """Write the report of one run."""
+def main(target: str, *sources: str) -> None:
+    """Write the report of pytest-benchmark's files."""
     groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for row in json.loads(Path(source).read_text())["benchmarks"]:
-        groups[row["group"]].append(row)
+    for source in sources:
+        for row in json.loads(Path(source).read_text())["benchmarks"]:
+            groups[row["group"]].append(row)
     lines = ["# Benchmarks", "", *machine(), ""]
     for group, rows in groups.items():
         lines += table(group, rows)

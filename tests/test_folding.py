@@ -97,3 +97,10 @@ def test_a_convolution_that_is_used_twice_is_left_alone():
     torch.testing.assert_close(ztw.fold_batch_norm(backbone)(images), backbone(images))
     folded = ztw.fold_batch_norm(ztw.Backbone("mine", [stage], classifier, (3, 4, 4)))
     assert norms(folded) == norms(stage)
+
+
+def test_what_is_no_network_is_refused():
+    with pytest.raises(
+        ztw.ZtwError, match="fold_batch_norm: Linear, must be an EarlyExitNetwork or a Backbone"
+    ):
+        ztw.fold_batch_norm(nn.Linear(2, 2))  # type: ignore[type-var]

@@ -24,8 +24,12 @@ def fold_batch_norm(network: Network) -> Network:
     network: an EarlyExitNetwork, or a Backbone alone. A BatchNorm is folded where it follows a convolution
     that is used there only; others stay. The copy is for inference only: training needs the BatchNorms.
     Answers agree up to rounding; take costs (`ztw.macs`) from the network itself, for a folded convolution
-    has a bias that is counted. Raises ZtwError for a stage that torch.fx cannot trace.
+    has a bias that is counted. Raises ZtwError for anything else, and for a stage that torch.fx cannot trace.
     """
+    if not isinstance(network, Backbone | EarlyExitNetwork):
+        raise ZtwError(
+            f"fold_batch_norm: {type(network).__name__}, must be an EarlyExitNetwork or a Backbone"
+        )
     folded = copy.deepcopy(network).eval()
     backbone = folded.backbone if isinstance(folded, EarlyExitNetwork) else folded
     for number, stage in enumerate(backbone.stages):
