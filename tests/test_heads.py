@@ -18,6 +18,8 @@ def test_mixed_pool(size, target):
     out = pool(x)
     expected = 0.3 * F.adaptive_max_pool2d(x, target) + 0.7 * F.adaptive_avg_pool2d(x, target)
     torch.testing.assert_close(out, expected)
+    with torch.no_grad():
+        torch.testing.assert_close(pool(x), expected)
     (own,) = torch.autograd.grad((out * weights).sum(), x)
     (reference,) = torch.autograd.grad((expected * weights).sum(), x)
     torch.testing.assert_close(own, reference)

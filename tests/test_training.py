@@ -10,7 +10,6 @@ from torch import nn
 import ztw
 from ztw.data import ImageSet
 from ztw.device import autocast
-from ztw.heads import MixedPool
 from ztw.predictions import predict
 from ztw.training import Recipe, make_schedule, train_backbone, train_ics
 
@@ -59,12 +58,6 @@ class Dropping(nn.Module):
         return self.drop(self.norm(self.stage(x)))
 
 
-def _pools_nothing(network: ztw.EarlyExitNetwork, name: str) -> bool:
-    exit = int(name.split(".")[0])
-    pool = next(part for part in network.heads[exit].modules() if isinstance(part, MixedPool))
-    return pool.target == network.backbone.feature_shapes[network.placement[exit]][-1]
-
-
 def test_the_frozen_backbone_stands_still():
     network = small_network("cascade_detached")
     network.backbone.stages[0] = Dropping(network.backbone.stages[0])
@@ -75,9 +68,7 @@ def test_the_frozen_backbone_stands_still():
     assert same(backbone, state_of(network.backbone)), "neither weights nor BatchNorm statistics may change"
     assert torch.equal(network.backbone(images), answer), "and dropout must be off"
     assert not any(parameter.requires_grad for parameter in network.backbone.parameters())
-    still = {name for name, value in state_of(network.heads).items() if torch.equal(heads[name], value)}
-    # where a pooled map is as large as the map, maximum and average are the same
-    assert still == {name for name in heads if name.endswith("alpha") and _pools_nothing(network, name)}
+    assert not any(torch.equal(heads[name], value) for name, value in state_of(network.heads).items())
 
 
 @pytest.mark.parametrize(("ics", "reaches"), [("cascade", True), ("cascade_detached", False)])
