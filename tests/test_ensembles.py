@@ -179,6 +179,14 @@ def test_separable_labels_end(capsys):
     assert cross_entropy(fitted(logits), labels).max() < 1e-3
 
 
+def test_nan_is_refused():
+    logits, labels = real_logits(samples=50)
+    ensemble = ztw.fit_ensemble(logits, labels)
+    logits[4, 3, 2] = math.nan
+    with pytest.raises(ztw.ZtwError, match="logits: 1 values are NaN"):
+        ensemble(logits)  # the last exit's would reach the first through a coefficient of 0
+
+
 def test_minimise_respects_the_bound():
     # (x - 1)^2 + (y + 2)^2 with y >= 0 has its minimum at (1, 0)
     def terms(x):

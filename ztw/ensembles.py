@@ -38,7 +38,8 @@ class Ensemble(nn.Module):
         self.exits, self.classes, self.include_final = exits, classes, include_final
 
     def forward(self, logits: Tensor) -> Tensor:
-        """logits (K, N, C) of single exits -> ensembled log-probabilities (K, N, C)."""
+        """logits (K, N, C) of single exits -> ensembled log-probabilities (K, N, C); NaN is refused."""
+        check_logits(logits)
         if logits.shape[0] != self.exits or logits.shape[2] != self.classes:
             raise ZtwError(
                 f"logits {tuple(logits.shape)}: ensemble of {self.exits} exits, {self.classes} classes"
