@@ -36,7 +36,7 @@ bench: $(READY)
 	@$(UV) pip install --quiet --no-deps --require-hashes -r bench/requirements.lock
 	@mkdir -p results/bench
 	python -m pytest bench $(TIMED)=results/bench/benchmarks.json $(BENCH)
-	FREED_MEMORY_GIVEN_BACK=1 python -m pytest bench/test_inference.py -k case2 $(TIMED)=results/bench/given-back.json
+	FREED_MEMORY_GIVEN_BACK=1 python -m pytest bench/test_inference.py -k 256-fp32 $(TIMED)=results/bench/given-back.json
 	@python bench/report.py results/bench/report.md results/bench/benchmarks.json results/bench/given-back.json
 
 TIMED = -q -W ignore --benchmark-disable-gc --benchmark-json

@@ -19,6 +19,7 @@ HEADS = {"resnet56": "conv", "vgg16_bn": "conv", "mobilenet": "pool"}
 PLACEMENT = {"resnet56": "all", "vgg16_bn": "all", "mobilenet": (0.15, 0.3, 0.45, 0.6, 0.75, 0.9)}
 # (batch size, precision)
 CASES = [(1, "fp32"), (32, "fp32"), (256, "fp32"), (256, "bf16")]
+NAMES = [f"{size}-{precision}" for size, precision in CASES]
 SAVINGS = (0.25, 0.5, 0.75)
 
 
@@ -42,7 +43,7 @@ def describe(benchmark, arch: str, case: tuple[int, str], what: str, **facts) ->
     benchmark.extra_info.update(what=what, arch=arch, batch=case[0], **facts)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", CASES, ids=NAMES)
 @pytest.mark.parametrize("arch", HEADS)
 def test_backbone(benchmark, arch, case):
     network, images, *_ = prepared(arch)
@@ -54,7 +55,7 @@ def test_backbone(benchmark, arch, case):
 
 
 @pytest.mark.parametrize("saving", SAVINGS)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", CASES, ids=NAMES)
 @pytest.mark.parametrize("arch", HEADS)
 def test_infer(benchmark, arch, case, saving):
     network, images, cost, base = prepared(arch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import subprocess
 import sys
 
@@ -28,6 +29,7 @@ def test_precision_and_device():
         ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": False}, "fp32"),
         ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": True}, "bf16"),
         ({"cpu_name": "Intel Xeon", "avx512_bf16": False}, "fp32"),
+        ({"avx512_bf16": True}, "fp32"),
         ({}, "fp32"),
     ],
 )
@@ -56,10 +58,14 @@ def test_kept_memory_is_not_fetched_from_the_system_again():
         return int(subprocess.check_output([sys.executable, "-c", FAULTS, mode], text=True))
 
     pages = 4 * 2 * 2**26 // 4096
-    assert faults("give back") > pages / 100, "otherwise this test shows nothing"
+    if faults("give back") < pages / 100:
+        pytest.skip("this system's allocator keeps freed memory, or its page faults are not counted")
     assert faults("keep") < pages / 100
 
 
-def test_another_c_library_is_left_alone(monkeypatch):
-    monkeypatch.setattr(sys, "platform", "darwin")
+def test_another_system_and_another_c_library_are_left_alone(monkeypatch):
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
+    assert not keep_freed_memory()
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr(ctypes, "CDLL", None)
     assert not keep_freed_memory()

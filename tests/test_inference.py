@@ -96,3 +96,32 @@ def test_no_image_gives_no_answer():
 def test_images_of_another_shape_are_refused(shape):
     with pytest.raises(ztw.ZtwError, match=r"images: shape .*, must be \(samples, 1, height, width\)"):
         small_network().infer(torch.zeros(shape), ztw.MaxSoftmax(0.5))
+
+
+@pytest.mark.parametrize("mode", list(ztw.IC_MODES))
+def test_a_network_without_ics_is_its_backbone(mode):
+    backbone = ztw.build_backbone("resnet8", 5, 1, 10)
+    network = ztw.EarlyExitNetwork(backbone, [], (), mode).eval()
+    images = torch.randn(3, 1, 10, 10)
+    torch.testing.assert_close(network(images)[0], backbone(images))
+    torch.testing.assert_close(network.infer(images, ztw.MaxSoftmax(0.5)).logits, backbone(images))
+
+
+class HalfHead(nn.Module):
+    """Somebody's own head, which answers in bfloat16."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.head(*inputs).bfloat16()
+
+
+@pytest.mark.parametrize("mode", list(ztw.IC_MODES))
+@pytest.mark.parametrize("samples", [1, 4])
+def test_heads_may_answer_in_another_precision(mode, samples):
+    network = small_network(mode)
+    network.heads = nn.ModuleList(map(HalfHead, network.heads))
+    result = network.infer(torch.randn(samples, 1, 10, 10), ztw.MaxSoftmax(0.9))
+    assert result.logits.dtype == torch.float32

@@ -75,9 +75,10 @@ class Ensemble(nn.Module):
     def fit(self, logits: Tensor, labels: Tensor) -> None:
         """Fit every exit's parameters by minimising its cross-entropy; logits (K, N, C), labels (N,)."""
         log_probs, labels = floored(logits.detach().cpu().float()), labels.cpu()
-        for exit in range(self.exits):
-            if self.ensembled(exit):
-                self._fit_exit(exit, log_probs[: exit + 1], labels)
+        with torch.autocast("cpu", enabled=False):
+            for exit in range(self.exits):
+                if self.ensembled(exit):
+                    self._fit_exit(exit, log_probs[: exit + 1], labels)
 
     @abstractmethod
     def _fit_exit(self, exit: int, log_probs: Tensor, labels: Tensor) -> None:
@@ -220,9 +221,13 @@ def _mixture_terms(x: Tensor, components: Tensor) -> tuple[float, Tensor, Callab
     density = components @ x
     if not (density > 0).all():
         return float("inf"), torch.zeros_like(x), lambda: torch.eye(len(x), dtype=x.dtype)
-    ratio = components / density[:, None]
+
+    def hessian() -> Tensor:
+        ratio = components / density[:, None]
+        return ratio.T @ ratio / len(ratio)
+
     value = float(x.sum() - 1 - density.log().mean())
-    return value, 1 - ratio.mean(0), lambda: ratio.T @ ratio / len(ratio)
+    return value, 1 - components.T @ (1 / density) / len(density), hessian
 
 
 class UniformEnsemble(Mixture):

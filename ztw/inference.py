@@ -82,11 +82,12 @@ def steps_of(network: EarlyExitNetwork) -> list[Step]:
 class _Part:
     """Samples carried through the network together, (n, ...) of everything that later exits need.
 
-    rows: which samples of the whole batch these are, its size for those that have left already.
+    rows: which samples of the whole batch these are, its size for those that have left already; gone: how
+    many of these there are.
     """
 
     def __init__(self, network: EarlyExitNetwork, images: Tensor, rows: Tensor) -> None:
-        self.hidden, self.rows = images, rows
+        self.hidden, self.rows, self.gone = images, rows, 0
         self.chained = network.mode.cascade or network.mode.additive
         self.previous: Tensor | None = None
         self.running = Running(network.ensemble, len(images), images.device) if network.ensemble else None
@@ -110,7 +111,7 @@ class _Part:
 
     def keep(self, places: Tensor) -> None:
         """Carry only the samples at these places (int64) on."""
-        self.hidden, self.rows = pick(self.hidden, places), self.rows[places]
+        self.hidden, self.rows, self.gone = pick(self.hidden, places), self.rows[places], 0
         if self.previous is not None:
             self.previous = self.previous[places]
         if self.running is not None:
@@ -122,7 +123,7 @@ class _Part:
         """Carry the samples of others too, which have passed the same exits."""
         parts = [self, *others]
         self.hidden = torch.cat([part.hidden for part in parts])
-        self.rows = torch.cat([part.rows for part in parts])
+        self.rows, self.gone = torch.cat([part.rows for part in parts]), sum(part.gone for part in parts)
         if self.previous is not None:
             self.previous = torch.cat([part.previous for part in parts if part.previous is not None])
         if self.running is not None:
@@ -164,7 +165,7 @@ def infer(network: EarlyExitNetwork, images: Tensor, rule: ExitRule) -> ExitResu
 def _infer_one(network: EarlyExitNetwork, image: Tensor, rule: ExitRule) -> ExitResult:
     """A single sample needs no bookkeeping: it leaves, or it goes on.
 
-    Every line costs, because nothing else is left between two small convolutions.
+    What `_Part.advance` does, written out: between two small convolutions every line costs.
     """
     hidden, previous = image, None
     running = Running(network.ensemble, 1, image.device) if network.ensemble is not None else None
@@ -221,6 +222,8 @@ class _Whole:
                 self.answers.index_copy_(0, part.rows, part.best[1] if part.best else answer)
                 break
             leaves = score.double() > self.bounds[exit]
+            if part.gone:
+                leaves &= part.rows < self.nowhere
             if self.between == 1 and not leaves.any():
                 continue
             places = torch.where(leaves, part.rows, self.nowhere)
@@ -233,6 +236,6 @@ class _Whole:
             if not len(staying):
                 part.rows = part.rows[:0]
                 break
-            left = len(part.rows) - len(staying)
-            if left and left >= WORTH_A_COPY * len(part.rows):
+            part.gone = len(part.rows) - len(staying)
+            if part.gone and part.gone >= WORTH_A_COPY * len(part.rows):
                 part.keep(staying)

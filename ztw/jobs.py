@@ -30,7 +30,7 @@ Cell = Mapping[str, Any]  # {"dataset": ..., "arch": ..., "seed": ...}
 
 
 def set_up(threads: int) -> None:
-    """Use as many threads as the scheduler gave this job, memory well, and only deterministic algorithms."""
+    """Use as many threads as the scheduler gave this job, keep freed memory, and take only deterministic algorithms."""
     keep_freed_memory()
     torch.set_num_threads(threads)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

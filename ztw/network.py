@@ -82,11 +82,9 @@ class EarlyExitNetwork(nn.Module):
         if exit and self.mode.additive:
             return lambda features, previous: boosted(module(features).float(), previous)
         if exit and self.mode.cascade and not last:
-            return (
-                (lambda features, previous: module(features, previous.detach()))
-                if self.mode.detach
-                else module
-            )
+            if self.mode.detach:
+                return lambda features, previous: module(features, previous.detach()).float()
+            return lambda features, previous: module(features, previous).float()
         return lambda features, previous: module(features).float()
 
     def ic_logits(self, features: Sequence[Tensor]) -> list[Tensor]:
@@ -100,9 +98,9 @@ class EarlyExitNetwork(nn.Module):
         """Logits [(N, C)] of all K exits; own: the backbone's own answer (N, C), computed when None."""
         outputs = self.ic_logits(features)
         if own is None:
-            last = self.answering(len(self.heads))(features[-1], outputs[-1])
+            last = self.answering(len(self.heads))(features[-1], outputs[-1] if outputs else None)
         else:
-            last = boosted(own, outputs[-1]) if self.mode.additive else own
+            last = boosted(own, outputs[-1]) if self.mode.additive and outputs else own
         return [*outputs, last]
 
     def forward(self, images: Tensor) -> Tensor:

@@ -20,15 +20,16 @@ def minimise(
     """Minimise a convex function over x >= lower by projected Newton steps (Bertsekas 1982).
 
     terms: x -> (value, gradient, Hessian on demand). The Hessian is the dear part: near the minimum, where
-    it hardly changes, one serves for several steps. Stops when the projected gradient or the decrease of
-    the value falls below `tolerance` (separable data have no finite minimiser, only a vanishing decrease).
+    it hardly changes, one serves for several steps. It may be of single precision. Stops when the projected
+    gradient falls below `tolerance`, or the decrease of the value does (separable data have no finite
+    minimiser, only a vanishing decrease) in a step whose Hessian was new or still good.
     """
     x = start.clamp(min=lower)
     value, gradient, hessian = terms(x)
     curvature: Tensor | None = None
     for _ in range(iterations):
         free = (x > lower + 1e-12) | (gradient < 0)
-        if (steepness := _steepness(gradient, free)) < tolerance:
+        if not free.any() or (steepness := _steepness(gradient, free)) < tolerance:
             break
         fresh = curvature is None
         if curvature is None:
@@ -61,8 +62,9 @@ def _steepness(gradient: Tensor, free: Tensor) -> float:
 def _newton_step(curvature: Tensor, gradient: Tensor, free: Tensor) -> Tensor:
     """The Newton step in the free variables, 0 in the others."""
     inside = curvature[free][:, free]
-    # a common shift of all biases changes nothing: the ridge makes the Hessian invertible
-    ridge = 1e-9 * (1 + float(inside.diagonal().max()))
+    # a common shift of all biases changes nothing: the ridge, above the rounding of single precision, makes
+    # the Hessian invertible
+    ridge = 1e-6 * (1 + float(inside.diagonal().max()))
     step = torch.zeros_like(gradient)
     step[free] = -torch.linalg.solve(
         inside + ridge * torch.eye(len(inside), dtype=inside.dtype), gradient[free]
