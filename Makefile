@@ -35,8 +35,9 @@ test-systems: $(READY)
 bench: $(READY)
 	@$(UV) pip install --quiet --no-deps --require-hashes -r bench/requirements.lock
 	@mkdir -p results/bench
-	python -m pytest bench $(TIMED)=results/bench/benchmarks.json $(BENCH)
-	FREED_MEMORY_GIVEN_BACK=1 python -m pytest bench/test_inference.py -k 256-fp32 $(TIMED)=results/bench/given-back.json
+	python -m pytest bench -k "not evaluation" $(TIMED)=results/bench/benchmarks.json $(BENCH)
+	FREED_MEMORY_GIVEN_BACK=1 python -m pytest bench/test_imagenet_size.py bench/test_inference.py \
+		-k "evaluation or 256-fp32" $(TIMED)=results/bench/given-back.json
 	@python bench/report.py results/bench/report.md results/bench/benchmarks.json results/bench/given-back.json
 
 TIMED = -q -W ignore --benchmark-disable-gc --benchmark-json

@@ -1,4 +1,4 @@
-"""The memory that both sides of every comparison compute in: as the pipeline's jobs have it, or as it comes."""
+"""The memory both sides of every comparison compute in: as jobs with networks have it, or as it comes."""
 
 import os
 

@@ -30,15 +30,18 @@ Cell = Mapping[str, Any]  # {"dataset": ..., "arch": ..., "seed": ...}
 
 
 def set_up(threads: int) -> None:
-    """Use as many threads as the scheduler gave this job, keep freed memory, and take only deterministic algorithms."""
-    keep_freed_memory()
+    """Use as many threads as the scheduler gave this job, and only deterministic algorithms."""
     torch.set_num_threads(threads)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def compute_on(settings: Settings) -> tuple[torch.device, str]:
-    """The device and the resolved precision of a study."""
+    """The device and the resolved precision of a study, for a job that computes with a network.
+
+    Such a job keeps its freed memory; those on logits alone have few large arrays, and hold less without.
+    """
+    keep_freed_memory()
     device = pick_device(settings["device"])
     return device, resolve_precision(settings["precision"], device)
 
