@@ -152,8 +152,10 @@ class Entropy(ThresholdRule):
 
     @staticmethod
     def score(logits: Tensor, state: State) -> tuple[Tensor, State]:
-        """Negative entropy (N,)."""
-        return -torch.special.entr(logits.softmax(-1)).sum(-1), ()
+        """Negative entropy (N,), from log-probabilities: one logarithm a sample instead of one a class."""
+        log_p = logits.log_softmax(-1)
+        log_p = log_p.clamp(min=torch.finfo(log_p.dtype).min)  # 0 log 0 is 0
+        return (log_p.exp() * log_p).sum(-1), ()
 
     @staticmethod
     def grid(scores: Tensor, points: int) -> Tensor:
