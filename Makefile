@@ -31,14 +31,15 @@ test: lint
 test-systems: $(READY)
 	python -m pytest tests/slow/test_systems.py
 
-# Speed, as a table of medians and ratios: results/bench/report.md. About half an hour.
+# Speed, as a table of medians and ratios: results/bench/report.md. About half an hour; BENCH="-k sweep" for a part.
 bench: $(READY)
 	@$(UV) pip install --quiet --no-deps --require-hashes -r bench/requirements.lock
 	@mkdir -p results/bench
 	python -m pytest bench -k "not evaluation" $(TIMED)=results/bench/benchmarks.json $(BENCH)
-	FREED_MEMORY_GIVEN_BACK=1 python -m pytest bench/test_imagenet_size.py bench/test_inference.py \
-		-k "evaluation or 256-fp32" $(TIMED)=results/bench/given-back.json
-	@python bench/report.py results/bench/report.md results/bench/benchmarks.json results/bench/given-back.json
+	$(if $(BENCH),,FREED_MEMORY_GIVEN_BACK=1 python -m pytest bench/test_imagenet_size.py bench/test_inference.py \
+		-k "evaluation or 256-fp32" $(TIMED)=results/bench/given-back.json)
+	@python bench/report.py results/bench/report.md results/bench/benchmarks.json \
+		$(if $(BENCH),,results/bench/given-back.json)
 
 TIMED = -q -W ignore --benchmark-disable-gc --benchmark-json
 
