@@ -58,7 +58,7 @@ def finished(tmp_path_factory) -> Path:
     assert done.returncode == 0, done.stdout + done.stderr
     assert time.monotonic() - started < 120, "the tiny study must stay tiny"
     assert "ztw-nostop" in done.stdout
-    assert "make ui" in done.stdout
+    assert f"make ui CONFIG={TINY}" in done.stdout
     return folder
 
 

@@ -50,7 +50,7 @@ def main() -> int:
         console.print(f"[bold red]error:[/] {escape(describe(error))}", soft_wrap=True)
         return 1
     if status == 0:
-        show_results(console, study, config["tracking"])
+        show_results(console, study, config["tracking"], arguments.config)
     return status
 
 

@@ -116,7 +116,7 @@ def _last_words(log: Path) -> list[str]:
     return [" ".join(line.strip() for line in lines[max(start, 0) :][:4])]
 
 
-def show_results(console: Console, study: Path, tracking: str) -> None:
+def show_results(console: Console, study: Path, tracking: str, config: str) -> None:
     """Print the accuracy-at-budget tables, and where everything is."""
     if not (study / "tables" / "accuracy_at_budget.csv").exists():
         console.print("no table yet: Snakemake was not asked for one")
@@ -135,7 +135,7 @@ def show_results(console: Console, study: Path, tracking: str) -> None:
     console.print(f"figures  {study}/figures/", soft_wrap=True)
     console.print(f"report   {study}/report.html", soft_wrap=True)
     if tracking == "sqlite":
-        console.print(f"MLflow   make ui CONFIG=config/{study.name}.yaml", soft_wrap=True)
+        console.print(f"MLflow   make ui CONFIG={config}", soft_wrap=True)
     elif tracking != "none":
         console.print(f"MLflow   {tracking}", soft_wrap=True)
 

@@ -32,7 +32,7 @@ Result = Mapping[str, Any]
 
 def style(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Colour, marker and line of each method: never colour alone."""
-    colours = sns.color_palette("colorblind", max(len(methods), 3))
+    colours = sns.color_palette("colorblind")  # its own ten: more would repeat with their markers
     return {
         method: {
             "color": colours[index % len(colours)],
