@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 # Take the samples that left out of the batch when they are this share of it.
 WORTH_A_COPY = 0.05
 # Activations of this many bytes and more go through memory, at a price that early exits do not earn back.
-PART_BYTES = 2**23
+PART_BYTES = 2**24
 
 
 @dataclass(frozen=True)
