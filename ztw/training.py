@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,9 @@ from ztw.progress import Progress, Report
 
 SCHEDULES = ("one_cycle", "milestones")
 OPTIMIZERS = ("sgd", "adam")
+# Steps from which torch.compile earns back the minute it takes, measured on CPUs, where it takes 5 to 30 %
+# off a backbone's step (`make bench`). Counted, not timed: the same study compiles the same trainings.
+WORTH_COMPILING = 4000
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,8 @@ class Recipe:
     epochs: passes over the data, the last may be a part of one; batch_size in images;
     lr: the highest learning rate; milestones: epochs after which it is
     multiplied by gamma; optimizer: "sgd" (with momentum) or "adam"; compile: whether
-    torch.compile builds the forward and backward pass first, which pays in long trainings.
+    torch.compile builds the forward and backward pass first, "auto" = for backbones that train
+    WORTH_COMPILING steps or more, where it can.
     """
 
     epochs: float
@@ -45,7 +49,7 @@ class Recipe:
     gamma: float = 0.1
     precision: str = "fp32"
     optimizer: str = "sgd"
-    compile: bool = False
+    compile: bool | Literal["auto"] = False
 
 
 # A row an epoch: epoch, loss, accuracy, lr, seconds, finished (Unix time).
@@ -54,26 +58,34 @@ History = list[dict[str, float]]
 Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-def compiled(function: Callable[[Tensor], Any], recipe: Recipe) -> Callable[[Tensor], Any]:
-    """A function of a batch of images, compiled where the recipe says so.
+def compiled(
+    function: Callable[[Tensor], Any], recipe: Recipe, pays: bool = False, report: Report | None = None
+) -> Callable[[Tensor], Any]:
+    """A function of a batch of images, compiled where the recipe says so; pays: what its "auto" means here.
 
     Only for full batches: the last, smaller one would have it compiled again for any size, and slower.
-    Raises ZtwError, at the first call, when there is no compiler.
+    Where compiling fails "auto" goes on without, after a line to `report`; otherwise ZtwError at the first
+    call.
     """
-    if not recipe.compile:
+    auto = recipe.compile == "auto"
+    if not (pays if auto else recipe.compile):
         return function
     fast = torch.compile(function)
 
     def call(images: Tensor) -> Any:
+        nonlocal fast
         if len(images) != recipe.batch_size:
             return function(images)
         try:
             return fast(images)
         except torch._dynamo.exc.BackendCompilerFailed as error:
-            raise ZtwError(
-                f"compile: failed ({' '.join(str(error).split())[:160]}); it needs a C++ compiler, or set it"
-                " to false"
-            ) from error
+            reason = f"compile: failed ({' '.join(str(error).split())[:160]}); it needs a C++ compiler"
+            if not auto:
+                raise ZtwError(f"{reason}, or set it to false") from error
+            if report is not None:
+                report(f"{reason}; training goes on without")
+            fast = function
+            return function(images)
 
     return call
 
@@ -175,7 +187,8 @@ def train_backbone(
     Raises ZtwError when the loss is not finite at the end of an epoch.
     """
 
-    forward = compiled(backbone, recipe)
+    steps = _total_steps(recipe, len(_batch_sizes(len(data), recipe.batch_size)))
+    forward = compiled(backbone, recipe, steps >= WORTH_COMPILING, report)
 
     def step(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         with autocast(images.device, recipe.precision):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -39,7 +39,7 @@ from ztw.regimes import exit_weights, train_jointly, train_layer_wise
 from ztw.training import History, Recipe, train_backbone, train_ics
 
 
-def make_recipe(section: Settings, precision: str, compile: bool = False) -> Recipe:
+def make_recipe(section: Settings, precision: str, compile: bool | Literal["auto"] = False) -> Recipe:
     """The recipe in a config section, complete as `ztw.cells` leaves it."""
     values = {field: section[field] for field in RECIPE}
     return Recipe(
@@ -160,7 +160,7 @@ def run_train_ics(
 
 
 def _by_recipe(
-    sets: Settings, names: Iterable[str], precision: str, compile: bool
+    sets: Settings, names: Iterable[str], precision: str, compile: bool | Literal["auto"]
 ) -> dict[Recipe, list[str]]:
     groups: dict[Recipe, list[str]] = {}
     for name in names:
