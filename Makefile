@@ -37,7 +37,7 @@ bench: $(READY)
 	@mkdir -p results/bench
 	python -m pytest bench -k "not evaluation" $(TIMED)=results/bench/benchmarks.json $(BENCH)
 	$(if $(BENCH),,FREED_MEMORY_GIVEN_BACK=1 python -m pytest bench/test_imagenet_size.py bench/test_inference.py \
-		-k "evaluation or 256-fp32" $(TIMED)=results/bench/given-back.json)
+		bench/test_training.py -k "evaluation or 256-fp32 or kept" $(TIMED)=results/bench/given-back.json)
 	@python bench/report.py results/bench/report.md results/bench/benchmarks.json \
 		$(if $(BENCH),,results/bench/given-back.json)
 

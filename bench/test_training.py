@@ -6,6 +6,7 @@ torchvision's transforms in a DataLoader, ICs trained with a pass over the train
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 
@@ -62,6 +63,20 @@ def test_backbone(benchmark, batch):
     benchmark.pedantic(train, rounds=3, warmup_rounds=1)
     operations = 3 * 2 * ztw.backbone_macs(backbone) * IMAGES / benchmark.stats.stats.median
     benchmark.extra_info["share_of_a_matrix_product"] = operations / matrix_product(device, precision)
+
+
+@pytest.mark.parametrize("arch", ["resnet56", "vgg16_bn", "mobilenet"])
+def test_memory_kept(benchmark, arch):
+    """What `ztw.keep_freed_memory` gains; the reference runs in a process of its own, see the Makefile."""
+    given_back = "FREED_MEMORY_GIVEN_BACK" in os.environ
+    benchmark.group = f"{arch}, backbone: is freed memory kept? An epoch of 50,000"
+    what = "reference: freed memory given back" if given_back else "freed memory kept"
+    benchmark.extra_info.update(what=what, reference=given_back, scale=EPOCH / 512)
+    device = pick_device()
+    backbone = ztw.build_backbone(arch).to(device)
+    recipe = Recipe(0.5, 128, 0.01, 1e-4, precision=resolve_precision("auto", device))
+    train = waited(lambda: train_backbone(backbone, images().to(device), recipe, 0))
+    benchmark.pedantic(train, rounds=5, warmup_rounds=1)
 
 
 def test_compiled(benchmark, tmp_path, monkeypatch):
