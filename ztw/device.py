@@ -57,7 +57,7 @@ def keep_freed_memory() -> bool:
     """Let the C library keep freed memory for its next use; returns whether it takes the request (glibc does).
 
     Activations come and go with every layer. What is given back to the system in between comes back page by
-    page, cleared: 130,000 page faults in a training step of MobileNet on a CPU, a quarter of its time. For
+    page, cleared: 27,000 page faults in a training step of MobileNet on a CPU, 7 to 10 % of its time. For
     a process that computes on its main thread: it holds what it once had, or a little more, until it ends.
     No effect beside another allocator.
     """
