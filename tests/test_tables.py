@@ -210,3 +210,14 @@ def test_differences_of_methods(tmp_path):
     pairs = read_noise(tmp_path / "differences.csv")
     assert ("d", "x", "held-out", "0.5", "b", "a") in pairs
     assert not [pair for pair in pairs if "c" in pair[4:]]
+
+
+@pytest.mark.parametrize(
+    ("share", "shown"),
+    [(0.9085, 90.9), ((0.9079 + 0.9091) / 2, 90.9), (0.90849, 90.8), (0.0005, 0.1), (1.0, 100.0), (0.0, 0.0)],
+)
+def test_a_tie_is_rounded_up_before_and_after_the_csv(share, shown):
+    kept = float(f"{share:.6f}")
+    for value in (share, kept, math.nextafter(share, 0), math.nextafter(share, 2)):
+        assert tables.percent(value) == shown
+    assert math.isnan(tables.percent(math.nan))

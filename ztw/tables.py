@@ -111,6 +111,14 @@ def budget_name(budget: float | str) -> str:
     return "Max" if budget == "max" else f"{100 * float(budget):g} %"
 
 
+def percent(share: float) -> float:
+    """A share as percent with one decimal, halves up, NaN as it is.
+
+    Of the six decimals that the CSV keeps, so that a table made from it says the same as one made before.
+    """
+    return share if math.isnan(share) else math.floor(1000 * round(share, 6) + 0.5 + 1e-9) / 10
+
+
 def accuracy_name(row: Row, seeds: int, plus_minus: str = "±") -> str:
     """ "91.2 ± 0.3" in percent, "91.2" for one seed, "-" where infeasible.
 
@@ -118,9 +126,9 @@ def accuracy_name(row: Row, seeds: int, plus_minus: str = "±") -> str:
     """
     if math.isnan(row["mean"]):
         return INFEASIBLE
-    spread = "" if math.isnan(row["std"]) else f" {plus_minus} {100 * row['std']:.1f}"
+    spread = "" if math.isnan(row["std"]) else f" {plus_minus} {percent(row['std']):.1f}"
     fewer = f" (n={row['n']})" if row["n"] < seeds else ""
-    return f"{100 * row['mean']:.1f}{spread}{fewer}"
+    return f"{percent(row['mean']):.1f}{spread}{fewer}"
 
 
 def seed_count(methods: Sequence[tuple[str, list[Row]]]) -> int:
@@ -165,13 +173,13 @@ def _leaders(methods: list[tuple[str, list[Row]]]) -> list[tuple[str, float]]:
     for column in zip(*(rows for _, rows in methods), strict=True):
         feasible = [row for row in column if not math.isnan(row["mean"])]
         best = max(feasible, key=lambda row: row["mean"], default=None)
-        leaders.append((best["method"], round(best["mean"], 3)) if best else ("", math.nan))
+        leaders.append((best["method"], percent(best["mean"])) if best else ("", math.nan))
     return leaders
 
 
 def _mark(row: Row, leader: tuple[str, float], noise: Noise) -> str:
     """How a cell stands to the best: "best", "same" (within noise), or ""."""
-    if round(row["mean"], 3) == leader[1]:
+    if percent(row["mean"]) == leader[1]:
         return "best"
     where = (row["dataset"], row["arch"], row["protocol"], str(row["budget"]))
     return "same" if (*where, row["method"], leader[0]) in noise else ""
