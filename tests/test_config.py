@@ -58,6 +58,7 @@ WRONG = [
     ),
     ("datasets", ["mnist"], "datasets: 'mnist' is unknown; known: fashion_mnist, cifar10, cifar100, tiny_im"),
     ("archs", ["vgg16_bn"], "archs: 'vgg16_bn' needs images of at least 32 pixels a side, digits has 8"),
+    ("compile", "maybe", "compile: 'maybe' is unknown; known: auto, true, false"),
     ("archs", ["resnet21"], "archs.0: 'resnet21' is unknown; known: resnet8"),
     ("methods.new", {"ics": "independent", "rule": "x"}, "methods.new.rule: 'x' is unknown; known: max_soft"),
     ("methods.sdn.ensemble", "mean", "methods.sdn.ensemble: 'mean' is unknown; known: geometric"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 from typing import Any, cast
 
@@ -75,7 +76,7 @@ def _describe(error: ValidationError) -> str:
             missing = next(name for name in rule if name not in value)
             return f"{key}: the key {missing!r} is missing"
         case "enum":
-            known = ", ".join("null" if item is None else str(item) for item in rule)
+            known = ", ".join(item if isinstance(item, str) else json.dumps(item) for item in rule)
             return f"{key}: {value!r} is unknown; known: {known}"
         case "type":
             wanted = " or ".join(rule) if isinstance(rule, list) else rule

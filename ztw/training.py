@@ -23,8 +23,9 @@ from ztw.progress import Progress, Report
 
 SCHEDULES = ("one_cycle", "milestones")
 OPTIMIZERS = ("sgd", "adam")
-# Steps from which torch.compile earns back the minute it takes, measured on CPUs, where it takes 5 to 30 %
-# off a backbone's step (`make bench`). Counted, not timed: the same study compiles the same trainings.
+# Steps from which torch.compile earns back the minute it takes: measured on two CPU cores without AMX, where
+# it takes 5 to 11 % off a backbone's step (`make bench`). Counted, not timed: the same study compiles the
+# same trainings.
 WORTH_COMPILING = 4000
 
 
