@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 # Take the samples that left out of the batch when they are this share of it.
 WORTH_A_COPY = 0.05
-# Activations of this many bytes and more go through memory, at a price that early exits do not earn back.
+# Blocks' outputs of at most so many bytes at once: larger ones come from the system page by page unless
+# memory is kept, and much smaller ones leave the convolutions too little to do (measured from 4 to 32 MB).
 PART_BYTES = 2**24
 
 
@@ -44,7 +45,7 @@ class ExitResult:
 def phases(network: EarlyExitNetwork, device: torch.device) -> list[tuple[list[int], int]]:
     """Runs of exits, each with how many samples to carry through it at once.
 
-    On a CPU so few that a block's output stays near the processor: deep blocks with their small outputs
+    On a CPU so few that a block's output stays below PART_BYTES: deep blocks with their small outputs
     take more samples at once than early ones. On a GPU there is one phase without a limit.
     """
     exits = range(network.exits)
