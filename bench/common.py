@@ -13,8 +13,9 @@ from torch.utils.data import Dataset
 from torchvision import transforms
 
 import ztw
-from ztw.data import ImageSet
+from ztw.data.decoded import ImageSet
 from ztw.device import pick_device
+from ztw.models.network import Placement
 
 
 class OneByOne(Dataset):
@@ -58,7 +59,7 @@ def random_logits(exits: int, samples: int, classes: int) -> tuple[Tensor, Tenso
 def busy_network(
     backbone: ztw.Backbone,
     ics: str = "independent",
-    placement: ztw.network.Placement = "all",
+    placement: Placement = "all",
     head: str = "conv",
 ) -> ztw.EarlyExitNetwork:
     """Exits on a backbone, in eval mode, so confident now and then that samples leave at every one."""

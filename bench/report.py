@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ztw.device import bf16_pays, pick_device
-from ztw.provenance import code_version
+from ztw.study.provenance import code_version
 
 SKIPPED = ("what", "reference", "scale", "arch", "batch", "grows", "factor")
 

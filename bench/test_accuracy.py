@@ -11,10 +11,13 @@ from common import OneByOne, waited
 from torch.utils.data import DataLoader
 
 import ztw
-from ztw.data import ImageSet, load_split
+from ztw.data.decoded import ImageSet
+from ztw.data.prepare import prepare_dataset
+from ztw.data.splits import load_split
 from ztw.device import pick_device, resolve_precision
-from ztw.fetch import data_root, prepare_dataset
-from ztw.training import Recipe, train_backbone
+from ztw.files import data_root
+from ztw.training.loop import Recipe
+from ztw.training.separate import train_backbone
 
 SEEDS = range(5)
 IMAGES, BATCH, EPOCHS, LR, DECAY = 8000, 64, 2, 0.1, 5e-4

@@ -11,9 +11,9 @@ from common import random_logits
 from PIL import Image
 
 import ztw
-from ztw.data import load_split
-from ztw.fetch import prepare_dataset
-from ztw.methods import Answers, Costs, evaluate_method
+from ztw.data.prepare import prepare_dataset
+from ztw.data.splits import load_split
+from ztw.evaluation.methods import Answers, Costs, evaluate_method
 
 EVALUATION = {
     "budgets": [0.25, 0.5, 0.75, 1.0, "max"],

@@ -11,7 +11,7 @@ from common import busy_network, side_by_side, waited
 
 import ztw
 from ztw.device import autocast, pick_device
-from ztw.rules import exit_scores
+from ztw.exits.rules import exit_scores
 
 # With the convolution of the recipe's heads no exit of MobileNet lies below 89 % of its MACs: there SDN's,
 # in SDN's places.

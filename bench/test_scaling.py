@@ -7,7 +7,7 @@ import torch
 from common import random_logits
 
 import ztw
-from ztw.methods import Answers, Costs, evaluate_method
+from ztw.evaluation.methods import Answers, Costs, evaluate_method
 
 EVALUATION = {"budgets": [0.5, 1.0, "max"], "protocols": ["held-out"], "points": 1000}
 FACTORS = (1, 2, 4, 8)

@@ -7,8 +7,8 @@ import torch
 from common import random_logits
 
 import ztw
-from ztw.rules import exit_rule, exit_scores
-from ztw.thresholds import candidates
+from ztw.exits.rules import exit_rule, exit_scores
+from ztw.exits.thresholds import candidates
 
 SIZES = {10: (28, 10_000, 10), 200: (28, 10_000, 200)}
 PLAIN_THRESHOLDS = 50  # the plain loop's time is proportional to them

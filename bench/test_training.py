@@ -17,9 +17,10 @@ from common import OneByOne, waited
 from torch.utils.data import DataLoader
 
 import ztw
-from ztw.data import ImageSet
+from ztw.data.decoded import ImageSet
 from ztw.device import pick_device, resolve_precision
-from ztw.training import Recipe, train_backbone, train_ics
+from ztw.training.loop import Recipe
+from ztw.training.separate import train_backbone, train_ics
 
 IMAGES = 1024
 EPOCH = 50_000

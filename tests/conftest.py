@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import ztw
+from ztw.models.network import Placement
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +34,7 @@ def cost() -> torch.Tensor:
     return torch.tensor([1.0, 2.0, 4.0, 8.0], dtype=torch.float64)
 
 
-def small_network(ics: str = "independent", placement: ztw.network.Placement = "all") -> ztw.EarlyExitNetwork:
+def small_network(ics: str = "independent", placement: Placement = "all") -> ztw.EarlyExitNetwork:
     """A resnet8 for 10x10 grey images and 5 classes, in eval mode, with BatchNorm statistics of its own."""
     torch.manual_seed(3)
     backbone = ztw.build_backbone("resnet8", classes=5, channels=1, size=10)

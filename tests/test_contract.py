@@ -10,8 +10,8 @@ import torch
 from conftest import small_network
 
 import ztw
-from ztw.evaluation import decide
-from ztw.rules import exit_rule, exit_scores
+from ztw.exits.rules import exit_rule, exit_scores
+from ztw.exits.sweep import decide
 
 SMALL_BACKBONES = [name for name in ztw.BACKBONES if name not in ("resnet56", "resnet110")]
 SHAPES: list[tuple[int, ...]] = [(16, 28, 28), (32, 14, 14), (64, 7, 7), (8, 3, 3), (8, 1, 1), (12,), (5, 12)]

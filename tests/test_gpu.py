@@ -7,8 +7,9 @@ import torch
 from conftest import small_network
 
 import ztw
-from ztw.predictions import predict
-from ztw.training import Recipe, train_backbone, train_ics
+from ztw.evaluation.predictions import predict
+from ztw.training.loop import Recipe
+from ztw.training.separate import train_backbone, train_ics
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 

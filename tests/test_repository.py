@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 import ztw
-from ztw.config import check_config
+from ztw.study.config import check_config
 
 ROOT = Path(__file__).parent.parent
 

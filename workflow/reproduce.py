@@ -23,9 +23,9 @@ from rich.markup import escape
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]  # screen, and ztw itself
 from screen import Screen, show_results
 
-from ztw.config import check_config
 from ztw.errors import ZtwError
 from ztw.progress import describe
+from ztw.study.config import check_config
 
 HERE = Path(__file__).parent
 MARK = "ZTW_RUN"  # in the environment of everything a run starts, so that a later run finds the orphans

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ztw.progress import DONE, FAILED, PROGRESS, clock
-from ztw.tables import accuracy_name, block_title, budget_name, read_csv, seed_count, wide_blocks
+from ztw.reporting.tables import accuracy_name, block_title, budget_name, read_csv, seed_count, wide_blocks
 
 STEPS = re.compile(r"(\d+) of (\d+) steps")
 PLAIN_INTERVAL = 15.0  # seconds between two lines of a job where the screen cannot be redrawn

@@ -5,55 +5,48 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from ztw.version import __version__
 
 if TYPE_CHECKING:
-    from ztw.backbone import Backbone
-    from ztw.backbones import BACKBONES, build_backbone
-    from ztw.costs import backbone_macs, backbone_paper_ops, macs, paper_ops
     from ztw.device import keep_freed_memory
-    from ztw.ensembles import ENSEMBLES, Ensemble, fit_ensemble
     from ztw.errors import ZtwError
-    from ztw.evaluation import (
-        Curve,
-        accuracy_at_budget,
-        at_budget,
-        decide,
-        exit_accuracy,
-        hindsight_improvability,
-        sweep,
-    )
-    from ztw.folding import fold_batch_norm
-    from ztw.heads import HEADS
-    from ztw.inference import ExitResult
-    from ztw.network import IC_MODES, EarlyExitNetwork, build_network
-    from ztw.rules import RULES, Entropy, ExitRule, MaxSoftmax, MaxSoftmaxOrBest, Patience
-    from ztw.thresholds import THRESHOLDS, Candidates, candidates
+    from ztw.evaluation.costs import macs, paper_ops
+    from ztw.evaluation.metrics import accuracy_at_budget, at_budget, exit_accuracy, hindsight_improvability
+    from ztw.exits.ensembles import ENSEMBLES, Ensemble, fit_ensemble
+    from ztw.exits.inference import ExitResult
+    from ztw.exits.rules import RULES, Entropy, ExitRule, MaxSoftmax, MaxSoftmaxOrBest, Patience
+    from ztw.exits.sweep import Curve, decide, sweep
+    from ztw.exits.thresholds import THRESHOLDS, Candidates, candidates
+    from ztw.models.architectures import BACKBONES, build_backbone
+    from ztw.models.backbone import Backbone
+    from ztw.models.folding import fold_batch_norm
+    from ztw.models.heads import HEADS
+    from ztw.models.network import IC_MODES, EarlyExitNetwork, build_network
+    from ztw.models.operations import backbone_macs, backbone_paper_ops
 
 # Where each public name lives. They are imported on first use, because checking a config must not
 # wait for torch.
 _HOME = {
-    "backbone": ("Backbone",),
-    "backbones": ("BACKBONES", "build_backbone"),
-    "costs": ("backbone_macs", "backbone_paper_ops", "macs", "paper_ops"),
     "device": ("keep_freed_memory",),
-    "ensembles": ("ENSEMBLES", "Ensemble", "fit_ensemble"),
     "errors": ("ZtwError",),
-    "evaluation": (
-        "Curve",
+    "evaluation.costs": ("macs", "paper_ops"),
+    "evaluation.metrics": (
         "accuracy_at_budget",
         "at_budget",
-        "decide",
         "exit_accuracy",
         "hindsight_improvability",
-        "sweep",
     ),
-    "folding": ("fold_batch_norm",),
-    "heads": ("HEADS",),
-    "inference": ("ExitResult",),
-    "network": ("IC_MODES", "EarlyExitNetwork", "build_network"),
-    "rules": ("RULES", "Entropy", "ExitRule", "MaxSoftmax", "MaxSoftmaxOrBest", "Patience"),
-    "thresholds": ("THRESHOLDS", "Candidates", "candidates"),
+    "exits.ensembles": ("ENSEMBLES", "Ensemble", "fit_ensemble"),
+    "exits.inference": ("ExitResult",),
+    "exits.rules": ("RULES", "Entropy", "ExitRule", "MaxSoftmax", "MaxSoftmaxOrBest", "Patience"),
+    "exits.sweep": ("Curve", "decide", "sweep"),
+    "exits.thresholds": ("THRESHOLDS", "Candidates", "candidates"),
+    "models.architectures": ("BACKBONES", "build_backbone"),
+    "models.backbone": ("Backbone",),
+    "models.folding": ("fold_batch_norm",),
+    "models.heads": ("HEADS",),
+    "models.network": ("IC_MODES", "EarlyExitNetwork", "build_network"),
+    "models.operations": ("backbone_macs", "backbone_paper_ops"),
 }
 
 __all__ = [
@@ -75,6 +68,7 @@ __all__ = [
     "MaxSoftmaxOrBest",
     "Patience",
     "ZtwError",
+    "__version__",
     "accuracy_at_budget",
     "at_budget",
     "backbone_macs",
@@ -102,4 +96,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*__all__, "__version__"])
+    return sorted(__all__)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import sys
 
 import torch
@@ -66,3 +67,15 @@ def keep_freed_memory() -> bool:
         return False
     trim_threshold, mmap_max = -1, -4  # their numbers in malloc.h
     return bool(mallopt(trim_threshold, -1) and mallopt(mmap_max, 0))
+
+
+def set_up(threads: int) -> None:
+    """Use as many threads as the scheduler gave this job, and only deterministic algorithms."""
+    torch.set_num_threads(threads)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def device_name(device: torch.device) -> str:
+    """What a result was computed on."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"

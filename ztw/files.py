@@ -49,3 +49,9 @@ def sha256(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def data_root(configured: str | None = None) -> Path:
+    """Where data sets live: the config's data.root, else $ZTW_DATA, else the user's cache directory."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(configured or os.environ.get("ZTW_DATA") or Path(cache) / "ztw").expanduser()

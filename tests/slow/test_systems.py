@@ -18,12 +18,13 @@ import yaml
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from ztw.config import check_config
-from ztw.data import load_split
+from ztw.data.splits import load_split
+from ztw.exits.logits import read_predictions
+from ztw.exits.rules import ExitRule, exit_rule, exit_scores
+from ztw.exits.thresholds import at, candidates
 from ztw.files import read_json
-from ztw.jobs import load_ensemble, load_network, read_predictions
-from ztw.rules import ExitRule, exit_rule, exit_scores
-from ztw.thresholds import at, candidates
+from ztw.jobs.cell import load_ensemble, load_network
+from ztw.study.config import check_config
 
 ROOT = Path(__file__).parent.parent.parent
 CONFIG = ROOT / "tests/config/systems.yaml"

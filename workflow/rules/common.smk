@@ -4,9 +4,9 @@ import re
 import yaml
 from pathlib import Path
 from snakemake.exceptions import WorkflowError
-from ztw.config import check_config
+from ztw.study.config import check_config
 from ztw.errors import ZtwError
-from ztw.provenance import code_digest, file_stamp, folder_stamp
+from ztw.study.provenance import code_digest, file_stamp, folder_stamp
 
 # What `--sdm conda` installs for every rule; scripts find ztw itself beside it.
 ENVIRONMENT = Path(workflow.basedir).parent / "environment.yml"

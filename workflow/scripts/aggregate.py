@@ -1,11 +1,11 @@
 from typing import TYPE_CHECKING
 
-from ztw.differences import read_noise
-from ztw.latency import latency_table, write_latency
-from ztw.more_tables import write_more_tables
+from ztw.jobs.aggregate import write_more_tables
 from ztw.progress import job_log
-from ztw.results import from_files, from_runs, write_metrics
-from ztw.tables import accuracy_table, write_tables
+from ztw.reporting.differences import read_noise
+from ztw.reporting.latency_table import latency_table, write_latency
+from ztw.reporting.results import from_files, from_runs, write_metrics
+from ztw.reporting.tables import accuracy_table, write_tables
 
 if TYPE_CHECKING:
     from snakemake.script import snakemake

@@ -1,7 +1,7 @@
 from itertools import product
 from typing import TYPE_CHECKING
 
-from ztw.differences import run_compare_methods
+from ztw.jobs.compare_methods import run_compare_methods
 from ztw.progress import job_log
 
 if TYPE_CHECKING:

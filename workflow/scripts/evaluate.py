@@ -1,7 +1,8 @@
 from typing import TYPE_CHECKING
 
-from ztw.evaluation_jobs import run_evaluate
-from ztw.jobs import CellFiles, set_up
+from ztw.device import set_up
+from ztw.jobs.cell import CellFiles
+from ztw.jobs.evaluate import run_evaluate
 from ztw.progress import job_log
 
 if TYPE_CHECKING:

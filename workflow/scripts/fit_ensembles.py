@@ -1,7 +1,7 @@
 from typing import TYPE_CHECKING
 
-from ztw.evaluation_jobs import run_fit_ensembles
-from ztw.jobs import set_up
+from ztw.device import set_up
+from ztw.jobs.fit_ensembles import run_fit_ensembles
 from ztw.progress import job_log
 
 if TYPE_CHECKING:

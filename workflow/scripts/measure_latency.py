@@ -1,7 +1,8 @@
 from typing import TYPE_CHECKING
 
-from ztw.jobs import CellFiles, set_up
-from ztw.latency import run_measure_latency
+from ztw.device import set_up
+from ztw.jobs.cell import CellFiles
+from ztw.jobs.measure_latency import run_measure_latency
 from ztw.progress import job_log
 
 if TYPE_CHECKING:

@@ -3,10 +3,10 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from ztw.figures import accuracy_against_time, cell_figures, save
-from ztw.latency import read_latency
 from ztw.progress import job_log
-from ztw.results import read_metrics
+from ztw.reporting.figures import accuracy_against_time, cell_figures, save
+from ztw.reporting.latency_table import read_latency
+from ztw.reporting.results import read_metrics
 
 if TYPE_CHECKING:
     from snakemake.script import snakemake

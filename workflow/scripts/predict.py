@@ -1,8 +1,8 @@
 from itertools import product
 from typing import TYPE_CHECKING
 
-from ztw.evaluation_jobs import run_predict
-from ztw.jobs import set_up
+from ztw.device import set_up
+from ztw.jobs.predict import run_predict
 from ztw.progress import job_log
 
 if TYPE_CHECKING:

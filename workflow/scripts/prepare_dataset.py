@@ -1,7 +1,7 @@
 from typing import TYPE_CHECKING
 
-from ztw.fetch import data_root, prepare_dataset
-from ztw.files import write_json
+from ztw.data.prepare import prepare_dataset
+from ztw.files import data_root, write_json
 from ztw.progress import job_log
 
 if TYPE_CHECKING:

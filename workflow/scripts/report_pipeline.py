@@ -1,8 +1,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ztw.pipeline import write_pipeline
 from ztw.progress import job_log
+from ztw.reporting.overhead import write_pipeline
 
 if TYPE_CHECKING:
     from snakemake.script import snakemake

@@ -3,7 +3,7 @@ from typing import TYPE_CHECKING
 
 from ztw.files import write_json
 from ztw.progress import job_log
-from ztw.tracking import start_store
+from ztw.reporting.tracking import start_store
 
 if TYPE_CHECKING:
     from snakemake.script import snakemake

@@ -2,8 +2,8 @@ from typing import TYPE_CHECKING
 
 from ztw.files import read_json, write_json
 from ztw.progress import job_log
-from ztw.provenance import code_version
-from ztw.tracking import track_cell
+from ztw.reporting.tracking import track_cell
+from ztw.study.provenance import code_version
 
 if TYPE_CHECKING:
     from snakemake.script import snakemake

@@ -1,8 +1,8 @@
 from typing import TYPE_CHECKING
 
-from ztw.jobs import set_up
+from ztw.device import set_up
+from ztw.jobs.train_backbone import run_train_backbone
 from ztw.progress import job_log
-from ztw.training_jobs import run_train_backbone
 
 if TYPE_CHECKING:
     from snakemake.script import snakemake

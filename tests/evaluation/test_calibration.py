@@ -1,0 +1,241 @@
+"""Calibration against values worked out on paper, scikit-learn and a plain loop."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from sklearn import metrics
+
+import ztw
+from ztw.evaluation.calibration import (
+    brier_score,
+    calibration,
+    classwise_calibration_error,
+    confidence_auroc,
+    expected_calibration_error,
+    fit_temperature,
+    fit_temperatures,
+    negative_log_likelihood,
+    overthinking,
+)
+from ztw.evaluation.metrics import exit_accuracy
+
+# Four samples of two classes: right at 0.9, wrong at 0.8, right at 0.7, wrong at 0.6.
+PROBS = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.4, 0.6]], dtype=torch.float64)
+LABELS = torch.tensor([0, 1, 1, 0])
+
+
+def test_expected_calibration_error_by_hand():
+    # two bins: all in (0.5, 1], confidence 0.75, accuracy 0.5
+    assert expected_calibration_error(PROBS.log(), LABELS, bins=2) == pytest.approx(0.25)
+    # ten bins: each alone, |1 - .9|, |0 - .8|, |1 - .7|, |0 - .6|
+    assert expected_calibration_error(PROBS.log(), LABELS, bins=10) == pytest.approx(1.8 / 4)
+    # four bins: 0.9 and 0.8 together (0.85 against 0.5), 0.7 and 0.6 together (0.65 against 0.5)
+    assert expected_calibration_error(PROBS.log(), LABELS, bins=4) == pytest.approx((0.35 + 0.15) / 2)
+
+
+def test_a_bin_holds_its_upper_edge_and_the_first_holds_0():
+    # confidence 0.5, right; 1, right; 1, wrong: 0.5 lies in (0, 0.5], so the gaps are 0.5 and 2 * 0.5
+    logits = torch.tensor([[0.0, 0.0], [0.0, -torch.inf], [0.0, -torch.inf]])
+    labels = torch.tensor([0, 0, 1])
+    assert expected_calibration_error(logits, labels, bins=2) == pytest.approx(1.5 / 3)
+    # all in one bin: 2 right, confidences 2.5 in all
+    assert expected_calibration_error(logits, labels, bins=1) == pytest.approx(0.5 / 3)
+    # class probabilities 1 and 0 of the class that it is and is not: no error
+    assert classwise_calibration_error(logits[1:], torch.tensor([0, 0]), bins=2) == 0
+
+
+def test_classwise_calibration_error_by_hand():
+    # one bin: both classes have half of the labels; mean probabilities 0.6 and 0.4
+    assert classwise_calibration_error(PROBS.log(), LABELS, bins=1) == pytest.approx(0.1)
+    # two bins: class 0 low (.3, .4; labels 0, 1): |.7 - 1| / 4, high (.9, .8; 1, 0): |1.7 - 1| / 4; class 1 alike
+    assert classwise_calibration_error(PROBS.log(), LABELS, bins=2) == pytest.approx((0.3 + 0.7) / 4)
+
+
+def test_brier_score_and_likelihood_by_hand():
+    of_label = (0.9, 0.2, 0.7, 0.4)
+    assert brier_score(PROBS.log(), LABELS) == pytest.approx(sum(2 * (1 - p) ** 2 for p in of_label) / 4)
+    by_hand = -sum(map(math.log, of_label)) / 4
+    assert negative_log_likelihood(PROBS.log(), LABELS) == pytest.approx(by_hand)
+
+
+def test_a_label_of_probability_0_costs_a_finite_amount():
+    logits = torch.tensor([[0.0, -torch.inf], [0.0, -1e30]])
+    tiny = -math.log(torch.finfo(torch.float32).tiny)
+    assert negative_log_likelihood(logits, torch.tensor([1, 1])) == pytest.approx(tiny)
+    assert brier_score(logits, torch.tensor([1, 1])) == pytest.approx(2)
+    assert expected_calibration_error(logits, torch.tensor([1, 1])) == pytest.approx(1)
+
+
+def test_auroc_by_hand():
+    confidence = torch.tensor([0.9, 0.8, 0.7, 0.6])
+    # right: 0.9 and 0.7; of the four pairs only (0.7, 0.8) is the wrong way round
+    assert confidence_auroc(confidence, torch.tensor([True, False, True, False])) == 0.75
+    # a tie counts half
+    assert confidence_auroc(torch.tensor([0.9, 0.9, 0.5]), torch.tensor([True, False, False])) == 0.75
+    assert math.isnan(confidence_auroc(confidence, torch.ones(4).bool()))
+    assert math.isnan(confidence_auroc(confidence, torch.zeros(4).bool()))
+
+
+def test_overthinking_by_hand():
+    # right (1) or wrong (0) of three exits on five samples; samples 1 to 3 were had before the last exit
+    right = torch.tensor([[1, 1, 0, 0, 0], [0, 1, 1, 0, 1], [0, 0, 0, 0, 1]])
+    logits = torch.stack([right, 1 - right], dim=-1).float()
+    assert overthinking(logits, torch.zeros(5).long()) == pytest.approx(3 / 5)
+    assert overthinking(logits[2:], torch.zeros(5).long()) == 0
+
+
+def test_temperature_by_hand():
+    # right three times of four at margin 2: calibrated where sigmoid(2 / T) = 3/4, so T = 2 / log 3
+    logits = torch.tensor([[2.0, 0.0]] * 4)
+    assert fit_temperature(logits, torch.tensor([0, 0, 0, 1])) == pytest.approx(2 / math.log(3), rel=1e-9)
+
+
+def test_temperature_at_its_bounds():
+    right, wrong = torch.tensor([0, 1]), torch.tensor([1, 0])
+    logits = torch.tensor([[3.0, 0.0], [-1.0, 4.0]])
+    assert fit_temperature(logits, right) == pytest.approx(1e-3)
+    assert fit_temperature(logits, wrong) == pytest.approx(1e3)
+    assert fit_temperature(torch.ones(2, 2), right) == 1
+    assert fit_temperature(torch.zeros(3, 1), torch.zeros(3).long()) == 1
+
+
+def test_a_label_of_probability_0_does_not_move_the_temperature():
+    logits = torch.tensor([[2.0, 0.0, -torch.inf]] * 5)
+    assert fit_temperature(logits, torch.tensor([0, 0, 0, 1, 2])) == pytest.approx(2 / math.log(3), rel=1e-9)
+    assert fit_temperature(logits, torch.full((5,), 2)) == 1
+
+
+@pytest.mark.parametrize("temperature", [0.02, 0.3, 1.0, 4.0, 60.0])
+def test_a_known_scaling_is_found_again(temperature):
+    generator = torch.Generator().manual_seed(0)
+    truth = 2 * torch.randn(20_000, 5, generator=generator, dtype=torch.float64)
+    labels = truth.softmax(-1).multinomial(1, generator=generator).flatten()
+    found = fit_temperature(truth * temperature, labels)
+    assert found == pytest.approx(temperature, rel=0.05)
+    assert found == pytest.approx(temperature * fit_temperature(truth, labels), rel=1e-8)
+    assert fit_temperature(truth * temperature / found, labels) == pytest.approx(1, abs=1e-8)
+    # log-probabilities are as good as logits
+    assert fit_temperature((truth * temperature).log_softmax(-1), labels) == pytest.approx(found, rel=1e-8)
+    scaled = calibration(truth[None] * temperature, labels, torch.tensor([temperature]))
+    assert scaled["ece_scaled"] < 0.01
+    assert scaled["classwise_ece_scaled"] < 0.01
+
+
+def test_the_temperature_has_the_least_cross_entropy(logits, labels):
+    for exit in logits:
+        best = fit_temperature(exit, labels)
+        others = torch.logspace(-1, 2, 50, dtype=torch.float64).tolist()
+        least = negative_log_likelihood(exit / best, labels)
+        assert least <= min(negative_log_likelihood(exit.double() / other, labels) for other in others) + 1e-6
+
+
+def test_as_scikit_learn(logits, labels):
+    probs = logits[0].double().softmax(-1).numpy()
+    confidence, right = probs.max(-1), probs.argmax(-1) == labels.numpy()
+    every = list(range(5))
+    found = calibration(logits, labels)
+    assert float(found["auroc"][0]) == pytest.approx(metrics.roc_auc_score(right, confidence))
+    assert float(found["nll"][0]) == pytest.approx(metrics.log_loss(labels, probs, labels=every))
+    one_against_rest = sum(metrics.brier_score_loss(labels == c, probs[:, c]) for c in every)
+    assert float(found["brier"][0]) == pytest.approx(one_against_rest)
+
+
+def test_auroc_with_ties_as_scikit_learn():
+    generator = torch.Generator().manual_seed(0)
+    confidence = torch.randint(9, (500,), generator=generator) / 9
+    correct = torch.rand(500, generator=generator) < confidence
+    assert confidence_auroc(confidence, correct) == pytest.approx(metrics.roc_auc_score(correct, confidence))
+
+
+def plain_gap(scores: list[float], hits: list[float], bins: int) -> float:
+    """The obvious loop over the bins."""
+    total = 0.0
+    for bin in range(bins):
+        inside = [i for i, score in enumerate(scores) if bin / bins < score <= (bin + 1) / bins]
+        if inside:
+            total += abs(sum(hits[i] for i in inside) - sum(scores[i] for i in inside)) / len(scores)
+    return total
+
+
+@pytest.mark.parametrize("bins", [1, 7, 15])
+def test_the_errors_are_the_plain_loop(bins, logits, labels):
+    found = calibration(logits, labels, bins=bins)
+    for k, probs in enumerate(logits.double().softmax(-1)):
+        right = (probs.argmax(-1) == labels).double()
+        ece = plain_gap(probs.amax(-1).tolist(), right.tolist(), bins)
+        gaps = [plain_gap(probs[:, c].tolist(), (labels == c).double().tolist(), bins) for c in range(5)]
+        assert float(found["ece"][k]) == pytest.approx(ece)
+        assert float(found["classwise_ece"][k]) == pytest.approx(sum(gaps) / 5)
+
+
+def test_one_bin_is_the_accuracy_against_the_mean_confidence(logits, labels):
+    found = calibration(logits, labels, bins=1)["ece"]
+    confidence = logits.double().softmax(-1).amax(-1).mean(1)
+    torch.testing.assert_close(found, (exit_accuracy(logits, labels) - confidence).abs())
+
+
+def test_all_exits_at_once_is_each_alone(logits, labels):
+    temperatures = fit_temperatures(logits, labels)
+    found = calibration(logits, labels, temperatures)
+    alone = {
+        "ece": expected_calibration_error,
+        "classwise_ece": classwise_calibration_error,
+        "brier": brier_score,
+        "nll": negative_log_likelihood,
+    }
+    assert set(found) == {*alone, *(f"{name}_scaled" for name in alone), "auroc"}
+    assert set(calibration(logits, labels)) == {*alone, "auroc"}
+    for name, function in alone.items():
+        for k, exit in enumerate(logits.double()):
+            assert float(found[name][k]) == pytest.approx(function(exit, labels))
+            scaled = function(exit / temperatures[k], labels)
+            assert float(found[f"{name}_scaled"][k]) == pytest.approx(scaled)
+    assert all(values.shape == (4,) and values.dtype == torch.float64 for values in found.values())
+    assert temperatures.tolist() == [fit_temperature(exit, labels) for exit in logits]
+    assert (found["nll_scaled"] <= found["nll"]).all()
+
+
+def test_only_the_distribution_counts(logits, labels):
+    raw, normalised = calibration(logits, labels), calibration(logits.double().log_softmax(-1), labels)
+    for name, values in raw.items():
+        torch.testing.assert_close(values, normalised[name])
+
+
+def test_one_exit_one_sample_one_class():
+    found = calibration(torch.zeros(1, 1, 1), torch.zeros(1).long(), torch.ones(1))
+    assert math.isnan(found.pop("auroc"))
+    assert [float(value) for value in found.values()] == [0] * 8
+
+
+def test_malformed_input_is_refused(logits, labels):
+    exit = logits[0]
+    cases = [
+        (expected_calibration_error, (logits, labels), r"shape \(4, 200, 5\), must be \(samples, classes\)"),
+        (brier_score, (exit, labels[:9]), r"labels: shape \(9,\)"),
+        (negative_log_likelihood, (exit, labels + 4), "must lie in 0..4"),
+        (fit_temperature, (exit, labels.float()), "must be integers"),
+        (fit_temperature, (exit.masked_fill(exit < 9, -torch.inf), labels), "largest is infinite"),
+        (classwise_calibration_error, (exit / 0, labels), "largest is infinite"),
+        (classwise_calibration_error, (exit * math.nan, labels), "1000 values are NaN"),
+        (expected_calibration_error, (exit, labels, 0), "bins 0: must be at least 1"),
+        (overthinking, (exit, labels), r"shape \(200, 5\)"),
+        (fit_temperatures, (exit, labels), r"shape \(200, 5\)"),
+        (calibration, (logits, labels, torch.ones(3)), r"temperatures: shape \(3,\), must be \(4,\)"),
+        (calibration, (logits, labels, torch.zeros(4)), "must be positive and finite"),
+        (confidence_auroc, (labels, labels[:9]), r"shapes \(200,\) and \(9,\)"),
+        (confidence_auroc, (labels * math.nan, labels), "200 values are NaN"),
+    ]
+    for function, arguments, message in cases:
+        with pytest.raises(ztw.ZtwError, match=message):
+            function(*arguments)
+
+
+@pytest.mark.parametrize(("factor", "expected"), [(1.0, 1e-3), (-1.0, 1e3), (0.0, 1.0)])
+def test_bounds_of_a_temperature_hold_for_many_samples_too(factor, expected):
+    """So many that a few of them give the start: always right, always wrong, and not told apart."""
+    labels = torch.arange(10_000) % 4
+    logits = factor * torch.nn.functional.one_hot(labels, 4).double()
+    assert fit_temperature(logits, labels) == expected

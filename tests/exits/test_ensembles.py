@@ -1,0 +1,248 @@
+"""Ensembles: hand-computed combinations, safety at probability 0, and fits compared with gradient descent."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+import ztw
+from ztw.exits import newton
+from ztw.exits.ensembles import (
+    ArithmeticEnsemble,
+    GeometricEnsemble,
+    IncrementalEnsemble,
+    UniformEnsemble,
+    _GeometricTerms,
+)
+from ztw.exits.newton import minimise
+
+
+def cross_entropy(log_probs: Tensor, labels: Tensor) -> Tensor:
+    """(K,) mean cross-entropy of every exit."""
+    return -log_probs.gather(2, labels.expand(len(log_probs), -1)[..., None]).double().mean((1, 2))
+
+
+def real_logits(samples: int = 2000, exits: int = 5, classes: int = 10) -> tuple[Tensor, Tensor]:
+    """Logits that grow more accurate from exit to exit, on labels they know something about."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(classes, (samples,), generator=generator)
+    signal = torch.nn.functional.one_hot(labels, classes).float()
+    noise = torch.randn(exits, samples, classes, generator=generator)
+    strength = torch.linspace(0.5, 2.0, exits).view(-1, 1, 1)
+    return 2 * (strength * signal + noise), labels
+
+
+def test_geometric_combination_by_hand():
+    ensemble = GeometricEnsemble(2, 2)
+    ensemble.weight[1] = torch.tensor([2.0, 4.0])
+    ensemble.bias[1] = torch.tensor([0.5, 0.0])
+    log_probs = torch.tensor([[[0.8, 0.2]], [[0.4, 0.6]]]).log()
+    # mean of 2 log .8 and 4 log .4, plus .5; mean of 2 log .2 and 4 log .6
+    first = (2 * math.log(0.8) + 4 * math.log(0.4)) / 2 + 0.5
+    second = (2 * math.log(0.2) + 4 * math.log(0.6)) / 2
+    expected = math.exp(first) / (math.exp(first) + math.exp(second))
+    assert ensemble(log_probs)[1].exp()[0, 0].item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_arithmetic_combination_by_hand():
+    ensemble = ArithmeticEnsemble(2, 2)
+    ensemble.weight[1] = torch.tensor([0.25, 0.5])
+    ensemble.bias[1] = torch.tensor([0.25, 0.0])
+    log_probs = torch.tensor([[[0.8, 0.2]], [[0.4, 0.6]]]).log()
+    assert ensemble(log_probs)[1].exp()[0].tolist() == pytest.approx([0.65, 0.35], abs=1e-6)
+
+
+def test_uniform_is_the_mean_of_probabilities():
+    log_probs = torch.tensor([[[0.8, 0.2]], [[0.4, 0.6]]]).log()
+    assert UniformEnsemble(2, 2)(log_probs)[1].exp()[0].tolist() == pytest.approx([0.6, 0.4])
+
+
+def test_gradients_pass_through_a_geometric_ensemble():
+    logits, labels = real_logits(20, 3, 4)
+    ensemble = ztw.fit_ensemble(logits, labels)
+    logits.requires_grad_()
+    ensemble(logits)[2, :, 0].sum().backward()
+    assert logits.grad is not None
+    assert logits.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("include_final", [True, False])
+@pytest.mark.parametrize("kind", list(ztw.ENSEMBLES))
+def test_a_probability_of_zero_gives_no_nan(kind, include_final):
+    logits = torch.tensor([[[0.0, -math.inf], [-1e4, 1e4]], [[1e4, -1e4], [0.0, 0.0]]])
+    labels = torch.tensor([1, 0])  # where the first exit says probability 0
+    fitted = ztw.fit_ensemble(logits, labels, kind, include_final)
+    log_probs = fitted(logits)
+    assert log_probs.isfinite().all()
+    torch.testing.assert_close(log_probs.exp().sum(-1), torch.ones(2, 2))
+
+
+@pytest.mark.parametrize("include_final", [True, False])
+@pytest.mark.parametrize("kind", list(ztw.ENSEMBLES))
+def test_exit_by_exit_is_all_at_once(kind, include_final):
+    """Also where samples leave in between, and others join."""
+    logits, labels = real_logits(60, 4, 3)
+    ensemble = ztw.fit_ensemble(logits, labels, kind, include_final)
+    expected = ensemble(logits)
+    first, second = (IncrementalEnsemble(ensemble, 30, logits.device) for _ in range(2))
+    for exit in range(2):
+        for running, part in ((first, slice(30)), (second, slice(30, 60))):
+            found = running.append(exit, logits[exit, part]).log_softmax(-1)
+            torch.testing.assert_close(found, expected[exit, part])
+    first.keep(torch.arange(0, 30, 2))
+    first.take_in([second])
+    rows = torch.cat([torch.arange(0, 30, 2), torch.arange(30, 60)])
+    for exit in range(2, 4):
+        torch.testing.assert_close(first.add(exit, logits[exit, rows]).log_softmax(-1), expected[exit, rows])
+
+
+def adam(ensemble_of, parameters: list[Tensor], labels: Tensor, steps: int = 501) -> float:
+    """The released recipe's optimiser on one exit, full batch; returns the last loss."""
+    optimizer = torch.optim.Adam(parameters, lr=5e-2)
+    for _ in range(steps):
+        loss = torch.nn.functional.nll_loss(ensemble_of(*parameters), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return loss.item()
+
+
+def test_geometric_fit_is_not_worse_than_adam():
+    logits, labels = real_logits()
+    fitted = ztw.fit_ensemble(logits, labels, "geometric")
+    losses = cross_entropy(fitted(logits), labels)
+    log_probs = logits.log_softmax(-1)
+    for exit in (0, 2, 4):
+        w = torch.zeros(exit + 1, requires_grad=True)
+        b = torch.zeros(10, requires_grad=True)
+
+        def q(w, b, exit=exit):
+            mean = (w.exp().view(-1, 1, 1) * log_probs[: exit + 1]).mean(0)
+            return (mean + b).log_softmax(-1)
+
+        assert losses[exit] <= adam(q, [w, b], labels) + 1e-6
+
+
+def test_arithmetic_fit_is_not_worse_than_adam():
+    logits, labels = real_logits()
+    fitted = ztw.fit_ensemble(logits, labels, "arithmetic")
+    losses = cross_entropy(fitted(logits), labels)
+    probs = logits.softmax(-1)
+    for exit in (0, 2, 4):
+        w = torch.zeros(exit + 1, requires_grad=True)
+        b = torch.full((10,), -3.0, requires_grad=True)
+
+        def q(w, b, exit=exit):
+            total = (w.exp().view(-1, 1, 1) * probs[: exit + 1]).sum(0) + b.exp()
+            return (total / total.sum(-1, keepdim=True)).log()
+
+        assert losses[exit] <= adam(q, [w, b], labels) + 1e-6
+
+
+def test_geometric_fit_is_at_a_minimum():
+    logits, labels = real_logits(samples=500)
+    fitted = ztw.fit_ensemble(logits, labels, "geometric")
+    best = cross_entropy(fitted(logits), labels)[3]
+    generator = torch.Generator().manual_seed(5)
+    for _ in range(20):
+        moved = GeometricEnsemble(5, 10)
+        moved.load_state_dict(fitted.state_dict())
+        moved.weight[3, :4] = (moved.weight[3, :4] + 0.05 * torch.randn(4, generator=generator)).clamp(min=0)
+        moved.bias[3] += 0.05 * torch.randn(10, generator=generator)
+        assert cross_entropy(moved(logits), labels)[3] >= best - 1e-7
+
+
+def test_ensembles_use_only_earlier_exits():
+    logits, labels = real_logits(samples=300)
+    for kind in ztw.ENSEMBLES:
+        changed = logits.clone()
+        changed[3:] = 0
+        before, after = (ztw.fit_ensemble(x, labels, kind)(x) for x in (logits, changed))
+        torch.testing.assert_close(before[:3], after[:3])
+
+
+@pytest.mark.parametrize("kind", list(ztw.ENSEMBLES))
+def test_final_exit_can_answer_for_itself(kind):
+    logits, labels = real_logits(samples=300)
+    fitted = ztw.fit_ensemble(logits, labels, kind, include_final=False)
+    torch.testing.assert_close(fitted(logits)[-1], logits[-1].log_softmax(-1))
+    assert fitted.macs(4) == 0
+    assert fitted.macs(3) > 0
+
+
+def test_separable_labels_end(capsys):
+    labels = torch.arange(10).repeat(20)
+    logits = 5 * torch.nn.functional.one_hot(labels, 10).float().expand(3, -1, -1)
+    fitted = ztw.fit_ensemble(logits, labels)
+    assert cross_entropy(fitted(logits), labels).max() < 1e-3
+
+
+def test_nan_is_refused():
+    logits, labels = real_logits(samples=50)
+    ensemble = ztw.fit_ensemble(logits, labels)
+    logits[4, 3, 2] = math.nan
+    with pytest.raises(ztw.ZtwError, match="logits: 1 values are NaN"):
+        ensemble(logits)  # the last exit's would reach the first through a coefficient of 0
+
+
+def test_minimise_respects_the_bound():
+    # (x - 1)^2 + (y + 2)^2 with y >= 0 has its minimum at (1, 0)
+    def terms(x):
+        d = x - torch.tensor([1.0, -2.0], dtype=torch.float64)
+        return float((d**2).sum()), 2 * d, lambda: 2 * torch.eye(2, dtype=torch.float64)
+
+    lower = torch.tensor([-torch.inf, 0.0], dtype=torch.float64)
+    found = minimise(terms, torch.tensor([5.0, 5.0], dtype=torch.float64), lower)
+    torch.testing.assert_close(found, torch.tensor([1.0, 0.0], dtype=torch.float64), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("wrong", [1.0, 1e-3])
+def test_minimise_asks_for_few_hessians_and_a_bad_one_does_no_harm(monkeypatch, wrong):
+    # sum of exp(a x) - b x: the curvature far from the minimum is worthless near it; the third is `wrong` times right
+    a, b = torch.tensor([1.0, 3.0], dtype=torch.float64), torch.tensor([2.0, 0.5], dtype=torch.float64)
+    asked = {"terms": 0, "hessian": 0}
+
+    def terms(x):
+        asked["terms"] += 1
+        return float(((a * x).exp() - b * x).sum()), a * (a * x).exp() - b, lambda: hessian(x)
+
+    def hessian(x):
+        asked["hessian"] += 1
+        return torch.diag(a**2 * (a * x).exp()) * (wrong if asked["hessian"] == 3 else 1)
+
+    def find():
+        asked.update(terms=0, hessian=0)
+        start, lower = torch.tensor([4.0, -3.0]).double(), torch.full((2,), -torch.inf, dtype=torch.float64)
+        found = minimise(terms, start, lower, tolerance=1e-12)
+        torch.testing.assert_close(found, (b / a).log() / a, atol=1e-6, rtol=0)
+        return asked["hessian"]
+
+    few = find()
+    monkeypatch.setattr(newton, "GOOD_STEP", 0.0)
+    assert few < find(), "a new Hessian for every step"
+
+
+def test_geometric_terms_are_the_derivatives_of_the_loss():
+    logits, labels = real_logits(300, 3, 4)
+    log_probs = logits.log_softmax(-1)
+    x = torch.randn(7, generator=torch.Generator().manual_seed(1)).double()
+
+    def loss(x):
+        total = (x[:3].view(-1, 1, 1) * log_probs.double()).mean(0) + x[3:]
+        return torch.nn.functional.cross_entropy(total, labels)
+
+    value, gradient, hessian = _GeometricTerms(log_probs, labels)(x)
+    assert value == pytest.approx(loss(x).item())
+    torch.testing.assert_close(gradient, torch.autograd.functional.jacobian(loss, x))
+    torch.testing.assert_close(hessian(), torch.autograd.functional.hessian(loss, x), atol=1e-5, rtol=1e-5)
+
+
+def test_unknown_kind_and_wrong_size_are_refused():
+    logits, labels = real_logits(samples=50)
+    with pytest.raises(ztw.ZtwError, match="unknown ensemble 'x'; known: geometric, arithmetic, uniform"):
+        ztw.fit_ensemble(logits, labels, "x")
+    with pytest.raises(ztw.ZtwError, match="ensemble of 5 exits, 10 classes"):
+        ztw.fit_ensemble(logits, labels)(logits[:4])

@@ -1,0 +1,127 @@
+"""`infer`'s bookkeeping: whatever it carries along or takes out, the answers are those of `decide`."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import pytest
+import torch
+from conftest import small_network
+from torch import Tensor, nn
+
+import ztw
+from ztw.exits import inference
+from ztw.exits.inference import microbatch_plan, pick
+from ztw.exits.sweep import decide
+
+
+@pytest.mark.parametrize("shape", [(6, 3, 5, 4), (6, 7), (6, 2, 9)])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_pick_is_indexing_and_keeps_the_memory_format(shape, memory_format):
+    x = torch.randn(shape)
+    if len(shape) == 4:
+        x = x.contiguous(memory_format=memory_format)
+    rows = torch.tensor([4, 0, 5])
+    out = pick(x, rows)
+    assert torch.equal(out, x[rows])
+    if len(shape) == 4:
+        assert out.is_contiguous(memory_format=memory_format)
+
+
+@pytest.mark.parametrize("worth", [0.0, 0.1, 0.4, 2.0])
+@pytest.mark.parametrize("between", [1, 2, 3])
+@pytest.mark.parametrize("rule", [ztw.MaxSoftmax(0.6), ztw.Patience(1), ztw.MaxSoftmaxOrBest(0.8)])
+@pytest.mark.parametrize("kind", [None, "geometric"])
+def test_what_is_carried_along_changes_no_answer(worth, between, rule, kind, monkeypatch):
+    """worth: when leaving samples are taken out; between: how often the host looks, as on a GPU."""
+    monkeypatch.setattr(inference, "WORTH_A_COPY", worth)
+    monkeypatch.setattr(inference, "exits_between_looks", lambda device: between)
+    network = small_network("cascade_detached")
+    images = torch.randn(40, 1, 10, 10, generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        logits = network(images)
+    if kind:
+        network.ensemble = ztw.fit_ensemble(logits, logits.mean(0).argmax(-1), kind)
+        logits = network.ensemble(logits)
+    left, answering = decide(logits, rule)
+    result = network.infer(images, rule)
+    assert result.exit_index.tolist() == left.tolist()
+    expected = logits[answering, torch.arange(40)]
+    torch.testing.assert_close(result.logits, expected, atol=1e-4, rtol=1e-4)
+    assert len(set(left.tolist())) > 1
+
+
+@torch.no_grad()
+def undecided_network(ics: str, images: Tensor) -> ztw.EarlyExitNetwork:
+    """A ResNet-8 whose every exit is sure of some of these images (N, 3, 32, 32), and not of others."""
+    torch.manual_seed(0)
+    backbone = ztw.build_backbone("resnet8")
+    backbone(images)  # BatchNorm statistics
+    network = ztw.build_network(backbone, ics).eval()
+    for exit, head in enumerate(network.heads):
+        linear = cast(nn.Linear, head.linear)
+        linear.weight.mul_(2 / (network(images)[exit] - network(images)[exit].mean(0)).std())
+        cast(Tensor, linear.bias).sub_(network(images)[exit].mean(0))
+    return network
+
+
+@pytest.mark.parametrize("ics", ["independent", "cascade_detached"])
+@pytest.mark.parametrize("rule", [ztw.MaxSoftmax(0.5), ztw.Patience(1), ztw.MaxSoftmaxOrBest(0.6)])
+@pytest.mark.parametrize("kind", [None, "geometric"])
+def test_a_large_batch_goes_in_parts_that_join_where_blocks_are_small(ics, rule, kind, monkeypatch):
+    images = torch.randn(23, 3, 32, 32, generator=torch.Generator().manual_seed(5))
+    network = undecided_network(ics, images)
+    if kind:
+        with torch.no_grad():
+            logits = network(images)
+        network.ensemble = ztw.fit_ensemble(logits, logits.mean(0).argmax(-1), kind)
+    cpu = torch.device("cpu")
+    assert [exits for exits, _ in microbatch_plan(network.route(), cpu)] == [[0], [1], [2, 3]]
+    whole = network.infer(images, rule)
+    monkeypatch.setattr(inference, "MICROBATCH_BYTES", 5 * 4 * 16 * 32 * 32)
+    assert microbatch_plan(network.route(), cpu) == [([0], 5), ([1], 10), ([2, 3], 20)]
+    parts = network.infer(images, rule)
+    assert parts.exit_index.tolist() == whole.exit_index.tolist()
+    assert len(parts.exit_index.unique()) > 1
+    torch.testing.assert_close(parts.logits, whole.logits, atol=1e-4, rtol=1e-4)
+
+
+def test_no_image_gives_no_answer():
+    result = small_network().infer(torch.zeros(0, 1, 10, 10), ztw.MaxSoftmax(0.5))
+    assert result.logits.shape == (0, 5)
+    assert result.exit_index.shape == (0,)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 10, 10), (1, 10, 10)])
+def test_images_of_another_shape_are_refused(shape):
+    with pytest.raises(ztw.ZtwError, match=r"images: shape .*, must be \(samples, 1, height, width\)"):
+        small_network().infer(torch.zeros(shape), ztw.MaxSoftmax(0.5))
+
+
+@pytest.mark.parametrize("mode", list(ztw.IC_MODES))
+def test_a_network_without_ics_is_its_backbone(mode):
+    backbone = ztw.build_backbone("resnet8", 5, 1, 10)
+    network = ztw.EarlyExitNetwork(backbone, [], (), mode).eval()
+    images = torch.randn(3, 1, 10, 10)
+    torch.testing.assert_close(network(images)[0], backbone(images))
+    torch.testing.assert_close(network.infer(images, ztw.MaxSoftmax(0.5)).logits, backbone(images))
+
+
+class HalfHead(nn.Module):
+    """Somebody's own head, which answers in bfloat16."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.head(*inputs).bfloat16()
+
+
+@pytest.mark.parametrize("mode", list(ztw.IC_MODES))
+@pytest.mark.parametrize("samples", [1, 4])
+def test_heads_may_answer_in_another_precision(mode, samples):
+    network = small_network(mode)
+    network.heads = nn.ModuleList(map(HalfHead, network.heads))
+    result = network.infer(torch.randn(samples, 1, 10, 10), ztw.MaxSoftmax(0.9))
+    assert result.logits.dtype == torch.float32

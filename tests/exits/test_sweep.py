@@ -1,0 +1,183 @@
+"""Sweeps, budgets and metrics against hand-computed values and a plain loop."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+import ztw
+from ztw.exits.rules import exit_rule, exit_scores
+from ztw.exits.sweep import decide
+
+
+def plain_sweep(logits, labels, cost, rule, parameters):
+    """The obvious loop: threshold by threshold, sample by sample."""
+    kind: Any = exit_rule(rule)
+    scores = exit_scores(logits, kind)
+    answers = logits.argmax(-1)
+    rows = []
+    for parameter in parameters:
+        accuracy = total = 0.0
+        fraction = [0.0] * len(logits)
+        for n in range(logits.shape[1]):
+            bounds = kind(parameter).bounds(len(logits)).tolist()
+            passing = [k for k, bound in enumerate(bounds) if scores[k, n] > bound]
+            exit = answering = passing[0] if passing else len(logits) - 1
+            if not passing and kind.best_answers:
+                answering = max(range(len(logits)), key=lambda k: scores[k, n])
+            accuracy += float(answers[answering, n] == labels[n]) / logits.shape[1]
+            total += float(cost[exit]) / logits.shape[1]
+            fraction[exit] += 1 / logits.shape[1]
+        rows.append((accuracy, total, fraction))
+    return rows
+
+
+@pytest.mark.parametrize("rule", list(ztw.RULES))
+def test_sweep_is_the_plain_loop(rule, logits, labels, cost):
+    curve = ztw.sweep(logits, labels, cost, rule, points=40)
+    rows = plain_sweep(logits, labels, cost, rule, curve.parameter.tolist())
+    torch.testing.assert_close(curve.accuracy, torch.tensor([row[0] for row in rows]).double())
+    torch.testing.assert_close(curve.cost, torch.tensor([row[1] for row in rows]).double())
+    torch.testing.assert_close(curve.exit_fraction, torch.tensor([row[2] for row in rows]).double())
+
+
+def per_exit_rows(logits, rule, rows):
+    """Thresholds (rows, K): scores seen at each exit, so that ties and strictness matter."""
+    scores = exit_scores(logits, exit_rule(rule))
+    picks = torch.randint(scores.shape[1], (len(scores), rows), generator=torch.Generator().manual_seed(4))
+    return scores.gather(1, picks).T * (-1 if rule == "entropy" else 1)
+
+
+THRESHOLD_RULES = [rule for rule in ztw.RULES if rule != "patience"]
+
+
+@pytest.mark.parametrize("rule", THRESHOLD_RULES)
+def test_sweep_with_a_threshold_per_exit_is_the_plain_loop(rule, logits, labels, cost):
+    thresholds = per_exit_rows(logits, rule, 30)
+    curve = ztw.sweep(logits, labels, cost, rule, thresholds)
+    rows = plain_sweep(logits, labels, cost, rule, thresholds.tolist())
+    assert curve.parameter.tolist() == list(range(30))
+    torch.testing.assert_close(curve.accuracy, torch.tensor([row[0] for row in rows]).double())
+    torch.testing.assert_close(curve.cost, torch.tensor([row[1] for row in rows]).double())
+    torch.testing.assert_close(curve.exit_fraction, torch.tensor([row[2] for row in rows]).double())
+    without_last = ztw.sweep(logits, labels, cost, rule, thresholds[:, :-1])
+    assert without_last.accuracy.tolist() == curve.accuracy.tolist()
+
+
+@pytest.mark.parametrize("rule", THRESHOLD_RULES)
+def test_the_same_threshold_at_every_exit_is_the_shared_one(rule, logits, labels, cost):
+    shared = ztw.sweep(logits, labels, cost, rule, points=30)
+    rows = shared.parameter[:, None].expand(-1, 3)
+    per_exit = ztw.sweep(logits, labels, cost, rule, rows, reported=shared.parameter)
+    for name in ("parameter", "accuracy", "cost", "exit_fraction"):
+        torch.testing.assert_close(getattr(per_exit, name), getattr(shared, name), rtol=1e-12, atol=0)
+
+
+def test_many_rows_and_samples_go_in_chunks():
+    logits = torch.randn(3, 9000, 2, generator=torch.Generator().manual_seed(5))
+    labels, cost = torch.zeros(9000).long(), torch.tensor([1.0, 2.0, 3.0])
+    shared = ztw.sweep(logits, labels, cost, "max_softmax", torch.linspace(0.5, 1, 500))
+    rows = torch.linspace(0.5, 1, 500)[:, None].expand(-1, 2)
+    per_exit = ztw.sweep(logits, labels, cost, "max_softmax", rows)
+    assert per_exit.exit_fraction.tolist() == shared.exit_fraction.tolist()
+    assert per_exit.accuracy.tolist() == shared.accuracy.tolist()
+
+
+def test_reported_values_must_be_as_many_as_the_parameters(logits, labels, cost):
+    with pytest.raises(ztw.ZtwError, match="reported: 3 values for 2 parameters"):
+        ztw.sweep(logits, labels, cost, "max_softmax", [0.5, 0.6], reported=[1, 2, 3])
+
+
+@pytest.mark.parametrize("rule", list(ztw.RULES))
+def test_decide_is_sweep_in_the_mean(rule, logits, labels, cost):
+    kind: Any = exit_rule(rule)
+    curve = ztw.sweep(logits, labels, cost, rule, points=10)
+    for index, parameter in enumerate(curve.parameter.tolist()):
+        exit_index, answer_exit = decide(logits, kind(parameter))
+        answers = logits[answer_exit, torch.arange(200)].argmax(-1)
+        assert (answers == labels).double().mean().item() == pytest.approx(curve.accuracy[index].item())
+        assert exit_index.bincount(minlength=4).div(200).tolist() == pytest.approx(
+            curve.exit_fraction[index].tolist()
+        )
+
+
+def test_sweep_takes_parameters_in_any_order(logits, labels, cost):
+    forward = ztw.sweep(logits, labels, cost, "max_softmax", [0.3, 0.9, 0.5])
+    sorted_ = ztw.sweep(logits, labels, cost, "max_softmax", [0.3, 0.5, 0.9])
+    assert forward.accuracy.tolist() == sorted_.accuracy[[0, 2, 1]].tolist()
+    assert forward.exit_fraction[1].tolist() == sorted_.exit_fraction[2].tolist()
+
+
+def test_ties_across_samples_and_thresholds(labels, cost):
+    logits = torch.randint(2, (4, 200, 5), generator=torch.Generator().manual_seed(0)).float()
+    values = exit_scores(logits, ztw.MaxSoftmax).unique().tolist()
+    curve = ztw.sweep(logits, labels, cost, "max_softmax", values)
+    rows = plain_sweep(logits, labels, cost, "max_softmax", values)
+    assert curve.cost.tolist() == pytest.approx([row[1] for row in rows])
+
+
+@pytest.mark.parametrize("rule", list(ztw.RULES))
+def test_one_exit_one_sample_one_class(rule):
+    curve = ztw.sweep(torch.zeros(1, 1, 1), torch.zeros(1).long(), torch.ones(1), rule)
+    assert curve.accuracy.eq(1).all()
+    assert curve.exit_fraction.eq(1).all()
+
+
+def test_malformed_input_is_refused(logits, labels, cost):
+    broken = logits.clone()
+    broken[0, 0, 0] = math.nan
+    cases = [
+        ((broken, labels, cost), "1 values are NaN"),
+        ((logits[0], labels, cost), r"shape \(200, 5\)"),
+        ((logits, labels[:9], cost), r"labels: shape \(9,\)"),
+        ((logits, labels + 4, cost), "must lie in 0..4"),
+        ((logits, labels, cost[:3]), r"cost: shape \(3,\)"),
+        ((logits, labels, cost.flip(0)), "strictly increasing"),
+    ]
+    for arguments, message in cases:
+        with pytest.raises(ztw.ZtwError, match=message):
+            ztw.sweep(*arguments, "max_softmax")
+
+
+# Ten samples, three exits, confidences in steps: a table worked out on paper.
+def curve_of(parameter, accuracy, cost):
+    tensors = [torch.tensor(values, dtype=torch.float64) for values in (parameter, accuracy, cost)]
+    parameter, accuracy, cost = tensors
+    return ztw.Curve(parameter, accuracy, cost, torch.empty(len(parameter), 0))
+
+
+def test_budgets_by_hand():
+    curve = curve_of([0.1, 0.2, 0.3, 0.4], [0.5, 0.7, 0.9, 0.8], [20.0, 50.0, 75.0, 120.0])
+    budgets: list[float | str] = [0.1, 0.25, 0.5, 0.75, 1.0, 1.2, "max"]
+    values = ztw.accuracy_at_budget(curve, budgets, base_cost=100.0).tolist()
+    assert math.isnan(values[0])
+    assert values[1:] == [0.5, 0.7, 0.9, 0.9, 0.8, 0.9]
+
+
+def test_equal_costs_take_the_most_cautious_parameter():
+    curve = curve_of([0.1, 0.2, 0.3], [0.5, 0.6, 0.7], [50.0, 50.0, 90.0])
+    assert ztw.at_budget(curve, [0.6], 100.0) == [1]
+
+
+@pytest.mark.parametrize("budget", [0, -1, float("nan"), "half"])
+def test_a_budget_must_be_positive(budget):
+    curve = curve_of([0.1], [0.5], [20.0])
+    with pytest.raises(ztw.ZtwError, match="must be a fraction of the backbone's cost above 0, or 'max'"):
+        ztw.accuracy_at_budget(curve, [budget], 100.0)
+
+
+def test_hindsight_improvability_by_hand():
+    # right (1) or wrong (0) of three exits on five samples, label always class 0
+    right = torch.tensor([[1, 1, 0, 0, 0], [0, 1, 1, 0, 0], [0, 0, 0, 0, 1]])
+    logits = torch.stack([right, 1 - right], dim=-1).float()
+    values = ztw.hindsight_improvability(logits, torch.zeros(5).long())
+    # exit 2 is wrong on samples 1, 4, 5, of which exit 1 had sample 1; exit 3 on 1-4, of which 1-3 were had
+    assert values.tolist() == [0.0, pytest.approx(1 / 3), pytest.approx(3 / 4)]
+
+
+def test_hindsight_improvability_of_a_perfect_exit_is_zero():
+    logits = torch.tensor([[[0.0, 1.0]], [[1.0, 0.0]]])
+    assert ztw.hindsight_improvability(logits, torch.zeros(1).long()).tolist() == [0.0, 0.0]

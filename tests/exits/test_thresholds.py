@@ -1,0 +1,226 @@
+"""Thresholds chosen from held-out data: hand-computed answers, a plain loop, and the guarantee by simulation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import ztw
+from ztw.exits import thresholds
+from ztw.exits.rules import exit_rule, exit_scores
+from ztw.exits.sweep import decide
+from ztw.exits.thresholds import THRESHOLDS
+
+THRESHOLD_RULES = [rule for rule in ztw.RULES if rule != "patience"]
+COST = torch.tensor([1.0, 2.0, 4.0, 8.0], dtype=torch.float64)
+
+
+def draw(samples, seed, exits=4, classes=5):
+    """Logits (K, N, C) of exits that know more the later they are, and labels (N,)."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(classes, (samples,), generator=generator)
+    easy = 1.5 * torch.randn(samples, generator=generator)
+    logits = torch.randn(exits, samples, classes, generator=generator)
+    for exit in range(exits):
+        logits[exit, torch.arange(samples), labels] += 1.0 + 0.8 * exit + easy
+    return 1.5 * logits, labels
+
+
+@pytest.mark.parametrize("rule", THRESHOLD_RULES)
+@pytest.mark.parametrize("choice", list(THRESHOLDS))
+def test_every_choice_keeps_the_contract(choice, rule):
+    logits, labels = draw(400, seed=0)
+    found = thresholds.candidates(choice, logits, labels, COST, rule, points=200)
+    assert found.parameter.dtype == found.thresholds.dtype == torch.float64
+    assert found.parameter.dim() == 1
+    assert found.thresholds.shape in [(len(found.parameter),), (len(found.parameter), 3)]
+    assert found.thresholds.isfinite().all()
+    curve = ztw.sweep(logits, labels, COST, rule, found.thresholds, reported=found.parameter)
+    assert curve.parameter.tolist() == found.parameter.tolist()
+    assert curve.cost.diff().ge(-1e-12).all(), "from the cheapest to the most cautious"
+    assert curve.cost[0] < 0.5 * curve.cost[-1]
+    for index in (0, len(found.parameter) // 2, -1):
+        exit_index, _ = decide(logits, thresholds.at(rule, found, index))
+        assert COST[exit_index].mean().item() == pytest.approx(curve.cost[index].item())
+
+
+@pytest.mark.parametrize("choice", list(THRESHOLDS))
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 3, 2), (2, 1, 1), (3, 4, 2)])
+def test_the_smallest_inputs(choice, shape):
+    cost = torch.arange(1.0, shape[0] + 1)
+    labels = torch.zeros(shape[1]).long()
+    for rule in THRESHOLD_RULES:
+        found = thresholds.candidates(choice, torch.randn(shape), labels, cost, rule)
+        ztw.sweep(torch.randn(shape), labels, cost, rule, found.thresholds)
+
+
+@pytest.mark.parametrize("choice", [name for name in THRESHOLDS if name != "shared"])
+def test_patience_has_no_threshold(choice):
+    logits, labels = draw(10, seed=0)
+    message = f"thresholds '{choice}': the rule patience has none; use shared"
+    with pytest.raises(ztw.ZtwError, match=message):
+        thresholds.candidates(choice, logits, labels, COST, "patience")
+
+
+def test_an_unknown_choice_names_the_known_ones():
+    logits, labels = draw(10, seed=0)
+    with pytest.raises(ztw.ZtwError, match=r"unknown choice of thresholds 'nope'; known: shared, per_exit"):
+        thresholds.candidates("nope", logits, labels, COST, "max_softmax")
+
+
+@pytest.mark.parametrize("rule", list(ztw.RULES))
+def test_shared_is_the_grid_of_the_rule(rule):
+    logits, labels = draw(100, seed=1)
+    found = thresholds.candidates("shared", logits, labels, COST, rule, points=50)
+    grid = ztw.sweep(logits, labels, COST, rule, points=50).parameter
+    assert found.thresholds.tolist() == found.parameter.tolist() == grid.tolist()
+
+
+# --- per exit
+
+
+def objective(curve, weight, full_cost):
+    return curve.accuracy - weight * curve.cost / full_cost
+
+
+@pytest.mark.parametrize("rule", THRESHOLD_RULES)
+def test_per_exit_is_no_worse_than_shared_on_its_own_data(rule):
+    logits, labels = draw(500, seed=2)
+    found = thresholds.candidates("per_exit", logits, labels, COST, rule, points=100)
+    shared = ztw.sweep(logits, labels, COST, rule, points=100)
+    own = ztw.sweep(logits, labels, COST, rule, found.thresholds)
+    gains = [
+        float(objective(own, weight, COST[-1])[index] - objective(shared, weight, COST[-1]).max())
+        for index, weight in enumerate(found.parameter.tolist())
+    ]
+    assert min(gains) >= -1e-9
+    assert max(gains) > 0.003, "thresholds of their own must be worth something"
+
+
+def test_per_exit_finds_the_best_thresholds_of_two_exits():
+    # one threshold only, so that coordinate ascent is exact: compare with every threshold there is
+    logits, labels = draw(60, seed=3, exits=2)
+    cost = COST[:2]
+    scores = exit_scores(logits, ztw.MaxSoftmax)[0].unique()
+    every = torch.cat([scores, scores[:1] - 0.01])[:, None]
+    found = thresholds.candidates("per_exit", logits, labels, cost, "max_softmax")
+    best = ztw.sweep(logits, labels, cost, "max_softmax", every)
+    own = ztw.sweep(logits, labels, cost, "max_softmax", found.thresholds)
+    for index, weight in enumerate(found.parameter.tolist()):
+        here = objective(own, weight, cost[-1])[index].item()
+        assert here == pytest.approx(objective(best, weight, cost[-1]).max().item(), abs=1e-9)
+
+
+def test_per_exit_by_hand():
+    # exit 1 is right on the two confident samples and wrong on the two others, the last exit always right
+    probs = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3], [0.6, 0.4]])
+    logits = torch.stack([probs, torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.1, 0.9], [0.1, 0.9]])]).log()
+    found = thresholds.candidates(
+        "per_exit", logits, torch.tensor([0, 0, 1, 1]), torch.tensor([1.0, 2.0]), "max_softmax"
+    )
+    middle = ((found.parameter > 0.01) & (found.parameter < 1)).nonzero().flatten()
+    torch.testing.assert_close(
+        found.thresholds[middle, 0], torch.full((len(middle),), 0.75).double(), atol=1e-6, rtol=0
+    )
+    assert found.parameter[0] > 2  # half the full cost for at most one right answer is not worth it
+    assert found.thresholds[0, 0] < 0.6
+    assert found.parameter[-1] == 0
+
+
+# --- allowed loss
+
+
+def test_allowed_loss_by_hand():
+    # confidences .9 .8 .7 .6 at exit 1, right right wrong right: acc = 1, 1, 2/3, 3/4 from the top
+    probs = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.6, 0.4]])
+    logits = torch.stack([probs, probs]).log()
+    found = thresholds.candidates(
+        "allowed_loss", logits, torch.zeros(4).long(), torch.tensor([1.0, 2.0]), "max_softmax"
+    )
+    for eps, delta in zip(found.parameter.tolist(), found.thresholds[:, 0].tolist(), strict=True):
+        if eps < 0.25:  # the two right ones on top
+            assert delta == pytest.approx(0.75, abs=1e-6)
+        else:  # 3/4 is allowed already, with everything; 2/3 never is the smallest delta
+            assert delta < 0.6
+    assert found.parameter[-1] == 0
+    assert found.parameter[0] == 1
+
+
+@pytest.mark.parametrize("rule", THRESHOLD_RULES)
+def test_allowed_loss_is_the_plain_definition(rule):
+    logits, labels = draw(80, seed=5)
+    logits = logits.round()  # ties in confidence
+    scores, correct = exit_scores(logits, exit_rule(rule)), logits.argmax(-1) == labels
+    found = thresholds.candidates("allowed_loss", logits, labels, COST, rule)
+    sign = -1 if rule == "entropy" else 1
+    for exit in range(3):
+        accuracy = {
+            float(delta): correct[exit][scores[exit] >= delta].double().mean().item()
+            for delta in scores[exit].unique()
+        }
+        for eps, threshold in zip(found.parameter.tolist(), found.thresholds[:, exit].tolist(), strict=True):
+            allowed = max(accuracy.values()) - eps - 1e-9
+            delta = min(delta for delta, share in accuracy.items() if share >= allowed)
+            assert torch.equal(scores[exit] > sign * threshold, scores[exit] >= delta)
+
+
+# --- risk control
+
+
+def risk(logits, labels, rule):
+    """The share of samples whose early answer is wrong where the last exit is right."""
+    _, answer_exit = decide(logits, rule)
+    right = logits.argmax(-1) == labels
+    return (right[-1] & ~right.gather(0, answer_exit[None])[0]).double().mean().item()
+
+
+@pytest.mark.parametrize("rule", ["max_softmax", "entropy"])
+def test_the_guarantee_holds_over_draws_of_held_out_data(rule):
+    kind: Any = exit_rule(rule)
+    everybody, answers = draw(8000, seed=6)
+    choice = thresholds.RiskControlled(lowest=0.02, highest=0.1, steps=2)
+    generator = torch.Generator().manual_seed(7)
+    draws, chosen = 200, []
+    for _ in range(draws):
+        picks = torch.randint(8000, (300,), generator=generator)
+        found = choice.candidates(everybody[:, picks], answers[picks], COST, rule, points=100)
+        chosen.append(found.thresholds)
+    grid, place = torch.stack(chosen).unique(return_inverse=True)
+    true_risk = torch.tensor([risk(everybody, answers, kind(value)) for value in grid.tolist()])
+    violated = (true_risk[place] > found.parameter).sum(0)
+    # 10 % may fail; three standard deviations of 200 draws are 6 %
+    assert (violated / draws).max() <= thresholds.DELTA + 0.064
+    cost = ztw.sweep(everybody, answers, COST, rule, grid).cost[place[:, 0]]
+    assert cost.max() < 0.6 * COST[-1], "10 % of risk must buy something in every draw"
+    assert violated.sum() > 0, "a bound that never fails is not tight"
+
+
+def test_risk_control_follows_its_definition():
+    from scipy.stats import binom
+
+    logits, labels = draw(300, seed=8)
+    found = thresholds.candidates("risk_controlled", logits, labels, COST, "max_softmax")
+    for index in range(0, len(found.parameter), 7):
+        lost = round(300 * risk(logits, labels, thresholds.at("max_softmax", found, index)))
+        eps = found.parameter[index].item()
+        # Clopper-Pearson: as few losses as these have probability <= delta if the risk is above eps
+        nobody = found.thresholds[index] > 1
+        assert nobody or binom.cdf(lost, 300, eps) <= thresholds.DELTA + 1e-9
+
+
+def test_too_little_data_for_a_guarantee_lets_nobody_leave():
+    logits, labels = draw(20, seed=9)
+    found = thresholds.candidates("risk_controlled", logits, labels, COST, "max_softmax")
+    exit_index, _ = decide(100 * draw(500, seed=10)[0], thresholds.at("max_softmax", found, -1))
+    assert exit_index.tolist() == [3] * 500
+
+
+def test_the_run_to_the_end_has_no_risk_with_the_best_answer_either():
+    logits, labels = draw(2000, seed=11)
+    found = thresholds.candidates("risk_controlled", logits, labels, COST, "max_softmax_or_best")
+    curve = ztw.sweep(logits, labels, COST, "max_softmax_or_best", found.thresholds)
+    full = ztw.sweep(logits, labels, COST, "max_softmax_or_best", [2.0]).accuracy
+    assert (full - curve.accuracy).le(found.parameter + 1e-9).all()
+    assert curve.cost[found.parameter > 0.02].max() < COST[-1]

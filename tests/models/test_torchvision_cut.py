@@ -1,0 +1,256 @@
+"""torchvision's models cut into stages compute what they computed whole."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+import urllib.error
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import nn
+
+import ztw
+from ztw.models.import_weights import load_foreign
+from ztw.models.torchvision_cut import cut, cut_model
+from ztw.study.torchvision_names import TORCHVISION_BLOCKS
+
+# one of each family: architecture -> side of the images
+FAMILIES = {
+    "resnet18": 32,
+    "mobilenet_v2": 32,
+    "mobilenet_v3_small": 32,
+    "mnasnet0_5": 32,
+    "shufflenet_v2_x0_5": 32,
+    "efficientnet_b0": 32,
+    "regnet_y_400mf": 32,
+    "densenet121": 32,
+    "convnext_tiny": 32,
+}
+
+
+@pytest.fixture
+def uninitialised(monkeypatch):
+    """Random weights nobody looks at take most of the time of building a model."""
+    for name in (
+        "kaiming_uniform_",
+        "kaiming_normal_",
+        "xavier_uniform_",
+        "uniform_",
+        "normal_",
+        "trunc_normal_",
+    ):
+        monkeypatch.setattr(nn.init, name, lambda tensor, *args, **kwargs: tensor)
+
+
+def fill(model: nn.Module, size: int) -> nn.Module:
+    """Weights and BatchNorm statistics that make a model's answers differ."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0, parameter[0].numel() ** -0.5)
+            else:
+                parameter.fill_(float(name.endswith("weight"))).add_(0.1 * torch.rand_like(parameter))
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = 1.0
+        model.train()(torch.randn(6, 3, size, size))
+    return model.eval()
+
+
+def check_same_answers(backbone: ztw.Backbone, model: nn.Module) -> None:
+    """The backbone, filled with the model's weights, answers like it and leaves its features alone."""
+    assert load_foreign(backbone, model.state_dict(), "the model") == "by name"
+    model.to(memory_format=torch.channels_last)  # as the backbone is: other kernels round otherwise
+    images = torch.randn(3, *backbone.input_shape)
+    with torch.no_grad():
+        expected = model(images)
+        assert expected.std(0).mean() > 0.02, "a constant answer would test nothing"
+        for twin in (backbone.eval(), copy.deepcopy(backbone).train().eval()):
+            torch.testing.assert_close(twin(images), expected, atol=1e-5, rtol=1e-5)
+        kept = [feature.clone() for feature in backbone.features(images)]
+        for feature, before in zip(list(backbone.features(images)), kept, strict=True):
+            torch.testing.assert_close(feature, before, msg="a later stage wrote into it")
+    assert [tuple(feature.shape[1:]) for feature in kept] == backbone.feature_shapes
+
+
+@pytest.mark.usefixtures("uninitialised")
+@pytest.mark.parametrize("name", FAMILIES)
+def test_stages_compute_what_the_model_computes(name):
+    torch.manual_seed(0)
+    size = FAMILIES[name]
+    model = fill(torchvision.models.get_model(name, weights=None), size)
+    check_same_answers(ztw.build_backbone(f"torchvision/{name}", 1000, 3, size), model)
+
+
+def test_vision_transformer():
+    torch.manual_seed(0)
+    small = {"patch_size": 8, "num_layers": 3, "num_heads": 2, "hidden_dim": 16, "mlp_dim": 32}
+    twins = [torchvision.models.VisionTransformer(32, **small, dropout=0.1) for _ in range(2)]
+    stages, classifier = cut_model(twins[0], "small", 1000)
+    backbone = ztw.Backbone("small", stages, classifier, (3, 32, 32))
+    assert backbone.feature_shapes == [(17, 16)] * 3
+    check_same_answers(backbone, fill(twins[1], 32))
+    hidden = next(iter(backbone.features(torch.zeros(1, 3, 32, 32))))
+    assert not torch.equal(*(backbone.train().stages[1](hidden) for _ in range(2))), "dropout"
+
+
+@pytest.mark.usefixtures("uninitialised")
+def test_vision_transformer_for_other_sizes():
+    backbone = ztw.build_backbone("torchvision/vit_b_32", 7, size=64)
+    assert backbone.feature_shapes == [(5, 768)] * 12
+    assert "classifier.encoder.ln.weight" in backbone.state_dict()
+
+
+@pytest.mark.usefixtures("uninitialised")
+@pytest.mark.parametrize("name", TORCHVISION_BLOCKS)
+def test_number_of_blocks(name):
+    model = torchvision.models.get_model(name, weights=None)
+    names = model.state_dict().keys()
+    stages, classifier = cut_model(model, name, 7)
+    assert len(stages) == TORCHVISION_BLOCKS[name]
+    parts = [*stages, classifier]
+    assert sorted(key for part in parts for key in part.state_dict()) == sorted(names)
+    assert all(any(True for _ in stage.parameters()) for stage in stages)
+
+
+def test_a_class_count_of_its_own_and_float32_logits():
+    backbone = ztw.build_backbone("torchvision/mobilenet_v3_small", classes=7, size=64).eval()
+    assert backbone.classes == 7
+    assert backbone.state_dict()["classifier.classifier.3.weight"].shape == (7, 1024)
+    assert "stages.0.features.0.0.weight" in backbone.state_dict()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert backbone(torch.randn(2, 3, 64, 64)).dtype == torch.float32
+
+
+def test_dropout_stochastic_depth_and_batchnorm_follow_the_mode():
+    backbone = copy.deepcopy(ztw.build_backbone("torchvision/efficientnet_b0", classes=7, size=32)).train()
+    images = torch.randn(4, 3, 32, 32)
+    kinds = {type(module).__name__ for module in backbone.modules()}
+    assert {"StochasticDepth", "Dropout", "BatchNorm2d", "Fp32Linear"} <= kinds
+    *_, last = backbone.features(images)
+    assert not torch.equal(*(list(backbone.features(images))[-1] for _ in range(2))), "stochastic depth"
+    assert not torch.equal(backbone.classifier(last), backbone.classifier(last)), "dropout"
+    counter = backbone.state_dict()["stages.0.features.0.1.num_batches_tracked"]
+    assert counter == 3
+    backbone.eval()
+    torch.testing.assert_close(backbone(images), backbone(images))
+    assert counter == 3
+    backbone.train()(images).sum().backward()
+    assert all(parameter.grad is not None for parameter in backbone.parameters())
+
+
+def test_network_with_exits():
+    backbone = ztw.build_backbone("torchvision/resnet18", classes=5, size=64)
+    network = ztw.build_network(backbone, "cascade_detached", placement=[1, 5]).eval()
+    images = torch.randn(3, 3, 64, 64)
+    with torch.no_grad():
+        logits = network(images)
+    assert logits.shape == (3, 3, 5)
+    torch.testing.assert_close(
+        network.infer(images, ztw.MaxSoftmax(1.0)).logits, logits[-1], atol=1e-4, rtol=1e-4
+    )
+    assert ztw.macs(network).diff().gt(0).all()
+
+
+def test_pretrained_weights(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "urlopen", refuse)
+    with pytest.raises(
+        ztw.ZtwError, match=r"put mobilenet_v3_small-047dcff4.pth .* into .*/hub/checkpoints$"
+    ):
+        ztw.build_backbone("torchvision/mobilenet_v3_small", 7, weights="DEFAULT")
+    model = torchvision.models.mobilenet_v3_small(weights=None)
+    torch.save(model.state_dict(), tmp_path / "hub/checkpoints/mobilenet_v3_small-047dcff4.pth")
+    backbone = ztw.build_backbone("torchvision/mobilenet_v3_small", 7, weights="DEFAULT")
+    found = backbone.state_dict()["stages.0.features.0.0.weight"]
+    torch.testing.assert_close(found, model.state_dict()["features.0.0.weight"])
+    (tmp_path / "hub/checkpoints/mobilenet_v3_small-047dcff4.pth").write_bytes(b"PK\3\4 broken")
+    with pytest.raises(ztw.ZtwError, match="no pretrained weights"):
+        ztw.build_backbone("torchvision/mobilenet_v3_small", 7, weights="DEFAULT")
+
+
+def refuse(*args, **kwargs):
+    raise urllib.error.URLError("no network")
+
+
+@pytest.mark.usefixtures("uninitialised")
+@pytest.mark.parametrize(
+    ("arch", "options", "message"),
+    [
+        ("torchvision/nope", {}, "unknown torchvision model 'nope'; known: resnet18, "),
+        ("torchvision/swin_t", {}, "unknown torchvision model 'swin_t'"),
+        ("torchvision/resnet18", {"channels": 1}, "takes images of 3 channels, not 1"),
+        ("torchvision/resnet18", {"weights": "mine"}, "unknown weights 'mine'; known: None, DEFAULT"),
+        ("torchvision/resnet18", {"shortcut": "pad"}, "only the CIFAR ResNets have it"),
+        ("torchvision/vit_b_16", {"size": 40}, "cannot take images of 40x40 pixels"),
+        (
+            "torchvision/vit_b_16",
+            {"size": 32, "weights": "DEFAULT"},
+            "need images of 224x224 pixels, not 32x32",
+        ),
+        ("torchvision/densenet121", {"size": 8}, "cannot take images of 8x8 pixels"),
+        ("resnet20", {"weights": "DEFAULT"}, "only torchvision's models have them"),
+        ("resnet20", {"shortcut": "zero"}, "unknown shortcut 'zero'; known: conv, pad"),
+        ("vgg16_bn", {"shortcut": "pad"}, "only the CIFAR ResNets have it, not vgg16_bn"),
+        ("resnet999", {}, "unknown architecture 'resnet999'; known: resnet8, .*torchvision/<name>"),
+    ],
+)
+def test_errors_are_one_line(arch, options, message):
+    with pytest.raises(ztw.ZtwError, match=message) as caught:
+        ztw.build_backbone(arch, 7, **options)
+    assert "\n" not in str(caught.value)
+
+
+class Block(nn.Module):
+    def __init__(self, functional_dropout: bool) -> None:
+        super().__init__()
+        self.linear, self.functional_dropout = nn.Linear(4, 4), functional_dropout
+
+    def forward(self, x):
+        hidden = F.relu(self.linear(x))
+        return F.dropout(hidden, training=self.training) if self.functional_dropout else hidden
+
+
+def test_models_that_cannot_be_cut():
+    with pytest.raises(ztw.ZtwError, match=r"^mine: has no repeated blocks"):
+        cut_model(nn.Sequential(Block(False), nn.Linear(4, 3)), "mine", 3)
+    with pytest.raises(ztw.ZtwError, match=r"^mine: ends in a Sigmoid, must end in a Linear"):
+        cut_model(nn.Sequential(Block(False), Block(False), nn.Sigmoid()), "mine", 3)
+    with pytest.raises(ztw.ZtwError, match=r"^mine: computes differently in training"):
+        cut_model(nn.Sequential(Block(True), Block(True), nn.Linear(4, 3)), "mine", 3)
+    stages, classifier = cut_model(nn.Sequential(Block(False), Block(False), nn.Linear(4, 3)), "mine", 3)
+    assert len(stages) == 2
+    assert classifier(torch.zeros(1, 4)).shape == (1, 3)
+
+
+def test_torchvision_is_imported_only_when_needed():
+    code = "import sys, ztw; ztw.build_backbone('resnet8'); sys.exit('torchvision' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_cut_is_what_build_backbone_calls():
+    with pytest.raises(ztw.ZtwError, match=r"unknown torchvision model"):
+        cut("torchvision/alexnet", 10, 3, 64)
+
+
+def test_pad_shortcut():
+    backbone = ztw.build_backbone("resnet8", shortcut="pad")
+    shortcut = backbone.stages[1].shortcut
+    assert isinstance(shortcut, nn.Module)
+    x = torch.randn(2, 16, 5, 6)
+    out = shortcut(x)
+    assert out.shape == (2, 32, 3, 3)
+    torch.testing.assert_close(out[:, 8:24], x[:, :, ::2, ::2])
+    assert not out[:, :8].any()
+    assert not out[:, 24:].any()
+
+
+@pytest.mark.usefixtures("uninitialised")
+@pytest.mark.parametrize(("depth", "count"), [(20, 269_722), (56, 853_018), (110, 1_727_962)])
+def test_parameters_of_the_published_cifar_resnets(depth, count):
+    backbone = ztw.build_backbone(f"resnet{depth}", shortcut="pad")  # 0.27 M, 0.85 M, 1.7 M in He et al. 2016
+    assert sum(parameter.numel() for parameter in backbone.parameters()) == count

@@ -1,0 +1,1 @@
+"""Images: found, checked, decoded once, and fed to a network."""

@@ -1,0 +1,73 @@
+"""Decoded images, in memory or memory-mapped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from ztw.data.augmentation import augment, normalise
+from ztw.data.dataset import Data, batch_indices
+
+
+@dataclass(frozen=True)
+class ImageSet(Data):
+    """Decoded images, perhaps memory-mapped, with what is needed to feed them to a network.
+
+    stored: uint8 (M, channels, size, size), read where a batch needs it; index: int64 (N,), which of
+    them belong to the set, in order, None for all; labels: int64 (N,), theirs.
+    mean and std per channel in [0, 1]; flip, crop_padding, colour_jitter: see `augment`.
+    """
+
+    stored: Tensor
+    labels: Tensor
+    classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    flip: bool = False
+    crop_padding: int = 0
+    colour_jitter: float = 0.0
+    index: Tensor | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the images are."""
+        return self.stored.device
+
+    @property
+    def images(self) -> Tensor:
+        """uint8 (N, channels, size, size): a copy, unless the set is whole; batches do without it."""
+        return self.stored if self.index is None else self.stored[self.index]
+
+    def _at(self, indices: Tensor) -> Tensor:
+        return self.stored[indices if self.index is None else self.index[indices]]
+
+    def take(self, indices: Tensor) -> Self:
+        """The subset at `indices` (int64); shares the stored images."""
+        indices = indices.to(self.device)
+        index = indices if self.index is None else self.index[indices]
+        return replace(self, labels=self.labels[indices], index=index)
+
+    def to(self, device: torch.device) -> Self:
+        """The same set on `device`: on the CPU itself, on a GPU a copy of the images taken."""
+        if device.type == self.device.type == "cpu":
+            return self
+        images = torch.empty((len(self), *self.stored.shape[1:]), dtype=self.stored.dtype, device=device)
+        for start in range(0, len(self), 4096):  # never a second copy in the CPU's memory
+            part = torch.arange(start, min(start + 4096, len(self)), device=self.device)
+            images[start : start + 4096] = self._at(part)
+        return replace(self, stored=images, labels=self.labels.to(device), index=None)
+
+    def batches(
+        self, batch_size: int, generator: torch.Generator | None = None, augmented: bool = False
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """See the function `batches`."""
+        for indices in batch_indices(len(self), batch_size, generator):
+            indices = indices.to(self.device)
+            images = self._at(indices)
+            if augmented and generator is not None:
+                images = augment(images, self.flip, self.crop_padding, generator, self.colour_jitter)
+            yield normalise(images, self.mean, self.std), self.labels[indices]

@@ -1,0 +1,1 @@
+"""Logits, costs and metrics of a method; measured time."""

@@ -1,0 +1,45 @@
+"""Logits, computed once per split and written down; everything after is a function of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ztw.data.dataset import Data, batches
+from ztw.device import autocast
+from ztw.models.network import EarlyExitNetwork
+from ztw.progress import Progress, Report
+
+
+@torch.inference_mode()
+def predict(
+    networks: Sequence[EarlyExitNetwork],
+    data: Data,
+    batch_size: int = 256,
+    precision: str = "fp32",
+    generator: torch.Generator | None = None,
+    report: Report | None = None,
+) -> tuple[list[Tensor], Tensor]:
+    """Logits of every exit of several networks that share one backbone.
+
+    data: on the networks' device; generator: when given, the images are shuffled and augmented (as
+    the released recipe does for the ensembles' training logits), labels along with them.
+    Returns ([logits float32 (K, N, C) per network], labels int64 (N,)), on the CPU.
+    """
+    backbone = networks[0].backbone
+    progress = Progress(-(-len(data) // batch_size), report)
+    collected: list[list[Tensor]] = [[] for _ in networks]
+    seen: list[Tensor] = []
+    for network in networks:
+        network.eval()
+    for images, labels in batches(data, batch_size, generator, augmented=generator is not None):
+        with autocast(images.device, precision):
+            features = list(backbone.features(images))
+            final = backbone.classifier(features[-1]).float()
+            for network, parts in zip(networks, collected, strict=True):
+                parts.append(torch.stack(network.exit_logits(features, final)).float().cpu())
+        seen.append(labels.cpu())
+        progress.step(lambda: f"{sum(map(len, seen))}/{len(data)} images")
+    return [torch.cat(parts, dim=1) for parts in collected], torch.cat(seen)

@@ -1,0 +1,1 @@
+"""Pure functions of logits, and the one loop that really stops."""

@@ -1,0 +1,292 @@
+"""Ensembles of all exits so far: geometric (ZTW), arithmetic, uniform; one table, fitted for every exit."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ztw.errors import ZtwError, unknown
+from ztw.exits.logits import check_logits, floored
+from ztw.exits.newton import minimise
+
+# Probabilities held in float64 at once while fitting: few enough to stay near the processor.
+CHUNK = 250_000
+# Samples on which a fit first comes near its minimum, so that few steps over all of them are left.
+DRAFT = 4096
+
+
+class Ensemble(nn.Module):
+    """An ensemble per exit: exit m answers from the predictions of exits 1 ... m.
+
+    Every kind is linear in what a member contributes: total_m = c_m + sum_{j<=m} a_mj member(p_j), and
+    exit m's unnormalised log-probabilities are finish(total_m). With `include_final` false the backbone's
+    own exit answers for itself (the 2023 code); otherwise it is ensembled like the others (the 2021 code).
+    """
+
+    def __init__(self, exits: int, classes: int, include_final: bool = True) -> None:
+        super().__init__()
+        self.exits, self.classes, self.include_final = exits, classes, include_final
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """logits (K, N, C) of single exits -> ensembled log-probabilities (K, N, C); NaN is refused."""
+        check_logits(logits)
+        if logits.shape[0] != self.exits or logits.shape[2] != self.classes:
+            raise ZtwError(
+                f"logits {tuple(logits.shape)}: ensemble of {self.exits} exits, {self.classes} classes"
+            )
+        coefficients, constants = (tensor.to(logits) for tensor in self.linear())
+        with torch.autocast(logits.device.type, enabled=False):
+            total = (coefficients @ self.member(logits).flatten(1)).view(logits.shape) + constants[:, None]
+        answers = self.finish(total)
+        if not self.ensembled(self.exits - 1):
+            answers[-1] = floored(logits[-1])
+        return answers.log_softmax(-1)
+
+    def ensembled(self, exit: int) -> bool:
+        """Whether this exit (from 0) is ensembled or answers for itself."""
+        return self.include_final or exit < self.exits - 1
+
+    @abstractmethod
+    def member(self, logits: Tensor) -> Tensor:
+        """What single exits contribute, of the shape of their logits (..., C); finite."""
+
+    @abstractmethod
+    def linear(self) -> tuple[Tensor, Tensor]:
+        """The coefficients a (K, K), lower triangular, and the constants c (K, C)."""
+
+    @abstractmethod
+    def finish(self, total: Tensor) -> Tensor:
+        """Totals (..., C) -> unnormalised log-probabilities (..., C)."""
+
+    def macs(self, exit: int) -> float:
+        """Multiply-accumulates this ensemble adds at one exit: one per member and class."""
+        return float((exit + 1) * self.classes) if self.ensembled(exit) else 0.0
+
+    def fit(self, logits: Tensor, labels: Tensor) -> None:
+        """Fit every exit's parameters by minimising its cross-entropy; logits (K, N, C), labels (N,)."""
+        log_probs, labels = floored(logits.detach().cpu().float()), labels.cpu()
+        with torch.autocast("cpu", enabled=False):
+            for exit in range(self.exits):
+                if self.ensembled(exit):
+                    self._fit_exit(exit, log_probs[: exit + 1], labels)
+
+    @abstractmethod
+    def _fit_exit(self, exit: int, log_probs: Tensor, labels: Tensor) -> None:
+        """Fit one exit's parameters."""
+
+
+class WeightedEnsemble(Ensemble):
+    """An ensemble with a weight for each member, (K, K) lower triangular, and a bias for each class, (K, C)."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, exits: int, classes: int, include_final: bool = True) -> None:
+        super().__init__(exits, classes, include_final)
+        self.register_buffer("weight", torch.ones(exits, exits).tril())
+        self.register_buffer("bias", torch.zeros(exits, classes))
+
+
+class GeometricEnsemble(WeightedEnsemble):
+    """q_m = softmax(mean_{j<=m} s_mj log p_j + b_m), s_mj = exp(w_mj) >= 0 (ZTW 2021).
+
+    weight: (K, K), row m holds s_m1 ... s_mm; bias: (K, C). The cross-entropy is convex in (s, b),
+    so that it is fitted in s with a bound instead of in w.
+    """
+
+    def member(self, logits: Tensor) -> Tensor:
+        """log p."""
+        return floored(logits)
+
+    def linear(self) -> tuple[Tensor, Tensor]:
+        """The mean's weights, and the bias."""
+        members = torch.arange(1, self.exits + 1, device=self.weight.device)
+        return self.weight / members[:, None], self.bias
+
+    def finish(self, total: Tensor) -> Tensor:
+        """They are log-probabilities already."""
+        return total
+
+    def _fit_exit(self, exit: int, log_probs: Tensor, labels: Tensor) -> None:
+        members = exit + 1
+        start = torch.cat([torch.ones(members), torch.zeros(self.classes)]).double()
+        if exit:  # the ensemble of the exit before, the new member not yet in it
+            start[:exit] = self.weight[exit - 1, :exit] * members / exit
+            start[exit] = 0
+            start[members:] = self.bias[exit - 1]
+        lower = torch.cat([torch.zeros(members), torch.full((self.classes,), -torch.inf)]).double()
+        if len(labels) > 2 * DRAFT:
+            few = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))[:DRAFT]
+            some, theirs = log_probs[:, few], labels[few]
+            start = minimise(_GeometricTerms(some, theirs), start, lower, tolerance=1e-5)
+        solution = minimise(_GeometricTerms(log_probs, labels), start, lower)
+        self.weight[exit, :members] = solution[:members].float()
+        self.bias[exit] = solution[members:].float()
+
+
+class _GeometricTerms:
+    """Mean cross-entropy of the geometric ensemble in x = (s, b), its gradient (float64) and its Hessian.
+
+    log_probs: float32 (m, N, C); labels: (N,).
+    """
+
+    def __init__(self, log_probs: Tensor, labels: Tensor) -> None:
+        self.log_probs, self.labels = log_probs, labels
+        self.members, samples, self.classes = log_probs.shape
+        size = max(64, CHUNK // (self.members * self.classes))
+        self.parts = [slice(start, start + size) for start in range(0, samples, size)]
+
+    def __call__(self, x: Tensor) -> tuple[float, Tensor, Callable[[], Tensor]]:
+        value, gradient = torch.zeros((), dtype=x.dtype), torch.zeros_like(x)
+        for part in self.parts:
+            features, log_q = self._answers(part, x)
+            labels = self.labels[part]
+            value -= log_q.gather(1, labels[:, None]).sum()
+            error = log_q.exp_()
+            error[torch.arange(len(error)), labels] -= 1
+            gradient += torch.cat([features @ error.view(-1), error.sum(0)])
+        samples = len(self.labels)
+        return float(value / samples), gradient / samples, lambda: self._hessian(x)
+
+    def _answers(self, part: slice, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What the weights multiply, (m, n * C), and log q (n, C), for the samples of a part, as precise as x."""
+        features = self.log_probs[:, part].to(x.dtype).flatten(1) / self.members
+        total = (x[: self.members] @ features).view(-1, self.classes) + x[self.members :]
+        return features, total.log_softmax(-1)
+
+    def _hessian(self, x: Tensor) -> Tensor:
+        """In float32 within a part: it only has to point the way."""
+        m = self.members
+        hessian = torch.zeros(len(x), len(x), dtype=x.dtype)
+        for part in self.parts:
+            features, log_q = self._answers(part, x.float())
+            q = log_q.exp_()
+            weighted = features * q.view(-1)
+            by_sample = weighted.view(m, -1, self.classes)
+            mean = by_sample.sum(-1)  # (m, n): the features' expectation under q
+            hessian[:m, :m] += weighted @ features.T - mean @ mean.T
+            hessian[:m, m:] += by_sample.sum(1) - mean @ q
+            hessian[m:, m:] += torch.diag(q.sum(0)) - q.T @ q
+        hessian[m:, :m] = hessian[:m, m:].T
+        return hessian / len(self.labels)
+
+
+class Mixture(Ensemble):
+    """What ensembles share that add up probabilities."""
+
+    def member(self, logits: Tensor) -> Tensor:
+        """p."""
+        return logits.softmax(-1)
+
+    def finish(self, total: Tensor) -> Tensor:
+        """log q, floored."""
+        return total.clamp(min=torch.finfo(total.dtype).tiny).log()
+
+
+class ArithmeticEnsemble(Mixture, WeightedEnsemble):
+    """q_m = (sum_{j<=m} a_mj p_j + c_m) / normaliser, a = exp(w) >= 0, c = exp(b) >= 0 (ZTW 2021, appendix).
+
+    weight: (K, K), row m holds a_m1 ... a_mm; bias: c (K, C). The scale of (a, c) is free and set so
+    that each exit's add up to 1; q_m is then a mixture, its likelihood concave in (a, c).
+    """
+
+    def linear(self) -> tuple[Tensor, Tensor]:
+        """The shares of the mixture."""
+        return self.weight, self.bias
+
+    def _fit_exit(self, exit: int, log_probs: Tensor, labels: Tensor) -> None:
+        members = exit + 1
+        likelihood = log_probs.gather(2, labels.expand(members, -1)[..., None])[..., 0].double().exp()
+        components = torch.cat([likelihood.T, nn.functional.one_hot(labels, self.classes)], dim=1)
+        start = torch.full((members + self.classes,), 0.1 / self.classes, dtype=torch.float64)
+        start[:members] = 0.9 / members
+        solution = minimise(lambda x: _mixture_terms(x, components), start, torch.zeros_like(start))
+        solution = solution / solution.sum()
+        self.weight[exit, :members] = solution[:members].float()
+        self.bias[exit] = solution[members:].float()
+
+
+def _mixture_terms(x: Tensor, components: Tensor) -> tuple[float, Tensor, Callable[[], Tensor]]:
+    """Negative log-likelihood of a mixture, components (N, M); + sum(x) makes the best x add up to 1."""
+    density = components @ x
+    if not (density > 0).all():
+        return float("inf"), torch.zeros_like(x), lambda: torch.eye(len(x), dtype=x.dtype)
+
+    def hessian() -> Tensor:
+        ratio = components / density[:, None]
+        return ratio.T @ ratio / len(ratio)
+
+    value = float(x.sum() - 1 - density.log().mean())
+    return value, 1 - components.T @ (1 / density) / len(density), hessian
+
+
+class UniformEnsemble(Mixture):
+    """q_m = mean_{j<=m} p_j: nothing to fit."""
+
+    def linear(self) -> tuple[Tensor, Tensor]:
+        """Every member counts alike."""
+        shares = torch.ones(self.exits, self.exits).tril()
+        return shares / shares.sum(1, keepdim=True), torch.zeros(self.exits, self.classes)
+
+    def _fit_exit(self, exit: int, log_probs: Tensor, labels: Tensor) -> None:
+        pass
+
+
+class IncrementalEnsemble:
+    """An ensemble computed exit by exit, for `infer`: totals (K, n, C) of what the exits so far add to each."""
+
+    def __init__(self, ensemble: Ensemble, samples: int, device: torch.device) -> None:
+        coefficients, constants = ensemble.linear()
+        self.ensemble, self.coefficients = ensemble, coefficients.to(device)
+        self._carry(constants.to(device)[:, None].repeat(1, samples, 1))
+
+    def _carry(self, totals: Tensor) -> None:
+        self.totals, self.flat = totals, totals.view(len(totals), -1)
+
+    def append(self, exit: int, logits: Tensor) -> Tensor:
+        """logits float32 (n, C) of the next exit (from 0) -> its unnormalised log-probabilities (n, C)."""
+        if not self.ensemble.ensembled(exit):
+            return floored(logits)
+        member = self.ensemble.member(logits)
+        # earlier exits' coefficients are 0: one operation is faster than picking the later ones
+        self.flat.addr_(self.coefficients.select(1, exit), member.view(-1))
+        return self.ensemble.finish(self.totals.select(0, exit))
+
+    def select(self, places: Tensor) -> None:
+        """Go on with the samples at these places (int64) only."""
+        self._carry(self.totals.index_select(1, places))
+
+    def join(self, others: Sequence[IncrementalEnsemble]) -> None:
+        """Go on with the samples of others too."""
+        self._carry(torch.cat([self.totals, *(other.totals for other in others)], dim=1))
+
+
+ENSEMBLES: dict[str, type[Ensemble]] = {
+    "geometric": GeometricEnsemble,
+    "arithmetic": ArithmeticEnsemble,
+    "uniform": UniformEnsemble,
+}
+
+
+def build_ensemble(kind: str, exits: int, classes: int, include_final: bool = True) -> Ensemble:
+    """An unfitted ensemble; raises ZtwError for an unknown kind."""
+    if kind not in ENSEMBLES:
+        raise unknown("ensemble", kind, ENSEMBLES)
+    return ENSEMBLES[kind](exits, classes, include_final)
+
+
+def fit_ensemble(
+    logits: Tensor, labels: Tensor, kind: str = "geometric", include_final: bool = True
+) -> Ensemble:
+    """Fit an ensemble for every exit at once.
+
+    logits: (K, N, C) of the single exits; labels: int64 (N,); kind: a name of ENSEMBLES.
+    Raises ZtwError for an unknown kind and for malformed input.
+    """
+    check_logits(logits, labels)
+    ensemble = build_ensemble(kind, logits.shape[0], logits.shape[2], include_final)
+    ensemble.fit(logits, labels)
+    return ensemble

@@ -1,0 +1,44 @@
+"""What logits must be, their log-probabilities, and reading those a job has written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ztw.errors import ZtwError
+from ztw.tensors import read_tensors
+
+
+def check_logits(logits: Tensor, labels: Tensor | None = None, cost: Tensor | None = None) -> None:
+    """Raise ZtwError unless logits (K, N, C), labels (N,) and cost (K,) are what they should be."""
+    if logits.dim() != 3 or 0 in logits.shape:
+        raise ZtwError(f"logits: shape {tuple(logits.shape)}, must be (exits, samples, classes), none 0")
+    if logits.max().isnan():  # the maximum of anything and NaN is NaN: one pass, nothing stored
+        raise ZtwError(f"logits: {int(logits.isnan().sum())} values are NaN")
+    if labels is not None:
+        if labels.shape != logits.shape[1:2]:
+            raise ZtwError(f"labels: shape {tuple(labels.shape)}, must be ({logits.shape[1]},)")
+        if labels.min() < 0 or labels.max() >= logits.shape[2]:
+            raise ZtwError(f"labels: must lie in 0..{logits.shape[2] - 1}, got up to {int(labels.max())}")
+    if cost is not None:
+        if cost.shape != logits.shape[:1]:
+            raise ZtwError(f"cost: shape {tuple(cost.shape)}, must be ({logits.shape[0]},)")
+        if not (cost > 0).all() or not (cost.diff() > 0).all():
+            raise ZtwError(f"cost: must be positive and strictly increasing, got {cost.tolist()}")
+
+
+# A probability below this is 0 in float32; flooring it keeps log-probabilities finite.
+LOG_FLOOR = float(torch.tensor(torch.finfo(torch.float32).tiny).log())
+
+
+def floored(logits: Tensor) -> Tensor:
+    """Finite log-probabilities (..., C) of logits (..., C)."""
+    return logits.log_softmax(-1).clamp(min=LOG_FLOOR)
+
+
+def read_predictions(path: Path | str) -> tuple[Tensor, Tensor]:
+    """(logits, labels) as `run_predict` wrote them."""
+    tensors = read_tensors(path)
+    return tensors["logits"], tensors["labels"]

@@ -1,0 +1,165 @@
+"""One threshold per exit, fitted together by coordinate ascent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ztw.exits.sweep import departures
+from ztw.exits.threshold_base import (
+    TIE,
+    Candidates,
+    Held,
+    ThresholdChoice,
+    geometric,
+    held_out,
+    just_below,
+    midway,
+)
+
+
+@dataclass(frozen=True)
+class PerExit(ThresholdChoice):
+    """One threshold per exit, fitted together (the per-exit thresholds of BranchyNet 2016, learned).
+
+    Maximises accuracy - lambda * mean cost / cost of the last exit on the held-out data by coordinate
+    ascent over the exits, each solved exactly given the others. parameter = lambda, from where
+    everything leaves at the first exit down to `lowest`, and 0; new ones halve the largest gaps in cost.
+    On that data no candidate is worse, at its lambda, than any threshold of the shared grid.
+    """
+
+    lowest: float = 1e-4
+    first: int = 16
+    steps: int = 60
+    rounds: int = 6
+
+    def candidates(
+        self, logits: Tensor, labels: Tensor, cost: Tensor, rule: str, points: int = 1000
+    ) -> Candidates:
+        """Candidates (T, K - 1), T <= `steps`; O(T * rounds * K * N) after one sort per exit."""
+        held = held_out("per_exit", logits, labels, cost, rule)
+        path = _Path(held, _shared_starts(held, points), self.rounds)
+        # a right answer one exit later is worth less than its cost, so that nobody should go on
+        dearest = 1.01 / float(held.spent[:2].diff().sum()) if len(held.spent) > 1 else 1.0
+        path.solve(0.0)
+        for weight in geometric(dearest, self.lowest, self.first).tolist():
+            path.solve(weight)
+        while len(path.found) < self.steps and (middle := path.widest_gap()) is not None:
+            path.solve(middle)
+        weights = torch.tensor([found.weight for found in path.found], dtype=torch.float64)
+        bounds = torch.stack([path.best(float(weight)).bounds for weight in weights])
+        return Candidates(weights, held.kind.thresholds(bounds))
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """The shared grid on the held-out data: bounds, accuracy and spent (mean share of the full cost), (T,)."""
+
+    bounds: Tensor
+    accuracy: Tensor
+    spent: Tensor
+
+    def best(self, weight: float) -> float:
+        """The best bound at a lambda; of equally good ones the most cautious."""
+        value = self.accuracy - weight * self.spent
+        return float(self.bounds[(value >= value.max() - TIE).nonzero()[-1]])
+
+
+def _shared_starts(held: Held, points: int) -> _Shared:
+    bounds = held.kind.thresholds(held.kind.grid(held.scores, points))  # its own inverse
+    left, right = departures(held.scores, held.correct, bounds)
+    samples = held.scores.shape[1]
+    return _Shared(bounds, right / samples, left / samples @ held.spent)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Bounds (K - 1,) found at a lambda (`weight`), with their accuracy and mean share of the full cost."""
+
+    weight: float
+    bounds: Tensor
+    accuracy: float
+    spent: float
+
+    def value(self, weight: float) -> float:
+        """The objective at a lambda."""
+        return self.accuracy - weight * self.spent
+
+
+class _Path:
+    """The solutions found so far, `found`, by falling lambda; each warms its neighbours up."""
+
+    def __init__(self, held: Held, shared: _Shared, rounds: int) -> None:
+        self.held, self.shared, self.rounds = held, shared, rounds
+        self.order = held.scores[:-1].argsort(dim=1, descending=True)  # (K - 1, N)
+        self.found: list[_Found] = []
+
+    def solve(self, weight: float) -> None:
+        """Add the best of the ascents from the best shared bound and from the two neighbours."""
+        place = sum(other.weight > weight for other in self.found)
+        shared = torch.full((len(self.order),), self.shared.best(weight), dtype=torch.float64)
+        starts = [shared, *(other.bounds for other in self.found[max(0, place - 1) : place + 1])]
+        ends = [self._ascend(start, weight) for start in starts]
+        self.found.insert(place, max(ends, key=lambda end: end.value(weight)))
+
+    def best(self, weight: float) -> _Found:
+        """The best of all solutions at a lambda, of equals the costliest: so cost rises as lambda falls."""
+        return max(self.found, key=lambda found: (found.value(weight), found.spent))
+
+    def widest_gap(self) -> float | None:
+        """The lambda halfway, geometrically, across the largest jump in cost; None if all are narrow."""
+        gaps = [
+            (after.spent - before.spent, (before.weight * after.weight) ** 0.5)
+            for before, after in zip(self.found[:-2], self.found[1:-1], strict=True)
+            if before.weight > 1.01 * after.weight and after.spent - before.spent > 1e-3
+        ]
+        return max(gaps)[1] if gaps else None
+
+    def _ascend(self, bounds: Tensor, weight: float) -> _Found:
+        end = self._evaluated(bounds, weight)
+        for _ in range(self.rounds):
+            before, end = end, self._evaluated(self._round(end.bounds, weight), weight)
+            if end.value(weight) <= before.value(weight) + TIE:
+                break
+        return end
+
+    def _evaluated(self, bounds: Tensor, weight: float) -> _Found:
+        exit = self._reached(bounds).sum(0) - 1
+        accuracy = self.held.correct.gather(0, exit[None]).double().mean()
+        return _Found(weight, bounds, float(accuracy), float(self.held.spent[exit].mean()))
+
+    def _reached(self, bounds: Tensor) -> Tensor:
+        """Which samples reach an exit, bool (K, N)."""
+        reached = torch.ones_like(self.held.correct)
+        reached[1:] = (self.held.scores[:-1] <= bounds[:, None]).cumprod(0).bool()
+        return reached
+
+    def _round(self, bounds: Tensor, weight: float) -> Tensor:
+        """Solve every exit once, from the last to the first: who reaches it and what staying is worth are known.
+
+        Neither depends on the bounds still to come in this round, so no step makes things worse.
+        """
+        held, bounds, reached = self.held, bounds.clone(), self._reached(bounds)
+        value = held.correct.double() - weight * held.spent[:, None]  # of leaving at an exit, (K, N)
+        staying = value[-1]
+        for exit in reversed(range(len(bounds))):
+            score, order = held.scores[exit], self.order[exit]
+            order = order[reached[exit][order]]
+            if len(order):  # else keep the bound: nothing depends on it now
+                bounds[exit] = self._best_bound(score[order], (value[exit] - staying)[order])
+            staying = torch.where(score > bounds[exit], value[exit], staying)
+        return bounds
+
+    def _best_bound(self, score: Tensor, gain: Tensor) -> float:
+        """The bound with the largest total gain of those that pass; score, gain: (R,), scores falling."""
+        ends = torch.cat([score[1:] < score[:-1], torch.ones(1, dtype=torch.bool)])
+        total = torch.where(ends, gain.cumsum(0), -torch.inf)
+        most = float(total.max())
+        if most <= TIE:
+            return self.held.closed
+        last = int((total >= most - TIE).nonzero()[0])  # of equals the most cautious: the fewest leave
+        if last == len(score) - 1:
+            return float(just_below(score[last]))
+        return float(midway(score[last], score[last + 1]))

@@ -1,0 +1,164 @@
+"""Every parameter of an exit rule evaluated in one pass: pure functions of logits, labels and costs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ztw.errors import ZtwError
+from ztw.exits.logits import check_logits
+from ztw.exits.rules import ExitRule, ThresholdRule, exit_rule, exit_scores
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Accuracy against cost as a rule's parameter varies.
+
+    parameter (T,), from the cheapest to the most cautious; accuracy (T,) in [0, 1]; cost (T,) mean
+    MACs a sample; exit_fraction (T, K), rows sum to 1. All float64.
+    """
+
+    parameter: Tensor
+    accuracy: Tensor
+    cost: Tensor
+    exit_fraction: Tensor
+
+
+def sweep(
+    logits: Tensor,
+    labels: Tensor,
+    cost: Tensor,
+    rule: str,
+    parameters: Tensor | Sequence[float] | Sequence[Sequence[float]] | None = None,
+    points: int = 1000,
+    reported: Tensor | Sequence[float] | None = None,
+) -> Curve:
+    """Evaluate an exit rule at every parameter, all in one pass over the samples.
+
+    logits: (K, N, C), of single exits or ensembles; labels: int64 (N,); cost: (K,) cumulative MACs;
+    rule: a name of RULES; parameters: (T,) thresholds to try, or (T, K - 1) or (T, K) with one per
+    exit, None = the rule's own grid of about 2 * `points`; reported: (T,) values for the curve's
+    `parameter`, None = the thresholds, or the row's number where there is one per exit.
+    Raises ZtwError for malformed input.
+
+    Under one bound a sample has left by exit k exactly when the largest score of exits up to k
+    passes it, so the running maximum, binned once, answers all parameters: memory is (K, N),
+    whatever T is.
+    """
+    kind = exit_rule(rule)
+    cost = torch.as_tensor(cost, dtype=torch.float64).cpu()
+    check_logits(logits, labels, cost)
+    scores, correct = scored(logits, labels, kind)
+    if parameters is None:
+        parameter = kind.grid(scores, points)
+    else:
+        parameter = torch.as_tensor(parameters, dtype=torch.float64).cpu()
+    if parameter.dim() == 2:
+        left, right = _departures_per_exit(scores, correct, _bounds_per_exit(kind, parameter, len(cost)))
+        parameter = torch.arange(len(parameter), dtype=torch.float64)
+    else:
+        parameter = parameter.flatten()
+        left, right = departures(scores, correct, _bounds(kind, parameter))
+    exit_fraction = left / labels.numel()
+    if reported is not None:
+        if len(reported) != len(parameter):
+            raise ZtwError(f"reported: {len(reported)} values for {len(parameter)} parameters")
+        parameter = torch.as_tensor(reported, dtype=torch.float64).cpu()
+    return Curve(parameter, right / labels.numel(), exit_fraction @ cost, exit_fraction)
+
+
+def decide(logits: Tensor, rule: ExitRule) -> tuple[Tensor, Tensor]:
+    """Where each sample leaves and which exit answers for it, as `infer` does; both int64 (N,).
+
+    logits: (K, N, C), of single exits or ensembles; rule: e.g. MaxSoftmax(0.9). The two differ only
+    for a rule that lets the most confident exit answer where none passes (`best_answers`).
+    Raises ZtwError for malformed logits or thresholds for another number of exits.
+    """
+    check_logits(logits)
+    scores = exit_scores(logits.detach().cpu(), type(rule))
+    last = len(scores) - 1
+    passes = torch.ones_like(scores, dtype=torch.uint8)
+    passes[:last] = scores[:last] > rule.bounds(len(scores))[:, None]
+    exit_index = passes.argmax(0)  # the first of equal ones
+    best = scores.argmax(0) if rule.best_answers else last
+    return exit_index, torch.where(exit_index == last, best, exit_index)
+
+
+def scored(logits: Tensor, labels: Tensor, kind: type[ExitRule]) -> tuple[Tensor, Tensor]:
+    """Scores float64 (K, N), and correct bool (K, N): is the answer right if the sample leaves there?
+
+    At the last exit that is its own answer, or the most confident exit's for `best_answers`.
+    """
+    logits, labels = logits.detach().cpu(), labels.cpu()
+    scores, correct = exit_scores(logits, kind), logits.argmax(-1) == labels
+    if kind.best_answers:
+        correct[-1] = correct.gather(0, scores.argmax(0, keepdim=True))[0]
+    return scores, correct
+
+
+def _bounds(kind: type[ExitRule], parameter: Tensor) -> Tensor:
+    """Bounds (T,) of a rule at parameters (T,)."""
+    if issubclass(kind, ThresholdRule) and not parameter.isnan().any():
+        return kind.thresholds(parameter)  # bound = sign * threshold is its own inverse
+    bounds = [
+        kind(value).bound  # type: ignore[call-arg]
+        for value in parameter.tolist()
+    ]
+    return torch.tensor(bounds, dtype=torch.float64)
+
+
+def _bounds_per_exit(kind: type[ExitRule], thresholds: Tensor, exits: int) -> Tensor:
+    """Bounds (T, K - 1) of a rule at thresholds (T, K - 1) or (T, K)."""
+    if not issubclass(kind, ThresholdRule):
+        raise ZtwError(
+            f"parameters: shape {tuple(thresholds.shape)}, {kind.__name__} takes one for all exits"
+        )
+    bounds = [kind(row).bounds(exits) for row in thresholds.tolist()]
+    return torch.stack(bounds) if bounds else thresholds.new_empty(0, exits - 1)
+
+
+def departures(scores: Tensor, correct: Tensor, bounds: Tensor) -> tuple[Tensor, Tensor]:
+    """How many samples leave at each exit (T, K), and how many leave with the right answer (T,).
+
+    scores, correct: (K, N); bounds: (T,), each for all exits.
+    """
+    exits, samples = scores.shape
+    ordered, order = bounds.sort()
+    running = scores.cummax(0).values
+    # under the sorted bounds before[k] ... by[k] - 1 a sample leaves at exit k: those that its running
+    # maximum passes there, but not at an earlier exit
+    by = torch.searchsorted(ordered, running.contiguous(), side="left")
+    by[-1] = len(bounds)  # the last exit takes the rest
+    before = torch.cat([by.new_zeros(1, samples), by[:-1]])
+    size = len(bounds) + 1
+    rows = size * torch.arange(exits)[:, None]
+    changes = torch.bincount((before + rows).flatten(), minlength=exits * size)
+    changes -= torch.bincount((by + rows).flatten(), minlength=exits * size)
+    left = changes.view(exits, size)[:, :-1].cumsum(1)
+    changes = torch.bincount(before[correct], minlength=size) - torch.bincount(by[correct], minlength=size)
+    right = changes[:-1].cumsum(0)
+    if not ordered.equal(bounds):
+        place = torch.empty_like(order)
+        place[order] = torch.arange(len(order))
+        left, right = left[:, place], right[place]
+    return left.T.double(), right.double()
+
+
+def _departures_per_exit(scores: Tensor, correct: Tensor, bounds: Tensor) -> tuple[Tensor, Tensor]:
+    """As `departures`, for bounds (T, K - 1); memory is a few million samples, whatever T is."""
+    exits, samples = scores.shape
+    left = torch.empty(len(bounds), exits, dtype=torch.float64)
+    right = torch.zeros(len(bounds), dtype=torch.float64)
+    for rows in torch.arange(len(bounds)).split(max(1, 2_000_000 // samples)):
+        here = torch.ones(len(rows), samples, dtype=torch.bool)
+        for exit in range(exits):
+            leaving = here
+            if exit < exits - 1:
+                leaving = here & (scores[exit] > bounds[rows, exit, None])
+            left[rows, exit] = leaving.sum(1).double()
+            right[rows] += (leaving & correct[exit]).sum(1)
+            here = here & ~leaving
+    return left, right

@@ -1,0 +1,1 @@
+"""Backbones, heads and the one early-exit network, with what they cost."""

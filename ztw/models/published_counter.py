@@ -1,0 +1,70 @@
+"""The operation counter behind the published figures, its double count of groups included.
+
+Only for comparing with published numbers: a grouped convolution's cost is multiplied by its groups a
+second time, which makes MobileNet eight times too expensive. Use `ztw.macs` for anything else.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from ztw.models.heads import MixedPool
+
+
+def _convolution(module: nn.Module, x: Tensor, y: Tensor) -> float:
+    assert isinstance(module, nn.Conv2d)
+    height, width = module.kernel_size
+    products = 2 * height * width * module.in_channels // module.groups - 1 + (module.bias is not None)
+    return y.numel() * products * module.groups  # the published double count
+
+
+def _linear(module: nn.Module, x: Tensor, y: Tensor) -> float:
+    assert isinstance(module, nn.Linear)
+    return (2 * module.in_features - 1) * y.numel()
+
+
+def _kernel(x: Tensor, y: Tensor) -> int:
+    return -(-x.shape[-1] // y.shape[-1])  # an adaptive pool's side, as the counter estimates it
+
+
+def _mixed_pool(module: nn.Module, x: Tensor, y: Tensor) -> float:
+    return (2 * _kernel(x, y) - 1) * y.numel()
+
+
+# Operations of one module for one image, from its input and output; what is not listed costs nothing.
+OPERATIONS: dict[type[nn.Module], Callable[[nn.Module, Tensor, Tensor], float]] = {
+    nn.Conv2d: _convolution,
+    nn.Linear: _linear,
+    nn.BatchNorm2d: lambda module, x, y: 2 * x.numel(),
+    nn.ReLU: lambda module, x, y: x.numel(),
+    nn.MaxPool2d: lambda module, x, y: (_kernel(x, y) - 1) * y.numel(),
+    nn.AdaptiveMaxPool2d: lambda module, x, y: (_kernel(x, y) - 1) * y.numel(),
+    nn.AdaptiveAvgPool2d: lambda module, x, y: _kernel(x, y) * y.numel(),
+    MixedPool: _mixed_pool,
+}
+
+
+def module_paper_ops(module: nn.Module, *shapes: tuple[int, ...]) -> float:
+    """Operations of one call of `module` on one sample; shapes: of each argument, without the batch axis."""
+    module = copy.deepcopy(module).cpu().eval()
+    total = 0.0
+
+    def count(part: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal total
+        kind = next((kind for kind in OPERATIONS if isinstance(part, kind)), None)
+        total += OPERATIONS[kind](part, inputs[0], output) if kind else 0.0
+
+    for part in module.modules():
+        part.register_forward_hook(count)
+    with torch.no_grad():
+        module(*(torch.zeros(1, *shape) for shape in shapes))
+    return total
+
+
+def ensemble_paper_ops(exit: int, classes: int) -> float:
+    """What the published counter adds for the ensemble of one exit (from 0)."""
+    return float((exit + 1) * classes + exit * classes + classes)

@@ -1,0 +1,1 @@
+"""What a study means, typed and checked before anything runs; imports no torch."""

@@ -1,0 +1,288 @@
+"""A study, typed: one definition of every key, its type, default, unit, range and meaning. Imports no torch.
+
+The manual's tables and the schema for editors are made from these definitions (`ztw.study.manual`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PrivateAttr
+
+from ztw.errors import ZtwError
+from ztw.study.section import Listed, Name, Section, is_number, key, one_of
+from ztw.study.training_settings import BackboneSettings, IcSet, IcsSettings
+
+Budget = float | Literal["max"]
+_BUDGET = one_of(
+    "a number > 0 or max",
+    lambda value: value == "max" or (is_number(value) and value > 0 and math.isfinite(value)),
+    {"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"const": "max"}]},
+)
+_COMPILE = one_of(
+    "auto, true or false",
+    lambda value: value == "auto" or isinstance(value, bool),
+    {"enum": ["auto", True, False]},
+)
+Share = Annotated[float, Field(gt=0)]
+
+
+class FolderSettings(Section):
+    """A folder of your own images."""
+
+    path: str = key("the folder that holds train/ and test/ (or val/), each with one folder per class")
+    size: int = key("images are resized to `size` x `size`", ge=8, unit="pixels")
+    stream: bool = key("read as they are needed, never held in memory", False)
+
+
+class DataSettings(Section):
+    """Section `data`."""
+
+    root: str | None = key("where data sets are kept; `null` is `$ZTW_DATA`, or else `~/.cache/ztw`", None)
+    validation_fraction: float = key(
+        "share of the images, per class, that become the validation split: nothing here is trained on it,"
+        " thresholds are chosen there",
+        0.1,
+        gt=0,
+        lt=1,
+        unit="share",
+    )
+    validation_from: Literal["train", "test"] = key(
+        "which images it is taken from. Weights that were not trained here (`backbone.source`) have usually seen"
+        " all training images, and are too sure of them: take `test`, the rest of which is then the test split",
+        "train",
+    )
+    flip: bool | None = key("random horizontal flips while training; `null` is what suits the data set", None)
+    crop_padding: int | None = key(
+        "random crops after padding this much; 0 for none, `null` is what suits the data set",
+        None,
+        ge=0,
+        unit="pixels",
+    )
+    colour_jitter: float | None = key(
+        "random brightness, contrast and saturation, each changed by up to this share; `null` is what suits the"
+        " data set (0.2 for `tiny_imagenet`, else 0)",
+        None,
+        ge=0,
+        lt=1,
+        unit="share",
+    )
+    mean: Annotated[tuple[float, ...], Field(min_length=1)] | None = key(
+        "normalisation per channel, of pixels in [0, 1]; `null` is the data set's own. Somebody else's weights"
+        " need the one they were trained with",
+        None,
+    )
+    std: Annotated[tuple[Share, ...], Field(min_length=1)] | None = key("as `mean`", None)
+    image_folders: dict[Name, FolderSettings] = key(
+        "your own images, name -> `path`, `size`, `stream`. `path` holds `train/` and `test/` (or `val/`), each"
+        " with one folder per class; images are resized to `size` x `size` pixels. With `stream: true` they are"
+        " read as they are needed by one process a thread and never held in memory (ImageNet's resizing and crops;"
+        " `mean` and `std` are ImageNet's unless given)",
+        {},
+    )
+
+
+class OverrideSettings(Section):
+    """An item of `overrides`; what it changes is checked once it is merged into the sections."""
+
+    datasets: Listed[str] | None = key("the data sets it holds for; left out = all", None)
+    archs: Listed[str] | None = key("the architectures it holds for; left out = all", None)
+    data: dict[str, Any] = key("keys of `data` (augmentation and normalisation)", {})
+    backbone: dict[str, Any] = key("keys of `backbone`", {})
+    ics: dict[str, Any] = key("keys of `ics`", {})
+
+    def holds_for(self, dataset: str, arch: str) -> bool:
+        """Whether it changes the cells of this data set and architecture."""
+        return dataset in (self.datasets or (dataset,)) and arch in (self.archs or (arch,))
+
+
+class EnsembleFit(Section):
+    """On what ensembles are fitted."""
+
+    samples: int | None = key(
+        "how many training images (augmented) the ensembles are fitted on; `null` is all",
+        None,
+        ge=1,
+        unit="images",
+    )
+    include_final: bool = key(
+        "whether the backbone's own exit is ensembled too (ZTW's 2021 code) or answers for itself (2023)",
+        True,
+    )
+    fit_on: Literal["train", "validation"] = key(
+        "or `validation`: images no training saw, but the ones thresholds are chosen on as well", "train"
+    )
+
+
+class EnsembleSettings(EnsembleFit):
+    """An ensemble, resolved: what it does not say itself comes from the section."""
+
+    kind: Literal["geometric", "arithmetic", "uniform"] = key("what is averaged, and with which weights")
+
+
+class EnsemblesSettings(EnsembleFit):
+    """Section `ensembles`."""
+
+    sets: dict[Name, EnsembleSettings] = key(
+        "ensembles of your own: name -> `kind` (`geometric`, `arithmetic`, `uniform`) and any other key of this"
+        " section",
+        {},
+    )
+
+
+class MethodSettings(Section):
+    """A method: a row of the tables."""
+
+    ics: str = key("a name of `ics.sets`")
+    ensemble: str | None = key(
+        "`geometric`, `arithmetic`, `uniform`, or a name of `ensembles.sets`; `null` answers with single exits",
+        None,
+    )
+    rule: Literal["max_softmax", "max_softmax_or_best", "entropy", "patience"] = key(
+        "leave when ... `max_softmax`: the largest probability exceeds the threshold; `max_softmax_or_best`: the"
+        " same, and where no exit passes the most confident of all answers (SDN); `entropy`: the entropy is below"
+        " it; `patience`: t consecutive exits have agreed"
+    )
+    thresholds: Literal["shared", "per_exit", "allowed_loss", "risk_controlled"] = key(
+        "how they are chosen on the split of the protocol. `shared`: one for all exits. `per_exit`: one each, by"
+        " coordinate ascent on accuracy against cost. `allowed_loss`: one each, from an allowed loss of accuracy"
+        " (cascaded inference). `risk_controlled`: one, such that with 90 % confidence the loss of accuracy against"
+        " running to the end stays below the allowed one; that holds for an allowed loss fixed beforehand"
+        " (`tables/allowed_loss.csv`), not for one picked by its cost (the columns of the main table)",
+        "shared",
+    )
+
+
+class EvaluationSettings(Section):
+    """Section `evaluation`."""
+
+    budgets: Listed[Annotated[Budget, *_BUDGET]] = key(
+        "columns of the table: the largest mean cost of a sample, as a share of the backbone's MACs; `max` is the"
+        " most accurate threshold at any cost",
+        (0.25, 0.5, 0.75, 1.0, "max"),
+    )
+    protocols: Listed[Literal["held-out", "paper", "published"]] = key(
+        "`held-out` chooses thresholds on the validation split, `paper` on the test split, as the released code"
+        " does; `published` is `paper` with costs by the published operation counter, to compare with published"
+        " figures; accuracy and cost are always the test split's. The first is the one figures use",
+        ("held-out", "paper"),
+    )
+    points: int = key(
+        "thresholds to try: this many even steps, and as many quantiles of the confidences", 1000, ge=2
+    )
+    allowed_losses: Listed[Annotated[float, Field(ge=0.001, lt=1)]] = key(
+        "rows of `tables/allowed_loss.csv`, for methods whose thresholds follow an allowed loss",
+        (0.005, 0.01, 0.02, 0.05),
+        unit="share",
+    )
+
+
+class LatencySettings(Section):
+    """Section `latency`."""
+
+    batch_sizes: tuple[Annotated[int, Field(ge=1)], ...] = key(
+        "an empty list switches the timing off", (1, 32, 256), unit="images"
+    )
+    images: int = key("how many images each is timed on (at least five batches)", 256, ge=1, unit="images")
+
+
+class HardwareSettings(Section):
+    """On what a study computes."""
+
+    precision: Literal["auto", "bf16", "fp32"] = key(
+        "`bf16` or `fp32`; `auto` is bf16 where the CPU or GPU computes faster in it (AMX, AVX512-BF16 of AMD,"
+        " GPUs from Ampere on)",
+        "auto",
+    )
+    device: str = key(
+        "`cpu`, `cuda`, `cuda:1`, ...; `auto` takes a GPU when there is one. On a CPU the same threads give the"
+        " same tables to the byte; on a GPU atomic sums can change the last digits",
+        "auto",
+    )
+    compile: Annotated[Literal["auto"] | bool, *_COMPILE] = key(
+        "`true` builds all trainings with torch.compile first, `auto` backbones that train 4000 steps or more,"
+        " where there is a C++ compiler. It takes about a minute; on two CPU cores without AMX it gained 5 to 11 %"
+        " of a ResNet-56's epoch and made IC training slower (`make bench` measures it on yours)",
+        "auto",
+    )
+
+
+@dataclass(frozen=True)
+class CellSettings:
+    """The sections of one data set and architecture, overrides applied."""
+
+    data: DataSettings
+    backbone: BackboneSettings
+    ics: IcsSettings
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One data set, one architecture and one seed."""
+
+    dataset: str
+    arch: str
+    seed: int
+
+    @classmethod
+    def of(cls, wildcards: Any) -> Cell:
+        """The cell that a rule's wildcards name."""
+        return cls(wildcards.dataset, wildcards.arch, int(wildcards.seed))
+
+    def __str__(self) -> str:
+        return f"{self.dataset}/{self.arch}/seed{self.seed}"
+
+
+class CellNames(Section):
+    """What a study computes: every combination is a cell."""
+
+    datasets: Listed[str] = key(
+        "`fashion_mnist`, `cifar10`, `cifar100`, `tiny_imagenet`, `svhn`, `imagenet`, `digits`, or names under"
+        " `data.image_folders`"
+    )
+    archs: Listed[str] = key(
+        "`resnet8`, `resnet14`, `resnet20`, ... `resnet110`: the CIFAR ResNets of 6n+2 layers; `vgg16_bn` (images"
+        " of 32 pixels or more), `wide_resnet_32_4`, `mobilenet` (V1); `torchvision/<name>`: its classification"
+        " models, cut into their own blocks (`torchvision/resnet50`, `torchvision/vit_b_16`, ...; colour images)"
+    )
+    seeds: Listed[Annotated[int, Field(ge=0)]] = key(
+        "each seeds the validation split, the initial weights, the order and the augmentation"
+    )
+
+
+class Study(HardwareSettings, CellNames):
+    """A whole study."""
+
+    data: DataSettings = DataSettings()
+    backbone: BackboneSettings = BackboneSettings()
+    ics: IcsSettings
+    overrides: tuple[OverrideSettings, ...] = ()
+    ensembles: EnsemblesSettings = EnsemblesSettings()
+    methods: Annotated[dict[Name, MethodSettings], Field(min_length=1)]
+    evaluation: EvaluationSettings = EvaluationSettings()
+    latency: LatencySettings = LatencySettings()
+    tracking: str = key(
+        "MLflow: `sqlite` writes `results/<study>/mlflow.db`, a URI (`http://...`) uses a tracking server, `none`"
+        " switches it off",
+        "sqlite",
+    )
+    _cells: dict[tuple[str, str], CellSettings] = PrivateAttr(default_factory=dict)
+
+    @property
+    def cells(self) -> dict[tuple[str, str], CellSettings]:
+        """(data set, architecture) -> the sections that hold there."""
+        return self._cells
+
+    def sets(self, names: Iterable[str] | None = None) -> dict[str, IcSet]:
+        """The IC sets as the section has them, before any override."""
+        return {name: self.ics.sets[name] for name in names or self.ics.sets}
+
+    def with_cells(self, cells: dict[tuple[str, str], CellSettings]) -> Study:
+        """The same study, its overrides worked out."""
+        study = self.model_copy()
+        study._cells = cells
+        return study

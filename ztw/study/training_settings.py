@@ -1,0 +1,166 @@
+"""The keys of a study that say how its networks are built and trained: `backbone` and `ics`."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal
+
+from ztw.study.section import Name, Section, Unique, is_number, key, one_of
+
+Placement = str | tuple[int | float, ...]
+ExitWeights = str | tuple[int | float, ...]
+
+
+def _numbers(value: Any) -> bool:
+    return isinstance(value, tuple) and all(is_number(item) and math.isfinite(item) for item in value)
+
+
+_NUMBERS = {"type": "array", "minItems": 1, "items": {"type": "number"}}
+_PLACEMENT = one_of(
+    "all, every <n>, a list of block indices or a list of fractions",
+    lambda value: isinstance(value, str) or (_numbers(value) and len(value) > 0),
+    {"anyOf": [{"type": "string"}, _NUMBERS]},
+)
+_EXIT_WEIGHTS = one_of(
+    "uniform, depth, growing, or a list of numbers >= 0",
+    lambda value: isinstance(value, str) or (_numbers(value) and all(item >= 0 for item in value)),
+    {"anyOf": [{"enum": ["uniform", "depth", "growing"]}, {**_NUMBERS, "items": {"minimum": 0}}]},
+)
+
+
+class Recipe(Section):
+    """How something is trained."""
+
+    epochs: float = key("passes over the training part; 0.5 is half of one", ge=0, unit="epochs")
+    batch_size: int = key("images of a training step", 128, ge=2, unit="images")
+    optimizer: Literal["sgd", "adam"] = key("`sgd` (with momentum) or `adam`", "sgd")
+    lr: float = key("the highest learning rate", 0.1, gt=0)
+    weight_decay: float = key("L2 penalty, as the optimizer applies it", 5e-4, ge=0)
+    momentum: float = key("of SGD", 0.9, ge=0, lt=1)
+    schedule: Literal["milestones", "one_cycle"] = key("how the learning rate goes", "milestones")
+    milestones: Unique[Annotated[int, key("", ge=1)]] = key(
+        "after each of these epochs the learning rate is multiplied by `gamma`", (), unit="epochs"
+    )
+    gamma: float = key("see `milestones`", 0.1, gt=0, le=1)
+
+
+class BackboneSource(Section):
+    """Where a backbone comes from."""
+
+    source: Literal["train", "torchvision", "file", "url"] = key(
+        "where the weights come from: `train` (random, then trained), `torchvision` (its pretrained ones), `url`"
+        " or `file`. Whatever the source, `epochs` more than 0 train them on",
+        "train",
+    )
+    path: str | None = key(
+        "of source `file`: safetensors, or a torch file without pickled code. A `module.` prefix and nesting"
+        " under `state_dict` are removed; names may differ from ours when order and shapes agree; anything else"
+        " is refused with a list",
+        None,
+    )
+    url: str | None = key("of source `url`", None, pattern="^(https?|file)://")
+    sha256: str | None = key(
+        "of source `url`; for a `file` it may be given too", None, pattern="^[0-9a-f]{64}$"
+    )
+    shortcut: Literal["conv", "pad"] = key(
+        "of the CIFAR ResNets: `conv` = 1x1 convolutions where the shape changes, `pad` = without parameters"
+        " (option A)",
+        "conv",
+    )
+
+
+class BackboneSettings(Recipe, BackboneSource):
+    """Section `backbone`."""
+
+    epochs: float = key("passes over the training part; 0.5 is half of one", 0.0, ge=0, unit="epochs")
+
+
+class Anatomy(Section):
+    """What the ICs of a set look like."""
+
+    head: Literal["conv", "pool"] = key(
+        "3x3 convolution (stride 2 for images of 64 pixels), ReLU, pool to 4x4, Linear; or `pool`: pool to 4x4,"
+        " Linear (SDN's). After a vector (VGG's fully connected layer) one Linear, after tokens their mean,"
+        " LayerNorm and a Linear",
+        "conv",
+    )
+    pooling: Literal["mixed", "avg", "max"] = key(
+        "`mixed` = learned share of max and average (SDN's), `avg`, `max`", "mixed"
+    )
+    width: float = key(
+        "channels of the head's convolution as a share of the block's", 1.0, gt=0, unit="share"
+    )
+    layer_norm: bool = key(
+        "LayerNorm on the previous exit's logits in a cascade (the released recipe for ImageNet)", False
+    )
+    placement: Annotated[Placement, *_PLACEMENT] = key(
+        "after every block; `every 2`, `every 3`, ...; a list of block indices from 0 (`[2, 5, 8]`); or of"
+        " fractions of the backbone's cost (`[0.15, 0.3, 0.45]`), each taken to the nearest block",
+        "all",
+    )
+
+
+class Regime(Section):
+    """What a set of ICs says for itself alone."""
+
+    mode: Literal["independent", "cascade", "cascade_detached", "boosted"] = key(
+        "`independent`: each IC by itself. `cascade`: each also sees the previous IC's logits."
+        " `cascade_detached`: the same with the gradient stopped there (ZTW). `boosted`: each exit adds to half of"
+        " the previous one's logits, gradient stopped (BoostNet; with `training` `joint` or `layer_wise`)"
+    )
+    training: Literal["separate", "layer_wise", "joint"] = key(
+        "`separate` = the ICs only, on the frozen backbone; `layer_wise` = exit after exit, the blocks since the"
+        " last one with it, all before frozen, the epochs shared out over the exits (so give it more); `joint` ="
+        " backbone and ICs together",
+        "separate",
+    )
+    start: Literal["backbone", "scratch"] = key(
+        "from the cell's trained backbone, or from `scratch`", "backbone"
+    )
+    exit_weights: Annotated[ExitWeights, *_EXIT_WEIGHTS] = key(
+        "of a `joint` set: `uniform` = 1 each; `depth` = deeper exits weigh more, j / sum of j (PABEE);"
+        " `growing` = ICs grow to their share of the cost over the training (SDN); or a number for every exit",
+        "uniform",
+    )
+    rescale_gradients: bool = key(
+        "of a `joint` set: each of the exits to come sends an equal share of the gradient (BoostNet)", False
+    )
+
+
+class IcRecipe(Recipe):
+    """How ICs are trained."""
+
+    optimizer: Literal["sgd", "adam"] = key("`adam`, or `sgd` (with momentum)", "adam")
+    lr: float = key("the highest learning rate", 1e-3, gt=0)
+    epochs: float = key(
+        "passes over the training part; a `joint` set's recipe, from here down, is that of `backbone` unless the"
+        " set says otherwise",
+        gt=0,
+        unit="epochs",
+    )
+    batch_size: int = key("images of a training step, and of predictions", 128, ge=2, unit="images")
+
+
+class IcSet(IcRecipe, Anatomy, Regime):
+    """A set of ICs, resolved: what it does not say itself comes from the section, or from `backbone`."""
+
+    @property
+    def trains_backbone(self) -> bool:
+        """Whether its training changes the backbone: its checkpoint then holds the whole network."""
+        return self.training != "separate"
+
+    @property
+    def asked_shares(self) -> tuple[float, ...] | None:
+        """The shares of the backbone's cost at which the study asks for its exits, where it says so."""
+        if isinstance(self.placement, str) or not any(isinstance(item, float) for item in self.placement):
+            return None
+        return self.placement
+
+
+class IcsSettings(IcRecipe, Anatomy):
+    """Section `ics`."""
+
+    sets: dict[Name, IcSet] = key(
+        "name -> `mode` and any other key of this section, for that set alone; methods refer to these names",
+        min_length=1,
+    )

@@ -1,0 +1,30 @@
+"""Tensors in safetensors files, written whole or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import safetensors
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ztw.errors import ZtwError
+from ztw.files import atomic
+
+
+def write_tensors(path: Path | str, tensors: dict[str, Tensor]) -> None:
+    """Write a safetensors file atomically; raises ZtwError when it cannot be written (no space, ...)."""
+    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with atomic(path) as scratch:
+        try:
+            save_file(on_cpu, scratch)
+        except safetensors.SafetensorError as error:
+            raise ZtwError(f"{path}: cannot be written ({error})") from error
+
+
+def read_tensors(path: Path | str, hint: str = "delete it and run again") -> dict[str, Tensor]:
+    """Read a safetensors file to the CPU; raises ZtwError when it is missing, truncated or no such file."""
+    try:
+        return load_file(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise ZtwError(f"{path}: missing, truncated or not a safetensors file ({error}); {hint}") from error

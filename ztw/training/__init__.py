@@ -1,0 +1,1 @@
+"""The backbone, its ICs on the frozen backbone, or both together."""

@@ -1,0 +1,118 @@
+"""Trainings that change the trunk as well: jointly with all exits, or layer after layer.
+
+With `separate` (ztw.training.separate.train_ics) these are the regimes of Scardapane et al. 2020.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ztw.data.dataset import Data
+from ztw.device import autocast
+from ztw.errors import ZtwError, unknown
+from ztw.models.network import EarlyExitNetwork
+from ztw.models.operations import backbone_macs, stage_costs
+from ztw.progress import Report
+from ztw.study.names import EXIT_WEIGHTS
+from ztw.training.loop import History, Recipe, compiled, make_optimizer, run_epochs
+
+REGIMES = ("separate", "layer_wise", "joint")
+
+# share of the training that is done, in [0, 1] -> weight of every exit's loss (K,)
+Weights = Callable[[float], Tensor]
+
+
+def exit_weights(
+    network: EarlyExitNetwork, kind: str | Sequence[float], shares: Sequence[float] | None = None
+) -> Weights:
+    """The weights of the exits' losses in joint training.
+
+    kind: "uniform" = 1 each (BranchyNet 2016's code); "depth" = j / sum of j, deeper exits weigh more
+    (PABEE 2020); "growing" = 1 for the backbone's own exit, and for each IC from 0.01,
+    linearly over the training, to its share of the backbone's cost (SDN 2019): its block's, or the one
+    in `shares` (K - 1,), where it was asked for; or K numbers. Raises ZtwError for an unknown name or
+    another count of numbers.
+    """
+    exits = network.exits
+    if not isinstance(kind, str):
+        if len(kind) != exits:
+            raise ZtwError(f"exit_weights: {len(kind)} numbers, the network has {exits} exits")
+        return lambda done: torch.tensor(kind, dtype=torch.float32)
+    if kind not in EXIT_WEIGHTS:
+        raise unknown("exit_weights", kind, EXIT_WEIGHTS)
+    if kind == "uniform":
+        return lambda done: torch.ones(exits)
+    if kind == "depth":
+        depth = torch.arange(1.0, exits + 1)
+        return lambda done: depth / depth.sum()
+    if shares is None:
+        done = stage_costs(network.backbone).cumsum(0) / backbone_macs(network.backbone)
+        shares = done[list(network.placement)].tolist()
+    last = torch.tensor(shares, dtype=torch.float32)
+    return lambda done: torch.cat([0.01 + (last - 0.01).clamp(min=0) * done, torch.ones(1)])
+
+
+def scale_gradient(x: Tensor, factor: float) -> Tensor:
+    """x itself, its gradient multiplied by `factor`."""
+    return x.detach() + factor * (x - x.detach())
+
+
+def rescaled_logits(network: EarlyExitNetwork, images: Tensor) -> list[Tensor]:
+    """Logits of all K exits (N, C); of the K - k exits still to come, each sends 1 / (K - k) of the gradient.
+
+    The gradient that reaches a block then does not grow with the number of exits behind it (gradient
+    equilibrium, Li et al. 2019, as BoostNet 2023 uses it).
+    """
+    hidden, features = images, []
+    left = network.exits
+    for block, stage in enumerate(network.backbone.stages):
+        hidden = stage(hidden)
+        features.append(scale_gradient(hidden, 1 / left) if block in network.placement else hidden)
+        if block in network.placement:
+            hidden = scale_gradient(hidden, (left - 1) / left)
+            left -= 1
+    return network.exit_logits(features, network.backbone.classifier(hidden).float())
+
+
+def train_jointly(
+    network: EarlyExitNetwork,
+    data: Data,
+    recipe: Recipe,
+    seed: int,
+    weights: Weights,
+    rescale_gradients: bool = False,
+    report: Report | None = None,
+) -> History:
+    """Train trunk and ICs together in place, on a weighted sum of the exits' cross-entropies; ends in eval mode.
+
+    weights: of `exit_weights`; rescale_gradients: see `rescaled_logits`. The history's accuracy is
+    that of the backbone's own exit. Raises ZtwError when the loss is not finite.
+    """
+    total = max(1.0, recipe.epochs * -(-len(data) // recipe.batch_size))
+    steps = 0
+
+    def all_logits(images: Tensor) -> list[Tensor]:
+        if rescale_gradients:
+            return rescaled_logits(network, images)
+        return network.exit_logits(list(network.backbone.features(images)))
+
+    forward = compiled(all_logits, recipe)
+
+    def step(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        nonlocal steps
+        with autocast(images.device, recipe.precision):
+            outputs = forward(images)
+        losses = torch.stack([F.cross_entropy(output, labels) for output in outputs])
+        weight = weights(min(1.0, steps / total)).to(losses)
+        steps += 1
+        return (weight * losses).sum()[None], (outputs[-1].argmax(-1) == labels).sum()[None]
+
+    network.requires_grad_(True).train()
+    optimizer = make_optimizer(network.parameters(), recipe)
+    (history,) = run_epochs(step, [f"joint {network.ics}"], data, optimizer, recipe, seed, report)
+    network.eval()
+    return history
