@@ -1,197 +1,229 @@
-"""What the schema of a config cannot say: names that refer to others, combinations that cannot be.
+"""What types cannot say: names that refer to others, combinations that cannot be.
 
 Every check raises ZtwError, one line that names the key, the value and what is allowed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from itertools import pairwise
-from typing import Any
 
 from ztw.errors import ZtwError
+from ztw.study.facts import DATASETS
 from ztw.study.names import (
     ARCHS,
-    BUILT_IN_DATASETS,
     CIFAR_RESNETS,
     EXIT_WEIGHTS,
-    GREY,
     NO_THRESHOLD,
     SMALLEST_IMAGE,
-    Config,
     blocks,
+    image_channels,
     image_size,
+    is_streamed,
     placement_step,
 )
+from ztw.study.settings import Study
 from ztw.study.torchvision_names import TORCHVISION_BLOCKS, TORCHVISION_PREFIX
+from ztw.study.training_settings import BackboneSettings, IcSet, Placement, Recipe
+from ztw.study.validate import as_written, did_you_mean
+
+# What the study calls a key
+Label = Callable[[str], str]
 
 
-def check_names(config: Config) -> None:
-    """What refers to what: data sets, architectures, methods."""
-    folders = config["data"]["image_folders"]
+def check_names(study: Study) -> None:
+    """What refers to what: data sets, architectures, methods, overrides."""
+    folders = study.data.image_folders
     for name in folders:
-        if name in BUILT_IN_DATASETS:
+        if name in DATASETS:
             raise ZtwError(f"data.image_folders.{name}: is the name of a built-in data set; choose another")
-    for name in config["datasets"]:
-        if name not in BUILT_IN_DATASETS and name not in folders:
+    known = [*DATASETS, *folders]
+    for name in study.datasets:
+        if name not in known:
             raise ZtwError(
-                f"datasets: {name!r} is unknown; known: {', '.join([*BUILT_IN_DATASETS, *folders])};"
+                f"datasets: {name!r} is unknown; known: {', '.join(known)}{did_you_mean(name, known)};"
                 " your own images go under data.image_folders"
             )
     cut = [f"{TORCHVISION_PREFIX}{name}" for name in TORCHVISION_BLOCKS]
-    for index, arch in enumerate(config["archs"]):
+    for index, arch in enumerate(study.archs):
         if arch not in ARCHS and arch not in cut:
             near = get_close_matches(arch, cut, n=3, cutoff=0.5) or ["torchvision/<name>"]
             raise ZtwError(f"archs.{index}: {arch!r} is unknown; known: {', '.join([*ARCHS, *near])}, ...")
-    for index, item in enumerate(config["overrides"]):
-        for key, listed in (("datasets", config["datasets"]), ("archs", config["archs"])):
-            for name in item.get(key, []):
-                if name not in listed:
-                    raise ZtwError(
-                        f"overrides.{index}.{key}: {name!r} is not in {key}; listed: {', '.join(listed)}"
-                    )
-    for name, method in config["methods"].items():
-        _check_method(config, name, method)
-
-
-def _check_method(config: Config, name: str, method: Config) -> None:
-    sets, ensembles = config["ics"]["sets"], config["ensembles"]["sets"]
-    if method["ics"] not in sets:
-        raise ZtwError(f"methods.{name}.ics: {method['ics']!r} is not in ics.sets; listed: {', '.join(sets)}")
-    if method["ensemble"] is not None and method["ensemble"] not in ensembles:
+    for index, item in enumerate(study.overrides):
+        _check_listed(f"overrides.{index}.datasets", item.datasets or (), study.datasets, "datasets")
+        _check_listed(f"overrides.{index}.archs", item.archs or (), study.archs, "archs")
+    for name in study.methods:
+        _check_method(study, name)
+    if study.tracking not in ("sqlite", "none") and "://" not in study.tracking:
         raise ZtwError(
-            f"methods.{name}.ensemble: {method['ensemble']!r} is unknown; known: {', '.join(ensembles)}, null"
+            f"tracking: {study.tracking!r} is unknown; known: sqlite, none, or a tracking server's URI"
         )
-    if method["rule"] in NO_THRESHOLD and method["thresholds"] != "shared":
+
+
+def _check_listed(label: str, names: Iterable[str], listed: Sequence[str], where: str) -> None:
+    for name in names:
+        if name not in listed:
+            raise ZtwError(
+                f"{label}: {name!r} is not in {where}; listed: {', '.join(listed)}{did_you_mean(name, listed)}"
+            )
+
+
+def _check_method(study: Study, name: str) -> None:
+    method = study.methods[name]
+    _check_listed(f"methods.{name}.ics", [method.ics], list(study.ics.sets), "ics.sets")
+    ensembles = list(study.ensembles.sets)
+    if method.ensemble is not None and method.ensemble not in ensembles:
         raise ZtwError(
-            f"methods.{name}.thresholds: {method['thresholds']!r}: the rule {method['rule']} has no threshold;"
+            f"methods.{name}.ensemble: {method.ensemble!r} is unknown; known: {', '.join(ensembles)},"
+            f" null{did_you_mean(method.ensemble, ensembles)}"
+        )
+    if method.rule in NO_THRESHOLD and method.thresholds != "shared":
+        raise ZtwError(
+            f"methods.{name}.thresholds: {method.thresholds!r}: the rule {method.rule} has no threshold;"
             " leave it out"
         )
 
 
-def check_cell(config: Config, dataset: str, arch: str) -> None:
+def check_cell(study: Study, dataset: str, arch: str) -> None:
     """What a data set, an architecture and a source of weights ask of each other."""
-    size = image_size(config, dataset)
+    size, channels = image_size(study.data, dataset), image_channels(study.data, dataset)
     if size < SMALLEST_IMAGE.get(arch, 1):
         raise ZtwError(
             f"archs: {arch!r} needs images of at least {SMALLEST_IMAGE[arch]} pixels a side,"
             f" {dataset} has {size}"
         )
-    if arch.startswith("torchvision/"):
-        if dataset in GREY:
-            raise ZtwError(f"archs: {arch!r} needs colour images, those of {dataset} are grey")
-        if "vit_" in arch and size % (patch := int(arch.rpartition("_")[2])):
-            raise ZtwError(f"archs: {arch!r} needs a side that {patch} divides, {dataset} has {size} pixels")
-        untrained = config["backbone"]["source"] == "torchvision" and not config["backbone"]["epochs"]
-        if untrained and dataset in BUILT_IN_DATASETS and dataset != "imagenet":
-            raise ZtwError(
-                f"backbone.epochs: 0: torchvision's weights answer ImageNet's 1000 classes, not {dataset}'s;"
-                " train the new last layer for some epochs"
-            )
-        if "published" in config["evaluation"]["protocols"]:
-            raise ZtwError(
-                f"evaluation.protocols: published: the published operation counter does not know {arch};"
-                " leave it out"
-            )
-    channels = 1 if dataset in GREY else 3
+    if arch.startswith(TORCHVISION_PREFIX):
+        _check_torchvision(study, dataset, arch)
     for key in ("mean", "std"):
-        if config["data"][key] is not None and len(config["data"][key]) != channels:
-            raise ZtwError(f"data.{key}: {config['data'][key]!r}: {dataset} has {channels} channel(s)")
-    folder = config["data"]["image_folders"].get(dataset, {})
-    if (dataset == "imagenet" or folder.get("stream")) and config["data"]["crop_padding"] is not None:
+        given = getattr(study.data, key)
+        if given is not None and len(given) != channels:
+            raise ZtwError(f"data.{key}: {as_written(given)!r}: {dataset} has {channels} channel(s)")
+    if is_streamed(study.data, dataset) and study.data.crop_padding is not None:
         raise ZtwError(
             f"data.crop_padding: {dataset} is streamed, with random resized crops instead; leave it out"
         )
-    _check_source(config["backbone"], arch)
-    check_recipe(config["backbone"], lambda key: f"backbone.{key}")
+    _check_source(study.backbone, arch)
+    check_recipe(study.backbone, lambda key: f"backbone.{key}")
 
 
-def check_honest(config: Config) -> None:
+def _check_torchvision(study: Study, dataset: str, arch: str) -> None:
+    if image_channels(study.data, dataset) == 1:
+        raise ZtwError(f"archs: {arch!r} needs colour images, those of {dataset} are grey")
+    size = image_size(study.data, dataset)
+    if "vit_" in arch and size % (patch := int(arch.rpartition("_")[2])):
+        raise ZtwError(f"archs: {arch!r} needs a side that {patch} divides, {dataset} has {size} pixels")
+    untrained = study.backbone.source == "torchvision" and not study.backbone.epochs
+    if untrained and dataset in DATASETS and dataset != "imagenet":
+        raise ZtwError(
+            f"backbone.epochs: 0: torchvision's weights answer ImageNet's 1000 classes, not {dataset}'s;"
+            " train the new last layer for some epochs"
+        )
+    if "published" in study.evaluation.protocols:
+        raise ZtwError(
+            f"evaluation.protocols: published: the published operation counter does not know {arch};"
+            " leave it out"
+        )
+
+
+def check_honest(study: Study) -> None:
     """A guarantee needs images that neither the backbone nor an ensemble has learned from."""
-    for name, method in config["methods"].items():
-        if method["thresholds"] != "risk_controlled":
+    for name, method in study.methods.items():
+        if method.thresholds != "risk_controlled":
             continue
         label = f"methods.{name}.thresholds: risk_controlled"
-        fitted = config["ensembles"]["sets"].get(method["ensemble"], {})
-        if fitted.get("fit_on") == "validation":
+        if method.ensemble and study.ensembles.sets[method.ensemble].fit_on == "validation":
             raise ZtwError(f"{label}: its ensemble is fitted on the validation images; use fit_on: train")
-        if config["backbone"]["source"] != "train" and config["data"]["validation_from"] == "train":
+        if study.backbone.source != "train" and study.data.validation_from == "train":
             raise ZtwError(
-                f"{label}: weights from {config['backbone']['source']} may have been trained on the validation"
+                f"{label}: weights from {study.backbone.source} may have been trained on the validation"
                 " images; set data.validation_from to test"
             )
 
 
-def _check_source(section: Config, arch: str) -> None:
-    source, label = section["source"], "backbone.source"
-    if source == "train" and not section["epochs"] > 0:
-        raise ZtwError(f"backbone.epochs: {section['epochs']!r} must be > 0 (source train)")
-    if source == "torchvision" and not arch.startswith("torchvision/"):
-        raise ZtwError(f"{label}: torchvision has no weights for {arch!r}; known: torchvision/<name>")
+def _check_source(backbone: BackboneSettings, arch: str) -> None:
+    source = backbone.source
+    if source == "train" and not backbone.epochs > 0:
+        raise ZtwError(f"backbone.epochs: {backbone.epochs:g} must be > 0 (source train)")
+    if source == "torchvision" and not arch.startswith(TORCHVISION_PREFIX):
+        raise ZtwError(f"backbone.source: torchvision has no weights for {arch!r}; known: torchvision/<name>")
     for key, wanted_by in (("path", ("file",)), ("url", ("url",)), ("sha256", ("url", "file"))):
-        if source in wanted_by and section[key] is None and not (source == "file" and key == "sha256"):
+        given = getattr(backbone, key)
+        if source in wanted_by and given is None and not (source == "file" and key == "sha256"):
             raise ZtwError(f"backbone.{key}: the key is missing (source {source})")
-        if source not in wanted_by and section[key] is not None:
+        if source not in wanted_by and given is not None:
             raise ZtwError(f"backbone.{key}: has no meaning with source {source}; leave it out")
-    if section["shortcut"] != "conv" and arch not in CIFAR_RESNETS:
+    if backbone.shortcut != "conv" and arch not in CIFAR_RESNETS:
         raise ZtwError(
-            f"backbone.shortcut: {section['shortcut']!r}: only the CIFAR ResNets have it, not {arch}"
+            f"backbone.shortcut: {backbone.shortcut!r}: only the CIFAR ResNets have it, not {arch}"
         )
 
 
-def check_recipe(recipe: Config, label: Callable[[str], str]) -> None:
-    """Schedule and milestones; label: what the study calls a key."""
-    if recipe["schedule"] == "one_cycle" and recipe["milestones"]:
+def check_recipe(recipe: Recipe, label: Label) -> None:
+    """Schedule and milestones."""
+    if recipe.schedule == "one_cycle" and recipe.milestones:
         raise ZtwError(
-            f"{label('milestones')}: {recipe['milestones']!r} has no meaning with schedule one_cycle;"
+            f"{label('milestones')}: {as_written(recipe.milestones)!r} has no meaning with schedule one_cycle;"
             " leave it out or set schedule to milestones"
         )
-    late = [epoch for epoch in recipe["milestones"] if epoch >= recipe["epochs"]]
+    late = [epoch for epoch in recipe.milestones if epoch >= recipe.epochs]
     if late:
-        raise ZtwError(
-            f"{label('milestones')}: {late[0]} is not before the last of {recipe['epochs']} epochs"
-        )
+        raise ZtwError(f"{label('milestones')}: {late[0]} is not before the last of {recipe.epochs:g} epochs")
 
 
-def check_regime(name: str, whole: Config, arch: str) -> None:
-    """What the training of an IC set allows; whole: the set with every key filled in."""
-    label, weights = f"ics.sets.{name}", whole["exit_weights"]
-    if whole["mode"] == "boosted" and whole["training"] == "separate":
+def check_set(name: str, ics: IcSet, arch: str, label: Label) -> None:
+    """What an IC set, its training and an architecture ask of each other."""
+    if not ics.epochs > 0:
+        missing = "the key is missing" if ics.training == "joint" else "must be > 0"
+        raise ZtwError(f"ics.sets.{name}.epochs: {missing} ({label('epochs')} is {ics.epochs:g})")
+    check_recipe(ics, label)
+    check_placement(ics.placement, arch, label("placement"))
+    _check_regime(f"ics.sets.{name}", ics)
+    _check_exit_weights(f"ics.sets.{name}", ics, arch)
+
+
+def _check_regime(label: str, ics: IcSet) -> None:
+    """What the training of an IC set allows."""
+    if ics.mode == "boosted" and ics.training == "separate":
         raise ZtwError(
             f"{label}.mode: boosted: the backbone's own exit adds to the ICs as well and must be trained with"
             " them; set training to joint or layer_wise"
         )
-    if whole["head"] == "pool" and whole["width"] != 1:
+    if ics.head == "pool" and ics.width != 1:
         raise ZtwError(f"{label}.width: has no meaning with head pool, which has no convolution")
-    if not isinstance(weights, str) and not any(weights):
-        raise ZtwError(f"{label}.exit_weights: {weights!r}: one must be above 0")
-    if whole["training"] == "separate" and whole["start"] == "scratch":
+    if ics.training == "separate" and ics.start == "scratch":
         raise ZtwError(
-            f"{label}.start: scratch: training separate keeps the trunk frozen; use joint or layer_wise"
+            f"{label}.start: scratch: training separate keeps the backbone frozen; use joint or layer_wise"
         )
-    if whole["training"] != "joint":
-        if whole["rescale_gradients"]:
-            raise ZtwError(f"{label}.rescale_gradients: has no meaning with training {whole['training']}")
-        if weights != "uniform":
-            raise ZtwError(f"{label}.exit_weights: has no meaning with training {whole['training']}")
+    if ics.training != "joint" and ics.rescale_gradients:
+        raise ZtwError(f"{label}.rescale_gradients: has no meaning with training {ics.training}")
+    if ics.training != "joint" and ics.exit_weights != "uniform":
+        raise ZtwError(f"{label}.exit_weights: has no meaning with training {ics.training}")
+
+
+def _check_exit_weights(label: str, ics: IcSet, arch: str) -> None:
+    weights = ics.exit_weights
     if isinstance(weights, str):
         if weights not in EXIT_WEIGHTS:
             raise ZtwError(
-                f"{label}.exit_weights: {weights!r} is unknown; known: {', '.join(EXIT_WEIGHTS)}, a list of numbers"
+                f"{label}.exit_weights: {weights!r} is unknown; known: {', '.join(EXIT_WEIGHTS)}, a list of"
+                f" numbers{did_you_mean(weights, EXIT_WEIGHTS)}"
             )
-    elif len(weights) != (exits := _heads(whole["placement"], arch) + 1):
+        return
+    if not any(weights):
+        raise ZtwError(f"{label}.exit_weights: {as_written(weights)!r}: one must be above 0")
+    if len(weights) != (exits := _heads(ics.placement, arch) + 1):
         raise ZtwError(f"{label}.exit_weights: {len(weights)} numbers, {arch} has {exits} exits there")
 
 
-def _heads(placement: Any, arch: str) -> int:
+def _heads(placement: Placement, arch: str) -> int:
     if not isinstance(placement, str):
         return len(placement)
     step = placement_step(placement)
     return blocks(arch) // step if step else 0
 
 
-def check_placement(placement: Any, arch: str, label: str) -> None:
+def check_placement(placement: Placement, arch: str, label: str) -> None:
     """Whether an architecture has the blocks that exits are to be placed on."""
     if isinstance(placement, str):
         if placement_step(placement) is None:
@@ -202,15 +234,14 @@ def check_placement(placement: Any, arch: str, label: str) -> None:
         if _heads(placement, arch) < 1:
             raise ZtwError(f"{label}: {placement!r}: {arch} has only {blocks(arch)} blocks")
         return
+    listed = as_written(placement)
     if len(placement) > blocks(arch):
-        raise ZtwError(f"{label}: {placement!r}: {len(placement)} exits, {arch} has {blocks(arch)} blocks")
-    if any(isinstance(item, float) for item in placement):
-        for item in placement:
-            if not 0 < item <= 1:
-                raise ZtwError(f"{label}: {item!r}: a fraction of the cost must lie in (0, 1]")
-    else:
-        for item in placement:
-            if not 0 <= item < blocks(arch):
-                raise ZtwError(f"{label}: {item!r}: {arch} has blocks 0..{blocks(arch) - 1}")
+        raise ZtwError(f"{label}: {listed!r}: {len(placement)} exits, {arch} has {blocks(arch)} blocks")
+    fractions = any(isinstance(item, float) for item in placement)
+    for item in placement:
+        if fractions and not 0 < item <= 1:
+            raise ZtwError(f"{label}: {item!r}: a fraction of the cost must lie in (0, 1]")
+        if not fractions and not 0 <= item < blocks(arch):
+            raise ZtwError(f"{label}: {item!r}: {arch} has blocks 0..{blocks(arch) - 1}")
     if any(later <= earlier for earlier, later in pairwise(placement)):
-        raise ZtwError(f"{label}: {placement!r} must be increasing")
+        raise ZtwError(f"{label}: {listed!r} must be increasing")

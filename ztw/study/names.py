@@ -2,42 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from ztw.study.facts import DATASETS
+from ztw.study.settings import DataSettings
 from ztw.study.torchvision_names import TORCHVISION_BLOCKS, TORCHVISION_PREFIX
 
 CIFAR_RESNETS = tuple(f"resnet{depth}" for depth in (8, 14, 20, 26, 32, 38, 44, 56, 110))
 ARCHS = (*CIFAR_RESNETS, "vgg16_bn", "wide_resnet_32_4", "mobilenet")
 BLOCKS = {"vgg16_bn": 14, "wide_resnet_32_4": 15, "mobilenet": 13}
 SMALLEST_IMAGE = {"vgg16_bn": 32}
-# side of the images in pixels
-BUILT_IN_DATASETS = {
-    "fashion_mnist": 28,
-    "cifar10": 32,
-    "cifar100": 32,
-    "tiny_imagenet": 64,
-    "svhn": 32,
-    "imagenet": 224,
-    "digits": 8,
-}
-GREY = ("fashion_mnist", "digits")
 ENSEMBLE_KINDS = ("geometric", "arithmetic", "uniform")
 NO_THRESHOLD = ("patience",)
-RECIPE = (
-    "epochs",
-    "batch_size",
-    "optimizer",
-    "lr",
-    "weight_decay",
-    "momentum",
-    "schedule",
-    "milestones",
-    "gamma",
-)
-ANATOMY = ("head", "pooling", "width", "layer_norm", "placement")
 EXIT_WEIGHTS = ("uniform", "depth", "growing")
-
-Config = dict[str, Any]
 
 
 def blocks(arch: str) -> int:
@@ -49,10 +24,23 @@ def blocks(arch: str) -> int:
     return (int(arch.removeprefix("resnet")) - 2) // 2
 
 
-def image_size(config: Config, dataset: str) -> int:
+def image_size(data: DataSettings, dataset: str) -> int:
     """Side of a data set's images in pixels."""
-    folders = config["data"]["image_folders"]
-    return folders[dataset]["size"] if dataset in folders else BUILT_IN_DATASETS[dataset]
+    if dataset in data.image_folders:
+        return data.image_folders[dataset].size
+    return DATASETS[dataset].size or 0
+
+
+def image_channels(data: DataSettings, dataset: str) -> int:
+    """1 for grey images, 3 for colour; those of a folder are read as colour."""
+    return 3 if dataset in data.image_folders else DATASETS[dataset].channels
+
+
+def is_streamed(data: DataSettings, dataset: str) -> bool:
+    """Whether a data set's images are read as they are needed."""
+    if dataset in data.image_folders:
+        return data.image_folders[dataset].stream
+    return DATASETS[dataset].streamed
 
 
 def placement_step(placement: str) -> int | None:

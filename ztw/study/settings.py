@@ -8,12 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr
 
-from ztw.errors import ZtwError
 from ztw.study.section import Listed, Name, Section, is_number, key, one_of
 from ztw.study.training_settings import BackboneSettings, IcSet, IcsSettings
 

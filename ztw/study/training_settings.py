@@ -144,6 +144,9 @@ class IcRecipe(Recipe):
 class IcSet(IcRecipe, Anatomy, Regime):
     """A set of ICs, resolved: what it does not say itself comes from the section, or from `backbone`."""
 
+    # A joint set may inherit the 0 of a backbone that is not trained: the checks name what to do
+    epochs: float = key("as in the section", ge=0, unit="epochs")
+
     @property
     def trains_backbone(self) -> bool:
         """Whether its training changes the backbone: its checkpoint then holds the whole network."""

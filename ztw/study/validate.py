@@ -1,0 +1,108 @@
+"""A study against its definition; what is wrong is told in one line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import Any, get_args
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from ztw.errors import ZtwError
+from ztw.study.section import Section
+from ztw.study.settings import Study
+
+TYPES = {
+    "int_type": "integer",
+    "float_type": "number",
+    "finite_number": "number",
+    "string_type": "text",
+    "bool_type": "true or false",
+    "tuple_type": "list",
+    "dict_type": "mapping",
+    "model_type": "mapping",
+}
+LIMITS = {"greater_than": ">", "greater_than_equal": ">=", "less_than": "<", "less_than_equal": "<="}
+
+
+def validated(resolved: dict[str, Any]) -> Study:
+    """The typed study; raises ZtwError for the first thing that is wrong, a section before what it is copied into."""
+    try:
+        return Study.model_validate(resolved)
+    except ValidationError as error:
+        # a list whose items are wrong counts as empty, too
+        found = [
+            one for one in error.errors(include_url=False) if one["type"] != "too_short" or not one["input"]
+        ]
+        raise ZtwError(describe(min(found, key=lambda one: len(one["loc"])))) from None
+
+
+def describe(error: ErrorDetails) -> str:
+    """One line: key, value, what is allowed."""
+    loc = [part for part in error["loc"] if part != "[key]"]
+    place, value, context = ".".join(map(str, loc)), as_written(error["input"]), error.get("ctx", {})
+    match error["type"]:
+        case "extra_forbidden":
+            known = _known_keys(loc[:-1])
+            return f"{place}: unknown key; known: {', '.join(known)}{did_you_mean(loc[-1], known)}"
+        case "missing":
+            return f"{'.'.join(map(str, loc[:-1])) or 'config'}: the key {loc[-1]!r} is missing"
+        case "literal_error":
+            known = re.findall(r"'([^']*)'", context["expected"])
+            return f"{place}: {value!r} is unknown; known: {', '.join(known)}{did_you_mean(value, known)}"
+        case "too_short":
+            return f"{place}: is empty, must name at least one"
+        case "twice":
+            return f"{place}: {value!r} {error['msg']}"
+        case "string_pattern_mismatch":
+            return f"{place}: {value!r} must match {context['pattern']}"
+        case "kinds":
+            return f"{place}: {value!r} {error['msg']}{_number_hint(value)}"
+        case kind if kind in LIMITS:
+            limit = next(iter(context.values()))
+            return f"{place}: {value!r} must be {LIMITS[kind]} {limit:g}"
+        case kind if kind in TYPES:
+            hint = _number_hint(value, kind == "int_type") if kind in ("int_type", "float_type") else ""
+            return f"{place}: {value!r} is not of type {TYPES[kind]}{hint}"
+    return f"{place}: {value!r}: {error['msg']}"
+
+
+def as_written(value: Any) -> Any:
+    """A value as the study's file has it: tuples were lists."""
+    return [as_written(item) for item in value] if isinstance(value, tuple) else value
+
+
+def did_you_mean(name: object, known: Sequence[str]) -> str:
+    """The near miss, if there is one."""
+    near = get_close_matches(str(name), known, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _known_keys(path: Sequence[Any]) -> list[str]:
+    """The keys of the section at a path."""
+    kind: Any = Study
+    for part in path:
+        fields = getattr(kind, "model_fields", {})
+        kind = _section_in(fields[part].annotation) if part in fields else kind
+    return list(kind.model_fields)
+
+
+def _section_in(annotation: Any) -> Any:
+    """The section that a field holds, be it in a mapping or a list."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _section_in(part)) is not None), None)
+
+
+def _number_hint(value: Any, whole: bool = False) -> str:
+    """YAML 1.1 reads 1e-3 as text."""
+    try:
+        number = float(value) if isinstance(value, str) else None
+    except ValueError:
+        return ""
+    if number is None:
+        return ""
+    plain = int(number) if whole and number.is_integer() else number
+    return f" (YAML reads it as text: write {plain!r}, or with a point as in 1.0e-3)"
