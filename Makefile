@@ -19,7 +19,7 @@ export DO_NOT_TRACK = true
 unexport PYTHONPATH
 unexport PYTHONHOME
 
-.PHONY: reproduce test test-systems bench lint format ui lock clean help
+.PHONY: reproduce test test-systems bench lint format manual ui lock clean help
 
 reproduce: $(READY)
 	@python workflow/reproduce.py $(CONFIG) $(if $(CORES),--cores $(CORES))
@@ -48,12 +48,17 @@ lint: $(READY)
 	ruff format --check .
 	snakefmt --check workflow
 	mypy
+	lint-imports --no-cache > /dev/null || lint-imports --no-cache
 	snakemake --lint --configfile config/quick.yaml
 
 format: $(READY)
 	ruff check --fix .
 	ruff format .
 	snakefmt workflow
+
+# After changing a key of a study: the manual's tables and the editors' schema.
+manual: $(READY)
+	python -m ztw.study.manual
 
 ui: $(READY)
 	@echo "MLflow: http://127.0.0.1:$(PORT) (Ctrl-C stops it)"
@@ -80,7 +85,7 @@ lock: $(READY)
 		bench/requirements.in -o bench/requirements.lock
 
 clean:
-	rm -rf .venv .tools .snakemake .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .tools .snakemake .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 
 help:
 	@sed -n 's/^# make/make/p; s/^# \([A-Z]*=\)/\1/p' Makefile

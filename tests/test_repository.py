@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
 import ztw
-from ztw.study.config import check_config
+from ztw.study.config import check_study
 
 ROOT = Path(__file__).parent.parent
 
@@ -36,8 +38,7 @@ def test_the_readme_example_runs():
 
 def test_the_readme_config_is_valid():
     (example,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    schema = yaml.safe_load((ROOT / "workflow/schemas/config.schema.yaml").read_text())
-    assert check_config(yaml.safe_load(example), schema)["ics"]["head"] == "conv"
+    assert check_study(yaml.safe_load(example)).ics.head == "conv"
 
 
 def test_the_lock_has_hashes_and_no_address():
@@ -47,25 +48,61 @@ def test_the_lock_has_hashes_and_no_address():
         assert len(re.findall(r"^[\w.-]+==", lock, re.M)) <= lock.count("--hash=sha256:")
 
 
-def test_importing_the_config_check_does_not_import_torch():
-    code = "import sys, ztw.config, ztw.provenance, ztw.tables, ztw.results; sys.exit('torch' in sys.modules)"
-    assert subprocess.run(["python", "-c", code], check=False).returncode == 0
+MODULES = sorted((ROOT / "ztw").rglob("*.py"))
 
 
 def test_only_tracking_imports_mlflow_and_nothing_imports_snakemake():
-    for path in (ROOT / "ztw").glob("*.py"):
+    assert len(MODULES) > 60
+    for path in MODULES:
         text = path.read_text()
         assert not re.search(r"^\s*(import|from) snakemake", text, re.M), path
         if path.name != "tracking.py":
             assert not re.search(r"^\s*(import|from) mlflow", text, re.M), path
 
 
+def test_nothing_inside_imports_the_package_s_face():
+    for path in MODULES:
+        named = re.findall(r"^\s*(?:import ztw$|from ztw import (.*))", path.read_text(), re.M)
+        assert not named, path
+
+
 def test_no_module_hides_a_public_name():
-    modules = {path.stem for path in (ROOT / "ztw").glob("*.py")}
-    assert modules.isdisjoint(ztw.__all__)
+    top = {path.stem for path in (ROOT / "ztw").iterdir()}
+    assert top.isdisjoint(ztw.__all__)
 
 
-@pytest.mark.parametrize("module", ["jobs", "tables", "figures", "fetch"])
+def test_a_study_and_its_provenance_need_no_torch():
+    code = (
+        "import sys, ztw.study.config, ztw.study.provenance, ztw.progress; sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_circle_or_an_import_that_runs_back_is_found(tmp_path):
+    """What `make lint` runs can fail."""
+    shutil.copytree(ROOT / "ztw", tmp_path / "ztw")
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    lint = "import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports(no_cache=True))"
+
+    def linted() -> int:
+        return subprocess.run([sys.executable, "-c", lint], cwd=tmp_path, capture_output=True).returncode
+
+    assert linted() == 0
+    for name, line in (
+        ("exits/rules.py", "from ztw.models import backbone"),  # runs back
+        ("models/backbone.py", "from ztw.models import network"),  # a circle within a folder
+    ):
+        path = tmp_path / "ztw" / name
+        text = path.read_text()
+        path.write_text(f"{text}\n{line}\n")
+        assert linted() != 0, line
+        path.write_text(text)
+    (tmp_path / "ztw/ninth").mkdir()
+    (tmp_path / "ztw/ninth/__init__.py").write_text("")
+    assert linted() != 0, "a ninth folder"
+
+
+@pytest.mark.parametrize("module", ["jobs.cell", "jobs.predict", "reporting.tables", "data.prepare"])
 def test_the_library_runs_without_mlflow_and_snakemake(module):
     code = (
         "import sys\n"
@@ -73,4 +110,4 @@ def test_the_library_runs_without_mlflow_and_snakemake(module):
         f"import ztw.{module}, ztw\n"
         "[getattr(ztw, name) for name in ztw.__all__]"
     )
-    subprocess.run(["python", "-W", "error", "-c", code], check=True)
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)

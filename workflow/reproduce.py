@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import IO
 
 import psutil
-import yaml
 from rich.console import Console
 from rich.markup import escape
 
@@ -25,7 +24,8 @@ from screen import Screen, show_results
 
 from ztw.errors import ZtwError
 from ztw.progress import describe
-from ztw.study.config import check_config
+from ztw.study.config import check_study, read_config
+from ztw.study.settings import Study
 
 HERE = Path(__file__).parent
 MARK = "ZTW_RUN"  # in the environment of everything a run starts, so that a later run finds the orphans
@@ -42,7 +42,7 @@ def main() -> int:
     arguments, extra = parser.parse_args(sys.argv[1:split]), sys.argv[split + 1 :]
     console = Console(highlight=False)
     try:
-        config = read_config(arguments.config)
+        tracking = read_study(arguments.config).tracking
         study = Path("results") / Path(arguments.config).stem
         with only_run():
             status = run_snakemake(arguments.config, arguments.cores, extra, study, console)
@@ -50,7 +50,7 @@ def main() -> int:
         console.print(f"[bold red]error:[/] {escape(describe(error))}", soft_wrap=True)
         return 1
     if status == 0:
-        show_results(console, study, config["tracking"], arguments.config)
+        show_results(console, study, tracking, arguments.config)
     return status
 
 
@@ -59,19 +59,11 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def read_config(path: str) -> dict:
-    """Read and check a config; raises ZtwError."""
+def read_study(path: str) -> Study:
+    """Read and check a study; raises ZtwError."""
+    config = read_config(path)
     try:
-        config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ZtwError(f"config {path!r}: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise ZtwError(f"config {path!r}: not YAML ({' '.join(str(error).split())})") from error
-    if not isinstance(config, dict):
-        raise ZtwError(f"config {path!r}: must be a mapping of keys, see config/README.md")
-    schema = yaml.safe_load((HERE / "schemas" / "config.schema.yaml").read_text(encoding="utf-8"))
-    try:
-        return check_config(config, schema)
+        return check_study(config)
     except ZtwError as error:
         raise ZtwError(f"{path}: {error}") from error
 

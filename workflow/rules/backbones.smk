@@ -12,17 +12,11 @@ rule train_backbone:
         ENVIRONMENT
     threads: share_of_cores
     params:
-        settings=cell_settings(data=[*IMAGES, "root"], backbone=None),
-        weights=lambda wildcards: file_stamp(
-            CELLS[wildcards.dataset, wildcards.arch]["backbone"]["path"]
-        ),
-        code=code_digest(
-            *SHARED_CODE,
-            *BACKBONE_CODE,
-            *TRAINING_CODE,
-            "foreign",
-            "training_jobs.run_train_backbone",
-            "training_jobs._first_weights",
-        ),
+        images=images_of,
+        root=study.data.root,
+        backbone=lambda wildcards: cell_of(wildcards).backbone.model_dump(),
+        hardware=HARDWARE,
+        weights=lambda wildcards: file_stamp(cell_of(wildcards).backbone.path),
+        code=code_digest("train_backbone"),
     script:
         "../scripts/train_backbone.py"

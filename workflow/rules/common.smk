@@ -1,48 +1,47 @@
-# Names every stage uses: the checked config, the study's folder, the cells.
+# Names every stage uses: the checked study, its folder, its cells.
 import os
 import re
-import yaml
 from pathlib import Path
 from snakemake.exceptions import WorkflowError
-from ztw.study.config import check_config
 from ztw.errors import ZtwError
+from ztw.study.config import check_study, read_config
 from ztw.study.provenance import code_digest, file_stamp, folder_stamp
 
 # What `--sdm conda` installs for every rule; scripts find ztw itself beside it.
 ENVIRONMENT = Path(workflow.basedir).parent / "environment.yml"
 os.environ.update(PYTHONPATH=str(ENVIRONMENT.parent))
-SCHEMA = Path(workflow.basedir) / "schemas" / "config.schema.yaml"
 
 try:
-    config = check_config(config, yaml.safe_load(SCHEMA.read_text()))
+    for file in workflow.overwrite_configfiles:
+        read_config(
+            file
+        )  # as strictly as `reproduce` does: Snakemake takes a key twice
+    study = check_study(config)
 except ZtwError as error:
     raise WorkflowError(str(error))
-
-# (data set, architecture) -> the sections data, backbone and ics that hold there.
-CELLS = config.pop("cells")
 
 # A study is named after its config file, and so is its folder.
 STUDY_NAME = Path((workflow.overwrite_configfiles or ["config/quick.yaml"])[-1]).stem
 STUDY = f"results/{STUDY_NAME}"
 CELL = f"{STUDY}/{{dataset}}/{{arch}}/seed{{seed}}"
-TRACKED = config["tracking"] != "none"
-ENSEMBLES = sorted(
-    {(m["ics"], m["ensemble"]) for m in config["methods"].values() if m["ensemble"]}
-)
-FITTED = {name: config["ensembles"]["sets"][name] for _, name in ENSEMBLES}
-ICS = config["ics"]["sets"]
-# IC sets that train the trunk as well are a job each; the others share the pass over the frozen backbone.
-OWN_TRUNK = [name for name, ics in ICS.items() if ics["training"] != "separate"]
-FROZEN_TRUNK = [name for name in ICS if name not in OWN_TRUNK]
+TRACKED = study.tracking != "none"
+METHODS = list(study.methods)
+ENSEMBLES = sorted({(m.ics, m.ensemble) for m in study.methods.values() if m.ensemble})
+FITTED = {name: study.ensembles.sets[name] for _, name in ENSEMBLES}
+ICS = list(study.ics.sets)
+# IC sets that train the backbone as well are a job each; the others share the pass over the frozen one.
+JOINT = [name for name, ics in study.ics.sets.items() if ics.trains_backbone]
+FROZEN = [name for name in ICS if name not in JOINT]
 # Logits of the training images are wanted for ensembles only.
-SPLITS = ["train"] if any(e["fit_on"] == "train" for e in FITTED.values()) else []
+SPLITS = ["train"] if any(e.fit_on == "train" for e in FITTED.values()) else []
 SPLITS += ["validation", "test"]
-TIMED = bool(config["latency"]["batch_sizes"])
+TIMED = bool(study.latency.batch_sizes)
 FIGURES = ["accuracy_cost", "exit_accuracy", "hindsight_improvability", "exit_shares"]
 FIGURES += ["accuracy_time"] if TIMED else []
 # One data set and architecture, as file names say it: an architecture's name may hold a slash.
 FIGURE_CELLS = {
-    "-".join([dataset, *Path(arch).parts]): (dataset, arch) for dataset, arch in CELLS
+    "-".join([dataset, *Path(arch).parts]): (dataset, arch)
+    for dataset, arch in study.cells
 }
 
 
@@ -54,58 +53,45 @@ RESULTS += [
     for figure in FIGURES
 ]
 
-# What every job that computes with a network relies on.
-SHARED_CODE = ["device", "data", "augmentation", "streaming"]
-SHARED_CODE += ["jobs.data_parts", "jobs._split"]
-BACKBONE_CODE = ["backbone", "backbones", "classic", "torchvision_models"]
-BACKBONE_CODE += ["jobs.empty_backbone"]
-NETWORK_CODE = [*BACKBONE_CODE, "heads", "network", "costs", "jobs.attach"]
-TRAINING_CODE = ["training", "training_jobs.make_recipe"]
-RULE_CODE = ["rules", "evaluation", "thresholds", "threshold_choice", "per_exit"]
-# What decides which images a training sees.
-IMAGES = ["validation_from", "validation_fraction", "flip", "crop_padding"]
-IMAGES += ["colour_jitter", "mean", "std"]
-HARDWARE = {key: config[key] for key in ("precision", "device", "compile")}
+# What rules depend on is given to them as plain values: a changed one runs the job again.
+HARDWARE = study.model_dump(include={"precision", "device", "compile"})
+EVALUATION = study.evaluation.model_dump()
+METHOD_SETTINGS = {name: method.model_dump() for name, method in study.methods.items()}
 
 
 wildcard_constraints:
-    dataset="|".join(map(re.escape, config["datasets"])),
-    arch="|".join(map(re.escape, config["archs"])),
-    seed="|".join(map(str, config["seeds"])),
+    dataset="|".join(map(re.escape, study.datasets)),
+    arch="|".join(map(re.escape, study.archs)),
+    seed="|".join(map(str, study.seeds)),
     ics="|".join(map(re.escape, ICS)),
     cell="|".join(map(re.escape, FIGURE_CELLS)),
 
 
-def settings(**sections):
-    """The part of the config a rule depends on; section=None takes all of it, a list some keys."""
-    return part_of(config, sections)
+def cell_of(wildcards):
+    """The sections of the study that hold in a cell."""
+    return study.cells[wildcards.dataset, wildcards.arch]
 
 
-def part_of(source, sections):
-    return {
-        name: source[name] if keys is None else {key: source[name][key] for key in keys}
-        for name, keys in sections.items()
+def images_of(wildcards):
+    """What decides which images a job of a cell sees."""
+    return cell_of(wildcards).data.model_dump(exclude={"root", "image_folders"})
+
+
+def shortcut_of(wildcards):
+    """What a cell's backbone depends on beside its name."""
+    return cell_of(wildcards).backbone.shortcut
+
+
+def sets_of(names):
+    """Some IC sets as they are in a cell. A function of the wildcards."""
+    return lambda wildcards: {
+        name: cell_of(wildcards).ics.sets[name].model_dump() for name in names
     }
-
-
-def cell_settings(sets=None, **sections):
-    """The same of a cell, overrides applied; sets: the IC sets it depends on. A function of the wildcards."""
-
-    def chosen(wildcards):
-        cell = CELLS[wildcards.dataset, wildcards.arch]
-        names = [wildcards.ics] if sets == "own" else (sets or [])
-        ics = {"sets": {name: cell["ics"]["sets"][name] for name in names}}
-        part = part_of(cell, {"data": IMAGES, "backbone": ["shortcut"], **sections})
-        return {**part, "ics": {**ics, **part.get("ics", {})}, **HARDWARE}
-
-    return chosen
 
 
 def per_cell(path):
     """A path with the wildcards of a cell, for every cell of the study."""
-    return expand(
-        path, dataset=config["datasets"], arch=config["archs"], seed=config["seeds"]
-    )
+    return expand(path, dataset=study.datasets, arch=study.archs, seed=study.seeds)
 
 
 def share_of_cores(wildcards):
@@ -125,20 +111,21 @@ def benchmark_of(rule):
 
 def start_of(wildcards):
     """The cell's backbone, unless the set starts from scratch."""
-    ics = CELLS[wildcards.dataset, wildcards.arch]["ics"]["sets"][wildcards.ics]
-    return [] if ics["start"] == "scratch" else f"{CELL}/backbone.safetensors"
+    scratch = cell_of(wildcards).ics.sets[wildcards.ics].start == "scratch"
+    return [] if scratch else f"{CELL}/backbone.safetensors"
 
 
 def training_samples():
     """How many training images the ensembles want logits of; None is all."""
-    wanted = [e["samples"] for e in FITTED.values() if e["fit_on"] == "train"]
+    wanted = [e.samples for e in FITTED.values() if e.fit_on == "train"]
     return None if None in wanted else max(wanted, default=None)
 
 
 def timed_cells():
     """The files of `measure_latency`: the first seed of every data set and architecture."""
     cells = [
-        f"{STUDY}/{dataset}/{arch}/seed{config['seeds'][0]}" for dataset, arch in CELLS
+        f"{STUDY}/{dataset}/{arch}/seed{study.seeds[0]}"
+        for dataset, arch in study.cells
     ]
     return [f"{cell}/latency.json" for cell in cells] if TIMED else []
 
@@ -150,6 +137,6 @@ def curves_of(wildcards):
         f"{CELL}/curves/{{method}}.parquet",
         dataset=dataset,
         arch=arch,
-        method=config["methods"],
-        seed=config["seeds"],
+        method=METHODS,
+        seed=study.seeds,
     )

@@ -8,12 +8,12 @@ rule prepare_dataset:
     conda:
         ENVIRONMENT
     params:
-        settings=settings(data=["root", "image_folders"]),
+        data=study.data.model_dump(include={"root", "image_folders"}),
         folders=lambda wildcards: [
-            folder_stamp(folder["path"])
-            for name, folder in config["data"]["image_folders"].items()
+            folder_stamp(folder.path)
+            for name, folder in study.data.image_folders.items()
             if name == wildcards.dataset
         ],
-        code=code_digest("fetch", "decoding", "datasets", "streaming"),
+        code=code_digest("prepare_dataset"),
     script:
         "../scripts/prepare_dataset.py"

@@ -1,5 +1,5 @@
 # "<IC set>/<split>" whose logits some ensemble is fitted on.
-FIT_SOURCES = sorted({f"{ics}/{FITTED[name]['fit_on']}" for ics, name in ENSEMBLES})
+FIT_SOURCES = sorted({f"{ics}/{FITTED[name].fit_on}" for ics, name in ENSEMBLES})
 
 if ENSEMBLES:
 
@@ -23,9 +23,9 @@ if ENSEMBLES:
             ENVIRONMENT
         threads: share_of_cores
         params:
-            settings={"ensembles": {"sets": FITTED}},
+            fitted={name: fitted.model_dump() for name, fitted in FITTED.items()},
             sources=FIT_SOURCES,
             ensembles=ENSEMBLES,
-            code=code_digest("ensembles", "newton", "evaluation_jobs.run_fit_ensembles"),
+            code=code_digest("fit_ensembles"),
         script:
             "../scripts/fit_ensembles.py"

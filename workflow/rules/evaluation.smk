@@ -16,20 +16,19 @@ rule evaluate:
     output:
         curves=expand(
             f"{CELL}/curves/{{method}}.parquet",
-            method=config["methods"],
+            method=METHODS,
             allow_missing=True,
         ),
         metrics=expand(
             f"{CELL}/metrics/{{method}}.json",
-            method=config["methods"],
+            method=METHODS,
             allow_missing=True,
         ),
         answers=expand(
             f"{CELL}/answers/{{method}}.safetensors",
-            method=config["methods"],
+            method=METHODS,
             allow_missing=True,
         ),
-        figure=f"{CELL}/accuracy_cost.png",
     log:
         log_of("evaluate"),
     benchmark:
@@ -38,22 +37,12 @@ rule evaluate:
         ENVIRONMENT
     threads: share_of_cores
     params:
-        settings=cell_settings(sets=list(ICS)),
-        study=settings(methods=None, evaluation=None),
-        splits=["validation", "test"],
+        shortcut=shortcut_of,
+        sets=sets_of(ICS),
+        methods=METHOD_SETTINGS,
+        evaluation=EVALUATION,
         ensembles=ENSEMBLES,
-        code=code_digest(
-            *RULE_CODE,
-            "figures",
-            "calibration",
-            "methods",
-            "costs",
-            "published_counter",
-            "ensembles",
-            "jobs.load_method",
-            "jobs.method_logits",
-            "evaluation_jobs.run_evaluate",
-        ),
+        code=code_digest("evaluate"),
     script:
         "../scripts/evaluate.py"
 
@@ -64,7 +53,7 @@ rule compare_methods:
         answers=[
             f"{cell}/answers/{method}.safetensors"
             for cell in per_cell(CELL)
-            for method in config["methods"]
+            for method in METHODS
         ],
     output:
         csv=report(
@@ -79,13 +68,13 @@ rule compare_methods:
     conda:
         ENVIRONMENT
     params:
-        settings=settings(evaluation=["budgets", "protocols"]),
-        methods=list(config["methods"]),
+        evaluation=EVALUATION,
+        methods=METHODS,
         cells=[
             (dataset, arch, seed)
-            for dataset, arch in CELLS
-            for seed in config["seeds"]
+            for dataset, arch in study.cells
+            for seed in study.seeds
         ],
-        code=code_digest("bootstrap", "differences"),
+        code=code_digest("compare_methods"),
     script:
         "../scripts/compare_methods.py"

@@ -1,5 +1,5 @@
 # All IC sets on the frozen backbone in one job: sets of one recipe share the pass over it.
-if FROZEN_TRUNK:
+if FROZEN:
 
     rule train_ics:
         input:
@@ -7,11 +7,9 @@ if FROZEN_TRUNK:
             backbone=f"{CELL}/backbone.safetensors",
         output:
             weights=expand(
-                f"{CELL}/ics/{{ics}}.safetensors", ics=FROZEN_TRUNK, allow_missing=True
+                f"{CELL}/ics/{{ics}}.safetensors", ics=FROZEN, allow_missing=True
             ),
-            facts=expand(
-                f"{CELL}/ics/{{ics}}.json", ics=FROZEN_TRUNK, allow_missing=True
-            ),
+            facts=expand(f"{CELL}/ics/{{ics}}.json", ics=FROZEN, allow_missing=True),
         log:
             log_of("train_ics"),
         benchmark:
@@ -20,20 +18,17 @@ if FROZEN_TRUNK:
             ENVIRONMENT
         threads: share_of_cores
         params:
-            settings=cell_settings(sets=FROZEN_TRUNK),
-            sets=FROZEN_TRUNK,
-            code=code_digest(
-                *SHARED_CODE,
-                *NETWORK_CODE,
-                *TRAINING_CODE,
-                "training_jobs.run_train_ics",
-            ),
+            images=images_of,
+            shortcut=shortcut_of,
+            sets=sets_of(FROZEN),
+            hardware=HARDWARE,
+            code=code_digest("train_ics"),
         script:
             "../scripts/train_ics.py"
 
 
-# An IC set that trains the trunk as well: jointly, or layer after layer.
-if OWN_TRUNK:
+# An IC set that trains the backbone as well: jointly, or layer after layer.
+if JOINT:
 
     rule train_network:
         input:
@@ -47,18 +42,15 @@ if OWN_TRUNK:
         benchmark:
             f"{STUDY}/benchmarks/train_network/{{dataset}}-{{arch}}-seed{{seed}}-{{ics}}.tsv"
         wildcard_constraints:
-            ics="|".join(map(re.escape, OWN_TRUNK)),
+            ics="|".join(map(re.escape, JOINT)),
         conda:
             ENVIRONMENT
         threads: share_of_cores
         params:
-            settings=cell_settings(sets="own"),
-            code=code_digest(
-                *SHARED_CODE,
-                *NETWORK_CODE,
-                *TRAINING_CODE,
-                "regimes",
-                "training_jobs.run_train_network",
-            ),
+            images=images_of,
+            shortcut=shortcut_of,
+            sets=lambda wildcards: sets_of([wildcards.ics])(wildcards),
+            hardware=HARDWARE,
+            code=code_digest("train_network"),
         script:
             "../scripts/train_network.py"

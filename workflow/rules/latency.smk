@@ -24,20 +24,14 @@ if TIMED:
             ENVIRONMENT
         threads: workflow.cores
         params:
-            settings=cell_settings(sets=list(ICS)),
-            study=settings(methods=None, evaluation=None, latency=None),
-            splits=["validation"],
+            images=images_of,
+            shortcut=shortcut_of,
+            sets=sets_of(ICS),
+            methods=METHOD_SETTINGS,
+            evaluation=EVALUATION,
+            latency=study.latency.model_dump(),
+            hardware=HARDWARE,
             ensembles=ENSEMBLES,
-            code=code_digest(
-                *NETWORK_CODE,
-                *RULE_CODE,
-                "inference",
-                "ensembles",
-                "latency.run_measure_latency",
-                "latency.time_in_turn",
-                "latency._summary",
-                "latency.rules_at_budgets",
-                "latency.take_batches",
-            ),
+            code=code_digest("measure_latency"),
         script:
             "../scripts/measure_latency.py"

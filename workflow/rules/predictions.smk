@@ -22,15 +22,13 @@ rule predict:
         ENVIRONMENT
     threads: share_of_cores
     params:
-        settings=cell_settings(sets=list(ICS), ics=["batch_size"]),
+        images=images_of,
+        shortcut=shortcut_of,
+        sets=sets_of(ICS),
+        batch_size=lambda wildcards: cell_of(wildcards).ics.batch_size,
         samples=training_samples(),
         splits=SPLITS,
-        code=code_digest(
-            *SHARED_CODE,
-            *NETWORK_CODE,
-            "predictions",
-            "jobs.load_network",
-            "evaluation_jobs.run_predict",
-        ),
+        hardware=HARDWARE,
+        code=code_digest("predict"),
     script:
         "../scripts/predict.py"

@@ -1,28 +1,34 @@
 from typing import TYPE_CHECKING
 
-from ztw.device import set_up
-from ztw.jobs.cell import CellFiles
-from ztw.jobs.evaluate import run_evaluate
+from ztw.device import use_threads
+from ztw.jobs.cell import CellFiles, CellNetworks
+from ztw.jobs.evaluate import evaluate
 from ztw.progress import job_log
+from ztw.study.settings import Cell, EvaluationSettings, MethodSettings
+from ztw.study.training_settings import IcSet
 
 if TYPE_CHECKING:
     from snakemake.script import snakemake
 
-params, output = snakemake.params, snakemake.output
-settings = {**params.settings, **params.study}
+params = snakemake.params
 with job_log(snakemake.log[0], snakemake.rule, snakemake.wildcards) as report:
-    set_up(snakemake.threads)
-    run_evaluate(
-        cell=dict(snakemake.wildcards.items()),
-        settings=settings,
-        files=CellFiles.of(snakemake.input, settings["ics"]["sets"], params.splits, params.ensembles),
+    use_threads(snakemake.threads)
+    output = snakemake.output
+    evaluate(
+        networks=CellNetworks(
+            cell=Cell.of(snakemake.wildcards),
+            files=CellFiles.of(snakemake.input, params.sets, ("validation", "test"), params.ensembles),
+            sets={name: IcSet(**ics) for name, ics in params.sets.items()},
+            shortcut=params.shortcut,
+        ),
+        methods={name: MethodSettings(**method) for name, method in params.methods.items()},
+        evaluation=EvaluationSettings(**params.evaluation),
         outputs=dict(
             zip(
-                settings["methods"],
+                params.methods,
                 zip(output.curves, output.metrics, output.answers, strict=True),
                 strict=True,
             )
         ),
-        figure_stem=output.figure.removesuffix(".png"),
         report=report,
     )

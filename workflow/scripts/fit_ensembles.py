@@ -1,20 +1,22 @@
 from typing import TYPE_CHECKING
 
-from ztw.device import set_up
-from ztw.jobs.fit_ensembles import run_fit_ensembles
+from ztw.device import use_threads
+from ztw.jobs.fit_ensembles import fit_ensembles
 from ztw.progress import job_log
+from ztw.study.settings import EnsembleSettings
 
 if TYPE_CHECKING:
     from snakemake.script import snakemake
 
+params = snakemake.params
 with job_log(snakemake.log[0], snakemake.rule, snakemake.wildcards) as report:
-    set_up(snakemake.threads)
-    run_fit_ensembles(
-        settings=snakemake.params.settings,
+    use_threads(snakemake.threads)
+    fit_ensembles(
+        ensembles={name: EnsembleSettings(**fitted) for name, fitted in params.fitted.items()},
         predictions={
             tuple(source.split("/")): file
-            for source, file in zip(snakemake.params.sources, snakemake.input, strict=True)
+            for source, file in zip(params.sources, snakemake.input, strict=True)
         },
-        outputs=dict(zip(snakemake.params.ensembles, snakemake.output.weights, strict=True)),
+        outputs=dict(zip(params.ensembles, snakemake.output.weights, strict=True)),
         report=report,
     )

@@ -1,21 +1,39 @@
 from typing import TYPE_CHECKING
 
-from ztw.device import set_up
-from ztw.jobs.cell import CellFiles
-from ztw.jobs.measure_latency import run_measure_latency
+from ztw.device import use_threads
+from ztw.jobs.cell import CellFiles, CellNetworks
+from ztw.jobs.measure_latency import LatencyPlan, measure_latency
 from ztw.progress import job_log
+from ztw.study.settings import (
+    Cell,
+    DataSettings,
+    EvaluationSettings,
+    HardwareSettings,
+    LatencySettings,
+    MethodSettings,
+)
+from ztw.study.training_settings import IcSet
 
 if TYPE_CHECKING:
     from snakemake.script import snakemake
 
 params = snakemake.params
-settings = {**params.settings, **params.study}
 with job_log(snakemake.log[0], snakemake.rule, snakemake.wildcards) as report:
-    set_up(snakemake.threads)
-    run_measure_latency(
-        cell=dict(snakemake.wildcards.items()),
-        settings=settings,
-        files=CellFiles.of(snakemake.input, settings["ics"]["sets"], params.splits, params.ensembles),
+    use_threads(snakemake.threads)
+    measure_latency(
+        networks=CellNetworks(
+            cell=Cell.of(snakemake.wildcards),
+            files=CellFiles.of(snakemake.input, params.sets, ["validation"], params.ensembles),
+            sets={name: IcSet(**ics) for name, ics in params.sets.items()},
+            shortcut=params.shortcut,
+        ),
+        plan=LatencyPlan(
+            methods={name: MethodSettings(**method) for name, method in params.methods.items()},
+            evaluation=EvaluationSettings(**params.evaluation),
+            latency=LatencySettings(**params.latency),
+            data=DataSettings(**params.images),
+            hardware=HardwareSettings(**params.hardware),
+        ),
         output=snakemake.output.times,
         report=report,
     )

@@ -1,22 +1,33 @@
 from itertools import product
 from typing import TYPE_CHECKING
 
-from ztw.device import set_up
-from ztw.jobs.predict import run_predict
+from ztw.device import use_threads
+from ztw.jobs.cell import CellFiles, CellNetworks
+from ztw.jobs.predict import predict
 from ztw.progress import job_log
+from ztw.study.settings import Cell, DataSettings, HardwareSettings
+from ztw.study.training_settings import IcSet
 
 if TYPE_CHECKING:
     from snakemake.script import snakemake
 
-sets = snakemake.params.settings["ics"]["sets"]
+params = snakemake.params
 with job_log(snakemake.log[0], snakemake.rule, snakemake.wildcards) as report:
-    set_up(snakemake.threads)
-    run_predict(
-        cell=dict(snakemake.wildcards.items()),
-        settings={**snakemake.params.settings, "samples": snakemake.params.samples},
-        prepared_file=snakemake.input.data,
-        backbone_file=snakemake.input.backbone,
-        ics_files=dict(zip(sets, snakemake.input.ics, strict=True)),
-        outputs=dict(zip(product(sets, snakemake.params.splits), snakemake.output, strict=True)),
+    use_threads(snakemake.threads)
+    predict(
+        networks=CellNetworks(
+            cell=Cell.of(snakemake.wildcards),
+            files=CellFiles(
+                snakemake.input.data,
+                snakemake.input.backbone,
+                dict(zip(params.sets, snakemake.input.ics, strict=True)),
+            ),
+            sets={name: IcSet(**ics) for name, ics in params.sets.items()},
+            shortcut=params.shortcut,
+        ),
+        data=DataSettings(**params.images),
+        hardware=HardwareSettings(**params.hardware),
+        sizes=(params.batch_size, params.samples),
+        outputs=dict(zip(product(params.sets, params.splits), snakemake.output, strict=True)),
         report=report,
     )

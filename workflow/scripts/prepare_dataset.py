@@ -1,15 +1,16 @@
 from typing import TYPE_CHECKING
 
-from ztw.data.prepare import prepare_dataset
-from ztw.files import data_root, write_json
+from ztw.jobs.prepare_dataset import prepare_dataset
 from ztw.progress import job_log
+from ztw.study.settings import DataSettings
 
 if TYPE_CHECKING:
     from snakemake.script import snakemake
 
-data = snakemake.params.settings["data"]
 with job_log(snakemake.log[0], snakemake.rule, snakemake.wildcards) as report:
-    record = prepare_dataset(
-        snakemake.wildcards.dataset, data_root(data["root"]), data["image_folders"], report
+    prepare_dataset(
+        name=snakemake.wildcards.dataset,
+        data=DataSettings(**snakemake.params.data),
+        output=snakemake.output.record,
+        report=report,
     )
-    write_json(snakemake.output.record, record)

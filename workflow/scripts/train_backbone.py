@@ -1,18 +1,26 @@
 from typing import TYPE_CHECKING
 
-from ztw.device import set_up
-from ztw.jobs.train_backbone import run_train_backbone
+from ztw.device import use_threads
+from ztw.jobs.cell import CellFiles, CellNetworks
+from ztw.jobs.train_backbone import train_backbone
 from ztw.progress import job_log
+from ztw.study.settings import Cell, DataSettings, HardwareSettings
+from ztw.study.training_settings import BackboneSettings
 
 if TYPE_CHECKING:
     from snakemake.script import snakemake
 
+params = snakemake.params
 with job_log(snakemake.log[0], snakemake.rule, snakemake.wildcards) as report:
-    set_up(snakemake.threads)
-    run_train_backbone(
-        cell=dict(snakemake.wildcards.items()),
-        settings=snakemake.params.settings,
-        prepared_file=snakemake.input.data,
+    use_threads(snakemake.threads)
+    settings = BackboneSettings(**params.backbone)
+    train_backbone(
+        networks=CellNetworks(
+            Cell.of(snakemake.wildcards), CellFiles(snakemake.input.data), {}, settings.shortcut
+        ),
+        settings=settings,
+        data=DataSettings(**params.images, root=params.root),
+        hardware=HardwareSettings(**params.hardware),
         output=snakemake.output.weights,
         report=report,
     )

@@ -1,19 +1,27 @@
 from typing import TYPE_CHECKING
 
-from ztw.device import set_up
-from ztw.jobs.train_ics import run_train_ics
+from ztw.device import use_threads
+from ztw.jobs.cell import CellFiles, CellNetworks
+from ztw.jobs.train_ics import train_ics
 from ztw.progress import job_log
+from ztw.study.settings import Cell, DataSettings, HardwareSettings
+from ztw.study.training_settings import IcSet
 
 if TYPE_CHECKING:
     from snakemake.script import snakemake
 
+params = snakemake.params
 with job_log(snakemake.log[0], snakemake.rule, snakemake.wildcards) as report:
-    set_up(snakemake.threads)
-    run_train_ics(
-        cell=dict(snakemake.wildcards.items()),
-        settings=snakemake.params.settings,
-        prepared_file=snakemake.input.data,
-        backbone_file=snakemake.input.backbone,
-        outputs=dict(zip(snakemake.params.sets, snakemake.output.weights, strict=True)),
+    use_threads(snakemake.threads)
+    train_ics(
+        networks=CellNetworks(
+            cell=Cell.of(snakemake.wildcards),
+            files=CellFiles(snakemake.input.data, snakemake.input.backbone),
+            sets={name: IcSet(**ics) for name, ics in params.sets.items()},
+            shortcut=params.shortcut,
+        ),
+        data=DataSettings(**params.images),
+        hardware=HardwareSettings(**params.hardware),
+        outputs=dict(zip(params.sets, snakemake.output.weights, strict=True)),
         report=report,
     )

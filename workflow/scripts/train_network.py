@@ -1,21 +1,28 @@
 from typing import TYPE_CHECKING
 
-from ztw.device import set_up
-from ztw.jobs.train_network import run_train_network
+from ztw.device import use_threads
+from ztw.jobs.cell import CellFiles, CellNetworks
+from ztw.jobs.train_network import train_network
 from ztw.progress import job_log
+from ztw.study.settings import Cell, DataSettings, HardwareSettings
+from ztw.study.training_settings import IcSet
 
 if TYPE_CHECKING:
     from snakemake.script import snakemake
 
-cell = dict(snakemake.wildcards.items())
+params = snakemake.params
 with job_log(snakemake.log[0], snakemake.rule, snakemake.wildcards) as report:
-    set_up(snakemake.threads)
-    run_train_network(
-        cell=cell,
-        settings=snakemake.params.settings,
-        prepared_file=snakemake.input.data,
-        backbone_file=snakemake.input.backbone or None,
-        name=cell.pop("ics"),
+    use_threads(snakemake.threads)
+    train_network(
+        networks=CellNetworks(
+            cell=Cell.of(snakemake.wildcards),
+            files=CellFiles(snakemake.input.data, snakemake.input.backbone or None),
+            sets={name: IcSet(**ics) for name, ics in params.sets.items()},
+            shortcut=params.shortcut,
+        ),
+        name=snakemake.wildcards.ics,
+        data=DataSettings(**params.images),
+        hardware=HardwareSettings(**params.hardware),
         output=snakemake.output.weights,
         report=report,
     )

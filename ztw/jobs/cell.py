@@ -1,121 +1,49 @@
-"""What the jobs of a cell (dataset, arch, seed) share: its data, its networks, its files.
-
-`settings` is the checked config; the jobs themselves are in training_jobs, evaluation_jobs and latency.
-"""
+"""What the jobs of a cell share: its networks, built as the study says and read from the files of other jobs."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ztw.device import device_name, keep_freed_memory, pick_device, resolve_precision
+from ztw.device import keep_freed_memory, pick_device, resolve_precision
 from ztw.exits.ensembles import Ensemble, build_ensemble
 from ztw.exits.logits import read_predictions
 from ztw.files import read_json
 from ztw.models.architectures import build_backbone
 from ztw.models.backbone import Backbone
-from ztw.models.checkpoints import load_checkpoint, save_checkpoint, versions
+from ztw.models.checkpoints import load_checkpoint
 from ztw.models.network import EarlyExitNetwork, build_network
-from ztw.study.names import ANATOMY, RECIPE
-from ztw.training.loop import History, Recipe
-
-Settings = Mapping[str, Any]
-Cell = Mapping[str, Any]  # {"dataset": ..., "arch": ..., "seed": ...}
+from ztw.study.settings import Cell, HardwareSettings, MethodSettings
+from ztw.study.training_settings import Anatomy, IcSet
 
 
-def compute_on(settings: Settings) -> tuple[torch.device, str]:
+def compute_on(hardware: HardwareSettings) -> tuple[torch.device, str]:
     """The device and the resolved precision of a study, for a job that computes with a network.
 
     Such a job keeps its freed memory; those on logits alone have few large arrays, and hold less without.
     """
     keep_freed_memory()
-    device = pick_device(settings["device"])
-    return device, resolve_precision(settings["precision"], device)
+    device = pick_device(hardware.device)
+    return device, resolve_precision(hardware.precision, device)
 
 
-def empty_backbone(prepared: dict, cell: Cell, settings: Settings, weights: str | None = None) -> Backbone:
-    """The cell's backbone with random weights, or torchvision's."""
-    size = (prepared["classes"], prepared["channels"], prepared["size"])
-    return build_backbone(cell["arch"], *size, shortcut=settings["backbone"]["shortcut"], weights=weights)
-
-
-def identity(prepared: dict, cell: Cell) -> dict[str, Any]:
-    """The facts a checkpoint must share with the job that loads it."""
-    return {
-        "arch": cell["arch"],
-        "dataset": cell["dataset"],
-        "seed": int(cell["seed"]),
-        "classes": prepared["classes"],
-        "input_shape": [prepared["channels"], prepared["size"], prepared["size"]],
-    }
-
-
-def trained_backbone(prepared: dict, cell: Cell, settings: Settings, file: Path | str) -> Backbone:
-    """The cell's backbone with the weights in `file`; raises ZtwError when it is another one's."""
-    backbone = empty_backbone(prepared, cell, settings)
-    load_checkpoint(file, backbone, identity(prepared, cell))
-    return backbone
-
-
-def trains_trunk(ics: Settings) -> bool:
-    """Whether an IC set changes the backbone: its checkpoint then holds the whole network."""
-    return ics["training"] != "separate"
-
-
-def trained_part(network: EarlyExitNetwork, ics: Settings) -> nn.Module:
-    """What the checkpoint of an IC set holds: the ICs, or the whole network where the trunk was trained as well."""
-    return network if trains_trunk(ics) else network.heads
-
-
-def load_network(
-    cell: Cell, settings: Settings, prepared: dict, backbone_file: Path | str, name: str, ics_file: Path | str
-) -> EarlyExitNetwork:
-    """The trained network of one IC set, on the CPU in eval mode; raises ZtwError when a checkpoint does not fit."""
-    ics = settings["ics"]["sets"][name]
-    network = attach(trained_backbone(prepared, cell, settings, backbone_file), ics)
-    trained_as = {"ics": name, "mode": network.ics, "placement": list(network.placement)}
-    load_checkpoint(ics_file, trained_part(network, ics), {**identity(prepared, cell), **trained_as})
-    return network.eval()
-
-
-def attach(backbone: Backbone, ics: Settings) -> EarlyExitNetwork:
-    """Untrained ICs on a backbone, as a set of the study says."""
-    options = {key: ics[key] for key in ANATOMY}
-    return build_network(backbone, ics["mode"], **options)
-
-
-def share_backbone(networks: list[EarlyExitNetwork], device: torch.device) -> list[EarlyExitNetwork]:
-    """Give all networks the first one's backbone object, on `device`."""
-    for network in networks:
-        network.backbone = networks[0].backbone
-        network.to(device)
-    return networks
-
-
-def load_ensemble(path: Path | str, ics: str, title: str) -> Ensemble:
-    """A fitted ensemble; raises ZtwError when its files are broken or it is another IC set's."""
-    facts = read_json(Path(path).with_suffix(".json"))
-    ensemble = build_ensemble(facts["kind"], facts["exits"], facts["classes"], facts["include_final"])
-    load_checkpoint(path, ensemble, {"ics": ics, "ensemble": title})
-    return ensemble
-
-
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class CellFiles:
-    """Where a cell's results are: the data set's record, the backbone, IC set -> weights,
-    (IC set, split) -> logits, (IC set, ensemble) -> weights."""
+    """Where a cell's results are: the data set's record, the backbone (None: there is none yet), IC set ->
+    weights, (IC set, split) -> logits, (IC set, ensemble) -> weights."""
 
-    prepared: str
-    backbone: str
-    ics: Mapping[str, str]
-    predictions: Mapping[tuple[str, str], str]
-    ensembles: Mapping[tuple[str, str], str]
+    record: str
+    backbone: str | None = None
+    ics: Mapping[str, str] = field(default_factory=dict)
+    predictions: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    ensembles: Mapping[tuple[str, str], str] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -132,58 +60,98 @@ class CellFiles:
         )
 
 
-def load_method(cell: Cell, settings: Settings, files: CellFiles, name: str) -> EarlyExitNetwork:
-    """The trained network a method answers with, its fitted ensemble included, on the CPU in eval mode."""
-    ics, title = (settings["methods"][name][key] for key in ("ics", "ensemble"))
-    prepared = read_json(files.prepared)
-    network = load_network(cell, settings, prepared, files.backbone, ics, files.ics[ics])
-    if title is not None:
-        network.ensemble = load_ensemble(files.ensembles[ics, title], ics, title)
-    return network
+@dataclass(frozen=True)
+class CellNetworks:
+    """The networks of a cell.
+
+    sets: its IC sets; shortcut: of its backbone, where it is a CIFAR ResNet. Everything it reads is checked to
+    be this cell's, else ZtwError.
+    """
+
+    cell: Cell
+    files: CellFiles
+    sets: Mapping[str, IcSet]
+    shortcut: str = "conv"
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """What is known of the prepared data set."""
+        return read_json(self.files.record)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The facts a checkpoint must share with the job that loads it."""
+        record = self.record
+        return {
+            "arch": self.cell.arch,
+            "dataset": self.cell.dataset,
+            "seed": self.cell.seed,
+            "classes": record["classes"],
+            "input_shape": [record["channels"], record["size"], record["size"]],
+        }
+
+    def untrained_backbone(self, weights: str | None = None) -> Backbone:
+        """The cell's backbone with random weights, or torchvision's."""
+        size = (self.record["classes"], self.record["channels"], self.record["size"])
+        return build_backbone(self.cell.arch, *size, shortcut=self.shortcut, weights=weights)
+
+    def backbone(self) -> Backbone:
+        """The cell's backbone with its trained weights, random ones where there is no file of them."""
+        backbone = self.untrained_backbone()
+        if self.files.backbone is not None:
+            load_checkpoint(self.files.backbone, backbone, self.identity)
+        return backbone
+
+    def attach(self, backbone: Backbone, name: str) -> EarlyExitNetwork:
+        """Untrained ICs on a backbone, as a set of the study says."""
+        ics = self.sets[name]
+        options = {key: getattr(ics, key) for key in Anatomy.model_fields}
+        return build_network(backbone, ics.mode, **options)
+
+    def network(self, name: str) -> EarlyExitNetwork:
+        """The trained network of one IC set, on the CPU in eval mode."""
+        ics = self.sets[name]
+        network = self.attach(self.backbone(), name)
+        trained_as = {"ics": name, "mode": ics.mode, "placement": list(network.placement)}
+        load_checkpoint(self.files.ics[name], trained_part(network, ics), {**self.identity, **trained_as})
+        return network.eval()
+
+    def of_method(self, method: MethodSettings) -> EarlyExitNetwork:
+        """The trained network a method answers with, its fitted ensemble included, on the CPU in eval mode."""
+        network = self.network(method.ics)
+        if method.ensemble is not None:
+            file = self.files.ensembles[method.ics, method.ensemble]
+            network.ensemble = load_ensemble(file, method.ics, method.ensemble)
+        return network
+
+    def predictions(self, name: str, split: str) -> tuple[Tensor, Tensor]:
+        """(logits (K, N, C), labels (N,)) of an IC set's single exits on a split."""
+        return read_predictions(self.files.predictions[name, split])
+
+    def answers(
+        self, network: EarlyExitNetwork, method: MethodSettings, split: str
+    ) -> tuple[Tensor, Tensor]:
+        """(logits (K, N, C), labels (N,)) a method decides and answers with: ensembled if it has an ensemble."""
+        logits, labels = self.predictions(method.ics, split)
+        return (network.ensemble(logits) if network.ensemble else logits), labels
 
 
-def method_logits(
-    network: EarlyExitNetwork, settings: Settings, files: CellFiles, name: str, split: str
-) -> tuple[Tensor, Tensor]:
-    """(logits (K, N, C), labels (N,)) a method decides and answers with on a split, ensembled if it has one."""
-    logits, labels = read_predictions(files.predictions[settings["methods"][name]["ics"], split])
-    return (network.ensemble(logits) if network.ensemble else logits), labels
+def trained_part(network: EarlyExitNetwork, ics: IcSet) -> nn.Module:
+    """What the checkpoint of an IC set holds: the ICs, or the whole network where the backbone was trained too."""
+    return network if ics.trains_backbone else network.heads
 
 
-def make_recipe(section: Settings, precision: str, compile: bool | Literal["auto"] = False) -> Recipe:
-    """The recipe in a config section, complete as `ztw.cells` leaves it."""
-    values = {field: section[field] for field in RECIPE}
-    return Recipe(
-        **{**values, "milestones": tuple(section["milestones"])}, precision=precision, compile=compile
-    )
+def share_backbone(networks: list[EarlyExitNetwork], device: torch.device) -> list[EarlyExitNetwork]:
+    """Give all networks the first one's backbone object, on `device`."""
+    for network in networks:
+        network.backbone = networks[0].backbone
+        network.to(device)
+    return networks
 
 
-def _provenance(device: torch.device, precision: str) -> dict[str, Any]:
-    return {
-        "device": device_name(device),
-        "precision": precision,
-        "threads": torch.get_num_threads(),
-        "versions": versions(),
-    }
-
-
-def _save_ics(
-    cell: Cell,
-    prepared: dict,
-    name: str,
-    ics: Settings,
-    network: EarlyExitNetwork,
-    history: History,
-    where: dict[str, Any],
-    output: str,
-) -> None:
-    facts = {
-        **identity(prepared, cell),
-        "ics": name,
-        "mode": network.ics,
-        "placement": list(network.placement),
-        "settings": ics,
-        "history": history,
-        **where,
-    }
-    save_checkpoint(output, trained_part(network, ics), facts)
+def load_ensemble(path: Path | str, ics: str, title: str) -> Ensemble:
+    """A fitted ensemble; raises ZtwError when its files are broken or it is another IC set's."""
+    facts = read_json(Path(path).with_suffix(".json"))
+    ensemble = build_ensemble(facts["kind"], facts["exits"], facts["classes"], facts["include_final"])
+    load_checkpoint(path, ensemble, {"ics": ics, "ensemble": title})
+    return ensemble

@@ -3,46 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from ztw.exits.ensembles import fit_ensemble
+from ztw.exits.ensembles import Ensemble, fit_ensemble
 from ztw.exits.logits import read_predictions
-from ztw.jobs.cell import (
-    Settings,
-)
 from ztw.models.checkpoints import save_checkpoint, versions
 from ztw.progress import Report
+from ztw.study.settings import EnsembleSettings
+
+# (IC set, what belongs to it: an ensemble's or a split's name) -> file
+Files = Mapping[tuple[str, str], str]
 
 
-def run_fit_ensembles(
-    settings: Settings,
-    predictions: Mapping[tuple[str, str], str],
-    outputs: Mapping[tuple[str, str], str],
-    report: Report,
+def fit_ensembles(
+    ensembles: Mapping[str, EnsembleSettings], predictions: Files, outputs: Files, report: Report
 ) -> None:
     """Fit a cell's ensembles; predictions: (IC set, split) -> logits; outputs: (IC set, ensemble) -> file."""
-    for done, ((name, title), output) in enumerate(outputs.items(), 1):
-        report(f"{name} {title} ({done}/{len(outputs)})")
-        own = settings["ensembles"]["sets"][title]
-        logits, labels = read_predictions(predictions[name, own["fit_on"]])
-        if own["samples"] is not None and own["samples"] < len(labels):
-            # drawn, because a split may be stored class by class
-            drawn = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
-            drawn = drawn[: own["samples"]]
-            logits, labels = logits[:, drawn], labels[drawn]
-        ensemble = fit_ensemble(logits, labels, own["kind"], own["include_final"])
-        picked = ensemble(logits).gather(2, labels.expand(len(logits), -1)[..., None])
-        facts = {
-            "ics": name,
-            "ensemble": title,
-            "kind": own["kind"],
-            "exits": ensemble.exits,
-            "classes": ensemble.classes,
-            "include_final": own["include_final"],
-            "fit_on": own["fit_on"],
-            "samples": len(labels),
-            "loss": [-value for value in picked.double().mean((1, 2)).tolist()],
-            "versions": versions(),
-        }
-        save_checkpoint(output, ensemble, facts)
+    for done, ((ics, title), output) in enumerate(outputs.items(), 1):
+        report(f"{ics} {title} ({done}/{len(outputs)})")
+        settings = ensembles[title]
+        logits, labels = _drawn(*read_predictions(predictions[ics, settings.fit_on]), settings.samples)
+        ensemble = fit_ensemble(logits, labels, settings.kind, settings.include_final)
+        facts = _facts(ensemble, settings, logits, labels)
+        save_checkpoint(output, ensemble, {"ics": ics, "ensemble": title, **facts})
+
+
+def _drawn(logits: Tensor, labels: Tensor, samples: int | None) -> tuple[Tensor, Tensor]:
+    """As many samples as are wanted; drawn, because a split may be stored class by class."""
+    if samples is None or samples >= len(labels):
+        return logits, labels
+    drawn = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))[:samples]
+    return logits[:, drawn], labels[drawn]
+
+
+def _facts(ensemble: Ensemble, settings: EnsembleSettings, logits: Tensor, labels: Tensor) -> dict[str, Any]:
+    picked = ensemble(logits).gather(2, labels.expand(len(logits), -1)[..., None])
+    return {
+        "kind": settings.kind,
+        "exits": ensemble.exits,
+        "classes": ensemble.classes,
+        "include_final": settings.include_final,
+        "fit_on": settings.fit_on,
+        "samples": len(labels),
+        "loss": [-value for value in picked.double().mean((1, 2)).tolist()],
+        "versions": versions(),
+    }

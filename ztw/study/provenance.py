@@ -1,4 +1,4 @@
-"""What code a result comes from. Imports no torch."""
+"""What code and what files a result comes from. Imports no torch."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import hashlib
 import subprocess
 from functools import cache
 from pathlib import Path
-from typing import NoReturn
 
 from ztw.errors import ZtwError
 from ztw.version import __version__
 
-PACKAGE = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
+# They name things and change no result: the list of public names, and the version, which results record.
+NAMES_ONLY = ("ztw", "ztw.version")
 
 
 def folder_stamp(folder: Path | str) -> str:
@@ -29,42 +30,92 @@ def file_stamp(path: Path | str | None) -> str | None:
     return f"{facts.st_size} {facts.st_mtime_ns}"
 
 
-@cache
-def code_digest(*names: str) -> str:
-    """Digest of what modules ("training") or functions ("jobs.run_predict") of ztw do.
+def code_digest(job: str, root: Path = ROOT) -> str:
+    """Digest of all code of ztw that the job `ztw.jobs.<job>` can run: its import closure.
 
-    Comments, docstrings and formatting do not count, so that only a real edit re-runs a job.
+    Comments, docstrings, formatting and the descriptions of a study's keys do not count, so that only a
+    real edit re-runs a job. root: the folder that holds ztw/.
     """
     digest = hashlib.sha256()
-    for name in names:
-        module, _, function = name.partition(".")
-        tree: ast.AST = ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
-        if function:
-            found = (
-                node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == function
-            )
-            tree = next(found, None) or _missing(module, function)
-        digest.update(ast.dump(_without_docstrings(tree)).encode())
+    for module in import_closure(f"ztw.jobs.{job}", root):
+        digest.update(module.encode() + _tree(module, root)[1])
     return digest.hexdigest()[:16]
 
 
-def _missing(module: str, function: str) -> NoReturn:
-    raise ZtwError(f"code digest: ztw/{module}.py has no function {function}")
+def import_closure(module: str, root: Path = ROOT) -> list[str]:
+    """The modules of ztw that importing one runs, itself among them, sorted; NAMES_ONLY are left out.
+
+    Static: imports inside functions count, those for type checkers alone (`if TYPE_CHECKING`) do not.
+    Raises ZtwError for a module that is not there.
+    """
+    found, todo = set(), [module]
+    while todo:
+        here = todo.pop()
+        if here not in found and here not in NAMES_ONLY:
+            found.add(here)
+            todo += [here.rpartition(".")[0], *_tree(here, root)[0]]
+    return sorted(found)
 
 
-def _without_docstrings(tree: ast.AST) -> ast.AST:
+@cache
+def _tree(module: str, root: Path) -> tuple[frozenset[str], bytes]:
+    """What a module imports from ztw, and what it does."""
+    tree = ast.parse(_file(module, root).read_text(encoding="utf-8"))
+    tree = ast.fix_missing_locations(_RunCode().visit(tree))
+    named: set[str] = set()
     for node in ast.walk(tree):
-        if (
-            isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
-            and ast.get_docstring(node) is not None
-        ):
+        if isinstance(node, ast.Import):
+            named |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            source = _source(node, module, root)
+            named |= {source, *(f"{source}.{alias.name}" for alias in node.names)}
+    ours = {name for name in named if name.split(".")[0] == "ztw" and _exists(name, root)}
+    return frozenset(ours), ast.dump(tree).encode()
+
+
+def _source(node: ast.ImportFrom, module: str, root: Path) -> str:
+    """The absolute name of what `from ... import` imports from."""
+    if not node.level:
+        return node.module or ""
+    package = module if _file(module, root).name == "__init__.py" else module.rpartition(".")[0]
+    for _ in range(node.level - 1):
+        package = package.rpartition(".")[0]
+    return f"{package}.{node.module}" if node.module else package
+
+
+def _exists(module: str, root: Path) -> bool:
+    path = root / module.replace(".", "/")
+    return path.with_suffix(".py").exists() or (path / "__init__.py").exists()
+
+
+def _file(module: str, root: Path) -> Path:
+    if not _exists(module, root):
+        raise ZtwError(f"code digest: there is no module {module}")
+    path = root / module.replace(".", "/")
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+class _RunCode(ast.NodeTransformer):
+    """Leaves of a module what runs: no docstrings, no imports for type checkers, no descriptions of keys."""
+
+    def visit(self, node: ast.AST) -> ast.AST:
+        """Strip one node and all below it."""
+        described = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+        if isinstance(node, described) and ast.get_docstring(node, clean=False) is not None:
             node.body = node.body[1:]
-    return tree
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in {
+            getattr(node.test, "id", ""),
+            getattr(node.test, "attr", ""),
+        }:
+            node.body = [ast.Pass()]
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "key":
+            node.args = node.args[1:]
+        return self.generic_visit(node)
 
 
 def code_version() -> str:
     """The package's version and, in a git checkout, the commit ("+dirty" with uncommitted changes)."""
-    command = ["git", "-C", str(PACKAGE), "describe", "--always", "--dirty=+dirty", "--exclude=*"]
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+dirty", "--exclude=*"]
     try:
         commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
