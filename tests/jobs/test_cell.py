@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
-from ztw.data import prepare
-from ztw.data.decoded import ImageSet
-from ztw.data.splits import data_parts
-from ztw.files import read_json
-from ztw.jobs.cell import load_ensemble
-from ztw.jobs.fit_ensembles import run_fit_ensembles
+import ztw
+from ztw.files import read_json, write_json
+from ztw.jobs.cell import CellFiles, CellNetworks, load_ensemble, share_backbone
+from ztw.jobs.fit_ensembles import fit_ensembles
+from ztw.jobs.predict import predict
+from ztw.jobs.training import Computing
+from ztw.models.checkpoints import save_checkpoint
+from ztw.study.config import check_study
+from ztw.study.settings import Cell, DataSettings, EnsembleSettings, HardwareSettings
+from ztw.study.training_settings import IcSet
 from ztw.tensors import write_tensors
-
-SETTINGS = {
-    "data": {"validation_fraction": 0.2, "validation_from": "train", "flip": None, "crop_padding": None}
-}
-SETTINGS["data"] |= {"colour_jitter": None, "mean": None, "std": None}
-CELL = {"dataset": "digits", "arch": "resnet8", "seed": 0}
 
 
 def test_an_ensemble_of_few_samples_sees_every_class(tmp_path):
@@ -25,33 +24,79 @@ def test_an_ensemble_of_few_samples_sees_every_class(tmp_path):
     logits = torch.randn(2, 400, 10, generator=torch.Generator().manual_seed(0))
     logits += 2 * torch.nn.functional.one_hot(labels, 10)
     write_tensors(tmp_path / "v.safetensors", {"logits": logits, "labels": labels})
-    own = {"kind": "geometric", "samples": 100, "include_final": True, "fit_on": "validation"}
+    few = EnsembleSettings(kind="geometric", samples=100, fit_on="validation")
     outputs = {("a", "few"): str(tmp_path / "few.safetensors")}
     predictions = {("a", "validation"): str(tmp_path / "v.safetensors")}
-    run_fit_ensembles({"ensembles": {"sets": {"few": own}}}, predictions, outputs, lambda text: None)
+    fit_ensembles({"few": few}, predictions, outputs, lambda text: None)
     ensemble = load_ensemble(tmp_path / "few.safetensors", "a", "few")
     accuracy = (ensemble(logits).argmax(-1) == labels).float().mean(1)
     plain = (logits.argmax(-1) == labels).float().mean(1)
     assert (accuracy > plain - 0.05).all()
     assert read_json(tmp_path / "few.json")["samples"] == 100
+    with pytest.raises(ztw.ZtwError, match="ics is 'a', expected 'b'"):
+        load_ensemble(tmp_path / "few.safetensors", "b", "few")
 
 
-def test_validation_images_come_from_where_the_study_says(tmp_path):
-    prepared = prepare.prepare_dataset("digits", tmp_path)
-    counts = prepared["counts"]
-    for source, other in (("train", "test"), ("test", "train")):
-        settings = {"data": {**SETTINGS["data"], "validation_from": source}}
-        parts = data_parts(prepared, CELL, settings)
-        assert len(parts[source]) + len(parts["validation"]) == counts[source]
-        assert len(parts[other]) == counts[other]
-        assert abs(len(parts["validation"]) - 0.2 * counts[source]) < 10
-        again = data_parts(prepared, CELL, settings)
-        assert parts["validation"].labels.tolist() == again["validation"].labels.tolist()
+@pytest.fixture
+def networks(tmp_path) -> CellNetworks:
+    """A cell whose two sets are written down untrained, one with a backbone of its own."""
+    write_json(tmp_path / "d.json", {"classes": 5, "channels": 1, "size": 10})
+    own = {"mode": "independent", "epochs": 1.0, "placement": (0, 1)}
+    sets = {"plain": IcSet(**own), "joint": IcSet(**own, training="joint")}
+    ics = {name: str(tmp_path / f"{name}.safetensors") for name in sets}
+    files = CellFiles(str(tmp_path / "d.json"), str(tmp_path / "b.safetensors"), ics)
+    cell = CellNetworks(Cell("digits", "resnet8", 3), files, sets)
+    save_checkpoint(tmp_path / "b.safetensors", cell.untrained_backbone(), cell.identity)
+    for name, file in ics.items():
+        network = cell.attach(cell.untrained_backbone(), name)
+        part = network if name == "joint" else network.heads
+        facts = {"ics": name, "mode": "independent", "placement": [0, 1]}
+        save_checkpoint(file, part, {**cell.identity, **facts})
+    return cell
 
 
-def test_a_study_changes_normalisation_and_augmentation(tmp_path):
-    prepared = prepare.prepare_dataset("digits", tmp_path)
-    settings = {"data": {**SETTINGS["data"], "mean": [0.5], "std": [0.25], "crop_padding": 1}}
-    for part in data_parts(prepared, CELL, settings).values():
-        assert isinstance(part, ImageSet)
-        assert (part.mean, part.std, part.crop_padding) == ((0.5,), (0.25,), 1)
+def test_a_set_on_the_frozen_backbone_has_the_cell_s(networks):
+    frozen, joint = networks.network("plain"), networks.network("joint")
+    weight = networks.backbone().state_dict()["stages.0.0.0.0.weight"]
+    assert torch.equal(frozen.backbone.state_dict()["stages.0.0.0.0.weight"], weight)
+    assert not torch.equal(joint.backbone.state_dict()["stages.0.0.0.0.weight"], weight)
+    assert not frozen.training
+
+
+def test_networks_of_another_cell_are_refused(networks):
+    other = CellNetworks(Cell("digits", "resnet8", 4), networks.files, networks.sets)
+    with pytest.raises(ztw.ZtwError, match="seed is 3, expected 4"):
+        other.network("plain")
+
+
+def test_predictions_that_are_not_finite_are_refused(networks, tmp_path, monkeypatch):
+    broken = [torch.full((3, 4, 5), torch.nan)], torch.zeros(4).long()
+    monkeypatch.setattr("ztw.evaluation.predictions.predict", lambda *_: broken)
+    monkeypatch.setattr("ztw.jobs.predict.cell_splits", lambda *_: {"train": None, "test": torch.zeros(1)})
+    outputs = {("plain", "test"): str(tmp_path / "p.safetensors")}
+    alone = CellNetworks(networks.cell, networks.files, {"plain": networks.sets["plain"]})
+    with pytest.raises(ztw.ZtwError, match=r"plain.safetensors: its logits on test are not finite"):
+        predict(alone, DataSettings(), HardwareSettings(device="cpu"), (4, None), outputs, lambda text: None)
+    assert not (tmp_path / "p.safetensors").exists()
+
+
+def test_networks_share_one_backbone(networks):
+    both = share_backbone([networks.network("plain"), networks.network("plain")], torch.device("cpu"))
+    assert both[0].backbone is both[1].backbone
+
+
+def test_a_recipe_is_the_study_s():
+    config = {
+        "datasets": ["digits"],
+        "archs": ["resnet8"],
+        "seeds": [0],
+        "backbone": {"epochs": 3, "milestones": [2], "gamma": 0.5},
+        "ics": {"epochs": 1, "sets": {"a": {"mode": "cascade"}}},
+        "methods": {"m": {"ics": "a", "rule": "entropy"}},
+    }
+    study = check_study(config)
+    computing = Computing.of(HardwareSettings(device="cpu", precision="fp32", compile=False))
+    recipe = computing.recipe(study.backbone)
+    assert (recipe.epochs, recipe.milestones, recipe.gamma, recipe.optimizer) == (3, (2,), 0.5, "sgd")
+    assert (recipe.precision, recipe.compile) == ("fp32", False)
+    assert computing.recipe(study.ics.sets["a"]).optimizer == "adam"

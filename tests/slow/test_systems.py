@@ -14,23 +14,21 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-import yaml
 from PIL import Image
 from sklearn.datasets import load_digits
 
 from ztw.data.splits import load_split
-from ztw.exits.logits import read_predictions
 from ztw.exits.rules import ExitRule, exit_rule, exit_scores
 from ztw.exits.thresholds import at, candidates
 from ztw.files import read_json
-from ztw.jobs.cell import load_ensemble, load_network
-from ztw.study.config import check_config
+from ztw.jobs.cell import CellFiles, CellNetworks
+from ztw.study.config import check_study, read_config
+from ztw.study.settings import Cell
 
 ROOT = Path(__file__).parent.parent.parent
 CONFIG = ROOT / "tests/config/systems.yaml"
-SCHEMA = yaml.safe_load((ROOT / "workflow/schemas/config.schema.yaml").read_text())
-STUDY = check_config(yaml.safe_load(CONFIG.read_text()), SCHEMA)
-DATASET = STUDY["datasets"][0]
+STUDY = check_study(read_config(CONFIG))
+(DATASET,) = STUDY.datasets
 CHANCE = 0.1
 TRAIN, TEST = 160, 60
 
@@ -58,8 +56,8 @@ def study(tmp_path_factory) -> Path:
     return folder / "results/systems"
 
 
-@pytest.mark.parametrize("method", list(STUDY["methods"]))
-@pytest.mark.parametrize("arch", STUDY["archs"])
+@pytest.mark.parametrize("method", list(STUDY.methods))
+@pytest.mark.parametrize("arch", STUDY.archs)
 def test_curve_is_sane(study, arch, method):
     cell = study / DATASET / arch / "seed0"
     rows = pd.read_parquet(cell / f"curves/{method}.parquet")
@@ -69,7 +67,7 @@ def test_curve_is_sane(study, arch, method):
     assert rows["accuracy"].between(0, 1).all()
     assert (rows["cost"] > 0).all()
     metrics = read_json(cell / f"metrics/{method}.json")["metrics"]
-    accuracies = [value for name, value in metrics.items() if name.endswith("/accuracy") and "exit_" in name]
+    accuracies = [row["value"] for row in metrics if row["metric"] == "accuracy" and not row["budget"]]
     assert len(accuracies) == shares.shape[1]
     # so little is learned here that single exits prove nothing; all together they must not do worse than guess
     assert sum(accuracies) / len(accuracies) > CHANCE / 4
@@ -87,35 +85,37 @@ def apart(rule: str, scores: torch.Tensor) -> ExitRule:
     return kind((kind.sign * torch.tensor(bounds, dtype=torch.float64)).tolist())
 
 
-@pytest.mark.parametrize("method", list(STUDY["methods"]))
-@pytest.mark.parametrize("arch", STUDY["archs"])
+@pytest.mark.parametrize("method", list(STUDY.methods))
+@pytest.mark.parametrize("arch", STUDY.archs)
 def test_infer_is_what_the_tables_say(study, arch, method):
     """At thresholds chosen on the validation split, `infer` leaves where the evaluated logits say."""
-    cell = {"dataset": DATASET, "arch": arch, "seed": 0}
-    folder, own = study / DATASET / arch / "seed0", STUDY["methods"][method]
-    ics = own["ics"]
-    prepared = read_json(study / f"data/{DATASET}.json")
-    weights = folder / "backbone.safetensors", ics, folder / f"ics/{ics}.safetensors"
-    network = load_network(cell, STUDY["cells"][DATASET, arch], prepared, *weights)
-    if own["ensemble"]:
-        network.ensemble = load_ensemble(
-            folder / f"ensembles/{ics}/{own['ensemble']}.safetensors", ics, own["ensemble"]
-        )
-    answers = {}
-    for split in ("validation", "test"):
-        logits, labels = read_predictions(folder / f"predictions/{ics}/{split}.safetensors")
-        answers[split] = network.ensemble(logits) if network.ensemble else logits, labels
+    folder, own = study / DATASET / arch / "seed0", STUDY.methods[method]
+    files = CellFiles(
+        record=str(study / f"data/{DATASET}.json"),
+        backbone=str(folder / "backbone.safetensors"),
+        ics={own.ics: str(folder / f"ics/{own.ics}.safetensors")},
+        predictions={
+            (own.ics, split): str(folder / f"predictions/{own.ics}/{split}.safetensors")
+            for split in ("validation", "test")
+        },
+        ensembles={
+            (own.ics, str(own.ensemble)): str(folder / f"ensembles/{own.ics}/{own.ensemble}.safetensors")
+        },
+    )
+    networks = CellNetworks(Cell(DATASET, arch, 0), files, STUDY.cells[DATASET, arch].ics.sets)
+    network = networks.of_method(own)
+    answers = {split: networks.answers(network, own, split) for split in ("validation", "test")}
     cost = torch.arange(1.0, network.exits + 1)
-    offered = candidates(own["thresholds"], *answers["validation"], cost, own["rule"], points=50)
-    images = torch.cat([images for images, _ in load_split(prepared, "test").batches(50)])
-    logits, scores = answers["test"][0], exit_scores(answers["test"][0], exit_rule(own["rule"]))
+    offered = candidates(own.thresholds, *answers["validation"], cost, own.rule, points=50)
+    images = torch.cat([images for images, _ in load_split(networks.record, "test").batches(50)])
+    logits, scores = answers["test"][0], exit_scores(answers["test"][0], exit_rule(own.rule))
     compared = 0
     rules = [
-        at(own["rule"], offered, i)
+        at(own.rule, offered, i)
         for i in range(0, len(offered.parameter), max(1, len(offered.parameter) // 3))
     ]
-    if own["rule"] != "patience":
-        rules.append(apart(own["rule"], scores))
+    if own.rule != "patience":
+        rules.append(apart(own.rule, scores))
     for rule in rules:
         bounds = rule.bounds(network.exits)[:, None]
         # rounding differs between batch sizes: samples that stand on a bound prove nothing
