@@ -14,6 +14,7 @@ import ztw
 from ztw.data.prepare import prepare_dataset
 from ztw.data.splits import load_split
 from ztw.evaluation.methods import Answers, Costs, evaluate_method
+from ztw.study.settings import FolderSettings
 
 EVALUATION = {
     "budgets": [0.25, 0.5, 0.75, 1.0, "max"],
@@ -66,7 +67,7 @@ def folder(tmp_path_factory) -> Path:
 def test_images_a_second(benchmark, folder, tmp_path, workers):
     from dataclasses import replace
 
-    record = prepare_dataset("s", tmp_path, {"s": {"path": str(folder), "size": 224, "stream": True}})
+    record = prepare_dataset("s", tmp_path, {"s": FolderSettings(path=str(folder), size=224, stream=True)})
     data = replace(load_split(record, "train"), workers=workers)
     benchmark.group = "ImageNet's size: images streamed for training, 500 x 375 JPEG to 224 x 224"
     benchmark.extra_info.update(what=f"{workers} workers, 400 images", images=len(data))

@@ -1,15 +1,20 @@
-"""Fetching files over the network: bounded in waiting, checked in length, reporting how far they are."""
+"""Fetching files over the network: bounded in waiting, checked, going on where it broke off. Imports no torch."""
 
 from __future__ import annotations
 
+import http.client
+import os
 import socket
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO, Any
 
 from ztw.errors import ZtwError
+from ztw.files import sha256 as digest
 from ztw.progress import Report
 
 TIMEOUT = 30.0  # seconds without an answer
@@ -27,17 +32,48 @@ def bounded_wait() -> Iterator[None]:
         socket.setdefaulttimeout(before)
 
 
-def download(url: str, target: Path, report: Report = lambda text: None) -> None:
-    """Copy what a URL gives to a file, saying every two seconds how much there is.
+def download(url: str, target: Path, sha256: str | None = None, report: Report = lambda text: None) -> None:
+    """Put what a URL gives at `target`, saying every two seconds how much there is.
 
-    Raises ZtwError for what is no URL and for an answer that ends early, OSError or HTTPException else.
+    url: http, https, ftp or file; sha256: in hexadecimal, None where the content is checked later. What a
+    call that broke off has got stays beside the target, in .NAME.part; the next call asks for the rest.
+    Raises ZtwError when it cannot be had, ends early or is another file.
     """
+    part = target.with_name(f".{target.name}.part")
     try:
-        answer = urllib.request.urlopen(url, timeout=TIMEOUT)
-    except ValueError as error:
-        raise ZtwError(f"{url}: not a URL ({error})") from error
-    with answer, target.open("wb") as stream:
-        total, done, last = int(answer.headers.get("Content-Length") or 0), 0, time.monotonic()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("ab") as stream:
+            _wait_for_turn(stream)
+            if not target.exists():
+                _receive(url, stream, report)
+                stream.flush()
+                _check(part, url, sha256)
+                part.replace(target)
+    except (OSError, http.client.HTTPException) as error:
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise ZtwError(f"{url}: cannot be downloaded to {target} ({reason})") from error
+    finally:
+        if part.exists() and not part.stat().st_size:
+            part.unlink()
+
+
+def _wait_for_turn(stream: IO[bytes]) -> None:
+    """Lock the part: another job may be fetching the same file."""
+    with suppress(ImportError, OSError):  # Windows and some network file systems have no such locks
+        import fcntl
+
+        fcntl.flock(stream, fcntl.LOCK_EX)
+
+
+def _receive(url: str, stream: IO[bytes], report: Report) -> None:
+    """Append the rest of a file to the part of it there is; a server that knows no ranges sends all again."""
+    done, last = os.fstat(stream.fileno()).st_size, time.monotonic()
+    with _answer(url, done) as answer:
+        if not (answer.headers.get("Content-Range") or "").startswith(f"bytes {done}-"):
+            stream.truncate(0)
+            done = 0
+        rest = answer.headers.get("Content-Length")
+        total = done + int(rest) if rest else 0
         while chunk := answer.read(CHUNK):
             stream.write(chunk)
             done += len(chunk)
@@ -45,4 +81,26 @@ def download(url: str, target: Path, report: Report = lambda text: None) -> None
                 last = time.monotonic()
                 report(f"downloading {url}: {done / 1e6:.0f}{f' of {total / 1e6:.0f}' if total else ''} MB")
     if done < total:
-        raise ZtwError(f"{url}: ended early, {done} of {total} bytes")
+        raise ZtwError(f"{url}: ended early, {done} of {total} bytes; run again to go on from there")
+
+
+def _answer(url: str, start: int) -> Any:
+    """The open answer with a file from byte `start` on, or with all of it."""
+    headers = {"User-Agent": "ztw", **({"Range": f"bytes={start}-"} if start else {})}
+    try:
+        return urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
+    except ValueError as error:
+        raise ZtwError(f"{url}: not a URL ({error})") from error
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE or not start:
+            raise
+        return _answer(url, 0)  # there are no more bytes than we have: another file, or all of this one
+
+
+def _check(part: Path, url: str, expected: str | None) -> None:
+    if expected is not None and (found := digest(part)) != expected.lower():
+        part.unlink()
+        raise ZtwError(
+            f"{url}: not the expected file (SHA-256 {found[:12]}..., expected {expected[:12].lower()}...)"
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,12 @@ import torch
 from PIL import Image
 
 import ztw
-from ztw.data import prepare, streamed
 from ztw.data.augmentation import normalise
-from ztw.data.dataset import batches
+from ztw.data.prepare import prepare_dataset
 from ztw.data.splits import load_split
 from ztw.data.streamed import StreamedSet, centre_crop, random_resized_crop
 from ztw.study.facts import DATASETS
+from ztw.study.settings import FolderSettings
 
 
 @pytest.fixture
@@ -34,13 +35,13 @@ def folder(tmp_path):
     return tmp_path / "mine"
 
 
-def settings(folder: Path) -> dict:
-    return {"mine": {"path": str(folder), "size": 16, "stream": True}}
+def settings(folder: Path) -> dict[str, FolderSettings]:
+    return {"mine": FolderSettings(path=str(folder), size=16, stream=True)}
 
 
 @pytest.fixture
 def record(folder, tmp_path):
-    return prepare.prepare_dataset("mine", tmp_path / "root", settings(folder))
+    return prepare_dataset("mine", tmp_path / "root", settings(folder))
 
 
 def opened(record: dict, split: str, workers: int = 0) -> StreamedSet:
@@ -50,7 +51,7 @@ def opened(record: dict, split: str, workers: int = 0) -> StreamedSet:
 
 
 def test_the_record_has_the_keys_of_a_decoded_one(record, tmp_path):
-    decoded = prepare.prepare_dataset("digits", tmp_path / "root")
+    decoded = prepare_dataset("digits", tmp_path / "root")
     assert set(record) == set(decoded) | {"streamed", "folder"}
     assert (record["classes"], record["channels"], record["size"]) == (2, 3, 16)
     assert record["counts"] == {"train": 10, "test": 4}
@@ -80,7 +81,7 @@ def test_evaluation_batches_are_torchvisions_in_order(record):
     for index in range(4):
         with Image.open(test.path(index)) as image:
             expected.append(reference(image.convert("RGB")))
-    images, labels = (torch.cat(parts) for parts in zip(*batches(test, 3), strict=True))
+    images, labels = (torch.cat(parts) for parts in zip(*test.batches(3), strict=True))
     assert labels.tolist() == [0, 0, 1, 1]
     torch.testing.assert_close(images, normalise(torch.stack(expected), test.mean, test.std))
 
@@ -92,7 +93,7 @@ def test_the_number_of_workers_changes_nothing(record, jitter):
         train = dataclasses.replace(opened(record, "train", workers), colour_jitter=jitter)
         generator = torch.Generator().manual_seed(4)
         state = torch.get_rng_state()
-        epochs = [list(batches(train, 3, generator, augmented=True)) for _ in range(2)]
+        epochs = [list(train.batches(3, generator, augmented=True)) for _ in range(2)]
         assert torch.equal(state, torch.get_rng_state()), "the global generator is left alone"
         seen.append([tensor for epoch in epochs for batch in epoch for tensor in batch])
     assert len(seen[0]) == 2 * 2 * 3, "a last batch of one is dropped"
@@ -102,12 +103,10 @@ def test_the_number_of_workers_changes_nothing(record, jitter):
 
 def test_shuffled_without_augmentation_is_the_evaluation_crop(record):
     train = opened(record, "train")
-    plain = torch.cat([images for images, _ in batches(train, 4)])
+    plain = torch.cat([images for images, _ in train.batches(4)])
     generator = torch.Generator().manual_seed(0)
     order = torch.randperm(10, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(
-        torch.cat([images for images, _ in batches(train, 5, generator)]), plain[order]
-    )
+    torch.testing.assert_close(torch.cat([images for images, _ in train.batches(5, generator)]), plain[order])
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -115,40 +114,42 @@ def test_an_unreadable_image_is_named(record, workers):
     test = opened(record, "test", workers)
     test.path(3).write_bytes(b"no image")
     with pytest.raises(ztw.ZtwError, match=r"val/dog/é1.png: unreadable image") as caught:
-        list(batches(test, 2))
+        list(test.batches(2))
     assert "\n" not in str(caught.value)
 
 
 def test_a_dead_worker_is_one_line(record, monkeypatch):
-    monkeypatch.setattr(streamed._Decoder, "_image", lambda *_: __import__("os")._exit(1))
+    monkeypatch.setattr("ztw.data.streamed.read_rgb", lambda *_: os._exit(1))
     with pytest.raises(ztw.ZtwError, match=r"a worker process failed .*fewer workers") as caught:
-        list(batches(opened(record, "test", workers=1), 2))
+        list(opened(record, "test", workers=1).batches(2))
     assert "\n" not in str(caught.value)
 
 
-def test_a_changed_folder_is_listed_anew(record, folder, tmp_path):
-    assert prepare.prepare_dataset("mine", tmp_path / "root", settings(folder)) == record
+def test_a_changed_folder_is_listed_again(record, folder, tmp_path):
+    assert prepare_dataset("mine", tmp_path / "root", settings(folder)) == record
     place = folder / "train" / "cat"
     (place / "new.png").write_bytes((place / "é0.png").read_bytes())
-    again = prepare.prepare_dataset("mine", tmp_path / "root", settings(folder))
+    again = prepare_dataset("mine", tmp_path / "root", settings(folder))
     assert again["counts"]["train"] == 11
 
 
-def test_random_crops_are_part_of_the_image_and_flip():
-    columns = np.broadcast_to(np.arange(120, dtype=np.uint8)[:, None], (80, 120, 3))
-    image = Image.fromarray(np.ascontiguousarray(columns))
-    flipped = 0
-    for seed in range(200):
-        row = np.asarray(random_resized_crop(image, 20, True, seed))[0, :, 0].astype(int)
-        assert row.max() - row.min() <= 120
-        flipped += row[0] > row[-1]
-        (left, top, right, bottom), _ = streamed._draw(image, seed)
-        assert 0 <= left < right <= 120
-        assert 0 <= top < bottom <= 80
-        assert 0.07 < (right - left) * (bottom - top) / 9600 <= 1
-        assert 0.7 < (right - left) / (bottom - top) < 1.4
-    assert 70 < flipped < 130
-    assert streamed._draw(Image.new("RGB", (1000, 10)), 0)[0] == (493, 0, 506, 10), "too wide: the middle"
+@pytest.mark.parametrize("size", [(120, 80), (1000, 10)])  # the second is too wide for any draw
+def test_random_crops_are_torchvisions_and_flip(size):
+    from torchvision.transforms import RandomResizedCrop
+
+    pixels = np.random.default_rng(0).integers(0, 255, (*size[::-1], 3), dtype=np.uint8)
+    image, flips = Image.fromarray(pixels), 0
+    for seed in range(100):
+        state = torch.get_rng_state()
+        crops = [random_resized_crop(image, 20, flip, seed) for flip in (False, True)]
+        assert torch.equal(state, torch.get_rng_state()), "the global generator is left alone"
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            assert crops[0] == RandomResizedCrop(20)(image)
+        mirrored = crops[0].transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        assert crops[1] in (crops[0], mirrored)
+        flips += crops[1] == mirrored
+    assert 35 < flips < 65
 
 
 @pytest.mark.parametrize("size", [(300, 200), (200, 300), (225, 224)])
@@ -164,11 +165,11 @@ def imagenet(tmp_path, monkeypatch, folder):
 
 def test_imagenet_is_streamed_from_below_the_root(tmp_path, monkeypatch, folder):
     with pytest.raises(ztw.ZtwError, match=r"imagenet: not found. By hand: put train/<class>/ and val/"):
-        prepare.prepare_dataset("imagenet", tmp_path)
+        prepare_dataset("imagenet", tmp_path)
     root = imagenet(tmp_path, monkeypatch, folder)
     (root / "test").mkdir()
     (root / "test" / "unlabelled.png").write_bytes(b"")
-    record = prepare.prepare_dataset("imagenet", tmp_path)
+    record = prepare_dataset("imagenet", tmp_path)
     assert (record["classes"], record["size"], record["streamed"]) == (2, 16, True)
     assert len(opened(record, "test")) == 4
 
@@ -177,9 +178,9 @@ def test_imagenet_of_the_wrong_shape_is_refused(tmp_path, monkeypatch, folder):
     root = imagenet(tmp_path, monkeypatch, folder)
     (root / "train" / "dog").rename(tmp_path / "dog")
     with pytest.raises(ztw.ZtwError, match=r"2 class folders expected in train, found 1"):
-        prepare.prepare_dataset("imagenet", tmp_path)
+        prepare_dataset("imagenet", tmp_path)
     (tmp_path / "dog").rename(root / "train" / "dog")
     for path in list((root / "val").glob("*/*.png")):
         path.rename(root / "val" / f"{path.parent.name}{path.name}")
     with pytest.raises(ztw.ZtwError, match=r"val': is flat; move its images into one folder per class"):
-        prepare.prepare_dataset("imagenet", tmp_path)
+        prepare_dataset("imagenet", tmp_path)

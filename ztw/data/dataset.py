@@ -41,7 +41,11 @@ class Data(ABC):
     def batches(
         self, batch_size: int, generator: torch.Generator | None = None, augmented: bool = False
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """See the function `batches`."""
+        """Yield (images float32 (B, C, H, W), labels int64 (B,)); shuffled when a generator is given.
+
+        augmented: flips, crops and colours drawn from the generator. Training passes (with a generator)
+        drop a last batch of one image, which BatchNorm cannot use.
+        """
 
 
 def batch_indices(count: int, batch_size: int, generator: torch.Generator | None) -> Iterator[Tensor]:
@@ -55,8 +59,5 @@ def batch_indices(count: int, batch_size: int, generator: torch.Generator | None
 def batches(
     data: Data, batch_size: int, generator: torch.Generator | None = None, augmented: bool = False
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (images float32 (B, C, H, W), labels int64 (B,)); shuffled when a generator is given.
-
-    Training passes (with a generator) drop a last batch of one image, which BatchNorm cannot use.
-    """
+    """See `Data.batches`."""
     return data.batches(batch_size, generator, augmented)

@@ -19,7 +19,7 @@ class ImageSet(Data):
 
     stored: uint8 (M, channels, size, size), read where a batch needs it; index: int64 (N,), which of
     them belong to the set, in order, None for all; labels: int64 (N,), theirs.
-    mean and std per channel in [0, 1]; flip, crop_padding, colour_jitter: see `augment`.
+    mean and std per channel in [0, 1]; flip, crop_padding, colour_jitter: see `ztw.data.augmentation.augment`.
     """
 
     stored: Tensor
@@ -64,7 +64,7 @@ class ImageSet(Data):
     def batches(
         self, batch_size: int, generator: torch.Generator | None = None, augmented: bool = False
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """See the function `batches`."""
+        """See `ztw.data.dataset.Data.batches`."""
         for indices in batch_indices(len(self), batch_size, generator):
             indices = indices.to(self.device)
             images = self._at(indices)

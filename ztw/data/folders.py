@@ -1,22 +1,29 @@
-"""Images in folders of class folders: listed, and read one by one."""
+"""Images in folders of class folders: listed, and decoded one by one or in threads."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import torch
 from PIL import Image
 
+from ztw.data.record import write_array
 from ztw.errors import ZtwError
-from ztw.tensors import write_tensors
+from ztw.progress import Report
 
 SPLITS = {"train": ("train",), "test": ("test", "val")}  # ours -> names of its folder
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
 # split -> (its folder, [(class, file name)] sorted)
 Listing = dict[str, tuple[Path, list[tuple[str, str]]]]
+# split -> [(class, path, bytes, time of change in ns)]
+Stamped = dict[str, list[tuple[str, str, int, int]]]
 
 
 def list_images(folder: Path, classes: int | None = None) -> Listing:
@@ -66,6 +73,17 @@ def _class_files(place: Path) -> list[tuple[str, str]]:
     raise ZtwError(f"image folder {str(place)!r}: has no images in class folders")
 
 
+def stamped_files(folder: Path) -> Stamped:
+    """The images of a folder of class folders, with what tells whether one has changed."""
+    found = {}
+    for split, (place, rows) in list_images(folder).items():
+        paths = [(name, place / name / file) for name, file in rows]
+        found[split] = [
+            (name, str(path), path.stat().st_size, path.stat().st_mtime_ns) for name, path in paths
+        ]
+    return found
+
+
 def class_stamps(folder: Path) -> dict[str, Any]:
     """When each class folder last gained or lost a file, in ns: tells a changed folder without listing it."""
     return {
@@ -78,7 +96,7 @@ def class_stamps(folder: Path) -> dict[str, Any]:
 
 
 def write_listing(target: Path, listing: Listing, split: str) -> int:
-    """Write a split's paths (below the image folder) and labels as tensors, which jobs can memory-map.
+    """Write a split's paths (below the image folder) and labels as arrays, which jobs can memory-map.
 
     text: uint8, all paths one after the other in UTF-8; ends: int64 (N,), where each ends in it;
     labels: int64 (N,), classes in alphabetical order. Returns N.
@@ -89,7 +107,8 @@ def write_listing(target: Path, listing: Listing, split: str) -> int:
     ends = torch.tensor([len(path) for path in paths]).cumsum(0)
     text = torch.frombuffer(bytearray(b"".join(paths)), dtype=torch.uint8)
     labels = torch.tensor([label[name] for name, _ in rows])
-    write_tensors(target / f"{split}.safetensors", {"text": text, "ends": ends, "labels": labels})
+    for name, array in {"text": text, "ends": ends, "labels": labels}.items():
+        write_array(target / f"{split}-{name}.npy", array)
     return len(rows)
 
 
@@ -100,3 +119,14 @@ def read_rgb(file: Path | IO[bytes], name: str) -> Image.Image:
             return image.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ZtwError(f"{name}: unreadable image ({error})") from error
+
+
+def decode_in_threads(
+    decode: Callable[..., np.ndarray], arguments: Iterator[tuple], total: int, what: str, report: Report
+) -> Iterator[np.ndarray]:
+    """Decode images in order, 1000 at a time; Pillow lets go of the GIL, and arguments are read meanwhile."""
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        for start in range(0, total, 1000):
+            report(f"{what}: {start}/{total} images")
+            futures = [pool.submit(decode, *each) for each in islice(arguments, 1000)]
+            yield np.stack([future.result() for future in futures])

@@ -17,9 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ztw.data.augmentation import adjust_colours, jitter_factors, normalise
 from ztw.data.dataset import Data, batch_indices
-from ztw.data.folders import (
-    read_rgb,
-)
+from ztw.data.folders import read_rgb
 from ztw.errors import ZtwError
 
 CPU = torch.device("cpu")
@@ -29,8 +27,9 @@ CPU = torch.device("cpu")
 class StreamedSet(Data):
     """Images that are decoded, by worker processes, when a batch needs them.
 
-    files: (text, ends) of `write_listing`, paths below `folder`; index: int64 (N,), which of them belong
-    to the set, None for all; labels: int64 (N,), theirs. size: side of the network's input in pixels.
+    files: (text, ends) of `ztw.data.folders.write_listing`, paths below `folder`; index: int64 (N,), which
+    of them belong to the set, None for all; labels: int64 (N,), theirs. size: side of the network's input
+    in pixels.
     flip: random flips beside the random resized crops of training. colour_jitter: see
     `ztw.data.augmentation.augment`. workers: processes, 0 for none, None for as many as torch has threads.
     """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +13,6 @@ from torch import Tensor
 
 from ztw.download import download
 from ztw.errors import ZtwError
-from ztw.files import atomic
 from ztw.files import sha256 as digest
 from ztw.models.backbone import Backbone
 from ztw.progress import Report
@@ -34,22 +32,15 @@ def fetch_weights(url: str, sha256: str, root: Path | str, report: Report = lamb
     """
     name = Path(unquote(urlsplit(url).path)).name or "file"
     target = Path(root) / "weights" / f"{sha256[:12].lower()}-{name}"
-    if target.exists():
-        _check(target, sha256, f"{target}: altered or truncated", "; delete it to fetch it again")
-        return target
-    try:
-        with atomic(target) as scratch:
-            report(f"downloading {url}")
-            download(url, scratch, report)
-            _check(scratch, sha256, f"{url}: not the expected file", "")
-    except (OSError, http.client.HTTPException) as error:
-        raise ZtwError(f"{url}: cannot be downloaded to {target} ({_brief(error)})") from error
+    if not target.exists():
+        report(f"downloading {url}")
+        download(url, target, sha256, report)
+    elif (found := digest(target)) != sha256.lower():
+        raise ZtwError(
+            f"{target}: altered or truncated (SHA-256 {found[:12]}..., expected {sha256[:12].lower()}...);"
+            " delete it to fetch it again"
+        )
     return target
-
-
-def _check(path: Path, expected: str, problem: str, hint: str) -> None:
-    if (found := digest(path)) != expected.lower():
-        raise ZtwError(f"{problem} (SHA-256 {found[:12]}..., expected {expected[:12].lower()}...){hint}")
 
 
 def read_foreign(path: Path | str) -> dict[str, Tensor]:
@@ -95,11 +86,6 @@ def _read_torch(path: Path | str) -> Any:
             f"{path}: neither a safetensors file nor a torch file of tensors alone;"
             " a pickled model must be saved again as its state_dict()"
         ) from error
-
-
-def _brief(error: Exception) -> str:
-    """The first 160 characters of an error, on one line."""
-    return " ".join(str(error).split())[:160] or type(error).__name__
 
 
 def load_foreign(backbone: Backbone, state: Mapping[str, Tensor], name: str) -> str:

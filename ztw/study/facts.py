@@ -1,21 +1,21 @@
-"""What is known of every data set before it is read: one table of facts and checksums."""
+"""What is known of every data set before it is read: one table of facts and checksums. Imports no torch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-from ztw.errors import unknown
 
 
 @dataclass(frozen=True)
 class DatasetFacts:
     """What is known of a data set before it is read.
 
-    mean and std are per channel, of pixels scaled to [0, 1]; None where they are measured on the
-    training images. files maps a file name below the data root to its SHA-256; url is the folder they
-    are downloaded from, None where torchvision knows it. archive: a folder below the data root, or a
-    zip of it, whose files have this digest (`ztw.data.decode.Digest`) and these counts of images per class
-    in each split. streamed: too big for memory, read from folders of class folders as it is used.
+    size: side of the images in pixels. mean and std are per channel, of pixels scaled to [0, 1]; None where
+    they are measured on the training images. flip, crop_padding (pixels), colour_jitter (share): the
+    augmentation that suits it. files maps a file name below the data root to its SHA-256; url is the folder
+    they are downloaded from, where each is FILE.gz if gzipped. archive: a folder below the data root, or a zip
+    of it, whose files have this digest (`ztw.data.tiny_imagenet.Digest`) and these counts of images per
+    class in each split. streamed: too big for memory, read from folders of class folders as it is used;
+    source: where its user gets it.
     """
 
     classes: int | None
@@ -23,16 +23,17 @@ class DatasetFacts:
     channels: int
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
-    source: str
     flip: bool = False
     crop_padding: int = 0
     colour_jitter: float = 0.0
     files: dict[str, str] | None = None
     url: str | None = None
+    gzipped: bool = False
     archive: str | None = None
     digest: str | None = None
     counts: dict[str, int] | None = None
     streamed: bool = False
+    source: str | None = None
 
 
 _CIFAR10_STATISTICS = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
@@ -45,7 +46,6 @@ DATASETS: dict[str, DatasetFacts] = {
         channels=1,
         mean=(0.2860,),
         std=(0.3530,),
-        source="torchvision, or Debian's package dataset-fashion-mnist",
         flip=True,
         crop_padding=2,
         files={  # unpacked: gzip headers differ between distributions
@@ -62,16 +62,18 @@ DATASETS: dict[str, DatasetFacts] = {
                 "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34"
             ),
         },
+        url="http://fashion-mnist.s3-website.eu-central-1.amazonaws.com",
+        gzipped=True,
     ),
     "cifar10": DatasetFacts(
         10,
         32,
         3,
         *_CIFAR10_STATISTICS,
-        source="torchvision",
         flip=True,
         crop_padding=4,
         files={"cifar-10-python.tar.gz": "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"},
+        url="https://www.cs.toronto.edu/~kriz",
     ),
     "cifar100": DatasetFacts(
         100,
@@ -79,10 +81,10 @@ DATASETS: dict[str, DatasetFacts] = {
         3,
         (0.507, 0.487, 0.441),
         (0.267, 0.256, 0.276),
-        source="torchvision",
         flip=True,
         crop_padding=4,
         files={"cifar-100-python.tar.gz": "85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7"},
+        url="https://www.cs.toronto.edu/~kriz",
     ),
     "svhn": DatasetFacts(
         10,
@@ -90,7 +92,6 @@ DATASETS: dict[str, DatasetFacts] = {
         3,
         (0.4377, 0.4438, 0.4728),
         (0.1980, 0.2010, 0.1970),
-        source="Stanford",
         crop_padding=4,  # no flips: digits are no digits any more
         files={
             "train_32x32.mat": "435e94d69a87fde4fd4d7f3dd208dfc32cb6ae8af2240d066de1df7508d083b8",
@@ -104,7 +105,6 @@ DATASETS: dict[str, DatasetFacts] = {
         3,
         (0.4802, 0.4481, 0.3975),
         (0.2302, 0.2265, 0.2262),
-        source="Stanford",
         flip=True,
         crop_padding=8,
         colour_jitter=0.2,
@@ -118,29 +118,14 @@ DATASETS: dict[str, DatasetFacts] = {
         224,
         3,
         *_IMAGENET_STATISTICS,
-        source="https://image-net.org, after registration",
         flip=True,
         streamed=True,
+        source="https://image-net.org, after registration",
     ),
-    "digits": DatasetFacts(10, 8, 1, (0.306,), (0.3763,), source="scikit-learn"),
+    "digits": DatasetFacts(10, 8, 1, (0.306,), (0.3763,)),
 }
 
 # A user's own folder of class folders; its classes, mean and std are read from the images.
-IMAGE_FOLDER = DatasetFacts(None, None, 3, None, None, source="image_folder", flip=True, crop_padding=4)
+IMAGE_FOLDER = DatasetFacts(None, None, 3, None, None, flip=True, crop_padding=4)
 # One that is streamed: nobody has read all its pixels, so ImageNet's mean and std stand in.
-STREAMED_FOLDER = DatasetFacts(
-    None, None, 3, *_IMAGENET_STATISTICS, source="image_folder", flip=True, streamed=True
-)
-
-
-def dataset_facts(name: str, image_folders: dict | None = None) -> DatasetFacts:
-    """The facts of a built-in data set, or those every `image_folder` of the config shares.
-
-    Raises ZtwError for a name that is neither.
-    """
-    folder = (image_folders or {}).get(name)
-    if folder is not None:
-        return STREAMED_FOLDER if folder.get("stream") else IMAGE_FOLDER
-    if name not in DATASETS:
-        raise unknown("data set", name, [*DATASETS, *(image_folders or {})])
-    return DATASETS[name]
+STREAMED_FOLDER = DatasetFacts(None, None, 3, *_IMAGENET_STATISTICS, flip=True, streamed=True)

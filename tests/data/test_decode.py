@@ -1,0 +1,69 @@
+"""Files of built-in data sets, decoded."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import pickle
+import tarfile
+
+import numpy as np
+import torch
+from prepared import decoded
+
+from ztw.data.prepare import prepare_dataset
+from ztw.study.facts import DATASETS
+
+
+def test_digits(tmp_path):
+    record = prepare_dataset("digits", tmp_path)
+    train, test = decoded(record, "train"), decoded(record, "test")
+    assert (len(train), len(test)) == (1438, 359)
+    facts = DATASETS["digits"]
+    assert train.images.shape[1:] == (facts.channels, facts.size, facts.size)
+    assert train.labels.unique().tolist() == list(range(10))
+    assert prepare_dataset("digits", tmp_path) == record, "the second time nothing is done again"
+
+
+def test_cifar_is_read_from_its_archive(tmp_path, monkeypatch):
+    from torchvision.datasets import CIFAR10
+
+    archive = tmp_path / "cifar-10-python.tar.gz"
+    pixels = np.arange(10 * 3072, dtype=np.uint8).reshape(10, 3072)
+    with tarfile.open(archive, "w:gz") as tar:
+        meta = pickle.dumps({"label_names": list("abcdefghij")})
+        batch = pickle.dumps({"data": pixels, "labels": list(range(10))})
+        names = [*(f"data_batch_{n}" for n in range(1, 6)), "test_batch"]
+        for name, content in [("batches.meta", meta), *((name, batch) for name in names)]:
+            info = tarfile.TarInfo(f"cifar-10-batches-py/{name}")
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    files = {archive.name: hashlib.sha256(archive.read_bytes()).hexdigest()}
+    facts = dataclasses.replace(DATASETS["cifar10"], files=files)
+    monkeypatch.setitem(DATASETS, "cifar10", facts)
+    monkeypatch.setattr(CIFAR10, "_check_integrity", lambda self: True)
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
+    record = prepare_dataset("cifar10", tmp_path)
+    assert record["counts"] == {"train": 50, "test": 10}
+    test = decoded(record, "test")
+    assert test.images.shape == (10, 3, 32, 32)
+    assert torch.equal(test.images.flatten(1), torch.tensor(pixels)), "channels first, rows then columns"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [archive.name, "decoded"]
+
+
+def test_svhn_is_read_from_its_mat_files(tmp_path, monkeypatch):
+    from scipy.io import savemat
+
+    pixels = np.random.default_rng(0).integers(0, 255, (32, 32, 3, 4), dtype=np.uint8)
+    for split in ("train", "test"):
+        labels = np.array([[10], [1], [2], [9]], dtype=np.uint8)
+        savemat(tmp_path / f"{split}_32x32.mat", {"X": pixels, "y": labels})
+    known = DATASETS["svhn"]
+    files = {file: hashlib.sha256((tmp_path / file).read_bytes()).hexdigest() for file in known.files or {}}
+    monkeypatch.setitem(DATASETS, "svhn", dataclasses.replace(known, files=files))
+    record = prepare_dataset("svhn", tmp_path)
+    assert (record["classes"], record["flip"], record["crop_padding"]) == (10, False, 4)
+    test = decoded(record, "test")
+    assert test.labels.tolist() == [0, 1, 2, 9], "10 stands for the digit 0"
+    assert torch.equal(test.images, torch.tensor(pixels).permute(3, 2, 0, 1))

@@ -1,0 +1,181 @@
+"""Downloads: gone on with where they broke off, checked, and never mistaken for whole ones."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
+
+import pytest
+
+import ztw
+from ztw.download import download
+
+CONTENT = bytes(range(256)) * 4000  # 1,024,000 bytes
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+class Server(ThreadingHTTPServer):
+    """Serves CONTENT; ranges: whether parts of it; cut: bytes after which an answer breaks off."""
+
+    ranges, cut, silent = True, len(CONTENT), False
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.asked: list[str | None] = []  # the range of each request
+        self.over = threading.Event()
+        self.url = f"http://127.0.0.1:{self.server_port}/file.bin"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        server = self.server
+        server.asked.append(self.headers["Range"])
+        if server.silent:
+            server.over.wait(10)
+            return
+        if self.path != "/file.bin":
+            self.send_error(404)
+            return
+        text = self.headers["Range"] if server.ranges else None
+        start = int(text.removeprefix("bytes=").removesuffix("-")) if text else 0
+        if start >= len(CONTENT):
+            self.send_error(416)
+            return
+        self.send_response(206 if text else 200)
+        if text:
+            self.send_header("Content-Range", f"bytes {start}-{len(CONTENT) - 1}/{len(CONTENT)}")
+        self.send_header("Content-Length", str(len(CONTENT) - start))
+        self.end_headers()
+        self.wfile.write(CONTENT[start : start + server.cut])
+
+    def log_message(self, *_) -> None:
+        pass
+
+
+@pytest.fixture
+def server():
+    with Server() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.over.set()
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def target(tmp_path):
+    return tmp_path / "data" / "file.bin"
+
+
+def files(target) -> list[str]:
+    return sorted(path.name for path in target.parent.iterdir())
+
+
+def break_off(server: Server, target) -> None:
+    server.cut = 300_000
+    with pytest.raises(ztw.ZtwError, match="ended early, 300000 of 1024000 bytes; run again to go on"):
+        download(server.url, target, SHA256)
+    assert files(target) == [".file.bin.part"]
+    server.cut = len(CONTENT)
+
+
+def test_all_at_once(server, target):
+    download(server.url, target, SHA256.upper())
+    assert target.read_bytes() == CONTENT
+    assert files(target) == ["file.bin"]
+    download(server.url, target, SHA256)
+    assert server.asked == [None], "what is there is not asked for"
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_what_broke_off_is_gone_on_with(server, target, ranges):
+    break_off(server, target)
+    server.ranges = ranges
+    download(server.url, target, SHA256)
+    assert server.asked == [None, "bytes=300000-"]
+    assert target.read_bytes() == CONTENT
+    assert files(target) == ["file.bin"]
+
+
+def test_it_may_break_off_often(server, target):
+    server.cut = 300_000
+    for _ in range(3):
+        with pytest.raises(ztw.ZtwError, match="ended early"):
+            download(server.url, target, SHA256)
+    download(server.url, target, SHA256)
+    assert server.asked == [None, "bytes=300000-", "bytes=600000-", "bytes=900000-"]
+    assert target.read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("more", [b"", b"more"])
+def test_a_part_with_nothing_left_to_ask_for_is_fetched_again(server, target, more):
+    target.parent.mkdir()
+    (target.parent / ".file.bin.part").write_bytes(CONTENT + more)
+    download(server.url, target, SHA256)
+    assert target.read_bytes() == CONTENT
+
+
+def test_a_part_of_another_file_is_not_taken_for_it(server, target):
+    target.parent.mkdir()
+    (target.parent / ".file.bin.part").write_bytes(b"another file")
+    with pytest.raises(ztw.ZtwError, match=rf"file.bin: not the expected file .*, expected {SHA256[:12]}"):
+        download(server.url, target, SHA256)
+    assert files(target) == []
+    download(server.url, target, SHA256)
+    assert target.read_bytes() == CONTENT
+
+
+def test_two_jobs_fetch_one_file_once(server, target):
+    jobs = [threading.Thread(target=download, args=(server.url, target, SHA256)) for _ in range(4)]
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join()
+    assert server.asked == [None]
+    assert files(target) == ["file.bin"]
+
+
+def test_a_server_that_says_nothing_is_not_waited_for(server, target, monkeypatch):
+    monkeypatch.setattr("ztw.download.TIMEOUT", 0.05)
+    server.silent = True
+    with pytest.raises(ztw.ZtwError, match=r"file.bin: cannot be downloaded to .* \(timed out\)"):
+        download(server.url, target)
+    assert files(target) == []
+
+
+def test_what_cannot_be_had_is_one_line(server, target):
+    for url, message in {
+        server.url + "s": r"file.bins: cannot be downloaded to .*file.bin \(HTTP Error 404: Not Found\)",
+        "http://127.0.0.1:1/x": r"cannot be downloaded to .* \(.*refused",
+        (target.parent / "none").as_uri(): r"none: cannot be downloaded to .* \(.*No such file",
+        "my/file.th": r"^my/file.th: not a URL",
+    }.items():
+        with pytest.raises(ztw.ZtwError, match=message) as caught:
+            download(url, target)
+        assert "\n" not in str(caught.value)
+        assert files(target) == []
+
+
+def test_a_file_that_is_here_is_copied(tmp_path, target):
+    source = tmp_path / "source"
+    source.write_bytes(CONTENT)
+    target.parent.mkdir()
+    (target.parent / ".file.bin.part").write_bytes(CONTENT[:10])
+    download(source.as_uri(), target, SHA256)
+    assert target.read_bytes() == CONTENT
+
+
+def test_progress_every_two_seconds(server, target, monkeypatch):
+    seconds = itertools.count(0, 1.5)
+    monkeypatch.setattr("ztw.download.time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    monkeypatch.setattr("ztw.download.CHUNK", 100_000)
+    said: list[str] = []
+    download(server.url, target, SHA256, said.append)
+    assert said[0] == f"downloading {server.url}: 0 of 1 MB"
+    assert 2 <= len(said) <= 5

@@ -1,0 +1,149 @@
+"""Tiny ImageNet, from its original folder or zip: its images checked, counted and decoded."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from io import BytesIO
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import torch
+
+from ztw.data.folders import decode_in_threads, read_rgb
+from ztw.data.record import Split
+from ztw.data.sources import find_archive
+from ztw.errors import ZtwError
+from ztw.progress import Report
+from ztw.study.facts import DatasetFacts
+
+
+def decode_tiny_imagenet(name: str, facts: DatasetFacts, root: Path, report: Report) -> dict[str, Split]:
+    """Classes in the order of the sorted WordNet ids; its validation images are our test split."""
+    tree = FileTree(find_archive(name, facts, root, report))
+    files = _tiny_imagenet_files(tree)
+    classes = sorted(set(tree.read("wnids.txt").decode().split()))
+    _check_counts(tree.path, files, classes, facts)
+    digest, size = Digest(tree), int(facts.size or 0)
+    splits = {}
+    for split, rows in files.items():
+        labels = torch.tensor([classes.index(wnid) for _, wnid in rows])
+        arguments = _tree_arguments(digest, [file for file, _ in rows], size)
+        chunks = decode_in_threads(_decode_exactly, arguments, len(rows), f"decoding {split}", report)
+        splits[split] = Split(labels, (3, size, size), chunks)
+    splits["test"].chunks = _verified(splits["test"].chunks, digest, facts.digest)
+    return splits
+
+
+def _tiny_imagenet_files(tree: FileTree) -> dict[str, list[tuple[str, str]]]:
+    """split -> [(file, WordNet id)], in the order of the names."""
+    lines = tree.read("val/val_annotations.txt").decode().splitlines()
+    annotated = {line.split("\t")[0]: line.split("\t")[1] for line in lines if "\t" in line}
+    found: dict[str, list[tuple[str, str]]] = {"train": [], "test": []}
+    for name in tree.names():
+        match name.split("/"):
+            case ["train", wnid, "images", file] if file.endswith(".JPEG"):
+                found["train"].append((name, wnid))
+            case ["val", "images", file] if file.endswith(".JPEG"):
+                if file not in annotated:
+                    raise ZtwError(f"{tree.path}: val/val_annotations.txt has no line for {file}")
+                found["test"].append((name, annotated[file]))
+    return found
+
+
+def _check_counts(
+    path: Path, files: dict[str, list[tuple[str, str]]], classes: list[str], facts: DatasetFacts
+) -> None:
+    """Raise ZtwError unless every class has the number of images in each split that the facts say."""
+    if len(classes) != facts.classes:
+        raise ZtwError(f"{path}: wnids.txt lists {len(classes)} classes, expected {facts.classes}")
+    for split, expected in (facts.counts or {}).items():
+        counts = Counter(wnid for _, wnid in files[split])
+        if unknown := sorted(counts.keys() - set(classes)):
+            raise ZtwError(f"{path}: {split} has a class {unknown[0]} that is not in wnids.txt")
+        for wnid in classes:
+            if counts[wnid] != expected:
+                raise ZtwError(f"{path}: {split} has {counts[wnid]} images of {wnid}, expected {expected}")
+
+
+def _tree_arguments(digest: Digest, names: list[str], size: int) -> Iterator[tuple]:
+    for name in names:
+        yield BytesIO(digest.read(name)), f"{digest.tree.path}/{name}", size
+
+
+def _decode_exactly(file: IO[bytes], name: str, size: int) -> np.ndarray:
+    rgb = read_rgb(file, name)
+    if rgb.size != (size, size):
+        raise ZtwError(f"{name}: has {rgb.width} x {rgb.height} pixels, expected {size} x {size}")
+    return np.asarray(rgb).transpose(2, 0, 1)
+
+
+def _verified(chunks: Iterable[np.ndarray], digest: Digest, expected: str | None) -> Iterator[np.ndarray]:
+    """The last images, then the files of labels; raises ZtwError when what was read is not the original."""
+    yield from chunks
+    for name in ("val/val_annotations.txt", "wnids.txt"):
+        digest.read(name)
+    if (found := digest.hexdigest()) != expected:
+        raise ZtwError(
+            f"{digest.tree.path}: altered (SHA-256 of its files {found[:12]}..., expected {str(expected)[:12]}...);"
+            " delete it to fetch it again"
+        )
+
+
+class FileTree:
+    """The files below a folder, or below the one folder a zip holds, by their relative names.
+
+    Raises ZtwError where a file, or the zip, cannot be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._zip = None if path.is_dir() else self._open()
+
+    def _open(self) -> zipfile.ZipFile:
+        try:
+            return zipfile.ZipFile(self.path)
+        except (OSError, zipfile.BadZipFile) as error:
+            raise ZtwError(f"{self.path}: no zip ({error}); delete it to fetch it again") from error
+
+    def names(self) -> list[str]:
+        """All files, sorted."""
+        if self._zip is None:
+            found = (Path(place, file) for place, _, files in os.walk(self.path) for file in files)
+            return sorted(path.relative_to(self.path).as_posix() for path in found)
+        prefix = f"{self.path.stem}/"
+        return sorted(name.removeprefix(prefix) for name in self._zip.namelist() if name[-1] != "/")
+
+    def read(self, name: str) -> bytes:
+        """The content of a file."""
+        try:
+            if self._zip is None:
+                return (self.path / name).read_bytes()
+            return self._zip.read(f"{self.path.stem}/{name}")
+        except (OSError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise ZtwError(
+                f"{self.path}: {name} cannot be read ({error}); put all of it there again"
+            ) from error
+
+
+class Digest:
+    """A running SHA-256 of the files of a tree: of "name NUL size NUL content", one after the other."""
+
+    def __init__(self, tree: FileTree) -> None:
+        self.tree, self._hash = tree, hashlib.sha256()
+
+    def read(self, name: str) -> bytes:
+        """The content of a file, which is added to the digest."""
+        content = self.tree.read(name)
+        self._hash.update(f"{name}\0{len(content)}\0".encode())
+        self._hash.update(content)
+        return content
+
+    def hexdigest(self) -> str:
+        """Of what was read, in the order it was read."""
+        return self._hash.hexdigest()
