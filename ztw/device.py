@@ -1,4 +1,4 @@
-"""Where and in which precision to compute."""
+"""Where and in which precision to compute, with which memory, and so that it can be repeated."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def bf16_pays(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type == "cpu":
-        known: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # older torch has none
+        known = torch.cpu.get_capabilities()
         # An Intel Xeon with AVX512-BF16 but no AMX took half as long again for a ResNet-56 in bfloat16
         vector = known.get("avx512_bf16") and "AMD" in str(known.get("cpu_name"))
         return bool(vector or known.get("amx_bf16") or known.get("bf16"))
@@ -41,7 +41,10 @@ def bf16_pays(device: torch.device) -> bool:
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """ "auto" becomes "bf16" where that is faster, else "fp32"."""
+    """The precision that one of PRECISIONS means on a device: "auto" = bf16 where that is faster, else fp32.
+
+    Raises ZtwError for another name.
+    """
     if precision not in PRECISIONS:
         raise ZtwError(f"precision {precision!r}: must be one of {', '.join(PRECISIONS)}")
     if precision == "auto":
@@ -69,13 +72,16 @@ def keep_freed_memory() -> bool:
     return bool(mallopt(trim_threshold, -1) and mallopt(mmap_max, 0))
 
 
-def set_up(threads: int) -> None:
-    """Use as many threads as the scheduler gave this job, and only deterministic algorithms."""
+def make_reproducible(threads: int) -> None:
+    """Compute with so many threads and deterministic algorithms only, where torch has them.
+
+    Both decide in which order sums are taken: a job that is run again then gives the same numbers.
+    """
     torch.set_num_threads(threads)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def device_name(device: torch.device) -> str:
-    """What a result was computed on."""
+    """What a result was computed on, for its record: the GPU's name, or "cpu"."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"

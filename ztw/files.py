@@ -33,7 +33,7 @@ def write_text(path: Path | str, text: str) -> None:
 
 
 def write_json(path: Path | str, content: Any) -> None:
-    """Write readable JSON atomically; not-a-number becomes null."""
+    """Write readable JSON atomically, keys sorted; NaN stays NaN, which readers other than Python refuse."""
     write_text(path, json.dumps(content, indent=1, sort_keys=True) + "\n")
 
 

@@ -9,12 +9,11 @@ import torch
 from ztw.errors import ZtwError, unknown
 from ztw.models.backbone import Backbone
 from ztw.models.cifar import SHORTCUTS, cifar_resnet, mobilenet, vgg16_bn, wide_resnet_32_4
+from ztw.study.names import CIFAR_RESNETS
 from ztw.study.torchvision_names import TORCHVISION_PREFIX
 
-CIFAR_RESNETS = {f"resnet{depth}": cifar_resnet(depth) for depth in (8, 14, 20, 26, 32, 38, 44, 56, 110)}
-
 BACKBONES: dict[str, Callable[..., Backbone]] = {
-    **CIFAR_RESNETS,
+    **{name: cifar_resnet(int(name.removeprefix("resnet"))) for name in CIFAR_RESNETS},
     "vgg16_bn": vgg16_bn,
     "wide_resnet_32_4": wide_resnet_32_4,
     "mobilenet": mobilenet,
@@ -44,9 +43,8 @@ def build_backbone(
     if shortcut != "conv" and arch not in CIFAR_RESNETS:
         raise ZtwError(f"shortcut {shortcut!r}: only the CIFAR ResNets have it, not {arch}")
     if arch.startswith(TORCHVISION_PREFIX):
-        from ztw.models.torchvision_cut import (
-            cut,  # imports torchvision: seconds that most jobs need not spend
-        )
+        # imports torchvision: seconds that most jobs need not spend
+        from ztw.models.torchvision_cut import cut
 
         backbone = cut(arch, classes, channels, size, weights)
     else:

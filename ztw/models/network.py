@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -16,9 +16,8 @@ from ztw.exits.ensembles import Ensemble
 from ztw.exits.inference import ExitFunction, ExitResult, Route, infer
 from ztw.exits.rules import ExitRule
 from ztw.models.backbone import Backbone
-from ztw.models.heads import HEADS
-from ztw.models.operations import backbone_macs, stage_costs
-from ztw.study.names import placement_step
+from ztw.models.heads import HEADS, HeadOptions
+from ztw.models.placement import Placement, resolve_placement
 
 
 @dataclass(frozen=True)
@@ -40,10 +39,17 @@ IC_MODES: dict[str, IcMode] = {
     "cascade_detached": IcMode(cascade=True, detach=True),
     "boosted": IcMode(cascade=False, additive=True),
 }
+
+
+def ic_mode(name: str) -> IcMode:
+    """The mode of that name; raises ZtwError for one that is not in IC_MODES."""
+    if name not in IC_MODES:
+        raise unknown("IC mode", name, IC_MODES)
+    return IC_MODES[name]
+
+
 # F_k = f_k + t F_{k-1}: t of BoostNet (Yu et al. 2023, "prediction reweighting")
 BOOST_TEMPERATURE = 0.5
-
-Placement = str | Sequence[int] | Sequence[float]
 
 
 def boosted(logits: Tensor, previous: Tensor) -> Tensor:
@@ -54,8 +60,9 @@ def boosted(logits: Tensor, previous: Tensor) -> Tensor:
 class EarlyExitNetwork(nn.Module):
     """A backbone with K - 1 ICs; exit K is the backbone's own classifier.
 
-    placement: index of the block each head sits on, increasing. `ensemble` may be set to a fitted
-    Ensemble; `infer` then decides and answers with it, `forward` stays the single exits.
+    placement: index of the block each head sits on, increasing; ics: a name of IC_MODES, kept as
+    `mode_name`. `ensemble` may be set to a fitted Ensemble; `infer` then decides and answers with it,
+    `forward` stays the single exits. Raises ZtwError for an unknown mode.
     """
 
     def __init__(
@@ -65,8 +72,8 @@ class EarlyExitNetwork(nn.Module):
         self.backbone = backbone
         self.heads = nn.ModuleList(heads)
         self.placement = placement
-        self.ics = ics
-        self.mode = IC_MODES[ics]
+        self.mode_name = ics
+        self.mode = ic_mode(ics)
         self.ensemble: Ensemble | None = None
 
     @property
@@ -158,43 +165,6 @@ class EarlyExitNetwork(nn.Module):
         )
 
 
-def resolve_placement(backbone: Backbone, placement: Placement) -> tuple[int, ...]:
-    """Turn a placement into block indices.
-
-    placement: "all" = after every block; "every 3" = after every third; whole numbers = block indices
-    from 0; fractions in (0, 1] of the backbone's MACs = after the block whose cumulative cost is nearest.
-    Raises ZtwError for a block beyond the last, a fraction outside (0, 1], or two heads on one block.
-    """
-    blocks = len(backbone.stages)
-    if isinstance(placement, str):
-        step = placement_step(placement)
-        if step is None:
-            raise ZtwError(
-                f"placement {placement!r}: must be all, every <n>, block indices or fractions of the cost"
-            )
-        if step > blocks:
-            raise ZtwError(f"placement {placement!r}: {backbone.arch} has only {blocks} blocks")
-        return tuple(range(step - 1, blocks, step))
-    if not len(placement):
-        raise ZtwError("placement []: must name at least one block")
-    if all(isinstance(item, int) for item in placement):
-        chosen = [int(item) for item in placement]
-        for block in chosen:
-            if not 0 <= block < blocks:
-                raise ZtwError(f"placement {block}: {backbone.arch} has blocks 0..{blocks - 1}")
-    else:
-        done = stage_costs(backbone).cumsum(0) / backbone_macs(backbone)
-        for item in placement:
-            if not 0 < item <= 1:
-                raise ZtwError(f"placement {item}: a fraction of the backbone's cost must lie in (0, 1]")
-        chosen = [int((done - item).abs().argmin()) for item in placement]
-    if any(later <= earlier for earlier, later in pairwise(chosen)):
-        raise ZtwError(
-            f"placement {list(placement)}: means blocks {chosen} of {backbone.arch}, must be increasing"
-        )
-    return tuple(chosen)
-
-
 def build_network(
     backbone: Backbone,
     ics: str = "independent",
@@ -205,22 +175,18 @@ def build_network(
     """Put untrained ICs on a backbone.
 
     ics: a name of IC_MODES; head: a name of HEADS; placement: see `resolve_placement`;
-    head_options: pooling, width, layer_norm of the heads, see `ztw.heads.conv_head`.
-    Raises ZtwError for an unknown name or an impossible placement.
+    head_options: pooling, width, layer_norm of the heads, see `HeadOptions`.
+    Raises ZtwError for an unknown mode, head or option, and for an impossible placement.
     """
-    if ics not in IC_MODES:
-        raise unknown("IC training mode", ics, IC_MODES)
+    mode = ic_mode(ics)
     if head not in HEADS:
         raise unknown("head", head, HEADS)
+    options = HeadOptions.of(head_options)
     blocks = resolve_placement(backbone, placement)
+    classes, size = backbone.classes, backbone.input_shape[-1]
+    seen = [classes if mode.cascade and exit else 0 for exit in range(len(blocks))]
     heads = [
-        HEADS[head](
-            backbone.feature_shapes[block],
-            backbone.classes,
-            previous=backbone.classes if IC_MODES[ics].cascade and exit else 0,
-            image_size=backbone.input_shape[-1],
-            **head_options,
-        )
-        for exit, block in enumerate(blocks)
+        HEADS[head](backbone.feature_shapes[block], classes, previous, size, options)
+        for block, previous in zip(blocks, seen, strict=True)
     ]
     return EarlyExitNetwork(backbone, heads, blocks, ics).to(memory_format=torch.channels_last)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ztw.models.heads import MixedPool
+from ztw.models.pooling import MixedPool
 
 
 def _convolution(module: nn.Module, x: Tensor, y: Tensor) -> float:

@@ -1,11 +1,10 @@
-"""Trainings that change the trunk as well: jointly with all exits, or layer after layer.
-
-With `separate` (ztw.training.separate.train_ics) these are the regimes of Scardapane et al. 2020.
-"""
+"""Joint training: the backbone and all its exits together, on a weighted sum of the exits' losses."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import count
 
 import torch
 import torch.nn.functional as F
@@ -18,9 +17,8 @@ from ztw.models.network import EarlyExitNetwork
 from ztw.models.operations import backbone_macs, stage_costs
 from ztw.progress import Report
 from ztw.study.names import EXIT_WEIGHTS
-from ztw.training.loop import History, Recipe, compiled, make_optimizer, run_epochs
-
-REGIMES = ("separate", "layer_wise", "joint")
+from ztw.training.compiling import compiled
+from ztw.training.loop import History, Recipe, Step, Task, make_optimizer, run_epochs
 
 # share of the training that is done, in [0, 1] -> weight of every exit's loss (K,)
 Weights = Callable[[float], Tensor]
@@ -78,41 +76,55 @@ def rescaled_logits(network: EarlyExitNetwork, images: Tensor) -> list[Tensor]:
     return network.exit_logits(features, network.backbone.classifier(hidden).float())
 
 
+@dataclass(frozen=True)
+class JointLoss:
+    """What joint training minimises: the weighted sum of the exits' cross-entropies.
+
+    weights: of `exit_weights`; rescale_gradients: see `rescaled_logits`.
+    """
+
+    weights: Weights
+    rescale_gradients: bool = False
+
+
 def train_jointly(
     network: EarlyExitNetwork,
     data: Data,
     recipe: Recipe,
     seed: int,
-    weights: Weights,
-    rescale_gradients: bool = False,
+    loss: JointLoss,
     report: Report | None = None,
 ) -> History:
-    """Train trunk and ICs together in place, on a weighted sum of the exits' cross-entropies; ends in eval mode.
+    """Train backbone and ICs together in place; ends in eval mode.
 
-    weights: of `exit_weights`; rescale_gradients: see `rescaled_logits`. The history's accuracy is
-    that of the backbone's own exit. Raises ZtwError when the loss is not finite.
+    data: the training part, on the network's device; seed: of the order and the augmentation. The history's
+    accuracy is that of the backbone's own exit. Raises ZtwError when the loss is not finite.
     """
     total = max(1.0, recipe.epochs * -(-len(data) // recipe.batch_size))
-    steps = 0
+    network.requires_grad_(True).train()
+    step = _joint_step(network, recipe, loss, total)
+    task = Task([f"joint {network.mode_name}"], step, make_optimizer(network.parameters(), recipe))
+    (history,) = run_epochs(task, data, recipe, seed, report)
+    network.eval()
+    return history
+
+
+def _joint_step(network: EarlyExitNetwork, recipe: Recipe, loss: JointLoss, total: float) -> Step:
+    """The weighted sum as one loss; total: steps of the training, over which the weights may grow."""
 
     def all_logits(images: Tensor) -> list[Tensor]:
-        if rescale_gradients:
+        if loss.rescale_gradients:
             return rescaled_logits(network, images)
         return network.exit_logits(list(network.backbone.features(images)))
 
     forward = compiled(all_logits, recipe)
+    steps = count()
 
     def step(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        nonlocal steps
         with autocast(images.device, recipe.precision):
             outputs = forward(images)
         losses = torch.stack([F.cross_entropy(output, labels) for output in outputs])
-        weight = weights(min(1.0, steps / total)).to(losses)
-        steps += 1
-        return (weight * losses).sum()[None], (outputs[-1].argmax(-1) == labels).sum()[None]
+        weights = loss.weights(min(1.0, next(steps) / total)).to(losses)
+        return (weights * losses).sum()[None], (outputs[-1].argmax(-1) == labels).sum()[None]
 
-    network.requires_grad_(True).train()
-    optimizer = make_optimizer(network.parameters(), recipe)
-    (history,) = run_epochs(step, [f"joint {network.ics}"], data, optimizer, recipe, seed, report)
-    network.eval()
-    return history
+    return step

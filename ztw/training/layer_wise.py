@@ -3,15 +3,46 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from ztw.data.dataset import Data
-from ztw.device import autocast
 from ztw.models.network import EarlyExitNetwork
 from ztw.progress import Report
-from ztw.training.loop import History, Recipe, freeze, make_optimizer, run_epochs
+from ztw.training.loop import (
+    History,
+    Recipe,
+    Task,
+    cross_entropy_step,
+    freeze,
+    make_optimizer,
+    run_epochs,
+)
+
+
+def train_layer_wise(
+    network: EarlyExitNetwork, data: Data, recipe: Recipe, seed: int, report: Report | None = None
+) -> History:
+    """Train exit after exit in place, one phase each: the blocks since the last exit and the head.
+
+    What belongs to earlier exits is frozen then, and so it stays. The recipe's epochs are shared out over
+    the K phases, the schedule with them (Scardapane et al. 2020; cascaded inference 2019 fine-tunes so from a
+    trained backbone). Ends in eval mode; the history holds the epochs of all phases. Raises ZtwError when a
+    loss is not finite.
+    """
+    freeze(network)
+    history: History = []
+    phase = _phase(recipe, network.exits)
+    for exit, trained in enumerate(_parts(network)):
+        trained.requires_grad_(True).train()
+        name = f"exit {exit + 1}/{network.exits}"
+        step = cross_entropy_step(partial(network.logits_at, exit), recipe.precision)
+        task = Task([name], step, make_optimizer(trained.parameters(), phase))
+        (rows,) = run_epochs(task, data, phase, seed + exit, report)
+        history += [{**row, "epoch": len(history) + row["epoch"]} for row in rows]
+        freeze(trained)
+    return history
 
 
 def _phase(recipe: Recipe, exits: int) -> Recipe:
@@ -20,32 +51,7 @@ def _phase(recipe: Recipe, exits: int) -> Recipe:
     return dataclasses.replace(recipe, epochs=recipe.epochs / exits, milestones=milestones)
 
 
-def train_layer_wise(
-    network: EarlyExitNetwork, data: Data, recipe: Recipe, seed: int, report: Report | None = None
-) -> History:
-    """Train exit after exit in place: the blocks since the last exit and the head, all before them frozen.
-
-    The recipe's epochs are shared out over the K phases, the schedule with them (Scardapane et al. 2020;
-    cascaded inference 2019 fine-tunes so from a trained trunk). The history holds the epochs of all
-    phases. Raises ZtwError when a loss is not finite.
-    """
-    freeze(network)
-    history: History = []
-    for exit, segment in enumerate(network.segments()):
-        head = network.heads[exit] if exit < len(network.heads) else network.backbone.classifier
-        trained = nn.ModuleList([*segment, head])
-        trained.requires_grad_(True).train()
-        optimizer = make_optimizer(trained.parameters(), recipe)
-
-        def step(images: Tensor, labels: Tensor, exit: int = exit) -> tuple[Tensor, Tensor]:
-            with autocast(images.device, recipe.precision):
-                output = network.logits_at(exit, images)
-            return F.cross_entropy(output, labels)[None], (output.argmax(-1) == labels).sum()[None]
-
-        name = f"exit {exit + 1}/{network.exits}"
-        (part,) = run_epochs(
-            step, [name], data, optimizer, _phase(recipe, network.exits), seed + exit, report
-        )
-        history += [{**row, "epoch": len(history) + row["epoch"]} for row in part]
-        freeze(trained)
-    return history
+def _parts(network: EarlyExitNetwork) -> list[nn.ModuleList]:
+    """What each phase trains: the stages since the exit before, and what computes the exit."""
+    heads = [*network.heads, network.backbone.classifier]
+    return [nn.ModuleList([*stages, head]) for stages, head in zip(network.segments(), heads, strict=True)]

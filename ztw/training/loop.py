@@ -4,36 +4,35 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
-from typing import Any, Literal
+from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, OneCycleLR
 
 from ztw.data.dataset import Data, batches
+from ztw.device import autocast
 from ztw.errors import ZtwError, unknown
 from ztw.progress import Progress, Report
 
 SCHEDULES = ("one_cycle", "milestones")
 OPTIMIZERS = ("sgd", "adam")
-# Steps from which torch.compile earns back the minute it takes: measured on two CPU cores without AMX, where
-# it takes 5 to 11 % off a backbone's step (`make bench`). Counted, not timed: the same study compiles the
-# same trainings.
-WORTH_COMPILING = 4000
 
 
 @dataclass(frozen=True)
 class Recipe:
     """How to train: what the config's `backbone` and `ics` sections say.
 
-    epochs: passes over the data, the last may be a part of one; batch_size in images;
-    lr: the highest learning rate; milestones: epochs after which it is
-    multiplied by gamma; optimizer: "sgd" (with momentum) or "adam"; compile: whether
-    torch.compile builds the forward and backward pass first, "auto" = for backbones that train
-    WORTH_COMPILING steps or more, where it can.
+    epochs: passes over the data, the last may be a part of one; batch_size in images; lr: the highest
+    learning rate; schedule: one of SCHEDULES; milestones: epochs after which lr is multiplied by gamma;
+    precision: "fp32" or "bf16"; optimizer: one of OPTIMIZERS, momentum is of SGD; compile: whether
+    torch.compile builds the forward and backward pass first, "auto" = for a backbone where it is
+    `worth_compiling` and works.
     """
 
     epochs: float
@@ -55,36 +54,28 @@ History = list[dict[str, float]]
 Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-def compiled(
-    function: Callable[[Tensor], Any], recipe: Recipe, pays: bool = False, report: Report | None = None
-) -> Callable[[Tensor], Any]:
-    """A function of a batch of images, compiled where the recipe says so; pays: what its "auto" means here.
+@dataclass(frozen=True)
+class Task:
+    """What is trained.
 
-    Only for full batches: the last, smaller one would have it compiled again for any size, and slower.
-    Where compiling fails "auto" goes on without, after a line to `report`; otherwise ZtwError at the first
-    call.
+    names: what each of the M losses belongs to, for messages; step: computes them for a batch; optimizer: of
+    the weights that they train.
     """
-    auto = recipe.compile == "auto"
-    if not (pays if auto else recipe.compile):
-        return function
-    fast = torch.compile(function)
 
-    def call(images: Tensor) -> Any:
-        nonlocal fast
-        if len(images) != recipe.batch_size:
-            return function(images)
-        try:
-            return fast(images)
-        except torch._dynamo.exc.BackendCompilerFailed as error:
-            reason = f"compile: failed ({' '.join(str(error).split())[:160]}); it needs a C++ compiler"
-            if not auto:
-                raise ZtwError(f"{reason}, or set it to false") from error
-            if report is not None:
-                report(f"{reason}; training goes on without")
-            fast = function
-            return function(images)
+    names: Sequence[str]
+    step: Step
+    optimizer: torch.optim.Optimizer
 
-    return call
+
+def cross_entropy_step(forward: Callable[[Tensor], Tensor], precision: str) -> Step:
+    """The step of a single loss; forward: images (N, C, H, W) -> logits (N, classes)."""
+
+    def step(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        with autocast(images.device, precision):
+            logits = forward(images)
+        return F.cross_entropy(logits, labels)[None], (logits.argmax(-1) == labels).sum()[None]
+
+    return step
 
 
 def make_optimizer(parameters: Iterable[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
@@ -98,84 +89,94 @@ def make_optimizer(parameters: Iterable[nn.Parameter], recipe: Recipe) -> torch.
     raise unknown("optimizer", recipe.optimizer, OPTIMIZERS)
 
 
-def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) -> LRScheduler:
-    """The learning-rate schedule, stepped once a batch; steps: batches in an epoch."""
+def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, samples: int) -> LRScheduler:
+    """The learning-rate schedule, stepped once a batch; samples: of an epoch.
+
+    Raises ZtwError for a name that is not in SCHEDULES.
+    """
     if recipe.schedule == "one_cycle":
-        total = _total_steps(recipe, steps) + 1
+        total = total_steps(recipe, samples) + 1
         rising = 0.2 if total > 10 else 0.3  # torch divides by rising * total - 1
         return OneCycleLR(optimizer, recipe.lr, total_steps=total, pct_start=rising, cycle_momentum=False)
     if recipe.schedule == "milestones":
+        steps = steps_per_epoch(recipe, samples)
         at = [round(epoch * steps) for epoch in recipe.milestones]
         return MultiStepLR(optimizer, at, recipe.gamma)
     raise unknown("schedule", recipe.schedule, SCHEDULES)
 
 
 def run_epochs(
-    step: Step,
-    names: Sequence[str],
-    data: Data,
-    optimizer: torch.optim.Optimizer,
-    recipe: Recipe,
-    seed: int,
-    report: Report | None,
+    task: Task, data: Data, recipe: Recipe, seed: int, report: Report | None = None
 ) -> list[History]:
-    """The loop all trainings share; names: what each of the M losses belongs to."""
-    steps = sum(1 for size in _batch_sizes(len(data), recipe.batch_size) if size > 1 or len(data) == 1)
-    schedule = make_schedule(optimizer, recipe, steps)
+    """The epochs of a training; seed: of the order and the augmentation.
+
+    Returns a history for each of the task's losses. Raises ZtwError when one is not finite at the end of an
+    epoch.
+    """
+    steps, left = steps_per_epoch(recipe, len(data)), total_steps(recipe, len(data))
+    schedule = make_schedule(task.optimizer, recipe, len(data))
     generator = torch.Generator().manual_seed(seed)
-    left = _total_steps(recipe, steps)
     progress = Progress(left, report)
-    histories: list[History] = [[] for _ in names]
+    histories: list[History] = [[] for _ in task.names]
     for epoch in range(1, -(-left // steps) + 1):
-        started, seen = time.monotonic(), 0
-        total = torch.zeros(2, len(names), device=data.device)  # loss, right answers
-        lr = optimizer.param_groups[0]["lr"]
+        started, lr = time.monotonic(), task.optimizer.param_groups[0]["lr"]
         in_order = batches(data, recipe.batch_size, generator, augmented=True)
-        for images, labels in islice(in_order, left):
-            losses, right = step(images, labels)
-            optimizer.zero_grad(set_to_none=True)
-            losses.sum().backward()
-            optimizer.step()
-            schedule.step()
-            seen += len(labels)
-            total += torch.stack([losses.detach() * len(labels), right.float()])
-
-            def status(epoch: int = epoch, seen: int = seen, total: Tensor = total) -> str:
-                loss, right = (total / seen).mean(1).tolist()
-                return f"epoch {epoch}/{recipe.epochs:g}  loss {loss:.3f}  accuracy {100 * right:.1f} %"
-
-            progress.step(status)
+        for sums, seen in run_epoch(task, islice(in_order, left), schedule):
+            progress.step(partial(_status, epoch, recipe, sums, seen))
         left -= steps
-        for name, history, loss, accuracy in zip(names, histories, *(total / seen).tolist(), strict=True):
-            if not math.isfinite(loss):
-                raise ZtwError(
-                    f"{name}: the loss is {loss} in epoch {epoch}; lower lr (now {recipe.lr})"
-                    " or set precision to fp32"
-                )
-            seconds, now = round(time.monotonic() - started, 3), round(time.time(), 3)
-            history.append(
-                {
-                    "epoch": epoch,
-                    "loss": loss,
-                    "accuracy": accuracy,
-                    "lr": lr,
-                    "seconds": seconds,
-                    "finished": now,
-                }
-            )
+        means = (sums / seen).tolist()
+        ended = {"seconds": round(time.monotonic() - started, 3), "finished": round(time.time(), 3)}
+        for name, history, loss, accuracy in zip(task.names, histories, *means, strict=True):
+            _check_finite(name, loss, epoch, recipe)
+            history.append({"epoch": epoch, "loss": loss, "accuracy": accuracy, "lr": lr, **ended})
     return histories
 
 
-def _total_steps(recipe: Recipe, steps: int) -> int:
-    """Batches in the whole training; steps: in one epoch."""
-    return max(1, round(recipe.epochs * steps))
+def run_epoch(
+    task: Task, in_order: Iterable[tuple[Tensor, Tensor]], schedule: LRScheduler
+) -> Iterator[tuple[Tensor, int]]:
+    """One epoch, a batch (images, labels) at a time.
+
+    Yields after each step of the optimizer the sums since the epoch began: of the losses and of the right
+    answers (2, M), over the samples, and their number.
+    """
+    sums, seen = torch.zeros(2, len(task.names)), 0
+    for images, labels in in_order:
+        losses, right = task.step(images, labels)
+        task.optimizer.zero_grad(set_to_none=True)
+        losses.sum().backward()
+        task.optimizer.step()
+        schedule.step()
+        seen += len(labels)
+        sums = sums.to(losses.device) + torch.stack([losses.detach() * len(labels), right.float()])
+        yield sums, seen
 
 
-def _batch_sizes(count: int, batch_size: int) -> list[int]:
-    return [min(batch_size, count - start) for start in range(0, count, batch_size)]
+def _status(epoch: int, recipe: Recipe, sums: Tensor, seen: int) -> str:
+    loss, right = (sums / seen).mean(1).tolist()
+    return f"epoch {epoch}/{recipe.epochs:g}  loss {loss:.3f}  accuracy {100 * right:.1f} %"
 
 
-def freeze(backbone: nn.Module) -> None:
+def _check_finite(name: str, loss: float, epoch: int, recipe: Recipe) -> None:
+    if not math.isfinite(loss):
+        raise ZtwError(
+            f"{name}: the loss is {loss} in epoch {epoch}; lower lr (now {recipe.lr})"
+            " or set precision to fp32"
+        )
+
+
+def steps_per_epoch(recipe: Recipe, samples: int) -> int:
+    """Batches of an epoch; a last one of a single image is left out, which BatchNorm cannot use."""
+    whole, rest = divmod(samples, recipe.batch_size)
+    return whole + (rest > 1 or samples == 1)
+
+
+def total_steps(recipe: Recipe, samples: int) -> int:
+    """Batches of the training, at least one."""
+    return max(1, round(recipe.epochs * steps_per_epoch(recipe, samples)))
+
+
+def freeze(module: nn.Module) -> None:
     """No gradients, and eval mode: BatchNorm's statistics and dropout stand still."""
-    backbone.eval()
-    backbone.requires_grad_(False)
+    module.eval()
+    module.requires_grad_(False)

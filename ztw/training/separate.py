@@ -14,13 +14,13 @@ from ztw.errors import ZtwError
 from ztw.models.backbone import Backbone
 from ztw.models.network import EarlyExitNetwork
 from ztw.progress import Report
+from ztw.training.compiling import compiled, worth_compiling
 from ztw.training.loop import (
-    WORTH_COMPILING,
     History,
     Recipe,
-    _batch_sizes,
-    _total_steps,
-    compiled,
+    Step,
+    Task,
+    cross_entropy_step,
     freeze,
     make_optimizer,
     run_epochs,
@@ -35,18 +35,11 @@ def train_backbone(
     data: the training part, on the backbone's device; seed: of the order and the augmentation.
     Raises ZtwError when the loss is not finite at the end of an epoch.
     """
-
-    steps = _total_steps(recipe, len(_batch_sizes(len(data), recipe.batch_size)))
-    forward = compiled(backbone, recipe, steps >= WORTH_COMPILING, report)
-
-    def step(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        with autocast(images.device, recipe.precision):
-            logits = forward(images)
-        return F.cross_entropy(logits, labels)[None], (logits.argmax(-1) == labels).sum()[None]
-
+    forward = compiled(backbone, recipe, worth_compiling(recipe, len(data)), report)
+    step = cross_entropy_step(forward, recipe.precision)
     backbone.train()
-    optimizer = make_optimizer(backbone.parameters(), recipe)
-    (history,) = run_epochs(step, ["backbone"], data, optimizer, recipe, seed, report)
+    task = Task(["backbone"], step, make_optimizer(backbone.parameters(), recipe))
+    (history,) = run_epochs(task, data, recipe, seed, report)
     backbone.eval()
     return history
 
@@ -72,10 +65,20 @@ def train_ics(
         network.train()
     freeze(backbone)
     parameters = [parameter for network in networks for parameter in network.heads.parameters()]
+    names = [f"ICs {network.mode_name}" for network in networks]
+    task = Task(names, _ics_step(networks, recipe), make_optimizer(parameters, recipe))
+    histories = run_epochs(task, data, recipe, seed, report)
+    for network in networks:
+        network.eval()
+    return histories
+
+
+def _ics_step(networks: Sequence[EarlyExitNetwork], recipe: Recipe) -> Step:
+    """A loss per network: the sum over its ICs, on features that are computed once."""
 
     def all_logits(images: Tensor) -> list[list[Tensor]]:
         with torch.no_grad():
-            features = list(backbone.features(images))
+            features = list(networks[0].backbone.features(images))
         return [network.ic_logits(features) for network in networks]
 
     forward = compiled(all_logits, recipe)
@@ -87,9 +90,4 @@ def train_ics(
         right = [(output[-1].argmax(-1) == labels).sum() for output in outputs]
         return torch.stack(losses), torch.stack(right)
 
-    names = [f"ICs {network.ics}" for network in networks]
-    optimizer = make_optimizer(parameters, recipe)
-    histories = run_epochs(step, names, data, optimizer, recipe, seed, report)
-    for network in networks:
-        network.eval()
-    return histories
+    return step

@@ -1,0 +1,62 @@
+"""Where the heads of a network sit: after which blocks of its backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from ztw.errors import ZtwError
+from ztw.models.backbone import Backbone
+from ztw.models.operations import backbone_macs, stage_costs
+from ztw.study.names import placement_step
+
+Placement = str | Sequence[int] | Sequence[float]
+
+
+def resolve_placement(backbone: Backbone, placement: Placement) -> tuple[int, ...]:
+    """Turn a placement into block indices.
+
+    placement: "all" = after every block; "every 3" = after every third; whole numbers = block indices
+    from 0; fractions in (0, 1] of the backbone's MACs = after the block whose cumulative cost is nearest.
+    Raises ZtwError for a block beyond the last, a fraction outside (0, 1], or two heads on one block.
+    """
+    if isinstance(placement, str):
+        return _every_so_often(backbone, placement)
+    if not len(placement):
+        raise ZtwError("placement []: must name at least one block")
+    if all(isinstance(item, int) for item in placement):
+        chosen = _by_index(backbone, placement)
+    else:
+        chosen = _by_cost(backbone, placement)
+    if any(later <= earlier for earlier, later in pairwise(chosen)):
+        raise ZtwError(
+            f"placement {list(placement)}: means blocks {chosen} of {backbone.arch}, must be increasing"
+        )
+    return tuple(chosen)
+
+
+def _every_so_often(backbone: Backbone, placement: str) -> tuple[int, ...]:
+    step, blocks = placement_step(placement), len(backbone.stages)
+    if step is None:
+        raise ZtwError(
+            f"placement {placement!r}: must be all, every <n>, block indices or fractions of the cost"
+        )
+    if step > blocks:
+        raise ZtwError(f"placement {placement!r}: {backbone.arch} has only {blocks} blocks")
+    return tuple(range(step - 1, blocks, step))
+
+
+def _by_index(backbone: Backbone, placement: Sequence[float]) -> list[int]:
+    blocks = len(backbone.stages)
+    for block in placement:
+        if not 0 <= block < blocks:
+            raise ZtwError(f"placement {block}: {backbone.arch} has blocks 0..{blocks - 1}")
+    return [int(block) for block in placement]
+
+
+def _by_cost(backbone: Backbone, placement: Sequence[float]) -> list[int]:
+    done = stage_costs(backbone).cumsum(0) / backbone_macs(backbone)
+    for item in placement:
+        if not 0 < item <= 1:
+            raise ZtwError(f"placement {item}: a fraction of the backbone's cost must lie in (0, 1]")
+    return [int((done - item).abs().argmin()) for item in placement]
