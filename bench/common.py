@@ -15,7 +15,7 @@ from torchvision import transforms
 import ztw
 from ztw.data.decoded import ImageSet
 from ztw.device import pick_device
-from ztw.models.network import Placement
+from ztw.models.placement import Placement
 
 
 class OneByOne(Dataset):
@@ -58,13 +58,13 @@ def random_logits(exits: int, samples: int, classes: int) -> tuple[Tensor, Tenso
 @torch.no_grad()
 def busy_network(
     backbone: ztw.Backbone,
-    ics: str = "independent",
+    mode: str = "independent",
     placement: Placement = "all",
     head: str = "conv",
 ) -> ztw.EarlyExitNetwork:
     """Exits on a backbone, in eval mode, so confident now and then that samples leave at every one."""
     torch.manual_seed(0)
-    network = ztw.build_network(backbone, ics, head, placement=placement)
+    network = ztw.build_network(backbone, mode, head, placement=placement)
     images = torch.randn(64, *backbone.input_shape)
     backbone.train()
     backbone(images)  # BatchNorm statistics of its own

@@ -1,4 +1,4 @@
-"""Shared fixtures: small networks and logits with a known shape."""
+"""What tests share: small networks, images that can be learned, and logits with a known shape."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 import ztw
-from ztw.models.network import Placement
+from ztw.data.decoded import ImageSet
+from ztw.models.placement import Placement
 
 
 @pytest.fixture(autouse=True)
@@ -34,11 +36,14 @@ def cost() -> torch.Tensor:
     return torch.tensor([1.0, 2.0, 4.0, 8.0], dtype=torch.float64)
 
 
-def small_network(ics: str = "independent", placement: Placement = "all") -> ztw.EarlyExitNetwork:
-    """A resnet8 for 10x10 grey images and 5 classes, in eval mode, with BatchNorm statistics of its own."""
+def small_network(mode: str = "independent", placement: Placement = "all") -> ztw.EarlyExitNetwork:
+    """A resnet8 for 10x10 grey images and 5 classes, in eval mode, with BatchNorm statistics of its own.
+
+    Its answers are diverse and confident, so that samples leave everywhere.
+    """
     torch.manual_seed(3)
     backbone = ztw.build_backbone("resnet8", classes=5, channels=1, size=10)
-    network = ztw.build_network(backbone, ics, placement=placement)
+    network = ztw.build_network(backbone, mode, placement=placement)
     images = torch.randn(64, 1, 10, 10)
     with torch.no_grad():
         for _ in range(3):
@@ -46,10 +51,34 @@ def small_network(ics: str = "independent", placement: Placement = "all") -> ztw
         network.eval()
         linears: list[Any] = [head.linear for head in network.heads]
         linears += list(backbone.classifier.children())[-1:]
-        for exit, linear in enumerate(
-            linears
-        ):  # diverse, confident answers, so that samples leave everywhere
+        for exit, linear in enumerate(linears):
             logits = network(images)[exit]
             linear.weight.mul_(2.5 / (logits - logits.mean(0)).std())
             linear.bias.sub_(network(images)[exit].mean(0))
     return network
+
+
+def pixel_network(mode: str) -> ztw.EarlyExitNetwork:
+    """Three stages and heads that change nothing: the logits of every exit are the image's pixels."""
+    stages = [nn.Sequential(nn.Flatten(), nn.Identity()), nn.Identity(), nn.Identity()]
+    backbone = ztw.Backbone("toy", stages, nn.Identity(), (1, 1, 4))
+    heads = [nn.Identity() for _ in range(3)]
+    return ztw.EarlyExitNetwork(backbone, heads, (0, 1, 2), mode)
+
+
+def stripes(count: int = 128) -> ImageSet:
+    """Grey 10x10 images of five classes, told apart by where a bright row is."""
+    labels = torch.arange(count) % 5
+    images = torch.randint(60, (count, 1, 10, 10), generator=torch.Generator().manual_seed(0))
+    images[torch.arange(count), 0, 2 * labels] = 250
+    return ImageSet(images.byte(), labels, 5, (0.3,), (0.3,))
+
+
+def state_of(module: nn.Module) -> dict[str, Tensor]:
+    """A copy of a module's weights and buffers."""
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def same(before: dict[str, Tensor], after: dict[str, Tensor]) -> bool:
+    """Whether two states are equal to the last bit."""
+    return all(torch.equal(before[name], after[name]) for name in before)

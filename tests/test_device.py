@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 import ztw
-from ztw.device import keep_freed_memory, pick_device, resolve_precision
+from ztw.device import keep_freed_memory, make_reproducible, pick_device, resolve_precision
 
 
 def test_precision_and_device():
@@ -36,6 +37,20 @@ def test_precision_and_device():
 def test_auto_is_bf16_only_where_that_is_faster(monkeypatch, known, precision):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known)
     assert resolve_precision("auto", torch.device("cpu")) == precision
+
+
+def test_make_reproducible(monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    try:
+        make_reproducible(2)
+        assert torch.get_num_threads() == 2
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.is_deterministic_algorithms_warn_only_enabled(), (
+            "where there is none, it computes all the same"
+        )
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8", "what a user has set stays"
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 FAULTS = """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import small_network
+from conftest import small_network, stripes
 
 import ztw
 from ztw.evaluation.predictions import predict
@@ -32,8 +32,6 @@ def test_infer_is_sweep_on_the_gpu():
 
 
 def test_training_on_the_gpu():
-    from test_training import stripes
-
     data = stripes().to(torch.device("cuda"))
     torch.manual_seed(0)
     backbone = ztw.build_backbone("resnet8", 5, 1, 10).cuda()

@@ -235,22 +235,3 @@ def test_torchvision_is_imported_only_when_needed():
 def test_cut_is_what_build_backbone_calls():
     with pytest.raises(ztw.ZtwError, match=r"unknown torchvision model"):
         cut("torchvision/alexnet", 10, 3, 64)
-
-
-def test_pad_shortcut():
-    backbone = ztw.build_backbone("resnet8", shortcut="pad")
-    shortcut = backbone.stages[1].shortcut
-    assert isinstance(shortcut, nn.Module)
-    x = torch.randn(2, 16, 5, 6)
-    out = shortcut(x)
-    assert out.shape == (2, 32, 3, 3)
-    torch.testing.assert_close(out[:, 8:24], x[:, :, ::2, ::2])
-    assert not out[:, :8].any()
-    assert not out[:, 24:].any()
-
-
-@pytest.mark.usefixtures("uninitialised")
-@pytest.mark.parametrize(("depth", "count"), [(20, 269_722), (56, 853_018), (110, 1_727_962)])
-def test_parameters_of_the_published_cifar_resnets(depth, count):
-    backbone = ztw.build_backbone(f"resnet{depth}", shortcut="pad")  # 0.27 M, 0.85 M, 1.7 M in He et al. 2016
-    assert sum(parameter.numel() for parameter in backbone.parameters()) == count

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ztw.models.heads import MixedPool, pooling_matrix
+from ztw.models.pooling import MixedPool, pooling_matrix
 
 
 @pytest.mark.parametrize(("size", "target"), [(28, 4), (14, 4), (7, 4), (5, 2), (4, 4), (3, 3)])

@@ -1,0 +1,102 @@
+"""The early-exit network: what an exit sees of the one before, what reaches whom, what may be asked for."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import pixel_network, small_network
+
+import ztw
+from ztw.device import autocast
+from ztw.models.network import BOOST_TEMPERATURE
+
+
+@pytest.mark.parametrize(("mode", "reaches"), [("cascade", True), ("cascade_detached", False)])
+def test_where_the_cascade_sends_its_gradient(mode, reaches):
+    network = small_network(mode)
+    features = list(network.backbone.features(torch.randn(8, 1, 10, 10)))
+    features = [feature.detach() for feature in features]
+    outputs = network.ic_logits(features)
+    network.zero_grad()
+    outputs[1].square().sum().backward()  # the second IC's loss alone
+    first = [parameter.grad for parameter in network.heads[0].parameters()]
+    assert any(grad is not None and grad.abs().sum() > 0 for grad in first) is reaches
+    assert all(parameter.grad is not None for parameter in network.heads[1].parameters())
+
+
+def test_a_cascade_uses_the_previous_logits():
+    network = small_network("cascade_detached")
+    features = [f.detach() for f in network.backbone.features(torch.randn(8, 1, 10, 10))]
+    before = network.ic_logits(features)[2]
+    with torch.no_grad():
+        network.heads[1].linear.bias.add_(1)  # type: ignore[union-attr, operator]
+    assert not torch.allclose(before, network.ic_logits(features)[2])
+
+
+def test_boosted_exits_add_to_half_of_the_one_before_without_gradient():
+    network, images = pixel_network("boosted"), torch.randn(3, 1, 1, 4, requires_grad=True)
+    pixels = images.flatten(1)
+    logits = network(images)
+    factor, t = 0.0, BOOST_TEMPERATURE
+    for exit in range(4):
+        factor = 1 + t * factor
+        torch.testing.assert_close(logits[exit], factor * pixels)
+        (gradient,) = torch.autograd.grad(logits[exit].sum(), images, retain_graph=True)
+        torch.testing.assert_close(gradient, torch.ones_like(images), msg="only the exit's own part")
+
+
+@pytest.mark.parametrize("mode", list(ztw.IC_MODES))
+def test_logits_at_an_exit_are_those_of_all_exits(mode):
+    network, images = small_network(mode), torch.randn(3, 1, 10, 10)
+    with torch.no_grad():
+        logits = network(images)
+        for exit in range(network.exits):
+            torch.testing.assert_close(network.logits_at(exit, images), logits[exit], atol=1e-4, rtol=1e-4)
+
+
+def test_logits_are_float32_under_bf16():
+    network = small_network()
+    with autocast(torch.device("cpu"), "bf16"), torch.no_grad():
+        logits = network(torch.randn(4, 1, 10, 10))
+    assert logits.dtype == torch.float32
+    assert not torch.equal(logits, logits.bfloat16().float()), "more than bfloat16's eight bits"
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (
+            {"ics": "cascaded"},
+            "unknown IC mode 'cascaded'; known: independent, cascade, cascade_detached, boosted",
+        ),
+        ({"head": "mlp"}, "unknown head 'mlp'; known: conv, pool"),
+        ({"pooling": "min"}, "unknown pooling 'min'; known: mixed, avg, max"),
+        ({"depth": 2}, "unknown head option 'depth'; known: pooling, width, layer_norm"),
+    ],
+)
+def test_what_is_unknown_is_named(asked, message):
+    with pytest.raises(ztw.ZtwError) as caught:
+        ztw.build_network(ztw.build_backbone("resnet8"), **asked)
+    assert str(caught.value) == message
+
+
+def test_a_network_of_an_unknown_mode_is_refused():
+    with pytest.raises(ztw.ZtwError, match="unknown IC mode 'joint'"):
+        ztw.EarlyExitNetwork(ztw.build_backbone("resnet8"), [], (), "joint")
+
+
+@pytest.mark.parametrize("mode", list(ztw.IC_MODES))
+def test_a_network_knows_its_mode_by_name(mode):
+    network = small_network(mode)
+    assert network.mode_name == mode
+    assert network.mode == ztw.IC_MODES[mode]
+
+
+def test_head_options_reach_every_head():
+    backbone = ztw.build_backbone("resnet8", 5, 1, 10)
+    network = ztw.build_network(backbone, "cascade", pooling="max", width=0.5, layer_norm=True)
+    kinds = [{type(module) for module in head.modules()} for head in network.heads]
+    assert all(torch.nn.AdaptiveMaxPool2d in kind for kind in kinds)
+    assert [torch.nn.LayerNorm in kind for kind in kinds] == [False, True, True], "the first sees no logits"
+    convolutions = [module for module in network.heads.modules() if isinstance(module, torch.nn.Conv2d)]
+    assert [convolution.out_channels for convolution in convolutions] == [8, 16, 32]

@@ -1,0 +1,109 @@
+"""Backbone and exits trained together: the exits' weights, and the gradients that reach the backbone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import pixel_network, same, small_network, state_of, stripes
+
+import ztw
+from ztw.data.decoded import ImageSet
+from ztw.models.operations import stage_costs
+from ztw.training.joint import JointLoss, exit_weights, rescaled_logits, scale_gradient, train_jointly
+from ztw.training.loop import Recipe
+
+RECIPE = Recipe(epochs=4, batch_size=32, lr=0.01, weight_decay=1e-4, optimizer="adam")
+
+
+def test_exit_weights_by_hand():
+    network = small_network(placement=[0, 2])
+    assert exit_weights(network, "uniform")(0.3).tolist() == [1, 1, 1]
+    torch.testing.assert_close(exit_weights(network, "depth")(0.3), torch.tensor([1.0, 2.0, 3.0]) / 6)
+    assert exit_weights(network, [0.5, 0, 2])(0.3).tolist() == [0.5, 0, 2]
+    growing = exit_weights(network, "growing")
+    costs = stage_costs(network.backbone).cumsum(0) / ztw.backbone_macs(network.backbone)
+    first, last = growing(0.0), growing(1.0)
+    torch.testing.assert_close(first, torch.tensor([0.01, 0.01, 1.0]))
+    torch.testing.assert_close(last, torch.tensor([float(costs[0]), float(costs[2]), 1.0]))
+    torch.testing.assert_close(growing(0.5), (first + last) / 2)
+    asked = exit_weights(network, "growing", [0.15, 0.9])(1.0)
+    torch.testing.assert_close(asked, torch.tensor([0.15, 0.9, 1.0]))
+
+
+def test_unknown_weights_are_refused():
+    network = small_network(placement=[0, 2])
+    with pytest.raises(ztw.ZtwError, match="unknown exit_weights 'deep'; known: uniform, depth, growing"):
+        exit_weights(network, "deep")
+    with pytest.raises(ztw.ZtwError, match="exit_weights: 2 numbers, the network has 3 exits"):
+        exit_weights(network, [1.0, 2.0])
+
+
+def test_scale_gradient_changes_the_gradient_only():
+    x = torch.tensor([1.5, -2.0], requires_grad=True)
+    y = scale_gradient(x, 0.25)
+    assert torch.equal(y, x)
+    y.sum().backward()
+    assert x.grad is not None
+    assert x.grad.tolist() == [0.25, 0.25]
+
+
+def test_every_exit_sends_an_equal_share_of_the_gradient():
+    network = pixel_network("independent")
+    images = torch.randn(2, 1, 1, 4, requires_grad=True)
+    outputs = rescaled_logits(network, images)
+    assert len(outputs) == 4
+    for output in outputs:  # K = 4 exits, each a quarter
+        (gradient,) = torch.autograd.grad(output.sum(), images, retain_graph=True)
+        torch.testing.assert_close(gradient, torch.full_like(images, 0.25))
+
+
+def test_rescaling_changes_no_answer():
+    network = small_network("boosted")
+    images = torch.randn(4, 1, 10, 10)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.stack(rescaled_logits(network, images)), network(images))
+
+
+@pytest.mark.parametrize("mode", list(ztw.IC_MODES))
+@pytest.mark.parametrize("rescale", [False, True])
+def test_joint_training_learns_with_the_backbone(mode, rescale):
+    torch.manual_seed(0)
+    network = ztw.build_network(ztw.build_backbone("resnet8", 5, 1, 10), mode)
+    backbone, heads = state_of(network.backbone), state_of(network.heads)
+    loss = JointLoss(exit_weights(network, "growing"), rescale)
+    history = train_jointly(network, stripes(), RECIPE, 1, loss)
+    assert history[-1]["loss"] < history[0]["loss"]
+    assert history[-1]["accuracy"] > 0.4
+    assert not same(backbone, state_of(network.backbone))
+    assert not same(heads, state_of(network.heads))
+    assert not network.training
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(2, 8), (1.5, 6)])
+def test_weights_grow_with_the_steps_of_the_training(epochs, steps):
+    asked: list[float] = []
+
+    def weights(done: float) -> torch.Tensor:
+        asked.append(done)
+        return torch.tensor([1.0, 2.0])
+
+    network = small_network(placement=[1])
+    train_jointly(network, stripes(), Recipe(epochs, 32, 0.01, 0.0), 1, JointLoss(weights))
+    assert asked == pytest.approx([step / steps for step in range(steps)])
+
+
+def test_the_loss_is_the_weighted_sum_of_the_exits():
+    network = pixel_network("independent")
+    network.heads[0] = torch.nn.Linear(4, 4)  # something to train, at a rate that changes nothing
+    images, labels = torch.zeros(4, 1, 1, 4, dtype=torch.uint8), torch.arange(4)
+    data = ImageSet(images, labels, 4, (0.0,), (1.0,))
+    with torch.no_grad():
+        logits = network(torch.zeros(4, 1, 1, 4))
+    losses = [torch.nn.functional.cross_entropy(exit, labels).item() for exit in logits]
+    weights = torch.tensor([0.5, 0.0, 1.0, 3.0])
+    recipe = Recipe(1, 4, 1e-30, 0.0)
+    (row,) = train_jointly(network, data, recipe, 1, JointLoss(lambda done: weights))
+    assert row["loss"] == pytest.approx(
+        sum(w * loss for w, loss in zip(weights.tolist(), losses, strict=True))
+    )
+    assert row["accuracy"] == 0.25

@@ -1,0 +1,81 @@
+"""A backbone alone, and ICs on a frozen one: what learns, and what stands still."""
+
+from __future__ import annotations
+
+import torch
+from conftest import same, small_network, state_of, stripes
+from torch import nn
+
+import ztw
+from ztw.evaluation.predictions import predict
+from ztw.training.loop import Recipe
+from ztw.training.separate import train_backbone, train_ics
+
+RECIPE = Recipe(epochs=2, batch_size=32, lr=0.05, weight_decay=1e-4)
+
+
+def test_a_backbone_learns_and_repeats_itself():
+    def run():
+        torch.manual_seed(0)
+        backbone = ztw.build_backbone("resnet8", 5, 1, 10)
+        history = train_backbone(backbone, stripes(), Recipe(4, 32, 0.1, 1e-4, schedule="one_cycle"), seed=1)
+        return backbone, history
+
+    (first, history), (second, again) = run(), run()
+    assert history[-1]["loss"] < 0.5 * history[0]["loss"]
+    assert [row["epoch"] for row in history] == [1, 2, 3, 4]
+    assert [row["loss"] for row in history] == [row["loss"] for row in again]
+    assert same(state_of(first), state_of(second))
+    assert not first.training
+
+
+class Dropping(nn.Module):
+    """A stage with BatchNorm and dropout, which both must stand still."""
+
+    def __init__(self, stage: nn.Module) -> None:
+        super().__init__()
+        self.stage, self.norm, self.drop = stage, nn.BatchNorm2d(16), nn.Dropout(0.5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.drop(self.norm(self.stage(x)))
+
+
+def test_the_frozen_backbone_stands_still():
+    network = small_network("cascade_detached")
+    network.backbone.stages[0] = Dropping(network.backbone.stages[0])
+    images = torch.randn(8, 1, 10, 10)
+    backbone, heads = state_of(network.backbone), state_of(network.heads)
+    answer = network.backbone.eval()(images)
+    train_ics([network], stripes(), RECIPE, seed=0)
+    assert same(backbone, state_of(network.backbone)), "neither weights nor BatchNorm statistics may change"
+    assert torch.equal(network.backbone(images), answer), "and dropout must be off"
+    assert not any(parameter.requires_grad for parameter in network.backbone.parameters())
+    assert not any(torch.equal(heads[name], value) for name, value in state_of(network.heads).items())
+
+
+def test_sets_trained_together_are_what_they_are_alone():
+    def networks(names):
+        torch.manual_seed(3)
+        backbone = ztw.build_backbone("resnet8", 5, 1, 10).eval()
+        built = []
+        for name in names:
+            torch.manual_seed(4)
+            built.append(ztw.build_network(backbone, name))
+        return built
+
+    together = networks(["independent", "cascade_detached"])
+    train_ics(together, stripes(), RECIPE, seed=5)
+    for index, name in enumerate(["independent", "cascade_detached"]):
+        (alone,) = networks([name])
+        train_ics([alone], stripes(), RECIPE, seed=5)
+        assert same(state_of(alone.heads), state_of(together[index].heads))
+
+
+def test_ics_learn_better_than_chance():
+    network = small_network()
+    images = stripes()
+    (history,) = train_ics([network], images, Recipe(8, 32, 0.01, 0.0), seed=0)
+    (logits,), labels = predict([network], images)
+    assert history[-1]["loss"] < history[0]["loss"]
+    assert ztw.exit_accuracy(logits, labels)[:-1].min() > 0.5
+    assert torch.equal(labels, images.labels)
