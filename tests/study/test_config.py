@@ -19,7 +19,7 @@ from ztw.device import PRECISIONS
 from ztw.exits.rules import ThresholdRule
 from ztw.exits.thresholds import THRESHOLDS
 from ztw.models.cifar import SHORTCUTS
-from ztw.models.heads import POOLINGS
+from ztw.models.pooling import POOLINGS
 from ztw.study.config import check_study, read_config
 from ztw.study.facts import DATASETS
 from ztw.study.names import ARCHS, ENSEMBLE_KINDS, NO_THRESHOLD, blocks

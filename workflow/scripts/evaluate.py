@@ -1,6 +1,6 @@
 from typing import TYPE_CHECKING
 
-from ztw.device import use_threads
+from ztw.device import make_reproducible
 from ztw.jobs.cell import CellFiles, CellNetworks
 from ztw.jobs.evaluate import evaluate
 from ztw.progress import job_log
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 params = snakemake.params
 with job_log(snakemake.log[0], snakemake.rule, snakemake.wildcards) as report:
-    use_threads(snakemake.threads)
+    make_reproducible(snakemake.threads)
     output = snakemake.output
     evaluate(
         networks=CellNetworks(

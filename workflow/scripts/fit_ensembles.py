@@ -1,6 +1,6 @@
 from typing import TYPE_CHECKING
 
-from ztw.device import use_threads
+from ztw.device import make_reproducible
 from ztw.jobs.fit_ensembles import fit_ensembles
 from ztw.progress import job_log
 from ztw.study.settings import EnsembleSettings
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 params = snakemake.params
 with job_log(snakemake.log[0], snakemake.rule, snakemake.wildcards) as report:
-    use_threads(snakemake.threads)
+    make_reproducible(snakemake.threads)
     fit_ensembles(
         ensembles={name: EnsembleSettings(**fitted) for name, fitted in params.fitted.items()},
         predictions={

@@ -1,6 +1,6 @@
 from typing import TYPE_CHECKING
 
-from ztw.device import use_threads
+from ztw.device import make_reproducible
 from ztw.jobs.cell import CellFiles, CellNetworks
 from ztw.jobs.measure_latency import LatencyPlan, measure_latency
 from ztw.progress import job_log
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 params = snakemake.params
 with job_log(snakemake.log[0], snakemake.rule, snakemake.wildcards) as report:
-    use_threads(snakemake.threads)
+    make_reproducible(snakemake.threads)
     measure_latency(
         networks=CellNetworks(
             cell=Cell.of(snakemake.wildcards),

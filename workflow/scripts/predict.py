@@ -1,7 +1,7 @@
 from itertools import product
 from typing import TYPE_CHECKING
 
-from ztw.device import use_threads
+from ztw.device import make_reproducible
 from ztw.jobs.cell import CellFiles, CellNetworks
 from ztw.jobs.predict import predict
 from ztw.progress import job_log
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 params = snakemake.params
 with job_log(snakemake.log[0], snakemake.rule, snakemake.wildcards) as report:
-    use_threads(snakemake.threads)
+    make_reproducible(snakemake.threads)
     predict(
         networks=CellNetworks(
             cell=Cell.of(snakemake.wildcards),

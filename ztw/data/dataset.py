@@ -54,10 +54,3 @@ def batch_indices(count: int, batch_size: int, generator: torch.Generator | None
     for indices in order.split(batch_size):
         if generator is None or len(indices) > 1 or count == 1:
             yield indices
-
-
-def batches(
-    data: Data, batch_size: int, generator: torch.Generator | None = None, augmented: bool = False
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """See `Data.batches`."""
-    return data.batches(batch_size, generator, augmented)

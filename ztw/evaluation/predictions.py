@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ztw.data.dataset import Data, batches
+from ztw.data.dataset import Data
 from ztw.device import autocast
 from ztw.models.network import EarlyExitNetwork
 from ztw.progress import Progress, Report
@@ -34,7 +34,7 @@ def predict(
     seen: list[Tensor] = []
     for network in networks:
         network.eval()
-    for images, labels in batches(data, batch_size, generator, augmented=generator is not None):
+    for images, labels in data.batches(batch_size, generator, augmented=generator is not None):
         with autocast(images.device, precision):
             features = list(backbone.features(images))
             final = backbone.classifier(features[-1]).float()

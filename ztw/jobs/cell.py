@@ -128,9 +128,7 @@ class CellNetworks:
         """(logits (K, N, C), labels (N,)) of an IC set's single exits on a split."""
         return read_predictions(self.files.predictions[name, split])
 
-    def answers(
-        self, network: EarlyExitNetwork, method: MethodSettings, split: str
-    ) -> tuple[Tensor, Tensor]:
+    def answers(self, network: EarlyExitNetwork, method: MethodSettings, split: str) -> tuple[Tensor, Tensor]:
         """(logits (K, N, C), labels (N,)) a method decides and answers with: ensembled if it has an ensemble."""
         logits, labels = self.predictions(method.ics, split)
         return (network.ensemble(logits) if network.ensemble else logits), labels

@@ -36,9 +36,7 @@ def train_ics(
             save_ics(networks, name, network, history, computing, outputs[name])
 
 
-def _by_recipe(
-    networks: CellNetworks, names: Iterable[str], computing: Computing
-) -> dict[Recipe, list[str]]:
+def _by_recipe(networks: CellNetworks, names: Iterable[str], computing: Computing) -> dict[Recipe, list[str]]:
     groups: dict[Recipe, list[str]] = {}
     for name in names:
         groups.setdefault(computing.recipe(networks.sets[name]), []).append(name)

@@ -9,7 +9,7 @@ from ztw.jobs.cell import CellNetworks
 from ztw.jobs.training import Computing, save_ics
 from ztw.progress import Report
 from ztw.study.settings import DataSettings, HardwareSettings
-from ztw.training.joint import exit_weights, train_jointly
+from ztw.training.joint import JointLoss, exit_weights, train_jointly
 from ztw.training.layer_wise import train_layer_wise
 
 
@@ -31,5 +31,6 @@ def train_network(
         history = train_layer_wise(network, training, recipe, seed, report)
     else:
         weights = exit_weights(network, ics.exit_weights, ics.asked_shares)
-        history = train_jointly(network, training, recipe, seed, weights, ics.rescale_gradients, report)
+        loss = JointLoss(weights, ics.rescale_gradients)
+        history = train_jointly(network, training, recipe, seed, loss, report)
     save_ics(networks, name, network, history, computing, output)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, OneCycleLR
 
-from ztw.data.dataset import Data, batches
+from ztw.data.dataset import Data
 from ztw.device import autocast
 from ztw.errors import ZtwError, unknown
 from ztw.progress import Progress, Report
@@ -120,7 +120,7 @@ def run_epochs(
     histories: list[History] = [[] for _ in task.names]
     for epoch in range(1, -(-left // steps) + 1):
         started, lr = time.monotonic(), task.optimizer.param_groups[0]["lr"]
-        in_order = batches(data, recipe.batch_size, generator, augmented=True)
+        in_order = data.batches(recipe.batch_size, generator, augmented=True)
         for sums, seen in run_epoch(task, islice(in_order, left), schedule):
             progress.step(partial(_status, epoch, recipe, sums, seen))
         left -= steps
