@@ -125,16 +125,18 @@ def test_infer_is_sweep_sample_by_sample(ics, kind, rule):
         for n in range(count if rows else 0):
             curve = ztw.sweep(answers[:, n : n + 1], labels[n : n + 1], cost, rule, swept)
             for place, row in enumerate(rows):
-                left, answering = decided[row]
+                left, answer_exit = decided[row]
                 assert curve.exit_fraction[place, left[n]] == 1
-                assert curve.accuracy[place] == (answers[answering[n], n].argmax() == labels[n])
-    for parameter, (left, answering) in zip(parameters, decided, strict=True):
+                assert curve.accuracy[place] == (answers[answer_exit[n], n].argmax() == labels[n])
+    for parameter, (left, answer_exit) in zip(parameters, decided, strict=True):
         for batch_size in (1, 7, count):
             results = [network.infer(part, kind_of_rule(parameter)) for part in images.split(batch_size)]
             exit_index = torch.cat([result.exit_index for result in results])
             picked = torch.cat([result.logits for result in results])
             assert exit_index.tolist() == left.tolist()
-            torch.testing.assert_close(picked, answers[answering, torch.arange(count)], atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(
+                picked, answers[answer_exit, torch.arange(count)], atol=1e-4, rtol=1e-4
+            )
             seen |= set(exit_index.tolist())
     assert len(seen) >= 3, "the test must see samples leave at several exits"
 

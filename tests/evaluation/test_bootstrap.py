@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import ztw
-from ztw.evaluation.bootstrap import all_pairs, difference_interval, pairs_at_budgets, within_noise
+from ztw.evaluation.bootstrap import pairs_at_budgets
 
 
 def answers(accuracy: float, seeds: int = 3, samples: int = 400, seed: int = 0) -> torch.Tensor:
@@ -16,37 +16,52 @@ def answers(accuracy: float, seeds: int = 3, samples: int = 400, seed: int = 0) 
     return torch.rand(seeds, samples, generator=torch.Generator().manual_seed(seed)) < accuracy
 
 
+def pairs(methods: dict[str, torch.Tensor], **options) -> list[dict]:
+    """The rows of one budget; methods: of all seeds, (S, N)."""
+    table = {name: dict(enumerate(right)) for name, right in methods.items()}
+    return pairs_at_budgets({0.5: table}, **options)
+
+
+def compare(first: torch.Tensor, second: torch.Tensor, **options) -> tuple[float, float, float]:
+    """(difference, low, high) of two methods at one budget."""
+    (row,) = pairs({"first": first, "second": second}, **options)
+    return row["difference"], row["low"], row["high"]
+
+
 def test_identical_methods_do_not_differ():
     same = answers(0.7)
-    assert difference_interval(same, same.clone()) == (0, 0, 0)
-    assert within_noise(0, 0)
+    (row,) = pairs({"a": same, "b": same.clone()})
+    assert (row["difference"], row["low"], row["high"]) == (0, 0, 0)
+    assert row["within_noise"] is True
 
 
 def test_a_difference_on_every_sample_has_no_noise():
     right = torch.ones(2, 50).bool()
-    assert difference_interval(right, ~right) == (1, 1, 1)
-    assert difference_interval(~right, right) == (-1, -1, -1)
+    (row,) = pairs({"a": right, "b": ~right})
+    assert (row["difference"], row["low"], row["high"]) == (1, 1, 1)
+    assert row["within_noise"] is False
+    assert compare(~right, right) == (-1, -1, -1)
 
 
 def test_noise_that_both_methods_share_does_not_count():
     # one sample in four is hard for both, the others easy for both: what is drawn cannot tell them apart
     first = torch.arange(100).remainder(4).gt(0).expand(2, -1)
-    assert difference_interval(first, first) == (0, 0, 0)
+    assert compare(first, first) == (0, 0, 0)
     # unpaired, the same accuracies would be apart by noise
-    low, high = difference_interval(first, first.roll(1, dims=1))[1:]
+    low, high = compare(first, first.roll(1, dims=1))[1:]
     assert low < -0.05
     assert high > 0.05
 
 
 def test_one_seed_better_and_one_worse_by_the_same_cancel():
     first = torch.stack([torch.ones(30), torch.zeros(30)]).bool()
-    assert difference_interval(first, first.flip(0)) == (0, 0, 0)
+    assert compare(first, first.flip(0)) == (0, 0, 0)
 
 
 def test_the_interval_is_the_binomial_one():
     # first always right, second on 300 of 400: the difference is 0.25, its standard error 0.02165
     second = (torch.arange(400) < 300)[None]
-    difference, low, high = difference_interval(torch.ones_like(second), second, resamples=20_000)
+    difference, low, high = compare(torch.ones_like(second), second, resamples=20_000)
     error = 1.96 * math.sqrt(0.25 * 0.75 / 400)
     assert difference == 0.25
     assert low == pytest.approx(0.25 - error, abs=0.003)
@@ -62,7 +77,7 @@ def test_all_is_the_plain_loop():
     for draw in draws:  # resample by resample, image by image
         right = {name: sum(int(one[n]) for one in table for n in draw) for name, table in methods.items()}
         gaps.append((right["a"] - right["b"]) / (3 * 60))
-    difference, low, high = difference_interval(methods["a"], methods["b"], resamples=50, level=0.9, seed=7)
+    difference, low, high = compare(methods["a"], methods["b"], resamples=50, level=0.9, seed=7)
     expected = torch.tensor(gaps, dtype=torch.float64).quantile(torch.tensor([0.05, 0.95]).double())
     assert difference == pytest.approx(float(methods["a"].double().mean() - methods["b"].double().mean()))
     assert [low, high] == pytest.approx(expected.tolist())
@@ -70,32 +85,34 @@ def test_all_is_the_plain_loop():
 
 def test_every_pair_is_its_own_interval_again():
     methods = {name: answers(0.7, seed=i) for i, name in enumerate("abc")}
-    rows = all_pairs(methods, resamples=100)
+    rows = pairs(methods, resamples=100)
     assert [(row["first"], row["second"]) for row in rows] == [("a", "b"), ("a", "c"), ("b", "c")]
     for row in rows:
-        alone = difference_interval(methods[row["first"]], methods[row["second"]], resamples=100)
+        alone = compare(methods[row["first"]], methods[row["second"]], resamples=100)
         assert (row["difference"], row["low"], row["high"]) == alone
         assert row["within_noise"] == (row["low"] <= 0 <= row["high"])
         assert row["seeds"] == [0, 1, 2]
 
 
-def test_small_chunks_draw_the_same(monkeypatch):
-    first, second = answers(0.7), answers(0.8, seed=1)
-    whole = difference_interval(first, second, resamples=99)
-    monkeypatch.setattr("ztw.evaluation.bootstrap.CHUNK", 4000)
-    assert difference_interval(first, second, resamples=99) == whole
+def test_many_samples_are_drawn_in_chunks_as_if_at_once():
+    samples, resamples = 20_000, 250  # 5 million counts
+    first, second = answers(0.7, 1, samples), answers(0.71, 1, samples, seed=1)
+    draws = torch.randint(samples, (resamples, samples), generator=torch.Generator().manual_seed(0))
+    gaps = (first[0].double() - second[0].double())[draws].mean(1)
+    expected = gaps.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64))
+    assert compare(first, second, resamples=resamples)[1:] == pytest.approx(expected.tolist())
 
 
 def test_the_seed_decides():
     first, second = answers(0.7), answers(0.72, seed=1)
-    assert difference_interval(first, second) == difference_interval(first.to(torch.uint8), second)
-    assert difference_interval(first, second) != difference_interval(first, second, seed=1)
+    assert compare(first, second) == compare(first.to(torch.uint8), second)
+    assert compare(first, second) != compare(first, second, seed=1)
 
 
 def test_a_wider_level_is_a_wider_interval():
     first, second = answers(0.7), answers(0.72, seed=1)
-    _, low, high = difference_interval(first, second, level=0.5)
-    _, lower, higher = difference_interval(first, second, level=0.99)
+    _, low, high = compare(first, second, level=0.5)
+    _, lower, higher = compare(first, second, level=0.99)
     assert lower < low < high < higher
 
 
@@ -113,13 +130,13 @@ def test_a_pair_is_compared_on_the_seeds_both_have():
         (0.5, "b", "c", every),
     ]
     first, second = (torch.stack([table[name][0], table[name][2]]) for name in "ab")
-    alone = difference_interval(first, second, resamples=100)
+    alone = compare(first, second, resamples=100)
     assert (rows[0]["difference"], rows[0]["low"], rows[0]["high"]) == alone
 
 
 def test_nothing_to_compare_is_no_row():
-    assert all_pairs({}) == []
-    assert all_pairs({"a": answers(0.7)}, resamples=10) == []
+    assert pairs({}) == []
+    assert pairs({"a": answers(0.7)}, resamples=10) == []
     assert pairs_at_budgets({0.25: {"a": {}, "b": {}}}) == []
 
 
@@ -130,7 +147,7 @@ def test_the_interval_covers_the_truth_as_often_as_it_says():
     for repeat in range(repeats):
         kind = torch.rand(1, 300, generator=generator)
         first, second = kind < 0.7, (kind >= 0.1) & (kind < 0.76)
-        _, low, high = difference_interval(first, second, resamples=400, seed=repeat)
+        _, low, high = compare(first, second, resamples=400, seed=repeat)
         covered += low <= 0.04 <= high
     assert 0.92 <= covered / repeats <= 0.98
 
@@ -138,16 +155,14 @@ def test_the_interval_covers_the_truth_as_often_as_it_says():
 def test_malformed_input_is_refused():
     good = answers(0.7)
     cases = [
-        ((good, good[:2]), {}, r"same seeds for all methods, got \{'first': 3, 'second': 2\}"),
         ((good, good[:, :9]), {}, r"same test samples, got \[9, 400\] samples"),
-        ((good[0], good), {}, r"first: shape \(400,\), must be \(seeds, samples\)"),
+        ((good[None], good[None]), {}, r"first, seed 0: shape \(3, 400\), must be \(samples,\)"),
         ((good, good * 2), {}, r"second, seed 0: must be right \(1\) or wrong \(0\), got \[0, 2\]"),
         ((good.float(), good * math.nan), {}, "must be right"),
         ((good[:, :0], good[:, :0]), {}, r"shape \(0,\)"),
-        ((good[:0], good[:0]), {}, "first: no seed"),
         ((good, good), {"resamples": 0}, "resamples 0: must be at least 1"),
         ((good, good), {"level": 1.0}, "level 1.0: must lie between 0 and 1"),
     ]
     for arguments, options, message in cases:
         with pytest.raises(ztw.ZtwError, match=message):
-            difference_interval(*arguments, **options)  # type: ignore[arg-type]
+            compare(*arguments, **options)  # type: ignore[arg-type]

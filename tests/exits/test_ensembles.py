@@ -9,15 +9,7 @@ import torch
 from torch import Tensor
 
 import ztw
-from ztw.exits import newton
-from ztw.exits.ensembles import (
-    ArithmeticEnsemble,
-    GeometricEnsemble,
-    IncrementalEnsemble,
-    UniformEnsemble,
-    _GeometricTerms,
-)
-from ztw.exits.newton import minimise
+from ztw.exits.ensembles import ArithmeticEnsemble, GeometricEnsemble, IncrementalEnsemble, UniformEnsemble
 
 
 def cross_entropy(log_probs: Tensor, labels: Tensor) -> Tensor:
@@ -89,14 +81,15 @@ def test_exit_by_exit_is_all_at_once(kind, include_final):
     expected = ensemble(logits)
     first, second = (IncrementalEnsemble(ensemble, 30, logits.device) for _ in range(2))
     for exit in range(2):
-        for running, part in ((first, slice(30)), (second, slice(30, 60))):
-            found = running.append(exit, logits[exit, part]).log_softmax(-1)
+        for incremental, part in ((first, slice(30)), (second, slice(30, 60))):
+            found = incremental.append(exit, logits[exit, part]).log_softmax(-1)
             torch.testing.assert_close(found, expected[exit, part])
-    first.keep(torch.arange(0, 30, 2))
-    first.take_in([second])
+    first.select(torch.arange(0, 30, 2))
+    first.join([second])
     rows = torch.cat([torch.arange(0, 30, 2), torch.arange(30, 60)])
     for exit in range(2, 4):
-        torch.testing.assert_close(first.add(exit, logits[exit, rows]).log_softmax(-1), expected[exit, rows])
+        found = first.append(exit, logits[exit, rows]).log_softmax(-1)
+        torch.testing.assert_close(found, expected[exit, rows])
 
 
 def adam(ensemble_of, parameters: list[Tensor], labels: Tensor, steps: int = 501) -> float:
@@ -173,7 +166,7 @@ def test_final_exit_can_answer_for_itself(kind):
     assert fitted.macs(3) > 0
 
 
-def test_separable_labels_end(capsys):
+def test_separable_labels_end():
     labels = torch.arange(10).repeat(20)
     logits = 5 * torch.nn.functional.one_hot(labels, 10).float().expand(3, -1, -1)
     fitted = ztw.fit_ensemble(logits, labels)
@@ -188,61 +181,18 @@ def test_nan_is_refused():
         ensemble(logits)  # the last exit's would reach the first through a coefficient of 0
 
 
-def test_minimise_respects_the_bound():
-    # (x - 1)^2 + (y + 2)^2 with y >= 0 has its minimum at (1, 0)
-    def terms(x):
-        d = x - torch.tensor([1.0, -2.0], dtype=torch.float64)
-        return float((d**2).sum()), 2 * d, lambda: 2 * torch.eye(2, dtype=torch.float64)
-
-    lower = torch.tensor([-torch.inf, 0.0], dtype=torch.float64)
-    found = minimise(terms, torch.tensor([5.0, 5.0], dtype=torch.float64), lower)
-    torch.testing.assert_close(found, torch.tensor([1.0, 0.0], dtype=torch.float64), atol=1e-6, rtol=0)
-
-
-@pytest.mark.parametrize("wrong", [1.0, 1e-3])
-def test_minimise_asks_for_few_hessians_and_a_bad_one_does_no_harm(monkeypatch, wrong):
-    # sum of exp(a x) - b x: the curvature far from the minimum is worthless near it; the third is `wrong` times right
-    a, b = torch.tensor([1.0, 3.0], dtype=torch.float64), torch.tensor([2.0, 0.5], dtype=torch.float64)
-    asked = {"terms": 0, "hessian": 0}
-
-    def terms(x):
-        asked["terms"] += 1
-        return float(((a * x).exp() - b * x).sum()), a * (a * x).exp() - b, lambda: hessian(x)
-
-    def hessian(x):
-        asked["hessian"] += 1
-        return torch.diag(a**2 * (a * x).exp()) * (wrong if asked["hessian"] == 3 else 1)
-
-    def find():
-        asked.update(terms=0, hessian=0)
-        start, lower = torch.tensor([4.0, -3.0]).double(), torch.full((2,), -torch.inf, dtype=torch.float64)
-        found = minimise(terms, start, lower, tolerance=1e-12)
-        torch.testing.assert_close(found, (b / a).log() / a, atol=1e-6, rtol=0)
-        return asked["hessian"]
-
-    few = find()
-    monkeypatch.setattr(newton, "GOOD_STEP", 0.0)
-    assert few < find(), "a new Hessian for every step"
-
-
-def test_geometric_terms_are_the_derivatives_of_the_loss():
-    logits, labels = real_logits(300, 3, 4)
-    log_probs = logits.log_softmax(-1)
-    x = torch.randn(7, generator=torch.Generator().manual_seed(1)).double()
-
-    def loss(x):
-        total = (x[:3].view(-1, 1, 1) * log_probs.double()).mean(0) + x[3:]
-        return torch.nn.functional.cross_entropy(total, labels)
-
-    value, gradient, hessian = _GeometricTerms(log_probs, labels)(x)
-    assert value == pytest.approx(loss(x).item())
-    torch.testing.assert_close(gradient, torch.autograd.functional.jacobian(loss, x))
-    torch.testing.assert_close(hessian(), torch.autograd.functional.hessian(loss, x), atol=1e-5, rtol=1e-5)
-
-
 def test_unknown_kind_and_wrong_size_are_refused():
     logits, labels = real_logits(samples=50)
     with pytest.raises(ztw.ZtwError, match="unknown ensemble 'x'; known: geometric, arithmetic, uniform"):
         ztw.fit_ensemble(logits, labels, "x")
     with pytest.raises(ztw.ZtwError, match="ensemble of 5 exits, 10 classes"):
         ztw.fit_ensemble(logits, labels)(logits[:4])
+
+
+def test_an_ensemble_that_lacks_a_part_is_refused():
+    class Incomplete(ztw.Ensemble):
+        def member(self, logits):
+            return logits
+
+    with pytest.raises(TypeError, match="abstract class Incomplete"):
+        Incomplete(2, 3)  # type: ignore[abstract]

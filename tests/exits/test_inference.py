@@ -10,8 +10,8 @@ from conftest import small_network
 from torch import Tensor, nn
 
 import ztw
-from ztw.exits import inference
-from ztw.exits.inference import microbatch_plan, pick
+from ztw.exits.inference import CPU_BATCHING, Batching, infer, microbatch_plan, pick
+from ztw.exits.rules import ExitRule
 from ztw.exits.sweep import decide
 
 
@@ -28,14 +28,20 @@ def test_pick_is_indexing_and_keeps_the_memory_format(shape, memory_format):
         assert out.is_contiguous(memory_format=memory_format)
 
 
-@pytest.mark.parametrize("worth", [0.0, 0.1, 0.4, 2.0])
-@pytest.mark.parametrize("between", [1, 2, 3])
+@torch.inference_mode()
+def infer_as(
+    batching: Batching, network: ztw.EarlyExitNetwork, images: Tensor, rule: ExitRule
+) -> ztw.ExitResult:
+    """`network.infer`, the batch carried as asked."""
+    return infer(network.route(), images, rule, batching)
+
+
+@pytest.mark.parametrize("copy_share", [0.0, 0.1, 0.4, 2.0])
+@pytest.mark.parametrize("sync_every", [1, 2, 3])
 @pytest.mark.parametrize("rule", [ztw.MaxSoftmax(0.6), ztw.Patience(1), ztw.MaxSoftmaxOrBest(0.8)])
 @pytest.mark.parametrize("kind", [None, "geometric"])
-def test_what_is_carried_along_changes_no_answer(worth, between, rule, kind, monkeypatch):
-    """worth: when leaving samples are taken out; between: how often the host looks, as on a GPU."""
-    monkeypatch.setattr(inference, "WORTH_A_COPY", worth)
-    monkeypatch.setattr(inference, "exits_between_looks", lambda device: between)
+def test_what_is_carried_along_changes_no_answer(copy_share, sync_every, rule, kind):
+    """Whenever leaving samples are taken out, and however often the host looks (on a GPU not after every exit)."""
     network = small_network("cascade_detached")
     images = torch.randn(40, 1, 10, 10, generator=torch.Generator().manual_seed(5))
     with torch.no_grad():
@@ -43,10 +49,10 @@ def test_what_is_carried_along_changes_no_answer(worth, between, rule, kind, mon
     if kind:
         network.ensemble = ztw.fit_ensemble(logits, logits.mean(0).argmax(-1), kind)
         logits = network.ensemble(logits)
-    left, answering = decide(logits, rule)
-    result = network.infer(images, rule)
+    left, answer_exit = decide(logits, rule)
+    result = infer_as(Batching(2**24, copy_share, sync_every), network, images, rule)
     assert result.exit_index.tolist() == left.tolist()
-    expected = logits[answering, torch.arange(40)]
+    expected = logits[answer_exit, torch.arange(40)]
     torch.testing.assert_close(result.logits, expected, atol=1e-4, rtol=1e-4)
     assert len(set(left.tolist())) > 1
 
@@ -68,22 +74,51 @@ def undecided_network(ics: str, images: Tensor) -> ztw.EarlyExitNetwork:
 @pytest.mark.parametrize("ics", ["independent", "cascade_detached"])
 @pytest.mark.parametrize("rule", [ztw.MaxSoftmax(0.5), ztw.Patience(1), ztw.MaxSoftmaxOrBest(0.6)])
 @pytest.mark.parametrize("kind", [None, "geometric"])
-def test_a_large_batch_goes_in_parts_that_join_where_blocks_are_small(ics, rule, kind, monkeypatch):
+def test_a_large_batch_goes_in_microbatches_that_join_where_blocks_are_small(ics, rule, kind):
     images = torch.randn(23, 3, 32, 32, generator=torch.Generator().manual_seed(5))
     network = undecided_network(ics, images)
     if kind:
         with torch.no_grad():
             logits = network(images)
         network.ensemble = ztw.fit_ensemble(logits, logits.mean(0).argmax(-1), kind)
-    cpu = torch.device("cpu")
-    assert [exits for exits, _ in microbatch_plan(network.route(), cpu)] == [[0], [1], [2, 3]]
-    whole = network.infer(images, rule)
-    monkeypatch.setattr(inference, "MICROBATCH_BYTES", 5 * 4 * 16 * 32 * 32)
-    assert microbatch_plan(network.route(), cpu) == [([0], 5), ([1], 10), ([2, 3], 20)]
-    parts = network.infer(images, rule)
-    assert parts.exit_index.tolist() == whole.exit_index.tolist()
-    assert len(parts.exit_index.unique()) > 1
-    torch.testing.assert_close(parts.logits, whole.logits, atol=1e-4, rtol=1e-4)
+    route, five = network.route(), 5 * 4 * 16 * 32 * 32  # bytes of five samples in the first block
+    assert [exits for exits, _ in microbatch_plan(route, CPU_BATCHING.microbatch_bytes)] == [[0], [1], [2, 3]]
+    assert microbatch_plan(route, five) == [([0], 5), ([1], 10), ([2, 3], 20)]
+    at_once = network.infer(images, rule)
+    split = infer_as(Batching(five), network, images, rule)
+    assert split.exit_index.tolist() == at_once.exit_index.tolist()
+    assert len(split.exit_index.unique()) > 1
+    torch.testing.assert_close(split.logits, at_once.logits, atol=1e-4, rtol=1e-4)
+
+
+def test_without_a_limit_all_exits_are_one_run():
+    (run,) = microbatch_plan(small_network().route(), None)
+    assert run[0] == [0, 1, 2, 3]
+    assert run[1] > 10**9
+
+
+@pytest.mark.parametrize("rule", [ztw.Patience(2), ztw.Entropy(0.8)])
+def test_a_batch_of_eight_is_eight_single_calls(rule):
+    network = small_network("cascade_detached")
+    images = torch.randn(8, 1, 10, 10, generator=torch.Generator().manual_seed(98))
+    together = network.infer(images, rule)
+    alone = [network.infer(image[None], rule) for image in images]
+    assert together.exit_index.tolist() == [int(result.exit_index) for result in alone]
+    expected = torch.cat([result.logits for result in alone])
+    torch.testing.assert_close(together.logits, expected, atol=1e-4, rtol=1e-4)
+    assert len(together.exit_index.unique()) > 1
+
+
+@pytest.mark.parametrize("samples", [1, 8])
+@pytest.mark.parametrize(("threshold", "computed"), [(0.0, 1), (1.0, 3)])
+def test_late_blocks_are_not_computed_once_everything_has_left(samples, threshold, computed):
+    network = small_network()
+    called: list[int] = []
+    for block, stage in enumerate(network.backbone.stages):
+        stage.register_forward_hook(lambda module, inputs, output, block=block: called.append(block))
+    result = network.infer(torch.randn(samples, 1, 10, 10), ztw.MaxSoftmax(threshold))
+    assert called == [0, 1, 2][:computed]
+    assert result.exit_index.tolist() == [0 if computed == 1 else 3] * samples
 
 
 def test_no_image_gives_no_answer():

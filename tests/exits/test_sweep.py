@@ -1,4 +1,4 @@
-"""Sweeps, budgets and metrics against hand-computed values and a plain loop."""
+"""Sweeps against a plain loop, and decisions against sweeps."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def plain_sweep(logits, labels, cost, rule, parameters):
         for n in range(logits.shape[1]):
             bounds = kind(parameter).bounds(len(logits)).tolist()
             passing = [k for k, bound in enumerate(bounds) if scores[k, n] > bound]
-            exit = answering = passing[0] if passing else len(logits) - 1
+            exit = answer_exit = passing[0] if passing else len(logits) - 1
             if not passing and kind.best_answers:
-                answering = max(range(len(logits)), key=lambda k: scores[k, n])
-            accuracy += float(answers[answering, n] == labels[n]) / logits.shape[1]
+                answer_exit = max(range(len(logits)), key=lambda k: scores[k, n])
+            accuracy += float(answers[answer_exit, n] == labels[n]) / logits.shape[1]
             total += float(cost[exit]) / logits.shape[1]
             fraction[exit] += 1 / logits.shape[1]
         rows.append((accuracy, total, fraction))
@@ -71,8 +71,8 @@ def test_sweep_with_a_threshold_per_exit_is_the_plain_loop(rule, logits, labels,
 def test_the_same_threshold_at_every_exit_is_the_shared_one(rule, logits, labels, cost):
     shared = ztw.sweep(logits, labels, cost, rule, points=30)
     rows = shared.parameter[:, None].expand(-1, 3)
-    per_exit = ztw.sweep(logits, labels, cost, rule, rows, reported=shared.parameter)
-    for name in ("parameter", "accuracy", "cost", "exit_fraction"):
+    per_exit = ztw.sweep(logits, labels, cost, rule, rows)
+    for name in ("accuracy", "cost", "exit_fraction"):
         torch.testing.assert_close(getattr(per_exit, name), getattr(shared, name), rtol=1e-12, atol=0)
 
 
@@ -84,11 +84,6 @@ def test_many_rows_and_samples_go_in_chunks():
     per_exit = ztw.sweep(logits, labels, cost, "max_softmax", rows)
     assert per_exit.exit_fraction.tolist() == shared.exit_fraction.tolist()
     assert per_exit.accuracy.tolist() == shared.accuracy.tolist()
-
-
-def test_reported_values_must_be_as_many_as_the_parameters(logits, labels, cost):
-    with pytest.raises(ztw.ZtwError, match="reported: 3 values for 2 parameters"):
-        ztw.sweep(logits, labels, cost, "max_softmax", [0.5, 0.6], reported=[1, 2, 3])
 
 
 @pytest.mark.parametrize("rule", list(ztw.RULES))
@@ -140,44 +135,3 @@ def test_malformed_input_is_refused(logits, labels, cost):
     for arguments, message in cases:
         with pytest.raises(ztw.ZtwError, match=message):
             ztw.sweep(*arguments, "max_softmax")
-
-
-# Ten samples, three exits, confidences in steps: a table worked out on paper.
-def curve_of(parameter, accuracy, cost):
-    tensors = [torch.tensor(values, dtype=torch.float64) for values in (parameter, accuracy, cost)]
-    parameter, accuracy, cost = tensors
-    return ztw.Curve(parameter, accuracy, cost, torch.empty(len(parameter), 0))
-
-
-def test_budgets_by_hand():
-    curve = curve_of([0.1, 0.2, 0.3, 0.4], [0.5, 0.7, 0.9, 0.8], [20.0, 50.0, 75.0, 120.0])
-    budgets: list[float | str] = [0.1, 0.25, 0.5, 0.75, 1.0, 1.2, "max"]
-    values = ztw.accuracy_at_budget(curve, budgets, base_cost=100.0).tolist()
-    assert math.isnan(values[0])
-    assert values[1:] == [0.5, 0.7, 0.9, 0.9, 0.8, 0.9]
-
-
-def test_equal_costs_take_the_most_cautious_parameter():
-    curve = curve_of([0.1, 0.2, 0.3], [0.5, 0.6, 0.7], [50.0, 50.0, 90.0])
-    assert ztw.at_budget(curve, [0.6], 100.0) == [1]
-
-
-@pytest.mark.parametrize("budget", [0, -1, float("nan"), "half"])
-def test_a_budget_must_be_positive(budget):
-    curve = curve_of([0.1], [0.5], [20.0])
-    with pytest.raises(ztw.ZtwError, match="must be a fraction of the backbone's cost above 0, or 'max'"):
-        ztw.accuracy_at_budget(curve, [budget], 100.0)
-
-
-def test_hindsight_improvability_by_hand():
-    # right (1) or wrong (0) of three exits on five samples, label always class 0
-    right = torch.tensor([[1, 1, 0, 0, 0], [0, 1, 1, 0, 0], [0, 0, 0, 0, 1]])
-    logits = torch.stack([right, 1 - right], dim=-1).float()
-    values = ztw.hindsight_improvability(logits, torch.zeros(5).long())
-    # exit 2 is wrong on samples 1, 4, 5, of which exit 1 had sample 1; exit 3 on 1-4, of which 1-3 were had
-    assert values.tolist() == [0.0, pytest.approx(1 / 3), pytest.approx(3 / 4)]
-
-
-def test_hindsight_improvability_of_a_perfect_exit_is_zero():
-    logits = torch.tensor([[[0.0, 1.0]], [[1.0, 0.0]]])
-    assert ztw.hindsight_improvability(logits, torch.zeros(1).long()).tolist() == [0.0, 0.0]

@@ -37,8 +37,7 @@ def test_every_choice_keeps_the_contract(choice, rule):
     assert found.parameter.dim() == 1
     assert found.thresholds.shape in [(len(found.parameter),), (len(found.parameter), 3)]
     assert found.thresholds.isfinite().all()
-    curve = ztw.sweep(logits, labels, COST, rule, found.thresholds, reported=found.parameter)
-    assert curve.parameter.tolist() == found.parameter.tolist()
+    curve = ztw.sweep(logits, labels, COST, rule, found.thresholds)
     assert curve.cost.diff().ge(-1e-12).all(), "from the cheapest to the most cautious"
     assert curve.cost[0] < 0.5 * curve.cost[-1]
     for index in (0, len(found.parameter) // 2, -1):

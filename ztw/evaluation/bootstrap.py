@@ -1,6 +1,6 @@
 """Is a difference in accuracy more than the noise of the test split? A paired bootstrap over its samples.
 
-The test samples are drawn anew with replacement, the same draw for both methods and all seeds, because all
+The test samples are drawn again and again with replacement, the same draw for both methods and all seeds, because all
 of them answer the same images (Efron and Tibshirani 1993, chapter 13: percentile interval). This covers the
 choice of the test samples only. It does not cover how accuracy differs between trainings - with a few seeds
 no interval does; look at their standard deviation -, nor the choice of thresholds on the validation split,
@@ -19,55 +19,24 @@ from torch import Tensor
 from ztw.errors import ZtwError
 
 Row = dict[str, Any]
+# budget -> method -> seed -> bool (N,)
+Correct = Mapping[Any, Mapping[str, Mapping[Any, Tensor]]]
+
 CHUNK = 2_000_000  # counts held at once
 LARGEST = 2**24  # float32 counts exactly up to here
 
 
-def difference_interval(
-    first: Tensor, second: Tensor, resamples: int = 2000, level: float = 0.95, seed: int = 0
-) -> tuple[float, float, float]:
-    """Difference of two methods' mean accuracies, first - second, and the bounds of its interval.
-
-    first, second: bool (S, N), which test samples each seed has right, the same seeds and samples in the same
-    order; resamples: how often to draw; level: coverage, in (0, 1); seed: of the draws. Returns (difference,
-    low, high), in [-1, 1]. Raises ZtwError for malformed input.
-    """
-    (row,) = all_pairs({"first": first, "second": second}, resamples, level, seed)
-    return row["difference"], row["low"], row["high"]
-
-
-def all_pairs(
-    correct: Mapping[str, Tensor], resamples: int = 2000, level: float = 0.95, seed: int = 0
-) -> list[Row]:
-    """`difference_interval` of every pair of methods, from one set of draws.
-
-    correct: method -> bool (S, N), the same seeds and samples for all. A row each: first, second, difference,
-    low, high, within_noise, seeds (0..S-1). Raises ZtwError for malformed input.
-    """
-    for method, answers in correct.items():
-        if answers.dim() != 2:
-            raise ZtwError(f"{method}: shape {tuple(answers.shape)}, must be (seeds, samples)")
-        if not len(answers):
-            raise ZtwError(f"{method}: no seed, must be at least one")
-    if len({len(answers) for answers in correct.values()}) > 1:
-        seeds = {method: len(answers) for method, answers in correct.items()}
-        raise ZtwError(f"correct: must have the same seeds for all methods, got {seeds}")
-    of_seed = {method: dict(enumerate(answers)) for method, answers in correct.items()}
-    rows = pairs_at_budgets({None: of_seed}, resamples, level, seed)
-    return [{key: value for key, value in row.items() if key != "budget"} for row in rows]
-
-
 def pairs_at_budgets(
-    correct: Mapping[Any, Mapping[str, Mapping[Any, Tensor]]],
-    resamples: int = 2000,
-    level: float = 0.95,
-    seed: int = 0,
+    correct: Correct, resamples: int = 2000, level: float = 0.95, seed: int = 0
 ) -> list[Row]:
     """Every pair of methods at every budget, from one set of draws.
 
-    correct: budget -> method -> seed -> bool (N,), without the seeds for which the budget is infeasible. A
-    pair is compared on the seeds both have, named in its row, and skipped where there is none. Rows, budgets
-    and pairs in the order given: budget, first, second, difference, low, high, within_noise, seeds.
+    correct: budget -> method -> seed -> bool (N,), which test samples are right, the same samples in the same
+    order for all; without the seeds for which the budget is infeasible. resamples: how often to draw; level:
+    the interval's coverage, in (0, 1); seed: of the draws.
+    A pair is compared on the seeds both have and skipped where there is none. Rows, budgets and pairs in the
+    order given: budget, first, second, difference of the mean accuracies, first - second, low and high, the
+    bounds of its interval, all in [-1, 1], within_noise (whether that contains 0, its ends included), seeds.
     Raises ZtwError for malformed input.
     """
     if not 0 < level < 1:
@@ -87,17 +56,12 @@ def pairs_at_budgets(
         rows.append(
             {"budget": budget, "first": first, "second": second}
             | interval
-            | {"within_noise": within_noise(low, high), "seeds": seeds}
+            | {"within_noise": low <= 0 <= high, "seeds": seeds}
         )
     return rows
 
 
-def within_noise(low: float, high: float) -> bool:
-    """Whether the interval contains 0, its ends included."""
-    return low <= 0 <= high
-
-
-def _pairs(correct: Mapping[Any, Mapping[str, Mapping[Any, Tensor]]]) -> Iterator[tuple]:
+def _pairs(correct: Correct) -> Iterator[tuple]:
     """(budget, first, second, common seeds) of every pair that has some."""
     for budget, methods in correct.items():
         for first, second in combinations(methods, 2):
@@ -106,9 +70,7 @@ def _pairs(correct: Mapping[Any, Mapping[str, Mapping[Any, Tensor]]]) -> Iterato
                 yield budget, first, second, seeds
 
 
-def _columns(
-    correct: Mapping[Any, Mapping[str, Mapping[Any, Tensor]]],
-) -> tuple[dict[tuple[Hashable, ...], int], Tensor]:
+def _columns(correct: Correct) -> tuple[dict[tuple[Hashable, ...], int], Tensor]:
     """Where each (budget, method, seed) stands among the answers, and the answers, 0 or 1 (M, N)."""
     found: dict[tuple[Hashable, ...], Tensor] = {}
     for budget, methods in correct.items():

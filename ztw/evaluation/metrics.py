@@ -9,9 +9,7 @@ from torch import Tensor
 
 from ztw.errors import ZtwError
 from ztw.exits.logits import check_logits
-from ztw.exits.sweep import (
-    Curve,
-)
+from ztw.exits.sweep import Curve
 
 
 def at_budget(curve: Curve, budgets: Sequence[float | str], base_cost: float) -> list[int | None]:

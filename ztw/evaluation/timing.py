@@ -6,6 +6,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from itertools import cycle, islice
 from typing import Any
 
 import torch
@@ -21,46 +22,49 @@ BACKBONE = "backbone alone"
 
 
 def time_in_turn(
-    calls: Sequence[Callable[[Tensor], Any]], batches: Sequence[Tensor], device: torch.device
+    calls: Sequence[Callable[[Tensor], Any]],
+    batches: Sequence[Tensor],
+    device: torch.device,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> list[Row]:
     """Time calls on every batch, each after a warm-up: latency of a batch, and images a second.
 
-    batches: (B, C, H, W) each, on `device`. The calls are gone through REPEATS times, so that a machine whose
-    speed drifts slows none more than another, and each batch counts at its fastest, because a machine has
-    other things to do now and then. Returns median_ms, p95_ms (of a batch) and images_per_s of each call.
+    batches: (B, C, H, W) each, on `device`; clock: the time in seconds.
+    The calls are gone through REPEATS times, so that a machine whose speed drifts slows none more than another,
+    and each batch counts at its fastest, because a machine has other things to do now and then. Returns
+    median_ms, p95_ms (of a batch) and images_per_s of each call.
     """
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     fastest = [[math.inf] * len(batches) for _ in calls]
     for _ in range(REPEATS):
-        for call, spent in zip(calls, fastest, strict=True):
+        for call, seconds in zip(calls, fastest, strict=True):
             for batch in batches[:WARM_UP]:
                 call(batch)
             for place, batch in enumerate(batches):
                 wait()
-                started = time.perf_counter()
+                started = clock()
                 call(batch)
                 wait()
-                spent[place] = min(spent[place], time.perf_counter() - started)
+                seconds[place] = min(seconds[place], clock() - started)
     images = sum(len(batch) for batch in batches)
-    return [_summary(sorted(spent), images) for spent in fastest]
+    return [_summary(sorted(seconds), images) for seconds in fastest]
 
 
-def _summary(spent: list[float], images: int) -> Row:
-    slow = spent[min(len(spent) - 1, round(0.95 * (len(spent) - 1)))]
+def _summary(seconds: list[float], images: int) -> Row:
+    """Of the sorted times of the batches, which hold so many images in all."""
     return {
-        "median_ms": 1e3 * statistics.median(spent),
-        "p95_ms": 1e3 * slow,
-        "images_per_s": images / sum(spent),
+        "median_ms": 1e3 * statistics.median(seconds),
+        "p95_ms": 1e3 * seconds[round(0.95 * (len(seconds) - 1))],
+        "images_per_s": images / sum(seconds),
     }
 
 
 def take_batches(data: Data, size: int, images: int, device: torch.device) -> list[Tensor]:
-    """At least five batches of `size`, from the first test images over and over; no more than `images` of size 1."""
-    wanted = max(5, images // size) * size
-    found: list[Tensor] = []
-    while sum(len(batch) for batch in found) < wanted:
-        found += [batch.to(device) for batch, _ in data.batches(size) if len(batch) == size] or [
-            batch.to(device) for batch, _ in data.batches(size)
-        ]
-        found = found[: wanted // size]
-    return found
+    """Batches (B, C, H, W) to time, from the first images of `data`, over and over where it has too few.
+
+    size: of a batch, unless the data is smaller; images: about how many in all, at least five batches.
+    """
+    count = max(5, images // size)
+    found = [batch.to(device) for batch, _ in islice(data.batches(size), count)]
+    full = [batch for batch in found if len(batch) == size] or found
+    return list(islice(cycle(full), count))

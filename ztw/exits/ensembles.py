@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,14 +11,13 @@ from torch import Tensor, nn
 from ztw.errors import ZtwError, unknown
 from ztw.exits.logits import check_logits, floored
 from ztw.exits.newton import minimise
+from ztw.exits.objectives import GeometricObjective, mixture_objective
 
-# Probabilities held in float64 at once while fitting: few enough to stay near the processor.
-CHUNK = 250_000
 # Samples on which a fit first comes near its minimum, so that few steps over all of them are left.
 DRAFT = 4096
 
 
-class Ensemble(nn.Module):
+class Ensemble(nn.Module, ABC):
     """An ensemble per exit: exit m answers from the predictions of exits 1 ... m.
 
     Every kind is linear in what a member contributes: total_m = c_m + sum_{j<=m} a_mj member(p_j), and
@@ -120,58 +119,11 @@ class GeometricEnsemble(WeightedEnsemble):
         lower = torch.cat([torch.zeros(members), torch.full((self.classes,), -torch.inf)]).double()
         if len(labels) > 2 * DRAFT:
             few = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))[:DRAFT]
-            some, theirs = log_probs[:, few], labels[few]
-            start = minimise(_GeometricTerms(some, theirs), start, lower, tolerance=1e-5)
-        solution = minimise(_GeometricTerms(log_probs, labels), start, lower)
+            draft = GeometricObjective(log_probs[:, few], labels[few])
+            start = minimise(draft, start, lower, tolerance=1e-5)
+        solution = minimise(GeometricObjective(log_probs, labels), start, lower)
         self.weight[exit, :members] = solution[:members].float()
         self.bias[exit] = solution[members:].float()
-
-
-class _GeometricTerms:
-    """Mean cross-entropy of the geometric ensemble in x = (s, b), its gradient (float64) and its Hessian.
-
-    log_probs: float32 (m, N, C); labels: (N,).
-    """
-
-    def __init__(self, log_probs: Tensor, labels: Tensor) -> None:
-        self.log_probs, self.labels = log_probs, labels
-        self.members, samples, self.classes = log_probs.shape
-        size = max(64, CHUNK // (self.members * self.classes))
-        self.parts = [slice(start, start + size) for start in range(0, samples, size)]
-
-    def __call__(self, x: Tensor) -> tuple[float, Tensor, Callable[[], Tensor]]:
-        value, gradient = torch.zeros((), dtype=x.dtype), torch.zeros_like(x)
-        for part in self.parts:
-            features, log_q = self._answers(part, x)
-            labels = self.labels[part]
-            value -= log_q.gather(1, labels[:, None]).sum()
-            error = log_q.exp_()
-            error[torch.arange(len(error)), labels] -= 1
-            gradient += torch.cat([features @ error.view(-1), error.sum(0)])
-        samples = len(self.labels)
-        return float(value / samples), gradient / samples, lambda: self._hessian(x)
-
-    def _answers(self, part: slice, x: Tensor) -> tuple[Tensor, Tensor]:
-        """What the weights multiply, (m, n * C), and log q (n, C), for the samples of a part, as precise as x."""
-        features = self.log_probs[:, part].to(x.dtype).flatten(1) / self.members
-        total = (x[: self.members] @ features).view(-1, self.classes) + x[self.members :]
-        return features, total.log_softmax(-1)
-
-    def _hessian(self, x: Tensor) -> Tensor:
-        """In float32 within a part: it only has to point the way."""
-        m = self.members
-        hessian = torch.zeros(len(x), len(x), dtype=x.dtype)
-        for part in self.parts:
-            features, log_q = self._answers(part, x.float())
-            q = log_q.exp_()
-            weighted = features * q.view(-1)
-            by_sample = weighted.view(m, -1, self.classes)
-            mean = by_sample.sum(-1)  # (m, n): the features' expectation under q
-            hessian[:m, :m] += weighted @ features.T - mean @ mean.T
-            hessian[:m, m:] += by_sample.sum(1) - mean @ q
-            hessian[m:, m:] += torch.diag(q.sum(0)) - q.T @ q
-        hessian[m:, :m] = hessian[:m, m:].T
-        return hessian / len(self.labels)
 
 
 class Mixture(Ensemble):
@@ -203,24 +155,10 @@ class ArithmeticEnsemble(Mixture, WeightedEnsemble):
         components = torch.cat([likelihood.T, nn.functional.one_hot(labels, self.classes)], dim=1)
         start = torch.full((members + self.classes,), 0.1 / self.classes, dtype=torch.float64)
         start[:members] = 0.9 / members
-        solution = minimise(lambda x: _mixture_terms(x, components), start, torch.zeros_like(start))
+        solution = minimise(lambda x: mixture_objective(x, components), start, torch.zeros_like(start))
         solution = solution / solution.sum()
         self.weight[exit, :members] = solution[:members].float()
         self.bias[exit] = solution[members:].float()
-
-
-def _mixture_terms(x: Tensor, components: Tensor) -> tuple[float, Tensor, Callable[[], Tensor]]:
-    """Negative log-likelihood of a mixture, components (N, M); + sum(x) makes the best x add up to 1."""
-    density = components @ x
-    if not (density > 0).all():
-        return float("inf"), torch.zeros_like(x), lambda: torch.eye(len(x), dtype=x.dtype)
-
-    def hessian() -> Tensor:
-        ratio = components / density[:, None]
-        return ratio.T @ ratio / len(ratio)
-
-    value = float(x.sum() - 1 - density.log().mean())
-    return value, 1 - components.T @ (1 / density) / len(density), hessian
 
 
 class UniformEnsemble(Mixture):
@@ -236,14 +174,14 @@ class UniformEnsemble(Mixture):
 
 
 class IncrementalEnsemble:
-    """An ensemble computed exit by exit, for `infer`: totals (K, n, C) of what the exits so far add to each."""
+    """An ensemble computed exit by exit, for `infer`: totals (K, n, C), what the exits so far add up to at each."""
 
     def __init__(self, ensemble: Ensemble, samples: int, device: torch.device) -> None:
         coefficients, constants = ensemble.linear()
         self.ensemble, self.coefficients = ensemble, coefficients.to(device)
-        self._carry(constants.to(device)[:, None].repeat(1, samples, 1))
+        self._set_totals(constants.to(device)[:, None].repeat(1, samples, 1))
 
-    def _carry(self, totals: Tensor) -> None:
+    def _set_totals(self, totals: Tensor) -> None:
         self.totals, self.flat = totals, totals.view(len(totals), -1)
 
     def append(self, exit: int, logits: Tensor) -> Tensor:
@@ -256,12 +194,12 @@ class IncrementalEnsemble:
         return self.ensemble.finish(self.totals.select(0, exit))
 
     def select(self, places: Tensor) -> None:
-        """Go on with the samples at these places (int64) only."""
-        self._carry(self.totals.index_select(1, places))
+        """Keep only the samples at these places (int64)."""
+        self._set_totals(self.totals.index_select(1, places))
 
     def join(self, others: Sequence[IncrementalEnsemble]) -> None:
-        """Go on with the samples of others too."""
-        self._carry(torch.cat([self.totals, *(other.totals for other in others)], dim=1))
+        """Add the samples of others, which have had the same exits appended."""
+        self._set_totals(torch.cat([self.totals, *(other.totals for other in others)], dim=1))
 
 
 ENSEMBLES: dict[str, type[Ensemble]] = {

@@ -20,12 +20,6 @@ from torch import Tensor, nn
 from ztw.exits.ensembles import Ensemble, IncrementalEnsemble
 from ztw.exits.rules import ExitRule, State
 
-# Take the samples that left out of the batch when they are this share of it.
-WORTH_A_COPY = 0.05
-# Blocks' outputs of at most so many bytes at once: larger ones come from the system page by page unless
-# memory is kept, and much smaller ones leave the convolutions too little to do (measured from 4 to 32 MB).
-MICROBATCH_BYTES = 2**24
-
 
 @dataclass(frozen=True)
 class ExitResult:
@@ -59,23 +53,39 @@ class Route:
     ensemble: Ensemble | None
 
 
-def microbatch_plan(route: Route, device: torch.device) -> list[tuple[list[int], int]]:
+@dataclass(frozen=True)
+class Batching:
+    """How a batch is carried through a network; it decides about speed, never about an answer.
+
+    microbatch_bytes: size of a stage's output for the samples computed at once, None = no limit; copy_share:
+    samples that left are taken out when they are at least this share of those carried; sync_every: the host
+    looks at who has left after every so many exits.
+    """
+
+    microbatch_bytes: int | None
+    copy_share: float = 0.05
+    sync_every: int = 1
+
+
+# Larger outputs come from the system page by page unless memory is kept, and much smaller ones leave the
+# convolutions too little to do (measured from 4 to 32 MB).
+CPU_BATCHING = Batching(microbatch_bytes=2**24)
+# On a GPU the host waits for all queued work whenever it looks.
+GPU_BATCHING = Batching(microbatch_bytes=None, sync_every=4)
+
+
+def microbatch_plan(route: Route, microbatch_bytes: int | None) -> list[tuple[list[int], int]]:
     """Runs of exits, each with how many samples to carry through it at once.
 
-    On a CPU so few that a block's output stays below MICROBATCH_BYTES: deep blocks with their small outputs
-    take more samples at once than early ones. On a GPU there is one run of exits without a limit.
+    So few that a stage's output stays below `microbatch_bytes`: deep stages with their small outputs take more
+    samples at once than early ones. Without a limit there is one run of all exits.
     """
     exits = range(len(route.steps))
-    if device.type != "cpu":
+    if microbatch_bytes is None:
         return [(list(exits), sys.maxsize)]
     number = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
-    limits = [max(1, MICROBATCH_BYTES // (number.itemsize * numbers)) for numbers in route.largest]
+    limits = [max(1, microbatch_bytes // (number.itemsize * numbers)) for numbers in route.largest]
     return [(list(run), limit) for limit, run in groupby(exits, key=limits.__getitem__)]
-
-
-def exits_between_looks(device: torch.device) -> int:
-    """How often the host looks at who has left: on a GPU each look waits for all queued work."""
-    return 1 if device.type == "cpu" else 4
 
 
 def pick(x: Tensor, rows: Tensor) -> Tensor:
@@ -88,15 +98,15 @@ def pick(x: Tensor, rows: Tensor) -> Tensor:
 class MicroBatch:
     """Samples carried through the network together, (n, ...) of everything that later exits need.
 
-    rows: which samples of the whole batch these are, its size for those that have left already; gone: how
-    many of these there are.
+    rows: which samples of the batch these are, the batch's size for those that have left already; departed:
+    how many of these there are.
     """
 
     def __init__(self, route: Route, images: Tensor, rows: Tensor) -> None:
-        self.hidden, self.rows, self.gone = images, rows, 0
+        self.hidden, self.rows, self.departed = images, rows, 0
         self.route = route
         self.previous: Tensor | None = None
-        self.running = _start_ensemble(route, images)
+        self.ensemble = _start_ensemble(route, images)
         self.state: State = ()
         self.best: State = ()  # score, answer of the most confident exit so far
 
@@ -108,34 +118,34 @@ class MicroBatch:
         answer = exit_function(self.hidden, self.previous)
         if self.route.chained:
             self.previous = answer
-        if self.running is not None:
-            answer = self.running.append(exit, answer)
+        if self.ensemble is not None:
+            answer = self.ensemble.append(exit, answer)
         score, self.state = rule.score(answer, self.state)
         if rule.best_answers:
             self.best = _better(self.best, (score, answer))
         return score, answer
 
     def select(self, places: Tensor) -> None:
-        """Carry only the samples at these places (int64) on."""
-        self.hidden, self.rows, self.gone = pick(self.hidden, places), self.rows[places], 0
+        """Keep only the samples at these places (int64)."""
+        self.hidden, self.rows, self.departed = pick(self.hidden, places), self.rows[places], 0
         if self.previous is not None:
             self.previous = self.previous[places]
-        if self.running is not None:
-            self.running.select(places)
+        if self.ensemble is not None:
+            self.ensemble.select(places)
         self.state = tuple(item[places] for item in self.state)
         self.best = tuple(item[places] for item in self.best)
 
     def join(self, others: Sequence[MicroBatch]) -> None:
-        """Carry the samples of others too, which have passed the same exits."""
-        parts = [self, *others]
-        self.hidden = torch.cat([part.hidden for part in parts])
-        self.rows, self.gone = torch.cat([part.rows for part in parts]), sum(part.gone for part in parts)
+        """Add the samples of others, which have passed the same exits."""
+        every = [self, *others]
+        self.hidden = torch.cat([one.hidden for one in every])
+        self.rows, self.departed = torch.cat([one.rows for one in every]), sum(one.departed for one in every)
         if self.previous is not None:
-            self.previous = torch.cat([part.previous for part in parts if part.previous is not None])
-        if self.running is not None:
-            self.running.join([part.running for part in others if part.running is not None])
-        self.state = tuple(map(torch.cat, zip(*(part.state for part in parts), strict=True)))
-        self.best = tuple(map(torch.cat, zip(*(part.best for part in parts), strict=True)))
+            self.previous = torch.cat([one.previous for one in every if one.previous is not None])
+        if self.ensemble is not None:
+            self.ensemble.join([one.ensemble for one in others if one.ensemble is not None])
+        self.state = tuple(map(torch.cat, zip(*(one.state for one in every), strict=True)))
+        self.best = tuple(map(torch.cat, zip(*(one.best for one in every), strict=True)))
 
 
 def _better(best: State, new: State) -> State:
@@ -146,14 +156,14 @@ def _better(best: State, new: State) -> State:
     return torch.where(wins, new[0], best[0]), torch.where(wins[:, None], new[1], best[1])
 
 
-def _joined(parts: Sequence[MicroBatch], size: int) -> list[MicroBatch]:
+def _joined(microbatches: Sequence[MicroBatch], size: int) -> list[MicroBatch]:
     """The same samples in fewer microbatches, of `size` at most unless one was larger."""
     groups: list[list[MicroBatch]] = []
-    for part in parts:
-        if groups and sum(len(other.rows) for other in [*groups[-1], part]) <= size:
-            groups[-1].append(part)
+    for microbatch in microbatches:
+        if groups and sum(len(other.rows) for other in [*groups[-1], microbatch]) <= size:
+            groups[-1].append(microbatch)
         else:
-            groups.append([part])
+            groups.append([microbatch])
     for first, *others in groups:
         if others:
             first.join(others)
@@ -165,9 +175,13 @@ def _start_ensemble(route: Route, images: Tensor) -> IncrementalEnsemble | None:
     return IncrementalEnsemble(route.ensemble, len(images), images.device) if route.ensemble else None
 
 
-def infer(route: Route, images: Tensor, rule: ExitRule) -> ExitResult:
-    """See `EarlyExitNetwork.infer`; route: of a network in eval mode."""
-    result = (_infer_one if len(images) == 1 else _infer_batch)(route, images, rule)
+def infer(route: Route, images: Tensor, rule: ExitRule, batching: Batching | None = None) -> ExitResult:
+    """See `EarlyExitNetwork.infer`; route: of a network in eval mode; batching: None = the device's."""
+    if len(images) == 1:
+        result = _infer_one(route, images, rule)
+    else:
+        usual = CPU_BATCHING if images.device.type == "cpu" else GPU_BATCHING
+        result = _infer_batch(route, images, rule, batching or usual)
     if route.ensemble is None:
         return result
     return ExitResult(result.logits.log_softmax(-1), result.exit_index)  # the rules need no normalised answer
@@ -179,7 +193,7 @@ def _infer_one(route: Route, image: Tensor, rule: ExitRule) -> ExitResult:
     What `MicroBatch.advance` does, written out: between two small convolutions every line costs.
     """
     hidden, previous = image, None
-    running = _start_ensemble(route, image)
+    ensemble = _start_ensemble(route, image)
     state: State = ()
     best: State = ()
     bounds = [*rule.bounds(len(route.steps)).tolist(), -math.inf]
@@ -187,8 +201,8 @@ def _infer_one(route: Route, image: Tensor, rule: ExitRule) -> ExitResult:
         for stage in stages:
             hidden = stage(hidden)
         answer = previous = exit_function(hidden, previous)
-        if running is not None:
-            answer = running.append(exit, answer)
+        if ensemble is not None:
+            answer = ensemble.append(exit, answer)
         score, state = rule.score(answer, state)
         if rule.best_answers:
             best = _better(best, (score, answer))
@@ -199,53 +213,61 @@ def _infer_one(route: Route, image: Tensor, rule: ExitRule) -> ExitResult:
     return ExitResult(answer.float(), torch.tensor([exit], device=image.device))
 
 
-def _infer_batch(route: Route, images: Tensor, rule: ExitRule) -> ExitResult:
+def _infer_batch(route: Route, images: Tensor, rule: ExitRule, batching: Batching) -> ExitResult:
     """Microbatches go through a run of exits one after another, then on together as far as they fit."""
-    plan = microbatch_plan(route, images.device)
-    result = BatchResult(route, images, rule)
+    plan = microbatch_plan(route, batching.microbatch_bytes)
+    result = BatchResult(route, images, rule, batching)
     rows = torch.arange(len(images), device=images.device)
     pieces = zip(images.split(plan[0][1]), rows.split(plan[0][1]), strict=True)
-    parts = [MicroBatch(route, *piece) for piece in pieces]
+    microbatches = [MicroBatch(route, *piece) for piece in pieces]
     for exits, size in plan:
-        parts = _joined(parts, size)
-        for part in parts:
-            result.run(part, exits)
-        parts = [part for part in parts if len(part.rows)]
+        microbatches = _joined(microbatches, size)
+        for microbatch in microbatches:
+            result.run(microbatch, exits)
+        microbatches = [microbatch for microbatch in microbatches if len(microbatch.rows)]
     return ExitResult(result.answers[:-1], result.exit_index[:-1])
 
 
 class BatchResult:
-    """The answers of a batch, which its microbatches fill in; a last row takes those of samples that have left."""
+    """The answers of a batch, which its microbatches fill in; a spare last row takes what nobody asks for."""
 
-    def __init__(self, route: Route, images: Tensor, rule: ExitRule) -> None:
-        self.nowhere, device, self.last = len(images), images.device, len(route.steps) - 1
-        self.answers = torch.empty(self.nowhere + 1, route.classes, device=device)
-        self.exit_index = torch.full((self.nowhere + 1,), self.last, device=device)
+    def __init__(self, route: Route, images: Tensor, rule: ExitRule, batching: Batching) -> None:
+        self.spare, device, self.last = len(images), images.device, len(route.steps) - 1
+        self.answers = torch.empty(self.spare + 1, route.classes, device=device)
+        self.exit_index = torch.full((self.spare + 1,), self.last, device=device)
         self.rule, self.bounds = rule, rule.bounds(len(route.steps)).tolist()
-        self.between = exits_between_looks(device)
+        self.batching = batching
 
-    def run(self, part: MicroBatch, exits: Sequence[int]) -> None:
+    def run(self, microbatch: MicroBatch, exits: Sequence[int]) -> None:
         """Carry a microbatch through some exits; it is left with the samples that go on."""
+        sync_every = self.batching.sync_every
         for exit in exits:
-            score, answer = part.advance(exit, self.rule)
+            score, answer = microbatch.advance(exit, self.rule)
             if exit == self.last:
-                self.answers.index_copy_(0, part.rows, part.best[1] if part.best else answer)
+                self.answers.index_copy_(
+                    0, microbatch.rows, microbatch.best[1] if microbatch.best else answer
+                )
                 break
             leaves = score.double() > self.bounds[exit]
-            if part.gone:
-                leaves &= part.rows < self.nowhere
-            if self.between == 1 and not leaves.any():
+            if microbatch.departed:
+                leaves &= microbatch.rows < self.spare
+            if sync_every == 1 and not leaves.any():
                 continue
-            places = torch.where(leaves, part.rows, self.nowhere)
+            places = torch.where(leaves, microbatch.rows, self.spare)
             self.answers.index_copy_(0, places, answer)
             self.exit_index.index_fill_(0, places, exit)
-            part.rows = torch.where(leaves, self.nowhere, part.rows)
-            if exit % self.between:
-                continue
-            staying = (part.rows < self.nowhere).nonzero()[:, 0]
-            if not len(staying):
-                part.rows = part.rows[:0]
-                break
-            part.gone = len(part.rows) - len(staying)
-            if part.gone and part.gone >= WORTH_A_COPY * len(part.rows):
-                part.select(staying)
+            microbatch.rows = torch.where(leaves, self.spare, microbatch.rows)
+            if exit % sync_every == 0:
+                self._drop_departed(microbatch)
+                if not len(microbatch.rows):
+                    break
+
+    def _drop_departed(self, microbatch: MicroBatch) -> None:
+        """Take the samples that left out of a microbatch, once they are enough to pay for the copy."""
+        staying = (microbatch.rows < self.spare).nonzero()[:, 0]
+        if not len(staying):
+            microbatch.rows = microbatch.rows[:0]
+            return
+        microbatch.departed = len(microbatch.rows) - len(staying)
+        if microbatch.departed and microbatch.departed >= self.batching.copy_share * len(microbatch.rows):
+            microbatch.select(staying)

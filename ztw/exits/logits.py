@@ -1,4 +1,4 @@
-"""What logits must be, their log-probabilities, and reading those a job has written."""
+"""What logits must be, their log-probabilities, and reading them from a file."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from torch import Tensor
 
 from ztw.errors import ZtwError
 from ztw.tensors import read_tensors
+
+# A probability below this is 0 in float32; flooring it keeps log-probabilities finite.
+LOG_FLOOR = float(torch.tensor(torch.finfo(torch.float32).tiny).log())
 
 
 def check_logits(logits: Tensor, labels: Tensor | None = None, cost: Tensor | None = None) -> None:
@@ -29,16 +32,15 @@ def check_logits(logits: Tensor, labels: Tensor | None = None, cost: Tensor | No
             raise ZtwError(f"cost: must be positive and strictly increasing, got {cost.tolist()}")
 
 
-# A probability below this is 0 in float32; flooring it keeps log-probabilities finite.
-LOG_FLOOR = float(torch.tensor(torch.finfo(torch.float32).tiny).log())
-
-
 def floored(logits: Tensor) -> Tensor:
     """Finite log-probabilities (..., C) of logits (..., C)."""
     return logits.log_softmax(-1).clamp(min=LOG_FLOOR)
 
 
 def read_predictions(path: Path | str) -> tuple[Tensor, Tensor]:
-    """(logits, labels) as `run_predict` wrote them."""
+    """(logits float32 (K, N, C), labels int64 (N,)) of a split, from a safetensors file with these two names.
+
+    Raises ZtwError when it is missing, truncated or no such file.
+    """
     tensors = read_tensors(path)
     return tensors["logits"], tensors["labels"]

@@ -10,22 +10,26 @@ from torch import Tensor
 # A Hessian serves for another step while a step with it cuts the gradient to this share.
 GOOD_STEP = 0.3
 
-# x -> value, gradient, and the Hessian where it is asked for
-Terms = Callable[[Tensor], tuple[float, Tensor, Callable[[], Tensor]]]
+# Value, gradient, and the Hessian where it is asked for
+Terms = tuple[float, Tensor, Callable[[], Tensor]]
 
 
 def minimise(
-    terms: Terms, start: Tensor, lower: Tensor, tolerance: float = 1e-8, iterations: int = 100
+    objective: Callable[[Tensor], Terms],
+    start: Tensor,
+    lower: Tensor,
+    tolerance: float = 1e-8,
+    iterations: int = 100,
 ) -> Tensor:
     """Minimise a convex function over x >= lower by projected Newton steps (Bertsekas 1982).
 
-    terms: x -> (value, gradient, Hessian on demand). The Hessian is the dear part: near the minimum, where
+    objective: x -> its terms; start, lower: (M,) float64. The Hessian is the costly part: near the minimum, where
     it hardly changes, one serves for several steps. It may be of single precision. Stops when the projected
     gradient falls below `tolerance`, or the decrease of the value does (separable data have no finite
     minimiser, only a vanishing decrease) in a step whose Hessian was new or still good.
     """
     x = start.clamp(min=lower)
-    value, gradient, hessian = terms(x)
+    value, gradient, hessian = objective(x)
     curvature: Tensor | None = None
     for _ in range(iterations):
         free = (x > lower + 1e-12) | (gradient < 0)
@@ -37,7 +41,7 @@ def minimise(
         step = _newton_step(curvature, gradient, free)
         for halvings in range(40):  # until the projected point decreases the value enough (Armijo)
             candidate = torch.maximum(x + step * 0.5**halvings, lower)
-            new_value, new_gradient, new_hessian = terms(candidate)
+            new_value, new_gradient, new_hessian = objective(candidate)
             if new_value <= value + 1e-4 * float(gradient @ (candidate - x)):
                 break
         else:

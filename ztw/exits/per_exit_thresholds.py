@@ -11,12 +11,12 @@ from ztw.exits.sweep import departures
 from ztw.exits.threshold_base import (
     TIE,
     Candidates,
-    Held,
+    HeldOut,
     ThresholdChoice,
     geometric,
-    held_out,
     just_below,
     midway,
+    prepare_held_out,
 )
 
 
@@ -39,62 +39,63 @@ class PerExit(ThresholdChoice):
         self, logits: Tensor, labels: Tensor, cost: Tensor, rule: str, points: int = 1000
     ) -> Candidates:
         """Candidates (T, K - 1), T <= `steps`; O(T * rounds * K * N) after one sort per exit."""
-        held = held_out("per_exit", logits, labels, cost, rule)
-        path = _Path(held, _shared_starts(held, points), self.rounds)
+        held_out = prepare_held_out("per_exit", logits, labels, cost, rule)
+        path = _SolutionPath(held_out, _shared_starts(held_out, points), self.rounds)
         # a right answer one exit later is worth less than its cost, so that nobody should go on
-        dearest = 1.01 / float(held.spent[:2].diff().sum()) if len(held.spent) > 1 else 1.0
+        to_second_exit = float(held_out.relative_cost[:2].diff().sum())
+        highest = 1.01 / to_second_exit if to_second_exit else 1.0
         path.solve(0.0)
-        for weight in geometric(dearest, self.lowest, self.first).tolist():
+        for weight in geometric(highest, self.lowest, self.first).tolist():
             path.solve(weight)
         while len(path.found) < self.steps and (middle := path.widest_gap()) is not None:
             path.solve(middle)
         weights = torch.tensor([found.weight for found in path.found], dtype=torch.float64)
         bounds = torch.stack([path.best(float(weight)).bounds for weight in weights])
-        return Candidates(weights, held.kind.thresholds(bounds))
+        return Candidates(weights, held_out.kind.thresholds(bounds))
 
 
 @dataclass(frozen=True)
 class _Shared:
-    """The shared grid on the held-out data: bounds, accuracy and spent (mean share of the full cost), (T,)."""
+    """The shared grid on the held-out data: bounds, accuracy and mean relative cost, (T,) each."""
 
     bounds: Tensor
     accuracy: Tensor
-    spent: Tensor
+    relative_cost: Tensor
 
     def best(self, weight: float) -> float:
         """The best bound at a lambda; of equally good ones the most cautious."""
-        value = self.accuracy - weight * self.spent
+        value = self.accuracy - weight * self.relative_cost
         return float(self.bounds[(value >= value.max() - TIE).nonzero()[-1]])
 
 
-def _shared_starts(held: Held, points: int) -> _Shared:
-    bounds = held.kind.thresholds(held.kind.grid(held.scores, points))  # its own inverse
-    left, right = departures(held.scores, held.correct, bounds)
-    samples = held.scores.shape[1]
-    return _Shared(bounds, right / samples, left / samples @ held.spent)
+def _shared_starts(held_out: HeldOut, points: int) -> _Shared:
+    bounds = held_out.kind.thresholds(held_out.kind.grid(held_out.scores, points))  # its own inverse
+    left, right = departures(held_out.scores, held_out.correct, bounds)
+    samples = held_out.scores.shape[1]
+    return _Shared(bounds, right / samples, left / samples @ held_out.relative_cost)
 
 
 @dataclass(frozen=True)
-class _Found:
-    """Bounds (K - 1,) found at a lambda (`weight`), with their accuracy and mean share of the full cost."""
+class _Solution:
+    """Bounds (K - 1,) found at a lambda (`weight`), with their accuracy and mean relative cost."""
 
     weight: float
     bounds: Tensor
     accuracy: float
-    spent: float
+    relative_cost: float
 
     def value(self, weight: float) -> float:
         """The objective at a lambda."""
-        return self.accuracy - weight * self.spent
+        return self.accuracy - weight * self.relative_cost
 
 
-class _Path:
-    """The solutions found so far, `found`, by falling lambda; each warms its neighbours up."""
+class _SolutionPath:
+    """The solutions found so far, `found`, by falling lambda; each is a start for its neighbours."""
 
-    def __init__(self, held: Held, shared: _Shared, rounds: int) -> None:
-        self.held, self.shared, self.rounds = held, shared, rounds
-        self.order = held.scores[:-1].argsort(dim=1, descending=True)  # (K - 1, N)
-        self.found: list[_Found] = []
+    def __init__(self, held_out: HeldOut, shared: _Shared, rounds: int) -> None:
+        self.held_out, self.shared, self.rounds = held_out, shared, rounds
+        self.order = held_out.scores[:-1].argsort(dim=1, descending=True)  # (K - 1, N)
+        self.found: list[_Solution] = []
 
     def solve(self, weight: float) -> None:
         """Add the best of the ascents from the best shared bound and from the two neighbours."""
@@ -104,20 +105,20 @@ class _Path:
         ends = [self._ascend(start, weight) for start in starts]
         self.found.insert(place, max(ends, key=lambda end: end.value(weight)))
 
-    def best(self, weight: float) -> _Found:
+    def best(self, weight: float) -> _Solution:
         """The best of all solutions at a lambda, of equals the costliest: so cost rises as lambda falls."""
-        return max(self.found, key=lambda found: (found.value(weight), found.spent))
+        return max(self.found, key=lambda found: (found.value(weight), found.relative_cost))
 
     def widest_gap(self) -> float | None:
         """The lambda halfway, geometrically, across the largest jump in cost; None if all are narrow."""
         gaps = [
-            (after.spent - before.spent, (before.weight * after.weight) ** 0.5)
+            (after.relative_cost - before.relative_cost, (before.weight * after.weight) ** 0.5)
             for before, after in zip(self.found[:-2], self.found[1:-1], strict=True)
-            if before.weight > 1.01 * after.weight and after.spent - before.spent > 1e-3
+            if before.weight > 1.01 * after.weight and after.relative_cost - before.relative_cost > 1e-3
         ]
         return max(gaps)[1] if gaps else None
 
-    def _ascend(self, bounds: Tensor, weight: float) -> _Found:
+    def _ascend(self, bounds: Tensor, weight: float) -> _Solution:
         end = self._evaluated(bounds, weight)
         for _ in range(self.rounds):
             before, end = end, self._evaluated(self._round(end.bounds, weight), weight)
@@ -125,15 +126,15 @@ class _Path:
                 break
         return end
 
-    def _evaluated(self, bounds: Tensor, weight: float) -> _Found:
+    def _evaluated(self, bounds: Tensor, weight: float) -> _Solution:
         exit = self._reached(bounds).sum(0) - 1
-        accuracy = self.held.correct.gather(0, exit[None]).double().mean()
-        return _Found(weight, bounds, float(accuracy), float(self.held.spent[exit].mean()))
+        accuracy = self.held_out.correct.gather(0, exit[None]).double().mean()
+        return _Solution(weight, bounds, float(accuracy), float(self.held_out.relative_cost[exit].mean()))
 
     def _reached(self, bounds: Tensor) -> Tensor:
         """Which samples reach an exit, bool (K, N)."""
-        reached = torch.ones_like(self.held.correct)
-        reached[1:] = (self.held.scores[:-1] <= bounds[:, None]).cumprod(0).bool()
+        reached = torch.ones_like(self.held_out.correct)
+        reached[1:] = (self.held_out.scores[:-1] <= bounds[:, None]).cumprod(0).bool()
         return reached
 
     def _round(self, bounds: Tensor, weight: float) -> Tensor:
@@ -141,11 +142,12 @@ class _Path:
 
         Neither depends on the bounds still to come in this round, so no step makes things worse.
         """
-        held, bounds, reached = self.held, bounds.clone(), self._reached(bounds)
-        value = held.correct.double() - weight * held.spent[:, None]  # of leaving at an exit, (K, N)
+        held_out, bounds, reached = self.held_out, bounds.clone(), self._reached(bounds)
+        # of leaving at an exit, (K, N)
+        value = held_out.correct.double() - weight * held_out.relative_cost[:, None]
         staying = value[-1]
         for exit in reversed(range(len(bounds))):
-            score, order = held.scores[exit], self.order[exit]
+            score, order = held_out.scores[exit], self.order[exit]
             order = order[reached[exit][order]]
             if len(order):  # else keep the bound: nothing depends on it now
                 bounds[exit] = self._best_bound(score[order], (value[exit] - staying)[order])
@@ -158,7 +160,7 @@ class _Path:
         total = torch.where(ends, gain.cumsum(0), -torch.inf)
         most = float(total.max())
         if most <= TIE:
-            return self.held.closed
+            return self.held_out.closed_bound
         last = int((total >= most - TIE).nonzero()[0])  # of equals the most cautious: the fewest leave
         if last == len(score) - 1:
             return float(just_below(score[last]))

@@ -61,11 +61,6 @@ class ExitRule(ABC):
             raise ZtwError(f"{name}: {len(bound)} thresholds, must be one or {exits - 1} ({exits} exits)")
         return torch.tensor(bound[: exits - 1], dtype=torch.float64)
 
-    def leaves(self, score: Tensor, exit: int) -> Tensor:
-        """bool (N,): which samples leave at an exit (from 0, not the last); compared in float64, as in `sweep`."""
-        bound = self.bound
-        return score.double() > (bound[exit] if isinstance(bound, tuple) else bound)
-
 
 def _threshold_grid(scores: Tensor, upper: float, points: int) -> Tensor:
     """Even steps from the smallest score to `upper` and as many quantiles, below which everything leaves.

@@ -34,15 +34,14 @@ def sweep(
     rule: str,
     parameters: Tensor | Sequence[float] | Sequence[Sequence[float]] | None = None,
     points: int = 1000,
-    reported: Tensor | Sequence[float] | None = None,
 ) -> Curve:
     """Evaluate an exit rule at every parameter, all in one pass over the samples.
 
     logits: (K, N, C), of single exits or ensembles; labels: int64 (N,); cost: (K,) cumulative MACs;
     rule: a name of RULES; parameters: (T,) thresholds to try, or (T, K - 1) or (T, K) with one per
-    exit, None = the rule's own grid of about 2 * `points`; reported: (T,) values for the curve's
-    `parameter`, None = the thresholds, or the row's number where there is one per exit.
-    Raises ZtwError for malformed input.
+    exit, None = the rule's own grid of about 2 * `points`. The curve's `parameter` holds the
+    thresholds, or the row's number where there is one per exit; `dataclasses.replace` gives it other
+    names. Raises ZtwError for malformed input.
 
     Under one bound a sample has left by exit k exactly when the largest score of exits up to k
     passes it, so the running maximum, binned once, answers all parameters: memory is (K, N),
@@ -63,10 +62,6 @@ def sweep(
         parameter = parameter.flatten()
         left, right = departures(scores, correct, _bounds(kind, parameter))
     exit_fraction = left / labels.numel()
-    if reported is not None:
-        if len(reported) != len(parameter):
-            raise ZtwError(f"reported: {len(reported)} values for {len(parameter)} parameters")
-        parameter = torch.as_tensor(reported, dtype=torch.float64).cpu()
     return Curve(parameter, right / labels.numel(), exit_fraction @ cost, exit_fraction)
 
 

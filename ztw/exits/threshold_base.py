@@ -45,33 +45,36 @@ class ThresholdChoice(ABC):
 
 
 @dataclass(frozen=True)
-class Held:
-    """Held-out data as the ways below need it.
+class HeldOut:
+    """Held-out data as a way of choosing needs it.
 
-    kind: the rule; scores float64 and correct bool (K, N), see `scored`; spent: (K,) cost as a share
-    of the last exit's.
+    kind: the rule; scores float64 and correct bool (K, N), see `scored`; relative_cost: float64 (K,),
+    relative to the last exit's; classes: C.
     """
 
     kind: type[ThresholdRule]
     scores: Tensor
     correct: Tensor
-    spent: Tensor
+    relative_cost: Tensor
     classes: int
 
     @property
-    def closed(self) -> float:
+    def closed_bound(self) -> float:
         """A bound that nothing passes, on other data either: rounding lifts no score this high."""
         return self.kind.top + 1.0
 
 
-def held_out(choice: str, logits: Tensor, labels: Tensor, cost: Tensor, rule: str) -> Held:
-    """Held-out data for a way of choosing; raises ZtwError for a rule without a threshold."""
+def prepare_held_out(choice: str, logits: Tensor, labels: Tensor, cost: Tensor, rule: str) -> HeldOut:
+    """Held-out data for a way of choosing, `choice`; the arguments are those of `ThresholdChoice.candidates`.
+
+    Raises ZtwError for malformed input, an unknown rule, or one without a threshold.
+    """
     kind = exit_rule(rule)
     if not issubclass(kind, ThresholdRule):
         raise ZtwError(f"thresholds {choice!r}: the rule {rule} has none; use shared")
     cost = torch.as_tensor(cost, dtype=torch.float64).cpu()
     check_logits(logits, labels, cost)
-    return Held(kind, *scored(logits, labels, kind), cost / cost[-1], logits.shape[2])
+    return HeldOut(kind, *scored(logits, labels, kind), cost / cost[-1], logits.shape[2])
 
 
 def midway(upper: Tensor, lower: Tensor) -> Tensor:

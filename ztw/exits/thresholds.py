@@ -20,12 +20,12 @@ from ztw.exits.sweep import departures
 from ztw.exits.threshold_base import (
     TIE,
     Candidates,
-    Held,
+    HeldOut,
     ThresholdChoice,
     geometric,
-    held_out,
     just_below,
     midway,
+    prepare_held_out,
 )
 
 DELTA = 0.1  # the guarantee of `risk_controlled` may fail on this share of the draws of held-out data
@@ -77,12 +77,12 @@ class AllowedLoss(ThresholdChoice):
         self, logits: Tensor, labels: Tensor, cost: Tensor, rule: str, points: int = 1000
     ) -> Candidates:
         """Candidates (T, K - 1); sorting answers all eps at once, O(K N log N)."""
-        held = held_out("allowed_loss", logits, labels, cost, rule)
+        held_out = prepare_held_out("allowed_loss", logits, labels, cost, rule)
         eps = torch.cat([geometric(1.0, 1e-4, self.steps), torch.zeros(1, dtype=torch.float64)])
-        bounds = eps.new_empty(len(eps), len(held.scores) - 1)
+        bounds = eps.new_empty(len(eps), len(held_out.scores) - 1)
         for exit in range(bounds.shape[1]):
-            bounds[:, exit] = _smallest_allowed(held.scores[exit], held.correct[exit], eps)
-        return Candidates(eps, held.kind.thresholds(bounds))
+            bounds[:, exit] = _smallest_allowed(held_out.scores[exit], held_out.correct[exit], eps)
+        return Candidates(eps, held_out.kind.thresholds(bounds))
 
 
 def _smallest_allowed(score: Tensor, correct: Tensor, eps: Tensor) -> Tensor:
@@ -121,10 +121,10 @@ class RiskControlled(ThresholdChoice):
         self, logits: Tensor, labels: Tensor, cost: Tensor, rule: str, points: int = 1000
     ) -> Candidates:
         """Candidates (T,); the risk at all thresholds comes from one pass."""
-        held = held_out("risk_controlled", logits, labels, cost, rule)
-        bounds = _fixed_grid(held, points)
-        _, lost = departures(held.scores, ~held.correct & held.correct[-1], bounds)
-        samples = held.scores.shape[1]
+        held_out = prepare_held_out("risk_controlled", logits, labels, cost, rule)
+        bounds = _fixed_grid(held_out, points)
+        _, lost = departures(held_out.scores, ~held_out.correct & held_out.correct[-1], bounds)
+        samples = held_out.scores.shape[1]
         upper = torch.ones_like(lost)  # where every sample is lost
         some = lost < samples
         upper[some] = torch.from_numpy(
@@ -133,16 +133,16 @@ class RiskControlled(ThresholdChoice):
         eps = geometric(self.highest, self.lowest, self.steps)
         # how many tests, from the first, pass without a failure in between
         passed = torch.searchsorted(upper.cummax(0).values, eps, side="right")
-        closed_first = torch.cat([bounds.new_full((1,), held.closed), bounds])
-        return Candidates(eps, held.kind.thresholds(closed_first[passed]))
+        closed_first = torch.cat([bounds.new_full((1,), held_out.closed_bound), bounds])
+        return Candidates(eps, held_out.kind.thresholds(closed_first[passed]))
 
 
-def _fixed_grid(held: Held, points: int) -> Tensor:
+def _fixed_grid(held_out: HeldOut, points: int) -> Tensor:
     """Bounds from the most cautious to one that everything passes; they depend on the rule and C only."""
-    width = held.kind.top - held.kind.worst(held.classes) + 1e-5
+    width = held_out.kind.top - held_out.kind.worst(held_out.classes) + 1e-5
     even = torch.linspace(0, width, points, dtype=torch.float64)
     near_top = width * torch.logspace(-7, 0, points, dtype=torch.float64)
-    return held.kind.top - torch.cat([even, near_top]).unique()
+    return held_out.kind.top - torch.cat([even, near_top]).unique()
 
 
 THRESHOLDS: dict[str, ThresholdChoice] = {
