@@ -12,6 +12,7 @@ from conftest import small_network
 import ztw
 from ztw.exits.rules import exit_rule, exit_scores
 from ztw.exits.sweep import decide
+from ztw.models.heads import HeadOptions
 
 SMALL_BACKBONES = [name for name in ztw.BACKBONES if name not in ("resnet56", "resnet110")]
 SHAPES: list[tuple[int, ...]] = [(16, 28, 28), (32, 14, 14), (64, 7, 7), (8, 3, 3), (8, 1, 1), (12,), (5, 12)]
@@ -36,7 +37,7 @@ def test_backbone(arch, size):
     "options", [{}, {"pooling": "avg", "width": 0.5}, {"pooling": "max", "layer_norm": True}]
 )
 def test_head(head, previous, shape, size, options):
-    module = ztw.HEADS[head](shape, 5, previous, image_size=size, **options)
+    module = ztw.HEADS[head](shape, 5, previous, size, HeadOptions(**options))
     before = torch.randn(3, 5) if previous else None
     out = module(torch.randn(3, *shape), before)
     assert out.shape == (3, 5)

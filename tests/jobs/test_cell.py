@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -41,7 +43,7 @@ def test_an_ensemble_of_few_samples_sees_every_class(tmp_path):
 def networks(tmp_path) -> CellNetworks:
     """A cell whose two sets are written down untrained, one with a backbone of its own."""
     write_json(tmp_path / "d.json", {"classes": 5, "channels": 1, "size": 10})
-    own = {"mode": "independent", "epochs": 1.0, "placement": (0, 1)}
+    own: dict[str, Any] = {"mode": "independent", "epochs": 1.0, "placement": (0, 1)}
     sets = {"plain": IcSet(**own), "joint": IcSet(**own, training="joint")}
     ics = {name: str(tmp_path / f"{name}.safetensors") for name in sets}
     files = CellFiles(str(tmp_path / "d.json"), str(tmp_path / "b.safetensors"), ics)

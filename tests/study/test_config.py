@@ -274,7 +274,7 @@ def test_shipped_configs_are_valid(path):
 def test_nothing_in_a_study_changes():
     study = check_study(TINY)
     with pytest.raises(ValueError, match="frozen"):
-        study.backbone.epochs = 3  # type: ignore[misc]
+        study.backbone.epochs = 3
     assert isinstance(study.datasets, tuple)
 
 

@@ -72,7 +72,7 @@ def _kind(found: Schema, required: bool) -> str:
 def _type(option: Schema) -> str:
     """ "number > 0"; nothing for a choice, which the meaning explains."""
     limits = [f"{sign} {option[limit]:g}" for limit, sign in LIMITS.items() if limit in option]
-    kind = option.get("type", "")
+    kind: str = option.get("type", "")
     return " ".join([TYPES.get(kind, kind), *limits]) if "enum" not in option else ""
 
 

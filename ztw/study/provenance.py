@@ -61,7 +61,7 @@ def import_closure(module: str, root: Path = ROOT) -> list[str]:
 def _tree(module: str, root: Path) -> tuple[frozenset[str], bytes]:
     """What a module imports from ztw, and what it does."""
     tree = ast.parse(_file(module, root).read_text(encoding="utf-8"))
-    tree = ast.fix_missing_locations(_RunCode().visit(tree))
+    _RunCode().visit(tree)
     named: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
