@@ -16,7 +16,7 @@ with job_log(snakemake.log[0], snakemake.rule, snakemake.wildcards) as report:
     settings = BackboneSettings(**params.backbone)
     train_backbone(
         networks=CellNetworks(
-            Cell.of(snakemake.wildcards), CellFiles(snakemake.input.data), {}, settings.shortcut
+            Cell.of(snakemake.wildcards), CellFiles(snakemake.input.data), {}, settings
         ),
         settings=settings,
         data=DataSettings(**params.images, root=params.root),

@@ -15,14 +15,15 @@ from ztw.data.streamed import StreamedSet
 from ztw.errors import ZtwError
 from ztw.study.settings import DataSettings
 
-CHOSEN = ("flip", "crop_padding", "colour_jitter", "mean", "std")  # by a study, where it is not null
+# What a study may choose; where it is null the record says it
+CHOSEN = ("flip", "crop_padding", "colour_jitter", "jitter_order", "mean", "std")
 
 
 def load_split(record: dict[str, Any], split: str) -> Data:
     """Open one split that `ztw.data.prepare.prepare_dataset` has made ready; images are read when they are used.
 
     record: what `prepare_dataset` returned, perhaps with a study's flip, crop_padding, colour_jitter,
-    mean, std, workers; split: "train" or "test".
+    jitter_order, mean, std, workers; split: "train" or "test".
     Raises ZtwError when a file of it is missing, truncated or not what the record says.
     """
     streamed = record.get("streamed", False)
@@ -35,6 +36,7 @@ def load_split(record: dict[str, Any], split: str) -> Data:
         "std": tuple(record["std"]),
         "flip": record["flip"],
         "colour_jitter": record["colour_jitter"],
+        "jitter_order": record.get("jitter_order", "fixed"),
     }
     if not streamed:
         return ImageSet(stored=arrays["images"], crop_padding=record["crop_padding"], **common)
@@ -44,6 +46,12 @@ def load_split(record: dict[str, Any], split: str) -> Data:
     )
 
 
+def open_split(record: dict[str, Any], settings: DataSettings, split: str) -> Data:
+    """All of "train" or "test", augmented and normalised as a study wants it; raises ZtwError as `load_split`."""
+    given = {key: value for key in CHOSEN if (value := getattr(settings, key)) is not None}
+    return load_split({**record, **given}, split)
+
+
 def cell_splits(record: dict[str, Any], settings: DataSettings, seed: int) -> dict[str, Data]:
     """ "train", "validation" and "test" as a study wants them: the same in every job of a cell.
 
@@ -51,8 +59,7 @@ def cell_splits(record: dict[str, Any], settings: DataSettings, seed: int) -> di
     or from the test images where weights that were not trained here have seen all of the former.
     Raises ZtwError as `load_split` and `held_out_split` do.
     """
-    given = {key: value for key in CHOSEN if (value := getattr(settings, key)) is not None}
-    splits = {split: load_split({**record, **given}, split) for split in ("train", "test")}
+    splits = {split: open_split(record, settings, split) for split in ("train", "test")}
     source = splits[settings.validation_from]
     rest, held_out = held_out_split(source.labels, settings.validation_fraction, seed)
     return {**splits, settings.validation_from: source.take(rest), "validation": source.take(held_out)}
