@@ -13,7 +13,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 VGG = (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M")
-MOBILENET = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *((512, 1),) * 5, (1024, 2), (1024, 1))
+MOBILENET = (
+    (64, 1),
+    (128, 2),
+    (128, 1),
+    (256, 2),
+    (256, 1),
+    (512, 2),
+    *((512, 1),) * 5,
+    (1024, 2),
+    (1024, 1),
+)
 
 
 class Weights:
@@ -40,7 +50,7 @@ Outputs = tuple[list[Tensor], Tensor]
 
 
 def resnet(blocks: int, state: Mapping[str, Tensor], x: Tensor) -> Outputs:
-    weights, seen = Weights(state), []
+    weights, seen = Weights(state), list[Tensor]()
     x = F.relu(weights.norm(weights.conv(x, stride=x.shape[-1] // 32)))
     for width in (16, 32, 64):
         for index in range(blocks):
@@ -54,7 +64,7 @@ def resnet(blocks: int, state: Mapping[str, Tensor], x: Tensor) -> Outputs:
 
 
 def vgg16_bn(state: Mapping[str, Tensor], x: Tensor) -> Outputs:
-    weights, seen = Weights(state), []
+    weights, seen = Weights(state), list[Tensor]()
     for item in VGG:
         if item == "M":
             x = seen[-1] = F.max_pool2d(x, 2)
@@ -67,7 +77,7 @@ def vgg16_bn(state: Mapping[str, Tensor], x: Tensor) -> Outputs:
 
 
 def wide_resnet_32_4(state: Mapping[str, Tensor], x: Tensor) -> Outputs:
-    weights, seen = Weights(state), []
+    weights, seen = Weights(state), list[Tensor]()
     x = weights.conv(x, stride=x.shape[-1] // 32, bias=True)
     for width in (64, 128, 256):
         for index in range(5):
@@ -80,7 +90,7 @@ def wide_resnet_32_4(state: Mapping[str, Tensor], x: Tensor) -> Outputs:
 
 
 def mobilenet(state: Mapping[str, Tensor], x: Tensor) -> Outputs:
-    weights, seen = Weights(state), []
+    weights, seen = Weights(state), list[Tensor]()
     x = F.relu(weights.norm(weights.conv(x)))
     for _, stride in MOBILENET:
         x = F.relu(weights.norm(weights.conv(x, stride, groups=x.shape[1])))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 import ztw
 from ztw.models.import_weights import load_foreign
 
-FAMILIES = {
+FAMILIES: dict[str, Callable[[dict[str, Tensor], Tensor], released.Outputs]] = {
     "resnet20": partial(released.resnet, 3),
     "vgg16_bn": released.vgg16_bn,
     "wide_resnet_32_4": released.wide_resnet_32_4,
@@ -89,7 +90,8 @@ def test_the_stop_gradient_makes_a_difference():
         logits = network(torch.ones(2, 3, 32, 32))[:-1]
         loss = sum((F.cross_entropy(logit, torch.tensor([1, 2])) for logit in logits), torch.zeros(()))
         gradients.append(torch.autograd.grad(loss, weights_of(network.heads[0])[0])[0])
-    assert not torch.allclose(*gradients)
+    reached, stopped = gradients
+    assert not torch.allclose(reached, stopped)
 
 
 # A released file's entries, in the order of its definition: (shape, last part of the name)

@@ -56,12 +56,12 @@ def jitter_colours(images: Tensor, strength: float, order: str, generator: torch
     """
     factors = jitter_factors(len(images), strength, generator).to(images.device)
     if order == "fixed":
-        return adjust_colours(images, *factors)
+        return adjust_colours(images, factors)
     drawn = torch.randint(len(ORDERS), (len(images),), generator=generator).to(images.device)
     out = torch.empty_like(images, dtype=torch.float32, memory_format=torch.contiguous_format)
     for number, one in enumerate(ORDERS):
         mine = (drawn == number).nonzero().flatten()
-        out[mine] = adjust_colours(images[mine], *factors[:, mine], order=one)
+        out[mine] = adjust_colours(images[mine], factors[:, mine], one)
     return out
 
 
@@ -70,27 +70,21 @@ def jitter_factors(count: int, strength: float, generator: torch.Generator) -> T
     return torch.empty(3, count).uniform_(1 - strength, 1 + strength, generator=generator)
 
 
-def adjust_colours(
-    images: Tensor,
-    brightness: Tensor,
-    contrast: Tensor,
-    saturation: Tensor,
-    order: Sequence[int] = ORDERS[0],
-) -> Tensor:
+def adjust_colours(images: Tensor, factors: Tensor, order: Sequence[int] = ORDERS[0]) -> Tensor:
     """Brightness, contrast and saturation by torchvision's formulas, without its rounding between.
 
-    images: uint8 or float (N, C, H, W) in [0, 255]; the factors (N,) per image, 1 leaves it as it is;
-    order: of BRIGHTNESS, CONTRAST, SATURATION. Returns float32 in [0, 255].
+    images: uint8 or float (N, C, H, W) in [0, 255]; factors: (3, N), of each of the three for every image, 1
+    leaves it as it is; order: of BRIGHTNESS, CONTRAST, SATURATION. Returns float32 in [0, 255].
     """
-    factors = [factor.view(-1, 1, 1, 1) for factor in (brightness, contrast, saturation)]
     images = images.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
     for which in order:
+        factor = factors[which].view(-1, 1, 1, 1)
         if which == BRIGHTNESS:
-            images.mul_(factors[which]).clamp_(0, 255)
+            images.mul_(factor).clamp_(0, 255)
             continue
         grey = _grey(images).mean((1, 2, 3), keepdim=True) if which == CONTRAST else _grey(images)
-        towards = grey * (1 - factors[which])
-        images.mul_(factors[which]).add_(towards).clamp_(0, 255)
+        towards = grey * (1 - factor)
+        images.mul_(factor).add_(towards).clamp_(0, 255)
     return images
 
 

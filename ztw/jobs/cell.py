@@ -72,7 +72,7 @@ class CellNetworks:
     cell: Cell
     files: CellFiles
     sets: Mapping[str, IcSet]
-    build: BackboneBuild = BackboneBuild()
+    build: BackboneBuild = field(default_factory=BackboneBuild)
 
     @cached_property
     def record(self) -> dict[str, Any]:

@@ -72,7 +72,9 @@ def _first_weights(
             f"backbone.epochs: 0: torchvision's weights answer 1000 classes, {networks.cell.dataset} has"
             f" {classes}; train the new last layer for some epochs"
         )
-    backbone = networks.untrained_backbone(PRETRAINED[settings.pretrained] if source == "torchvision" else None)
+    backbone = networks.untrained_backbone(
+        PRETRAINED[settings.pretrained] if source == "torchvision" else None
+    )
     if source in ("train", "torchvision"):
         return backbone, {"source": source}
     path = _weights_file(settings, root, report)

@@ -180,9 +180,7 @@ class WideBlock(nn.Module):
         return self.conv2(self.relu(self.norm2(hidden))) + self.shortcut(x)
 
 
-def wide_resnet_32_4(
-    arch: str, classes: int, channels: int, size: int, options: BackboneOptions
-) -> Backbone:
+def wide_resnet_32_4(arch: str, classes: int, channels: int, size: int, options: BackboneOptions) -> Backbone:
     """3 groups of 5 wide blocks with 64, 128, 256 channels, dropout 0.3."""
     stages: list[nn.Module] = []
     width_in = 16

@@ -28,10 +28,10 @@ def initialise_backbone(backbone: Backbone) -> None:
     for part in backbone.modules():
         if isinstance(part, nn.Conv2d):
             draw(part.weight)
+            _zero_bias(part)
         elif isinstance(part, nn.Linear):
             nn.init.normal_(part.weight, std=0.01)
-        if isinstance(part, nn.Conv2d | nn.Linear) and part.bias is not None:
-            nn.init.zeros_(part.bias)
+            _zero_bias(part)
 
 
 def initialise_head(head: nn.Module, arch: str) -> None:
@@ -44,8 +44,13 @@ def initialise_head(head: nn.Module, arch: str) -> None:
             nn.init.uniform_(part.alpha)
         elif isinstance(part, nn.Conv2d) and arch in ARCHS:
             _kaiming(part.weight)
-        elif isinstance(part, nn.Linear) and arch == VGG:
-            nn.init.normal_(part.weight, std=0.01)
-        zeroed = nn.Linear if arch == WIDE_RESNET else nn.Conv2d | nn.Linear
-        if arch in (VGG, WIDE_RESNET) and isinstance(part, zeroed):
-            nn.init.zeros_(part.bias)
+            _zero_bias(part, arch == VGG)
+        elif isinstance(part, nn.Linear):
+            if arch == VGG:
+                nn.init.normal_(part.weight, std=0.01)
+            _zero_bias(part, arch in (VGG, WIDE_RESNET))
+
+
+def _zero_bias(layer: nn.Conv2d | nn.Linear, wanted: bool = True) -> None:
+    if wanted and layer.bias is not None:
+        nn.init.zeros_(layer.bias)

@@ -51,10 +51,7 @@ def _build(name: str, size: int, weights: str | None) -> nn.Module:
     sized: dict[str, Any] = {"image_size": size} if name.startswith("vit_") else {}
     if weights is None:
         return torchvision.models.get_model(name, weights=None, **sized)
-    offered = torchvision.models.get_model_weights(name)
-    if weights not in offered.__members__:
-        raise ZtwError(f"{TORCHVISION_PREFIX}{name}: has no weights {weights}; known: {', '.join(offered.__members__)}")
-    wanted = offered[weights]
+    wanted = torchvision.models.get_model_weights(name)[weights]
     trained = wanted.meta["min_size"][0]
     if sized and size != trained:
         raise ZtwError(
