@@ -19,7 +19,7 @@ from ztw.device import PRECISIONS
 from ztw.exits.rules import ThresholdRule
 from ztw.exits.thresholds import THRESHOLDS
 from ztw.models.backbone import BackboneOptions
-from ztw.models.cifar import IC_FEATURES, SHORTCUTS
+from ztw.models.cifar_resnet import IC_FEATURES, SHORTCUTS
 from ztw.models.initialisation import INITS
 from ztw.models.pooling import POOLINGS
 from ztw.study.config import check_study, read_config

@@ -80,9 +80,8 @@ def images_of(wildcards):
 
 def build_of(wildcards):
     """How a cell's backbone is built, beside its name."""
-    return cell_of(wildcards).backbone.model_dump(
-        include=set(BackboneBuild.model_fields)
-    )
+    backbone = cell_of(wildcards).backbone
+    return {key: getattr(backbone, key) for key in BackboneBuild.model_fields}
 
 
 def sets_of(names):

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ztw.models.cifar import BasicBlock, BlockReLU
+from ztw.models.cifar_resnet import BasicBlock, BlockReLU
 from ztw.models.pooling import MixedPool
 
 
