@@ -7,7 +7,6 @@ from torch import Tensor, nn
 from ztw.errors import ZtwError
 from ztw.models.backbone import Backbone, BackboneOptions, Fp32Linear
 
-
 VGG16 = (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M")
 MOBILENET = (
     (64, 1),
