@@ -164,7 +164,7 @@ def test_all_unreadable_images_are_named_at_once(prepare, folder):
     for name in ("train/cat/0.png", "train/dog/1.png", "val/dog/0.png"):
         content = (folder / name).read_bytes()
         (folder / name).write_bytes(content[: len(content) // 2])
-    with pytest.raises(ztw.ZtwError, match="^3 images cannot be used: ") as caught:
+    with pytest.raises(ztw.ZtwError, match=r"^3 images cannot be used: ") as caught:
         prepare(folder)
     for name in ("train/cat/0.png", "train/dog/1.png", "val/dog/0.png"):
         assert f"{folder / name}: unreadable image" in str(caught.value)

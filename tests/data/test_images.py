@@ -123,14 +123,16 @@ def png(width: int, height: int, bits: int, colour: int, raw: bytes) -> bytes:
 def test_images_are_upright(tmp_path, orientation, suffix):
     from PIL import ImageOps
 
-    image = Image.fromarray(np.kron(np.array([[0, 80, 160], [200, 40, 255]]), np.ones((8, 8))).astype(np.uint8))
+    image = Image.fromarray(
+        np.kron(np.array([[0, 80, 160], [200, 40, 255]]), np.ones((8, 8))).astype(np.uint8)
+    )
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = tmp_path / f"a.{suffix}"
-    image.convert("RGB").save(path, exif=exif, **({"lossless": True} if suffix == "webp" else {}))
+    image.convert("RGB").save(path, exif=exif, lossless=True)
     with Image.open(path) as stored:
         expected = ImageOps.exif_transpose(stored).convert("RGB")
-    assert np.array_equal(read_rgb(path, "a"), expected)
+    assert np.array_equal(np.asarray(read_rgb(path, "a")), np.asarray(expected))
     assert expected.size == ((24, 16) if orientation < 5 else (16, 24))
 
 
@@ -157,7 +159,7 @@ def test_a_truncated_image_is_found(tmp_path, format, kept):
     path.write_bytes(content)
     check_image(str(path))
     path.write_bytes(content[: kept if isinstance(kept, int) else int(kept * len(content))])
-    with pytest.raises(ztw.ZtwError, match="a.img: unreadable image"):
+    with pytest.raises(ztw.ZtwError, match=r"a.img: unreadable image"):
         check_image(str(path))
 
 
@@ -173,7 +175,7 @@ def test_a_jpeg_with_a_thumbnail_is_not_taken_for_whole(tmp_path):
         image.save(tmp_path / "a.jpg", exif=exif)
     content = (tmp_path / "a.jpg").read_bytes()
     (tmp_path / "a.jpg").write_bytes(content[: len(content) // 2])
-    with pytest.raises(ztw.ZtwError, match="a.jpg: unreadable image"):
+    with pytest.raises(ztw.ZtwError, match=r"a.jpg: unreadable image"):
         check_image(str(tmp_path / "a.jpg"))
 
 
