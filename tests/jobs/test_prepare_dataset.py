@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
 
 import pytest
 from PIL import Image
 
 import ztw
-from ztw.data.record import joined
+from ztw.data.record import read_study_record
 from ztw.data.splits import cell_splits
-from ztw.files import read_json
 from ztw.jobs.prepare_dataset import prepare_dataset
 from ztw.study.settings import DataSettings, FolderSettings
 
@@ -66,11 +64,13 @@ def test_a_broken_test_image_is_found_before_training(records, folder):
 
 def test_a_study_reads_them_together_or_the_training_images_alone(records, tmp_path):
     records()
-    train, test = (read_json(Path(tmp_path) / f"study/data/mine/{split}.json") for split in ("train", "test"))
+    files = [str(tmp_path / f"study/data/mine/{split}.json") for split in ("train", "test")]
+    train = read_study_record(files[0])
+    assert read_study_record(files[:1]) == train
     settings = DataSettings(validation_fraction=0.25)
     assert {name: len(part) for name, part in cell_splits(train, settings, 0).items()} == {
         "train": 6,
         "validation": 2,
     }
-    assert len(cell_splits(joined([train, test]), settings, 0)["test"]) == 8
+    assert len(cell_splits(read_study_record(files), settings, 0)["test"]) == 8
     assert train["class_names"] == ["cat", "dog"]

@@ -117,6 +117,15 @@ def joined(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {**records[0], **per_split}
 
 
+def read_study_record(files: str | Sequence[str]) -> dict[str, Any]:
+    """The record of a study, from its file, or from one of each split, the training images' first.
+
+    Raises ZtwError naming a file that is missing or broken.
+    """
+    records = [read_json(file) for file in ([files] if isinstance(files, str) else files)]
+    return joined(records) if len(records) > 1 else records[0]
+
+
 def of_split(record: dict[str, Any], split: str) -> dict[str, Any]:
     """The part of a record that one split's images decide."""
     return record | {
