@@ -9,6 +9,80 @@ from torch import nn
 import ztw
 
 
+def test_ics_see_a_resnets_sums_before_or_after_the_relu():
+    """The same weights, cut at the one place or the other: the same network, other features."""
+    before, after = (
+        ztw.build_backbone("resnet14", ic_features=place).eval() for place in ("before_relu", "after_relu")
+    )
+    after.load_state_dict(before.state_dict())
+    images = torch.randn(3, 3, 32, 32)
+    with torch.no_grad():
+        sums, rectified = list(before.features(images)), list(after.features(images))
+        assert all((feature < 0).any() for feature in sums)
+        for feature, expected in zip(sums, rectified, strict=True):
+            torch.testing.assert_close(feature.relu(), expected)
+        torch.testing.assert_close(before(images), after(images))
+    assert ztw.build_backbone("resnet14").state_dict().keys() == after.state_dict().keys()
+
+
+def test_before_is_the_default():
+    torch.manual_seed(0)
+    default = ztw.build_backbone("resnet8").eval()
+    with torch.no_grad():
+        assert (next(iter(default.features(torch.randn(2, 3, 32, 32)))) < 0).any()
+
+
+@pytest.mark.parametrize("place", ["before_relu", "after_relu"])
+@torch.no_grad()
+def test_no_stage_writes_into_what_a_head_has_kept(place):
+    backbone = ztw.build_backbone("resnet14", ic_features=place).eval()
+    images = torch.randn(2, 3, 32, 32)
+    kept = [feature.clone() for feature in backbone.features(images)]
+    features = list(backbone.features(images))
+    backbone.classifier(features[-1])
+    for feature, expected in zip(features, kept, strict=True):
+        assert torch.equal(feature, expected)
+
+
+@pytest.mark.parametrize("place", ["before_relu", "after_relu"])
+def test_where_ics_sit_changes_no_cost(place):
+    network = ztw.build_network(ztw.build_backbone("resnet14", ic_features=place))
+    other = ztw.build_network(ztw.build_backbone("resnet14"))
+    assert ztw.macs(network).equal(ztw.macs(other))
+    assert ztw.paper_ops(network).equal(ztw.paper_ops(other))
+    folded = ztw.fold_batch_norm(network)
+    images = torch.randn(5, 3, 32, 32)
+    with torch.no_grad():
+        logits = folded(images)
+        torch.testing.assert_close(logits, network.eval()(images), atol=1e-4, rtol=1e-4)
+    result = folded.infer(images, ztw.MaxSoftmax(1.0))
+    torch.testing.assert_close(result.logits, logits[-1], atol=1e-4, rtol=1e-4)
+
+
+def test_momentum_of_the_wide_resnets_last_norm():
+    backbone = ztw.build_backbone("wide_resnet_32_4", last_norm_momentum=0.9)
+    momenta = [part.momentum for part in backbone.modules() if isinstance(part, nn.BatchNorm2d)]
+    assert momenta == [0.1] * 30 + [0.9]
+
+
+def test_a_vgg_has_no_relu_between_its_last_linears():
+    backbone = ztw.build_backbone("vgg16_bn").eval()
+    classifier = backbone.classifier
+    x, y = torch.randn(2, 4, 512)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            classifier(x) + classifier(y), classifier(x + y) + classifier(torch.zeros(4, 512))
+        )
+
+
+def test_an_unknown_option_is_named():
+    with pytest.raises(ztw.ZtwError) as caught:
+        ztw.build_backbone("resnet8", shortcuts="pad")
+    assert str(caught.value) == (
+        "unknown backbone option 'shortcuts'; known: shortcut, ic_features, last_norm_momentum, init"
+    )
+
+
 def test_pad_shortcut():
     backbone = ztw.build_backbone("resnet8", shortcut="pad")
     shortcut = backbone.stages[1].shortcut

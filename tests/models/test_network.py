@@ -71,7 +71,8 @@ def test_logits_are_float32_under_bf16():
         ),
         ({"head": "mlp"}, "unknown head 'mlp'; known: conv, pool"),
         ({"pooling": "min"}, "unknown pooling 'min'; known: mixed, avg, max"),
-        ({"depth": 2}, "unknown head option 'depth'; known: pooling, width, layer_norm"),
+        ({"depth": 2}, "unknown head option 'depth'; known: pooling, width, layer_norm, init"),
+        ({"init": "zero"}, "unknown init 'zero'; known: torch, released"),
     ],
 )
 def test_what_is_unknown_is_named(asked, message):

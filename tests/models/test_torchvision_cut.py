@@ -15,7 +15,7 @@ from torch import nn
 
 import ztw
 from ztw.models.import_weights import load_foreign
-from ztw.models.torchvision_cut import cut, cut_model
+from ztw.models.torchvision_cut import WEIGHTS, cut, cut_model
 from ztw.study.torchvision_names import TORCHVISION_BLOCKS
 
 # one of each family: architecture -> side of the images
@@ -173,6 +173,23 @@ def test_pretrained_weights(tmp_path, monkeypatch):
         ztw.build_backbone("torchvision/mobilenet_v3_small", 7, weights="DEFAULT")
 
 
+@pytest.mark.parametrize("name", TORCHVISION_BLOCKS)
+def test_every_model_has_first_weights(name):
+    assert set(WEIGHTS) <= set(torchvision.models.get_model_weights(name).__members__)
+
+
+def test_the_first_weights_are_others_than_the_best(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    wanted = {}
+    for name in ("DEFAULT", "IMAGENET1K_V1"):
+        monkeypatch.setattr(torch.hub, "urlopen", refuse)
+        with pytest.raises(ztw.ZtwError) as caught:
+            ztw.build_backbone("torchvision/resnet50", 1000, size=64, weights=name)
+        wanted[name] = str(caught.value)
+    assert "put resnet50-11ad3fa6.pth" in wanted["DEFAULT"]
+    assert "put resnet50-0676ba61.pth" in wanted["IMAGENET1K_V1"], "76.13 %, of ZTW's time"
+
+
 def refuse(*args, **kwargs):
     raise urllib.error.URLError("no network")
 
@@ -184,8 +201,33 @@ def refuse(*args, **kwargs):
         ("torchvision/nope", {}, "unknown torchvision model 'nope'; known: resnet18, "),
         ("torchvision/swin_t", {}, "unknown torchvision model 'swin_t'"),
         ("torchvision/resnet18", {"channels": 1}, "takes images of 3 channels, not 1"),
-        ("torchvision/resnet18", {"weights": "mine"}, "unknown weights 'mine'; known: None, DEFAULT"),
+        (
+            "torchvision/resnet18",
+            {"weights": "mine"},
+            "unknown weights 'mine'; known: None, DEFAULT, IMAGENET1K_V1",
+        ),
         ("torchvision/resnet18", {"shortcut": "pad"}, "only the CIFAR ResNets have it"),
+        (
+            "torchvision/resnet18",
+            {"ic_features": "after_relu"},
+            "only the CIFAR ResNets have it, not torchvision/",
+        ),
+        (
+            "torchvision/resnet18",
+            {"init": "released"},
+            "init 'released': only the paper's architectures have it",
+        ),
+        (
+            "resnet20",
+            {"last_norm_momentum": 0.9},
+            "last_norm_momentum 0.9: only wide_resnet_32_4 has it, not resn",
+        ),
+        (
+            "resnet20",
+            {"ic_features": "inside"},
+            "unknown ic_features 'inside'; known: before_relu, after_relu",
+        ),
+        ("resnet20", {"init": "zero"}, "unknown init 'zero'; known: torch, released"),
         ("torchvision/vit_b_16", {"size": 40}, "cannot take images of 40x40 pixels"),
         (
             "torchvision/vit_b_16",

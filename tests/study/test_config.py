@@ -18,14 +18,16 @@ import ztw
 from ztw.device import PRECISIONS
 from ztw.exits.rules import ThresholdRule
 from ztw.exits.thresholds import THRESHOLDS
-from ztw.models.cifar import SHORTCUTS
+from ztw.models.backbone import BackboneOptions
+from ztw.models.cifar import IC_FEATURES, SHORTCUTS
+from ztw.models.initialisation import INITS
 from ztw.models.pooling import POOLINGS
 from ztw.study.config import check_study, read_config
 from ztw.study.facts import DATASETS
-from ztw.study.names import ARCHS, ENSEMBLE_KINDS, NO_THRESHOLD, blocks
+from ztw.study.names import ARCHS, ENSEMBLE_KINDS, NO_THRESHOLD, OPTION_OWNERS, blocks
 from ztw.study.section import Section
 from ztw.study.settings import EnsembleSettings, HardwareSettings, MethodSettings
-from ztw.study.training_settings import BackboneSettings, IcSet, Recipe
+from ztw.study.training_settings import BackboneBuild, BackboneSettings, IcSet, Recipe
 from ztw.training.loop import OPTIMIZERS, SCHEDULES
 from ztw.training.loop import Recipe as TrainingRecipe
 
@@ -132,6 +134,27 @@ WRONG = [
     ),
     ("backbone", {"lr": 0.1}, "backbone.epochs: 0 must be > 0 (source train)"),
     ("backbone.shortcut", "A", "backbone.shortcut: 'A' is unknown; known: conv, pad"),
+    (
+        "backbone.ic_features",
+        "inside",
+        "backbone.ic_features: 'inside' is unknown; known: before_relu, after_relu",
+    ),
+    (
+        "backbone.last_norm_momentum",
+        0.9,
+        "backbone.last_norm_momentum: 0.9: only wide_resnet_32_4 has it, not r",
+    ),
+    ("backbone.init", "kaiming", "backbone.init: 'kaiming' is unknown; known: torch, released"),
+    ("backbone.pretrained", "v1", "backbone.pretrained: has no meaning with source train; leave it out"),
+    ("backbone.expected_accuracy", 0.9, "backbone.expected_accuracy: has no meaning with source train"),
+    ("backbone.expected_accuracy", 93.4, "backbone.expected_accuracy: 93.4 must be <= 1"),
+    ("ics.init", "kaiming", "ics.init: 'kaiming' is unknown; known: torch, released"),
+    (
+        "ics.sets.own",
+        {"mode": "cascade", "training": "layer_wise", "frozen_dropout": True},
+        "ics.sets.own.frozen_dropout: has no meaning with training layer_wise",
+    ),
+    ("data.jitter_order", "any", "data.jitter_order: 'any' is unknown; known: fixed, random"),
     ("data.mean", [0.5, 0.5], "data.mean: [0.5, 0.5]: digits has 1 channel(s)"),
     ("archs", ["torchvision/resnet18"], "archs: 'torchvision/resnet18' needs colour images"),
     ("archs", ["torchvision/resnet19"], "archs.0: 'torchvision/resnet19' is unknown; known: resnet8"),
@@ -211,6 +234,54 @@ def test_wrong_config(path, value, message):
     with pytest.raises(ztw.ZtwError, match=re.escape(message)) as caught:
         check_study(changed(path, value))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("ic_features", "after_relu", "'after_relu': only the CIFAR ResNets have it, not mobilenet"),
+        ("shortcut", "pad", "'pad': only the CIFAR ResNets have it, not mobilenet"),
+        ("init", "released", "'released': only the paper's architectures have it, not torchvision/resnet18"),
+    ],
+)
+def test_what_an_architecture_does_not_have_is_refused_in_its_cells_only(key, value, message):
+    config = changed("archs", ["resnet8", message.split()[-1]])
+    config["data"]["image_folders"] = {"mine": {"path": "x", "size": 32}}
+    config |= {"datasets": ["mine"], "evaluation": {"protocols": ["paper"]}}
+    check_study(config)
+    given = config["backbone"]
+    config["backbone"] = {**given, key: value}
+    with pytest.raises(ztw.ZtwError, match=re.escape(f"backbone.{key}: {message}")):
+        check_study(config)
+    config |= {"backbone": given, "overrides": [{"archs": ["resnet8"], "backbone": {key: value}}]}
+    cells = check_study(config).cells
+    assert getattr(cells["mine", "resnet8"].backbone, key) == value
+
+
+def test_the_published_counter_knows_one_of_torchvisions_models():
+    config = changed("archs", ["torchvision/resnet50"])
+    config |= {"datasets": ["cifar10"], "evaluation": {"protocols": ["published"]}}
+    check_study(config)
+    config["archs"] = ["torchvision/vit_b_16"]
+    with pytest.raises(
+        ztw.ZtwError, match="counter knows torchvision/resnet50 only, not torchvision/vit_b_16"
+    ):
+        check_study(config)
+
+
+def test_the_papers_studies_use_the_released_values():
+    cells = check_study(read_config(ROOT / "config/paper.yaml")).cells
+    for (dataset, arch), cell in cells.items():
+        backbone = cell.backbone
+        assert (backbone.ic_features, backbone.init) == ("before_relu", "released")
+        assert backbone.last_norm_momentum == (0.9 if arch == "wide_resnet_32_4" else 0.1)
+        assert cell.data.mean == ((0.485, 0.456, 0.406) if dataset == "cifar10" else None)
+        assert cell.data.std == ((0.229, 0.224, 0.225) if dataset == "cifar10" else None)
+        assert cell.data.jitter_order == "random"
+        for ics in cell.ics.sets.values():
+            assert (ics.init, ics.frozen_dropout) == ("released", True)
+    (imagenet,) = check_study(read_config(ROOT / "config/imagenet.yaml")).cells.values()
+    assert (imagenet.backbone.pretrained, imagenet.ics.init) == ("v1", "released")
 
 
 def test_missing_section():
@@ -347,6 +418,11 @@ def test_the_study_lists_what_the_tables_have():
     assert choices(EnsembleSettings, "kind") == list(ztw.ENSEMBLES) == list(ENSEMBLE_KINDS)
     assert choices(HardwareSettings, "precision") == list(PRECISIONS)
     assert choices(BackboneSettings, "shortcut") == list(SHORTCUTS)
+    assert choices(BackboneSettings, "ic_features") == list(IC_FEATURES)
+    assert choices(BackboneSettings, "init") == choices(IcSet, "init") == list(INITS)
+    defaults = {key: field.default for key, field in BackboneBuild.model_fields.items()}
+    assert defaults == dataclasses.asdict(BackboneOptions())
+    assert set(OPTION_OWNERS) == set(BackboneBuild.model_fields)
     assert tuple(ztw.BACKBONES) == ARCHS
     patient = {name for name, rule in ztw.RULES.items() if not issubclass(rule, ThresholdRule)}
     assert patient == set(NO_THRESHOLD)

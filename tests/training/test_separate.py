@@ -53,6 +53,23 @@ def test_the_frozen_backbone_stands_still():
     assert not any(torch.equal(heads[name], value) for name, value in state_of(network.heads).items())
 
 
+def test_dropout_of_the_frozen_backbone_can_stay_on():
+    """Then the ICs see other features every time, and BatchNorm stands still all the same."""
+    torch.manual_seed(0)
+    network = small_network()
+    dropping = Dropping(network.backbone.stages[0])
+    network.backbone.stages[0] = dropping
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    dropping.drop.register_forward_hook(lambda module, inputs, output: seen.append((inputs[0], output)))
+    backbone = state_of(network.backbone)
+    train_ics([network], stripes(), RECIPE, seed=0, frozen_dropout=True)
+    assert len(seen) == 8, "a batch of 32 at a time, two epochs of 128"
+    dropped = [((output == 0) & (features != 0)).float().mean().item() for features, output in seen]
+    assert all(0.3 < share < 0.7 for share in dropped)
+    assert same(backbone, state_of(network.backbone))
+    assert not dropping.drop.training, "it ends in eval mode"
+
+
 def test_sets_trained_together_are_what_they_are_alone():
     def networks(names):
         torch.manual_seed(3)

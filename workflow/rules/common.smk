@@ -6,6 +6,7 @@ from snakemake.exceptions import WorkflowError
 from ztw.errors import ZtwError
 from ztw.study.config import check_study, read_config
 from ztw.study.provenance import code_digest, file_stamp, folder_stamp
+from ztw.study.training_settings import BackboneBuild
 
 # What `--sdm conda` installs for every rule; scripts find ztw itself beside it.
 ENVIRONMENT = Path(workflow.basedir).parent / "environment.yml"
@@ -77,9 +78,11 @@ def images_of(wildcards):
     return cell_of(wildcards).data.model_dump(exclude={"root", "image_folders"})
 
 
-def shortcut_of(wildcards):
-    """What a cell's backbone depends on beside its name."""
-    return cell_of(wildcards).backbone.shortcut
+def build_of(wildcards):
+    """How a cell's backbone is built, beside its name."""
+    return cell_of(wildcards).backbone.model_dump(
+        include=set(BackboneBuild.model_fields)
+    )
 
 
 def sets_of(names):

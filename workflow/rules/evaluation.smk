@@ -37,7 +37,7 @@ rule evaluate:
         ENVIRONMENT
     threads: share_of_cores
     params:
-        shortcut=shortcut_of,
+        build=build_of,
         sets=sets_of(ICS),
         methods=METHOD_SETTINGS,
         evaluation=EVALUATION,

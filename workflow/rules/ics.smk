@@ -19,7 +19,7 @@ if FROZEN:
         threads: share_of_cores
         params:
             images=images_of,
-            shortcut=shortcut_of,
+            build=build_of,
             sets=sets_of(FROZEN),
             hardware=HARDWARE,
             code=code_digest("train_ics"),
@@ -48,7 +48,7 @@ if JOINT:
         threads: share_of_cores
         params:
             images=images_of,
-            shortcut=shortcut_of,
+            build=build_of,
             sets=lambda wildcards: sets_of([wildcards.ics])(wildcards),
             hardware=HARDWARE,
             code=code_digest("train_network"),

@@ -25,7 +25,7 @@ if TIMED:
         threads: workflow.cores
         params:
             images=images_of,
-            shortcut=shortcut_of,
+            build=build_of,
             sets=sets_of(ICS),
             methods=METHOD_SETTINGS,
             evaluation=EVALUATION,

@@ -23,7 +23,7 @@ rule predict:
     threads: share_of_cores
     params:
         images=images_of,
-        shortcut=shortcut_of,
+        build=build_of,
         sets=sets_of(ICS),
         batch_size=lambda wildcards: cell_of(wildcards).ics.batch_size,
         samples=training_samples(),

@@ -5,7 +5,7 @@ from ztw.jobs.cell import CellFiles, CellNetworks
 from ztw.jobs.evaluate import evaluate
 from ztw.progress import job_log
 from ztw.study.settings import Cell, EvaluationSettings, MethodSettings
-from ztw.study.training_settings import IcSet
+from ztw.study.training_settings import BackboneBuild, IcSet
 
 if TYPE_CHECKING:
     from snakemake.script import snakemake
@@ -19,7 +19,7 @@ with job_log(snakemake.log[0], snakemake.rule, snakemake.wildcards) as report:
             cell=Cell.of(snakemake.wildcards),
             files=CellFiles.of(snakemake.input, params.sets, ("validation", "test"), params.ensembles),
             sets={name: IcSet(**ics) for name, ics in params.sets.items()},
-            shortcut=params.shortcut,
+            build=BackboneBuild(**params.build),
         ),
         methods={name: MethodSettings(**method) for name, method in params.methods.items()},
         evaluation=EvaluationSettings(**params.evaluation),

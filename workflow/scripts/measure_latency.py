@@ -12,7 +12,7 @@ from ztw.study.settings import (
     LatencySettings,
     MethodSettings,
 )
-from ztw.study.training_settings import IcSet
+from ztw.study.training_settings import BackboneBuild, IcSet
 
 if TYPE_CHECKING:
     from snakemake.script import snakemake
@@ -25,7 +25,7 @@ with job_log(snakemake.log[0], snakemake.rule, snakemake.wildcards) as report:
             cell=Cell.of(snakemake.wildcards),
             files=CellFiles.of(snakemake.input, params.sets, ["validation"], params.ensembles),
             sets={name: IcSet(**ics) for name, ics in params.sets.items()},
-            shortcut=params.shortcut,
+            build=BackboneBuild(**params.build),
         ),
         plan=LatencyPlan(
             methods={name: MethodSettings(**method) for name, method in params.methods.items()},

@@ -6,7 +6,7 @@ from ztw.jobs.cell import CellFiles, CellNetworks
 from ztw.jobs.predict import predict
 from ztw.progress import job_log
 from ztw.study.settings import Cell, DataSettings, HardwareSettings
-from ztw.study.training_settings import IcSet
+from ztw.study.training_settings import BackboneBuild, IcSet
 
 if TYPE_CHECKING:
     from snakemake.script import snakemake
@@ -23,7 +23,7 @@ with job_log(snakemake.log[0], snakemake.rule, snakemake.wildcards) as report:
                 dict(zip(params.sets, snakemake.input.ics, strict=True)),
             ),
             sets={name: IcSet(**ics) for name, ics in params.sets.items()},
-            shortcut=params.shortcut,
+            build=BackboneBuild(**params.build),
         ),
         data=DataSettings(**params.images),
         hardware=HardwareSettings(**params.hardware),

@@ -5,7 +5,7 @@ from ztw.jobs.cell import CellFiles, CellNetworks
 from ztw.jobs.train_network import train_network
 from ztw.progress import job_log
 from ztw.study.settings import Cell, DataSettings, HardwareSettings
-from ztw.study.training_settings import IcSet
+from ztw.study.training_settings import BackboneBuild, IcSet
 
 if TYPE_CHECKING:
     from snakemake.script import snakemake
@@ -18,7 +18,7 @@ with job_log(snakemake.log[0], snakemake.rule, snakemake.wildcards) as report:
             cell=Cell.of(snakemake.wildcards),
             files=CellFiles(snakemake.input.data, snakemake.input.backbone or None),
             sets={name: IcSet(**ics) for name, ics in params.sets.items()},
-            shortcut=params.shortcut,
+            build=BackboneBuild(**params.build),
         ),
         name=snakemake.wildcards.ics,
         data=DataSettings(**params.images),

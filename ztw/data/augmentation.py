@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import permutations
+
 import torch
 from torch import Tensor
+
+BRIGHTNESS, CONTRAST, SATURATION = range(3)
+ORDERS = tuple(permutations((BRIGHTNESS, CONTRAST, SATURATION)))  # the first is the fixed one
 
 
 def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
@@ -15,12 +21,18 @@ def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -
 
 
 def augment(
-    images: Tensor, flip: bool, padding: int, generator: torch.Generator, colour_jitter: float = 0.0
+    images: Tensor,
+    flip: bool,
+    padding: int,
+    generator: torch.Generator,
+    colour_jitter: float = 0.0,
+    jitter_order: str = "fixed",
 ) -> Tensor:
     """Flip each image with probability 1/2, crop it at a random offset after zero padding, jitter its colours.
 
     images: uint8 (N, C, H, W), any device; generator: on the CPU, so that every device sees the
-    same augmentation. Returns uint8, or float32 in [0, 255] after colour jitter.
+    same augmentation; colour_jitter, jitter_order: see `jitter_colours`.
+    Returns uint8, or float32 in [0, 255] after colour jitter.
     """
     count, _, height, width = images.shape
     if flip:
@@ -33,10 +45,24 @@ def augment(
         padded = torch.nn.functional.pad(images, (padding,) * 4).permute(0, 2, 3, 1)
         sample = torch.arange(count, device=images.device).view(-1, 1, 1)
         images = padded[sample, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-    if colour_jitter:
-        factors = jitter_factors(count, colour_jitter, generator)
-        images = adjust_colours(images, *factors.to(images.device))
-    return images
+    return jitter_colours(images, colour_jitter, jitter_order, generator) if colour_jitter else images
+
+
+def jitter_colours(images: Tensor, strength: float, order: str, generator: torch.Generator) -> Tensor:
+    """Change brightness, contrast and saturation of each image by a random factor (`jitter_factors`).
+
+    images: uint8 or float (N, C, H, W) in [0, 255], any device; order: "fixed", as named here, or "random",
+    another one for every image, as torchvision's ColorJitter draws it. Returns float32 in [0, 255].
+    """
+    factors = jitter_factors(len(images), strength, generator).to(images.device)
+    if order == "fixed":
+        return adjust_colours(images, factors)
+    drawn = torch.randint(len(ORDERS), (len(images),), generator=generator).to(images.device)
+    out = torch.empty_like(images, dtype=torch.float32, memory_format=torch.contiguous_format)
+    for number, one in enumerate(ORDERS):
+        mine = (drawn == number).nonzero().flatten()
+        out[mine] = adjust_colours(images[mine], factors[:, mine], one)
+    return out
 
 
 def jitter_factors(count: int, strength: float, generator: torch.Generator) -> Tensor:
@@ -44,19 +70,22 @@ def jitter_factors(count: int, strength: float, generator: torch.Generator) -> T
     return torch.empty(3, count).uniform_(1 - strength, 1 + strength, generator=generator)
 
 
-def adjust_colours(images: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor) -> Tensor:
-    """Brightness, then contrast, then saturation, by torchvision's formulas, without its rounding between.
+def adjust_colours(images: Tensor, factors: Tensor, order: Sequence[int] = ORDERS[0]) -> Tensor:
+    """Brightness, contrast and saturation by torchvision's formulas, without its rounding between.
 
-    images: uint8 or float (N, C, H, W) in [0, 255]; the factors (N,) per image, 1 leaves it as it is.
-    Returns float32 in [0, 255].
+    images: uint8 or float (N, C, H, W) in [0, 255]; factors: (3, N), of each of the three for every image, 1
+    leaves it as it is; order: of BRIGHTNESS, CONTRAST, SATURATION. Returns float32 in [0, 255].
     """
-    brightness, contrast, saturation = (f.view(-1, 1, 1, 1) for f in (brightness, contrast, saturation))
     images = images.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
-    images.mul_(brightness).clamp_(0, 255)
-    mean = _grey(images).mean((1, 2, 3), keepdim=True)
-    images.mul_(contrast).add_(mean * (1 - contrast)).clamp_(0, 255)
-    grey = _grey(images) * (1 - saturation)
-    return images.mul_(saturation).add_(grey).clamp_(0, 255)
+    for which in order:
+        factor = factors[which].view(-1, 1, 1, 1)
+        if which == BRIGHTNESS:
+            images.mul_(factor).clamp_(0, 255)
+            continue
+        grey = _grey(images).mean((1, 2, 3), keepdim=True) if which == CONTRAST else _grey(images)
+        towards = grey * (1 - factor)
+        images.mul_(factor).add_(towards).clamp_(0, 255)
+    return images
 
 
 def _grey(images: Tensor) -> Tensor:

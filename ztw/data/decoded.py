@@ -19,7 +19,8 @@ class ImageSet(Data):
 
     stored: uint8 (M, channels, size, size), read where a batch needs it; index: int64 (N,), which of
     them belong to the set, in order, None for all; labels: int64 (N,), theirs.
-    mean and std per channel in [0, 1]; flip, crop_padding, colour_jitter: see `ztw.data.augmentation.augment`.
+    mean and std per channel in [0, 1]; flip, crop_padding, colour_jitter, jitter_order: see
+    `ztw.data.augmentation.augment`.
     """
 
     stored: Tensor
@@ -30,6 +31,7 @@ class ImageSet(Data):
     flip: bool = False
     crop_padding: int = 0
     colour_jitter: float = 0.0
+    jitter_order: str = "fixed"
     index: Tensor | None = None
 
     @property
@@ -69,5 +71,6 @@ class ImageSet(Data):
             indices = indices.to(self.device)
             images = self._at(indices)
             if augmented and generator is not None:
-                images = augment(images, self.flip, self.crop_padding, generator, self.colour_jitter)
+                jitter = (self.colour_jitter, self.jitter_order)
+                images = augment(images, self.flip, self.crop_padding, generator, *jitter)
             yield normalise(images, self.mean, self.std), self.labels[indices]

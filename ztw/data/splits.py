@@ -17,15 +17,16 @@ from ztw.errors import ZtwError
 from ztw.progress import Report
 from ztw.study.settings import DataSettings
 
-CHOSEN = ("flip", "crop_padding", "colour_jitter", "mean", "std")  # by a study, where it is not null
+# What a study may choose; where it is null the record says it
+CHOSEN = ("flip", "crop_padding", "colour_jitter", "jitter_order", "mean", "std")
 
 
 def load_split(record: dict[str, Any], split: str, report: Report = lambda text: None) -> Data:
     """Open one split that `ztw.data.prepare.prepare_dataset` has made ready; images are read when they are used.
 
     record: what `prepare_dataset` returned, perhaps with a study's flip, crop_padding, colour_jitter,
-    mean, std, workers; split: "train" or "test". Files that are missing or altered are made again, which
-    `report` hears of.
+    jitter_order, mean, std, workers; split: "train" or "test". Files that are missing or altered are made again,
+    which `report` hears of.
     Raises ZtwError when what is made again is not what the record says.
     """
     arrays = _arrays(record, split, report)
@@ -36,6 +37,7 @@ def load_split(record: dict[str, Any], split: str, report: Report = lambda text:
         "std": tuple(record["std"]),
         "flip": record["flip"],
         "colour_jitter": record["colour_jitter"],
+        "jitter_order": record.get("jitter_order", "fixed"),
     }
     if "images" in arrays:
         return ImageSet(stored=arrays["images"], crop_padding=record["crop_padding"], **common)
@@ -62,6 +64,14 @@ def _arrays(record: dict[str, Any], split: str, report: Report) -> dict[str, Ten
         ) from error
 
 
+def open_split(
+    record: dict[str, Any], settings: DataSettings, split: str, report: Report = lambda text: None
+) -> Data:
+    """All of "train" or "test", augmented and normalised as a study wants it; raises ZtwError as `load_split`."""
+    given = {key: value for key in CHOSEN if (value := getattr(settings, key)) is not None}
+    return load_split({**record, **given}, split, report)
+
+
 def cell_splits(
     record: dict[str, Any], settings: DataSettings, seed: int, report: Report = lambda text: None
 ) -> dict[str, Data]:
@@ -72,8 +82,7 @@ def cell_splits(
     have seen all of the former.
     Raises ZtwError as `load_split` and `held_out_split` do.
     """
-    given = {key: value for key in CHOSEN if (value := getattr(settings, key)) is not None}
-    splits = {split: load_split({**record, **given}, split, report) for split in record["counts"]}
+    splits = {split: open_split(record, settings, split, report) for split in record["counts"]}
     source = splits.get(settings.validation_from)
     if source is None:
         return splits

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ztw.data.augmentation import adjust_colours, jitter_factors, normalise
+from ztw.data.augmentation import jitter_colours, normalise
 from ztw.data.dataset import Data, batch_indices
 from ztw.data.images import read_rgb
 from ztw.errors import ZtwError
@@ -31,8 +31,8 @@ class StreamedSet(Data):
     files: (text, ends) of `ztw.data.folders.write_listing`, paths below `folder`; index: int64 (N,), which
     of them belong to the set, None for all; labels: int64 (N,), theirs. size: side of the network's input
     in pixels.
-    flip: random flips beside the random resized crops of training. colour_jitter: see
-    `ztw.data.augmentation.augment`. workers: processes, 0 for none, None for as many as torch has threads.
+    flip: random flips beside the random resized crops of training. colour_jitter, jitter_order: see
+    `ztw.data.augmentation.jitter_colours`. workers: processes, 0 for none, None for as many as torch has threads.
     """
 
     folder: Path
@@ -44,6 +44,7 @@ class StreamedSet(Data):
     size: int
     flip: bool = True
     colour_jitter: float = 0.0
+    jitter_order: str = "fixed"
     workers: int | None = None
     index: Tensor | None = None
     device: torch.device = CPU
@@ -79,8 +80,7 @@ class StreamedSet(Data):
                 raise ZtwError(images)
             images = images.to(self.device, non_blocking=True)
             if draw is not None and self.colour_jitter:
-                factors = jitter_factors(len(images), self.colour_jitter, draw)
-                images = adjust_colours(images, *factors.to(self.device))
+                images = jitter_colours(images, self.colour_jitter, self.jitter_order, draw)
             yield normalise(images, self.mean, self.std), self.labels[indices.to(self.device)]
 
     def _decoded(self, order: list[Tensor], seeds: Tensor | None) -> Iterator[Tensor | str]:

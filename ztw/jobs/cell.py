@@ -20,8 +20,9 @@ from ztw.models.architectures import build_backbone
 from ztw.models.backbone import Backbone
 from ztw.models.checkpoints import load_checkpoint
 from ztw.models.network import EarlyExitNetwork, build_network
+from ztw.study.names import CIFAR_RESNETS
 from ztw.study.settings import Cell, HardwareSettings, MethodSettings
-from ztw.study.training_settings import Anatomy, IcSet
+from ztw.study.training_settings import Anatomy, BackboneBuild, IcSet
 
 
 def compute_on(hardware: HardwareSettings) -> tuple[torch.device, str]:
@@ -64,14 +65,14 @@ class CellFiles:
 class CellNetworks:
     """The networks of a cell.
 
-    sets: its IC sets; shortcut: of its backbone, where it is a CIFAR ResNet. Everything it reads is checked to
-    be this cell's, else ZtwError.
+    sets: its IC sets; build: how its backbone is built. Everything it reads is checked to be this cell's, else
+    ZtwError.
     """
 
     cell: Cell
     files: CellFiles
     sets: Mapping[str, IcSet]
-    shortcut: str = "conv"
+    build: BackboneBuild = field(default_factory=BackboneBuild)
 
     @cached_property
     def record(self) -> dict[str, Any]:
@@ -88,12 +89,15 @@ class CellNetworks:
             "seed": self.cell.seed,
             "classes": record["classes"],
             "input_shape": [record["channels"], record["size"], record["size"]],
+            # weights of the one place fit the other, where they answer something else
+            "ic_features": self.build.ic_features if self.cell.arch in CIFAR_RESNETS else None,
         }
 
     def untrained_backbone(self, weights: str | None = None) -> Backbone:
         """The cell's backbone with random weights, or torchvision's."""
         size = (self.record["classes"], self.record["channels"], self.record["size"])
-        return build_backbone(self.cell.arch, *size, shortcut=self.shortcut, weights=weights)
+        options = {key: getattr(self.build, key) for key in BackboneBuild.model_fields}
+        return build_backbone(self.cell.arch, *size, weights=weights, **options)
 
     def backbone(self) -> Backbone:
         """The cell's backbone with its trained weights, random ones where there is no file of them."""

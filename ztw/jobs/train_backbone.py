@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ztw.data.dataset import Data
-from ztw.data.splits import cell_splits
+from ztw.data.splits import cell_splits, open_split
 from ztw.errors import ZtwError
 from ztw.evaluation.predictions import predict
 from ztw.files import data_root, sha256
@@ -22,6 +22,13 @@ from ztw.progress import Report
 from ztw.study.settings import DataSettings, HardwareSettings
 from ztw.study.training_settings import BackboneSettings
 from ztw.training.separate import train_backbone as train
+
+PRETRAINED = {"default": "DEFAULT", "v1": "IMAGENET1K_V1"}  # what torchvision calls them
+TOLERANCE = 0.01  # of an expected accuracy: rounding, another decoder of images
+IN_ORDER = (
+    ": only order and shapes agree, which proves nothing about what is computed;"
+    " backbone.expected_accuracy checks it"
+)
 
 
 def train_backbone(
@@ -38,6 +45,9 @@ def train_backbone(
     torch.manual_seed(seed)
     backbone, origin = _first_weights(networks, settings, data_root(data.root), report)
     backbone.to(computing.device).eval()
+    if settings.expected_accuracy is not None:
+        test = open_split(networks.record, data, "test").to(computing.device)
+        origin["test_accuracy"] = _check_accuracy(backbone, test, settings, computing)
     recipe, training = computing.recipe(settings), parts["train"].to(computing.device)
     history = train(backbone, training, recipe, seed, report) if settings.epochs else []
     validation = parts["validation"].to(computing.device)
@@ -62,12 +72,14 @@ def _first_weights(
             f"backbone.epochs: 0: torchvision's weights answer 1000 classes, {networks.cell.dataset} has"
             f" {classes}; train the new last layer for some epochs"
         )
-    backbone = networks.untrained_backbone("DEFAULT" if source == "torchvision" else None)
+    backbone = networks.untrained_backbone(
+        PRETRAINED[settings.pretrained] if source == "torchvision" else None
+    )
     if source in ("train", "torchvision"):
         return backbone, {"source": source}
     path = _weights_file(settings, root, report)
     matched = load_foreign(backbone, read_foreign(path), str(path))
-    report(f"weights of {path} matched {matched}")
+    report(f"weights of {path} matched {matched}{'' if matched == 'by name' else IN_ORDER}")
     return backbone, {"source": source, "file": path.name, "sha256": sha256(path), "matched": matched}
 
 
@@ -79,6 +91,21 @@ def _weights_file(settings: BackboneSettings, root: Path, report: Report) -> Pat
     if settings.sha256 and (found := sha256(path)) != settings.sha256:
         raise ZtwError(f"{path}: SHA-256 is {found}, backbone.sha256 says {settings.sha256}")
     return path
+
+
+def _check_accuracy(
+    backbone: Backbone, test: Data, settings: BackboneSettings, computing: Computing
+) -> float:
+    """The accuracy of weights from elsewhere; raises ZtwError where it is not what they are known for."""
+    found = _accuracy(backbone, test, computing.precision, settings.batch_size)
+    expected = settings.expected_accuracy
+    if expected is not None and abs(found - expected) > TOLERANCE:
+        raise ZtwError(
+            f"backbone.expected_accuracy: the weights have {found:.4f} on the {len(test)} test images, expected"
+            f" {expected:g} within {TOLERANCE:g}; they may want other data.mean and data.std, or belong to a"
+            " network that computes something else"
+        )
+    return found
 
 
 def _accuracy(backbone: Backbone, data: Data, precision: str, batch_size: int) -> float:

@@ -22,22 +22,28 @@ def train_ics(
     outputs: Mapping[str, str],
     report: Report,
 ) -> None:
-    """Train the IC sets on the frozen backbone; outputs: IC set -> file. Sets of one recipe share a pass."""
+    """Train the IC sets on the frozen backbone; outputs: IC set -> file. Sets trained alike share a pass."""
     computing, seed = Computing.of(hardware), networks.cell.seed
     training = cell_splits(networks.record, data, seed)["train"].to(computing.device)
     backbone = networks.backbone()
-    for recipe, names in _by_recipe(networks, outputs, computing).items():
+    for (recipe, dropout), names in _trained_alike(networks, outputs, computing).items():
         together = []
         for name in names:
             torch.manual_seed(seed)  # a set's weights do not depend on which others are trained with it
             together.append(networks.attach(backbone, name))
-        histories = train(share_backbone(together, computing.device), training, recipe, seed, report)
+        torch.manual_seed(seed)  # of dropout: the same whatever sets there are
+        share_backbone(together, computing.device)
+        histories = train(together, training, recipe, seed, report, dropout)
         for name, network, history in zip(names, together, histories, strict=True):
             save_ics(networks, name, network, history, computing, outputs[name])
 
 
-def _by_recipe(networks: CellNetworks, names: Iterable[str], computing: Computing) -> dict[Recipe, list[str]]:
-    groups: dict[Recipe, list[str]] = {}
+def _trained_alike(
+    networks: CellNetworks, names: Iterable[str], computing: Computing
+) -> dict[tuple[Recipe, bool], list[str]]:
+    """(recipe, dropout of the frozen backbone) -> the sets that are trained so."""
+    groups: dict[tuple[Recipe, bool], list[str]] = {}
     for name in names:
-        groups.setdefault(computing.recipe(networks.sets[name]), []).append(name)
+        ics = networks.sets[name]
+        groups.setdefault((computing.recipe(ics), ics.frozen_dropout), []).append(name)
     return groups

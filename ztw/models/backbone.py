@@ -3,12 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from ztw.errors import unknown
 from ztw.models.inputs import Shape, examine, give
+
+
+@dataclass(frozen=True)
+class BackboneOptions:
+    """What may be chosen about a backbone, where it has it (`ztw.study.names.OPTION_OWNERS`).
+
+    shortcut: of the CIFAR ResNets, "conv" (1x1 convolution) or "pad" (no parameters): options B and A of He et
+    al. 2016; ic_features: theirs too, whether a stage ends "before_relu", at the block's sum (the released
+    code), or "after_relu"; last_norm_momentum: of the Wide ResNet's last BatchNorm, released: 0.9;
+    init: the weights it starts with, "torch" (PyTorch's) or "released" (`ztw.models.initialisation`).
+    """
+
+    shortcut: str = "conv"
+    ic_features: str = "before_relu"
+    last_norm_momentum: float = 0.1
+    init: str = "torch"
+
+    @classmethod
+    def of(cls, given: dict[str, Any]) -> BackboneOptions:
+        """From options by name; raises ZtwError for a name that is not one of the fields."""
+        known = [field.name for field in fields(cls)]
+        for name in given:
+            if name not in known:
+                raise unknown("backbone option", name, known)
+        return cls(**given)
 
 
 class Backbone(nn.Module):

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ztw.errors import ZtwError
-from ztw.models.backbone import Backbone, Fp32Linear
+from ztw.models.backbone import Backbone, BackboneOptions, Fp32Linear
 
 
 def conv_bn(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Sequential:
@@ -40,8 +40,15 @@ def conv_shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
 SHORTCUTS: dict[str, Callable[[int, int, int], nn.Module]] = {"conv": conv_shortcut, "pad": PadShortcut}
 
 
+class BlockReLU(nn.ReLU):
+    """The ReLU after a block's sum. A type of its own: the published counter counts it with the block."""
+
+
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut, which needs one of SHORTCUTS where the shape changes (He et al.)."""
+    """Two 3x3 convolutions and a shortcut, up to their sum (He et al. 2016).
+
+    The shortcut needs one of SHORTCUTS where the shape changes.
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: int, shortcut: str = "conv") -> None:
         super().__init__()
@@ -53,23 +60,57 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, inputs, H, W) -> (N, outputs, H / stride, W / stride)."""
-        return self.relu(self.conv2(self.relu(self.conv1(x))) + self.shortcut(x))
+        return self.conv2(self.relu(self.conv1(x))) + self.shortcut(x)
+
+
+class ReLUThenBlock(BasicBlock):
+    """A block that begins with the ReLU of the one before."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, shortcut: str = "conv") -> None:
+        super().__init__(inputs, outputs, stride, shortcut)
+        self.block_relu = BlockReLU()  # not in place: an IC may still need its input
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, inputs, H, W) -> (N, outputs, H / stride, W / stride)."""
+        return super().forward(self.block_relu(x))
+
+
+class BlockThenReLU(BasicBlock):
+    """A block that ends with its ReLU."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, shortcut: str = "conv") -> None:
+        super().__init__(inputs, outputs, stride, shortcut)
+        self.block_relu = BlockReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, inputs, H, W) -> (N, outputs, H / stride, W / stride)."""
+        return self.block_relu(super().forward(x))
+
+
+# Where the stages of a CIFAR ResNet are cut, and so what its ICs see: a block's sum or the ReLU of it.
+# name -> (first block, the others, what the classifier begins with)
+IC_FEATURES: dict[str, tuple[type[BasicBlock], type[BasicBlock], type[nn.Module]]] = {
+    "before_relu": (BasicBlock, ReLUThenBlock, BlockReLU),  # the released code's
+    "after_relu": (BlockThenReLU, BlockThenReLU, nn.Identity),
+}
 
 
 def cifar_resnet(depth: int) -> Callable[..., Backbone]:
     """The CIFAR ResNet of 6n+2 layers: 3 groups of n basic blocks with 16, 32, 64 channels."""
 
-    def build(arch: str, classes: int, channels: int, size: int, shortcut: str = "conv") -> Backbone:
+    def build(arch: str, classes: int, channels: int, size: int, options: BackboneOptions) -> Backbone:
+        kind, later, start = IC_FEATURES[options.ic_features]
         blocks: list[nn.Module] = []
         width_in = 16
         for group, width in enumerate((16, 32, 64)):
             for index in range((depth - 2) // 6):
-                blocks.append(BasicBlock(width_in, width, 2 if group and not index else 1, shortcut))
-                width_in = width
+                blocks.append(kind(width_in, width, 2 if group and not index else 1, options.shortcut))
+                width_in, kind = width, later
         stem_stride = 2 if size >= 64 else 1  # the released recipe's Tiny ImageNet stem
         stem = nn.Sequential(conv_bn(channels, 16, 3, stem_stride), nn.ReLU(inplace=True))
         blocks[0] = nn.Sequential(stem, blocks[0])
-        classifier = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), Fp32Linear(64, classes))
+        pool = nn.Sequential(start(), nn.AdaptiveAvgPool2d(1))
+        classifier = nn.Sequential(pool, nn.Flatten(), Fp32Linear(64, classes))
         return Backbone(arch, blocks, classifier, (channels, size, size))
 
     return build
@@ -89,10 +130,11 @@ MOBILENET = (
 )
 
 
-def vgg16_bn(arch: str, classes: int, channels: int, size: int) -> Backbone:
+def vgg16_bn(arch: str, classes: int, channels: int, size: int, options: BackboneOptions) -> Backbone:
     """13 convolutions and two fully connected layers; the second belongs to the classifier.
 
-    An exit may be placed after each convolution and after the first fully connected layer: 14.
+    An exit may be placed after each convolution and after the first fully connected layer: 14. As in the
+    released code there is no ReLU between the last two Linears.
     """
     if size < 32:
         raise ZtwError(f"{arch}: its five poolings need images of at least 32x32 pixels, not {size}x{size}")
@@ -114,9 +156,7 @@ def vgg16_bn(arch: str, classes: int, channels: int, size: int) -> Backbone:
             nn.Flatten(), nn.Linear(512 * side**2, hidden[0]), nn.ReLU(inplace=True), nn.Dropout(0.5)
         )
     )
-    classifier = nn.Sequential(
-        nn.Linear(*hidden), nn.ReLU(inplace=True), nn.Dropout(0.5), Fp32Linear(hidden[1], classes)
-    )
+    classifier = nn.Sequential(nn.Linear(*hidden), nn.Dropout(0.5), Fp32Linear(hidden[1], classes))
     return Backbone(arch, stages, classifier, (channels, size, size))
 
 
@@ -125,8 +165,10 @@ class WideBlock(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, stride: int, dropout: float) -> None:
         super().__init__()
-        self.norm1, self.norm2 = nn.BatchNorm2d(inputs), nn.BatchNorm2d(outputs)
+        # in the released code's order of definition, which its files of weights are matched by
+        self.norm1 = nn.BatchNorm2d(inputs)
         self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.norm2 = nn.BatchNorm2d(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, stride, padding=1)
         changes = stride != 1 or inputs != outputs
         self.shortcut = nn.Conv2d(inputs, outputs, 1, stride) if changes else nn.Identity()
@@ -138,7 +180,7 @@ class WideBlock(nn.Module):
         return self.conv2(self.relu(self.norm2(hidden))) + self.shortcut(x)
 
 
-def wide_resnet_32_4(arch: str, classes: int, channels: int, size: int) -> Backbone:
+def wide_resnet_32_4(arch: str, classes: int, channels: int, size: int, options: BackboneOptions) -> Backbone:
     """3 groups of 5 wide blocks with 64, 128, 256 channels, dropout 0.3."""
     stages: list[nn.Module] = []
     width_in = 16
@@ -149,7 +191,7 @@ def wide_resnet_32_4(arch: str, classes: int, channels: int, size: int) -> Backb
     stem = nn.Conv2d(channels, 16, 3, 2 if size >= 64 else 1, padding=1)
     stages[0] = nn.Sequential(stem, stages[0])
     classifier = nn.Sequential(
-        nn.BatchNorm2d(256),
+        nn.BatchNorm2d(256, momentum=options.last_norm_momentum),
         nn.ReLU(),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
@@ -170,7 +212,7 @@ def _separable(inputs: int, outputs: int, stride: int) -> nn.Sequential:
     )
 
 
-def mobilenet(arch: str, classes: int, channels: int, size: int) -> Backbone:
+def mobilenet(arch: str, classes: int, channels: int, size: int, options: BackboneOptions) -> Backbone:
     """MobileNet-V1 (Howard et al. 2017) with a stem of stride 1: 13 depthwise-separable blocks."""
     stem = nn.Sequential(
         nn.Conv2d(channels, 32, 3, padding=1, bias=False), nn.BatchNorm2d(32), nn.ReLU(inplace=True)

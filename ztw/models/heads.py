@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ztw.errors import unknown
 from ztw.models.backbone import Fp32Linear
+from ztw.models.initialisation import INITS
 from ztw.models.pooling import POOLINGS
 
 
@@ -20,16 +21,20 @@ class HeadOptions:
 
     pooling: a name of POOLINGS; width: channels of a head's convolution as a share of the block's;
     layer_norm: whether the previous exit's logits are normalised first in a cascade. The released recipe for
-    ImageNet has width 0.25 and layer_norm. Raises ZtwError for an unknown pooling.
+    ImageNet has width 0.25 and layer_norm. init: the weights they start with, "torch" (PyTorch's) or
+    "released" (`ztw.models.initialisation`). Raises ZtwError for an unknown pooling or init.
     """
 
     pooling: str = "mixed"
     width: float = 1.0
     layer_norm: bool = False
+    init: str = "torch"
 
     def __post_init__(self) -> None:
         if self.pooling not in POOLINGS:
             raise unknown("pooling", self.pooling, POOLINGS)
+        if self.init not in INITS:
+            raise unknown("init", self.init, INITS)
 
     @classmethod
     def of(cls, given: dict[str, Any]) -> HeadOptions:
@@ -82,23 +87,48 @@ def _vector_head(feature_shape: tuple[int, ...], classes: int, previous: int, op
     return Head(body, features, classes, previous, options.layer_norm)
 
 
+class WithoutLast(nn.Module):
+    """A map without its last row and column."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, H - 1, W - 1)."""
+        return x[..., :-1, :-1]
+
+
+def stride_and_padding(image_size: int, side: int) -> tuple[int, int]:
+    """Of a head's 3x3 convolution, as released for CIFAR, Tiny ImageNet and ImageNet.
+
+    image_size: side of the network's input, below 64 pixels as CIFAR's, below 224 as Tiny ImageNet's, else as
+    ImageNet's; side: of the block's output.
+    """
+    if image_size < 64:
+        return 1, 1
+    if image_size < 224:
+        return 2, 2 if side > 8 else 1
+    return 2 if side > 8 else 1, 1
+
+
 def conv_head(
     feature_shape: tuple[int, ...], classes: int, previous: int, image_size: int, options: HeadOptions
 ) -> Head:
     """The released recipe's head: 3x3 convolution, ReLU, pool to 4x4, Linear (ZTW 2021).
 
     feature_shape: (C, H, W) of the block's output, or (D,) and (S, D), which have no convolution; previous:
-    see `Head`; image_size: from 64 to 223 pixels a side the convolution has stride 2 (Tiny ImageNet's recipe).
+    see `Head`; image_size: see `stride_and_padding`.
     """
     if len(feature_shape) < 3:
         return _vector_head(feature_shape, classes, previous, options)
-    channels, height, breadth = feature_shape
-    stride = 2 if 64 <= image_size < 224 else 1
-    side = min(4, -(-height // stride), -(-breadth // stride))
+    channels, *sides = feature_shape
+    stride, padding = stride_and_padding(image_size, max(sides))
     hidden = max(1, round(options.width * channels))
-    conv = nn.Conv2d(channels, hidden, 3, stride, padding=1)
-    body = nn.Sequential(conv, nn.ReLU(inplace=True), POOLINGS[options.pooling](side), nn.Flatten())
-    return Head(body, hidden * side * side, classes, previous, options.layer_norm)
+    convolved = [(side + 2 * padding - 3) // stride + 1 for side in sides]
+    pooled = min(4, *convolved)
+    layers = [nn.Conv2d(channels, hidden, 3, stride, padding), nn.ReLU(inplace=True)]
+    if padding == 2 and options.pooling == "mixed" and {side % 4 for side in convolved} == {1}:
+        # Tiny ImageNet's 33, 17 and 9: the released mixed pool's 4 equal windows leave the last pixels out
+        layers.append(WithoutLast())
+    layers += [POOLINGS[options.pooling](pooled), nn.Flatten()]
+    return Head(nn.Sequential(*layers), hidden * pooled**2, classes, previous, options.layer_norm)
 
 
 def pool_head(

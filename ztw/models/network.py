@@ -17,6 +17,7 @@ from ztw.exits.inference import ExitFunction, ExitResult, Route, infer
 from ztw.exits.rules import ExitRule
 from ztw.models.backbone import Backbone
 from ztw.models.heads import HEADS, Head, HeadOptions
+from ztw.models.initialisation import initialise_head
 from ztw.models.inputs import examine, give, keep_contiguous
 from ztw.models.placement import Placement, resolve_placement
 from ztw.models.pooling import MixedPool
@@ -199,7 +200,7 @@ def build_network(
     """Put untrained ICs on a backbone.
 
     ics: a name of IC_MODES; head: a name of HEADS; placement: see `resolve_placement`;
-    head_options: pooling, width, layer_norm of the heads, see `HeadOptions`.
+    head_options: pooling, width, layer_norm, init of the heads, see `HeadOptions`.
     Raises ZtwError for an unknown mode, head or option, and for an impossible placement.
     """
     mode = ic_mode(ics)
@@ -213,4 +214,7 @@ def build_network(
         HEADS[head](backbone.feature_shapes[block], classes, previous, size, options)
         for block, previous in zip(blocks, seen, strict=True)
     ]
+    if options.init == "released":
+        for ic in heads:
+            initialise_head(ic, backbone.arch)
     return EarlyExitNetwork(backbone, heads, blocks, ics).to(memory_format=torch.channels_last)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from ztw.models.cifar import BasicBlock, BlockReLU
 from ztw.models.pooling import MixedPool
 
 
@@ -40,6 +41,9 @@ OPERATIONS: dict[type[nn.Module], Callable[[nn.Module, Tensor, Tensor], float]] 
     nn.Conv2d: _convolution,
     nn.Linear: _linear,
     nn.BatchNorm2d: lambda module, x, y: 2 * x.numel(),
+    # a block's last ReLU, counted with the block even where the next stage begins with it
+    BasicBlock: lambda module, x, y: y.numel(),
+    BlockReLU: lambda module, x, y: 0.0,
     nn.ReLU: lambda module, x, y: x.numel(),
     nn.MaxPool2d: lambda module, x, y: (_kernel(x, y) - 1) * y.numel(),
     nn.AdaptiveMaxPool2d: lambda module, x, y: (_kernel(x, y) - 1) * y.numel(),

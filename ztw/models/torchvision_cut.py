@@ -19,14 +19,14 @@ from ztw.errors import ZtwError, unknown
 from ztw.models.backbone import Backbone, Fp32Linear
 from ztw.study.torchvision_names import TORCHVISION_BLOCKS, TORCHVISION_PREFIX
 
-WEIGHTS = "DEFAULT"  # torchvision's name for the best weights it has
+WEIGHTS = ("DEFAULT", "IMAGENET1K_V1")  # torchvision's names for the best weights it has, and for its first
 
 
 def cut(arch: str, classes: int, channels: int, size: int, weights: str | None = None) -> Backbone:
     """A torchvision model as a Backbone: a stage per block, the rest as its classifier.
 
     arch: "torchvision/" and a name of TORCHVISION_BLOCKS; channels: 3; size: side of the square input in
-    pixels; weights: None (random) or "DEFAULT" (ImageNet's, downloaded once). The last Linear is new
+    pixels; weights: None (random) or one of WEIGHTS (ImageNet's, downloaded once). The last Linear is new
     unless classes is 1000. Names of weights are the model's own, below `stages.<i>.` or `classifier.`.
     Raises ZtwError for an unknown name, a size the model cannot take, or weights that cannot be had.
     """
@@ -35,8 +35,8 @@ def cut(arch: str, classes: int, channels: int, size: int, weights: str | None =
         raise unknown("torchvision model", name, TORCHVISION_BLOCKS)
     if channels != 3:
         raise ZtwError(f"{arch}: takes images of 3 channels, not {channels}")
-    if weights not in (None, WEIGHTS):
-        raise unknown("weights", weights, ("None", WEIGHTS))
+    if weights is not None and weights not in WEIGHTS:
+        raise unknown("weights", weights, ("None", *WEIGHTS))
     try:
         model = _build(name, size, weights)
         stages, classifier = cut_model(model, arch, classes)

@@ -13,9 +13,9 @@ from ztw.errors import ZtwError
 from ztw.study.facts import DATASETS
 from ztw.study.names import (
     ARCHS,
-    CIFAR_RESNETS,
     EXIT_WEIGHTS,
     NO_THRESHOLD,
+    OPTION_OWNERS,
     SMALLEST_IMAGE,
     blocks,
     image_channels,
@@ -25,9 +25,19 @@ from ztw.study.names import (
 )
 from ztw.study.settings import Study
 from ztw.study.torchvision_names import TORCHVISION_BLOCKS, TORCHVISION_PREFIX
-from ztw.study.training_settings import BackboneSettings, IcSet, Placement, Recipe
+from ztw.study.training_settings import BackboneBuild, BackboneSettings, IcSet, Placement, Recipe
 from ztw.study.validate import as_written, did_you_mean
 
+# Keys of `backbone` that only some sources have
+SOURCES_OF = {
+    "path": ("file",),
+    "url": ("url",),
+    "sha256": ("url", "file"),
+    "pretrained": ("torchvision",),
+    "expected_accuracy": ("file", "url", "torchvision"),
+}
+# The one the released code uses. Others have layers that its counter does not count.
+RELEASED_TORCHVISION = f"{TORCHVISION_PREFIX}resnet50"
 # What the study calls a key
 Label = Callable[[str], str]
 
@@ -104,6 +114,7 @@ def check_cell(study: Study, dataset: str, arch: str) -> None:
             f"data.crop_padding: {dataset} is streamed, with random resized crops instead; leave it out"
         )
     _check_source(study.backbone, arch)
+    _check_build(study.backbone, arch)
     check_recipe(study.backbone, lambda key: f"backbone.{key}")
 
 
@@ -119,10 +130,10 @@ def _check_torchvision(study: Study, dataset: str, arch: str) -> None:
             f"backbone.epochs: 0: torchvision's weights answer ImageNet's 1000 classes, not {dataset}'s;"
             " train the new last layer for some epochs"
         )
-    if "published" in study.evaluation.protocols:
+    if "published" in study.evaluation.protocols and arch != RELEASED_TORCHVISION:
         raise ZtwError(
-            f"evaluation.protocols: published: the published operation counter does not know {arch};"
-            " leave it out"
+            f"evaluation.protocols: published: of torchvision's models the published operation counter knows"
+            f" {RELEASED_TORCHVISION} only, not {arch}; leave it out"
         )
 
 
@@ -147,16 +158,20 @@ def _check_source(backbone: BackboneSettings, arch: str) -> None:
         raise ZtwError(f"backbone.epochs: {backbone.epochs:g} must be > 0 (source train)")
     if source == "torchvision" and not arch.startswith(TORCHVISION_PREFIX):
         raise ZtwError(f"backbone.source: torchvision has no weights for {arch!r}; known: torchvision/<name>")
-    for key, wanted_by in (("path", ("file",)), ("url", ("url",)), ("sha256", ("url", "file"))):
-        given = getattr(backbone, key)
-        if source in wanted_by and given is None and not (source == "file" and key == "sha256"):
+    for key, needed_by in (("path", "file"), ("url", "url"), ("sha256", "url")):
+        if source == needed_by and getattr(backbone, key) is None:
             raise ZtwError(f"backbone.{key}: the key is missing (source {source})")
-        if source not in wanted_by and given is not None:
+    for key, sources in SOURCES_OF.items():
+        if source not in sources and getattr(backbone, key) != BackboneSettings.model_fields[key].default:
             raise ZtwError(f"backbone.{key}: has no meaning with source {source}; leave it out")
-    if backbone.shortcut != "conv" and arch not in CIFAR_RESNETS:
-        raise ZtwError(
-            f"backbone.shortcut: {backbone.shortcut!r}: only the CIFAR ResNets have it, not {arch}"
-        )
+
+
+def _check_build(backbone: BackboneSettings, arch: str) -> None:
+    """What an architecture does not have may not be chosen."""
+    for key, (who, owners) in OPTION_OWNERS.items():
+        value = getattr(backbone, key)
+        if value != BackboneBuild.model_fields[key].default and arch not in owners:
+            raise ZtwError(f"backbone.{key}: {value!r}: only {who} it, not {arch}")
 
 
 def check_recipe(recipe: Recipe, label: Label) -> None:
@@ -194,6 +209,10 @@ def _check_regime(label: str, ics: IcSet) -> None:
     if ics.training == "separate" and ics.start == "scratch":
         raise ZtwError(
             f"{label}.start: scratch: training separate keeps the backbone frozen; use joint or layer_wise"
+        )
+    if ics.training != "separate" and ics.frozen_dropout:
+        raise ZtwError(
+            f"{label}.frozen_dropout: has no meaning with training {ics.training}, which trains the backbone too"
         )
     if ics.training != "joint" and ics.rescale_gradients:
         raise ZtwError(f"{label}.rescale_gradients: has no meaning with training {ics.training}")

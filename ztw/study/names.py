@@ -13,6 +13,13 @@ SMALLEST_IMAGE = {"vgg16_bn": 32}
 ENSEMBLE_KINDS = ("geometric", "arithmetic", "uniform")
 NO_THRESHOLD = ("patience",)
 EXIT_WEIGHTS = ("uniform", "depth", "growing")
+# Options of a backbone that only some architectures have: option -> (who has it, as an error says it; their names)
+OPTION_OWNERS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "shortcut": ("the CIFAR ResNets have", CIFAR_RESNETS),
+    "ic_features": ("the CIFAR ResNets have", CIFAR_RESNETS),
+    "last_norm_momentum": ("wide_resnet_32_4 has", ("wide_resnet_32_4",)),
+    "init": ("the paper's architectures have", ARCHS),
+}
 
 
 def blocks(arch: str) -> int:

@@ -69,6 +69,11 @@ class DataSettings(Section):
         lt=1,
         unit="share",
     )
+    jitter_order: Literal["fixed", "random"] = key(
+        "of `colour_jitter`: `fixed` = brightness, contrast, saturation; `random` = in another order for every"
+        " image (released)",
+        "fixed",
+    )
     mean: Annotated[tuple[float, ...], Field(min_length=1)] | None = key(
         "normalisation per channel, of pixels in [0, 1]; `null` is the data set's own. Somebody else's weights"
         " need the one they were trained with",

@@ -62,14 +62,46 @@ class BackboneSource(Section):
     sha256: str | None = key(
         "of source `url`; for a `file` it may be given too", None, pattern="^[0-9a-f]{64}$"
     )
+    pretrained: Literal["default", "v1"] = key(
+        "of source `torchvision`: `default` = the best weights it has, `v1` = its first ones (released: what"
+        " torchvision had then)",
+        "default",
+    )
+    expected_accuracy: float | None = key(
+        "of sources `file`, `url` and `torchvision`: the accuracy that the weights are known to have on the test"
+        " images. Before anything is trained theirs is measured, and more than 0.01 away from it the study stops:"
+        " that the shapes agree does not prove that the same is computed",
+        None,
+        ge=0,
+        le=1,
+        unit="share",
+    )
+
+
+class BackboneBuild(Section):
+    """How a backbone is built."""
+
     shortcut: Literal["conv", "pad"] = key(
         "of the CIFAR ResNets: `conv` = 1x1 convolutions where the shape changes, `pad` = without parameters"
         " (option A)",
         "conv",
     )
+    ic_features: Literal["before_relu", "after_relu"] = key(
+        "of the CIFAR ResNets: whether ICs see a block's sum before its last ReLU (released) or after it",
+        "before_relu",
+    )
+    last_norm_momentum: float = key(
+        "of `wide_resnet_32_4`: momentum of its last BatchNorm (released: 0.9)", 0.1, gt=0, le=1
+    )
+    init: Literal["torch", "released"] = key(
+        "random weights: `torch` = PyTorch's, `released` = normal, variance 2 / (kernel area x outputs) (Kaiming, fan"
+        " out) for the convolutions of ResNets, VGG and MobileNet, Xavier's for the Wide ResNet's. The paper's"
+        " architectures only",
+        "torch",
+    )
 
 
-class BackboneSettings(Recipe, BackboneSource):
+class BackboneSettings(Recipe, BackboneBuild, BackboneSource):
     """Section `backbone`."""
 
     epochs: float = key("passes over the training part; 0.5 is half of one", 0.0, ge=0, unit="epochs")
@@ -79,9 +111,11 @@ class Anatomy(Section):
     """What the ICs of a set look like."""
 
     head: Literal["conv", "pool"] = key(
-        "3x3 convolution (stride 2 for images of 64 pixels), ReLU, pool to 4x4, Linear; or `pool`: pool to 4x4,"
-        " Linear (SDN's). After a vector (VGG's fully connected layer) one Linear, after tokens their mean,"
-        " LayerNorm and a Linear",
+        "3x3 convolution, ReLU, pool to 4x4, Linear; or `pool`: pool to 4x4, Linear (SDN's). After a vector (VGG's"
+        " fully connected layer) one Linear, after tokens their mean, LayerNorm and a Linear. The convolution's"
+        " stride and padding, as released: 1 and 1 for images below 64 pixels; below 224 (Tiny ImageNet) 2, and 2"
+        " where the block's side is above 8, else 1; from 224 on (ImageNet) 2 and 1 where it is above 8, else 1 and"
+        " 1",
         "conv",
     )
     pooling: Literal["mixed", "avg", "max"] = key(
@@ -92,6 +126,11 @@ class Anatomy(Section):
     )
     layer_norm: bool = key(
         "LayerNorm on the previous exit's logits in a cascade (the released recipe for ImageNet)", False
+    )
+    init: Literal["torch", "released"] = key(
+        "as `backbone.init`, of the ICs: `released` also draws the share of maximum in a mixed pool from U(0, 1)"
+        " (`torch`: 0.5)",
+        "torch",
     )
     placement: Annotated[Placement, *_PLACEMENT] = key(
         "after every block; `every 2`, `every 3`, ...; a list of block indices from 0 (`[2, 5, 8]`); or of"
@@ -124,6 +163,11 @@ class Regime(Section):
     )
     rescale_gradients: bool = key(
         "of a `joint` set: each of the exits to come sends an equal share of the gradient (BoostNet)", False
+    )
+    frozen_dropout: bool = key(
+        "of a `separate` set: whether the frozen backbone's dropout stays on while the ICs are trained (released;"
+        " VGG and Wide ResNet have some)",
+        False,
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ztw.data.dataset import Data
 from ztw.device import autocast
@@ -50,12 +50,14 @@ def train_ics(
     recipe: Recipe,
     seed: int,
     report: Report | None = None,
+    frozen_dropout: bool = False,
 ) -> list[History]:
     """Train the ICs of several networks on ONE frozen backbone, in one pass over it; end in eval mode.
 
     networks: sharing one Backbone object, on the device of `data`. Each is trained as it would be
     alone (Adam works parameter by parameter): loss = plain sum of its ICs' cross-entropies, the
-    backbone's own exit left out (ZTW 2021). A history's accuracy is that of the last IC.
+    backbone's own exit left out (ZTW 2021). frozen_dropout: whether the backbone's dropout stays on, as in
+    ZTW's released code; it is drawn from torch's global generator. A history's accuracy is that of the last IC.
     Raises ZtwError when the networks do not share a backbone or a loss is not finite.
     """
     backbone = networks[0].backbone
@@ -64,6 +66,10 @@ def train_ics(
     for network in networks:
         network.train()
     freeze(backbone)
+    if frozen_dropout:
+        for part in backbone.modules():
+            if isinstance(part, nn.Dropout):
+                part.train()
     parameters = [parameter for network in networks for parameter in network.heads.parameters()]
     names = [f"ICs {network.mode_name}" for network in networks]
     task = Task(names, _ics_step(networks, recipe), make_optimizer(parameters, recipe))

@@ -1,0 +1,127 @@
+"""Our networks compute what ZTW's released ones compute: logits of all exits, and the gradients of all ICs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import released
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import ztw
+from ztw.models.import_weights import load_foreign
+
+FAMILIES: dict[str, Callable[[dict[str, Tensor], Tensor], released.Outputs]] = {
+    "resnet20": partial(released.resnet, 3),
+    "vgg16_bn": released.vgg16_bn,
+    "wide_resnet_32_4": released.wide_resnet_32_4,
+    "mobilenet": released.mobilenet,
+}
+MODES = ["independent", "cascade", "cascade_detached"]
+
+
+def used(module: nn.Module) -> nn.Module:
+    """With BatchNorm statistics, factors and shares of the pools that are not those of a new network."""
+    for name, value in module.state_dict().items():
+        if name.endswith(("running_var", "alpha")):
+            value.uniform_(0.3, 1.7)
+        elif name.endswith(("running_mean", "bias")):
+            value.uniform_(-0.2, 0.2)
+    return module.eval()
+
+
+def new_network(arch: str, size: int, mode: str) -> ztw.EarlyExitNetwork:
+    torch.manual_seed(0)
+    network = ztw.build_network(ztw.build_backbone(arch, 7, size=size), mode)
+    used(network)
+    network.backbone.requires_grad_(False)
+    return network
+
+
+def weights_of(head: nn.Module) -> list[Tensor]:
+    """In the order of definition: of the convolution, alpha, of the Linear."""
+    return [parameter for _, parameter in head.named_parameters()]
+
+
+def compare(arch: str, size: int, mode: str) -> None:
+    network, images, labels = (
+        new_network(arch, size, mode),
+        torch.randn(3, 3, size, size),
+        torch.tensor([1, 0, 6]),
+    )
+    ours = network(images)
+    with torch.no_grad():
+        seen, own = FAMILIES[arch](network.backbone.state_dict(), images)
+    theirs = released.ic_logits([weights_of(head) for head in network.heads], seen, size, mode)
+    torch.testing.assert_close(ours, torch.stack([*theirs, own]), atol=1e-4, rtol=1e-4)
+    parameters = [parameter for head in network.heads for parameter in weights_of(head)]
+    gradients = []
+    for logits in (ours[:-1], theirs):
+        loss = sum((F.cross_entropy(logit, labels) for logit in logits), torch.zeros(()))
+        gradients.append(torch.autograd.grad(loss, parameters, allow_unused=True))
+    for parameter, our, their in zip(parameters, *gradients, strict=True):
+        if their is None:  # alpha where the map is too small to be pooled
+            assert our is None or not our.any()
+            continue
+        assert our is not None
+        torch.testing.assert_close(our, their, atol=1e-4 * float(their.abs().max()) + 1e-6, rtol=1e-3)
+        assert our.shape == parameter.shape
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("arch", FAMILIES)
+def test_logits_and_gradients_on_cifar(arch, mode):
+    compare(arch, 32, mode)
+
+
+@pytest.mark.parametrize("arch", FAMILIES)
+def test_logits_and_gradients_on_tiny_imagenet(arch):
+    compare(arch, 64, "cascade_detached")
+
+
+def test_the_stop_gradient_makes_a_difference():
+    """Else the comparisons above would prove nothing about it."""
+    gradients = []
+    for mode in ("cascade", "cascade_detached"):
+        network = new_network("resnet20", 32, mode)
+        logits = network(torch.ones(2, 3, 32, 32))[:-1]
+        loss = sum((F.cross_entropy(logit, torch.tensor([1, 2])) for logit in logits), torch.zeros(()))
+        gradients.append(torch.autograd.grad(loss, weights_of(network.heads[0])[0])[0])
+    reached, stopped = gradients
+    assert not torch.allclose(reached, stopped)
+
+
+# A released file's entries, in the order of its definition: (shape, last part of the name)
+def conv_entries(outputs: int, inputs: int, kernel: int = 3) -> list[tuple[str, tuple[int, ...]]]:
+    return [("weight", (outputs, inputs, kernel, kernel)), ("bias", (outputs,))]
+
+
+def norm_entries(width: int) -> list[tuple[str, tuple[int, ...]]]:
+    return [(name, (width,)) for name in ("weight", "bias", "running_mean", "running_var")]
+
+
+def released_wide_resnet(classes: int) -> dict[str, Tensor]:
+    """Stem; per block norm, convolution, norm, convolution, shortcut; last norm, Linear."""
+    entries, width_in = conv_entries(16, 3), 16
+    for width in (64, 128, 256):
+        for _ in range(5):
+            entries += norm_entries(width_in) + conv_entries(width, width_in)
+            entries += norm_entries(width) + conv_entries(width, width)
+            entries += conv_entries(width, width_in, 1) if width_in != width else []
+            width_in = width
+    entries += [*norm_entries(256), ("weight", (classes, 256)), ("bias", (classes,))]
+    torch.manual_seed(1)
+    values = {f"layers.{index}.{name}": torch.rand(shape) for index, (name, shape) in enumerate(entries)}
+    return {name: value / (value[0].numel() if value.dim() > 1 else 1) for name, value in values.items()}
+
+
+def test_a_released_wide_resnet_loads_in_order():
+    backbone, state = ztw.build_backbone("wide_resnet_32_4", 7).eval(), released_wide_resnet(7)
+    assert load_foreign(backbone, state, "released") == "in order"
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        _, own = released.wide_resnet_32_4(state, images)
+        torch.testing.assert_close(backbone(images), own, atol=1e-4, rtol=1e-4)
