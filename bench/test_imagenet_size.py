@@ -13,15 +13,12 @@ from PIL import Image
 import ztw
 from ztw.data.prepare import prepare_dataset
 from ztw.data.splits import load_split
-from ztw.evaluation.methods import Answers, Costs, evaluate_method
-from ztw.study.settings import FolderSettings
+from ztw.evaluation.curves import Answers, Costs
+from ztw.evaluation.methods import evaluate_method
+from ztw.study.settings import EvaluationSettings, FolderSettings, MethodSettings
 
-EVALUATION = {
-    "budgets": [0.25, 0.5, 0.75, 1.0, "max"],
-    "protocols": ["held-out", "paper"],
-    "points": 1000,
-    "allowed_losses": [0.01],
-}
+METHOD = MethodSettings(ics="independent", rule="max_softmax")
+EVALUATION = EvaluationSettings(allowed_losses=(0.01,))
 
 
 def peak_gib() -> float:
@@ -36,7 +33,7 @@ def test_evaluation(benchmark):
     costs = {"macs": Costs(torch.arange(1.0, 6.0).double(), 5.0)}
     benchmark.group = "ImageNet's size: evaluation of 50,000 x 5 x 1000 logits"
     benchmark.extra_info["what"] = "ztw evaluate_method, a method, both protocols"
-    run = lambda: evaluate_method(*half, costs, "max_softmax", "shared", EVALUATION)  # noqa: E731
+    run = lambda: evaluate_method(*half, costs, METHOD, EVALUATION)  # noqa: E731
     benchmark.pedantic(run, rounds=1)
     benchmark.extra_info["peak_gib"] = round(peak_gib(), 2)
 

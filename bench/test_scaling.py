@@ -7,9 +7,12 @@ import torch
 from common import random_logits
 
 import ztw
-from ztw.evaluation.methods import Answers, Costs, evaluate_method
+from ztw.evaluation.curves import Answers, Costs
+from ztw.evaluation.methods import evaluate_method
+from ztw.study.settings import EvaluationSettings, MethodSettings
 
-EVALUATION = {"budgets": [0.5, 1.0, "max"], "protocols": ["held-out"], "points": 1000}
+METHOD = MethodSettings(ics="independent", rule="max_softmax")
+EVALUATION = EvaluationSettings(budgets=(0.5, 1.0, "max"), protocols=("held-out",))
 FACTORS = (1, 2, 4, 8)
 
 
@@ -20,7 +23,7 @@ def cell(exits: int, samples: int) -> None:
     answers = ensemble(logits)
     halves = [Answers(answers[:, part], labels[part]) for part in (slice(samples), slice(samples, None))]
     cost = torch.arange(1.0, exits + 1).double()
-    evaluate_method(*halves, {"macs": Costs(cost, float(exits))}, "max_softmax", "shared", EVALUATION)
+    evaluate_method(*halves, {"macs": Costs(cost, float(exits))}, METHOD, EVALUATION)
 
 
 @pytest.mark.parametrize("factor", FACTORS)
@@ -37,5 +40,5 @@ def test_exits(benchmark, factor):
     logits, labels = random_logits(4 * factor, 10_000, 10)
     halves = [Answers(logits[:, part], labels[part]) for part in (slice(5000), slice(5000, None))]
     costs = {"macs": Costs(torch.arange(1.0, 4 * factor + 1).double(), 4.0 * factor)}
-    run = lambda: evaluate_method(*halves, costs, "max_softmax", "shared", EVALUATION)  # noqa: E731
+    run = lambda: evaluate_method(*halves, costs, METHOD, EVALUATION)  # noqa: E731
     benchmark.pedantic(run, rounds=3, warmup_rounds=1)

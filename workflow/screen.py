@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import shutil
 import time
@@ -16,7 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ztw.progress import DONE, FAILED, PROGRESS, clock
-from ztw.reporting.tables import accuracy_name, block_title, budget_name, read_csv, seed_count, wide_blocks
+from ztw.reporting.differences import read_noise
+from ztw.reporting.readable import SAME, Entry, blocks, read_accuracies
 
 STEPS = re.compile(r"(\d+) of (\d+) steps")
 PLAIN_INTERVAL = 15.0  # seconds between two lines of a job where the screen cannot be redrawn
@@ -118,18 +118,19 @@ def _last_words(log: Path) -> list[str]:
 
 def show_results(console: Console, study: Path, tracking: str, config: str) -> None:
     """Print the accuracy-at-budget tables, and where everything is."""
-    if not (study / "tables" / "accuracy_at_budget.csv").exists():
+    tables = study / "tables"
+    if not (tables / "accuracy_at_budget.csv").exists():
         console.print("no table yet: Snakemake was not asked for one")
         return
-    for key, methods in wide_blocks(read_csv(study / "tables" / "accuracy_at_budget.csv")):
-        seeds = seed_count(methods)
-        console.print(Text(block_title(key, seeds), style="bold"), soft_wrap=True)
+    noise = read_noise(tables / "differences.csv")
+    for block in blocks(read_accuracies(tables / "accuracy_at_budget.csv"), noise):
+        console.print(Text(block.title, style="bold"), soft_wrap=True)
         table = Table(box=SIMPLE, padding=(0, 0))
         table.add_column("method", no_wrap=True)
-        for row in methods[0][1]:
-            table.add_column(budget_name(row["budget"]), justify="right", no_wrap=True)
-        for method, group in methods:
-            table.add_row(method, *(_cell(row, methods, index, seeds) for index, row in enumerate(group)))
+        for budget in block.budgets:
+            table.add_column(budget, justify="right", no_wrap=True)
+        for method, entries in block.rows.items():
+            table.add_row(method, *map(_cell, entries))
         console.print(table)
     console.print(f"tables   {study}/tables/accuracy_at_budget.csv, .md, .tex", soft_wrap=True)
     console.print(f"figures  {study}/figures/", soft_wrap=True)
@@ -140,9 +141,6 @@ def show_results(console: Console, study: Path, tracking: str, config: str) -> N
         console.print(f"MLflow   {tracking}", soft_wrap=True)
 
 
-def _cell(row: dict, methods: list, index: int, seeds: int) -> Text:
-    best = max(
-        (round(group[index]["mean"], 3) for _, group in methods if not math.isnan(group[index]["mean"])),
-        default=math.nan,
-    )
-    return Text(accuracy_name(row, seeds), style="bold" if round(row["mean"], 3) == best else "")
+def _cell(entry: Entry) -> Text:
+    text = f"{entry.text} {SAME}" if entry.mark == "same" else entry.text
+    return Text(text, style="bold" if entry.mark == "best" else "")

@@ -1,13 +1,223 @@
-"""What a reader of a figure relies on."""
+"""What a reader of a figure relies on: which lines, which points, which band, which labels."""
 
 from __future__ import annotations
 
-import pytest
+import math
+from pathlib import Path
 
-from ztw.reporting.figures import style
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from metrics_by_hand import metric, result, results
+
+from ztw.evaluation.timing import BACKBONE
+from ztw.reporting.exit_figures import exit_accuracies, exit_shares, improvabilities
+from ztw.reporting.figures import accuracy_against_cost, accuracy_against_time
+from ztw.reporting.style import save, style
+from ztw.study.settings import MethodSettings
+
+SDN = MethodSettings(ics="i", rule="max_softmax")
+PABEE = MethodSettings(ics="i", rule="patience")
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
+
+
+def labelled(axes: Axes, label: str) -> Line2D:
+    (line,) = [line for line in axes.lines if line.get_label() == label]
+    return line
+
+
+def points(line: Line2D) -> list[tuple[float, float]]:
+    return [(float(x), float(y)) for x, y in np.asarray(line.get_xydata())]
+
+
+def legend(owner: Axes | Figure) -> list[str]:
+    found = owner.get_legend() if isinstance(owner, Axes) else owner.legends[0]
+    assert found is not None
+    return [text.get_text() for text in found.get_texts()]
+
+
+def band(axes: Axes, x: float) -> tuple[float, float]:
+    """Where the only band begins and ends at x."""
+    (area,) = axes.collections
+    edge = np.asarray(area.get_paths()[0].vertices)
+    heights = edge[np.isclose(edge[:, 0], x), 1]
+    return float(heights.min()), float(heights.max())
+
+
+def curve(
+    method: str, seed: int, rows: list[tuple[float, float, float]], split: str = "test"
+) -> pd.DataFrame:
+    """rows: parameter, relative cost, accuracy."""
+    table = pd.DataFrame(rows, columns=["parameter", "relative_cost", "accuracy"])
+    return table.assign(method=method, seed=seed, split=split)
+
+
+def exits(accuracies: list[float], seed: int = 0, method: str = "sdn") -> pd.DataFrame:
+    """Metrics of exits at equal steps of cost, and the backbone's accuracy."""
+    rows = [metric("backbone_accuracy", 0.9)]
+    for exit, accuracy in enumerate(accuracies, 1):
+        rows += [
+            metric("accuracy", accuracy, exit=exit),
+            metric("hindsight_improvability", accuracy / 10, exit=exit),
+            metric("relative_cost", exit / len(accuracies), exit=exit),
+        ]
+    return result(rows, method, seed)
 
 
 @pytest.mark.parametrize("count", [1, 9, 12, 15, 40])
 def test_no_two_methods_look_the_same(count):
     looks = style([f"method {index}" for index in range(count)])
     assert len({(look["color"], look["marker"]) for look in looks.values()}) == count
+
+
+def test_a_curve_is_the_mean_of_the_seeds_in_a_band_of_one_standard_deviation():
+    # thresholds between 0 and 1, all whole by chance: it is the method's rule that counts
+    curves = [
+        curve("sdn", 0, [(0.0, 0.5, 0.7), (1.0, 1.0, 0.8)]),
+        curve("sdn", 1, [(0.0, 0.6, 0.8), (1.0, 1.0, 0.9)]),
+        curve("sdn", 1, [(0.0, 0.1, 0.1)], split="validation"),
+    ]
+    metrics = results(exits([0.6, 0.8]), exits([0.7, 0.9], seed=1))
+    (axes,) = accuracy_against_cost(pd.concat(curves), metrics, {"sdn": SDN}, "d, a").axes
+    shown = dict(points(labelled(axes, "sdn")))
+    assert min(shown) == pytest.approx(0.6), "where every seed has a threshold"
+    assert max(shown) == pytest.approx(1.01), "a step beyond the costliest"
+    at = {round(cost, 2): accuracy for cost, accuracy in shown.items()}
+    assert at[0.6] == at[0.8] == pytest.approx(0.75), "the dearest threshold within the cost"
+    assert at[1.0] == pytest.approx(0.85)
+    spread = 0.05 * math.sqrt(2)
+    assert band(axes, 1.0) == pytest.approx((0.85 - spread, 0.85 + spread))
+    assert axes.get_title() == "d, a"
+    assert axes.get_ylabel() == "test accuracy"
+    assert axes.get_xlabel() == "mean cost of a sample / cost of the backbone (MACs)"
+    assert legend(axes) == ["sdn", BACKBONE]
+
+
+def test_hollow_markers_are_the_exits_and_the_star_is_the_backbone():
+    curves = curve("sdn", 0, [(0.5, 0.5, 0.7)])
+    metrics = results(exits([0.6, 0.8]), exits([0.7, 0.9], seed=1))
+    (axes,) = accuracy_against_cost(curves, metrics, {"sdn": SDN}, "d, a").axes
+    hollow = [line for line in axes.lines if line.get_markerfacecolor() == "none"]
+    assert [points(line) for line in hollow] == [[(0.5, pytest.approx(0.65)), (1.0, pytest.approx(0.85))]]
+    assert hollow[0].get_linestyle() == "None"
+    assert hollow[0].get_marker() == labelled(axes, "sdn").get_marker()
+    star = labelled(axes, BACKBONE)
+    assert (star.get_marker(), points(star)) == ("*", [(1.0, pytest.approx(0.9))])
+
+
+def test_no_star_where_no_ic_set_left_the_backbone_as_it_was():
+    metrics = exits([0.6, 0.8])
+    metrics = metrics[metrics["metric"] != "backbone_accuracy"]
+    (axes,) = accuracy_against_cost(curve("sdn", 0, [(0.5, 0.5, 0.7)]), metrics, {"sdn": SDN}, "t").axes
+    assert legend(axes) == ["sdn"]
+
+
+def test_patience_is_a_row_of_points():
+    curves = [
+        curve("pabee", 0, [(1.0, 0.5, 0.7), (2.0, 1.0, 0.8)]),
+        curve("pabee", 1, [(1.0, 0.6, 0.8), (2.0, 1.0, 0.9)]),
+    ]
+    metrics = results(exits([0.6, 0.8], method="pabee"), exits([0.7, 0.9], 1, "pabee"))
+    (axes,) = accuracy_against_cost(pd.concat(curves), metrics, {"pabee": PABEE}, "d, a").axes
+    assert points(labelled(axes, "pabee")) == [
+        (pytest.approx(0.55), pytest.approx(0.75)),
+        (pytest.approx(1.0), pytest.approx(0.85)),
+    ]
+    assert not axes.collections, "no band"
+
+
+def test_accuracy_of_exits_with_its_band():
+    metrics = results(exits([0.6, 0.8]), exits([0.7, 0.8], seed=1))
+    (axes,) = exit_accuracies(metrics, ["sdn"], "d, a").axes
+    assert points(labelled(axes, "sdn")) == [(1.0, pytest.approx(0.65)), (2.0, pytest.approx(0.8))]
+    spread = 0.05 * math.sqrt(2)
+    assert band(axes, 1.0) == pytest.approx((0.65 - spread, 0.65 + spread))
+    assert band(axes, 2.0) == pytest.approx((0.8, 0.8))
+    assert (axes.get_title(), axes.get_xlabel()) == ("d, a", "exit")
+    assert axes.get_ylabel() == "test accuracy at this exit"
+
+
+def test_methods_that_share_their_exits_share_a_line():
+    metrics = results(
+        *(exits([0.6, last], method=name) for name, last in (("a", 0.8), ("b", 0.9), ("c", 0.8)))
+    )
+    (axes,) = exit_accuracies(metrics, ["a", "b", "c"], "d, a").axes
+    assert legend(axes) == ["a, c", "b"]
+    assert points(labelled(axes, "a, c"))[1] == (2.0, 0.8)
+
+
+def test_improvability_of_exits():
+    (axes,) = improvabilities(exits([0.6, 0.8]), ["sdn"], "d, a").axes
+    assert points(labelled(axes, "sdn")) == [(1.0, pytest.approx(0.06)), (2.0, pytest.approx(0.08))]
+    assert axes.get_ylabel() == "hindsight improvability (lower is better)"
+
+
+def shares(values: list[float], seed: int, method: str = "sdn", budget: str = "0.5") -> pd.DataFrame:
+    where = {"protocol": "held-out", "budget": budget}
+    rows = [metric("exit_fraction", share, exit=exit, **where) for exit, share in enumerate(values, 1)]
+    return result(rows, method, seed)
+
+
+def bars(axes: Axes) -> list[tuple[float, float, float]]:
+    """(row, start, width) of every part of a bar."""
+    return [(bar.get_y() + bar.get_height() / 2, bar.get_x(), bar.get_width()) for bar in axes.patches]  # type: ignore[attr-defined]
+
+
+def test_bars_of_exit_shares():
+    metrics = results(
+        shares([0.2, 0.3, 0.5], 0),
+        shares([0.4, 0.1, 0.5], 1),
+        shares([0.25, 0.75], 0, "few"),  # fewer ICs: its last exit is the backbone as well
+        result([metric("exit_fraction", 1.0, exit=1, protocol="paper", budget="1.0")]),
+    )
+    figure = exit_shares(metrics, ["sdn", "few"], ["0.5", "1.0"], "held-out", "d, a")
+    half, full = figure.axes
+    expected = [(0, 0, 0.3), (0, 0.3, 0.2), (0, 0.5, 0.5), (1, 0, 0.25), (1, 0.25, 0.75)]
+    assert [pytest.approx(bar) for bar in bars(half)] == expected
+    colours = [bar.get_facecolor() for bar in half.patches]
+    assert colours[2] == colours[4], "the backbone's colour"
+    assert colours[1] != colours[4]
+    assert (half.get_title(), full.get_title()) == ("budget 50 %", "budget 100 %")
+    assert [text.get_text() for text in full.texts] == ["infeasible"] * 2, "by another protocol only"
+    assert [text.get_text() for text in half.get_yticklabels()] == ["sdn", "few"]
+    assert half.yaxis_inverted(), "the first method on top"
+    assert legend(figure) == ["exit 1", "exit 2", "backbone"]
+
+
+def test_accuracy_against_time():
+    columns = ["method", "budget", "batch_size", "relative_time", "accuracy"]
+    rows = [
+        (BACKBONE, "-", 8, 1.0, 0.9),
+        ("sdn", "0.5", 8, 0.6, 0.8),
+        ("sdn", "1.0", 8, 0.8, 0.85),
+        ("sdn", "max", 8, 1.3, 0.95),
+        (BACKBONE, "-", 1, 1.0, 0.9),
+        ("sdn", "0.5", 1, 0.5, 0.8),
+    ]
+    times = pd.DataFrame(rows, columns=columns).assign(device="cpu", precision="fp32")
+    figure = accuracy_against_time(times, ["sdn", "pabee"], "d, a")
+    one, eight = figure.axes
+    assert (one.get_title(), eight.get_title()) == ("batch size 1", "batch size 8")
+    assert points(labelled(one, "sdn")) == [(0.5, 0.8)]
+    assert points(labelled(eight, "sdn")) == [(0.6, 0.8), (0.8, 0.85)], "the budget max is no point"
+    assert points(labelled(eight, BACKBONE)) == [(1.0, 0.9)]
+    assert legend(eight) == ["sdn", BACKBONE], "pabee meets no budget"
+    assert figure.get_suptitle() == "d, a, cpu, fp32"
+
+
+def test_equal_figures_are_equal_files(tmp_path):
+    for stem in ("first", "second"):
+        save(exit_accuracies(exits([0.6, 0.8]), ["sdn"], "d, a"), tmp_path / stem)
+    for kind in ("png", "pdf"):
+        first, second = (Path(tmp_path / f"{stem}.{kind}").read_bytes() for stem in ("first", "second"))
+        assert first == second
+        assert len(first) > 1000

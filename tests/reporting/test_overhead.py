@@ -25,7 +25,7 @@ def test_the_table_by_hand(tmp_path):
     job(tmp_path, "train/d-torchvision/resnet18-seed0", seconds=13, working=10, start=103, memory="300")
     job(tmp_path, "track_cell/d-a-seed0", seconds=4, working=3, start=114, memory="NA")
     job(tmp_path, "aggregate", seconds=5, working=2, start=118)
-    rows = {row["rule"]: row for row in pipeline_table(tmp_path, cores=2)}
+    rows = {row["rule"]: row for row in pipeline_table(tmp_path, cores=2).to_dict("records")}
     # from 100 (102 less 2 of starting) to 120: 40 core-seconds
     assert (rows["train"]["jobs"], rows["train"]["overhead"], rows["train"]["largest_mb"]) == (2, 5, 300)
     assert rows["train"]["share_of_run"] == pytest.approx(5 / 40)

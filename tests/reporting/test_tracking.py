@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
+from metrics_by_hand import at_budget, metric
 from mlflow import MlflowClient
 
 import ztw
-from ztw.files import write_json
+from ztw.files import read_json, write_json
 from ztw.reporting.results import from_files, from_runs
-from ztw.reporting.tracking import read_metrics, start_store, track_cell
+from ztw.reporting.tracking import CellResults, log_cell, metric_name, read_values, start_store
+from ztw.study.settings import Cell
 
 pytestmark = pytest.mark.filterwarnings("default")  # MLflow's own dependencies warn
 
-CELL = {"dataset": "digits", "arch": "resnet8", "seed": 0}
+CELL = Cell("digits", "resnet8", 0)
 
 
 @pytest.fixture(scope="module")
@@ -27,16 +30,26 @@ def parts(folder, accuracy: float = 0.9):
         {"epoch": epoch, "loss": 1.0 / epoch, "accuracy": 0.5, "lr": 0.1, "seconds": 1.0, "finished": 1e9}
         for epoch in (1, 2)
     ]
-    facts = {**CELL, "settings": {"lr": 0.1}, "history": history, "accuracy": {"validation": 0.8}}
+    facts = {
+        **dataclasses.asdict(CELL),
+        "settings": {"lr": 0.1},
+        "history": history,
+        "accuracy": {"validation": 0.8},
+    }
     write_json(folder / "backbone.json", facts)
-    metrics = {"held-out/accuracy_at_0.5": accuracy, "held-out/accuracy_at_0.25": None}
-    write_json(folder / "ztw.json", {**CELL, "method": "ztw", "settings": {"rule": "x"}, "metrics": metrics})
+    rows = [*at_budget("0.5", accuracy, 0.4), *at_budget("0.25", None, None), metric("ece", 0.1, exit=1)]
+    method = {**dataclasses.asdict(CELL), "method": "ztw", "settings": {"rule": "x"}, "metrics": rows}
+    write_json(folder / "ztw.json", method)
     return {"backbone": [str(folder / "backbone.json")], "method": [str(folder / "ztw.json")]}
 
 
+def log(store, folder, accuracy: float = 0.9, cell: Cell = CELL, version: str = "v"):
+    return log_cell(store, CellResults(cell, "study", version, parts(folder, accuracy), {}))
+
+
 def test_a_cell_is_nested_and_replaced(store, tmp_path):
-    first = track_cell(store, "study", CELL, parts(tmp_path), {}, "v1")
-    second = track_cell(store, "study", CELL, parts(tmp_path, 0.95), {}, "v2")
+    first = log(store, tmp_path, version="v1")
+    second = log(store, tmp_path, 0.95, version="v2")
     client = MlflowClient(store["uri"])
     runs = client.search_runs([store["experiment_id"]])
     assert len(runs) == 3, "the cell, its backbone and its method, the earlier ones gone"
@@ -51,38 +64,77 @@ def test_a_cell_is_nested_and_replaced(store, tmp_path):
     assert [(metric.step, metric.value) for metric in loss] == [(1, 1.0), (2, 0.5)]
     assert client.get_run(backbone).data.params["settings.lr"] == "0.1"
     assert [artifact.path for artifact in client.list_artifacts(backbone)] == ["backbone.json"]
-    metrics = read_metrics(store, second["runs"]["method"]["ztw"])
-    assert metrics["held-out/accuracy_at_0.5"] == 0.95
-    assert math.isnan(metrics["held-out/accuracy_at_0.25"])
+    assert method.data.metrics["held-out/accuracy_at_0.5"] == 0.95
+    assert math.isnan(method.data.metrics["held-out/accuracy_at_0.25"])
     stale = first["runs"]["method"]["ztw"]
     with pytest.raises(ztw.ZtwError, match=f"run {stale} was deleted"):
-        read_metrics(store, stale)
+        read_values(store, stale, [])
+
+
+@pytest.mark.parametrize(
+    ("row", "name"),
+    [
+        (metric("accuracy", 1, protocol="held-out", budget="0.25"), "held-out/accuracy_at_0.25"),
+        (metric("ece_scaled", 1, protocol="paper", budget="max"), "paper/ece_scaled_at_max"),
+        (metric("exit_fraction", 1, protocol="paper", budget="1.0", exit=2), "paper/exit_fraction_2_at_1.0"),
+        (metric("loss_at_allowed_loss", 1, protocol="p", budget="0.01"), "p/accuracy_loss_allowed_0.01"),
+        (
+            metric("relative_cost_at_allowed_loss", 1, protocol="p", budget="0.01"),
+            "p/relative_cost_allowed_0.01",
+        ),
+        (metric("accuracy", 1, exit=12), "exit_12/accuracy"),
+        (metric("overthinking", 1), "overthinking"),
+        (metric("backbone_accuracy", 1), "backbone/accuracy"),
+        (metric("backbone_macs", 1), "backbone/macs"),
+    ],
+)
+def test_names_in_mlflow(row, name):
+    assert metric_name(row) == name
+
+
+def test_a_run_with_many_metrics_is_logged_whole(store, tmp_path):
+    """MLflow takes at most 1000 metrics at a time."""
+    facts = read_json(parts(tmp_path)["method"][0])
+    rows = [metric("ece", exit / 2000, exit=exit) for exit in range(1, 2001)]
+    write_json(tmp_path / "ztw.json", {**facts, "metrics": rows})
+    files = {"method": [str(tmp_path / "ztw.json")]}
+    runs = log_cell(store, CellResults(Cell("d", "a", 1), "study", "v", files, {}))
+    assert read_values(store, runs["runs"]["method"]["ztw"], rows) == [row["value"] for row in rows]
 
 
 def test_other_cells_and_foreign_runs_stay(store, tmp_path):
     client = MlflowClient(store["uri"])
     foreign = client.create_run(store["experiment_id"]).info.run_id
-    other = {**CELL, "seed": 7}
-    kept = track_cell(store, "study", other, parts(tmp_path), {}, "v")
-    track_cell(store, "study", CELL, parts(tmp_path), {}, "v")
+    kept = log(store, tmp_path, cell=Cell("digits", "resnet8", 7))
+    log(store, tmp_path)
     for run in (foreign, kept["runs"]["method"]["ztw"]):
         assert client.get_run(run).info.lifecycle_stage == "active"
 
 
 def test_tables_read_the_named_runs_only(store, tmp_path):
-    runs = track_cell(store, "study", CELL, parts(tmp_path, 0.7), {}, "v")
-    write_json(tmp_path / "tracking.json", store)
-    write_json(tmp_path / "runs.json", runs)
-    (found,) = from_runs(str(tmp_path / "tracking.json"), [str(tmp_path / "runs.json")], ["ztw"])
-    (same,) = from_files([str(tmp_path / "ztw.json")])
-    assert found["metrics"]["held-out/accuracy_at_0.5"] == same["metrics"]["held-out/accuracy_at_0.5"] == 0.7
-    assert found.keys() == same.keys()
-    with pytest.raises(ztw.ZtwError, match="names no run of sdn"):
-        from_runs(str(tmp_path / "tracking.json"), [str(tmp_path / "runs.json")], ["sdn"])
-    runs["runs"]["method"]["ztw"] = "0" * 32
-    write_json(tmp_path / "runs.json", runs)
+    runs = log(store, tmp_path, 0.7)
+    method, names = tmp_path / "ztw.json", [str(tmp_path / name) for name in ("tracking.json", "runs.json")]
+    write_json(names[0], store)
+    write_json(names[1], runs)
+    same = from_files([str(method)])
+    facts = read_json(method)
+    forgotten = [
+        {**row, "value": 0.0} for row in facts["metrics"]
+    ]  # which metrics there are, not their values
+    write_json(method, {**facts, "metrics": forgotten})
+    found = from_runs(names[0], [names[1]], [str(method)])
+    assert found["value"].tolist()[:2] == [0.7, 0.4]
+    assert found.equals(same)
+    write_json(method, {**facts, "metrics": [metric("brier", 0.5)]})
+    with pytest.raises(ztw.ZtwError, match="has no metric 'brier'"):
+        from_runs(names[0], [names[1]], [str(method)])
+    write_json(method, {**facts, "method": "sdn"})
+    with pytest.raises(ztw.ZtwError, match=r"runs.json: names no run of sdn"):
+        from_runs(names[0], [names[1]], [str(method)])
+    runs["runs"]["method"]["sdn"] = "0" * 32
+    write_json(names[1], runs)
     with pytest.raises(ztw.ZtwError, match=f"run {'0' * 32} is not in"):
-        from_runs(str(tmp_path / "tracking.json"), [str(tmp_path / "runs.json")], ["ztw"])
+        from_runs(names[0], [names[1]], [str(method)])
 
 
 def test_an_unreachable_store(tmp_path):

@@ -22,10 +22,10 @@ rule plot_figures:
     conda:
         ENVIRONMENT
     params:
-        settings=settings(evaluation=["budgets", "protocols"]),
-        methods=list(config["methods"]),
+        evaluation=EVALUATION,
+        methods=METHOD_SETTINGS,
         names=lambda wildcards: FIGURE_CELLS[wildcards.cell],
         stem=f"{STUDY}/figures/{{cell}}",
-        code=code_digest("figures"),
+        code=code_digest("plot_figures"),
     script:
         "../scripts/plot_figures.py"

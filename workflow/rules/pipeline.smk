@@ -14,6 +14,6 @@ rule report_pipeline:
         ENVIRONMENT
     params:
         cores=workflow.cores,
-        code=code_digest("pipeline"),
+        code=code_digest("report_pipeline"),
     script:
         "../scripts/report_pipeline.py"

@@ -3,14 +3,13 @@ rule aggregate:
         **(
             {"store": f"{STUDY}/tracking.json", "runs": per_cell(f"{CELL}/runs.json")}
             if TRACKED
-            else {
-                "metrics": [
-                    f"{cell}/metrics/{method}.json"
-                    for cell in per_cell(CELL)
-                    for method in config["methods"]
-                ]
-            }
+            else {}
         ),
+        metrics=[
+            f"{cell}/metrics/{method}.json"
+            for cell in per_cell(CELL)
+            for method in METHODS
+        ],
         differences=f"{STUDY}/tables/differences.csv",
         times=timed_cells(),
         published=ENVIRONMENT.parent / "config" / "published.csv",
@@ -38,15 +37,8 @@ rule aggregate:
     conda:
         ENVIRONMENT
     params:
-        settings=settings(evaluation=["budgets", "protocols"]),
-        methods=list(config["methods"]),
-        code=code_digest(
-            "tables",
-            "more_tables",
-            "results",
-            "differences.read_noise",
-            "latency.latency_table",
-            "latency.write_latency",
-        ),
+        evaluation=EVALUATION,
+        methods=METHODS,
+        code=code_digest("aggregate"),
     script:
         "../scripts/aggregate.py"

@@ -9,8 +9,9 @@ rule start_tracking:
     conda:
         ENVIRONMENT
     params:
-        tracking=config["tracking"],
+        tracking=study.tracking,
         study=STUDY_NAME,
+        code=code_digest("start_tracking"),
     script:
         "../scripts/start_tracking.py"
 
@@ -23,17 +24,17 @@ rule track_cell:
         ensembles=[f"{CELL}/ensembles/{ics}/{name}.json" for ics, name in ENSEMBLES],
         metrics=expand(
             f"{CELL}/metrics/{{method}}.json",
-            method=config["methods"],
+            method=METHODS,
             allow_missing=True,
         ),
         curves=expand(
             f"{CELL}/curves/{{method}}.parquet",
-            method=config["methods"],
+            method=METHODS,
             allow_missing=True,
         ),
-        figure=f"{CELL}/accuracy_cost.png",
     output:
         runs=f"{CELL}/runs.json",
+        figure=f"{CELL}/accuracy_cost.png",
     log:
         log_of("track_cell"),
     benchmark:
@@ -42,7 +43,7 @@ rule track_cell:
         ENVIRONMENT
     params:
         study=STUDY_NAME,
-        methods=list(config["methods"]),
-        code=code_digest("tracking"),
+        methods=METHOD_SETTINGS,
+        code=code_digest("track_cell"),
     script:
         "../scripts/track_cell.py"

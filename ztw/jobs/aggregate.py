@@ -3,31 +3,60 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ztw.reporting.published import COMPARISON, comparison_table, read_published
-from ztw.reporting.tables import (
-    ALLOWED_LOSS,
-    PER_EXIT,
-    Result,
-    Row,
-    allowed_loss_table,
-    per_exit_table,
-    write_csv,
-)
+from ztw.reporting.differences import read_noise
+from ztw.reporting.latency_table import latency_table, write_latency
+from ztw.reporting.published import comparison_table, read_published
+from ztw.reporting.results import from_files, from_runs, write_metrics
+from ztw.reporting.tables import accuracy_table, allowed_loss_table, per_exit_table, write_csv, write_tables
+
+if TYPE_CHECKING:  # only a type: the wording of a key must not count as a change of what is computed
+    from ztw.study.settings import EvaluationSettings
 
 
-def write_more_tables(
-    results: Sequence[Result],
-    rows: Sequence[Row],
-    published: Path | str,
-    protocols: Sequence[str],
-    per_exit: str,
-    allowed_loss: str,
-    comparison: str,
+@dataclass(frozen=True)
+class ResultFiles:
+    """What the tables are made of; store, runs: MLflow's, whose values count where there is a store."""
+
+    metrics: Sequence[str]
+    differences: str
+    times: Sequence[str]
+    published: Path | str
+    store: str | None = None
+    runs: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class TableFiles:
+    """The tables to write; csv, md, tex: the accuracy table; times: latency's csv and md, if anything was timed."""
+
+    metrics: str
+    csv: str
+    md: str
+    tex: str
+    per_exit: str
+    allowed_loss: str
+    comparison: str
+    times: Sequence[str] = ()
+
+
+def aggregate(
+    methods: Sequence[str], evaluation: EvaluationSettings, files: ResultFiles, tables: TableFiles
 ) -> None:
-    """Write the three tables; rows: the accuracy table's."""
-    compared = comparison_table(rows, read_published(published), protocols)
-    write_csv(compared, comparison, COMPARISON)
-    write_csv(per_exit_table(results), per_exit, PER_EXIT)
-    write_csv(allowed_loss_table(results), allowed_loss, ALLOWED_LOSS)
+    """Write every table of a study but those of differences and of the pipeline."""
+    if files.store is None:
+        metrics = from_files(files.metrics)
+    else:
+        metrics = from_runs(files.store, files.runs, files.metrics)
+    accuracies = accuracy_table(metrics, methods, evaluation)
+    compared = comparison_table(accuracies, read_published(files.published), evaluation.protocols)
+    write_metrics(metrics, tables.metrics)
+    write_tables(accuracies, read_noise(files.differences), tables.csv, tables.md, tables.tex)
+    write_csv(per_exit_table(metrics), tables.per_exit)
+    write_csv(allowed_loss_table(metrics), tables.allowed_loss)
+    write_csv(compared, tables.comparison)
+    if tables.times:
+        write_latency(latency_table(files.times, metrics), *tables.times)

@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from ztw.evaluation.costs import macs, paper_ops
-from ztw.evaluation.methods import Answers, Costs, backbone_metrics, evaluate_method, label
+from ztw.evaluation.curves import Answers, Costs, label
+from ztw.evaluation.methods import evaluate_method
+from ztw.evaluation.metric_rows import backbone_metrics, metric_records
 from ztw.evaluation.metrics import exit_accuracy
 from ztw.files import atomic, write_json
 from ztw.jobs.cell import CellNetworks
@@ -37,7 +39,7 @@ def evaluate(
             Answers(*networks.answers(network, method, split)) for split in ("validation", "test")
         )
         found = evaluate_method(validation, test, costs, method, evaluation)
-        metrics = pd.concat([found.metrics, backbone_metrics(accuracy, costs["macs"].base)])
+        metrics = pd.concat([found.metrics, backbone_metrics(costs["macs"].base, accuracy)])
         with atomic(curves_file) as scratch:
             label(found.curves, networks.cell, name).to_parquet(scratch, index=False)
         write_tensors(answers_file, found.correct)
@@ -61,7 +63,6 @@ def _backbone_accuracy(networks: CellNetworks) -> float | None:
 
 def write_method(path: str, cell: Cell, method: tuple[str, MethodSettings], metrics: pd.DataFrame) -> None:
     """Write down what is known of a method (name, settings); JSON has no word for not-a-number but null."""
-    rows = metrics.astype(object).where(metrics.notna(), None)
     facts = {
         "dataset": cell.dataset,
         "arch": cell.arch,
@@ -69,7 +70,7 @@ def write_method(path: str, cell: Cell, method: tuple[str, MethodSettings], metr
         "method": method[0],
         "settings": method[1].model_dump(),
         "cost_unit": f"MACs (ptflops, backend {BACKEND})",
-        "metrics": rows.to_dict("records"),
+        "metrics": metric_records(metrics),
         "versions": versions(),
     }
     write_json(path, facts)

@@ -1,10 +1,10 @@
-"""The table of differences between methods, with what noise allows to say of each."""
+"""The table of differences between methods, with what noise allows to say of each. Imports no pandas."""
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
-from typing import Any
+
+from ztw.reporting.readable import read_rows
 
 COLUMNS = (
     "dataset",
@@ -19,19 +19,16 @@ COLUMNS = (
     "within_noise",
     "seeds",
 )
-Row = dict[str, Any]
 
 
-# (data set, architecture, protocol, budget, method, method)
-Pair = tuple[str, str, str, str, str, str]
+def read_noise(path: Path | str) -> set[tuple[str, ...]]:
+    """The pairs whose difference lies within noise, as the job `compare_methods` wrote them.
 
-
-def read_noise(path: Path | str) -> set[Pair]:
-    """The pairs whose difference lies within noise, either way round, as `run_compare_methods` wrote them."""
-    pairs: set[Pair] = set()
-    with Path(path).open(newline="", encoding="utf-8") as stream:
-        for row in csv.DictReader(stream):
-            if row["within_noise"] == "True":
-                where = (row["dataset"], row["arch"], row["protocol"], row["budget"])
-                pairs |= {(*where, row["first"], row["second"]), (*where, row["second"], row["first"])}
+    (data set, architecture, protocol, budget, method, method), either way round.
+    """
+    pairs: set[tuple[str, ...]] = set()
+    for row in read_rows(path):
+        if row["within_noise"] == "True":
+            *where, first, second = (row[name] for name in COLUMNS[:6])
+            pairs |= {(*where, first, second), (*where, second, first)}
     return pairs

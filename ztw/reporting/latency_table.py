@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from ztw.evaluation.timing import BACKBONE
 from ztw.files import read_json, write_text
-from ztw.reporting.tables import budget_name, write_csv
+from ztw.reporting.readable import INFEASIBLE, budget_name, percent
+from ztw.reporting.rendering import markdown_table
+from ztw.reporting.results import IDENTITY, Metrics
+from ztw.reporting.tables import write_csv
 
-COLUMNS = (
+COLUMNS = [
     "dataset",
     "arch",
     "method",
@@ -26,69 +31,70 @@ COLUMNS = (
     "device",
     "precision",
     "threads",
-)
-Row = dict[str, Any]
+]
+SHOWN = ("method", "budget", "accuracy", "MACs", "time", "median (ms)", "95 % (ms)", "images/s")
 
 
-def latency_table(files: Iterable[str], results: Iterable[Mapping[str, Any]]) -> list[Row]:
+def latency_table(files: Iterable[str], metrics: Metrics) -> pd.DataFrame:
     """Measured times with accuracy and cost of the same seed's test split beside them.
 
-    files: of `run_measure_latency`; results: of the methods, see `ztw.results`. relative_time: a
-    batch's time as a share of the backbone's for the same batch.
+    files: of the job `measure_latency`; metrics: see `ztw.reporting.results`. relative_time: a batch's time
+    as a share of the backbone's for the same batch.
     """
-    metrics: dict[tuple, Mapping[str, float]] = {
-        (r["dataset"], r["arch"], int(r["seed"]), r["method"]): r["metrics"] for r in results
-    }
-    table = []
-    for file in files:
-        facts = read_json(file)
-        alone = {row["batch_size"]: row["images_per_s"] for row in facts["rows"] if row["method"] == BACKBONE}
-        for row in facts["rows"]:
-            key = (facts["dataset"], facts["arch"], facts["seed"], row["method"])
-            known = metrics.get(key, {})
-            shown = {
-                name: known.get(f"held-out/{name}_at_{row['budget']}", float("nan"))
-                for name in ("accuracy", "relative_cost")
-            }
-            if row["method"] == BACKBONE:
-                own = next((m for k, m in metrics.items() if k[:3] == key[:3]), {})
-                shown = {"accuracy": own.get("backbone/accuracy", float("nan")), "relative_cost": 1.0}
-            budget = "-" if row["budget"] is None else row["budget"]
-            relative = alone[row["batch_size"]] / row["images_per_s"]
-            named = {"dataset": facts["dataset"], "arch": facts["arch"]}
-            table.append({**named, **row, "budget": budget, "relative_time": relative, **shown})
-    return table
+    times = pd.concat([_times(read_json(file)) for file in files], ignore_index=True)
+    table = times.merge(_known(metrics), how="left", on=[*IDENTITY, "budget"])
+    table.loc[table["method"] == BACKBONE, "relative_cost"] = 1.0
+    return table[COLUMNS]
 
 
-def read_latency(path: Path | str, dataset: str, arch: str) -> list[Row]:
+def _times(facts: dict[str, Any]) -> pd.DataFrame:
+    """The rows of one file; the backbone has no budget, "-"."""
+    found = [
+        {**row, "budget": INFEASIBLE if row["budget"] is None else str(row["budget"])}
+        for row in facts["rows"]
+    ]
+    rows = pd.DataFrame(found).assign(**{name: facts[name] for name in IDENTITY[:3]})
+    alone = rows[rows["method"] == BACKBONE].set_index("batch_size")["images_per_s"]
+    return rows.assign(relative_time=rows["batch_size"].map(alone) / rows["images_per_s"])
+
+
+def _known(metrics: Metrics) -> pd.DataFrame:
+    """Accuracy and relative cost of each method at each budget; the backbone's accuracy at "-"."""
+    names, where = ["accuracy", "relative_cost"], [*IDENTITY, "budget"]
+    held_out = metrics[metrics["protocol"].eq("held-out") & metrics["metric"].isin(names)]
+    methods = held_out.pivot(index=where, columns="metric", values="value").reindex(columns=names)
+    backbones = metrics[metrics["metric"] == "backbone_accuracy"].drop_duplicates(IDENTITY[:3])
+    backbones = backbones.assign(method=BACKBONE, budget=INFEASIBLE).rename(columns={"value": "accuracy"})
+    return pd.concat([methods.reset_index(), backbones[[*where, "accuracy"]]])
+
+
+def read_latency(path: Path | str, dataset: str, arch: str) -> pd.DataFrame:
     """The rows of one data set and architecture, as `write_latency` wrote them."""
-    numbers = ("median_ms", "p95_ms", "images_per_s", "relative_time", "accuracy", "relative_cost")
-    with Path(path).open(newline="", encoding="utf-8") as stream:
-        rows: list[Row] = [r for r in csv.DictReader(stream) if (r["dataset"], r["arch"]) == (dataset, arch)]
-    for row in rows:
-        row |= {name: float("nan") if row[name] == "-" else float(row[name]) for name in numbers}
-        row["batch_size"] = int(row["batch_size"])
-    return rows
+    texts = dict.fromkeys(("dataset", "arch", "method", "budget", "device", "precision"), str)
+    missing = {name: [INFEASIBLE] for name in ("accuracy", "relative_cost")}
+    rows = pd.read_csv(path, dtype=texts, keep_default_na=False, na_values=missing)
+    return rows[rows["dataset"].eq(dataset) & rows["arch"].eq(arch)]
 
 
-def write_latency(rows: Sequence[Row], csv_path: str, md_path: str) -> None:
+def write_latency(table: pd.DataFrame, csv_path: str, md_path: str) -> None:
     """The long table, and a readable one: a block for each cell and batch size."""
-    write_csv(rows, csv_path, COLUMNS)
-    blocks: dict[tuple[str, str, int], list[Row]] = {}
-    for row in rows:
-        blocks.setdefault((row["dataset"], row["arch"], row["batch_size"]), []).append(row)
-    lines = []
-    for (dataset, arch, size), group in blocks.items():
-        where = f"{group[0]['device']}, {group[0]['precision']}, {group[0]['threads']} threads"
-        lines += [f"**{dataset}, {arch}: measured on {where}, batch size {size}**\n"]
-        lines += ["| method | budget | accuracy | MACs | time | median (ms) | 95 % (ms) | images/s |"]
-        lines += ["|---|---:|---:|---:|---:|---:|---:|---:|"]
-        for row in group:
-            budget = "" if row["budget"] == "-" else budget_name(row["budget"])
-            lines.append(
-                f"| {row['method']} | {budget} | {100 * row['accuracy']:.1f} % | {row['relative_cost']:.0%}"
-                f" | {row['relative_time']:.0%} | {row['median_ms']:.2f} | {row['p95_ms']:.2f}"
-                f" | {row['images_per_s']:.0f} |"
-            )
-        lines.append("")
-    write_text(md_path, "\n".join(lines))
+    write_csv(table, csv_path)
+    blocks = []
+    for (dataset, arch, size), rows in table.groupby(["dataset", "arch", "batch_size"], sort=False):
+        where = "{device}, {precision}, {threads} threads".format(**rows.iloc[0])
+        title = f"{dataset}, {arch}: measured on {where}, batch size {size}"
+        blocks.append(markdown_table(title, SHOWN, map(_texts, rows.to_dict("records"))))
+    write_text(md_path, "\n".join(blocks))
+
+
+def _texts(row: Mapping[Any, Any]) -> list[str]:
+    return [
+        row["method"],
+        "" if row["budget"] == INFEASIBLE else budget_name(row["budget"]),
+        INFEASIBLE if math.isnan(row["accuracy"]) else f"{percent(row['accuracy']):.1f} %",
+        f"{row['relative_cost']:.0%}",
+        f"{row['relative_time']:.0%}",
+        f"{row['median_ms']:.2f}",
+        f"{row['p95_ms']:.2f}",
+        f"{row['images_per_s']:.0f}",
+    ]

@@ -1,66 +1,76 @@
-"""The methods' metrics, from MLflow or from the jobs' files, and as one tidy table. Imports no torch."""
+"""The methods' metrics as one tidy table, from MLflow or from the jobs' files. Imports no torch."""
 
 from __future__ import annotations
 
-import csv
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from ztw.errors import ZtwError
 from ztw.files import atomic, read_json
 
-# {"dataset", "arch", "seed", "method", "metrics": {name: value, NaN = infeasible}}
-Result = dict[str, Any]
-COLUMNS = ("dataset", "arch", "seed", "method", "metric", "value")
+IDENTITY = ["dataset", "arch", "seed", "method"]
+# protocol, budget: "" where a metric has none, budget as the study writes it ("0.25", "1.0", "max"), or the
+# allowed loss; exit: 1 to K, 0 where a metric is of none; value: NaN where a budget is infeasible
+METRIC_COLUMNS = (*IDENTITY, "protocol", "budget", "exit", "metric", "value")
+TYPES = dict.fromkeys(METRIC_COLUMNS, "str") | {"seed": "int64", "exit": "int64", "value": "float64"}
+Metrics = pd.DataFrame
 
 
-def from_files(files: Iterable[str]) -> list[Result]:
-    """The results the `evaluate` jobs wrote."""
-    results = []
-    for file in files:
-        facts = read_json(file)
-        metrics = {name: math.nan if value is None else value for name, value in facts["metrics"].items()}
-        results.append({**{key: facts[key] for key in COLUMNS[:4]}, "metrics": metrics})
-    return results
+def from_files(files: Iterable[str]) -> Metrics:
+    """The metrics that the `evaluate` jobs wrote, a row each, METRIC_COLUMNS."""
+    return _frame(read_json(file) for file in files)
 
 
-def from_runs(store_file: str, runs_files: Iterable[str], methods: Sequence[str]) -> list[Result]:
-    """The same, read from MLflow by the run ids that the `track_cell` jobs wrote, from no other run.
+def from_runs(store_file: str, runs_files: Iterable[str], metrics_files: Iterable[str]) -> Metrics:
+    """The same, the values read from MLflow by the run ids that the `track_cell` jobs wrote, from no other run.
 
-    Raises ZtwError when a run is missing or the store cannot be reached.
+    metrics_files: which metrics there are, as in `from_files`. Raises ZtwError when a run or a metric
+    is missing or the store cannot be reached.
     """
-    from ztw.reporting.tracking import read_metrics
+    from ztw.reporting.tracking import read_values
 
-    store, results = read_json(store_file), []
+    store, cells = read_json(store_file), {}
     for file in runs_files:
-        cell = read_json(file)
-        for method in methods:
-            if method not in cell["runs"]["method"]:
-                raise ZtwError(f"{file}: names no run of {method}; delete it to log the cell again")
-            metrics = read_metrics(store, cell["runs"]["method"][method])
-            results.append({**{key: cell[key] for key in COLUMNS[:3]}, "method": method, "metrics": metrics})
-    return results
+        facts = read_json(file)
+        cells[_cell(facts)] = file, facts["runs"]["method"]
+
+    def tracked(facts: dict[str, Any]) -> dict[str, Any]:
+        file, runs = cells[_cell(facts)]
+        if facts["method"] not in runs:
+            raise ZtwError(f"{file}: names no run of {facts['method']}; delete it to log the cell again")
+        values = read_values(store, runs[facts["method"]], facts["metrics"])
+        rows = [{**row, "value": value} for row, value in zip(facts["metrics"], values, strict=True)]
+        return {**facts, "metrics": rows}
+
+    return _frame(tracked(read_json(file)) for file in metrics_files)
 
 
-def write_metrics(results: Iterable[Result], path: Path | str) -> None:
-    """Every metric of every method and seed, a row each: what the tables and figures are made of."""
-    with atomic(path) as scratch, scratch.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(COLUMNS)
-        for result in results:
-            for name, value in sorted(result["metrics"].items()):
-                writer.writerow([*(result[key] for key in COLUMNS[:4]), name, repr(float(value))])
+def _cell(facts: dict[str, Any]) -> tuple[str, str, int]:
+    return facts["dataset"], facts["arch"], facts["seed"]
 
 
-def read_metrics(path: Path | str, dataset: str, arch: str) -> dict[str, list[Result]]:
-    """method -> results (one a seed) of one data set and architecture, as `write_metrics` wrote them."""
-    found: dict[str, dict[str, Result]] = {}
-    with Path(path).open(newline="", encoding="utf-8") as stream:
-        for row in csv.DictReader(stream):
-            if (row["dataset"], row["arch"]) != (dataset, arch):
-                continue
-            result = found.setdefault(row["method"], {}).setdefault(row["seed"], {"metrics": {}})
-            result["metrics"][row["metric"]] = float(row["value"])
-    return {method: list(of_seed.values()) for method, of_seed in found.items()}
+def _frame(results: Iterable[dict[str, Any]]) -> Metrics:
+    frames = [
+        pd.DataFrame(facts["metrics"]).assign(**{key: facts[key] for key in IDENTITY}) for facts in results
+    ]
+    return pd.concat(frames, ignore_index=True)[list(METRIC_COLUMNS)].astype(TYPES)
+
+
+def write_metrics(metrics: Metrics, path: Path | str) -> None:
+    """Every metric of every method and seed: what the tables and figures are made of."""
+    with atomic(path) as scratch:
+        metrics.to_csv(scratch, index=False, lineterminator="\r\n")
+
+
+def read_metrics(path: Path | str, dataset: str, arch: str) -> Metrics:
+    """The metrics of one data set and architecture, as `write_metrics` wrote them."""
+    metrics = pd.read_csv(
+        path,
+        dtype=TYPES,
+        keep_default_na=False,  # a method may be called NA
+        na_values={"value": [""]},
+    )
+    return metrics[metrics["dataset"].eq(dataset) & metrics["arch"].eq(arch)]

@@ -7,11 +7,13 @@ server that cannot be reached never costs a training, and `ztw` computes without
 from __future__ import annotations
 
 import logging
+import math
 import os
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
@@ -19,6 +21,9 @@ from mlflow.exceptions import MlflowException
 
 from ztw.errors import ZtwError
 from ztw.files import read_json
+
+if TYPE_CHECKING:  # only a type: the wording of a key must not count as a change of what is tracked
+    from ztw.study.settings import Cell
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "true")
@@ -28,7 +33,39 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 PARENT = "mlflow.parentRunId"
 CELL = "ztw.cell"
 OWNER = "ztw.owner"
-ANEW = "delete the study's tracking.json and runs.json files to log it again"
+# names in MLflow that are not made of a row's parts
+NAMES = {
+    "backbone_accuracy": "backbone/accuracy",
+    "backbone_macs": "backbone/macs",
+    "exit_fraction": "{protocol}/exit_fraction_{exit}_at_{budget}",
+    "loss_at_allowed_loss": "{protocol}/accuracy_loss_allowed_{budget}",
+    "relative_cost_at_allowed_loss": "{protocol}/relative_cost_allowed_{budget}",
+}
+AGAIN = "delete the study's tracking.json and runs.json files to log it again"
+
+
+@dataclass(frozen=True)
+class CellResults:
+    """What is logged of a cell; study: its name, code_version: what computed it.
+
+    parts: kind ("backbone", "ics", "ensemble", "method") -> JSON files the jobs wrote; artifacts: name of
+    a run -> files to keep with it, "cell" for the cell's own.
+    """
+
+    cell: Cell
+    study: str
+    code_version: str
+    parts: Mapping[str, Sequence[str]]
+    artifacts: Mapping[str, Sequence[str]]
+
+
+def metric_name(row: Mapping[str, Any]) -> str:
+    """What a metric is called in MLflow, from a row of `ztw.reporting.results`; names are never parsed back."""
+    if row["metric"] in NAMES:
+        return NAMES[row["metric"]].format(**row)
+    if row["protocol"]:
+        return "{protocol}/{metric}_at_{budget}".format(**row)
+    return "exit_{exit}/{metric}".format(**row) if row["exit"] else row["metric"]
 
 
 def store_uri(tracking: str, study_folder: Path | str) -> str:
@@ -72,66 +109,48 @@ def start_store(tracking: str, study: str, study_folder: Path | str) -> dict[str
     return {"uri": uri, "experiment_id": _reachable(uri, create), "owner": owner}
 
 
-def track_cell(
-    store: Mapping[str, str],
-    study: str,
-    cell: Mapping[str, Any],
-    parts: Mapping[str, list[str]],
-    artifacts: Mapping[str, list[str]],
-    code_version: str,
-) -> dict[str, Any]:
+def log_cell(store: Mapping[str, str], results: CellResults) -> dict[str, Any]:
     """Write a cell's runs, replacing those of an earlier time, and return their ids.
 
-    store: what `start_store` returned; parts: kind ("backbone", "ics", "ensemble", "method") -> JSON
-    files the jobs wrote; artifacts: name of a run -> files to keep with it, "cell" for
-    the cell's own.
+    store: what `start_store` returned.
     Returns {"dataset", "arch", "seed", "runs": {kind: {title: run id}}}.
     Raises ZtwError when the store cannot be reached.
     """
     uri = store["uri"]
-    return _reachable(
-        uri,
-        lambda: _write_cell(MlflowClient(uri), store, study, cell, parts, artifacts, code_version),
-    )
+    return _reachable(uri, lambda: _log_cell(MlflowClient(uri), store, results))
 
 
-def _write_cell(
-    client: MlflowClient,
-    store: Mapping[str, str],
-    study: str,
-    cell: Mapping[str, Any],
-    parts: Mapping[str, list[str]],
-    artifacts: Mapping[str, list[str]],
-    code_version: str,
-) -> dict[str, Any]:
-    name = "{dataset}/{arch}/seed{seed}".format(**cell)
-    experiment = store["experiment_id"]
-    _delete_earlier(client, experiment, store["owner"], name)
+def _log_cell(client: MlflowClient, store: Mapping[str, str], results: CellResults) -> dict[str, Any]:
+    cell, experiment = results.cell, store["experiment_id"]
+    _delete_earlier(client, experiment, store["owner"], str(cell))
+    names = {"dataset": cell.dataset, "arch": cell.arch, "seed": cell.seed}
     tags = {
         OWNER: store["owner"],
-        CELL: name,
-        "study": study,
-        **{key: str(value) for key, value in cell.items()},
-        "code_version": code_version,
+        CELL: str(cell),
+        "study": results.study,
+        **{key: str(value) for key, value in names.items()},
+        "code_version": results.code_version,
     }
-    parent = client.create_run(experiment, run_name=name, tags={**tags, "kind": "cell"}).info.run_id
-    ids: dict[str, Any] = {kind: {} for kind in parts}
-    for kind, files in parts.items():
+    parent = client.create_run(experiment, run_name=str(cell), tags={**tags, "kind": "cell"}).info.run_id
+    ids: dict[str, Any] = {"cell": {str(cell): parent}}
+    for kind, files in results.parts.items():
+        ids[kind] = {}
         for file in files:
             facts = read_json(file)
             title = _title(kind, facts)
-            run = client.create_run(
-                experiment, run_name=title, tags={**tags, PARENT: parent, "kind": kind, **_method_tag(facts)}
-            )
-            _log(client, run.info.run_id, facts)
-            for artifact in [file, *artifacts.get(title, [])]:
-                client.log_artifact(run.info.run_id, str(artifact))
-            client.set_terminated(run.info.run_id)
-            ids[kind][title] = run.info.run_id
-    for artifact in artifacts.get("cell", []):
-        client.log_artifact(parent, artifact)
-    client.set_terminated(parent)
-    return {**cell, "seed": int(cell["seed"]), "runs": {"cell": {name: parent}, **ids}}
+            own = {**tags, PARENT: parent, "kind": kind, **_method_tag(facts)}
+            run = client.create_run(experiment, run_name=title, tags=own).info.run_id
+            _log(client, run, facts)
+            _end(client, run, [file, *results.artifacts.get(title, [])])
+            ids[kind][title] = run
+    _end(client, parent, results.artifacts.get("cell", []))
+    return {**names, "runs": ids}
+
+
+def _end(client: MlflowClient, run: str, artifacts: Iterable[str]) -> None:
+    for artifact in artifacts:
+        client.log_artifact(run, str(artifact))
+    client.set_terminated(run)
 
 
 def _delete_earlier(client: MlflowClient, experiment: str, owner: str, cell: str) -> None:
@@ -158,46 +177,57 @@ def _title(kind: str, facts: Mapping[str, Any]) -> str:
 
 def _log(client: MlflowClient, run_id: str, facts: Mapping[str, Any]) -> None:
     """Parameters, per-epoch metrics and final metrics of one JSON file."""
+    metrics, params = _metrics(facts), _params(facts)
+    for start in range(0, max(len(metrics), 1), 900):  # MLflow takes at most 1000 at a time
+        client.log_batch(run_id, metrics=metrics[start : start + 900], params=[] if start else params)
+    client.set_tag(run_id, "mlflow.source.name", "ztw")
+
+
+def _params(facts: Mapping[str, Any]) -> list[Param]:
     params = {key: value for key, value in facts.items() if isinstance(value, str | int | float | bool)}
     for section in ("settings", "versions", "origin"):
         values = dict(facts.get(section, {}))
         values |= values.pop("recipe", {})
         params |= {f"{section}.{key}": value for key, value in values.items()}
+    return [Param(key, str(value)[:500]) for key, value in params.items()]
+
+
+def _metrics(facts: Mapping[str, Any]) -> list[Metric]:
     metrics = []
     for row in facts.get("history", []):
-        when = int(row["finished"] * 1000)
+        when, epoch = int(row["finished"] * 1000), int(row["epoch"])
         metrics += [
-            Metric(key, float(row[key]), when, int(row["epoch"]))
-            for key in ("loss", "accuracy", "lr", "seconds")
+            Metric(key, float(row[key]), when, epoch) for key in ("loss", "accuracy", "lr", "seconds")
         ]
     for split, value in facts.get("accuracy", {}).items():
         metrics.append(Metric(f"{split}_accuracy", value, 0, 0))
     for exit, value in enumerate(facts["loss"] if isinstance(facts.get("loss"), list) else [], 1):
         metrics.append(Metric("exit_loss", value, 0, exit))
-    for key, value in facts.get("metrics", {}).items():
-        metrics.append(Metric(key, float("nan") if value is None else value, 0, 0))
-    for start in range(0, max(len(metrics), 1), 900):  # MLflow takes at most 1000 at a time
-        client.log_batch(
-            run_id,
-            metrics=metrics[start : start + 900],
-            params=[Param(key, str(value)[:500]) for key, value in params.items()] if not start else [],
-        )
-    client.set_tag(run_id, "mlflow.source.name", "ztw")
+    for row in facts.get("metrics", []):
+        value = math.nan if row["value"] is None else row["value"]
+        metrics.append(Metric(metric_name(row), value, 0, 0))
+    return metrics
 
 
-def read_metrics(store: Mapping[str, str], run_id: str) -> dict[str, float]:
-    """The metrics of one run; raises ZtwError naming the run when it is missing or deleted."""
+def read_values(store: Mapping[str, str], run_id: str, rows: Iterable[Mapping[str, Any]]) -> list[float]:
+    """The values that one run has for these metrics.
+
+    Raises ZtwError naming the run when it is missing or deleted, and the metric that it lacks.
+    """
     uri = store["uri"]
 
-    def read() -> dict[str, float]:
+    def read() -> list[float]:
         try:
             run = MlflowClient(uri).get_run(run_id)
         except MlflowException as error:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                raise ZtwError(f"tracking: run {run_id} is not in {uri!r}; {ANEW}") from error
+                raise ZtwError(f"tracking: run {run_id} is not in {uri!r}; {AGAIN}") from error
             raise
         if run.info.lifecycle_stage != "active":
-            raise ZtwError(f"tracking: run {run_id} was deleted from {uri!r}; {ANEW}")
-        return dict(run.data.metrics)
+            raise ZtwError(f"tracking: run {run_id} was deleted from {uri!r}; {AGAIN}")
+        names = [metric_name(row) for row in rows]
+        if missing := next((name for name in names if name not in run.data.metrics), None):
+            raise ZtwError(f"tracking: run {run_id} in {uri!r} has no metric {missing!r}; {AGAIN}")
+        return [run.data.metrics[name] for name in names]
 
     return _reachable(uri, read)

@@ -7,6 +7,7 @@ import hashlib
 import subprocess
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from ztw.errors import ZtwError
 from ztw.version import __version__
@@ -14,6 +15,7 @@ from ztw.version import __version__
 ROOT = Path(__file__).parents[2]
 # They name things and change no result: the list of public names, and the version, which results record.
 NAMES_ONLY = ("ztw", "ztw.version")
+DESCRIBED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)  # may begin with a docstring
 
 
 def folder_stamp(folder: Path | str) -> str:
@@ -60,17 +62,54 @@ def import_closure(module: str, root: Path = ROOT) -> list[str]:
 @cache
 def _tree(module: str, root: Path) -> tuple[frozenset[str], bytes]:
     """What a module imports from ztw, and what it does."""
-    tree = ast.parse(_file(module, root).read_text(encoding="utf-8"))
-    _RunCode().visit(tree)
+    does: list[str] = []
+    imports: list[ast.Import | ast.ImportFrom] = []
+    _walk(ast.parse(_file(module, root).read_text(encoding="utf-8")), does, imports)
     named: set[str] = set()
-    for node in ast.walk(tree):
+    for node in imports:
         if isinstance(node, ast.Import):
             named |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
+        else:
             source = _source(node, module, root)
             named |= {source, *(f"{source}.{alias.name}" for alias in node.names)}
     ours = {name for name in named if name.split(".")[0] == "ztw" and _exists(name, root)}
-    return frozenset(ours), ast.dump(tree).encode()
+    return frozenset(ours), "\n".join(does).encode()
+
+
+def _walk(node: Any, does: list[str], imports: list[ast.Import | ast.ImportFrom]) -> None:
+    """Write down what of a tree runs: no docstrings, no imports for type checkers, no descriptions of keys."""
+    if isinstance(node, list):
+        does.append("[")
+        for item in node:
+            _walk(item, does, imports)
+        does.append("]")
+    elif not isinstance(node, ast.AST):
+        does.append(repr(node))
+    elif not _only_for_types(node):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            imports.append(node)
+        does.append(type(node).__name__)
+        for field in node._fields:
+            _walk(_ran(node, field), does, imports)
+
+
+def _only_for_types(node: ast.AST) -> bool:
+    if not isinstance(node, ast.If):
+        return False
+    return "TYPE_CHECKING" in (getattr(node.test, "id", ""), getattr(node.test, "attr", ""))
+
+
+def _ran(node: ast.AST, field: str) -> Any:
+    """A node's field without what is there for readers: a docstring, the description of a key."""
+    value = getattr(node, field, None)
+    if not isinstance(value, list) or not value:
+        return value
+    first = None
+    if field == "args" and getattr(getattr(node, "func", None), "id", "") == "key":
+        first = value[0]
+    elif field == "body" and isinstance(value[0], ast.Expr) and isinstance(node, DESCRIBED):
+        first = value[0].value
+    return value[1:] if isinstance(first, ast.Constant) and isinstance(first.value, str) else value
 
 
 def _source(node: ast.ImportFrom, module: str, root: Path) -> str:
@@ -93,24 +132,6 @@ def _file(module: str, root: Path) -> Path:
         raise ZtwError(f"code digest: there is no module {module}")
     path = root / module.replace(".", "/")
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-
-
-class _RunCode(ast.NodeTransformer):
-    """Leaves of a module what runs: no docstrings, no imports for type checkers, no descriptions of keys."""
-
-    def visit(self, node: ast.AST) -> ast.AST:
-        """Strip one node and all below it."""
-        described = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
-        if isinstance(node, described) and ast.get_docstring(node, clean=False) is not None:
-            node.body = node.body[1:]
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in {
-            getattr(node.test, "id", ""),
-            getattr(node.test, "attr", ""),
-        }:
-            node.body = [ast.Pass()]
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "key":
-            node.args = node.args[1:]
-        return self.generic_visit(node)
 
 
 def code_version() -> str:

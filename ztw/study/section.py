@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    WithJsonSchema,
+)
 from pydantic_core import PydanticCustomError
 
 
@@ -42,7 +50,7 @@ def is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def one_of(kinds: str, accepts: Callable[[Any], bool], schema: dict[str, Any]) -> tuple[Any, Any]:
+def one_of(kinds: str, accepts: Callable[[Any], bool], schema: dict[str, Any]) -> tuple[Any, ...]:
     """For a key of several types, which pydantic would tell apart in as many errors; kinds: what is allowed."""
 
     def check(value: Any) -> Any:
@@ -50,4 +58,4 @@ def one_of(kinds: str, accepts: Callable[[Any], bool], schema: dict[str, Any]) -
             raise PydanticCustomError("kinds", "must be {kinds}", {"kinds": kinds})
         return value
 
-    return PlainValidator(check), WithJsonSchema(schema)
+    return PlainValidator(check), PlainSerializer(lambda value: value), WithJsonSchema(schema)

@@ -1,0 +1,49 @@
+"""The job that logs a cell: its figure is drawn here, kept beside the runs' ids and with the cell's own run."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+from mlflow import MlflowClient
+
+from ztw.files import read_json, write_json
+from ztw.jobs.start_tracking import start_tracking
+from ztw.jobs.track_cell import CellFacts, track_cell
+from ztw.study.settings import Cell, MethodSettings
+
+pytestmark = pytest.mark.filterwarnings("default")  # MLflow's own dependencies warn
+
+
+def test_a_cell_is_logged_with_its_figure(tmp_path):
+    cell, folder = Cell("digits", "resnet8", 0), tmp_path / "cell"
+    identity = {"dataset": "digits", "arch": "resnet8", "seed": 0}
+    rows = [
+        {"protocol": "", "budget": "", "exit": 1, "metric": name, "value": 0.5}
+        for name in ("accuracy", "relative_cost")
+    ]
+    write_json(folder / "sdn.json", {**identity, "method": "sdn", "metrics": rows})
+    write_json(folder / "backbone.json", identity)
+    curve = {"method": "sdn", "seed": 0, "split": "test"}
+    curve |= {"parameter": [0.5], "relative_cost": [0.5], "accuracy": [0.8]}
+    pd.DataFrame(curve).to_parquet(folder / "sdn.parquet")
+    start_tracking("sqlite", "study", tmp_path / "tracking.json")
+    track_cell(
+        cell,
+        "study",
+        {"sdn": MethodSettings(ics="i", rule="max_softmax")},
+        CellFacts(
+            str(folder / "backbone.json"), [], [], [str(folder / "sdn.json")], [str(folder / "sdn.parquet")]
+        ),
+        str(tmp_path / "tracking.json"),
+        str(folder / "runs.json"),
+    )
+    for kind in ("png", "pdf"):
+        assert (folder / f"accuracy_cost.{kind}").stat().st_size > 1000
+    runs = read_json(folder / "runs.json")["runs"]
+    client = MlflowClient(read_json(tmp_path / "tracking.json")["uri"])
+
+    def kept(run: str) -> set[str]:
+        return {artifact.path for artifact in client.list_artifacts(run)}
+
+    assert kept(runs["cell"][str(cell)]) == {"accuracy_cost.png"}
+    assert kept(runs["method"]["sdn"]) == {"sdn.json", "sdn.parquet"}

@@ -1,0 +1,63 @@
+"""Published figures beside ours."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+from metrics_by_hand import at_budget, result
+
+import ztw
+from ztw.reporting.published import comparison_table, read_published
+from ztw.reporting.tables import accuracy_table
+from ztw.study.settings import EvaluationSettings
+
+HEADER = "source,table,dataset,arch,method,budget,value\n"
+SHIPPED = Path(__file__).parents[2] / "config/published.csv"
+
+
+def test_published_values_stand_beside_ours(tmp_path):
+    path = tmp_path / "published.csv"
+    path.write_text(HEADER + "a paper,2,d,a,sdn,0.50,88.0\na paper,2,d,a,other,max,90\n")
+    evaluation = EvaluationSettings(budgets=(0.5,), protocols=("paper",))
+    rows = accuracy_table(result(at_budget("0.5", 0.9, 0.5, "paper")), ["sdn"], evaluation)
+    published = read_published(path)
+    (row,) = comparison_table(rows, published, ["held-out", "paper"]).to_dict("records")
+    assert (row["source"], row["published"], row["protocol"]) == ("a paper", 88.0, "paper")
+    assert row["difference"] == pytest.approx(2.0)
+    (alone,) = comparison_table(rows, published.iloc[:0], ["paper"]).to_dict("records")
+    assert math.isnan(alone["published"])
+    assert alone["ours"] == 90.0
+
+
+@pytest.mark.parametrize(
+    "line", ["p,1,d,a,m,0.5,x", "p,1,d,a,m,0.5,101", "p,1,d,a,m,most,90", "p,1,d,a,m,0.5", "p,1,d,a,m,0,90"]
+)
+def test_wrong_published_values_are_refused(tmp_path, line):
+    path = tmp_path / "published.csv"
+    path.write_text(HEADER + line + "\n")
+    with pytest.raises(ztw.ZtwError, match="line 2: value"):
+        read_published(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not a csv table"),
+        (b"source\xff\n", "not a csv table"),
+        (b"a,b\n", "columns a, b; must be source,"),
+    ],
+)
+def test_a_broken_file_of_published_values_is_told(tmp_path, content, message):
+    path = tmp_path / "published.csv"
+    path.write_bytes(content)
+    with pytest.raises(ztw.ZtwError, match=message):
+        read_published(path)
+    with pytest.raises(ztw.ZtwError, match=r"none\.csv: cannot be read"):
+        read_published(tmp_path / "none.csv")
+
+
+def test_the_shipped_published_values_can_be_read():
+    rows = read_published(SHIPPED)
+    assert rows["value"].between(0, 100).all()

@@ -1,0 +1,90 @@
+"""One rounding: what is best and what is within noise looks the same on screen, in Markdown and in LaTeX."""
+
+from __future__ import annotations
+
+import io
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from metrics_by_hand import at_budget, result, results
+from rich.console import Console
+
+from ztw.reporting.readable import accuracy_text, percent
+from ztw.reporting.tables import accuracy_table, write_tables
+from ztw.study.settings import EvaluationSettings
+
+WORKFLOW = Path(__file__).parents[2] / "workflow"
+DIFFERENCES = "dataset,arch,protocol,budget,first,second,difference,low,high,within_noise,seeds\r\n"
+
+
+@pytest.fixture
+def study(tmp_path) -> Path:
+    """Two methods that print the same, one within noise of the best, one that is neither."""
+    accuracies = {"a": 0.9085, "b": 0.9091, "near": 0.9, "far": 0.5}
+    found = results(*(result(at_budget("0.5", value, 0.4), method) for method, value in accuracies.items()))
+    evaluation = EvaluationSettings(budgets=(0.5,), protocols=("held-out",))
+    files = [str(tmp_path / f"tables/accuracy_at_budget.{kind}") for kind in ("csv", "md", "tex")]
+    noise = {("d", "a", "held-out", "0.5", "near", "b")}
+    write_tables(accuracy_table(found, list(accuracies), evaluation), noise, *files)
+    line = "d,a,held-out,0.5,b,near,0.009100,-0.001000,0.019000,True,1\r\n"
+    (tmp_path / "tables/differences.csv").write_text(DIFFERENCES + line)
+    return tmp_path
+
+
+def shown(study: Path, monkeypatch) -> str:
+    """What `make reproduce` prints, in the escape codes of a terminal."""
+    monkeypatch.syspath_prepend(str(WORKFLOW))
+    from screen import show_results
+
+    stream = io.StringIO()
+    show_results(Console(file=stream, force_terminal=True, width=100), study, "none", "x.yaml")
+    return stream.getvalue()
+
+
+def test_screen_markdown_and_latex_agree(study, monkeypatch):
+    screen = shown(study, monkeypatch)
+    markdown = (study / "tables/accuracy_at_budget.md").read_text()
+    latex = (study / "tables/accuracy_at_budget.tex").read_text()
+    for method in ("a", "b"):
+        assert f"| {method} | **90.9** |" in markdown, "0.9085 and 0.9091 both print 90.9"
+        assert f"{method} & \\textbf{{90.9}} \\\\" in latex
+    (a, b, near, far) = [
+        line for line in screen.splitlines() if line.strip().startswith(("a ", "b ", "near", "far"))
+    ]
+    assert all("\x1b[1m" in line and "90.9" in line for line in (a, b)), "bold"
+    assert "| near | 90.0 ≈ |" in markdown
+    assert "near & 90.0 $\\approx$ \\\\" in latex
+    assert "90.0 ≈" in near
+    assert "| far | 50.0 |" in markdown
+    assert "far & 50.0 \\\\" in latex
+    assert "≈" not in far
+    assert not any("\x1b[1m" in line for line in (near, far))
+    assert "≈: within noise of the best" in screen.replace("\n", " ")
+
+
+def test_the_screen_does_not_wait_for_pandas():
+    code = "import sys, screen; sys.exit(any(name in sys.modules for name in ('pandas', 'torch')))"
+    path = f"import sys; sys.path[:0] = [{str(WORKFLOW)!r}, {str(WORKFLOW.parent)!r}]; "
+    assert subprocess.run([sys.executable, "-c", path + code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [(0.9085, 90.9), ((0.9079 + 0.9091) / 2, 90.9), (0.90849, 90.8), (0.0005, 0.1), (1.0, 100.0), (0.0, 0.0)],
+)
+def test_a_tie_is_rounded_up_before_and_after_the_csv(share, text):
+    kept = float(f"{share:.6f}")
+    for value in (share, kept, math.nextafter(share, 0), math.nextafter(share, 2)):
+        assert percent(value) == text
+    assert math.isnan(percent(math.nan))
+
+
+def test_what_a_cell_says():
+    row = {"mean": 0.85, "std": 0.05 * math.sqrt(2), "n": 2}
+    assert accuracy_text(row, seeds=2) == "85.0 ± 7.1"
+    assert accuracy_text(row, seeds=3) == "85.0 ± 7.1 (n=2)"
+    assert accuracy_text({"mean": 0.85, "std": math.nan, "n": 1}, seeds=1) == "85.0"
+    assert accuracy_text({"mean": math.nan, "std": math.nan, "n": 0}, seeds=1) == "-"

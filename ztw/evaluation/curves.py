@@ -1,0 +1,83 @@
+"""A method's curves: what it predicts, what its exits cost, and how accuracy and cost go together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from ztw.exits.sweep import Curve, sweep
+from ztw.exits.thresholds import Candidates, candidates
+
+if TYPE_CHECKING:  # only types: the wording of a key must not count as a change of what is computed
+    from ztw.study.settings import Cell, MethodSettings
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What one method predicts on one split: logits (K, N, C), single exits or ensembled; labels (N,)."""
+
+    logits: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class Costs:
+    """cost: (K,) cumulative, of leaving at each exit; base: of the backbone alone, in the same unit."""
+
+    cost: Tensor
+    base: float
+
+
+def offered_to(answers: Answers, unit: Costs, method: MethodSettings, points: int) -> Candidates:
+    """The thresholds a method may run with, as chosen on one split."""
+    return candidates(method.thresholds, answers.logits, answers.labels, unit.cost, method.rule, points)
+
+
+def swept(answers: Answers, unit: Costs, rule: str, offered: Candidates) -> Curve:
+    """The curve of the thresholds offered, by the parameter they were chosen by."""
+    curve = sweep(answers.logits, answers.labels, unit.cost, rule, offered.thresholds)
+    return replace(curve, parameter=offered.parameter)
+
+
+def method_curves(
+    validation: Answers, test: Answers, unit: Costs, method: MethodSettings, points: int
+) -> pd.DataFrame:
+    """The curves of both splits as rows; thresholds from the validation split, shared ones from both."""
+    offered = offered_to(validation, unit, method, points)
+    on_validation = swept(validation, unit, method.rule, offered)
+    if method.thresholds == "shared":
+        own = offered_to(test, unit, method, points)
+        both = torch.cat([offered.thresholds, own.thresholds]).unique()
+        both = _in_order(both, offered.thresholds)
+        offered = Candidates(both, both)
+    on_test = swept(test, unit, method.rule, offered)
+    splits = (("validation", on_validation), ("test", on_test))
+    return pd.concat([_rows(curve, split, unit.base) for split, curve in splits], ignore_index=True)
+
+
+def _in_order(parameters: Tensor, like: Tensor) -> Tensor:
+    """Parameters from the cheapest to the most cautious, as the rule's own grid runs."""
+    return parameters.flip(0) if len(like) > 1 and like[0] > like[-1] else parameters
+
+
+def _rows(curve: Curve, split: str, base_cost: float) -> pd.DataFrame:
+    columns: dict[str, Any] = {
+        "split": split,
+        "parameter": curve.parameter.numpy(),
+        "accuracy": curve.accuracy.numpy(),
+        "cost": curve.cost.numpy(),
+        "relative_cost": (curve.cost / base_cost).numpy(),
+    }
+    for k in range(curve.exit_fraction.shape[1]):
+        columns[f"exit_fraction_{k + 1}"] = curve.exit_fraction[:, k].numpy()
+    return pd.DataFrame(columns)
+
+
+def label(rows: pd.DataFrame, cell: Cell, method: str) -> pd.DataFrame:
+    """The rows with the cell and the method in front."""
+    named = rows.assign(dataset=cell.dataset, arch=cell.arch, seed=cell.seed, method=method)
+    return named[["dataset", "arch", "seed", "method", *rows.columns]]

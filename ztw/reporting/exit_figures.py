@@ -1,0 +1,89 @@
+"""Figures of the single exits: what each is worth, and how many samples leave there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from ztw.reporting.readable import budget_name
+from ztw.reporting.results import Metrics
+from ztw.reporting.style import add_legend, draw_band, in_percent, new_panels, style
+
+
+def exit_accuracies(metrics: Metrics, methods: Sequence[str], title: str) -> Figure:
+    """Accuracy of every exit if all samples left there; methods that share their exits share a line."""
+    figure, axes = _by_exit(metrics[metrics["metric"] == "accuracy"], methods, title)
+    axes.set_ylabel("test accuracy at this exit")
+    return figure
+
+
+def improvabilities(metrics: Metrics, methods: Sequence[str], title: str) -> Figure:
+    """Hindsight improvability of every exit; lower is better."""
+    figure, axes = _by_exit(metrics[metrics["metric"] == "hindsight_improvability"], methods, title)
+    axes.set_ylabel("hindsight improvability (lower is better)")
+    return figure
+
+
+def _by_exit(metrics: Metrics, methods: Sequence[str], title: str) -> tuple[Figure, Axes]:
+    """metrics: rows of one metric, of which those of exits are drawn."""
+    figure, (axes,) = new_panels(1, 6.4, 4.2)
+    own = metrics[metrics["exit"].gt(0) & metrics["protocol"].eq("")].sort_values(["seed", "exit"])
+    rows_of = {method: own[own["method"] == method] for method in methods}
+    shared: dict[bytes, list[str]] = {}  # methods that differ by their rule only share their exits
+    for method, rows in rows_of.items():
+        shared.setdefault(rows["value"].to_numpy().tobytes(), []).append(method)
+    looks = style(methods)
+    for first, *others in shared.values():
+        draw_band(axes, rows_of[first], "exit", "value", label=", ".join([first, *others]), **looks[first])
+    axes.set(title=title, xlabel="exit")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    in_percent(axes.yaxis)
+    add_legend(axes)
+    return figure, axes
+
+
+def exit_shares(
+    metrics: Metrics, methods: Sequence[str], budgets: Sequence[str], protocol: str, title: str
+) -> Figure:
+    """Where samples exit: a stacked bar a method, a panel a budget; mean over the seeds that can afford it."""
+    figure, panels = new_panels(len(budgets), 2.6 * len(budgets) + 1, 0.38 * len(methods) + 1.6, grid=False)
+    shares = metrics[metrics["metric"].eq("exit_fraction") & metrics["protocol"].eq(protocol)]
+    means = shares.groupby(["budget", "method", "exit"])["value"].mean()
+    colours = sns.color_palette("cividis", metrics["exit"].max())
+    for axes, budget in zip(panels, budgets, strict=True):
+        for position, method in enumerate(methods):
+            own = means.loc[budget, method] if (budget, method) in means else means.iloc[:0]
+            _stacked_bar(axes, position, own, colours)
+        axes.set_title(f"budget {budget_name(budget)}")
+        axes.set_xlim(0, 1)
+        axes.set_yticks(range(len(methods)), methods)
+        in_percent(axes.xaxis)
+    panels[0].invert_yaxis()
+    _exit_legend(figure, colours)
+    figure.suptitle(title)
+    figure.supxlabel("share of test samples that leave at each exit")
+    figure.tight_layout()
+    return figure
+
+
+def _stacked_bar(axes: Axes, position: int, shares: pd.Series, colours: Sequence) -> None:
+    """shares: of each exit of a method, none where the budget is infeasible."""
+    if not len(shares):
+        axes.text(0.5, position, "infeasible", ha="center", va="center", fontsize=8)
+        return
+    lefts = np.concatenate([[0.0], shares.cumsum()[:-1]])
+    own = [*colours[: len(shares) - 1], colours[-1]]  # the last is the backbone's, however many ICs
+    axes.barh(position, shares, left=lefts, color=own, edgecolor="white", linewidth=0.5)
+
+
+def _exit_legend(figure: Figure, colours: Sequence) -> None:
+    handles = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in colours]
+    labels = [*(f"exit {k}" for k in range(1, len(colours))), "backbone"]
+    figure.legend(handles, labels, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)

@@ -1,0 +1,130 @@
+"""What a reader sees of the accuracy table: rounded and marked once, for screen, Markdown and LaTeX.
+
+Imports no pandas: the screen shows the table at every call of `make reproduce`, which must not wait for it.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+INFEASIBLE = "-"
+SAME = "≈"
+Mark = Literal["best", "same", ""]
+# (data set, architecture, protocol, budget, method, method) of the pairs that differ by no more than noise
+Noise = Collection[tuple[str, ...]]
+
+
+class Entry(NamedTuple):
+    """A cell of the table; mark: "best" of its budget, "same" where it is within noise of the best, or ""."""
+
+    text: str
+    mark: Mark
+
+
+@dataclass(frozen=True)
+class Block:
+    """The table of one data set, architecture and protocol; rows: method -> its entries, one a budget."""
+
+    title: str
+    budgets: list[str]
+    rows: dict[str, list[Entry]]
+
+
+def read_rows(path: Path | str) -> list[dict[str, Any]]:
+    """Rows of a csv table as text."""
+    with Path(path).open(newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+def read_accuracies(path: Path | str) -> list[dict[str, Any]]:
+    """The rows of `accuracy_at_budget.csv`, as `blocks` takes them."""
+    rows = read_rows(path)
+    for row in rows:
+        row |= {name: math.nan if row[name] == INFEASIBLE else float(row[name]) for name in ("mean", "std")}
+        row["n"] = int(row["n"])
+    return rows
+
+
+def budget_name(budget: float | str) -> str:
+    """0.25 as "25 %", "max" as "Max"."""
+    return "Max" if budget == "max" else f"{100 * float(budget):g} %"
+
+
+def percent(share: float) -> float:
+    """A share as percent with one decimal, halves up, NaN as it is.
+
+    Of the six decimals that the csv keeps, so that a table made from it says the same as one made before.
+    """
+    return share if math.isnan(share) else math.floor(1000 * round(share, 6) + 0.5 + 1e-9) / 10
+
+
+def accuracy_text(row: Mapping[str, Any], seeds: int) -> str:
+    """ "91.2 ± 0.3" in percent, "91.2" for one seed, "-" where infeasible.
+
+    Feasible for fewer than `seeds` seeds, it says for how many: "91.2 (n=1)".
+    """
+    if math.isnan(row["mean"]):
+        return INFEASIBLE
+    spread = "" if math.isnan(row["std"]) else f" ± {percent(row['std']):.1f}"
+    fewer = f" (n={row['n']})" if row["n"] < seeds else ""
+    return f"{percent(row['mean']):.1f}{spread}{fewer}"
+
+
+def blocks(rows: Iterable[Mapping[Any, Any]], noise: Noise = frozenset()) -> list[Block]:
+    """The long table as blocks; noise: see `ztw.reporting.differences.read_noise`."""
+    grouped: dict[tuple[str, str, str], dict[str, list[Mapping[str, Any]]]] = {}
+    for row in rows:
+        block = grouped.setdefault((row["dataset"], row["arch"], row["protocol"]), {})
+        block.setdefault(row["method"], []).append(row)
+    return [_block(*where, methods, noise) for where, methods in grouped.items()]
+
+
+def _block(
+    dataset: str, arch: str, protocol: str, methods: Mapping[str, list[Mapping[str, Any]]], noise: Noise
+) -> Block:
+    seeds = max(row["n"] for rows in methods.values() for row in rows)
+    leaders = [_leader(column) for column in zip(*methods.values(), strict=True)]
+    entries = {
+        method: [
+            Entry(accuracy_text(row, seeds), _mark(row, leader, noise))
+            for row, leader in zip(rows, leaders, strict=True)
+        ]
+        for method, rows in methods.items()
+    }
+    budgets = [budget_name(row["budget"]) for row in next(iter(methods.values()))]
+    return Block(_title(dataset, arch, protocol, seeds) + _note(noise), budgets, entries)
+
+
+def _title(dataset: str, arch: str, protocol: str, seeds: int) -> str:
+    split = "validation" if protocol == "held-out" else "test"
+    unit = "operations by the published counter" if protocol == "published" else "MACs"
+    return (
+        f"{dataset}, {arch}: test accuracy (%) within a share of the backbone's {unit}; thresholds chosen"
+        f" on the {split} split (protocol {protocol}); mean ± std, n = {seeds}"
+    )
+
+
+def _note(noise: Noise) -> str:
+    """What the title adds where differences were compared."""
+    return f"; {SAME}: within noise of the best (95 % paired bootstrap over the test images)" if noise else ""
+
+
+def _leader(column: Iterable[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The best row of a budget, the first of those that the csv does not tell apart; None where infeasible."""
+    feasible = [row for row in column if not math.isnan(row["mean"])]
+    return max(feasible, key=lambda row: round(row["mean"], 6), default=None)
+
+
+def _mark(row: Mapping[str, Any], leader: Mapping[str, Any] | None, noise: Noise) -> Mark:
+    """How a row stands to the best; all that print as the best does are best."""
+    if leader is None:
+        return ""
+    if percent(row["mean"]) == percent(leader["mean"]):
+        return "best"
+    where = (row["dataset"], row["arch"], row["protocol"], row["budget"])
+    return "same" if (*where, row["method"], leader["method"]) in noise else ""

@@ -1,0 +1,64 @@
+"""Tables as Markdown and as LaTeX."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import pandas as pd
+
+from ztw.reporting.readable import SAME, Block
+
+MARKDOWN = {"best": "**{}**", "same": f"{{}} {SAME}", "": "{}"}
+LATEX = {"best": "\\textbf{{{}}}", "same": f"{{}} {SAME}", "": "{}"}
+
+
+def markdown_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table under its title, the first column to the left and the others to the right."""
+    lines = [f"**{title}**\n", _line(columns), "|---|" + "---:|" * (len(columns) - 1)]
+    return "\n".join([*lines, *map(_line, rows), ""])
+
+
+def _line(texts: Sequence[str]) -> str:
+    return "| " + " | ".join(texts) + " |"
+
+
+def to_markdown(blocks: Iterable[Block]) -> str:
+    """One table a block; the best of a budget is bold, what is within its noise is marked."""
+    return "\n".join(
+        markdown_table(block.title, ["method", *block.budgets], _texts(block, MARKDOWN)) for block in blocks
+    )
+
+
+def to_latex(blocks: Iterable[Block]) -> str:
+    """The same; needs the package booktabs."""
+    return "% needs \\usepackage{booktabs}\n" + "\n".join(map(_latex_table, blocks))
+
+
+def _latex_table(block: Block) -> str:
+    heads = [_tex(text) for text in ("method", *block.budgets)]
+    texts = [[_tex(text) for text in row] for row in _texts(block, LATEX)]
+    return (
+        pd.DataFrame(texts)
+        .style.hide(axis="index")
+        .relabel_index(heads, axis="columns")  # two budgets may print the same
+        .to_latex(
+            hrules=True,
+            column_format="l" + "r" * len(block.budgets),
+            caption=_tex(block.title),
+            position_float="centering",
+        )
+    )
+
+
+def _texts(block: Block, look: dict[str, str]) -> list[list[str]]:
+    """The rows of a block as text, the method first."""
+    return [
+        [method, *(look[entry.mark].format(entry.text) for entry in entries)]
+        for method, entries in block.rows.items()
+    ]
+
+
+def _tex(text: str) -> str:
+    for char in "&%_#":
+        text = text.replace(char, f"\\{char}")
+    return text.replace("±", "$\\pm$").replace(SAME, "$\\approx$")
