@@ -32,19 +32,11 @@ from ztw.study.settings import Study
 HERE = Path(__file__).parent
 # Snakemake's arguments with which it computes nothing: what it says is then what was asked for.
 QUESTIONS = (
-    "-n",
-    "--dry-run",
-    "--dryrun",
-    "--lint",
-    "--list-rules",
-    "--list",
-    "-l",
-    "--list-target-rules",
-    "--lt",
+    *("-n", "--dry-run", "--dryrun", "--lint", "--list-rules", "--list", "-l", "--list-target-rules", "--lt"),
+    *("--summary", "-S", "--detailed-summary", "-D", "--rulegraph", "--filegraph", "--dag", "--d3dag"),
+    *("--report", "--containerize", "--list-changes", "--list-input-changes", "--list-params-changes"),
+    *("--unlock", "--delete-all-output", "--help", "-h", "--version", "-v"),
 )
-QUESTIONS += ("--summary", "-S", "--detailed-summary", "-D", "--rulegraph", "--filegraph", "--dag", "--d3dag")
-QUESTIONS += ("--report", "--containerize", "--list-changes", "--list-input-changes", "--list-params-changes")
-QUESTIONS += ("--unlock", "--delete-all-output", "--help", "-h", "--version", "-v")
 PLAIN = {"✓": "+", "±": "+-", "≈": "~", "…": "...", "─": "-", "≥": ">=", "≤": "<="}
 MARK = "ZTW_RUN"  # in the environment of everything a run starts, so that a later run finds the orphans
 
