@@ -148,7 +148,8 @@ class MethodSettings(Section):
     rule: Literal["max_softmax", "max_softmax_or_best", "entropy", "patience"] = key(
         "leave when ... `max_softmax`: the largest probability exceeds the threshold; `max_softmax_or_best`: the"
         " same, and where no exit passes the most confident of all answers (SDN); `entropy`: the entropy is below"
-        " it; `patience`: t consecutive exits have agreed"
+        " it; `patience`: t consecutive exits have agreed with the one before them, t from 0 (everything leaves at exit"
+        " 1) to K-1; the released comparison's p is t + 1, PABEE's own patience is t, but its 0 means the whole network"
     )
     thresholds: Literal["shared", "per_exit", "allowed_loss", "risk_controlled"] = key(
         "how they are chosen on the split of the protocol. `shared`: one for all exits. `per_exit`: one each, by"
