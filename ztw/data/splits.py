@@ -86,6 +86,8 @@ def cell_splits(
     source = splits.get(settings.validation_from)
     if source is None:
         return splits
+    if not settings.validation_fraction:
+        return splits
     rest, held_out = held_out_split(source.labels, settings.validation_fraction, seed)
     return {**splits, settings.validation_from: source.take(rest), "validation": source.take(held_out)}
 

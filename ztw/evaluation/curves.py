@@ -54,9 +54,16 @@ def swept(answers: Answers, unit: Costs, rule: str, offered: Candidates) -> Curv
 
 
 def method_curves(
-    validation: Answers, test: Answers, unit: Costs, method: MethodSettings, points: int
+    validation: Answers | None, test: Answers, unit: Costs, method: MethodSettings, points: int
 ) -> pd.DataFrame:
-    """The curves of both splits as rows; thresholds from the validation split, shared ones from both."""
+    """The curves of both splits as rows; thresholds from the validation split, shared ones from both.
+
+    Where nothing is held out: the curve of the test split alone.
+    """
+    if validation is None:
+        return _rows(
+            swept(test, unit, method.rule, offered_to(test, unit, method, points)), "test", unit.base
+        )
     offered = offered_to(validation, unit, method, points)
     on_validation = swept(validation, unit, method.rule, offered)
     if method.thresholds == "shared":

@@ -43,9 +43,10 @@ class DataSettings(Section):
     root: str | None = key("where data sets are kept; `null` is `$ZTW_DATA`, or else `~/.cache/ztw`", None)
     validation_fraction: float = key(
         "share of the images, per class, that become the validation split: nothing here is trained on it,"
-        " thresholds are chosen there",
+        " thresholds are chosen there. 0 = all images are trained on, as in the released code: possible with"
+        " protocols `paper` and `published` alone, without latency and whatever else needs held-out images",
         0.1,
-        gt=0,
+        ge=0,
         lt=1,
         unit="share",
     )
