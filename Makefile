@@ -61,6 +61,8 @@ manual: $(READY)
 	python -m ztw.study.manual
 
 ui: $(READY)
+	@python -c 'from pathlib import Path; from ztw.reporting.sqlite_store import relocate; \
+		relocate(Path("$(STUDY)/mlflow.db"))'
 	@echo "MLflow: http://127.0.0.1:$(PORT) (Ctrl-C stops it)"
 	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow server --host 127.0.0.1 --port $(PORT) --workers 1 \
 		--backend-store-uri sqlite:///$(STUDY)/mlflow.db

@@ -6,6 +6,8 @@ usage: python workflow/reproduce.py [CONFIG] [--cores N] [-- SNAKEMAKE ARGUMENTS
 from __future__ import annotations
 
 import argparse
+import codecs
+import contextlib
 import fcntl
 import os
 import signal
@@ -28,6 +30,14 @@ from ztw.study.config import check_study, read_config
 from ztw.study.settings import Study
 
 HERE = Path(__file__).parent
+# Snakemake's arguments with which it computes nothing: what it says is then what was asked for.
+QUESTIONS = (
+    *("-n", "--dry-run", "--dryrun", "--lint", "--list-rules", "--list", "-l", "--list-target-rules", "--lt"),
+    *("--summary", "-S", "--detailed-summary", "-D", "--rulegraph", "--filegraph", "--dag", "--d3dag"),
+    *("--report", "--containerize", "--list-changes", "--list-input-changes", "--list-params-changes"),
+    *("--unlock", "--delete-all-output", "--help", "-h", "--version", "-v"),
+)
+PLAIN = {"✓": "+", "±": "+-", "≈": "~", "…": "...", "─": "-", "≥": ">=", "≤": "<="}
 MARK = "ZTW_RUN"  # in the environment of everything a run starts, so that a later run finds the orphans
 
 
@@ -40,10 +50,13 @@ def main() -> int:
     parser.add_argument("--cores", type=int, default=usable_cores())
     split = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     arguments, extra = parser.parse_args(sys.argv[1:split]), sys.argv[split + 1 :]
+    use_plain_characters()
     console = Console(highlight=False)
     try:
         tracking = read_study(arguments.config).tracking
         study = Path("results") / Path(arguments.config).stem
+        if any(argument.split("=")[0] in QUESTIONS for argument in extra):
+            return ask_snakemake(arguments.config, arguments.cores, extra)
         with only_run():
             status = run_snakemake(arguments.config, arguments.cores, extra, study, console)
     except (ZtwError, OSError) as error:
@@ -122,12 +135,36 @@ def clear_stale_lock() -> None:
         lock.unlink()
 
 
+def use_plain_characters() -> None:
+    """Where the terminal (or the file) has no others: LANG=C, for instance."""
+
+    def plain(error: UnicodeError) -> tuple[str, int]:
+        if not isinstance(error, UnicodeEncodeError):
+            raise error
+        return "".join(PLAIN.get(char, "?") for char in error.object[error.start : error.end]), error.end
+
+    codecs.register_error("plain", plain)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="plain")
+
+
+def snakemake_command(config: str, cores: int) -> list[str]:
+    """Snakemake on a study."""
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(HERE / "Snakefile")]
+    return [*command, "--configfile", config, "--cores", str(cores)]
+
+
+def ask_snakemake(config: str, cores: int, question: list[str]) -> int:
+    """Let Snakemake answer on the screen; returns its exit status."""
+    return subprocess.run([*snakemake_command(config, cores), *question], check=False).returncode
+
+
 def run_snakemake(config: str, cores: int, extra: list[str], study: Path, console: Console) -> int:
     """Run Snakemake in a process group of its own and mirror its jobs; returns its exit status."""
     logs = study / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(HERE / "Snakefile")]
-    command += ["--configfile", config, "--cores", str(cores)]
+    command = snakemake_command(config, cores)
     command += ["--report", str(study / "report.html"), "--report-after-run", *extra]
     environment = {**os.environ, "ZTW_MIRROR": "1", MARK: os.getcwd()}
     log = logs / "snakemake.log"
@@ -135,7 +172,8 @@ def run_snakemake(config: str, cores: int, extra: list[str], study: Path, consol
         process = subprocess.Popen(
             command, stdout=stream, stderr=stream, env=environment, start_new_session=True
         )
-        signal.signal(signal.SIGTERM, _raise_interrupt)
+        for ends in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(ends, _raise_interrupt)
         try:
             with Screen(console, logs, log) as screen:
                 while process.poll() is None:
@@ -144,8 +182,11 @@ def run_snakemake(config: str, cores: int, extra: list[str], study: Path, consol
                 screen.update()
         except KeyboardInterrupt:
             stop(process)
-            console.print("stopped; finished work is kept, the same command goes on from here")
+            with contextlib.suppress(OSError, SystemExit):  # the terminal may be what has ended
+                console.print("stopped; finished work is kept, the same command goes on from here")
             return 130
+        finally:
+            stop(process)  # nothing computes on without its screen: `reproduce | head`, a closed terminal
         if process.returncode:
             screen.explain_failure()
         return process.returncode
@@ -156,7 +197,9 @@ def _raise_interrupt(*_: object) -> None:
 
 
 def stop(process: subprocess.Popen) -> None:
-    """End a process group: politely, then not."""
+    """End a process group that is still at work: politely, then not."""
+    if process.poll() is not None:
+        return
     for sent, patience in ((signal.SIGINT, 8), (signal.SIGKILL, 8)):
         try:
             os.killpg(process.pid, sent)

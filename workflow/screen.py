@@ -18,6 +18,7 @@ from ztw.progress import DONE, FAILED, PROGRESS, clock
 from ztw.reporting.differences import read_noise
 from ztw.reporting.readable import SAME, Entry, blocks, read_accuracies
 
+DIED = re.compile(r"died with <Signals\.(SIG\w+)")  # what Snakemake writes down of a script that was killed
 STEPS = re.compile(r"(\d+) of (\d+) steps")
 PLAIN_INTERVAL = 15.0  # seconds between two lines of a job where the screen cannot be redrawn
 
@@ -97,12 +98,24 @@ class Screen:
 
     def explain_failure(self) -> None:
         """One line per failed job, or Snakemake's last words when no job has said anything."""
-        lines = self.failures or _last_words(self.snakemake_log)
+        lines = [*self.failures, *self._killed()] or _last_words(self.snakemake_log)
         if shutil.disk_usage(self.logs).free < 1 << 20:
             lines = [*lines, f"no space left on the disk of {self.logs}"]
         for line in lines:
             self.console.print(f"[bold red]error:[/] {escape(line)}", soft_wrap=True, highlight=False)
         self.console.print(f"finished work is kept; logs are in {self.logs}", soft_wrap=True)
+
+    def _killed(self) -> list[str]:
+        """Jobs that began and said neither that they are done nor why they are not, with the signal that ended them."""
+        words = self.snakemake_log.read_text(errors="replace")
+        signals = sorted(set(DIED.findall(words)))
+        by = f"killed by {' or '.join(signals)}" if signals else "ended without a word"
+        hint = (
+            "; if memory ran out (`dmesg` says so), give the run fewer cores: CORES="
+            if "SIGKILL" in by
+            else ""
+        )
+        return [f"{self._name(log)}: {by}{hint}; call the same command again" for log in self.running]
 
 
 def _tail(progress: str) -> str:

@@ -1,4 +1,4 @@
-"""Text and JSON files, written whole or not at all. Imports no torch."""
+"""Files written whole or not at all, sealed with their SHA-256 where jobs read them. Imports no torch."""
 
 from __future__ import annotations
 
@@ -26,6 +26,34 @@ def atomic(path: Path | str) -> Iterator[Path]:
         scratch.unlink(missing_ok=True)
 
 
+@contextmanager
+def sealed(path: Path | str) -> Iterator[Path]:
+    """As `atomic`, and the file's SHA-256 is written beside it: what another job will read."""
+    with atomic(path) as scratch:
+        yield scratch
+        path = Path(path)
+        # before the file: a run that ends in between leaves a seal that does not fit, never one that is missing
+        write_text(_seal(path), f"{sha256(scratch)}  {path.name}\n")
+
+
+def check_seal(path: Path | str, hint: str = "delete it and run again") -> None:
+    """Raise ZtwError unless a file is what `sealed` wrote; one without a seal came from elsewhere and passes."""
+    path = Path(path)
+    try:
+        expected = _seal(path).read_text(encoding="utf-8", errors="replace").split(" ")[0]
+    except FileNotFoundError:
+        return
+    if path.exists() and (found := sha256(path)) != expected:
+        raise ZtwError(
+            f"{path}: altered since it was written (SHA-256 {found[:12]}..., expected {expected[:12]}...); {hint}"
+        )
+
+
+def _seal(path: Path) -> Path:
+    """Where a file's SHA-256 is, as `sha256sum --check` reads it."""
+    return path.with_name(f".{path.name}.sha256")
+
+
 def write_text(path: Path | str, text: str) -> None:
     """Write a text file atomically."""
     with atomic(path) as scratch:
@@ -33,12 +61,14 @@ def write_text(path: Path | str, text: str) -> None:
 
 
 def write_json(path: Path | str, content: Any) -> None:
-    """Write readable JSON atomically, keys sorted; NaN stays NaN, which readers other than Python refuse."""
-    write_text(path, json.dumps(content, indent=1, sort_keys=True) + "\n")
+    """Write readable JSON, sealed, keys sorted; NaN stays NaN, which readers other than Python refuse."""
+    with sealed(path) as scratch:
+        scratch.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path | str) -> Any:
-    """Read JSON; raises ZtwError naming the file when it is missing or broken."""
+    """Read JSON; raises ZtwError naming the file when it is missing, broken or altered."""
+    check_seal(path)
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

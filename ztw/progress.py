@@ -7,6 +7,7 @@ import os
 import sys
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -26,23 +27,44 @@ def clock(seconds: float) -> str:
 
 
 class Progress:
-    """Reports how far a loop of known length is, at most every second (rarer in long loops)."""
+    """Reports how far a loop of known length is, at most every second (rarer in long loops).
 
-    def __init__(self, total: int, report: Report | None = None) -> None:
-        self.total, self.report = max(total, 1), report
-        self.started = self.last = time.monotonic()
+    The time left is that of the recent steps: since one of the last RECENT lines, never counting the first
+    step, in which a training may be compiled. Before two more steps are done nothing is said of it.
+    """
+
+    RECENT = 20
+
+    def __init__(
+        self, total: int, report: Report | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.total, self.report, self.clock = max(total, 1), report, clock
+        self.started = self.last = clock()
         self.done = 0
+        self.marks: deque[tuple[int, float]] = deque(maxlen=self.RECENT)  # (steps done, when)
 
     def step(self, text: Callable[[], str]) -> None:
         """One step is done; text() says what it was, called only when a line is due."""
         self.done += 1
-        now = time.monotonic()
-        elapsed = now - self.started
-        if self.report is None or (self.done < self.total and now - self.last < max(1.0, elapsed / 100)):
+        now = self.clock()
+        if not self.marks:
+            self.marks.append((self.done, now))
+        if self.report is None or (
+            self.done < self.total and now - self.last < max(1.0, (now - self.started) / 100)
+        ):
             return
         self.last = now
-        left = elapsed / self.done * (self.total - self.done)
-        self.report(f"{100 * self.done // self.total:3d} %  {text()}  {clock(left)} left")
+        self.report(f"{100 * self.done // self.total:3d} %  {text()}{self._left(now)}")
+        self.marks.append((self.done, now))
+
+    def _left(self, now: float) -> str:
+        """The time left, by the recent steps."""
+        done, when = self.marks[0]
+        if self.done == self.total:
+            return f"  {clock(0)} left"
+        if self.done - done < 2:
+            return ""
+        return f"  {clock((now - when) / (self.done - done) * (self.total - self.done))} left"
 
 
 @contextlib.contextmanager

@@ -9,13 +9,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ztw.errors import ZtwError
-from ztw.files import atomic
+from ztw.files import check_seal, sealed
 
 
 def write_tensors(path: Path | str, tensors: dict[str, Tensor]) -> None:
-    """Write a safetensors file atomically; raises ZtwError when it cannot be written (no space, ...)."""
+    """Write a safetensors file, sealed; raises ZtwError when it cannot be written (no space, ...)."""
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    with atomic(path) as scratch:
+    with sealed(path) as scratch:
         try:
             save_file(on_cpu, scratch)
         except safetensors.SafetensorError as error:
@@ -23,7 +23,8 @@ def write_tensors(path: Path | str, tensors: dict[str, Tensor]) -> None:
 
 
 def read_tensors(path: Path | str, hint: str = "delete it and run again") -> dict[str, Tensor]:
-    """Read a safetensors file to the CPU; raises ZtwError when it is missing, truncated or no such file."""
+    """Read a safetensors file to the CPU; raises ZtwError when it is missing, altered or no such file."""
+    check_seal(path, hint)
     try:
         return load_file(path)
     except (OSError, safetensors.SafetensorError) as error:

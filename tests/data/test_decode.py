@@ -6,12 +6,15 @@ import dataclasses
 import hashlib
 import io
 import pickle
+import sys
 import tarfile
 
 import numpy as np
+import pytest
 import torch
 from prepared import decoded
 
+import ztw
 from ztw.data.prepare import prepare_dataset
 from ztw.study.facts import DATASETS
 
@@ -23,7 +26,27 @@ def test_digits(tmp_path):
     facts = DATASETS["digits"]
     assert train.images.shape[1:] == (facts.channels, facts.size, facts.size)
     assert train.labels.unique().tolist() == list(range(10))
+    assert record["class_names"] == [str(digit) for digit in range(10)]
     assert prepare_dataset("digits", tmp_path) == record, "the second time nothing is done again"
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "package"),
+    [
+        ("digits", "sklearn", "scikit-learn"),
+        ("svhn", "scipy", "scipy"),
+        ("cifar10", "torchvision", "torchvision"),
+    ],
+)
+def test_a_missing_package_is_one_line(tmp_path, monkeypatch, name, module, package):
+    for loaded in [key for key in sys.modules if key.split(".")[0] == module]:
+        monkeypatch.delitem(sys.modules, loaded)
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setattr("ztw.data.prepare.find_files", lambda *_: None)
+    with pytest.raises(ztw.ZtwError, match=rf"{name}: needs {package}, .*pip install") as caught:
+        prepare_dataset(name, tmp_path)
+    assert "ztw[workflow]" in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_cifar_is_read_from_its_archive(tmp_path, monkeypatch):
@@ -46,6 +69,7 @@ def test_cifar_is_read_from_its_archive(tmp_path, monkeypatch):
     monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
     record = prepare_dataset("cifar10", tmp_path)
     assert record["counts"] == {"train": 50, "test": 10}
+    assert record["class_names"] == list("abcdefghij")
     test = decoded(record, "test")
     assert test.images.shape == (10, 3, 32, 32)
     assert torch.equal(test.images.flatten(1), torch.tensor(pixels)), "channels first, rows then columns"

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
+import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +15,9 @@ from prepared import decoded
 
 import ztw
 from ztw.data.prepare import prepare_dataset
-from ztw.data.splits import load_split
+from ztw.data.record import joined, of_split
+from ztw.data.splits import cell_splits, load_split
+from ztw.study.settings import DataSettings
 
 
 @pytest.fixture
@@ -19,43 +25,100 @@ def record(tmp_path):
     return prepare_dataset("digits", tmp_path)
 
 
-@pytest.mark.parametrize("what", ["images", "labels"])
-def test_a_truncated_file_is_an_error_for_jobs_and_mended_by_prepare(record, tmp_path, what):
-    path = Path(record["decoded"]) / f"test-{what}.npy"
-    path.write_bytes(path.read_bytes()[:-10])
-    with pytest.raises(
-        ztw.ZtwError, match=rf"test-{what}.npy: altered or truncated .*; delete it and .* run again"
-    ):
-        load_split(record, "test")
-    path.unlink()
-    with pytest.raises(ztw.ZtwError, match=rf"test-{what}.npy: missing, .*; delete it and .* run again"):
-        load_split(record, "test")
-    assert prepare_dataset("digits", tmp_path)["sha256"] == record["sha256"]
-    assert len(load_split(record, "test")) == 359
-
-
-@pytest.mark.parametrize("what", ["images", "labels"])
-def test_an_altered_file_is_an_error(record, what):
-    path = Path(record["decoded"]) / f"train-{what}.npy"
+def damaged(path: Path, how: str) -> None:
     content = bytearray(path.read_bytes())
-    content[-90] ^= 1
-    path.write_bytes(content)
+    if how == "altered":
+        content[-90] ^= 1
+    path.write_bytes(content[:-10] if how == "truncated" else content)
     os.utime(path, ns=(1, 1))
-    with pytest.raises(ztw.ZtwError, match=rf"train-{what}.npy: altered or truncated since it was decoded"):
-        load_split(record, "train")
+    if how == "missing":
+        path.unlink()
+
+
+@pytest.mark.parametrize("what", ["images", "labels"])
+@pytest.mark.parametrize("how", ["missing", "truncated", "altered"])
+def test_a_job_makes_again_what_is_not_as_recorded(record, what, how):
+    path = Path(record["decoded"]["test"]) / f"test-{what}.npy"
+    whole = path.read_bytes()
+    damaged(path, how)
+    said: list[str] = []
+    assert len(load_split(record, "test", said.append)) == 359
+    assert path.read_bytes() == whole
+    assert f"test-{what}.npy: {how.replace('truncated', 'altered or truncated')}" in said[0]
+    assert said[0].endswith("; making it again")
+
+
+@pytest.mark.parametrize("what", ["images", "labels"])
+def test_prepare_mends_a_truncated_file(record, tmp_path, what):
+    path = Path(record["decoded"]["test"]) / f"test-{what}.npy"
+    damaged(path, "truncated")
+    assert prepare_dataset("digits", tmp_path) == record
     assert len(load_split(record, "test")) == 359
+
+
+def test_a_cleaned_data_root_is_filled_again_and_no_record_changes(record, tmp_path):
+    shutil.rmtree(tmp_path / "decoded")
+    splits = cell_splits(record, DataSettings(), seed=5)
+    assert [len(splits[split]) for split in ("train", "validation", "test")] == [1295, 143, 359]
+    shutil.rmtree(tmp_path / "decoded")
+    again = prepare_dataset("digits", tmp_path)
+    assert json.dumps(again, sort_keys=True) == json.dumps(record, sort_keys=True)
+
+
+def test_what_cannot_be_made_again_as_it_was_is_refused(record, tmp_path):
+    shutil.rmtree(tmp_path / "decoded")
+    other = {**record, "sha256": {**record["sha256"], "train-labels.npy": "0" * 64}}
+    with pytest.raises(ztw.ZtwError, match=r"cannot be made again as it was: .*digits.* delete") as caught:
+        load_split(other, "train")
+    assert "\n" not in str(caught.value)
+
+
+def test_jobs_at_once_make_it_again_once(record, tmp_path):
+    shutil.rmtree(tmp_path / "decoded")
+    said: list[str] = []
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: len(load_split(record, "train", said.append)), range(4)))
+    assert found == [1438] * 4
+    assert said.count("decoding") == 1
+
+
+def test_a_file_system_without_locks_is_said_and_used(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    said: list[str] = []
+    assert prepare_dataset("digits", tmp_path, report=said.append)["classes"] == 10
+    assert "no file locks here (No locks available)" in said[0]
+    assert not list(tmp_path.glob(".prepare*"))
+
+
+def test_a_broken_record_beside_the_files_is_written_again(record, tmp_path):
+    beside = Path(record["decoded"]["test"]) / "record.json"
+    beside.write_text(beside.read_text()[:50])
+    assert len(load_split(record, "test")) == 359
+    assert prepare_dataset("digits", tmp_path) == record
 
 
 def test_every_file_of_a_split_is_on_record(record):
     names = {f"{split}-{what}.npy" for split in ("train", "test") for what in ("images", "labels")}
-    assert record["sha256"].keys() == record["stamps"].keys() == names
-    assert {path.name for path in Path(record["decoded"]).iterdir()} == {*names, "record.json"}
-    images = np.load(Path(record["decoded"]) / "test-images.npy")
+    assert record["sha256"].keys() == names
+    assert set(record["decoded"].values()) == {record["decoded"]["test"]}
+    folder = Path(record["decoded"]["test"])
+    assert {path.name for path in folder.iterdir()} == {*names, "record.json"}
+    images = np.load(folder / "test-images.npy")
     assert np.array_equal(images, decoded(record, "test").images.numpy())
 
 
+def test_the_parts_of_a_record_are_the_record(record):
+    train, test = (of_split(record, split) for split in ("train", "test"))
+    assert train["counts"] == {"train": 1438}
+    assert joined([train, test]) == record
+    assert list(cell_splits(train, DataSettings(), 0)) == ["train", "validation"], "no test image is needed"
+
+
 def test_files_are_mapped_and_hashed_only_when_their_stamp_differs(record, tmp_path, monkeypatch):
-    path = Path(record["decoded"]) / "train-images.npy"
+    path = Path(record["decoded"]["train"]) / "train-images.npy"
     hashed = []
 
     def counted(path: Path) -> str:
@@ -71,11 +134,11 @@ def test_files_are_mapped_and_hashed_only_when_their_stamp_differs(record, tmp_p
     os.utime(path, ns=(1, 1))
     load_split(record, "train")
     assert hashed == [path]
-    fresh = prepare_dataset("digits", tmp_path)
+    assert prepare_dataset("digits", tmp_path) == record
     assert hashed == [path] * 2
-    load_split(fresh, "train")
-    assert prepare_dataset("digits", tmp_path) == fresh
-    assert hashed == [path] * 2, "the record has the new stamp"
+    load_split(record, "train")
+    assert prepare_dataset("digits", tmp_path) == record
+    assert hashed == [path] * 2, "the new stamp is noted beside the files"
 
 
 def test_what_is_mapped_is_private(record):

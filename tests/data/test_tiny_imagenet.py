@@ -53,6 +53,7 @@ def tiny_imagenet(tmp_path, monkeypatch):
 def test_tiny_imagenet_is_read_from_a_folder_or_a_zip(tiny_imagenet, tmp_path):
     record = prepare_dataset("tiny_imagenet", tmp_path / "root")
     assert record["counts"] == {"train": 6, "test": 4}
+    assert record["class_names"] == ["n1", "n2"]
     assert (record["crop_padding"], record["colour_jitter"], record["flip"]) == (8, 0.2, True)
     train, test = decoded(record, "train"), decoded(record, "test")
     assert train.labels.tolist() == [0, 0, 0, 1, 1, 1], "classes in the order of the sorted ids"

@@ -134,9 +134,20 @@ def test_patience_has_no_parameter_per_exit():
         ztw.sweep(log(PROBS), torch.tensor([0, 1]), COST, "patience", torch.ones(1, 2))
 
 
-def test_patience_below_one_is_refused():
-    with pytest.raises(ztw.ZtwError, match=r"patience 0: must be at least 1"):
-        ztw.Patience(0)
+def test_patience_below_zero_is_refused():
+    with pytest.raises(ztw.ZtwError, match=r"patience -1: must be at least 0"):
+        ztw.Patience(-1)
+
+
+def test_patience_starts_where_everything_leaves_at_the_first_exit(logits, labels, cost):
+    """The released comparison's p = 1: its cheapest point costs what exit 1 costs."""
+    curve = ztw.sweep(logits, labels, cost, "patience")
+    assert curve.parameter.tolist() == [0, 1, 2, 3]
+    assert curve.cost[0] == cost[0]
+    assert curve.cost[-1] == cost[-1], "t = K - 1 runs the whole network"
+    assert curve.accuracy[0] == ztw.exit_accuracy(logits, labels)[0]
+    exit_index, _ = ztw.decide(logits, ztw.Patience(0))
+    assert (exit_index == 0).all()
 
 
 def test_unknown_rule_names_the_known_ones():

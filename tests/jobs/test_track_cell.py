@@ -26,16 +26,21 @@ def test_a_cell_is_logged_with_its_figure(tmp_path):
     curve = {"method": "sdn", "seed": 0, "split": "test"}
     curve |= {"parameter": [0.5], "relative_cost": [0.5], "accuracy": [0.8]}
     pd.DataFrame(curve).to_parquet(folder / "sdn.parquet")
-    start_tracking("sqlite", "study", tmp_path / "tracking.json")
+    start_tracking("sqlite", "study", tmp_path / "tracking.json", print)
     track_cell(
         cell,
         "study",
         {"sdn": MethodSettings(ics="i", rule="max_softmax")},
         CellFacts(
-            str(folder / "backbone.json"), [], [], [str(folder / "sdn.json")], [str(folder / "sdn.parquet")]
+            str(tmp_path / "tracking.json"),
+            str(folder / "backbone.json"),
+            [],
+            [],
+            [str(folder / "sdn.json")],
+            [str(folder / "sdn.parquet")],
         ),
-        str(tmp_path / "tracking.json"),
         str(folder / "runs.json"),
+        print,
     )
     for kind in ("png", "pdf"):
         assert (folder / f"accuracy_cost.{kind}").stat().st_size > 1000

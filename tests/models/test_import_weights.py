@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
+import os
 import re
+from collections import defaultdict
+from pathlib import Path
 
+import numpy
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -48,7 +53,7 @@ def test_safetensors_whatever_its_name(tmp_path):
         ({"epoch": 3}, "'epoch' is a int; expected weights by name alone"),
         (
             torch.nn.Linear(2, 2),
-            "neither a safetensors file nor a torch file of tensors alone; a pickled model",
+            "holds a torch.nn.modules.linear.Linear, and what could run code is not read; save the weights alone",
         ),
     ],
 )
@@ -56,6 +61,129 @@ def test_files_without_weights(tmp_path, content, message):
     torch.save(content, tmp_path / "mine.pth")
     with pytest.raises(ztw.ZtwError, match=f"mine.pth: {re.escape(message)}"):
         read_foreign(tmp_path / "mine.pth")
+
+
+NETWORK = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
+WEIGHTS = NETWORK.state_dict()
+
+
+def averaged() -> dict[str, object]:
+    return torch.optim.swa_utils.AveragedModel(NETWORK).state_dict()
+
+
+def of_torchvision() -> dict[str, object]:
+    """What its reference scripts save."""
+    optimizer = torch.optim.SGD(NETWORK.parameters(), lr=0.1, momentum=0.9)
+    NETWORK(torch.ones(4, 3)).sum().backward()
+    optimizer.step()
+    return {
+        "model": WEIGHTS,
+        "optimizer": optimizer.state_dict(),
+        "lr_scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 3).state_dict(),
+        "epoch": 90,
+        "args": argparse.Namespace(data_path="/data", lr=0.1, output_dir=Path("/out"), crops={1, 2}),
+        "scaler": {"scale": 65536.0},
+        "model_ema": averaged(),
+    }
+
+
+def of_lightning() -> dict[str, object]:
+    return {
+        "epoch": 3,
+        "pytorch-lightning_version": "2.5",
+        "state_dict": {
+            **{f"model.{key}": value for key, value in WEIGHTS.items()},
+            "criterion.weight": torch.ones(2),
+            "train_acc.confmat": torch.zeros(2, 2),
+        },
+        "hyper_parameters": {"lr": 0.1},
+        "callbacks": {"ModelCheckpoint": {"best_model_score": torch.tensor(0.5)}},
+    }
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize(
+    "saved",
+    [
+        lambda: {"epoch": 3, "model_state_dict": WEIGHTS, "optimizer_state_dict": {"state": {}}},
+        lambda: {"model_state": WEIGHTS, "best": numpy.float64(93.5), "when": numpy.int64(7)},
+        lambda: {"model_ema": averaged(), "epoch": 1},
+        averaged,
+        of_torchvision,
+        lambda: {"state_dict": {f"_orig_mod.{key}": value for key, value in WEIGHTS.items()}},
+        lambda: {f"module._orig_mod.{key}": value for key, value in WEIGHTS.items()},
+        lambda: {f"0._orig_mod.{key[2:]}" if key[0] == "0" else key: value for key, value in WEIGHTS.items()},
+        lambda: {**WEIGHTS, "accuracy": numpy.float32(0.5), "epoch": 4, "arch": "resnet"},
+        lambda: {"net": WEIGHTS, "confusion": numpy.eye(3), "history": defaultdict(list, {"loss": [1.0]})},
+        lambda: {"student": WEIGHTS, "epoch": 3},
+        lambda: {"model": {"state_dict": WEIGHTS, "epoch": 3}},
+    ],
+)
+def test_checkpoints_as_people_save_them(tmp_path, saved, zipped):
+    torch.save(saved(), tmp_path / "mine.pth", _use_new_zipfile_serialization=zipped)
+    state = read_foreign(tmp_path / "mine.pth")
+    assert list(state) == list(WEIGHTS)
+    assert all(state[key].shape == value.shape for key, value in WEIGHTS.items())
+
+
+def test_numpy_scalars_of_before_numpy_2(tmp_path):
+    path = tmp_path / "mine.pth"
+    torch.save({"net": STATE, "best": numpy.float64(1.5)}, path, _use_new_zipfile_serialization=False)
+    path.write_bytes(path.read_bytes().replace(b"numpy._core.multi", b"numpy.core.multi"))
+    assert same(read_foreign(path), STATE)
+
+
+def test_which_weights_are_taken_is_said(tmp_path):
+    torch.save(of_torchvision(), tmp_path / "mine.pth")
+    said: list[str] = []
+    read_foreign(tmp_path / "mine.pth", said.append)
+    assert said == [f"{tmp_path / 'mine.pth'}: the weights are those of 'model', not of 'model_ema'"]
+    torch.save({**STATE, "epoch": 3}, tmp_path / "mine.pth")
+    read_foreign(tmp_path / "mine.pth", said.append)
+    assert said[1:] == [f"{tmp_path / 'mine.pth'}: not used: 'epoch'"]
+
+
+class Net(torch.nn.Module):
+    """Of somebody's script."""
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"teacher": STATE, "student": STATE}, "holds weights below each of 'teacher', 'student'; save one"),
+        (
+            {"net": STATE, "loss": Net()},
+            r"holds a \S*Net, and what could run code is not read; save the weights",
+        ),
+        (Net(), r"holds a \S*Net, and what could run code is not read"),
+        ({"a.weight": torch.ones(2), "b": {"c": 3}}, "'b' is a dict; expected weights by name alone"),
+        ({"a.weight": numpy.ones(2)}, "'a.weight' is a ndarray; expected weights by name alone"),
+        ({0: torch.ones(2)}, "0 is a Tensor; expected weights by name alone"),
+        (numpy.ones(3), "holds a ndarray, not weights by name"),
+    ],
+)
+def test_what_is_refused_is_named(tmp_path, content, message):
+    torch.save(content, tmp_path / "mine.pth")
+    with pytest.raises(ztw.ZtwError, match=f"mine.pth: {message}") as caught:
+        read_foreign(tmp_path / "mine.pth")
+    assert "\n" not in str(caught.value)
+
+
+def test_no_code_of_a_file_runs(tmp_path):
+    class Attack:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "attacked"),))
+
+    torch.save({"state_dict": STATE, "args": Attack()}, tmp_path / "mine.pth")
+    with pytest.raises(ztw.ZtwError, match=r"holds a \S+mkdir, and what could run code is not read"):
+        read_foreign(tmp_path / "mine.pth")
+    assert not (tmp_path / "attacked").exists()
+
+
+def test_a_file_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    torch.save(STATE, tmp_path / "mine.pth")
+    assert same(read_foreign("~/mine.pth"), STATE)
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>not found</html>", b"12345678{", b"PK\3\4abcdefgh"])
@@ -88,6 +216,69 @@ def test_weights_arrive_where_they_belong(by_name):
     own = backbone.state_dict()
     assert all(torch.equal(own[key], value) for key, value in state.items())
     assert own["stages.0.1.conv1.1.num_batches_tracked"] == 0
+
+
+@pytest.mark.parametrize("by_name", [True, False])
+@pytest.mark.parametrize("prefix", ["model.", "net.", "model.encoder.", "whatever."])
+def test_weights_below_a_prefix_with_other_entries_beside_them(prefix, by_name):
+    backbone, state = ztw.build_backbone("resnet8", 5, 3, 16), random_state("resnet8")
+    named = state if by_name else renamed(state)
+    given = {"criterion.weight": torch.ones(5), **{prefix + key: value for key, value in named.items()}}
+    given |= {"metric.confmat": torch.zeros(5, 5), "n_averaged": torch.tensor(3)}
+    said: list[str] = []
+    matched = load_foreign(backbone, given, "file", report=said.append)
+    assert matched == ("by name" if by_name else "in order")
+    own = backbone.state_dict()
+    assert all(torch.equal(own[key], value) for key, value in state.items())
+    found = prefix if by_name else prefix.replace("encoder.", "")
+    assert said == [
+        f"file: the weights are those below {found!r}; not used:"
+        " 3 entries: criterion.weight, metric.confmat, n_averaged"
+    ]
+
+
+def test_of_several_prefixes_that_fit_the_usual_one_is_taken_or_the_choice_is_the_users():
+    def below(*prefixes: str) -> dict[str, torch.Tensor]:
+        return {f"{prefix}.{key}": value for prefix in prefixes for key, value in states[prefix].items()}
+
+    states = {prefix: random_state("resnet8") for prefix in ("ema", "model", "student")}
+    backbone = ztw.build_backbone("resnet8", 5, 3, 16)
+    load_foreign(backbone, below("ema", "model"), "file")
+    assert torch.equal(backbone.state_dict()["classifier.2.bias"], states["model"]["classifier.2.bias"])
+    with pytest.raises(
+        ztw.ZtwError, match=r"fits resnet8 below each of 'ema.', 'student.'; save the weights"
+    ):
+        load_foreign(backbone, below("ema", "student"), "file")
+
+
+@pytest.mark.parametrize("by_name", [True, False])
+def test_weights_of_another_number_of_classes(by_name):
+    backbone = ztw.build_backbone("resnet8", 5, 3, 16)
+    before = {key: value.clone() for key, value in backbone.state_dict().items()}
+    state = random_state("resnet8")
+    state |= {"classifier.2.weight": torch.ones(1000, 64), "classifier.2.bias": torch.ones(1000)}
+    given = state if by_name else renamed(state)
+    with pytest.raises(
+        ztw.ZtwError, match=r"^file: its last layer answers 1000 classes, not 5: .*backbone.epochs"
+    ):
+        load_foreign(backbone, given, "file")
+    assert same(backbone.state_dict(), before)
+    said: list[str] = []
+    load_foreign(backbone, given, "file", new_last_layer=True, report=said.append)
+    assert said == [
+        "file: its last layer answers 1000 classes, not 5: replaced by a new one"
+        " (classifier.2.weight, classifier.2.bias)"
+    ]
+    own = backbone.state_dict()
+    for key, value in state.items():
+        assert torch.equal(own[key], before[key] if key.startswith("classifier.2") else value)
+
+
+def test_another_width_is_no_other_number_of_classes():
+    state = random_state("resnet8")
+    state |= {"classifier.2.weight": torch.ones(1000, 32), "classifier.2.bias": torch.ones(1000)}
+    with pytest.raises(ztw.ZtwError, match="does not fit resnet8"):
+        load_foreign(ztw.build_backbone("resnet8", 5, 3, 16), state, "file", new_last_layer=True)
 
 
 def refused(state: dict[str, torch.Tensor]) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
+import sqlite3
 
 import pytest
 from metrics_by_hand import at_budget, metric
@@ -12,7 +14,7 @@ from mlflow import MlflowClient
 import ztw
 from ztw.files import read_json, write_json
 from ztw.reporting.results import from_files, from_runs
-from ztw.reporting.tracking import CellResults, log_cell, metric_name, read_values, start_store
+from ztw.reporting.tracking import CellResults, log_cell, metric_name, open_store, read_values, start_store
 from ztw.study.settings import Cell
 
 pytestmark = pytest.mark.filterwarnings("default")  # MLflow's own dependencies warn
@@ -43,6 +45,16 @@ def parts(folder, accuracy: float = 0.9):
     return {"backbone": [str(folder / "backbone.json")], "method": [str(folder / "ztw.json")]}
 
 
+def experiment(store) -> str:
+    found = MlflowClient(store["uri"]).get_experiment_by_name(store["experiment"])
+    assert found is not None
+    return found.experiment_id
+
+
+def values(store, run: str, rows: list) -> list[float]:
+    return read_values(open_store(store)[0], store["uri"], run, rows)
+
+
 def log(store, folder, accuracy: float = 0.9, cell: Cell = CELL, version: str = "v"):
     return log_cell(store, CellResults(cell, "study", version, parts(folder, accuracy), {}))
 
@@ -51,7 +63,7 @@ def test_a_cell_is_nested_and_replaced(store, tmp_path):
     first = log(store, tmp_path, version="v1")
     second = log(store, tmp_path, 0.95, version="v2")
     client = MlflowClient(store["uri"])
-    runs = client.search_runs([store["experiment_id"]])
+    runs = client.search_runs([experiment(store)])
     assert len(runs) == 3, "the cell, its backbone and its method, the earlier ones gone"
     parent = second["runs"]["cell"]["digits/resnet8/seed0"]
     method = client.get_run(second["runs"]["method"]["ztw"])
@@ -68,7 +80,7 @@ def test_a_cell_is_nested_and_replaced(store, tmp_path):
     assert math.isnan(method.data.metrics["held-out/accuracy_at_0.25"])
     stale = first["runs"]["method"]["ztw"]
     with pytest.raises(ztw.ZtwError, match=f"run {stale} was deleted"):
-        read_values(store, stale, [])
+        values(store, stale, [])
 
 
 @pytest.mark.parametrize(
@@ -99,12 +111,12 @@ def test_a_run_with_many_metrics_is_logged_whole(store, tmp_path):
     write_json(tmp_path / "ztw.json", {**facts, "metrics": rows})
     files = {"method": [str(tmp_path / "ztw.json")]}
     runs = log_cell(store, CellResults(Cell("d", "a", 1), "study", "v", files, {}))
-    assert read_values(store, runs["runs"]["method"]["ztw"], rows) == [row["value"] for row in rows]
+    assert values(store, runs["runs"]["method"]["ztw"], rows) == [row["value"] for row in rows]
 
 
 def test_other_cells_and_foreign_runs_stay(store, tmp_path):
     client = MlflowClient(store["uri"])
-    foreign = client.create_run(store["experiment_id"]).info.run_id
+    foreign = client.create_run(experiment(store)).info.run_id
     kept = log(store, tmp_path, cell=Cell("digits", "resnet8", 7))
     log(store, tmp_path)
     for run in (foreign, kept["runs"]["method"]["ztw"]):
@@ -116,15 +128,16 @@ def test_tables_read_the_named_runs_only(store, tmp_path):
     method, names = tmp_path / "ztw.json", [str(tmp_path / name) for name in ("tracking.json", "runs.json")]
     write_json(names[0], store)
     write_json(names[1], runs)
-    same = from_files([str(method)])
     facts = read_json(method)
-    forgotten = [
-        {**row, "value": 0.0} for row in facts["metrics"]
-    ]  # which metrics there are, not their values
-    write_json(method, {**facts, "metrics": forgotten})
     found = from_runs(names[0], [names[1]], [str(method)])
     assert found["value"].tolist()[:2] == [0.7, 0.4]
-    assert found.equals(same)
+    assert found.equals(from_files([str(method)]))
+    other = [{**row, "value": 0.0} for row in facts["metrics"]]
+    write_json(method, {**facts, "metrics": other})
+    with pytest.raises(
+        ztw.ZtwError, match=r"of ztw in .* says accuracy = 0.7, the file of the cell 0.0; delete"
+    ):
+        from_runs(names[0], [names[1]], [str(method)])
     write_json(method, {**facts, "metrics": [metric("brier", 0.5)]})
     with pytest.raises(ztw.ZtwError, match="has no metric 'brier'"):
         from_runs(names[0], [names[1]], [str(method)])
@@ -137,16 +150,98 @@ def test_tables_read_the_named_runs_only(store, tmp_path):
         from_runs(names[0], [names[1]], [str(method)])
 
 
-def test_an_unreachable_store(tmp_path):
-    with pytest.raises(
-        ztw.ZtwError, match=r"store 'http://127.0.0.1:9' cannot be used .*set tracking to sqlite"
-    ):
-        start_store("http://127.0.0.1:9", "study", tmp_path)
-    (tmp_path / "mlflow.db").write_text("this is no database " * 100)
-    with pytest.raises(ztw.ZtwError, match=r"store 'sqlite:.*mlflow.db' cannot be used"):
-        start_store("sqlite", "study", tmp_path)
+@pytest.mark.parametrize(
+    ("uri", "hint"),
+    [
+        ("http://127.0.0.1:9", "start it, or set tracking to sqlite or none"),
+        ("postgresql+nodriver://somebody@127.0.0.1/x", "install the Python package"),
+        ("mysql+nodriver://127.0.0.1/x", "install the Python package"),
+    ],
+)
+def test_an_unreachable_store_is_told_by_its_kind(tmp_path, uri, hint):
+    with pytest.raises(ztw.ZtwError, match=f"cannot be used .*{hint}") as caught:
+        start_store(uri, "study", tmp_path)
+    assert "\n" not in str(caught.value)
 
 
-def test_starting_twice_keeps_the_experiment(store, tmp_path):
+def test_starting_twice_keeps_the_experiment(store):
     folder = store["uri"].removeprefix("sqlite:///").removesuffix("/mlflow.db")
+    before = experiment(store)
     assert start_store("sqlite", "study", folder) == store
+    assert experiment(store) == before
+
+
+def half_made(path) -> None:
+    """A store whose making was interrupted: tables without the last migration."""
+    with contextlib.closing(sqlite3.connect(path)) as database, database:
+        database.execute("CREATE TABLE experiments (experiment_id INTEGER)")
+        database.execute("CREATE TABLE alembic_version (version_num TEXT)")
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [half_made, lambda path: path.write_text("this is no database " * 100), lambda path: path.touch()],
+)
+def test_a_store_that_was_never_finished_is_made_again(tmp_path, spoil):
+    spoil(tmp_path / "mlflow.db")
+    said: list[str] = []
+    log(start_store("sqlite", "study", tmp_path, said.append), tmp_path)
+    assert len(said) == 1
+    assert "was never finished, or is broken: kept as mlflow.db.broken1" in said[0]
+    assert (tmp_path / "mlflow.db.broken1").exists()
+
+
+def test_an_interrupted_start_leaves_no_half_made_store(tmp_path, monkeypatch):
+    class Interrupted(MlflowClient):
+        def search_experiments(self, *_, **__):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("ztw.reporting.tracking.MlflowClient", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        start_store("sqlite", "study", tmp_path)
+    assert not (tmp_path / "mlflow.db").exists()
+    monkeypatch.undo()
+    log(start_store("sqlite", "study", tmp_path), tmp_path)
+
+
+def test_a_deleted_experiment_is_restored_with_its_runs(tmp_path):
+    store = start_store("sqlite", "study", tmp_path)
+    runs = log(store, tmp_path)
+    MlflowClient(store["uri"]).delete_experiment(experiment(store))
+    write_json(tmp_path / "tracking.json", store)
+    write_json(tmp_path / "runs.json", runs)
+    found = from_runs(
+        str(tmp_path / "tracking.json"), [str(tmp_path / "runs.json")], [str(tmp_path / "ztw.json")]
+    )
+    assert found["value"].tolist()[0] == 0.9
+    MlflowClient(store["uri"]).delete_experiment(experiment(store))
+    said: list[str] = []
+    log_cell(store, CellResults(CELL, "study", "v", parts(tmp_path), {}), said.append)
+    assert said == ["the experiment study had been deleted in MLflow: restored, with its runs"]
+
+
+def test_a_store_that_is_gone_is_told(tmp_path):
+    store = start_store("sqlite", "study", tmp_path)
+    (tmp_path / "mlflow.db").unlink()
+    with pytest.raises(ztw.ZtwError, match=r"mlflow.db is gone; delete the study's tracking.json"):
+        log(store, tmp_path)
+    assert not (tmp_path / "mlflow.db").exists(), "opening it would have made an empty one"
+
+
+@pytest.mark.parametrize("name", ["elsewhere", "with space and ü%_"])
+def test_a_moved_study_keeps_its_artifacts_beside_it(tmp_path, name):
+    old, new = tmp_path / "study", tmp_path / name / "study"
+    first = log(start_store("sqlite", "study", old), tmp_path)
+    new.parent.mkdir()
+    old.rename(new)
+    said: list[str] = []
+    store = {**start_store("sqlite", "study", new, said.append)}
+    assert len(said) == 1
+    assert "has been moved" in said[0]
+    second = log(store, tmp_path, cell=Cell("digits", "resnet8", 1))
+    client = MlflowClient(store["uri"])
+    for runs in (first, second):
+        run = runs["runs"]["method"]["ztw"]
+        assert [artifact.path for artifact in client.list_artifacts(run)] == ["ztw.json"]
+        assert client.download_artifacts(run, "ztw.json", str(tmp_path)).endswith("ztw.json")
+    assert not old.exists(), "nothing is written to the old place"

@@ -182,7 +182,12 @@ WRONG = [
     ("evaluation.budgets", [0], "evaluation.budgets.0: 0 must be a number > 0 or max"),
     ("evaluation.budgets", [-0.5], "evaluation.budgets.0: -0.5 must be a number > 0 or max"),
     ("evaluation.budgets", ["min"], "evaluation.budgets.0: 'min' must be a number > 0 or max"),
-    ("data.validation_fraction", 0, "data.validation_fraction: 0 must be > 0"),
+    (
+        "data.validation_fraction",
+        0,
+        "data.validation_fraction: 0: there is no validation part, but evaluation.p",
+    ),
+    ("data.validation_fraction", -0.1, "data.validation_fraction: -0.1 must be >= 0"),
     ("data.validation_fraction", 1, "data.validation_fraction: 1 must be < 1"),
     ("backbone.lr", "1e-3", "backbone.lr: '1e-3' is not of type number (YAML reads it as text: write 0.001"),
     ("backbone.batch_size", "1e2", "(YAML reads it as text: write 100, or"),
@@ -443,3 +448,37 @@ def test_checking_is_quick_and_imports_no_torch():
         "sys.exit('torch' in sys.modules or 'pandas' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def all_trained_on(**changes) -> dict:
+    """A study that holds nothing out, as the released code."""
+    config = changed("data", {"validation_fraction": 0})
+    config["methods"] = {"ztw": {"ics": "cascade_detached", "ensemble": "geometric", "rule": "max_softmax"}}
+    config["evaluation"], config["latency"] = {"protocols": ["paper"]}, {"batch_sizes": []}
+    return {**config, **changes}
+
+
+def test_a_study_may_train_on_all_images():
+    assert check_study(all_trained_on()).data.validation_fraction == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"evaluation": {"protocols": ["paper", "held-out"]}}, "held-out chooses its thresholds there"),
+        ({"latency": {"batch_sizes": [1]}}, "latency times methods at thresholds chosen there"),
+        (
+            {"methods": {"m": {"ics": "independent", "ensemble": "few", "rule": "entropy"}}},
+            "an ensemble is fitted there",
+        ),
+        (
+            {"methods": {"m": {"ics": "cascade", "rule": "entropy", "thresholds": "risk_controlled"}}},
+            "risk_controlled thresholds need it",
+        ),
+    ],
+)
+def test_what_needs_held_out_images_is_named(change, reason):
+    with pytest.raises(
+        ztw.ZtwError, match=f"validation_fraction: 0: there is no validation part, but .*{reason}"
+    ):
+        check_study(all_trained_on(**change))

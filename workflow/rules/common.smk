@@ -111,6 +111,25 @@ def benchmark_of(rule):
     return f"{STUDY}/benchmarks/{rule}/{{dataset}}-{{arch}}-seed{{seed}}.tsv"
 
 
+def of_cells():
+    """Every file that the jobs of all cells write and others read."""
+    files = [
+        f"{CELL}/backbone.safetensors",
+        *(f"{CELL}/ics/{i}.safetensors" for i in ICS),
+    ]
+    files += [
+        f"{CELL}/predictions/{i}/{split}.safetensors" for i in ICS for split in SPLITS
+    ]
+    files += [f"{CELL}/ensembles/{ics}/{name}.safetensors" for ics, name in ENSEMBLES]
+    for method in METHODS:
+        files += [f"{CELL}/curves/{method}.parquet", f"{CELL}/metrics/{method}.json"]
+        files += [f"{CELL}/answers/{method}.safetensors"]
+    files += [f"{CELL}/runs.json"] if TRACKED else []
+    return [f"{STUDY}/data/{dataset}.json" for dataset in study.datasets] + per_cell(
+        files
+    )
+
+
 def start_of(wildcards):
     """The cell's backbone, unless the set starts from scratch."""
     scratch = cell_of(wildcards).ics.sets[wildcards.ics].start == "scratch"

@@ -2,6 +2,8 @@
 rule start_tracking:
     output:
         store=f"{STUDY}/tracking.json",
+        # Missing, it is made again and every cell is logged again; made again, it keeps its runs.
+        database=[update(f"{STUDY}/mlflow.db")] if study.tracking == "sqlite" else [],
     log:
         f"{STUDY}/logs/start_tracking.log",
     benchmark:

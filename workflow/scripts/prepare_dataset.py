@@ -7,10 +7,12 @@ from ztw.study.settings import DataSettings
 if TYPE_CHECKING:
     from snakemake.script import snakemake
 
+name, folder = snakemake.wildcards.dataset, snakemake.params.folder
 with job_log(snakemake.log[0], snakemake.rule, snakemake.wildcards) as report:
     prepare_dataset(
-        name=snakemake.wildcards.dataset,
-        data=DataSettings(**snakemake.params.data),
+        name=name,
+        split=snakemake.wildcards.split,
+        data=DataSettings(root=snakemake.params.root, image_folders={name: folder} if folder else {}),
         output=snakemake.output.record,
         report=report,
     )

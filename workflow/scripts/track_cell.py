@@ -8,12 +8,12 @@ if TYPE_CHECKING:
     from snakemake.script import snakemake
 
 params, files = snakemake.params, snakemake.input
-with job_log(snakemake.log[0], snakemake.rule, snakemake.wildcards):
+with job_log(snakemake.log[0], snakemake.rule, snakemake.wildcards) as report:
     track_cell(
         cell=Cell.of(snakemake.wildcards),
         study=params.study,
         methods={name: MethodSettings(**method) for name, method in params.methods.items()},
-        files=CellFacts(files.backbone, files.ics, files.ensembles, files.metrics, files.curves),
-        store=files.store,
+        files=CellFacts(files.store, files.backbone, files.ics, files.ensembles, files.metrics, files.curves),
         output=snakemake.output.runs,
+        report=report,
     )

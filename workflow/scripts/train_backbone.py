@@ -15,9 +15,7 @@ with job_log(snakemake.log[0], snakemake.rule, snakemake.wildcards) as report:
     make_reproducible(snakemake.threads)
     settings = BackboneSettings(**params.backbone)
     train_backbone(
-        networks=CellNetworks(
-            Cell.of(snakemake.wildcards), CellFiles(snakemake.input.data), {}, settings
-        ),
+        networks=CellNetworks(Cell.of(snakemake.wildcards), CellFiles(snakemake.input.data), {}, settings),
         settings=settings,
         data=DataSettings(**params.images, root=params.root),
         hardware=HardwareSettings(**params.hardware),

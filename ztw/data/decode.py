@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tarfile
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ztw.data.folders import Stamped, decode_in_threads, read_rgb
+from ztw.data.folders import Listed
+from ztw.data.images import decode_in_threads, read_rgb
+from ztw.data.optional import needed
 from ztw.data.record import Split
 from ztw.data.splits import held_out_split
 from ztw.data.tiny_imagenet import decode_tiny_imagenet
@@ -24,16 +26,14 @@ TORCHVISION = {"fashion_mnist": "FashionMNIST", "cifar10": "CIFAR10", "cifar100"
 Splits = dict[str, Split]
 
 
-def _in_memory(images: Tensor, labels: Tensor) -> Split:
+def _in_memory(images: Tensor, labels: Tensor, class_names: list[str] | None = None) -> Split:
     """A split that is in memory."""
     channels, height, width = images.shape[1:]
-    return Split(labels.long(), (channels, height, width), [images.contiguous().numpy()])
+    return Split(labels.long(), (channels, height, width), [images.contiguous().numpy()], class_names)
 
 
 def _decode_digits(name: str, facts: DatasetFacts, root: Path, report: Report) -> Splits:
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
+    digits = needed("sklearn.datasets", "scikit-learn", name).load_digits()
     images = torch.tensor(digits.images * (255 / 16)).round().byte()[:, None]
     labels = torch.tensor(digits.target).long()
     train, test = held_out_split(labels, fraction=0.2, seed=0)
@@ -41,8 +41,7 @@ def _decode_digits(name: str, facts: DatasetFacts, root: Path, report: Report) -
 
 
 def _decode_svhn(name: str, facts: DatasetFacts, root: Path, report: Report) -> Splits:
-    from scipy.io import loadmat
-
+    loadmat = needed("scipy.io", "scipy", name).loadmat
     splits = {}
     for split, file in zip(("train", "test"), facts.files or {}, strict=True):
         content = loadmat(root / file)  # X: (32, 32, 3, N), y: (N, 1) with 10 for the digit 0
@@ -53,8 +52,7 @@ def _decode_svhn(name: str, facts: DatasetFacts, root: Path, report: Report) -> 
 
 def decode_by_torchvision(name: str, facts: DatasetFacts, root: Path, report: Report) -> Splits:
     """The splits of a data set that torchvision reads from files below `root`."""
-    from torchvision import datasets
-
+    datasets = needed("torchvision.datasets", "torchvision", name)
     with tempfile.TemporaryDirectory(dir=root, prefix=".unpack-") as scratch:
         for archive in [file for file in facts.files or {} if file.endswith(".tar.gz")]:
             with tarfile.open(root / archive) as tar:
@@ -71,7 +69,7 @@ def decode_by_torchvision(name: str, facts: DatasetFacts, root: Path, report: Re
 def _from_torchvision(decoded: Any) -> Split:
     images = torch.as_tensor(decoded.data)
     images = images[:, None] if images.dim() == 3 else images.permute(0, 3, 1, 2)
-    return _in_memory(images, torch.as_tensor(decoded.targets))
+    return _in_memory(images, torch.as_tensor(decoded.targets), list(decoded.classes))
 
 
 DECODERS: dict[str, Callable[[str, DatasetFacts, Path, Report], Splits]] = {
@@ -81,19 +79,17 @@ DECODERS: dict[str, Callable[[str, DatasetFacts, Path, Report], Splits]] = {
 }
 
 
-def decode_folder(rows_of: Stamped, size: int, report: Report) -> Splits:
-    """Decode, convert to RGB and resize every image of `stamped_files`."""
-    classes = sorted({row[0] for row in rows_of["train"]})
+def decode_folder(listing: Mapping[str, Listed], size: int, report: Report) -> Splits:
+    """Decode, convert to RGB and resize every image of `ztw.data.folders.list_images`."""
     splits = {}
-    for split, rows in rows_of.items():
-        labels = torch.tensor([classes.index(row[0]) for row in rows])
-        arguments = ((Path(path), path, size) for _, path, *_ in rows)
-        chunks = decode_in_threads(_decode_resized, arguments, len(rows), f"decoding {split}", report)
-        splits[split] = Split(labels, (3, size, size), chunks)
+    for split, listed in listing.items():
+        arguments = ((path, path, size) for path in listed.paths())
+        chunks = decode_in_threads(_decode_resized, arguments, len(listed.rows), f"decoding {split}", report)
+        splits[split] = Split(listed.labels(), (3, size, size), chunks, listed.classes)
     return splits
 
 
-def _decode_resized(path: Path, name: str, size: int) -> np.ndarray:
+def _decode_resized(path: str, name: str, size: int) -> np.ndarray:
     rgb = read_rgb(path, name)
     if rgb.size != (size, size):
         rgb = rgb.resize((size, size), Image.Resampling.BILINEAR)

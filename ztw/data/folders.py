@@ -1,132 +1,209 @@
-"""Images in folders of class folders: listed, and decoded one by one or in threads."""
+"""Images in folders of class folders, listed: nothing that is found there is left out without a word."""
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
-from typing import IO, Any
 
-import numpy as np
 import torch
-from PIL import Image
 
+from ztw.data.images import shown
 from ztw.data.record import write_array
 from ztw.errors import ZtwError
 from ztw.progress import Report
 
 SPLITS = {"train": ("train",), "test": ("test", "val")}  # ours -> names of its folder
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-
-# split -> (its folder, [(class, file name)] sorted)
-Listing = dict[str, tuple[Path, list[tuple[str, str]]]]
-# split -> [(class, path, bytes, time of change in ns)]
-Stamped = dict[str, list[tuple[str, str, int, int]]]
+NAMED = 1000  # dead links an error names
+OUTSIDE = "images outside a class folder"
 
 
-def list_images(folder: Path, classes: int | None = None) -> Listing:
+@dataclass(frozen=True)
+class Listed:
+    """The images of a split.
+
+    place: its folder; classes: their names, in the order of the labels; rows: (class, path below its
+    folder), in the order of the classes and of the paths; stamp: differs when a file was added, removed,
+    renamed or overwritten.
+    """
+
+    place: Path
+    classes: list[str]
+    rows: list[tuple[str, str]]
+    stamp: str
+
+    def labels(self) -> torch.Tensor:
+        """int64 (N,)."""
+        number = {name: label for label, name in enumerate(self.classes)}
+        return torch.tensor([number[name] for name, _ in self.rows])
+
+    def paths(self) -> Iterator[str]:
+        """Of every image."""
+        return (f"{self.place}/{name}/{file}" for name, file in self.rows)
+
+
+def list_images(folder: Path, classes: int | None, report: Report) -> dict[str, Listed]:
     """The images of a folder that holds train/ and test/ (or val/), each with one folder per class.
 
-    classes: how many there must be, None for any number. Raises ZtwError naming what is wrong.
+    classes: how many there must be, None for any number; report: gets what is left out. Images of a class
+    may lie in folders of its folder. Names that begin with a dot are ignored.
+    Raises ZtwError naming what is wrong: classes without images, dead links, a difference between the splits.
     """
-    found = {split: (place, _class_files(place)) for split, place in split_folders(folder).items()}
-    train, test = ({row[0] for row in rows} for _, rows in found.values())
+    walks = {split: _Walk(place) for split, place in split_folders(folder, report).items()}
+    problems = [f"{split}: {problem}" for split, walk in walks.items() for problem in walk.problems()]
+    if problems:
+        raise ZtwError(f"image folder {shown(folder)!r}: {'; '.join(problems)}")
+    for split, walk in walks.items():
+        if walk.skipped:
+            report(f"{split}: skipped {_counted(walk.skipped)} (images are {' '.join(EXTENSIONS)})")
+    found = {split: walk.listed() for split, walk in walks.items()}
+    train, test = (listed.classes for listed in found.values())
     if classes is not None and len(train) != classes:
         raise ZtwError(
-            f"image folder {str(folder)!r}: {classes} class folders expected in train, found {len(train)}"
+            f"image folder {shown(folder)!r}: {classes} class folders expected in train, found {len(train)}"
         )
     if train != test:
-        raise ZtwError(
-            f"image folder {str(folder)!r}: classes differ between train and test: {sorted(train ^ test)[:5]}"
-        )
+        differ = [shown(name) for name in in_order(set(train) ^ set(test))]
+        raise ZtwError(f"image folder {shown(folder)!r}: classes differ between train and test: {differ}")
     return found
 
 
-def split_folders(folder: Path) -> dict[str, Path]:
+def in_order(names: Iterable[str]) -> list[str]:
+    """Class names in the order of their labels: alphabetical, or by number where all are numbers."""
+    names = sorted(names)
+    numbers = all(name.isascii() and name.isdecimal() for name in names)
+    return sorted(names, key=int) if numbers else names
+
+
+def split_folders(folder: Path, report: Report) -> dict[str, Path]:
     """split -> where its class folders are; raises ZtwError when a split has none."""
     found = {}
     for split, names in SPLITS.items():
         places = [folder / name for name in names if (folder / name).is_dir()]
         if not places:
-            raise ZtwError(f"image folder {str(folder)!r}: has no folder {' or '.join(names)}/")
+            raise ZtwError(f"image folder {shown(folder)!r}: has no folder {' or '.join(names)}/")
         # ImageNet's test/ has no labels, and so no class folders
-        with_classes = (place for place in places if any(entry.is_dir() for entry in place.iterdir()))
-        found[split] = next(with_classes, places[-1])
+        used = next((place for place in places if _has_class_folders(place)), places[-1])
+        if len(places) > 1:
+            report(f"{split}: its images are those in {shown(used)}, no others")
+        found[split] = used
     return found
 
 
-def _class_files(place: Path) -> list[tuple[str, str]]:
-    entries = list(os.scandir(place))
-    rows = [
-        (entry.name, file.name)
-        for entry in entries
-        if entry.is_dir()
-        for file in os.scandir(entry.path)
-        if file.name.lower().endswith(EXTENSIONS) and file.is_file()
-    ]
-    if rows:
-        return sorted(rows)
-    if any(entry.name.lower().endswith(EXTENSIONS) for entry in entries):
-        raise ZtwError(f"image folder {str(place)!r}: is flat; move its images into one folder per class")
-    raise ZtwError(f"image folder {str(place)!r}: has no images in class folders")
+def _has_class_folders(place: Path) -> bool:
+    return any(path.is_dir() and not path.name.startswith(".") for path in place.iterdir())
 
 
-def stamped_files(folder: Path) -> Stamped:
-    """The images of a folder of class folders, with what tells whether one has changed."""
-    found = {}
-    for split, (place, rows) in list_images(folder).items():
-        paths = [(name, place / name / file) for name, file in rows]
-        found[split] = [
-            (name, str(path), path.stat().st_size, path.stat().st_mtime_ns) for name, path in paths
-        ]
-    return found
+class _Walk:
+    """A walk through a split's folder: the images of every class, and whatever else is there.
+
+    A million files take some seconds: each costs one `stat`, for its size and time of change.
+    """
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        self.rows: list[tuple[str, str]] = []
+        self.skipped: Counter[str] = Counter()  # what kind of file -> how many
+        self.empty: list[str] = []  # classes without an image, and what they hold instead
+        self.dead: list[str] = []  # links
+        self._digest = hashlib.sha256()
+        for entry in self._entries(str(place)):
+            if not entry.is_dir():
+                self.skipped[OUTSIDE if _is_image(entry) else _kind(entry)] += 1
+            else:
+                self._class(entry)
+
+    def _class(self, entry: os.DirEntry[str]) -> None:
+        images, skipped = len(self.rows), self.skipped.copy()
+        self._images(entry.path, entry.name, "")
+        if len(self.rows) == images:
+            self.empty.append(f"{shown(entry.name)!r} ({_counted(self.skipped - skipped) or 'empty'})")
+
+    def _images(self, folder: str, label: str, below: str) -> None:
+        """Note the images of a folder of a class; below: its path in the class folder, with a slash."""
+        stamps = []
+        for entry in self._entries(folder):
+            name = below + entry.name
+            if entry.is_dir():
+                self._images(entry.path, label, f"{name}/")
+            elif _is_image(entry):
+                status = entry.stat()
+                self.rows.append((label, name))
+                stamps.append(f"{label}/{name}\0{status.st_size}\0{status.st_mtime_ns}\n")
+            else:
+                self.skipped[_kind(entry)] += 1
+        self._digest.update(os.fsencode("".join(stamps)))
+
+    def _entries(self, folder: str) -> Iterator[os.DirEntry[str]]:
+        """What a folder holds, by name; without what is hidden, and links that lead nowhere or back."""
+        try:
+            entries = sorted(os.scandir(folder), key=attrgetter("name"))
+        except OSError as error:
+            raise ZtwError(f"image folder {shown(folder)!r}: cannot be read ({error.strerror})") from error
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_symlink() and leads_nowhere(entry):
+                self.dead.append(shown(entry.path))
+            else:
+                yield entry
+
+    def problems(self) -> Iterator[str]:
+        """What keeps the folder from being used."""
+        if self.dead:
+            more = f" and {len(self.dead) - NAMED} more" if len(self.dead) > NAMED else ""
+            yield f"{len(self.dead)} dead links: {', '.join(self.dead[:NAMED])}{more}"
+        if not self.rows and self.skipped[OUTSIDE]:
+            yield f"{shown(self.place)!r}: is flat; move its images into one folder per class"
+        elif self.empty:
+            yield f"no image that can be read in {', '.join(self.empty)}"
+        elif not self.rows:
+            yield f"{shown(self.place)!r}: has no images in class folders"
+
+    def listed(self) -> Listed:
+        """The images that were found."""
+        classes = in_order({name for name, _ in self.rows})
+        number = {name: label for label, name in enumerate(classes)}
+        rows = sorted(self.rows, key=lambda row: (number[row[0]], row[1]))
+        return Listed(self.place, classes, rows, self._digest.hexdigest())
 
 
-def class_stamps(folder: Path) -> dict[str, Any]:
-    """When each class folder last gained or lost a file, in ns: tells a changed folder without listing it."""
-    return {
-        split: [
-            place.name,
-            sorted((entry.name, entry.stat().st_mtime_ns) for entry in os.scandir(place) if entry.is_dir()),
-        ]
-        for split, place in split_folders(folder).items()
-    }
+def _is_image(entry: os.DirEntry[str]) -> bool:
+    return entry.name.lower().endswith(EXTENSIONS) and entry.is_file()
 
 
-def write_listing(target: Path, listing: Listing, split: str) -> int:
+def _kind(entry: os.DirEntry[str]) -> str:
+    """What a file that is no image is called in a count."""
+    if not entry.is_file():
+        return "special files"
+    return shown(os.path.splitext(entry.name)[1].lower()) or "files without a suffix"
+
+
+def _counted(kinds: Counter[str]) -> str:
+    return ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+
+
+def leads_nowhere(link: os.DirEntry[str]) -> bool:
+    """Whether a symbolic link's target is missing, or is a folder that holds the link."""
+    if not os.path.exists(link.path):
+        return True
+    holder = os.path.realpath(os.path.dirname(link.path)) + os.sep
+    return link.is_dir() and holder.startswith(os.path.realpath(link.path) + os.sep)
+
+
+def write_listing(target: Path, listed: Listed, split: str) -> None:
     """Write a split's paths (below the image folder) and labels as arrays, which jobs can memory-map.
 
-    text: uint8, all paths one after the other in UTF-8; ends: int64 (N,), where each ends in it;
-    labels: int64 (N,), classes in alphabetical order. Returns N.
+    text: uint8, all paths one after the other in the file system's bytes; ends: int64 (N,), where each ends
+    in it; labels: int64 (N,).
     """
-    place, rows = listing[split]
-    label = {name: number for number, name in enumerate(sorted({row[0] for row in rows}))}
-    paths = [f"{place.name}/{name}/{file}".encode() for name, file in rows]
+    paths = [os.fsencode(f"{listed.place.name}/{name}/{file}") for name, file in listed.rows]
     ends = torch.tensor([len(path) for path in paths]).cumsum(0)
     text = torch.frombuffer(bytearray(b"".join(paths)), dtype=torch.uint8)
-    labels = torch.tensor([label[name] for name, _ in rows])
-    for name, array in {"text": text, "ends": ends, "labels": labels}.items():
+    for name, array in {"text": text, "ends": ends, "labels": listed.labels()}.items():
         write_array(target / f"{split}-{name}.npy", array)
-    return len(rows)
-
-
-def read_rgb(file: Path | IO[bytes], name: str) -> Image.Image:
-    """Decode an image file to RGB; raises ZtwError with its name when that cannot be done."""
-    try:
-        with Image.open(file) as image:
-            return image.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ZtwError(f"{name}: unreadable image ({error})") from error
-
-
-def decode_in_threads(
-    decode: Callable[..., np.ndarray], arguments: Iterator[tuple], total: int, what: str, report: Report
-) -> Iterator[np.ndarray]:
-    """Decode images in order, 1000 at a time; Pillow lets go of the GIL, and arguments are read meanwhile."""
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        for start in range(0, total, 1000):
-            report(f"{what}: {start}/{total} images")
-            futures = [pool.submit(decode, *each) for each in islice(arguments, 1000)]
-            yield np.stack([future.result() for future in futures])

@@ -6,7 +6,9 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +16,18 @@ import torch
 from torch import Tensor
 
 from ztw.data.decode import DECODERS, Splits, decode_by_torchvision, decode_folder
-from ztw.data.folders import class_stamps, list_images, stamped_files, write_listing
-from ztw.data.record import read_record, write_record, write_split
+from ztw.data.folders import Listed, list_images, write_listing
+from ztw.data.images import UnreadableImagesError, check_images, shown
+from ztw.data.lock import locked
+from ztw.data.record import joined, read_record, write_record, write_split
 from ztw.data.sources import find_files
 from ztw.errors import ZtwError, unknown
 from ztw.progress import Report
 from ztw.study.facts import DATASETS, IMAGE_FOLDER, STREAMED_FOLDER, DatasetFacts
 from ztw.study.settings import FolderSettings
 
-DECODER = 2  # raised when decoding or what is written changes, so that old files are not reused
+DECODER = 3  # raised when decoding or what is written changes, so that old files are not reused
+CONSTANT = 1e-4  # a channel's standard deviation below this is rounded to 0
 
 
 def prepare_dataset(
@@ -33,24 +38,31 @@ def prepare_dataset(
 ) -> dict[str, Any]:
     """Make a data set ready: files found and checked by SHA-256, decoded into `root`; or, streamed, listed there.
 
-    image_folders: name -> the user's own folder of images (train/ and test/ or val/).
-    Returns the record `ztw.data.splits.load_split` reads: where its arrays are, counts, classes, mean, std, ...
-    Raises ZtwError when no source has the files, one is altered, or the root cannot be written.
+    image_folders: name -> the user's own folder of images (train/ and test/ or val/). Every image is checked,
+    and what is left out is said to `report`. Several calls at once do it once.
+    Returns the record (`ztw.data.record`) that `ztw.data.splits.load_split` reads: the same as long as the
+    images are the same, wherever and whenever they were decoded.
+    Raises ZtwError when no source has the files, one is altered, or the root cannot be written, and
+    UnreadableImagesError naming all images that cannot be used.
     """
-    root = Path(root)
+    root = Path(root).expanduser().absolute()
     facts, folder = _facts(name, image_folders or {}), (image_folders or {}).get(name)
     _check_writable(root)
-    if facts.streamed:
-        record = _prepare_streamed(name, facts, folder or _below(root, name, facts), root, report)
-    elif folder:
-        record = _prepare_folder(name, folder, root, report)
-    else:
-        record = _prepare_files(name, facts, root, report)
+    with locked(root / f".prepare-{name}.lock", report):
+        if facts.streamed:
+            record = _prepare_streamed(name, facts, folder or _below(root, name, facts), root, report)
+        elif folder:
+            record = _prepare_folder(name, folder, root, report)
+        else:
+            record = _prepare_files(name, facts, root, report)
     # not properties of the decoded files, so that a corrected fact does not need decoding again
     record |= {"flip": facts.flip, "crop_padding": facts.crop_padding, "colour_jitter": facts.colour_jitter}
     if facts.mean and facts.std:
         record |= {"mean": list(facts.mean), "std": list(facts.std)}
-    report(f"{record['counts']['train']} training and {record['counts']['test']} test images in {root}")
+    record |= {"name": name, "root": str(root), "image_folder": folder.model_dump() if folder else None}
+    report(
+        f"{record['counts']['train']} training and {record['counts']['test']} test images in {shown(root)}"
+    )
     return record
 
 
@@ -70,7 +82,7 @@ def _check_writable(root: Path) -> None:
             pass
     except OSError as error:
         raise ZtwError(
-            f"data root {str(root)!r}: cannot be written ({error.strerror}); set data.root in the config,"
+            f"data root {shown(root)!r}: cannot be written ({error.strerror}); set data.root in the config,"
             " or ZTW_DATA, to a folder of yours"
         ) from error
 
@@ -81,34 +93,50 @@ def _prepare_files(name: str, facts: DatasetFacts, root: Path, report: Report) -
     if (record := read_record(target)) is not None:
         return record
     find_files(name, facts, root, report)
-    return _write_decoded(
-        target, DECODERS.get(name, decode_by_torchvision)(name, facts, root, report), report
-    )
+    splits = DECODERS.get(name, decode_by_torchvision)(name, facts, root, report)
+    with _removed_on_failure([target]):
+        return write_record(target, _write_decoded(dict.fromkeys(splits, target), splits, report))
 
 
 def _prepare_folder(name: str, folder: FolderSettings, root: Path, report: Report) -> dict[str, Any]:
-    """A user's folder, decoded again when an image of it changes."""
-    images = stamped_files(Path(folder.path))
-    target = _target(root, name, [folder.path, folder.size, images])
-    if (record := read_record(target)) is not None:
-        return record
-    return _write_decoded(target, decode_folder(images, folder.size, report), report)
+    """A user's folder; a split is decoded again when an image of it changes."""
+    listing = list_images(_path(folder), None, report)
+    targets = _targets(root, name, folder.size, listing)
+    records = {split: read_record(target) for split, target in targets.items()}
+    missing = [split for split, record in records.items() if record is None]
+    with _removed_on_failure([targets[split] for split in missing]):
+        splits = decode_folder({split: listing[split] for split in missing}, folder.size, report)
+        facts = _write_decoded(targets, splits, report) if missing else {}
+        for split in missing:
+            records[split] = write_record(
+                targets[split], {**facts, "counts": {split: facts["counts"][split]}}
+            )
+    return joined([record for record in records.values() if record])
 
 
 def _prepare_streamed(
     name: str, facts: DatasetFacts, folder: FolderSettings, root: Path, report: Report
 ) -> dict[str, Any]:
-    """List a folder's images once; it is listed again when a class folder gains or loses a file."""
-    path = Path(folder.path).absolute()
-    target = _target(root, name, [str(path), class_stamps(path)])
-    record = read_record(target)
-    if record is None:
-        report(f"listing {path}")
-        listing = list_images(path, facts.classes)
-        counts = {split: write_listing(target, listing, split) for split in listing}
-        classes = len({name for name, _ in listing["train"][1]})
-        record = write_record(target, {"classes": classes, "channels": facts.channels, "counts": counts})
+    """Check and list a folder's images once; a split is listed again when an image of it changes."""
+    path = _path(folder)
+    report(f"listing {shown(path)}")
+    listing = list_images(path, facts.classes, report)
+    targets = _targets(root, name, "streamed", listing)
+    records = {split: read_record(target) for split, target in targets.items()}
+    missing = [split for split, record in records.items() if record is None]
+    paths = chain.from_iterable(listing[split].paths() for split in missing)
+    if problems := check_images(paths, sum(len(listing[split].rows) for split in missing), report):
+        raise UnreadableImagesError(problems)
+    for split in missing:
+        write_listing(targets[split], listing[split], split)
+        facts_of = {"channels": facts.channels, "counts": {split: len(listing[split].rows)}}
+        records[split] = write_record(targets[split], facts_of | _named(listing[split].classes))
+    record = joined([record for record in records.values() if record])
     return record | {"streamed": True, "folder": str(path), "size": folder.size}
+
+
+def _path(folder: FolderSettings) -> Path:
+    return Path(folder.path).expanduser().absolute()
 
 
 def _below(root: Path, name: str, facts: DatasetFacts) -> FolderSettings:
@@ -116,10 +144,18 @@ def _below(root: Path, name: str, facts: DatasetFacts) -> FolderSettings:
     path = root / name
     if not path.is_dir():
         raise ZtwError(
-            f"{name}: not found. By hand: put train/<class>/ and val/<class>/ with its images below {path}"
+            f"{name}: not found. By hand: put train/<class>/ and val/<class>/ with its images below {shown(path)}"
             f" (from {facts.source})"
         )
     return FolderSettings(path=str(path), size=int(facts.size or 0), stream=True)
+
+
+def _targets(root: Path, name: str, size: int | str, listing: Mapping[str, Listed]) -> dict[str, Path]:
+    """Where each split of a folder is kept: elsewhere when one of its images, or their size, changes."""
+    return {
+        split: _target(root, name, [size, split, shown(listed.place.name), listed.stamp])
+        for split, listed in listing.items()
+    }
 
 
 def _target(root: Path, name: str, key: Any) -> Path:
@@ -128,31 +164,63 @@ def _target(root: Path, name: str, key: Any) -> Path:
     return root / "decoded" / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
-def _write_decoded(target: Path, splits: Splits, report: Report) -> dict[str, Any]:
-    report("decoding")
+@contextmanager
+def _removed_on_failure(targets: list[Path]) -> Iterator[None]:
+    """What is there without a record may be gigabytes."""
     try:
-        pixels = {split: write_split(target, split, part) for split, part in splits.items()}
+        yield
     except BaseException:
-        shutil.rmtree(target, ignore_errors=True)  # what is there without a record may be gigabytes
+        for target in targets:
+            shutil.rmtree(target, ignore_errors=True)
         raise
-    train = splits["train"]
-    mean, std = _statistics(pixels["train"])
-    channels, size, _ = train.shape
-    facts = {
-        "classes": int(train.labels.max()) + 1,
-        "channels": channels,
-        "size": size,
-        "counts": {split: len(part.labels) for split, part in splits.items()},
-        "mean": mean,
-        "std": std,
-    }
-    return write_record(target, facts)
 
 
-def _statistics(counts: Tensor) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation per channel of pixels in [0, 1], to four digits; counts: of `write_split`."""
+def _write_decoded(targets: Mapping[str, Path], splits: Splits, report: Report) -> dict[str, Any]:
+    """Write the images and labels of splits, each into its folder; returns what is known of the data set.
+
+    Raises UnreadableImagesError for all splits together. mean and std are there where the training images are.
+    """
+    report("decoding")
+    pixels: dict[str, Tensor] = {}
+    problems: list[str] = []
+    for split, part in splits.items():
+        try:
+            pixels[split] = write_split(targets[split], split, part)
+        except UnreadableImagesError as error:
+            problems += error.problems
+        except ZtwError:  # Tiny ImageNet's digest, which an unreadable image changes
+            if not problems:
+                raise
+    if problems:
+        raise UnreadableImagesError(problems)
+    part = next(iter(splits.values()))
+    channels, size, _ = part.shape
+    names = part.class_names or [str(label) for label in range(int(part.labels.max()) + 1)]
+    counts = {split: len(part.labels) for split, part in splits.items()}
+    facts = {**_named(names), "channels": channels, "size": size, "counts": counts}
+    return facts | (_statistics(pixels["train"], report) if "train" in pixels else {})
+
+
+def _named(classes: list[str]) -> dict[str, Any]:
+    """What a record says of the classes."""
+    return {"classes": len(classes), "class_names": classes}
+
+
+def _statistics(counts: Tensor, report: Report) -> dict[str, list[float]]:
+    """Mean and standard deviation per channel of pixels in [0, 1], to four digits; counts: of `write_split`.
+
+    A channel that is constant gets a standard deviation of 1: it becomes 0, and the others train.
+    """
     counts = counts.double()
     values = torch.arange(256, dtype=torch.float64) / 255
     mean = counts @ values / counts.sum(1)
-    variance = counts @ values.square() / counts.sum(1) - mean.square()
-    return [round(v, 4) for v in mean.tolist()], [round(v, 4) for v in variance.sqrt().tolist()]
+    # not E[x^2] - E[x]^2, which rounding makes negative for a constant
+    variance = (counts * (values - mean[:, None]).square()).sum(1) / counts.sum(1)
+    std = variance.sqrt()
+    for channel in (std < CONSTANT).nonzero().flatten().tolist():
+        report(
+            f"channel {channel} of 0..{len(std) - 1} is constant over the training images (std"
+            f" {float(std[channel]):.2g}): it is normalised by 1, and tells the network nothing"
+        )
+        std[channel] = 1.0
+    return {"mean": [round(v, 4) for v in mean.tolist()], "std": [round(v, 4) for v in std.tolist()]}

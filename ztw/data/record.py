@@ -1,8 +1,13 @@
-"""What is kept of a prepared data set: .npy files, read through a memory map, and a record of what they are."""
+"""What is kept of a prepared data set: .npy files, read through a memory map, and a record of what they are.
+
+A record is written twice: beside the files, with their stamps, and in a study, without, so that files which are
+made again leave the study's record as it is. It says of the whole set `name`, `classes`, `class_names`,
+`channels`, `size`, `mean`, `std`, ..., and of each split what PER_SPLIT lists.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,16 +19,25 @@ from torch import Tensor
 from ztw.errors import ZtwError
 from ztw.files import atomic, read_json, sha256, write_json
 
-HINT = "delete it and the study's data/*.json, and run again"
+# of a record: split -> how many images, split -> the folder of its files, file -> SHA-256
+PER_SPLIT = ("counts", "decoded", "sha256")
+
+
+class NotAsRecordedError(ZtwError):
+    """A file of a prepared data set is missing, truncated or altered."""
 
 
 @dataclass
 class Split:
-    """One split on its way into files: labels int64 (N,); the images come in chunks, uint8 (B, C, size, size)."""
+    """One split on its way into files: labels int64 (N,); the images come in chunks, uint8 (B, C, size, size).
+
+    class_names: in the order of the labels, None where they are but numbers.
+    """
 
     labels: Tensor
     shape: tuple[int, int, int]  # (C, size, size)
     chunks: Iterable[np.ndarray]
+    class_names: list[str] | None = None
 
 
 def write_split(folder: Path, name: str, split: Split) -> Tensor:
@@ -54,46 +68,71 @@ def write_array(path: Path, array: Tensor) -> None:
         np.save(file, array.numpy())
 
 
-def open_array(record: dict[str, Any], name: str) -> Tensor:
+def open_array(record: dict[str, Any], split: str, what: str) -> Tensor:
     """An array of a prepared data set, memory-mapped: what is read of it comes from the file when it is used.
 
-    record: of `read_record` or `write_record`; name: of the file, without .npy.
-    Raises ZtwError when the file is missing, truncated or altered.
+    record: of a study; what: "images", "labels", ...
+    Raises NotAsRecordedError when the file is missing, truncated or altered.
     """
-    path = Path(record["decoded"]) / f"{name}.npy"
-    try:
-        if not _is_unaltered(path, record):
-            raise ZtwError(f"{path}: altered or truncated since it was decoded (its SHA-256 differs); {HINT}")
-        return torch.from_numpy(np.load(path, mmap_mode="c"))  # private: torch takes no read-only arrays
-    except OSError as error:
-        raise ZtwError(f"{path}: missing, or cannot be read ({error.strerror}); {HINT}") from error
+    path = Path(record["decoded"][split]) / f"{split}-{what}.npy"
+    if not path.exists():
+        raise NotAsRecordedError(f"{path}: missing")
+    if not _is_unaltered(path, record["sha256"][path.name], _beside(path.parent)):
+        raise NotAsRecordedError(f"{path}: altered or truncated since it was written (its SHA-256 differs)")
+    return torch.from_numpy(np.load(path, mmap_mode="c"))  # private: torch takes no read-only arrays
 
 
 def write_record(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
     """Write record.json of the arrays in `folder`: facts, and each file's SHA-256 and stamp.
 
-    Returns it with "decoded", the folder, which is not written: a data root may be moved.
+    facts: with "counts" of the splits that are there. Returns it as a study has it: with "decoded", the
+    folder, which is not written, for a data root may be moved, and without stamps.
     """
     files = sorted(folder.glob("*.npy"))
-    hashes = {path.name: sha256(path) for path in files}
-    record = {**facts, "sha256": hashes, "stamps": {path.name: _stamp(path) for path in files}}
-    write_json(folder / "record.json", record)
-    return {**record, "decoded": str(folder)}
+    record = {**facts, "sha256": {path.name: sha256(path) for path in files}}
+    write_json(folder / "record.json", {**record, "stamps": {path.name: _stamp(path) for path in files}})
+    return _with_folder(record, folder)
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
     """What `write_record` returned, if its files are still what was written, else None."""
-    if not (folder / "record.json").exists():
+    if not (record := _beside(folder)):
         return None
-    record = read_json(folder / "record.json")
-    files = [folder / name for name in record["sha256"]]
-    if not all(path.exists() and _is_unaltered(path, record) for path in files):
+    files = {folder / name: expected for name, expected in record["sha256"].items()}
+    if not all(path.exists() and _is_unaltered(path, expected, record) for path, expected in files.items()):
         return None
     stamps = {path.name: _stamp(path) for path in files}
-    if record["stamps"] != stamps:  # files that were moved: spare the next hashing
-        record["stamps"] = stamps
-        write_json(folder / "record.json", record)
-    return {**record, "decoded": str(folder)}
+    if stamps != record.pop("stamps"):  # files that were moved: spare the next hashing
+        write_json(folder / "record.json", {**record, "stamps": stamps})
+    return _with_folder(record, folder)
+
+
+def _with_folder(record: dict[str, Any], folder: Path) -> dict[str, Any]:
+    return {**record, "decoded": {split: str(folder) for split in record["counts"]}}
+
+
+def joined(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One record of several splits: facts of the whole set from the first, where they are told apart."""
+    per_split = {key: {k: v for record in records for k, v in record[key].items()} for key in PER_SPLIT}
+    return {**records[0], **per_split}
+
+
+def read_study_record(files: str | Sequence[str]) -> dict[str, Any]:
+    """The record of a study, from its file, or from one of each split, the training images' first.
+
+    Raises ZtwError naming a file that is missing or broken.
+    """
+    records = [read_json(file) for file in ([files] if isinstance(files, str) else files)]
+    return joined(records) if len(records) > 1 else records[0]
+
+
+def of_split(record: dict[str, Any], split: str) -> dict[str, Any]:
+    """The part of a record that one split's images decide."""
+    return record | {
+        "counts": {split: record["counts"][split]},
+        "decoded": {split: record["decoded"][split]},
+        "sha256": {file: s for file, s in record["sha256"].items() if file.startswith(f"{split}-")},
+    }
 
 
 def _stamp(path: Path) -> list[int]:
@@ -102,6 +141,15 @@ def _stamp(path: Path) -> list[int]:
     return [status.st_size, status.st_mtime_ns]
 
 
-def _is_unaltered(path: Path, record: dict[str, Any]) -> bool:
-    """Whether a file is what the record says, by its stamp or else by its SHA-256."""
-    return record["stamps"][path.name] == _stamp(path) or sha256(path) == record["sha256"][path.name]
+def _beside(folder: Path) -> dict[str, Any]:
+    """The record that was written beside the files of a folder, {} where there is none that can be read."""
+    try:
+        return read_json(folder / "record.json")
+    except ZtwError:
+        return {}
+
+
+def _is_unaltered(path: Path, expected: str, beside: dict[str, Any]) -> bool:
+    """Whether a file's SHA-256 is the expected one; what is recorded beside it spares computing it."""
+    known = beside.get("sha256", {}).get(path.name) == expected
+    return (known and beside["stamps"].get(path.name) == _stamp(path)) or sha256(path) == expected

@@ -8,27 +8,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ztw.data.again import make_again
 from ztw.data.dataset import Data
 from ztw.data.decoded import ImageSet
-from ztw.data.record import open_array
+from ztw.data.record import NotAsRecordedError, open_array
 from ztw.data.streamed import StreamedSet
 from ztw.errors import ZtwError
+from ztw.progress import Report
 from ztw.study.settings import DataSettings
 
 # What a study may choose; where it is null the record says it
 CHOSEN = ("flip", "crop_padding", "colour_jitter", "jitter_order", "mean", "std")
 
 
-def load_split(record: dict[str, Any], split: str) -> Data:
+def load_split(record: dict[str, Any], split: str, report: Report = lambda text: None) -> Data:
     """Open one split that `ztw.data.prepare.prepare_dataset` has made ready; images are read when they are used.
 
     record: what `prepare_dataset` returned, perhaps with a study's flip, crop_padding, colour_jitter,
-    jitter_order, mean, std, workers; split: "train" or "test".
-    Raises ZtwError when a file of it is missing, truncated or not what the record says.
+    jitter_order, mean, std, workers; split: "train" or "test". Files that are missing or altered are made again,
+    which `report` hears of.
+    Raises ZtwError when what is made again is not what the record says.
     """
-    streamed = record.get("streamed", False)
-    names = ("text", "ends", "labels") if streamed else ("images", "labels")
-    arrays = {name: open_array(record, f"{split}-{name}") for name in names}
+    arrays = _arrays(record, split, report)
     common = {
         "labels": arrays["labels"],
         "classes": record["classes"],
@@ -38,7 +39,7 @@ def load_split(record: dict[str, Any], split: str) -> Data:
         "colour_jitter": record["colour_jitter"],
         "jitter_order": record.get("jitter_order", "fixed"),
     }
-    if not streamed:
+    if "images" in arrays:
         return ImageSet(stored=arrays["images"], crop_padding=record["crop_padding"], **common)
     folder, files = Path(record["folder"]), (arrays["text"], arrays["ends"])
     return StreamedSet(
@@ -46,21 +47,47 @@ def load_split(record: dict[str, Any], split: str) -> Data:
     )
 
 
-def open_split(record: dict[str, Any], settings: DataSettings, split: str) -> Data:
+def _arrays(record: dict[str, Any], split: str, report: Report) -> dict[str, Tensor]:
+    """The arrays of a split, made again where they are not as recorded."""
+    names = ("text", "ends", "labels") if record.get("streamed") else ("images", "labels")
+    try:
+        return {name: open_array(record, split, name) for name in names}
+    except NotAsRecordedError as error:
+        report(f"{error}; making it again")
+    make_again(record, report)
+    try:
+        return {name: open_array(record, split, name) for name in names}
+    except NotAsRecordedError as error:
+        raise ZtwError(
+            f"{error}, and cannot be made again as it was: the images of {record['name']}, or what decodes them,"
+            " changed since this study began; delete the study's data/ and run again, which trains again"
+        ) from error
+
+
+def open_split(
+    record: dict[str, Any], settings: DataSettings, split: str, report: Report = lambda text: None
+) -> Data:
     """All of "train" or "test", augmented and normalised as a study wants it; raises ZtwError as `load_split`."""
     given = {key: value for key in CHOSEN if (value := getattr(settings, key)) is not None}
-    return load_split({**record, **given}, split)
+    return load_split({**record, **given}, split, report)
 
 
-def cell_splits(record: dict[str, Any], settings: DataSettings, seed: int) -> dict[str, Data]:
+def cell_splits(
+    record: dict[str, Any], settings: DataSettings, seed: int, report: Report = lambda text: None
+) -> dict[str, Data]:
     """ "train", "validation" and "test" as a study wants them: the same in every job of a cell.
 
-    record: of `ztw.data.prepare.prepare_dataset`. The validation part is taken from the training images,
-    or from the test images where weights that were not trained here have seen all of the former.
+    record: of `ztw.data.prepare.prepare_dataset`; with one split alone, what can be had of it. The validation
+    part is taken from the training images, or from the test images where weights that were not trained here
+    have seen all of the former.
     Raises ZtwError as `load_split` and `held_out_split` do.
     """
-    splits = {split: open_split(record, settings, split) for split in ("train", "test")}
-    source = splits[settings.validation_from]
+    splits = {split: open_split(record, settings, split, report) for split in record["counts"]}
+    source = splits.get(settings.validation_from)
+    if source is None:
+        return splits
+    if not settings.validation_fraction:
+        return splits
     rest, held_out = held_out_split(source.labels, settings.validation_fraction, seed)
     return {**splits, settings.validation_from: source.take(rest), "validation": source.take(held_out)}
 

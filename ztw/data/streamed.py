@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ztw.data.augmentation import jitter_colours, normalise
 from ztw.data.dataset import Data, batch_indices
-from ztw.data.folders import read_rgb
+from ztw.data.images import read_rgb
 from ztw.errors import ZtwError
 
 CPU = torch.device("cpu")
@@ -62,7 +63,7 @@ class StreamedSet(Data):
         row = position if self.index is None else int(self.index[position])
         text, ends = self.files
         start = int(ends[row - 1]) if row else 0
-        return self.folder / bytes(text[start : int(ends[row])].numpy()).decode()
+        return self.folder / os.fsdecode(bytes(text[start : int(ends[row])].numpy()))
 
     def batches(
         self, batch_size: int, generator: torch.Generator | None = None, augmented: bool = False

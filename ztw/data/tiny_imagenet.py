@@ -15,7 +15,7 @@ from typing import IO
 import numpy as np
 import torch
 
-from ztw.data.folders import decode_in_threads, read_rgb
+from ztw.data.images import decode_in_threads, read_rgb
 from ztw.data.record import Split
 from ztw.data.sources import find_archive
 from ztw.errors import ZtwError
@@ -35,7 +35,7 @@ def decode_tiny_imagenet(name: str, facts: DatasetFacts, root: Path, report: Rep
         labels = torch.tensor([classes.index(wnid) for _, wnid in rows])
         arguments = _tree_arguments(digest, [file for file, _ in rows], size)
         chunks = decode_in_threads(_decode_exactly, arguments, len(rows), f"decoding {split}", report)
-        splits[split] = Split(labels, (3, size, size), chunks)
+        splits[split] = Split(labels, (3, size, size), chunks, classes)
     splits["test"].chunks = _verified(splits["test"].chunks, digest, facts.digest)
     return splits
 

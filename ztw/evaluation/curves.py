@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from ztw.exits.sweep import Curve, sweep
 from ztw.exits.thresholds import Candidates, candidates
+from ztw.files import check_seal
 
 if TYPE_CHECKING:  # only types: the wording of a key must not count as a change of what is computed
     from ztw.study.settings import Cell, MethodSettings
@@ -32,6 +34,14 @@ class Costs:
     base: float
 
 
+def read_curves(files: Iterable[str]) -> pd.DataFrame:
+    """The rows of several methods' curves, as the job `evaluate` wrote them; ZtwError for an altered file."""
+    files = list(files)
+    for file in files:
+        check_seal(file)
+    return pd.concat([pd.read_parquet(file) for file in files])
+
+
 def offered_to(answers: Answers, unit: Costs, method: MethodSettings, points: int) -> Candidates:
     """The thresholds a method may run with, as chosen on one split."""
     return candidates(method.thresholds, answers.logits, answers.labels, unit.cost, method.rule, points)
@@ -44,9 +54,16 @@ def swept(answers: Answers, unit: Costs, rule: str, offered: Candidates) -> Curv
 
 
 def method_curves(
-    validation: Answers, test: Answers, unit: Costs, method: MethodSettings, points: int
+    validation: Answers | None, test: Answers, unit: Costs, method: MethodSettings, points: int
 ) -> pd.DataFrame:
-    """The curves of both splits as rows; thresholds from the validation split, shared ones from both."""
+    """The curves of both splits as rows; thresholds from the validation split, shared ones from both.
+
+    Where nothing is held out: the curve of the test split alone.
+    """
+    if validation is None:
+        return _rows(
+            swept(test, unit, method.rule, offered_to(test, unit, method, points)), "test", unit.base
+        )
     offered = offered_to(validation, unit, method, points)
     on_validation = swept(validation, unit, method.rule, offered)
     if method.thresholds == "shared":

@@ -44,7 +44,7 @@ class Evaluation:
 
 
 def evaluate_method(
-    validation: Answers,
+    validation: Answers | None,
     test: Answers,
     costs: Mapping[str, Costs],
     method: MethodSettings,
@@ -52,16 +52,17 @@ def evaluate_method(
 ) -> Evaluation:
     """Sweep one method and pick its thresholds for every budget.
 
-    costs: "macs", and "paper_ops" where a protocol wants it. Protocol `held-out` picks on the
+    validation: None where nothing is held out; protocols and thresholds then need none, and nothing is scaled
+    by a temperature. costs: "macs", and "paper_ops" where a protocol wants it. Protocol `held-out` picks on the
     validation split, `paper` and `published` on the test split, the last by the published operation
     counter; accuracy and cost are always the test split's.
     """
     correct: dict[str, Tensor] = {}
-    temperatures = fit_temperatures(validation.logits, validation.labels)
+    temperatures = None if validation is None else fit_temperatures(validation.logits, validation.labels)
     metrics = [metric_rows(_of_exits(test, costs["macs"], temperatures))]
     for protocol in evaluation.protocols:
         unit = costs["paper_ops" if protocol == "published" else "macs"]
-        chooser = validation if protocol == "held-out" else test
+        chooser = validation if protocol == "held-out" and validation is not None else test
         # how calibrated the answers at a budget are: of the first protocol, the one a reader looks at
         scale = temperatures if protocol == evaluation.protocols[0] else None
         found, answered = _at_budgets(chooser, test, unit, method, evaluation, scale)
@@ -71,13 +72,13 @@ def evaluate_method(
     return Evaluation(curves, pd.concat(metrics, ignore_index=True), correct)
 
 
-def _of_exits(test: Answers, unit: Costs, temperatures: Tensor) -> list[Metric]:
+def _of_exits(test: Answers, unit: Costs, temperatures: Tensor | None) -> list[Metric]:
     """What each exit is worth if all samples left there, and how often the last one is a loss."""
     per_exit = {
         "accuracy": exit_accuracy(test.logits, test.labels),
         "hindsight_improvability": hindsight_improvability(test.logits, test.labels),
         "relative_cost": unit.cost / unit.base,
-        "temperature": temperatures,
+        **({} if temperatures is None else {"temperature": temperatures}),
         **calibration(test.logits, test.labels, temperatures),
     }
     found = [

@@ -15,21 +15,47 @@ LOG_FLOOR = float(torch.tensor(torch.finfo(torch.float32).tiny).log())
 
 
 def check_logits(logits: Tensor, labels: Tensor | None = None, cost: Tensor | None = None) -> None:
-    """Raise ZtwError unless logits (K, N, C), labels (N,) and cost (K,) are what they should be."""
+    """Raise ZtwError unless logits (K, N, C), labels (N,) and cost (K,) are what they should be.
+
+    -inf is a class of probability 0, e.g. in log-probabilities or where classes are masked, and is allowed
+    beside finite values; +inf, NaN and a sample of -inf alone are no distribution. labels: see `class_labels`.
+    """
     if logits.dim() != 3 or 0 in logits.shape:
         raise ZtwError(f"logits: shape {tuple(logits.shape)}, must be (exits, samples, classes), none 0")
-    if logits.max().isnan():  # the maximum of anything and NaN is NaN: one pass, nothing stored
-        raise ZtwError(f"logits: {int(logits.isnan().sum())} values are NaN")
+    _check_largest(logits)
     if labels is not None:
         if labels.shape != logits.shape[1:2]:
             raise ZtwError(f"labels: shape {tuple(labels.shape)}, must be ({logits.shape[1]},)")
+        labels = class_labels(labels)
         if labels.min() < 0 or labels.max() >= logits.shape[2]:
-            raise ZtwError(f"labels: must lie in 0..{logits.shape[2] - 1}, got up to {int(labels.max())}")
+            raise ZtwError(
+                f"labels: must lie in 0..{logits.shape[2] - 1}, got {int(labels.min())}..{int(labels.max())}"
+            )
     if cost is not None:
         if cost.shape != logits.shape[:1]:
             raise ZtwError(f"cost: shape {tuple(cost.shape)}, must be ({logits.shape[0]},)")
         if not (cost > 0).all() or not (cost.diff() > 0).all():
             raise ZtwError(f"cost: must be positive and strictly increasing, got {cost.tolist()}")
+
+
+def _check_largest(logits: Tensor) -> None:
+    largest = logits.amax(-1)  # of anything and NaN it is NaN
+    if largest.isfinite().all():
+        return
+    if count := int(logits.isnan().sum()):
+        raise ZtwError(f"logits: {count} values are NaN")
+    if count := int((logits == torch.inf).sum()):
+        found = f"{count} values are +inf"
+    else:
+        found = f"{int((largest == -torch.inf).sum())} samples' values are all -inf"
+    raise ZtwError(f"logits: {found}: a sample's largest is infinite, must be finite")
+
+
+def class_labels(labels: Tensor) -> Tensor:
+    """Labels (N,) of any integer type as int64, which indexing needs; raises ZtwError for others."""
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise ZtwError(f"labels: {labels.dtype}, must be integers")
+    return labels.long()
 
 
 def floored(logits: Tensor) -> Tensor:
@@ -43,4 +69,6 @@ def read_predictions(path: Path | str) -> tuple[Tensor, Tensor]:
     Raises ZtwError when it is missing, truncated or no such file.
     """
     tensors = read_tensors(path)
-    return tensors["logits"], tensors["labels"]
+    if missing := {"logits", "labels"} - tensors.keys():
+        raise ZtwError(f"{path}: has no {' and no '.join(sorted(missing))}; is it a file of predictions?")
+    return tensors["logits"], class_labels(tensors["labels"])

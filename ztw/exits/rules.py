@@ -165,13 +165,17 @@ class Entropy(ThresholdRule):
 
 @dataclass(frozen=True)
 class Patience(ExitRule):
-    """Leave at the first exit that ends `t` consecutive agreements of the argmax (PABEE 2020)."""
+    """Leave at the first exit that ends `t` consecutive agreements of the argmax (PABEE 2020).
+
+    t = 0 lets everything leave at exit 1. ZTW's released comparison counts equal answers, the first one
+    included: its p is t + 1. PABEE's own patience is t for t >= 1; its 0 means the whole network.
+    """
 
     t: int
 
     def __post_init__(self) -> None:
-        if self.t < 1:
-            raise ZtwError(f"patience {self.t!r}: must be at least 1")
+        if self.t < 0:
+            raise ZtwError(f"patience {self.t!r}: must be at least 0")
 
     @staticmethod
     def score(logits: Tensor, state: State) -> tuple[Tensor, State]:
@@ -190,8 +194,8 @@ class Patience(ExitRule):
 
     @staticmethod
     def grid(scores: Tensor, points: int) -> Tensor:
-        """1 ... K-1; the last of them runs the whole network."""
-        return torch.arange(1, max(2, len(scores)), dtype=torch.float64)
+        """0 ... K-1; the first lets everything leave at exit 1, the last runs the whole network."""
+        return torch.arange(max(1, len(scores)), dtype=torch.float64)
 
 
 RULES: dict[str, type[ExitRule]] = {

@@ -11,7 +11,7 @@ from ztw.evaluation.curves import Answers, Costs, label
 from ztw.evaluation.methods import evaluate_method
 from ztw.evaluation.metric_rows import backbone_metrics, metric_records
 from ztw.evaluation.metrics import exit_accuracy
-from ztw.files import atomic, write_json
+from ztw.files import sealed, write_json
 from ztw.jobs.cell import CellNetworks
 from ztw.models.checkpoints import versions
 from ztw.models.network import IC_MODES, EarlyExitNetwork
@@ -40,7 +40,7 @@ def evaluate(
         )
         found = evaluate_method(validation, test, costs, method, evaluation)
         metrics = pd.concat([found.metrics, backbone_metrics(costs["macs"].base, accuracy)])
-        with atomic(curves_file) as scratch:
+        with sealed(curves_file) as scratch:
             label(found.curves, networks.cell, name).to_parquet(scratch, index=False)
         write_tensors(answers_file, found.correct)
         write_method(metrics_file, networks.cell, (name, method), metrics)

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import pandas as pd
 from matplotlib.figure import Figure
 
+from ztw.evaluation.curves import read_curves
 from ztw.progress import Report
 from ztw.reporting.exit_figures import exit_accuracies, exit_shares, improvabilities
 from ztw.reporting.figures import accuracy_against_cost, accuracy_against_time
@@ -51,7 +51,7 @@ def _figures(
 ) -> Iterator[tuple[str, Figure]]:
     title, protocol, order = ", ".join(names), evaluation.protocols[0], list(methods)
     metrics = read_metrics(files.metrics, *names)
-    curves = pd.concat([pd.read_parquet(file) for file in files.curves])
+    curves = read_curves(files.curves)
     yield "accuracy_cost", accuracy_against_cost(curves, metrics, methods, title)
     yield "exit_accuracy", exit_accuracies(metrics, order, title)
     yield "hindsight_improvability", improvabilities(metrics, order, title)

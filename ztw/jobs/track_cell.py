@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pandas as pd
-
+from ztw.evaluation.curves import read_curves
 from ztw.files import read_json, write_json
+from ztw.progress import Report
 from ztw.reporting.figures import accuracy_against_cost
 from ztw.reporting.results import from_files
 from ztw.reporting.style import save
@@ -22,8 +22,9 @@ if TYPE_CHECKING:  # only types: the wording of a key must not count as a change
 
 @dataclass(frozen=True)
 class CellFacts:
-    """What the jobs of a cell wrote down; metrics, curves: a file a method, in the methods' order."""
+    """What other jobs wrote down; store: `start_tracking`; metrics, curves: a file a method, in the methods' order."""
 
+    store: str
     backbone: str
     ics: Sequence[str]
     ensembles: Sequence[str]
@@ -36,16 +37,16 @@ def track_cell(
     study: str,
     methods: Mapping[str, MethodSettings],
     files: CellFacts,
-    store: str,
     output: str,
+    report: Report,
 ) -> None:
     """Draw accuracy against cost beside `output`, log everything, and write the runs' ids to `output`.
 
-    store: what the job `start_tracking` wrote. Raises ZtwError when the store cannot be reached.
+    Raises ZtwError when the store cannot be reached.
     """
     stem = str(Path(output).with_name("accuracy_cost"))
     title = f"{cell.dataset}, {cell.arch}, seed {cell.seed}"
-    curves = pd.concat([pd.read_parquet(file) for file in files.curves])
+    curves = read_curves(files.curves)
     save(accuracy_against_cost(curves, from_files(files.metrics), methods, title), stem)
     parts = {
         "backbone": [files.backbone],
@@ -56,4 +57,4 @@ def track_cell(
     artifacts = {method: [curve] for method, curve in zip(methods, files.curves, strict=True)}
     artifacts["cell"] = [f"{stem}.png"]
     results = CellResults(cell, study, code_version(), parts, artifacts)
-    write_json(output, log_cell(read_json(store), results))
+    write_json(output, log_cell(read_json(files.store), results, report))

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from ztw.errors import unknown
+from ztw.models.inputs import Shape, examine, give
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ class Backbone(nn.Module):
     """A network cut into stages; an exit can be placed after each.
 
     stages: modules applied in order, one per block (the stem belongs to the first);
-    classifier: maps the last stage's output to logits (N, classes).
+    classifier: maps the last stage's output to logits (N, classes). Either may work in place or flatten by
+    `view`: it is then given a copy, or a contiguous one, of what it is called with, and nobody sees a change.
     """
 
     def __init__(
@@ -53,12 +55,32 @@ class Backbone(nn.Module):
         self.stages = nn.ModuleList(stages)
         self.classifier = classifier
         # Measured rather than computed, so that a new backbone needs no formula of its own.
-        self.eval()
-        with torch.no_grad():
-            outputs = list(self.features(torch.zeros(1, *input_shape)))
-            self.classes = int(self.classifier(outputs[-1]).shape[1])
-        self.feature_shapes = [tuple(output.shape[1:]) for output in outputs]
+        shapes, self.needs = list[Shape]([input_shape]), dict[str, list[str]]()
+        for name, part in self._parts():
+            shape, self.needs[name] = examine(part, shapes[-1])
+            shapes.append(shape)
+        self.feature_shapes, self.classes = shapes[1:-1], shapes[-1][0]
+        self.give_needs()
         self.train()
+
+    def _parts(self) -> Iterator[tuple[str, nn.Module]]:
+        """Stages and classifier, by name."""
+        yield from ((f"stages.{number}", stage) for number, stage in enumerate(self.stages))
+        yield "classifier", self.classifier
+
+    def give_needs(self) -> None:
+        """See to it that no part changes its input; again where stages have been replaced."""
+        for name, part in self._parts():
+            give(part, self.needs[name])
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.give_needs()  # torch.fx forgets the hooks of what it copies
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        self.give_needs()  # after a change to channels_last
+        return self
 
     def features(self, images: Tensor) -> Iterator[Tensor]:
         """Yield the output of every stage in turn, for images (N, C, H, W)."""

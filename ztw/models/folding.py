@@ -35,6 +35,7 @@ def fold_batch_norm(network: Network) -> Network:
     for number, stage in enumerate(backbone.stages):
         backbone.stages[number] = _fold(stage, f"{backbone.arch}: stage {number}")
     backbone.classifier = _fold(backbone.classifier, f"{backbone.arch}: classifier")
+    backbone.give_needs()
     return folded
 
 

@@ -1,25 +1,22 @@
-"""Weights from elsewhere: downloaded and checked, read without running code, matched to a backbone strictly."""
+"""Weights from elsewhere: downloaded and checked, and matched to a backbone strictly."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote, urlsplit
 
-import torch
 from torch import Tensor
 
 from ztw.download import download
 from ztw.errors import ZtwError
 from ztw.files import sha256 as digest
 from ztw.models.backbone import Backbone
+from ztw.models.foreign_files import read_foreign as read_foreign  # how they are read belongs to it
 from ztw.progress import Report
-from ztw.tensors import read_tensors
 
-NESTS = ("state_dict", "model", "net")  # keys under which training scripts put the weights
-PREFIXES = ("module.", "_orig_mod.")  # what DataParallel and torch.compile put before every name
 COUNTER = "num_batches_tracked"  # of BatchNorm; older files lack it, and nothing is computed from it
 SHOWN = 3  # mismatches an error shows
 
@@ -43,76 +40,146 @@ def fetch_weights(url: str, sha256: str, root: Path | str, report: Report = lamb
     return target
 
 
-def read_foreign(path: Path | str) -> dict[str, Tensor]:
-    """The tensors of a safetensors file or of a torch file, in their order; runs no code of the file.
+# below which of these a training framework puts the network, where there are several that would fit
+PREFERRED = ("", "model.", "net.", "network.", "module.", "backbone.", "encoder.")
 
-    Unwraps what training scripts wrap around them: {"state_dict": ...}, names that begin with "module.".
-    Raises ZtwError when the file is neither, or holds no weights.
+
+@dataclass(frozen=True)
+class Match:
+    """Entries of a file that correspond to a backbone's, (theirs, ours) in the order of the file.
+
+    how: "by name" or "in order"; prefix: of their names in the file; replaced: the backbone's entries of
+    another number of classes.
     """
-    content: Any = read_tensors(path, "is it the right file?") if _is_safetensors(path) else _read_torch(path)
-    while nest := next((key for key in NESTS if isinstance(_get(content, key), Mapping)), None):
-        content = content[nest]
-    if not isinstance(content, Mapping) or not content:
-        raise ZtwError(f"{path}: holds a {type(content).__name__}, not weights by name (a state dict)")
-    for key, value in content.items():
-        if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise ZtwError(f"{path}: {key!r} is a {type(value).__name__}; expected weights by name alone")
-    state: dict[str, Tensor] = dict(content)
-    while prefix := next(
-        (prefix for prefix in PREFIXES if all(key.startswith(prefix) for key in state)), None
-    ):
-        state = {key.removeprefix(prefix): tensor for key, tensor in state.items()}
-    return state
+
+    how: str
+    prefix: str
+    pairs: list[tuple[str, str]]
+    replaced: list[str]
 
 
-def _get(content: Any, key: str) -> Any:
-    return content.get(key) if isinstance(content, Mapping) else None
-
-
-def _is_safetensors(path: Path | str) -> bool:
-    """By content (8 bytes of length, then JSON), because a download's name may lack the suffix."""
-    try:
-        with Path(path).open("rb") as stream:
-            return stream.read(9)[8:] == b"{"
-    except OSError as error:
-        raise ZtwError(f"{path}: cannot be read ({error.strerror})") from error
-
-
-def _read_torch(path: Path | str) -> Any:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # an unpickler fails on a broken file in any way there is
-        raise ZtwError(
-            f"{path}: neither a safetensors file nor a torch file of tensors alone;"
-            " a pickled model must be saved again as its state_dict()"
-        ) from error
-
-
-def load_foreign(backbone: Backbone, state: Mapping[str, Tensor], name: str) -> str:
+def load_foreign(
+    backbone: Backbone,
+    state: Mapping[str, Tensor],
+    name: str,
+    new_last_layer: bool = False,
+    report: Report = lambda text: None,
+) -> str:
     """Fill every weight of a backbone from somebody else's state dict; returns "by name" or "in order".
 
-    state: as `read_foreign` gives it; name: of its file, for errors. By name means the backbone's own
-    names, or those of the torchvision model it was cut from. Otherwise entries must correspond one to one
-    in the order of definition, each with the same shape and the same last part of its name.
+    state: as `ztw.models.foreign_files.read_foreign` gives it; name: of its file, for errors. By name means
+    the backbone's own names, or those of the torchvision model it was cut from. Otherwise entries must
+    correspond one to one in the order of definition, each with the same shape and the same last part of its
+    name. Either may hold below one prefix, with other entries beside it (Lightning's `model.*`).
+    new_last_layer: where only the number of classes differs, the backbone keeps its own new last layer, as it
+    does with torchvision's weights; report hears of that, and of entries that are left out.
     Raises ZtwError that shows the first mismatches; the backbone is then left as it was.
     """
     own, given = _weights(backbone.state_dict()), _weights(state)
-    ours = max(_namings(own), key=lambda naming: len(naming.keys() & given.keys()))
-    agreeing = len(ours.keys() & given.keys())
-    by_name = ours.keys() == given.keys()
-    pairs = [(theirs, ours[theirs] if by_name else key) for theirs, key in zip(given, own, strict=False)]
-    wrong = [
-        f"entry {index}: {theirs} {tuple(given[theirs].shape)} for {key} {tuple(own[key].shape)}"
-        for index, (theirs, key) in enumerate(pairs, start=1)
-        if given[theirs].shape != own[key].shape or theirs.split(".")[-1] != key.split(".")[-1]
-    ]
-    if wrong or len(given) != len(own):
-        problems = _by_name(ours, given, own) if 2 * agreeing > len(own) else _in_order(wrong, given, own)
-        raise ZtwError(
-            f"{name}: does not fit {backbone.arch}, {len(given)} entries for {len(own)}; {_shortened(problems)}"
-        )
-    backbone.load_state_dict({**backbone.state_dict(), **{key: given[theirs] for theirs, key in pairs}})
-    return "by name" if by_name else "in order"
+    match = _match(own, given, backbone, name)
+    if match.replaced:
+        count = next(given[theirs].shape[0] for theirs, key in match.pairs if key in match.replaced)
+        answers = f"{name}: its last layer answers {count} classes, not {backbone.classes}"
+        if not new_last_layer:
+            raise ZtwError(f"{answers}: a new one must be trained, with backbone.epochs of more than 0")
+        report(f"{answers}: replaced by a new one ({', '.join(match.replaced)})")
+    if left_out := [key for key in given if not key.startswith(match.prefix)]:
+        what = _shortened({"entries": left_out})
+        report(f"{name}: the weights are those below {match.prefix!r}; not used: {what}")
+    filled = {key: given[theirs] for theirs, key in match.pairs if key not in match.replaced}
+    backbone.load_state_dict({**backbone.state_dict(), **filled})
+    return match.how
+
+
+def _match(own: Mapping[str, Tensor], given: Mapping[str, Tensor], backbone: Backbone, name: str) -> Match:
+    """The one way a file fits a backbone; raises ZtwError where there is none, or no telling which."""
+    last = _last_layer(own, backbone.classes)
+    for matched in (_by_name, _in_order):
+        fits = [match for prefix in _prefixes(given) if (match := matched(own, given, prefix, last))]
+        fits = [match for match in fits if not match.replaced] or fits
+        if not fits:
+            continue
+        best = min(fits, key=lambda match: _rank(match.prefix))
+        if len(fits) > 1 and best.prefix not in PREFERRED:
+            raise ZtwError(
+                f"{name}: fits {backbone.arch} below each of {', '.join(repr(match.prefix) for match in fits)};"
+                " save the weights of one of them alone"
+            )
+        return best
+    raise ZtwError(
+        f"{name}: does not fit {backbone.arch}, {len(given)} entries for {len(own)};"
+        f" {_shortened(_problems(own, given))}"
+    )
+
+
+def _rank(prefix: str) -> int:
+    return PREFERRED.index(prefix) if prefix in PREFERRED else len(PREFERRED)
+
+
+def _prefixes(given: Mapping[str, Tensor]) -> list[str]:
+    """What names of a file begin with, at their dots: "" first."""
+    found = {"": None}
+    for key in given:
+        parts = key.split(".")
+        found |= {".".join(parts[:depth]) + ".": None for depth in range(1, min(4, len(parts)))}
+    return list(found)
+
+
+def _below(given: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): tensor for key, tensor in given.items() if key.startswith(prefix)}
+
+
+def _last_layer(own: Mapping[str, Tensor], classes: int) -> list[str]:
+    """The weight, and the bias if it has one, of the backbone's last layer."""
+    keys = list(own)[-2:]
+    layer = keys[-1].rpartition(".")[0]
+    return [key for key in keys if key.rpartition(".")[0] == layer and own[key].shape[:1] == (classes,)]
+
+
+def _by_name(
+    own: Mapping[str, Tensor], given: Mapping[str, Tensor], prefix: str, last: list[str]
+) -> Match | None:
+    """The match of a file's entries below a prefix, if its names are the expected ones."""
+    inner = _below(given, prefix)
+    for naming in _namings(own):
+        if naming.keys() == inner.keys():
+            pairs = [(theirs, naming[theirs]) for theirs in inner]
+            return _fitting("by name", own, given, prefix, pairs, last)
+    return None
+
+
+def _in_order(
+    own: Mapping[str, Tensor], given: Mapping[str, Tensor], prefix: str, last: list[str]
+) -> Match | None:
+    """The match of a file's entries below a prefix with a backbone's in the order of definition."""
+    inner = _below(given, prefix)
+    if len(inner) != len(own) or any(_tail(a) != _tail(b) for a, b in zip(inner, own, strict=True)):
+        return None
+    return _fitting("in order", own, given, prefix, list(zip(inner, own, strict=True)), last)
+
+
+def _fitting(
+    how: str,
+    own: Mapping[str, Tensor],
+    given: Mapping[str, Tensor],
+    prefix: str,
+    pairs: list[tuple[str, str]],
+    last: list[str],
+) -> Match | None:
+    """A match, if shapes agree, or all of them but the number of classes."""
+    pairs = [(prefix + theirs, key) for theirs, key in pairs]
+    wrong = [(theirs, key) for theirs, key in pairs if given[theirs].shape != own[key].shape]
+    if not wrong:
+        return Match(how, prefix, pairs, [])
+    counts = {given[theirs].shape[:1] for theirs, _ in wrong}
+    inner = all(given[theirs].shape[1:] == own[key].shape[1:] for theirs, key in wrong)
+    if {key for _, key in wrong} == set(last) and len(counts) == 1 and inner:
+        return Match(how, prefix, pairs, last)
+    return None
+
+
+def _tail(key: str) -> str:
+    return key.rpartition(".")[2]
 
 
 def _weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -125,7 +192,26 @@ def _namings(own: Mapping[str, Tensor]) -> list[dict[str, str]]:
     return [{key: key for key in own}, *([cut] if len(cut) == len(own) else [])]
 
 
-def _by_name(
+def _problems(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[str, list[str]]:
+    """What keeps a file from fitting, below the prefix with which most of its names are the expected ones."""
+    agreeing, ours, inner = max(
+        ((len(naming.keys() & below.keys()), naming, below) for naming, below in _readings(own, given)),
+        key=lambda reading: reading[0],
+    )
+    if 2 * agreeing > len(own):
+        return _unlike_by_name(ours, inner, own)
+    return _unlike_in_order(own, given)
+
+
+def _readings(
+    own: Mapping[str, Tensor], given: Mapping[str, Tensor]
+) -> Iterator[tuple[dict[str, str], dict[str, Tensor]]]:
+    for prefix in _prefixes(given):
+        for naming in _namings(own):
+            yield naming, _below(given, prefix)
+
+
+def _unlike_by_name(
     ours: Mapping[str, str], given: Mapping[str, Tensor], own: Mapping[str, Tensor]
 ) -> dict[str, list[str]]:
     """What keeps a file from fitting whose names are mostly the expected ones."""
@@ -138,10 +224,13 @@ def _by_name(
     return {"missing": missing, "surplus": [key for key in given if key not in ours], "shape": shapes}
 
 
-def _in_order(
-    wrong: list[str], given: Mapping[str, Tensor], own: Mapping[str, Tensor]
-) -> dict[str, list[str]]:
+def _unlike_in_order(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[str, list[str]]:
     """What keeps a file from fitting whose names say nothing: a difference in length may explain the rest."""
+    wrong = [
+        f"entry {index}: {theirs} {tuple(given[theirs].shape)} for {key} {tuple(own[key].shape)}"
+        for index, (theirs, key) in enumerate(zip(given, own, strict=False), start=1)
+        if given[theirs].shape != own[key].shape or _tail(theirs) != _tail(key)
+    ]
     return {"": wrong} if wrong else {"missing": list(own)[len(given) :], "surplus": list(given)[len(own) :]}
 
 

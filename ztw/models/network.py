@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +16,11 @@ from ztw.exits.ensembles import Ensemble
 from ztw.exits.inference import ExitFunction, ExitResult, Route, infer
 from ztw.exits.rules import ExitRule
 from ztw.models.backbone import Backbone
-from ztw.models.heads import HEADS, HeadOptions
+from ztw.models.heads import HEADS, Head, HeadOptions
 from ztw.models.initialisation import initialise_head
+from ztw.models.inputs import examine, give, keep_contiguous
 from ztw.models.placement import Placement, resolve_placement
+from ztw.models.pooling import MixedPool
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,21 @@ class EarlyExitNetwork(nn.Module):
         self.mode_name = ics
         self.mode = ic_mode(ics)
         self.ensemble: Ensemble | None = None
+        for exit, head in enumerate(self.heads):
+            if not _only_reads(head):  # trying it would take long
+                self._protect_features(head, exit)
+
+    def _protect_features(self, head: nn.Module, exit: int) -> None:
+        """Give a head a copy of its features where it would overwrite them: others read them too."""
+        previous = [(self.backbone.classes,)] if self.mode.cascade and exit else []
+        features = self.backbone.feature_shapes[self.placement[exit]]
+        give(head, examine(head, features, *previous)[1])
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        for head in self.heads:  # after a change to channels_last
+            keep_contiguous(head)
+        return self
 
     @property
     def exits(self) -> int:
@@ -164,6 +181,13 @@ class EarlyExitNetwork(nn.Module):
             self.backbone.classes,
             self.ensemble,
         )
+
+
+def _only_reads(head: nn.Module) -> bool:
+    """Whether a head is known to leave its features alone, in whatever memory format they are."""
+    body = list(head.body.children()) if isinstance(head, Head) else []
+    known = (nn.ReLU, nn.Flatten, MixedPool, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
+    return bool(body) and type(body[0]) is nn.Conv2d and all(type(part) in known for part in body[1:])
 
 
 def build_network(

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from ztw.evaluation.timing import BACKBONE
-from ztw.files import read_json, write_text
+from ztw.files import check_seal, read_json, write_text
 from ztw.reporting.readable import INFEASIBLE, budget_name, percent
 from ztw.reporting.rendering import markdown_table
 from ztw.reporting.results import IDENTITY, Metrics
@@ -70,6 +70,7 @@ def _known(metrics: Metrics) -> pd.DataFrame:
 
 def read_latency(path: Path | str, dataset: str, arch: str) -> pd.DataFrame:
     """The rows of one data set and architecture, as `write_latency` wrote them."""
+    check_seal(path)
     texts = dict.fromkeys(("dataset", "arch", "method", "budget", "device", "precision"), str)
     missing = {name: [INFEASIBLE] for name in ("accuracy", "relative_cost")}
     rows = pd.read_csv(path, dtype=texts, keep_default_na=False, na_values=missing)

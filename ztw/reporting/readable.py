@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from ztw.files import check_seal
+
 INFEASIBLE = "-"
 SAME = "≈"
 Mark = Literal["best", "same", ""]
@@ -36,7 +38,8 @@ class Block:
 
 
 def read_rows(path: Path | str) -> list[dict[str, Any]]:
-    """Rows of a csv table as text."""
+    """Rows of a csv table as text; raises ZtwError when it was altered."""
+    check_seal(path)
     with Path(path).open(newline="", encoding="utf-8") as stream:
         return list(csv.DictReader(stream))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from ztw.errors import ZtwError
-from ztw.files import atomic, read_json
+from ztw.files import check_seal, read_json, sealed
 
 IDENTITY = ["dataset", "arch", "seed", "method"]
 # protocol, budget: "" where a metric has none, budget as the study writes it ("0.25", "1.0", "max"), or the
@@ -28,11 +29,12 @@ def from_runs(store_file: str, runs_files: Iterable[str], metrics_files: Iterabl
     """The same, the values read from MLflow by the run ids that the `track_cell` jobs wrote, from no other run.
 
     metrics_files: which metrics there are, as in `from_files`. Raises ZtwError when a run or a metric
-    is missing or the store cannot be reached.
+    is missing or not what the file says, and when the store cannot be reached.
     """
-    from ztw.reporting.tracking import read_values
+    from ztw.reporting.tracking import open_store, read_values
 
     store, cells = read_json(store_file), {}
+    client, _ = open_store(store)
     for file in runs_files:
         facts = read_json(file)
         cells[_cell(facts)] = file, facts["runs"]["method"]
@@ -41,9 +43,14 @@ def from_runs(store_file: str, runs_files: Iterable[str], metrics_files: Iterabl
         file, runs = cells[_cell(facts)]
         if facts["method"] not in runs:
             raise ZtwError(f"{file}: names no run of {facts['method']}; delete it to log the cell again")
-        values = read_values(store, runs[facts["method"]], facts["metrics"])
-        rows = [{**row, "value": value} for row, value in zip(facts["metrics"], values, strict=True)]
-        return {**facts, "metrics": rows}
+        values = read_values(client, store["uri"], runs[facts["method"]], facts["metrics"])
+        for row, value in zip(facts["metrics"], values, strict=True):
+            if not (row["value"] == value or (row["value"] is None and math.isnan(value))):
+                raise ZtwError(
+                    f"tracking: run {runs[facts['method']]} of {facts['method']} in {store['uri']!r} says"
+                    f" {row['metric']} = {value}, the file of the cell {row['value']}; delete {file} to log it again"
+                )
+        return facts
 
     return _frame(tracked(read_json(file)) for file in metrics_files)
 
@@ -61,12 +68,13 @@ def _frame(results: Iterable[dict[str, Any]]) -> Metrics:
 
 def write_metrics(metrics: Metrics, path: Path | str) -> None:
     """Every metric of every method and seed: what the tables and figures are made of."""
-    with atomic(path) as scratch:
+    with sealed(path) as scratch:
         metrics.to_csv(scratch, index=False, lineterminator="\r\n")
 
 
 def read_metrics(path: Path | str, dataset: str, arch: str) -> Metrics:
     """The metrics of one data set and architecture, as `write_metrics` wrote them."""
+    check_seal(path)
     metrics = pd.read_csv(
         path,
         dtype=TYPES,

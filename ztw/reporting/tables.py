@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from ztw.errors import ZtwError
-from ztw.files import atomic, write_text
+from ztw.files import sealed, write_text
 from ztw.reporting.readable import INFEASIBLE, Noise, blocks
 from ztw.reporting.rendering import to_latex, to_markdown
 from ztw.reporting.results import IDENTITY, Metrics
@@ -112,7 +112,7 @@ def _as_they_come(table: pd.DataFrame, metrics: Metrics) -> pd.DataFrame:
 
 def write_csv(table: pd.DataFrame, path: Path | str) -> None:
     """The long table, six decimals, "-" where there is no value."""
-    with atomic(path) as scratch:
+    with sealed(path) as scratch:
         table.to_csv(scratch, index=False, float_format="%.6f", na_rep=INFEASIBLE, lineterminator="\r\n")
 
 

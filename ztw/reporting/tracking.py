@@ -21,6 +21,8 @@ from mlflow.exceptions import MlflowException
 
 from ztw.errors import ZtwError
 from ztw.files import read_json
+from ztw.progress import Report
+from ztw.reporting import sqlite_store
 
 if TYPE_CHECKING:  # only a type: the wording of a key must not count as a change of what is tracked
     from ztw.study.settings import Cell
@@ -41,6 +43,7 @@ NAMES = {
     "loss_at_allowed_loss": "{protocol}/accuracy_loss_allowed_{budget}",
     "relative_cost_at_allowed_loss": "{protocol}/relative_cost_allowed_{budget}",
 }
+SQLITE = "sqlite:///"
 AGAIN = "delete the study's tracking.json and runs.json files to log it again"
 
 
@@ -71,8 +74,13 @@ def metric_name(row: Mapping[str, Any]) -> str:
 def store_uri(tracking: str, study_folder: Path | str) -> str:
     """The MLflow URI of a config's `tracking`: "sqlite" is mlflow.db in the study's folder."""
     if tracking == "sqlite":
-        return f"sqlite:///{Path(study_folder) / 'mlflow.db'}"
+        return f"{SQLITE}{Path(study_folder) / 'mlflow.db'}"
     return tracking
+
+
+def _database(uri: str) -> Path | None:
+    """The file of a study's own store, None for a server or another kind of database."""
+    return Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
 
 
 def _reachable(uri: str, action: Callable[[], Any]) -> Any:
@@ -83,49 +91,101 @@ def _reachable(uri: str, action: Callable[[], Any]) -> Any:
             raise
         reason = " ".join(str(error).split())[:200]
         raise ZtwError(
-            f"tracking: the MLflow store {uri!r} cannot be used ({reason}); start it, or set tracking to"
-            " sqlite or none"
+            f"tracking: the MLflow store {uri!r} cannot be used ({reason}); {_hint(uri, error)}"
         ) from error
 
 
-def start_store(tracking: str, study: str, study_folder: Path | str) -> dict[str, str]:
+def _hint(uri: str, error: Exception) -> str:
+    """What to do, by the kind of store."""
+    if isinstance(error, ImportError) or any(
+        word in str(error) for word in ("No module named", "load plugin")
+    ):
+        return "install the Python package that its kind of database needs"
+    if (database := _database(uri)) is not None:
+        return f"close what else uses {database}, or delete it to have the runs logged again"
+    return "start it, or set tracking to sqlite or none"
+
+
+def start_store(
+    tracking: str, study: str, study_folder: Path | str, report: Report = print
+) -> dict[str, str]:
     """Create the store and the study's experiment, once and alone: several first starts break a store.
 
-    Returns {"uri", "experiment_id", "owner"}: the owner tells this folder's runs from those of others on
-    a shared server. Raises ZtwError when the store cannot be reached.
+    A sqlite file is made under another name and moved when it is whole; half of one, which an interrupted
+    start has left, is put aside. Returns {"uri", "experiment", "owner"}: the owner tells this folder's runs
+    from those of others on a shared server. Raises ZtwError when the store cannot be reached.
     """
     uri = store_uri(tracking, study_folder)
     logging.getLogger("alembic").setLevel(logging.ERROR)
-
-    def create() -> str:
-        client = MlflowClient(uri)
-        existing = client.get_experiment_by_name(study)
-        if existing is not None:
-            return existing.experiment_id
-        place = str(Path(study_folder) / "mlflow-artifacts") if tracking == "sqlite" else None
-        return client.create_experiment(study, artifact_location=place)
-
+    if tracking == "sqlite":
+        _make_database(Path(study_folder) / "mlflow.db", report)
     owner = "local" if tracking == "sqlite" else uuid.uuid4().hex
-    return {"uri": uri, "experiment_id": _reachable(uri, create), "owner": owner}
+    store = {"uri": uri, "experiment": study, "owner": owner}
+    open_store(store, report)
+    return store
 
 
-def log_cell(store: Mapping[str, str], results: CellResults) -> dict[str, Any]:
+def _make_database(database: Path, report: Report) -> None:
+    if database.exists() and not sqlite_store.is_whole(database):
+        report(
+            f"{database} was never finished, or is broken: kept as {sqlite_store.put_aside(database).name}"
+        )
+    if database.exists():
+        return
+    # never the same name twice: MLflow remembers the stores it has opened
+    scratch = database.with_name(f".{database.name}.{uuid.uuid4().hex}")
+    database.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        _reachable(f"{SQLITE}{database}", lambda: MlflowClient(f"{SQLITE}{scratch}").search_experiments())
+        scratch.replace(database)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def open_store(store: Mapping[str, str], report: Report = print) -> tuple[MlflowClient, str]:
+    """A client, and the id of the study's experiment: restored when somebody deleted it, else made.
+
+    store: of `start_store`. Places of artifacts are those beside a sqlite file as it lies now. Raises ZtwError
+    when the store cannot be used, and when a sqlite file is gone (opening it would make an empty one).
+    """
+    uri, name = store["uri"], store["experiment"]
+    database = _database(uri)
+    if database is not None and not database.exists():
+        raise ZtwError(f"tracking: {database} is gone; {AGAIN}")
+
+    def opened() -> tuple[MlflowClient, str]:
+        if database is not None and sqlite_store.relocate(database):
+            report(f"the study has been moved: artifacts go to {database.parent / sqlite_store.ARTIFACTS}")
+        client = MlflowClient(uri)
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            place = str((database.parent / sqlite_store.ARTIFACTS).absolute()) if database else None
+            return client, client.create_experiment(name, artifact_location=place)
+        if found.lifecycle_stage == "deleted":
+            client.restore_experiment(found.experiment_id)
+            report(f"the experiment {name} had been deleted in MLflow: restored, with its runs")
+        return client, found.experiment_id
+
+    return _reachable(uri, opened)
+
+
+def log_cell(store: Mapping[str, str], results: CellResults, report: Report = print) -> dict[str, Any]:
     """Write a cell's runs, replacing those of an earlier time, and return their ids.
 
     store: what `start_store` returned.
     Returns {"dataset", "arch", "seed", "runs": {kind: {title: run id}}}.
     Raises ZtwError when the store cannot be reached.
     """
-    uri = store["uri"]
-    return _reachable(uri, lambda: _log_cell(MlflowClient(uri), store, results))
+    client, experiment = open_store(store, report)
+    return _reachable(store["uri"], lambda: _log_cell(client, experiment, store["owner"], results))
 
 
-def _log_cell(client: MlflowClient, store: Mapping[str, str], results: CellResults) -> dict[str, Any]:
-    cell, experiment = results.cell, store["experiment_id"]
-    _delete_earlier(client, experiment, store["owner"], str(cell))
+def _log_cell(client: MlflowClient, experiment: str, owner: str, results: CellResults) -> dict[str, Any]:
+    cell = results.cell
+    _delete_earlier(client, experiment, owner, str(cell))
     names = {"dataset": cell.dataset, "arch": cell.arch, "seed": cell.seed}
     tags = {
-        OWNER: store["owner"],
+        OWNER: owner,
         CELL: str(cell),
         "study": results.study,
         **{key: str(value) for key, value in names.items()},
@@ -209,16 +269,17 @@ def _metrics(facts: Mapping[str, Any]) -> list[Metric]:
     return metrics
 
 
-def read_values(store: Mapping[str, str], run_id: str, rows: Iterable[Mapping[str, Any]]) -> list[float]:
-    """The values that one run has for these metrics.
+def read_values(
+    client: MlflowClient, uri: str, run_id: str, rows: Iterable[Mapping[str, Any]]
+) -> list[float]:
+    """The values that one run has for these metrics; client, uri: of the store.
 
     Raises ZtwError naming the run when it is missing or deleted, and the metric that it lacks.
     """
-    uri = store["uri"]
 
     def read() -> list[float]:
         try:
-            run = MlflowClient(uri).get_run(run_id)
+            run = client.get_run(run_id)
         except MlflowException as error:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                 raise ZtwError(f"tracking: run {run_id} is not in {uri!r}; {AGAIN}") from error

@@ -138,7 +138,9 @@ def _check_torchvision(study: Study, dataset: str, arch: str) -> None:
 
 
 def check_honest(study: Study) -> None:
-    """A guarantee needs images that neither the backbone nor an ensemble has learned from."""
+    """What is chosen on held-out images needs some, a guarantee such that nothing has learned from."""
+    if not study.data.validation_fraction:
+        _check_nothing_held_out(study)
     for name, method in study.methods.items():
         if method.thresholds != "risk_controlled":
             continue
@@ -150,6 +152,23 @@ def check_honest(study: Study) -> None:
                 f"{label}: weights from {study.backbone.source} may have been trained on the validation"
                 " images; set data.validation_from to test"
             )
+
+
+def _check_nothing_held_out(study: Study) -> None:
+    """Without a validation part nothing may ask for one."""
+    fitted = [study.ensembles.sets[m.ensemble] for m in study.methods.values() if m.ensemble]
+    needs = {
+        "evaluation.protocols: held-out chooses its thresholds there; leave it out": "held-out"
+        in study.evaluation.protocols,
+        "latency times methods at thresholds chosen there; set latency.batch_sizes to []": study.latency.batch_sizes,
+        "an ensemble is fitted there (fit_on: validation)": any(e.fit_on == "validation" for e in fitted),
+        "risk_controlled thresholds need it": any(
+            m.thresholds == "risk_controlled" for m in study.methods.values()
+        ),
+    }
+    for reason, needed in needs.items():
+        if needed:
+            raise ZtwError(f"data.validation_fraction: 0: there is no validation part, but {reason}")
 
 
 def _check_source(backbone: BackboneSettings, arch: str) -> None:

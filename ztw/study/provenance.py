@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import os
 import subprocess
+from collections.abc import Sequence
 from functools import cache
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +21,53 @@ NAMES_ONLY = ("ztw", "ztw.version")
 DESCRIBED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)  # may begin with a docstring
 
 
-def folder_stamp(folder: Path | str) -> str:
-    """Changes when images are added to or removed from a folder of class folders, or one is renamed."""
-    places = sorted(path for path in Path(folder).glob("*/*") if path.is_dir())
-    return hashlib.sha256(repr([(str(p), p.stat().st_mtime_ns) for p in places]).encode()).hexdigest()[:16]
+def folder_stamp(folder: Path | str, names: Sequence[str] = ("train", "test", "val")) -> str:
+    """Changes when a file in these folders of a folder is added, removed, renamed or overwritten.
+
+    Of every file its path, size and time of change: a million take some seconds. What begins with a dot does
+    not count, nor where the folder is.
+    """
+    digest = hashlib.sha256()
+    for name in names:
+        _add_stamps(Path(folder).expanduser() / name, name, digest)
+    return digest.hexdigest()[:16]
 
 
-def file_stamp(path: Path | str | None) -> str | None:
+def _add_stamps(place: Path | str, below: str, digest: hashlib._Hash) -> None:
+    """Add the stamps of all files in a folder; whether it is a fit folder, its own job says."""
+    try:
+        entries = sorted(os.scandir(place), key=attrgetter("name"))
+    except OSError:  # a folder that is not there, or a link that leads back to one above it
+        return
+    lines = []
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        name = f"{below}/{entry.name}"
+        if entry.is_dir() and not (entry.is_symlink() and _leads_back(entry)):
+            _add_stamps(entry.path, name, digest)
+        else:
+            lines.append(f"{name}\0{file_stamp(entry)}\n")
+    digest.update(os.fsencode("".join(lines)))
+
+
+def _leads_back(link: os.DirEntry[str]) -> bool:
+    """Whether a link's target is a folder that holds it."""
+    holder = os.path.realpath(os.path.dirname(link.path)) + os.sep
+    return holder.startswith(os.path.realpath(link.path) + os.sep)
+
+
+def file_stamp(path: os.DirEntry[str] | Path | str | None) -> str | None:
     """Changes when a file is replaced; None for no file or a missing one."""
-    if path is None or not Path(path).exists():
+    try:
+        if isinstance(path, os.DirEntry):
+            facts = path.stat()
+        elif path is not None:
+            facts = Path(path).expanduser().stat()
+        else:
+            return None
+    except OSError:
         return None
-    facts = Path(path).stat()
     return f"{facts.st_size} {facts.st_mtime_ns}"
 
 

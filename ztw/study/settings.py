@@ -43,9 +43,10 @@ class DataSettings(Section):
     root: str | None = key("where data sets are kept; `null` is `$ZTW_DATA`, or else `~/.cache/ztw`", None)
     validation_fraction: float = key(
         "share of the images, per class, that become the validation split: nothing here is trained on it,"
-        " thresholds are chosen there",
+        " thresholds are chosen there. 0 = all images are trained on, as in the released code: possible with"
+        " protocols `paper` and `published` alone, without latency and whatever else needs held-out images",
         0.1,
-        gt=0,
+        ge=0,
         lt=1,
         unit="share",
     )
@@ -148,7 +149,8 @@ class MethodSettings(Section):
     rule: Literal["max_softmax", "max_softmax_or_best", "entropy", "patience"] = key(
         "leave when ... `max_softmax`: the largest probability exceeds the threshold; `max_softmax_or_best`: the"
         " same, and where no exit passes the most confident of all answers (SDN); `entropy`: the entropy is below"
-        " it; `patience`: t consecutive exits have agreed"
+        " it; `patience`: t consecutive exits have agreed with the one before them, t from 0 (everything leaves at exit"
+        " 1) to K-1; the released comparison's p is t + 1, PABEE's own patience is t, but its 0 means the whole network"
     )
     thresholds: Literal["shared", "per_exit", "allowed_loss", "risk_controlled"] = key(
         "how they are chosen on the split of the protocol. `shared`: one for all exits. `per_exit`: one each, by"

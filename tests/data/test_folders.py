@@ -1,0 +1,228 @@
+"""Folders of class folders: what is found is used or named, decoded and streamed alike."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import ztw
+from ztw.data.prepare import prepare_dataset
+from ztw.data.splits import load_split
+from ztw.study.settings import FolderSettings
+
+
+def put(path: Path, grey: int = 100) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (20, 20), (grey, grey // 2, 7 + grey % 3)).save(path)
+
+
+def fill(folder: Path, classes: tuple[str, ...] = ("cat", "dog")) -> Path:
+    """Two images of each class in each split."""
+    for split in ("train", "val"):
+        for number, name in enumerate(classes):
+            for index in range(2):
+                put(folder / split / name / f"{index}.png", 20 * number + index)
+    return folder
+
+
+@pytest.fixture(params=[False, True], ids=["decoded", "streamed"])
+def prepare(request, tmp_path):
+    """Prepares a folder of images, either way; returns its record and what was said."""
+
+    def prepared(folder: Path | str) -> tuple[dict, list[str]]:
+        said: list[str] = []
+        settings = FolderSettings(path=str(folder), size=8, stream=request.param)
+        return prepare_dataset("mine", tmp_path / "root", {"mine": settings}, said.append), said
+
+    return prepared
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return fill(tmp_path / "mine")
+
+
+def test_what_begins_with_a_dot_is_ignored(prepare, folder):
+    put(folder / "train/.ipynb_checkpoints/0.png")
+    put(folder / "train/cat/.ipynb_checkpoints/0.png")
+    (folder / "train/cat/._0.png").write_bytes(b"no image")
+    (folder / "train/.DS_Store").write_bytes(b"")
+    (folder / "val/dog/.gone.png").symlink_to("nowhere")
+    put(folder / "test/.hidden/0.png")
+    record, said = prepare(folder)
+    assert (record["classes"], record["counts"]) == (2, {"train": 4, "test": 4})
+    assert not any(": skipped " in line for line in said)
+
+
+def test_images_that_lie_deeper_belong_to_the_class(prepare, folder):
+    put(folder / "train/cat/2024/may/0.png", 200)
+    (folder / "elsewhere").mkdir()
+    put(folder / "elsewhere/5.png")
+    (folder / "train/dog/linked").symlink_to(folder / "elsewhere")
+    record, _ = prepare(folder)
+    assert record["counts"]["train"] == 6
+    assert load_split(record, "train").labels.tolist() == [0, 0, 0, 1, 1, 1]
+
+
+def test_every_skipped_kind_is_counted(prepare, folder):
+    for name in ("a.gif", "b.GIF", "sub/c.gif", "notes.txt", "README"):
+        path = folder / "train/cat" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"")
+    put(folder / "train/loose.png")
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(folder / "train/dog/pipe.png")
+    record, said = prepare(folder)
+    assert record["counts"]["train"] == 4
+    (line,) = [line for line in said if ": skipped " in line]
+    assert line.startswith(
+        "train: skipped 3 .gif, 1 .txt, 1 files without a suffix, 1 images outside a class folder, 1 special files"
+    )
+
+
+def test_classes_without_an_image_are_all_named(prepare, folder):
+    (folder / "train/cow").mkdir()
+    (folder / "train/cow/1.gif").write_bytes(b"")
+    (folder / "train/pig/sub").mkdir(parents=True)
+    (folder / "val/hen").mkdir()
+    with pytest.raises(ztw.ZtwError) as caught:
+        prepare(folder)
+    message = str(caught.value)
+    assert "train: no image that can be read in 'cow' (1 .gif), 'pig' (empty)" in message
+    assert "test: no image that can be read in 'hen' (empty)" in message
+    assert "\n" not in message
+
+
+def test_dead_links_are_all_named(prepare, folder):
+    (folder / "train/cat/gone.png").symlink_to("nowhere.png")
+    (folder / "train/dog/gone").symlink_to(folder / "no folder")
+    (folder / "val/owl").symlink_to(folder / "no folder")
+    (folder / "val/dog/loop").symlink_to(folder / "val")
+    with pytest.raises(ztw.ZtwError) as caught:
+        prepare(folder)
+    for link in ("train/cat/gone.png", "train/dog/gone", "val/owl", "val/dog/loop"):
+        assert str(folder / link) in str(caught.value)
+    assert str(caught.value).count("2 dead links: ") == 2
+
+
+def test_links_to_images_and_classes_are_followed(prepare, folder):
+    (folder / "train/dog").rename(folder / "dogs")
+    (folder / "train/dog").symlink_to(folder / "dogs")
+    (folder / "train/cat/9.png").symlink_to(folder / "dogs/0.png")
+    assert prepare(folder)[0]["counts"]["train"] == 5
+
+
+def test_which_folder_is_used_is_said_where_there_are_two(prepare, folder):
+    shutil.copytree(folder / "val", folder / "test")
+    assert f"test: its images are those in {folder / 'test'}, no others" in prepare(folder)[1]
+
+
+def test_class_names_that_are_numbers_sort_as_numbers(prepare, tmp_path):
+    folder = fill(tmp_path / "mine", tuple(str(number) for number in range(12)))
+    record, _ = prepare(folder)
+    assert record["class_names"] == [str(number) for number in range(12)]
+    assert load_split(record, "test").labels.tolist() == [label for label in range(12) for _ in range(2)]
+
+
+def test_other_class_names_sort_alphabetically(prepare, tmp_path):
+    record, _ = prepare(fill(tmp_path / "mine", ("b", "10", "9", "a")))
+    assert record["class_names"] == ["10", "9", "a", "b"]
+
+
+def test_a_home_folder_is_expanded(prepare, tmp_path, monkeypatch, folder):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    record, _ = prepare("~/mine")
+    assert record["counts"] == {"train": 4, "test": 4}
+    assert len(list(load_split(record, "test").batches(2))) == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are bytes there")
+def test_names_that_are_no_utf_8(prepare, tmp_path):
+    folder = fill(tmp_path / "mine", ("cat", os.fsdecode("caf\xe9".encode("latin-1"))))
+    put(folder / "train/cat" / os.fsdecode(b"\xfc.png"))
+    (folder / "train/cat" / os.fsdecode(b"\xfc.gi\xe9")).write_bytes(b"")
+    record, said = prepare(folder)
+    assert os.fsencode(record["class_names"][0]) == b"caf\xe9"
+    for split in ("train", "test"):
+        images = torch.cat([images for images, _ in load_split(record, split).batches(3)])
+        assert len(images) == record["counts"][split]
+    for line in said:
+        line.encode()
+    (folder / "train/cat" / os.fsdecode(b"\xfc.png")).write_bytes(b"no image")
+    with pytest.raises(ztw.ZtwError, match=r"cat/\\xfc.png: unreadable image"):
+        prepare(folder)
+
+
+def test_all_unreadable_images_are_named_at_once(prepare, folder):
+    for name in ("train/cat/0.png", "train/dog/1.png", "val/dog/0.png"):
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[: len(content) // 2])
+    with pytest.raises(ztw.ZtwError, match=r"^3 images cannot be used: ") as caught:
+        prepare(folder)
+    for name in ("train/cat/0.png", "train/dog/1.png", "val/dog/0.png"):
+        assert f"{folder / name}: unreadable image" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_of_many_unreadable_images_twenty_are_named(prepare, folder):
+    for index in range(30):
+        (folder / f"train/cat/broken{index:02}.png").write_bytes(b"")
+    with pytest.raises(ztw.ZtwError, match=r"^30 images .*broken19.png: [^;]*; and 10 more$"):
+        prepare(folder)
+
+
+def test_an_image_that_is_overwritten_in_place_counts(prepare, folder):
+    before, _ = prepare(folder)
+    same, _ = prepare(folder)
+    assert same == before
+    status = (folder / "val/cat/0.png").stat()
+    put(folder / "val/cat/0.png", 99)
+    os.utime(folder / "val/cat/0.png", ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    after, _ = prepare(folder)
+    assert after["decoded"]["train"] == before["decoded"]["train"]
+    assert after["decoded"]["test"] != before["decoded"]["test"]
+    assert [after[key] for key in ("mean", "std", "class_names")] == [
+        before[key] for key in ("mean", "std", "class_names")
+    ]
+
+
+def test_a_cleaned_cache_is_made_again_unless_the_images_changed(prepare, folder, tmp_path):
+    record, _ = prepare(folder)
+    shutil.rmtree(tmp_path / "root")
+    assert load_split(record, "train").labels.tolist() == [0, 0, 1, 1]
+    assert prepare(folder)[0] == record
+    shutil.rmtree(tmp_path / "root")
+    put(folder / "train/cat/0.png", 77)
+    with pytest.raises(ztw.ZtwError, match="cannot be made again as it was: the images of mine"):
+        load_split(record, "train")
+
+
+@pytest.mark.parametrize("value", [0, 93, 255])
+@pytest.mark.parametrize("almost", [0, 1])
+def test_a_constant_channel_is_named_and_trains(tmp_path, value, almost):
+    for split in ("train", "val"):
+        for name in ("cat", "dog"):
+            for index in range(20):
+                pixels = np.random.default_rng(index).integers(0, 255, (40, 40, 3)).astype(np.uint8)
+                pixels[:, :, 1] = value
+                if index == 0 and name == "cat":
+                    pixels[0, 0, 1] = value + (almost if value < 255 else -almost)
+                path = tmp_path / "mine" / split / name / f"{index}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels).save(path)
+    said: list[str] = []
+    settings = {"mine": FolderSettings(path=str(tmp_path / "mine"), size=40)}
+    record = prepare_dataset("mine", tmp_path / "root", settings, said.append)
+    assert record["std"][1] == 1.0
+    assert any("channel 1 of 0..2 is constant over the training images" in line for line in said)
+    for images, _ in load_split(record, "train").batches(8):
+        assert images.isfinite().all()
+        assert images[:, 1].abs().max() < 0.01
+    assert [0.2 < record["std"][channel] < 0.4 for channel in (0, 2)] == [True, True]

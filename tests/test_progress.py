@@ -1,0 +1,41 @@
+"""What a long job says of the time it still takes."""
+
+from __future__ import annotations
+
+from ztw.progress import Progress, clock
+
+
+def lines(durations: list[float], total: int) -> list[str]:
+    """What is reported when steps take these seconds."""
+    said: list[str] = []
+    now = [0.0]
+    progress = Progress(total, said.append, lambda: now[0])
+    for seconds in durations:
+        now[0] += seconds
+        progress.step(lambda: "x")
+    return said
+
+
+def test_a_slow_first_step_does_not_count():
+    """A training that is compiled for a minute and then takes a second a step."""
+    said = lines([60.0] + [1.0] * 20, 1001)
+    assert said[0] == "  0 %  x", "nothing is known yet"
+    assert "0:16:" in said[3] or "16:" in said[3]
+    assert all("left" not in line or line.split("  ")[-1] < "17" for line in said)
+
+
+def test_even_steps_are_counted_down():
+    said = lines([2.0] * 100, 100)
+    assert said[9] == f" 10 %  x  {clock(180)} left"
+    assert said[-1] == "100 %  x  0:00 left"
+
+
+def test_the_recent_steps_count():
+    """Another process took the machine: later steps are slow."""
+    said = lines([1.0] * 200 + [10.0] * 100, 1000)
+    left = said[-1].split("  ")[-1]
+    assert left == f"{clock(7000)} left"
+
+
+def test_quick_steps_say_little():
+    assert len(lines([0.01] * 1000, 1000)) <= 11
