@@ -98,7 +98,7 @@ class Look(nn.Module):
         return self.get_buffer("table")[numbers.flatten().long()]
 
 
-@pytest.mark.parametrize("dtype", INTEGERS)
+@pytest.mark.parametrize("dtype", [*INTEGERS, *UNSIGNED])
 @pytest.mark.parametrize("rule", RULES)
 def test_labels_of_any_integer_type(logits, labels, cost, rule, dtype):
     expected, found = (ztw.sweep(logits, given, cost, rule) for given in (labels, labels.to(dtype)))

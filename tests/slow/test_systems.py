@@ -91,7 +91,7 @@ def test_infer_is_what_the_tables_say(study, arch, method):
     """At thresholds chosen on the validation split, `infer` leaves where the evaluated logits say."""
     folder, own = study / DATASET / arch / "seed0", STUDY.methods[method]
     files = CellFiles(
-        record=str(study / f"data/{DATASET}.json"),
+        record=[str(study / f"data/{DATASET}/{split}.json") for split in ("train", "test")],
         backbone=str(folder / "backbone.safetensors"),
         ics={own.ics: str(folder / f"ics/{own.ics}.safetensors")},
         predictions={

@@ -1,6 +1,7 @@
 rule train_backbone:
     input:
-        data=f"{STUDY}/data/{{dataset}}.json",
+        data=training_data,
+        checked=CHECKED,
     output:
         weights=f"{CELL}/backbone.safetensors",
         facts=f"{CELL}/backbone.json",

@@ -35,7 +35,9 @@ JOINT = [name for name, ics in study.ics.sets.items() if ics.trains_backbone]
 FROZEN = [name for name in ICS if name not in JOINT]
 # Logits of the training images are wanted for ensembles only.
 SPLITS = ["train"] if any(e.fit_on == "train" for e in FITTED.values()) else []
-SPLITS += ["validation", "test"]
+EVALUATED = ["validation"] if study.data.validation_fraction else []
+EVALUATED += ["test"]
+SPLITS += EVALUATED
 TIMED = bool(study.latency.batch_sizes)
 FIGURES = ["accuracy_cost", "exit_accuracy", "hindsight_improvability", "exit_shares"]
 FIGURES += ["accuracy_time"] if TIMED else []
@@ -125,9 +127,12 @@ def of_cells():
         files += [f"{CELL}/curves/{method}.parquet", f"{CELL}/metrics/{method}.json"]
         files += [f"{CELL}/answers/{method}.safetensors"]
     files += [f"{CELL}/runs.json"] if TRACKED else []
-    return [f"{STUDY}/data/{dataset}.json" for dataset in study.datasets] + per_cell(
-        files
-    )
+    records = [
+        f"{STUDY}/data/{dataset}/{split}.json"
+        for dataset in study.datasets
+        for split in ("train", "test")
+    ]
+    return records + per_cell(files)
 
 
 def start_of(wildcards):

@@ -1,13 +1,13 @@
 # All methods of a cell in one job: a sweep takes a fraction of a second, a process more.
 rule evaluate:
     input:
-        data=f"{STUDY}/data/{{dataset}}.json",
+        data=f"{STUDY}/data/{{dataset}}/train.json",
         backbone=f"{CELL}/backbone.safetensors",
         ics=expand(f"{CELL}/ics/{{ics}}.safetensors", ics=ICS, allow_missing=True),
         predictions=expand(
             f"{CELL}/predictions/{{ics}}/{{split}}.safetensors",
             ics=ICS,
-            split=["validation", "test"],
+            split=EVALUATED,
             allow_missing=True,
         ),
         ensembles=[
@@ -42,6 +42,7 @@ rule evaluate:
         methods=METHOD_SETTINGS,
         evaluation=EVALUATION,
         ensembles=ENSEMBLES,
+        splits=EVALUATED,
         code=code_digest("evaluate"),
     script:
         "../scripts/evaluate.py"

@@ -3,7 +3,8 @@ if FROZEN:
 
     rule train_ics:
         input:
-            data=f"{STUDY}/data/{{dataset}}.json",
+            data=training_data,
+            checked=CHECKED,
             backbone=f"{CELL}/backbone.safetensors",
         output:
             weights=expand(
@@ -32,7 +33,8 @@ if JOINT:
 
     rule train_network:
         input:
-            data=f"{STUDY}/data/{{dataset}}.json",
+            data=training_data,
+            checked=CHECKED,
             backbone=start_of,
         output:
             weights=f"{CELL}/ics/{{ics}}.safetensors",

@@ -3,7 +3,7 @@ if TIMED:
 
     rule measure_latency:
         input:
-            data=f"{STUDY}/data/{{dataset}}.json",
+            data=ALL_DATA,
             backbone=f"{CELL}/backbone.safetensors",
             ics=expand(f"{CELL}/ics/{{ics}}.safetensors", ics=ICS, allow_missing=True),
             predictions=expand(

@@ -1,6 +1,6 @@
 rule predict:
     input:
-        data=f"{STUDY}/data/{{dataset}}.json",
+        data=ALL_DATA,
         backbone=f"{CELL}/backbone.safetensors",
         ics=expand(
             f"{CELL}/ics/{{ics}}.safetensors",

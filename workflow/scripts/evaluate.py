@@ -17,7 +17,7 @@ with job_log(snakemake.log[0], snakemake.rule, snakemake.wildcards) as report:
     evaluate(
         networks=CellNetworks(
             cell=Cell.of(snakemake.wildcards),
-            files=CellFiles.of(snakemake.input, params.sets, ("validation", "test"), params.ensembles),
+            files=CellFiles.of(snakemake.input, params.sets, params.splits, params.ensembles),
             sets={name: IcSet(**ics) for name, ics in params.sets.items()},
             build=BackboneBuild(**params.build),
         ),

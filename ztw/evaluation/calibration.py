@@ -16,7 +16,7 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from ztw.errors import ZtwError
-from ztw.exits.logits import LOG_FLOOR, check_logits
+from ztw.exits.logits import LOG_FLOOR, check_logits, class_labels
 
 LARGEST_SCALE = 1e3  # 1 / T is looked for between its inverse and this
 LARGEST_LOG_SCALE = math.log(LARGEST_SCALE)
@@ -32,7 +32,7 @@ def overthinking(logits: Tensor, labels: Tensor) -> float:
     What Kaya et al. (2019) call destructive overthinking.
     """
     check_logits(logits, labels)
-    right = logits.argmax(-1) == labels
+    right = logits.argmax(-1) == class_labels(labels)
     return float((right[:-1].any(0) & ~right[-1]).double().mean())
 
 
@@ -98,8 +98,6 @@ def _measures(logits: Tensor, labels: Tensor, right: Tensor, edges: Tensor) -> d
 
 def _one_exit(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """One exit's checked logits (N, C) in float64 and labels in int64, on the CPU."""
-    if labels.is_floating_point():
-        raise ZtwError(f"labels: {labels.dtype}, must be integers")
     logits = logits.detach().cpu().double()
     if not logits.amax(-1).isfinite().all():
         raise ZtwError("logits: a sample's largest is infinite, must be finite")

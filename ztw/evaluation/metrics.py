@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ztw.errors import ZtwError
-from ztw.exits.logits import check_logits
+from ztw.exits.logits import check_logits, class_labels
 from ztw.exits.sweep import Curve
 
 
@@ -51,7 +51,7 @@ def accuracy_at_budget(curve: Curve, budgets: Sequence[float | str], base_cost: 
 def exit_accuracy(logits: Tensor, labels: Tensor) -> Tensor:
     """Accuracy (K,) of every exit if all samples left there."""
     check_logits(logits, labels)
-    return (logits.argmax(-1) == labels).double().mean(1)
+    return (logits.argmax(-1) == class_labels(labels)).double().mean(1)
 
 
 def hindsight_improvability(logits: Tensor, labels: Tensor) -> Tensor:
@@ -61,7 +61,7 @@ def hindsight_improvability(logits: Tensor, labels: Tensor) -> Tensor:
     An exit that makes no error has nothing to improve: 0.
     """
     check_logits(logits, labels)
-    right = logits.argmax(-1) == labels
+    right = logits.argmax(-1) == class_labels(labels)
     right_before = torch.zeros_like(right)
     right_before[1:] = right.long().cumsum(0)[:-1] > 0
     wrong = (~right).sum(1)

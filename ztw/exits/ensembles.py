@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ztw.errors import ZtwError, unknown
-from ztw.exits.logits import check_logits, floored
+from ztw.exits.logits import check_logits, class_labels, floored
 from ztw.exits.newton import minimise
 from ztw.exits.objectives import GeometricObjective, mixture_objective
 
@@ -225,6 +225,7 @@ def fit_ensemble(
     Raises ZtwError for an unknown kind and for malformed input.
     """
     check_logits(logits, labels)
+    labels = class_labels(labels)
     ensemble = build_ensemble(kind, logits.shape[0], logits.shape[2], include_final)
     ensemble.fit(logits, labels)
     return ensemble

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ztw.errors import ZtwError
-from ztw.exits.logits import check_logits
+from ztw.exits.logits import check_logits, class_labels
 from ztw.exits.rules import ExitRule, ThresholdRule, exit_rule, exit_scores
 
 
@@ -87,7 +87,7 @@ def scored(logits: Tensor, labels: Tensor, kind: type[ExitRule]) -> tuple[Tensor
 
     At the last exit that is its own answer, or the most confident exit's for `best_answers`.
     """
-    logits, labels = logits.detach().cpu(), labels.cpu()
+    logits, labels = logits.detach().cpu(), class_labels(labels).cpu()
     scores, correct = exit_scores(logits, kind), logits.argmax(-1) == labels
     if kind.best_answers:
         correct[-1] = correct.gather(0, scores.argmax(0, keepdim=True))[0]

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ztw.data.record import read_study_record
 from ztw.device import keep_freed_memory, pick_device, resolve_precision
 from ztw.exits.ensembles import Ensemble, build_ensemble
 from ztw.exits.logits import read_predictions
@@ -37,10 +38,10 @@ def compute_on(hardware: HardwareSettings) -> tuple[torch.device, str]:
 
 @dataclass(frozen=True)
 class CellFiles:
-    """Where a cell's results are: the data set's record, the backbone (None: there is none yet), IC set ->
-    weights, (IC set, split) -> logits, (IC set, ensemble) -> weights."""
+    """Where a cell's results are: the data set's record (one file, or one of each split), the backbone (None:
+    there is none yet), IC set -> weights, (IC set, split) -> logits, (IC set, ensemble) -> weights."""
 
-    record: str
+    record: str | Sequence[str]
     backbone: str | None = None
     ics: Mapping[str, str] = field(default_factory=dict)
     predictions: Mapping[tuple[str, str], str] = field(default_factory=dict)
@@ -77,7 +78,7 @@ class CellNetworks:
     @cached_property
     def record(self) -> dict[str, Any]:
         """What is known of the prepared data set."""
-        return read_json(self.files.record)
+        return read_study_record(self.files.record)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -131,6 +132,11 @@ class CellNetworks:
     def predictions(self, name: str, split: str) -> tuple[Tensor, Tensor]:
         """(logits (K, N, C), labels (N,)) of an IC set's single exits on a split."""
         return read_predictions(self.files.predictions[name, split])
+
+    @property
+    def splits(self) -> set[str]:
+        """The splits whose predictions are known."""
+        return {split for _, split in self.files.predictions}
 
     def answers(self, network: EarlyExitNetwork, method: MethodSettings, split: str) -> tuple[Tensor, Tensor]:
         """(logits (K, N, C), labels (N,)) a method decides and answers with: ensembled if it has an ensemble."""

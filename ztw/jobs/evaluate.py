@@ -35,9 +35,8 @@ def evaluate(
         report(f"{name} ({done}/{len(outputs)})")
         network = networks.of_method(method)
         costs = _costs(network, evaluation.protocols)
-        validation, test = (
-            Answers(*networks.answers(network, method, split)) for split in ("validation", "test")
-        )
+        answers = {split: Answers(*networks.answers(network, method, split)) for split in networks.splits}
+        validation, test = answers.get("validation"), answers["test"]
         found = evaluate_method(validation, test, costs, method, evaluation)
         metrics = pd.concat([found.metrics, backbone_metrics(costs["macs"].base, accuracy)])
         with sealed(curves_file) as scratch:

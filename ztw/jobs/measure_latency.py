@@ -43,7 +43,7 @@ class LatencyPlan:
 def measure_latency(networks: CellNetworks, plan: LatencyPlan, output: str, report: Report) -> None:
     """Time every method at every budget, thresholds chosen on the validation split; writes rows as JSON."""
     device, precision = compute_on(plan.hardware)
-    test = cell_splits(networks.record, plan.data, networks.cell.seed)["test"]
+    test = cell_splits(networks.record, plan.data, networks.cell.seed, report)["test"]
     calls = _calls(networks, plan, device)
     where = {"device": device_name(device), "precision": precision, "threads": torch.get_num_threads()}
     rows: list[dict[str, Any]] = []

@@ -32,7 +32,7 @@ def predict(
     """
     device, precision = compute_on(hardware)
     batch_size, samples = sizes
-    parts = cell_splits(networks.record, data, networks.cell.seed)
+    parts = cell_splits(networks.record, data, networks.cell.seed, report)
     generator = torch.Generator().manual_seed(networks.cell.seed)
     parts["train"] = _drawn(parts["train"], samples, generator)
     state = generator.get_state()

@@ -41,7 +41,7 @@ def train_backbone(
 ) -> None:
     """Make a backbone ready, from its source and by training; writes weights and JSON."""
     computing, seed = Computing.of(hardware), networks.cell.seed
-    parts = cell_splits(networks.record, data, seed)
+    parts = cell_splits(networks.record, data, seed, report)
     torch.manual_seed(seed)
     backbone, origin = _first_weights(networks, settings, data_root(data.root), report)
     backbone.to(computing.device).eval()
@@ -50,12 +50,16 @@ def train_backbone(
         origin["test_accuracy"] = _check_accuracy(backbone, test, settings, computing)
     recipe, training = computing.recipe(settings), parts["train"].to(computing.device)
     history = train(backbone, training, recipe, seed, report) if settings.epochs else []
-    validation = parts["validation"].to(computing.device)
+    accuracy = {}
+    if "validation" in parts:  # unless nothing is held out
+        held_out = parts["validation"].to(computing.device)
+        accuracy["validation"] = _accuracy(backbone, held_out, recipe.precision, recipe.batch_size)
     facts = {
         **networks.identity,
+        "class_names": networks.record["class_names"],
         "settings": settings.model_dump(),
         "origin": origin,
-        "accuracy": {"validation": _accuracy(backbone, validation, recipe.precision, recipe.batch_size)},
+        "accuracy": accuracy,
         "history": history,
         **computing.facts(),
     }
@@ -78,7 +82,7 @@ def _first_weights(
     if source in ("train", "torchvision"):
         return backbone, {"source": source}
     path = _weights_file(settings, root, report)
-    matched = load_foreign(backbone, read_foreign(path), str(path))
+    matched = load_foreign(backbone, read_foreign(path, report), str(path), settings.epochs > 0, report)
     report(f"weights of {path} matched {matched}{'' if matched == 'by name' else IN_ORDER}")
     return backbone, {"source": source, "file": path.name, "sha256": sha256(path), "matched": matched}
 
@@ -87,7 +91,7 @@ def _weights_file(settings: BackboneSettings, root: Path, report: Report) -> Pat
     """The file of somebody else's weights, downloaded if need be and checked."""
     if settings.source == "url":
         return fetch_weights(str(settings.url), str(settings.sha256), root, report)
-    path = Path(str(settings.path))
+    path = Path(str(settings.path)).expanduser()
     if settings.sha256 and (found := sha256(path)) != settings.sha256:
         raise ZtwError(f"{path}: SHA-256 is {found}, backbone.sha256 says {settings.sha256}")
     return path

@@ -24,7 +24,7 @@ def train_ics(
 ) -> None:
     """Train the IC sets on the frozen backbone; outputs: IC set -> file. Sets trained alike share a pass."""
     computing, seed = Computing.of(hardware), networks.cell.seed
-    training = cell_splits(networks.record, data, seed)["train"].to(computing.device)
+    training = cell_splits(networks.record, data, seed, report)["train"].to(computing.device)
     backbone = networks.backbone()
     for (recipe, dropout), names in _trained_alike(networks, outputs, computing).items():
         together = []

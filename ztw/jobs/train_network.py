@@ -23,7 +23,7 @@ def train_network(
 ) -> None:
     """Train backbone and ICs of the set `name`; from scratch where the cell's files name no backbone."""
     computing, seed, ics = Computing.of(hardware), networks.cell.seed, networks.sets[name]
-    training = cell_splits(networks.record, data, seed)["train"].to(computing.device)
+    training = cell_splits(networks.record, data, seed, report)["train"].to(computing.device)
     torch.manual_seed(seed)
     network = networks.attach(networks.backbone(), name).to(computing.device)
     recipe = computing.recipe(ics)

@@ -56,6 +56,7 @@ def save_ics(
     ics = networks.sets[name]
     facts = {
         **networks.identity,
+        "class_names": networks.record["class_names"],
         "ics": name,
         "mode": ics.mode,
         "placement": list(network.placement),
