@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ztw.progress import Progress, clock
+from ztw.progress import Progress, clock, job_log
 
 
 def lines(durations: list[float], total: int) -> list[str]:
@@ -39,3 +39,11 @@ def test_the_recent_steps_count():
 
 def test_quick_steps_say_little():
     assert len(lines([0.01] * 1000, 1000)) <= 11
+
+
+def test_a_name_in_another_encoding_can_be_told(tmp_path):
+    """File names that are not UTF-8 come as surrogates, which no text file takes."""
+    log = tmp_path / "job.log"
+    with job_log(log, "prepare_dataset") as report:
+        report("skipped caf\udce9.gif")
+    assert "skipped caf\\udce9.gif" in log.read_text()

@@ -79,7 +79,7 @@ def job_log(path: str | Path, rule: str, wildcards: Iterable[str] = ()) -> Itera
     terminal = None if os.environ.get("ZTW_MIRROR") else sys.stderr  # a mirror reads the logs instead
     started, began = time.monotonic(), time.time()
     with (
-        path.open("w", encoding="utf-8", buffering=1) as log,
+        path.open("w", encoding="utf-8", errors="backslashreplace", buffering=1) as log,
         contextlib.redirect_stdout(log),
         contextlib.redirect_stderr(log),
     ):
