@@ -209,3 +209,103 @@ def test_dry_run_and_lint_of_every_shipped_config(config, tmp_path):
     for extra in (["--dry-run"], ["--lint"]):
         done = subprocess.run([*base, *extra], cwd=tmp_path, capture_output=True, text=True, timeout=100)
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_an_intermediate_file_that_was_deleted_is_noticed(finished, tmp_path):
+    folder = copy_of(finished, tmp_path)
+    gone = folder / "results/tiny/digits/resnet8/seed1/ensembles/independent/geometric.safetensors"
+    gone.unlink()
+    done = run(folder)
+    assert done.returncode == 0, done.stdout
+    assert "fit_ensembles  digits-resnet8-seed1" in done.stdout
+    assert "train" not in "".join(line for line in done.stdout.splitlines() if "✓" in line)
+    assert gone.exists()
+    assert tables(folder) == tables(finished)
+
+
+def test_a_store_that_was_lost_is_made_again(finished, tmp_path):
+    folder = copy_of(finished, tmp_path)
+    (folder / "results/tiny/mlflow.db").unlink()
+    done = run(folder)
+    assert done.returncode == 0, done.stdout
+    jobs = {line.split()[1] for line in done.stdout.splitlines() if "✓" in line}
+    assert {"start_tracking", "track_cell"} <= jobs
+    assert not {"evaluate", "train_ics", "predict"} & jobs
+    assert tables(folder) == tables(finished)
+
+
+@pytest.mark.parametrize("file", ["predictions/independent/validation.safetensors", "metrics/ztw.json"])
+def test_a_flipped_bit_never_makes_another_table(finished, tmp_path, file):
+    folder = copy_of(finished, tmp_path)
+    path = folder / "results/tiny/digits/resnet8/seed0" / file
+    content, times = bytearray(path.read_bytes()), path.stat()
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    for table in (folder / "results/tiny/tables").iterdir():
+        table.unlink()
+    failed = run(folder, TINY, "--", "--forcerun", "evaluate" if "predictions" in file else "aggregate")
+    assert failed.returncode != 0
+    assert f"{file}: altered since it was written" in failed.stdout
+
+
+@pytest.mark.parametrize("question", [["-n"], ["--dry-run"], ["--rulegraph", "mermaid-js"], ["--list"]])
+def test_what_snakemake_is_asked_it_answers_on_the_screen(tmp_path, question):
+    asked = run(tmp_path, TINY, "--", *question)
+    assert asked.returncode == 0, asked.stdout + asked.stderr
+    assert "train_backbone" in asked.stdout
+    assert not (tmp_path / "results/tiny").exists(), "nothing was computed"
+
+
+def test_a_run_ends_with_its_screen(tmp_path):
+    """`make reproduce | head -1`: nothing computes on, unseen."""
+    process = subprocess.Popen(command(), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()  # the first job is done
+    process.stdout.close()
+    process.wait(120)
+    assert not [p for p in psutil.process_iter() if _works_in(p, tmp_path)], "nothing is left running"
+    assert not (tmp_path / "results/tiny/tables/accuracy_at_budget.csv").exists()
+    assert run(tmp_path).returncode == 0, "the same command goes on"
+
+
+def test_a_closed_terminal_ends_the_run(tmp_path):
+    process = subprocess.Popen(command(), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    wait_for(tmp_path / "results/tiny/data/digits.json", process)
+    process.send_signal(signal.SIGHUP)
+    process.communicate(timeout=30)
+    assert not [p for p in psutil.process_iter() if _works_in(p, tmp_path)], "nothing is left running"
+
+
+def test_a_terminal_with_plain_characters_only(finished):
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command(), cwd=finished, env=environment, capture_output=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    text = done.stdout.decode("ascii")
+    assert "+-" in text
+    assert "?" not in text
+
+
+def test_a_killed_worker_is_told_in_one_line(tmp_path):
+    process = subprocess.Popen(
+        command(), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    killed = None
+    while killed is None:
+        assert process.poll() is None
+        for child in psutil.Process(process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if ".snakemake/scripts" in " ".join(child.cmdline()) and "train_ics" in " ".join(
+                    child.cmdline()
+                ):
+                    killed = child
+        time.sleep(0.02)
+    wait_for(next(iter((tmp_path / "results/tiny/logs/train_ics").glob("*.log")), tmp_path), process)
+    killed.send_signal(signal.SIGKILL)
+    output, _ = process.communicate(timeout=100)
+    assert process.returncode != 0
+    lines = [line for line in output.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1, output
+    assert "train_ics  digits-resnet8-seed" in lines[0]
+    assert "killed by SIGKILL" in lines[0]
+    assert run(tmp_path).returncode == 0

@@ -14,7 +14,8 @@ from mlflow import MlflowClient
 import ztw
 from ztw.files import read_json, write_json
 from ztw.reporting.results import from_files, from_runs
-from ztw.reporting.tracking import CellResults, log_cell, metric_name, open_store, read_values, start_store
+from ztw.reporting.run_contents import metric_name
+from ztw.reporting.tracking import CellResults, log_cell, open_store, read_values, start_store
 from ztw.study.settings import Cell
 
 pytestmark = pytest.mark.filterwarnings("default")  # MLflow's own dependencies warn

@@ -7,7 +7,6 @@ server that cannot be reached never costs a training, and `ztw` computes without
 from __future__ import annotations
 
 import logging
-import math
 import os
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,6 +22,7 @@ from ztw.errors import ZtwError
 from ztw.files import read_json
 from ztw.progress import Report
 from ztw.reporting import sqlite_store
+from ztw.reporting.run_contents import method_tag, metric_name, metrics_of, params_of, title_of
 
 if TYPE_CHECKING:  # only a type: the wording of a key must not count as a change of what is tracked
     from ztw.study.settings import Cell
@@ -35,14 +35,6 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 PARENT = "mlflow.parentRunId"
 CELL = "ztw.cell"
 OWNER = "ztw.owner"
-# names in MLflow that are not made of a row's parts
-NAMES = {
-    "backbone_accuracy": "backbone/accuracy",
-    "backbone_macs": "backbone/macs",
-    "exit_fraction": "{protocol}/exit_fraction_{exit}_at_{budget}",
-    "loss_at_allowed_loss": "{protocol}/accuracy_loss_allowed_{budget}",
-    "relative_cost_at_allowed_loss": "{protocol}/relative_cost_allowed_{budget}",
-}
 SQLITE = "sqlite:///"
 AGAIN = "delete the study's tracking.json and runs.json files to log it again"
 
@@ -60,15 +52,6 @@ class CellResults:
     code_version: str
     parts: Mapping[str, Sequence[str]]
     artifacts: Mapping[str, Sequence[str]]
-
-
-def metric_name(row: Mapping[str, Any]) -> str:
-    """What a metric is called in MLflow, from a row of `ztw.reporting.results`; names are never parsed back."""
-    if row["metric"] in NAMES:
-        return NAMES[row["metric"]].format(**row)
-    if row["protocol"]:
-        return "{protocol}/{metric}_at_{budget}".format(**row)
-    return "exit_{exit}/{metric}".format(**row) if row["exit"] else row["metric"]
 
 
 def store_uri(tracking: str, study_folder: Path | str) -> str:
@@ -197,8 +180,8 @@ def _log_cell(client: MlflowClient, experiment: str, owner: str, results: CellRe
         ids[kind] = {}
         for file in files:
             facts = read_json(file)
-            title = _title(kind, facts)
-            own = {**tags, PARENT: parent, "kind": kind, **_method_tag(facts)}
+            title = title_of(kind, facts)
+            own = {**tags, PARENT: parent, "kind": kind, **method_tag(facts)}
             run = client.create_run(experiment, run_name=title, tags=own).info.run_id
             _log(client, run, facts)
             _end(client, run, [file, *results.artifacts.get(title, [])])
@@ -220,53 +203,13 @@ def _delete_earlier(client: MlflowClient, experiment: str, owner: str, cell: str
             client.delete_run(run.info.run_id)
 
 
-def _method_tag(facts: Mapping[str, Any]) -> dict[str, str]:
-    return {"method": facts["method"]} if "method" in facts else {}
-
-
-def _title(kind: str, facts: Mapping[str, Any]) -> str:
-    match kind:
-        case "ics":
-            return f"ics {facts['ics']}"
-        case "ensemble":
-            return f"ensemble {facts['ics']} {facts['ensemble']}"
-        case "method":
-            return facts["method"]
-    return kind
-
-
 def _log(client: MlflowClient, run_id: str, facts: Mapping[str, Any]) -> None:
     """Parameters, per-epoch metrics and final metrics of one JSON file."""
-    metrics, params = _metrics(facts), _params(facts)
+    metrics = [Metric(*metric) for metric in metrics_of(facts)]
+    params = [Param(*param) for param in params_of(facts).items()]
     for start in range(0, max(len(metrics), 1), 900):  # MLflow takes at most 1000 at a time
         client.log_batch(run_id, metrics=metrics[start : start + 900], params=[] if start else params)
     client.set_tag(run_id, "mlflow.source.name", "ztw")
-
-
-def _params(facts: Mapping[str, Any]) -> list[Param]:
-    params = {key: value for key, value in facts.items() if isinstance(value, str | int | float | bool)}
-    for section in ("settings", "versions", "origin"):
-        values = dict(facts.get(section, {}))
-        values |= values.pop("recipe", {})
-        params |= {f"{section}.{key}": value for key, value in values.items()}
-    return [Param(key, str(value)[:500]) for key, value in params.items()]
-
-
-def _metrics(facts: Mapping[str, Any]) -> list[Metric]:
-    metrics = []
-    for row in facts.get("history", []):
-        when, epoch = int(row["finished"] * 1000), int(row["epoch"])
-        metrics += [
-            Metric(key, float(row[key]), when, epoch) for key in ("loss", "accuracy", "lr", "seconds")
-        ]
-    for split, value in facts.get("accuracy", {}).items():
-        metrics.append(Metric(f"{split}_accuracy", value, 0, 0))
-    for exit, value in enumerate(facts["loss"] if isinstance(facts.get("loss"), list) else [], 1):
-        metrics.append(Metric("exit_loss", value, 0, exit))
-    for row in facts.get("metrics", []):
-        value = math.nan if row["value"] is None else row["value"]
-        metrics.append(Metric(metric_name(row), value, 0, 0))
-    return metrics
 
 
 def read_values(
