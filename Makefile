@@ -27,9 +27,9 @@ reproduce: $(READY)
 test: lint
 	python -m pytest
 
-# Every system on every architecture, and for every module which jobs an edit of it runs again: minutes.
+# Every system on every architecture; for every module which jobs an edit of it runs again; interrupted runs: minutes.
 test-systems: $(READY)
-	python -m pytest tests/slow/test_systems.py tests/slow/test_digests.py
+	python -m pytest tests/slow/test_systems.py tests/slow/test_digests.py tests/slow/test_interruptions.py
 
 # Speed, as a table of medians and ratios: results/bench/report.md. About half an hour; BENCH="-k sweep" for a part.
 bench: $(READY)

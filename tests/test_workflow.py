@@ -257,55 +257,10 @@ def test_what_snakemake_is_asked_it_answers_on_the_screen(tmp_path, question):
     assert not (tmp_path / "results/tiny").exists(), "nothing was computed"
 
 
-def test_a_run_ends_with_its_screen(tmp_path):
-    """`make reproduce | head -1`: nothing computes on, unseen."""
-    process = subprocess.Popen(command(), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert process.stdout is not None
-    process.stdout.readline()  # the first job is done
-    process.stdout.close()
-    process.wait(120)
-    assert not [p for p in psutil.process_iter() if _works_in(p, tmp_path)], "nothing is left running"
-    assert not (tmp_path / "results/tiny/tables/accuracy_at_budget.csv").exists()
-    assert run(tmp_path).returncode == 0, "the same command goes on"
-
-
-def test_a_closed_terminal_ends_the_run(tmp_path):
-    process = subprocess.Popen(command(), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    wait_for(tmp_path / "results/tiny/data/digits.json", process)
-    process.send_signal(signal.SIGHUP)
-    process.communicate(timeout=30)
-    assert not [p for p in psutil.process_iter() if _works_in(p, tmp_path)], "nothing is left running"
-
-
 def test_a_terminal_with_plain_characters_only(finished):
     environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}
-    done = subprocess.run(command(), cwd=finished, env=environment, capture_output=True, timeout=300)
+    done = subprocess.run(command(), cwd=finished, env=environment, capture_output=True, timeout=900)
     assert done.returncode == 0, done.stderr
     text = done.stdout.decode("ascii")
     assert "+-" in text
     assert "?" not in text
-
-
-def test_a_killed_worker_is_told_in_one_line(tmp_path):
-    process = subprocess.Popen(
-        command(), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    killed = None
-    while killed is None:
-        assert process.poll() is None
-        for child in psutil.Process(process.pid).children(recursive=True):
-            with contextlib.suppress(psutil.Error):
-                if ".snakemake/scripts" in " ".join(child.cmdline()) and "train_ics" in " ".join(
-                    child.cmdline()
-                ):
-                    killed = child
-        time.sleep(0.02)
-    wait_for(next(iter((tmp_path / "results/tiny/logs/train_ics").glob("*.log")), tmp_path), process)
-    killed.send_signal(signal.SIGKILL)
-    output, _ = process.communicate(timeout=100)
-    assert process.returncode != 0
-    lines = [line for line in output.splitlines() if line.startswith("error:")]
-    assert len(lines) == 1, output
-    assert "train_ics  digits-resnet8-seed" in lines[0]
-    assert "killed by SIGKILL" in lines[0]
-    assert run(tmp_path).returncode == 0

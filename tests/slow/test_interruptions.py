@@ -1,0 +1,91 @@
+"""A run whose screen, terminal or worker ends while it is at work: the tiny study, several times, so minutes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TINY = ROOT / "tests/config/tiny.yaml"
+
+
+def command() -> list[str]:
+    return [sys.executable, str(ROOT / "workflow/reproduce.py"), str(TINY), "--cores", "2"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def data_root(tmp_path_factory):
+    os.environ["ZTW_DATA"] = str(tmp_path_factory.mktemp("data"))
+    yield
+    del os.environ["ZTW_DATA"]
+
+
+def run(folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(), cwd=folder, capture_output=True, text=True, timeout=900)
+
+
+def wait_for(path: Path, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 300
+    while not path.exists():
+        assert process.poll() is None, "the run ended before it could be interrupted"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def works_in(process: psutil.Process, folder: Path) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return process.environ().get("ZTW_RUN") == str(folder)
+    return False
+
+
+def test_a_run_ends_with_its_screen(tmp_path):
+    """`make reproduce | head -1`: nothing computes on, unseen."""
+    process = subprocess.Popen(command(), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()  # the first job is done
+    process.stdout.close()
+    process.wait(300)
+    assert not [p for p in psutil.process_iter() if works_in(p, tmp_path)], "nothing is left running"
+    assert not (tmp_path / "results/tiny/tables/accuracy_at_budget.csv").exists()
+    assert run(tmp_path).returncode == 0, "the same command goes on"
+
+
+def test_a_closed_terminal_ends_the_run(tmp_path):
+    process = subprocess.Popen(command(), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    wait_for(tmp_path / "results/tiny/data/digits/train.json", process)
+    process.send_signal(signal.SIGHUP)
+    process.communicate(timeout=60)
+    assert not [p for p in psutil.process_iter() if works_in(p, tmp_path)], "nothing is left running"
+
+
+def test_a_killed_worker_is_told_in_one_line(tmp_path):
+    process = subprocess.Popen(
+        command(), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    killed = None
+    while killed is None:
+        assert process.poll() is None
+        for child in psutil.Process(process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if ".snakemake/scripts" in " ".join(child.cmdline()) and "train_ics" in " ".join(
+                    child.cmdline()
+                ):
+                    killed = child
+        time.sleep(0.02)
+    wait_for(next(iter((tmp_path / "results/tiny/logs/train_ics").glob("*.log")), tmp_path), process)
+    killed.send_signal(signal.SIGKILL)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode != 0
+    lines = [line for line in output.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1, output
+    assert "train_ics  digits-resnet8-seed" in lines[0]
+    assert "killed by SIGKILL" in lines[0]
+    assert run(tmp_path).returncode == 0
