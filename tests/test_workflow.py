@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import psutil
 import pytest
 import yaml
 
@@ -91,41 +87,6 @@ def test_a_second_call_finds_nothing_to_do(finished):
     assert "✓" not in again.stdout, "no job may run"
     assert "ztw-nostop" in again.stdout
     assert before == {path: path.stat().st_mtime_ns for path in before}
-
-
-def wait_for(path: Path, process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 100
-    while not path.exists():
-        assert process.poll() is None, "the run ended before it could be interrupted"
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
-def test_interrupted_and_resumed_gives_the_same_tables(finished, tmp_path, sent):
-    # a shell's background job is started with SIGINT ignored, which children inherit
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    process = subprocess.Popen(command(), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    cell = tmp_path / "results/tiny/digits/resnet8/seed1"
-    backbone = cell / "backbone.json"
-    wait_for(cell / "ics/independent.json", process)  # the next job's output: the backbone's is finished
-    second = run(tmp_path)
-    assert second.returncode == 1
-    assert f"another run is at work in this folder (process {process.pid})" in second.stdout
-    process.send_signal(sent)
-    process.communicate(timeout=30)
-    made = backbone.stat().st_mtime_ns
-    resumed = run(tmp_path)
-    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
-    assert backbone.stat().st_mtime_ns == made, "finished work is kept"
-    assert tables(tmp_path) == tables(finished), "byte for byte"
-    assert not [p for p in psutil.process_iter() if _works_in(p, tmp_path)], "nothing is left running"
-
-
-def _works_in(process: psutil.Process, folder: Path) -> bool:
-    with contextlib.suppress(psutil.Error):
-        return process.environ().get("ZTW_RUN") == str(folder)
-    return False
 
 
 def copy_of(finished: Path, tmp_path: Path) -> Path:

@@ -89,3 +89,40 @@ def test_a_killed_worker_is_told_in_one_line(tmp_path):
     assert "train_ics  digits-resnet8-seed" in lines[0]
     assert "killed by SIGKILL" in lines[0]
     assert run(tmp_path).returncode == 0
+
+
+TABLES = [f"accuracy_at_budget.{kind}" for kind in ("csv", "md", "tex")] + ["metrics.csv"]
+
+
+def tables(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / "results/tiny/tables" / name).read_bytes() for name in TABLES}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A folder in which the tiny study has run undisturbed."""
+    folder = tmp_path_factory.mktemp("finished")
+    done = run(folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
+def test_interrupted_and_resumed_gives_the_same_tables(finished, tmp_path, sent):
+    # a shell's background job is started with SIGINT ignored, which children inherit
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    process = subprocess.Popen(command(), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    cell = tmp_path / "results/tiny/digits/resnet8/seed1"
+    backbone = cell / "backbone.json"
+    wait_for(cell / "ics/independent.json", process)  # the next job's output: the backbone's is finished
+    second = run(tmp_path)
+    assert second.returncode == 1
+    assert f"another run is at work in this folder (process {process.pid})" in second.stdout
+    process.send_signal(sent)
+    process.communicate(timeout=60)
+    made = backbone.stat().st_mtime_ns
+    resumed = run(tmp_path)
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    assert backbone.stat().st_mtime_ns == made, "finished work is kept"
+    assert tables(tmp_path) == tables(finished), "byte for byte"
+    assert not [p for p in psutil.process_iter() if works_in(p, tmp_path)], "nothing is left running"
