@@ -19,7 +19,7 @@ export DO_NOT_TRACK = true
 unexport PYTHONPATH
 unexport PYTHONHOME
 
-.PHONY: reproduce test test-systems bench lint format manual ui lock clean help
+.PHONY: reproduce test test-systems test-slow bench lint format manual ui lock clean help
 
 reproduce: $(READY)
 	@python workflow/reproduce.py $(CONFIG) $(if $(CORES),--cores $(CORES))
@@ -27,9 +27,13 @@ reproduce: $(READY)
 test: lint
 	python -m pytest
 
-# Every system on every architecture; for every module which jobs an edit of it runs again; interrupted runs: minutes.
+# Every system on every architecture: minutes.
 test-systems: $(READY)
-	python -m pytest tests/slow/test_systems.py tests/slow/test_digests.py tests/slow/test_interruptions.py
+	python -m pytest tests/slow/test_systems.py
+
+# For every module which jobs an edit of it runs again; runs that are interrupted: minutes.
+test-slow: $(READY)
+	python -m pytest tests/slow/test_digests.py tests/slow/test_interruptions.py
 
 # Speed, as a table of medians and ratios: results/bench/report.md. About half an hour; BENCH="-k sweep" for a part.
 bench: $(READY)
