@@ -31,9 +31,9 @@ test: lint
 test-systems: $(READY)
 	python -m pytest tests/slow/test_systems.py
 
-# For every module which jobs an edit of it runs again; runs that are interrupted: minutes.
+# For every module which jobs an edit of it runs again; runs that are interrupted or damaged: minutes.
 test-slow: $(READY)
-	python -m pytest tests/slow/test_digests.py tests/slow/test_interruptions.py
+	python -m pytest tests/slow/test_digests.py tests/slow/test_damage.py tests/slow/test_interruptions.py
 
 # Speed, as a table of medians and ratios: results/bench/report.md. About half an hour; BENCH="-k sweep" for a part.
 bench: $(READY)

@@ -1,0 +1,116 @@
+"""The real DAG with files that were lost, flipped or deleted, and what its screen says: minutes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+TINY = ROOT / "tests/config/tiny.yaml"
+TABLES = [f"results/tiny/tables/{name}" for name in ("accuracy_at_budget.csv", "metrics.csv")] + [
+    f"results/tiny/tables/accuracy_at_budget.{kind}" for kind in ("md", "tex")
+]
+
+
+def command(config: Path = TINY) -> list[str]:
+    return [sys.executable, str(ROOT / "workflow/reproduce.py"), str(config), "--cores", "2"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def data_root(tmp_path_factory):
+    os.environ["ZTW_DATA"] = str(tmp_path_factory.mktemp("data"))
+    yield
+    del os.environ["ZTW_DATA"]
+
+
+def run(folder: Path, config: Path = TINY, *extra: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*command(config), *extra], cwd=folder, capture_output=True, text=True, timeout=900)
+
+
+def tables(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in TABLES}
+
+
+def changed_config(folder: Path, **changes) -> Path:
+    """tiny.yaml with some keys changed, under the same name: the same study."""
+    path = folder / "changed" / "tiny.yaml"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(yaml.safe_dump({**yaml.safe_load(TINY.read_text()), **changes}, sort_keys=False))
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A folder in which the tiny study has run."""
+    folder = tmp_path_factory.mktemp("finished")
+    done = run(folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "ztw-nostop" in done.stdout
+    assert f"make ui CONFIG={TINY}" in done.stdout
+    return folder
+
+
+def copy_of(finished: Path, tmp_path: Path) -> Path:
+    shutil.copytree(finished, tmp_path / "copy", symlinks=True)
+    return tmp_path / "copy"
+
+
+def test_an_intermediate_file_that_was_deleted_is_noticed(finished, tmp_path):
+    folder = copy_of(finished, tmp_path)
+    gone = folder / "results/tiny/digits/resnet8/seed1/ensembles/independent/geometric.safetensors"
+    gone.unlink()
+    done = run(folder)
+    assert done.returncode == 0, done.stdout
+    assert "fit_ensembles  digits-resnet8-seed1" in done.stdout
+    assert "train" not in "".join(line for line in done.stdout.splitlines() if "✓" in line)
+    assert gone.exists()
+    assert tables(folder) == tables(finished)
+
+
+def test_a_store_that_was_lost_is_made_again(finished, tmp_path):
+    folder = copy_of(finished, tmp_path)
+    (folder / "results/tiny/mlflow.db").unlink()
+    done = run(folder)
+    assert done.returncode == 0, done.stdout
+    jobs = {line.split()[1] for line in done.stdout.splitlines() if "✓" in line}
+    assert {"start_tracking", "track_cell"} <= jobs
+    assert not {"evaluate", "train_ics", "predict"} & jobs
+    assert tables(folder) == tables(finished)
+
+
+@pytest.mark.parametrize("file", ["predictions/independent/validation.safetensors", "metrics/ztw.json"])
+def test_a_flipped_bit_never_makes_another_table(finished, tmp_path, file):
+    folder = copy_of(finished, tmp_path)
+    path = folder / "results/tiny/digits/resnet8/seed0" / file
+    content, times = bytearray(path.read_bytes()), path.stat()
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    for table in (folder / "results/tiny/tables").iterdir():
+        table.unlink()
+    failed = run(folder, TINY, "--", "--forcerun", "evaluate" if "predictions" in file else "aggregate")
+    assert failed.returncode != 0
+    assert f"{file}: altered since it was written" in failed.stdout
+
+
+@pytest.mark.parametrize("question", [["-n"], ["--dry-run"], ["--rulegraph", "mermaid-js"], ["--list"]])
+def test_what_snakemake_is_asked_it_answers_on_the_screen(tmp_path, question):
+    asked = run(tmp_path, TINY, "--", *question)
+    assert asked.returncode == 0, asked.stdout + asked.stderr
+    assert "train_backbone" in asked.stdout
+    assert not (tmp_path / "results/tiny").exists(), "nothing was computed"
+
+
+def test_a_terminal_with_plain_characters_only(finished):
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command(), cwd=finished, env=environment, capture_output=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    text = done.stdout.decode("ascii")
+    assert "+-" in text
+    assert "?" not in text
