@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_study
 import torch
 from torch import Tensor, nn
 
@@ -82,3 +85,22 @@ def state_of(module: nn.Module) -> dict[str, Tensor]:
 def same(before: dict[str, Tensor], after: dict[str, Tensor]) -> bool:
     """Whether two states are equal to the last bit."""
     return all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.fixture(scope="session")
+def data_root(tmp_path_factory):
+    """A data root of its own for the studies the tests run."""
+    os.environ["ZTW_DATA"] = str(tmp_path_factory.mktemp("data"))
+    yield
+    del os.environ["ZTW_DATA"]
+
+
+@pytest.fixture(scope="session")
+def finished(data_root, tmp_path_factory) -> Path:
+    """A folder in which the tiny study has run; once for all tests that copy it."""
+    folder = tmp_path_factory.mktemp("finished")
+    done = tiny_study.run(folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "ztw-nostop" in done.stdout
+    assert f"make ui CONFIG={tiny_study.TINY}" in done.stdout
+    return folder

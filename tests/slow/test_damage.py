@@ -3,62 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-import yaml
+from tiny_study import TINY, command, copy_of, run, tables
 
-ROOT = Path(__file__).parents[2]
-TINY = ROOT / "tests/config/tiny.yaml"
-TABLES = [f"results/tiny/tables/{name}" for name in ("accuracy_at_budget.csv", "metrics.csv")] + [
-    f"results/tiny/tables/accuracy_at_budget.{kind}" for kind in ("md", "tex")
-]
-
-
-def command(config: Path = TINY) -> list[str]:
-    return [sys.executable, str(ROOT / "workflow/reproduce.py"), str(config), "--cores", "2"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def data_root(tmp_path_factory):
-    os.environ["ZTW_DATA"] = str(tmp_path_factory.mktemp("data"))
-    yield
-    del os.environ["ZTW_DATA"]
-
-
-def run(folder: Path, config: Path = TINY, *extra: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*command(config), *extra], cwd=folder, capture_output=True, text=True, timeout=900)
-
-
-def tables(folder: Path) -> dict[str, bytes]:
-    return {name: (folder / name).read_bytes() for name in TABLES}
-
-
-def changed_config(folder: Path, **changes) -> Path:
-    """tiny.yaml with some keys changed, under the same name: the same study."""
-    path = folder / "changed" / "tiny.yaml"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(yaml.safe_dump({**yaml.safe_load(TINY.read_text()), **changes}, sort_keys=False))
-    return path
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
-    """A folder in which the tiny study has run."""
-    folder = tmp_path_factory.mktemp("finished")
-    done = run(folder)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "ztw-nostop" in done.stdout
-    assert f"make ui CONFIG={TINY}" in done.stdout
-    return folder
-
-
-def copy_of(finished: Path, tmp_path: Path) -> Path:
-    shutil.copytree(finished, tmp_path / "copy", symlinks=True)
-    return tmp_path / "copy"
+pytestmark = pytest.mark.usefixtures("data_root")
 
 
 def test_an_intermediate_file_that_was_deleted_is_noticed(finished, tmp_path):

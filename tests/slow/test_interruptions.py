@@ -3,47 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import psutil
 import pytest
+from tiny_study import command, run, tables, wait_for, works_in
 
-ROOT = Path(__file__).parents[2]
-TINY = ROOT / "tests/config/tiny.yaml"
-
-
-def command() -> list[str]:
-    return [sys.executable, str(ROOT / "workflow/reproduce.py"), str(TINY), "--cores", "2"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def data_root(tmp_path_factory):
-    os.environ["ZTW_DATA"] = str(tmp_path_factory.mktemp("data"))
-    yield
-    del os.environ["ZTW_DATA"]
-
-
-def run(folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(), cwd=folder, capture_output=True, text=True, timeout=900)
-
-
-def wait_for(path: Path, process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 300
-    while not path.exists():
-        assert process.poll() is None, "the run ended before it could be interrupted"
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def works_in(process: psutil.Process, folder: Path) -> bool:
-    with contextlib.suppress(psutil.Error):
-        return process.environ().get("ZTW_RUN") == str(folder)
-    return False
+pytestmark = pytest.mark.usefixtures("data_root")
 
 
 def test_a_run_ends_with_its_screen(tmp_path):
@@ -89,22 +57,6 @@ def test_a_killed_worker_is_told_in_one_line(tmp_path):
     assert "train_ics  digits-resnet8-seed" in lines[0]
     assert "killed by SIGKILL" in lines[0]
     assert run(tmp_path).returncode == 0
-
-
-TABLES = [f"accuracy_at_budget.{kind}" for kind in ("csv", "md", "tex")] + ["metrics.csv"]
-
-
-def tables(folder: Path) -> dict[str, bytes]:
-    return {name: (folder / "results/tiny/tables" / name).read_bytes() for name in TABLES}
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
-    """A folder in which the tiny study has run undisturbed."""
-    folder = tmp_path_factory.mktemp("finished")
-    done = run(folder)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return folder
 
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
