@@ -31,7 +31,7 @@ class Screen:
         self.started = time.time()
         self.running: dict[Path, str] = {}
         self.finished: set[Path] = set()
-        self.failures: list[str] = []
+        self.failures: dict[str, list[str]] = {}  # what was said -> the jobs that said it
         self.printed: dict[Path, float] = {}
         self.live = Live(console=console, auto_refresh=False, transient=True)
 
@@ -75,7 +75,7 @@ class Screen:
             line = Text.assemble(("✓ ", "green"), f"{name}  {text}  ", (_tail(last), "dim"))
             self.console.print(line, soft_wrap=True)
         else:
-            self.failures.append(f"{name}: {text}")
+            self.failures.setdefault(text, []).append(name)
 
     def _print_now_and_then(self, log: Path, line: str) -> None:
         if self.console.is_terminal or "started" in line:
@@ -98,7 +98,8 @@ class Screen:
 
     def explain_failure(self) -> None:
         """One line per failed job, or Snakemake's last words when no job has said anything."""
-        lines = [*self.failures, *self._killed()] or _last_words(self.snakemake_log)
+        told = [f"{', '.join(names)}: {text}" for text, names in self.failures.items()]
+        lines = [*told, *self._killed()] or _last_words(self.snakemake_log)
         if shutil.disk_usage(self.logs).free < 1 << 20:
             lines = [*lines, f"no space left on the disk of {self.logs}"]
         for line in lines:

@@ -34,6 +34,9 @@ def study(tmp_path) -> Path:
     return tmp_path
 
 
+ROOT = Path(__file__).parents[2]
+
+
 def shown(study: Path, monkeypatch) -> str:
     """What `make reproduce` prints, in the escape codes of a terminal."""
     monkeypatch.syspath_prepend(str(WORKFLOW))
@@ -88,3 +91,21 @@ def test_what_a_cell_says():
     assert accuracy_text(row, seeds=3) == "85.0 ± 7.1 (n=2)"
     assert accuracy_text({"mean": 0.85, "std": math.nan, "n": 1}, seeds=1) == "85.0"
     assert accuracy_text({"mean": math.nan, "std": math.nan, "n": 0}, seeds=1) == "-"
+
+
+def test_a_failure_that_two_jobs_tell_is_told_once(tmp_path, capsys, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "workflow"))
+    for name in ("mine-train", "mine-test"):
+        log = tmp_path / "logs/prepare_dataset" / f"{name}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text("progress: started\nerror: a.png: unreadable image\n")
+    snakemake_log = tmp_path / "logs/snakemake.log"
+    snakemake_log.write_text("")
+    from screen import Screen
+
+    shown = Screen(Console(), tmp_path / "logs", snakemake_log)
+    shown.started = 0
+    shown.update()
+    shown.explain_failure()
+    (told,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("error:")]
+    assert told.endswith("prepare_dataset  mine-test, prepare_dataset  mine-train: a.png: unreadable image")
