@@ -116,7 +116,7 @@ def benchmark_of(rule):
 
 
 def of_cells():
-    """Every file that the jobs of all cells write and others read."""
+    """Every file that the jobs of all cells write and others read, and the store of their runs."""
     files = [
         f"{CELL}/backbone.safetensors",
         *(f"{CELL}/ics/{i}.safetensors" for i in ICS),
@@ -129,12 +129,13 @@ def of_cells():
         files += [f"{CELL}/curves/{method}.parquet", f"{CELL}/metrics/{method}.json"]
         files += [f"{CELL}/answers/{method}.safetensors"]
     files += [f"{CELL}/runs.json"] if TRACKED else []
+    store = [f"{STUDY}/mlflow.db"] if study.tracking == "sqlite" else []
     records = [
         f"{STUDY}/data/{dataset}/{split}.json"
         for dataset in study.datasets
         for split in ("train", "test")
     ]
-    return records + per_cell(files)
+    return store + records + per_cell(files)
 
 
 def start_of(wildcards):
