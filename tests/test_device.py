@@ -60,7 +60,7 @@ if sys.argv[1] == "keep": assert keep_freed_memory()
 import torch
 def use():  # two activations of 64 MiB, as a layer has them
     a = torch.ones(2**24); a + 1
-for _ in range(8): use()  # until every activation has found its place
+for _ in range(24): use()  # until every activation has found its place
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(4): use()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
@@ -73,9 +73,9 @@ def test_kept_memory_is_not_fetched_from_the_system_again():
         return int(subprocess.check_output([sys.executable, "-c", FAULTS, mode], text=True))
 
     pages = 4 * 2 * 2**26 // 4096
-    if faults("give back") < pages / 100:
+    if faults("give back") < pages / 2:
         pytest.skip("this system's allocator keeps freed memory, or its page faults are not counted")
-    assert faults("keep") < pages / 100
+    assert faults("keep") < pages / 4, "one activation that moves late is pages / 8"
 
 
 def test_another_system_and_another_c_library_are_left_alone(monkeypatch):

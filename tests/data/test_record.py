@@ -105,7 +105,7 @@ def test_every_file_of_a_split_is_on_record(record):
     assert record["sha256"].keys() == names
     assert set(record["decoded"].values()) == {record["decoded"]["test"]}
     folder = Path(record["decoded"]["test"])
-    assert {path.name for path in folder.iterdir()} == {*names, "record.json"}
+    assert {path.name for path in folder.iterdir()} == {*names, "record.json", ".record.json.sha256"}
     images = np.load(folder / "test-images.npy")
     assert np.array_equal(images, decoded(record, "test").images.numpy())
 
