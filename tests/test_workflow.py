@@ -43,6 +43,13 @@ def test_a_second_call_finds_nothing_to_do(finished):
     assert again.returncode == 0
     assert "✓" not in again.stdout, "no job may run"
     assert "ztw-nostop" in again.stdout
+    log = finished / "results/tiny/logs/snakemake.log"
+    asked = log.stat().st_mtime_ns
+    assert run(finished).stdout == again.stdout
+    assert log.stat().st_mtime_ns == asked, "not even Snakemake is started"
+    (finished / "results/tiny/.finished").unlink()
+    assert run(finished).stdout == again.stdout, "Snakemake finds the same"
+    assert log.stat().st_mtime_ns > asked
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
 

@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.markup import escape
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]  # screen, and ztw itself
+from finished import Finished
 from screen import Screen, show_results
 
 from ztw.errors import ZtwError
@@ -53,17 +54,22 @@ def main() -> int:
     use_plain_characters()
     console = Console(highlight=False)
     try:
-        tracking = read_study(arguments.config).tracking
+        settings = read_study(arguments.config)
         study = Path("results") / Path(arguments.config).stem
         if any(argument.split("=")[0] in QUESTIONS for argument in extra):
             return ask_snakemake(arguments.config, arguments.cores, extra)
         with only_run():
-            status = run_snakemake(arguments.config, arguments.cores, extra, study, console)
+            finished = Finished(arguments.config, settings, study)
+            status = 0
+            if extra or not finished:
+                status = run_snakemake(arguments.config, arguments.cores, extra, study, console)
+                if status == 0 and not extra:
+                    finished.note()
     except (ZtwError, OSError) as error:
         console.print(f"[bold red]error:[/] {escape(describe(error))}", soft_wrap=True)
         return 1
     if status == 0:
-        show_results(console, study, tracking, arguments.config)
+        show_results(console, study, settings.tracking, arguments.config)
     return status
 
 
