@@ -36,11 +36,14 @@ class Progress:
     RECENT = 20
 
     def __init__(
-        self, total: int, report: Report | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        total: int,
+        report: Report | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        done: int = 0,
     ) -> None:
-        self.total, self.report, self.clock = max(total, 1), report, clock
+        self.total, self.report, self.clock, self.done = max(total, 1), report, clock, done
         self.started = self.last = clock()
-        self.done = 0
         self.marks: deque[tuple[int, float]] = deque(maxlen=self.RECENT)  # (steps done, when)
 
     def step(self, text: Callable[[], str]) -> None:

@@ -12,12 +12,14 @@ from ztw.errors import ZtwError
 from ztw.files import check_seal, sealed
 
 
-def write_tensors(path: Path | str, tensors: dict[str, Tensor]) -> None:
+def write_tensors(
+    path: Path | str, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
     """Write a safetensors file, sealed; raises ZtwError when it cannot be written (no space, ...)."""
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with sealed(path) as scratch:
         try:
-            save_file(on_cpu, scratch)
+            save_file(on_cpu, scratch, metadata)
         except safetensors.SafetensorError as error:
             raise ZtwError(f"{path}: cannot be written ({error})") from error
 
@@ -29,3 +31,9 @@ def read_tensors(path: Path | str, hint: str = "delete it and run again") -> dic
         return load_file(path)
     except (OSError, safetensors.SafetensorError) as error:
         raise ZtwError(f"{path}: missing, truncated or not a safetensors file ({error}); {hint}") from error
+
+
+def read_metadata(path: Path | str) -> dict[str, str]:
+    """The texts that were written beside a file's tensors."""
+    with safetensors.safe_open(path, "pt") as stream:
+        return stream.metadata() or {}

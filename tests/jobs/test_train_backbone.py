@@ -15,6 +15,7 @@ from ztw.jobs.cell import CellFiles, CellNetworks
 from ztw.jobs.train_backbone import train_backbone
 from ztw.study.settings import Cell, DataSettings, HardwareSettings
 from ztw.study.training_settings import BackboneBuild, BackboneSettings, IcSet
+from ztw.training.checkpoints import Checkpoints
 
 
 @pytest.fixture
@@ -30,7 +31,9 @@ def made_ready(
     lines: list[str] = []
     networks = CellNetworks(Cell("digits", "resnet8", 0), CellFiles(record), {}, settings)
     hardware = HardwareSettings(device="cpu", precision="fp32", compile=False)
-    train_backbone(networks, settings, data or DataSettings(), hardware, str(output), lines.append)
+    checkpoints = Checkpoints(output.parent / "checkpoints" / output.stem, {}, lines.append)
+    train_backbone(networks, settings, data or DataSettings(), hardware, str(output), checkpoints)
+    assert not (output.parent / "checkpoints").exists(), "what is done needs none"
     return lines
 
 

@@ -70,8 +70,8 @@ def test_joint_training_learns_with_the_backbone(mode, rescale):
     torch.manual_seed(0)
     network = ztw.build_network(ztw.build_backbone("resnet8", 5, 1, 10), mode)
     backbone, heads = state_of(network.backbone), state_of(network.heads)
-    loss = JointLoss(exit_weights(network, "growing"), rescale)
-    history = train_jointly(network, stripes(), RECIPE, 1, loss)
+    loss = JointLoss(network, exit_weights(network, "growing"), rescale)
+    history = train_jointly(loss, stripes(), RECIPE, 1)
     assert history[-1]["loss"] < history[0]["loss"]
     assert history[-1]["accuracy"] > 0.4
     assert not same(backbone, state_of(network.backbone))
@@ -88,7 +88,7 @@ def test_weights_grow_with_the_steps_of_the_training(epochs, steps):
         return torch.tensor([1.0, 2.0])
 
     network = small_network(placement=[1])
-    train_jointly(network, stripes(), Recipe(epochs, 32, 0.01, 0.0), 1, JointLoss(weights))
+    train_jointly(JointLoss(network, weights), stripes(), Recipe(epochs, 32, 0.01, 0.0), 1)
     assert asked == pytest.approx([step / steps for step in range(steps)])
 
 
@@ -102,7 +102,7 @@ def test_the_loss_is_the_weighted_sum_of_the_exits():
     losses = [torch.nn.functional.cross_entropy(exit, labels).item() for exit in logits]
     weights = torch.tensor([0.5, 0.0, 1.0, 3.0])
     recipe = Recipe(1, 4, 1e-30, 0.0)
-    (row,) = train_jointly(network, data, recipe, 1, JointLoss(lambda done: weights))
+    (row,) = train_jointly(JointLoss(network, lambda done: weights), data, recipe, 1)
     assert row["loss"] == pytest.approx(
         sum(w * loss for w, loss in zip(weights.tolist(), losses, strict=True))
     )

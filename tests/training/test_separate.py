@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from conftest import same, small_network, state_of, stripes
 from torch import nn
@@ -62,7 +64,7 @@ def test_dropout_of_the_frozen_backbone_can_stay_on():
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
     dropping.drop.register_forward_hook(lambda module, inputs, output: seen.append((inputs[0], output)))
     backbone = state_of(network.backbone)
-    train_ics([network], stripes(), RECIPE, seed=0, frozen_dropout=True)
+    train_ics([network], stripes(), replace(RECIPE, frozen_dropout=True), seed=0)
     assert len(seen) == 8, "a batch of 32 at a time, two epochs of 128"
     dropped = [((output == 0) & (features != 0)).float().mean().item() for features, output in seen]
     assert all(0.3 < share < 0.7 for share in dropped)

@@ -19,5 +19,6 @@ rule train_backbone:
         hardware=HARDWARE,
         weights=lambda wildcards: file_stamp(cell_of(wildcards).backbone.path),
         code=code_digest("train_backbone"),
+        checkpoints=f"{CELL}/checkpoints/backbone",
     script:
         "../scripts/train_backbone.py"

@@ -24,6 +24,7 @@ if FROZEN:
             sets=sets_of(FROZEN),
             hardware=HARDWARE,
             code=code_digest("train_ics"),
+            checkpoints=f"{CELL}/checkpoints/ics",
         script:
             "../scripts/train_ics.py"
 
@@ -54,5 +55,6 @@ if JOINT:
             sets=lambda wildcards: sets_of([wildcards.ics])(wildcards),
             hardware=HARDWARE,
             code=code_digest("train_network"),
+            checkpoints=f"{CELL}/checkpoints/ics-{{ics}}",
         script:
             "../scripts/train_network.py"

@@ -3,6 +3,7 @@ from typing import TYPE_CHECKING
 from ztw.device import make_reproducible
 from ztw.jobs.cell import CellFiles, CellNetworks
 from ztw.jobs.train_backbone import train_backbone
+from ztw.jobs.training import job_checkpoints
 from ztw.progress import job_log
 from ztw.study.settings import Cell, DataSettings, HardwareSettings
 from ztw.study.training_settings import BackboneSettings
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from snakemake.script import snakemake
 
 params = snakemake.params
+read = list(snakemake.input.data)
 with job_log(snakemake.log[0], snakemake.rule, snakemake.wildcards) as report:
     make_reproducible(snakemake.threads)
     settings = BackboneSettings(**params.backbone)
@@ -20,5 +22,5 @@ with job_log(snakemake.log[0], snakemake.rule, snakemake.wildcards) as report:
         data=DataSettings(**params.images, root=params.root),
         hardware=HardwareSettings(**params.hardware),
         output=snakemake.output.weights,
-        report=report,
+        checkpoints=job_checkpoints(params, read, report),
     )

@@ -3,6 +3,7 @@ from typing import TYPE_CHECKING
 from ztw.device import make_reproducible
 from ztw.jobs.cell import CellFiles, CellNetworks
 from ztw.jobs.train_ics import train_ics
+from ztw.jobs.training import job_checkpoints
 from ztw.progress import job_log
 from ztw.study.settings import Cell, DataSettings, HardwareSettings
 from ztw.study.training_settings import BackboneBuild, IcSet
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from snakemake.script import snakemake
 
 params = snakemake.params
+read = [*snakemake.input.data, snakemake.input.backbone]
 with job_log(snakemake.log[0], snakemake.rule, snakemake.wildcards) as report:
     make_reproducible(snakemake.threads)
     train_ics(
@@ -23,5 +25,5 @@ with job_log(snakemake.log[0], snakemake.rule, snakemake.wildcards) as report:
         data=DataSettings(**params.images),
         hardware=HardwareSettings(**params.hardware),
         outputs=dict(zip(params.sets, snakemake.output.weights, strict=True)),
-        report=report,
+        checkpoints=job_checkpoints(params, read, report),
     )

@@ -39,18 +39,23 @@ class Data(ABC):
 
     @abstractmethod
     def batches(
-        self, batch_size: int, generator: torch.Generator | None = None, augmented: bool = False
+        self,
+        batch_size: int,
+        generator: torch.Generator | None = None,
+        augmented: bool = False,
+        skip: int = 0,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (images float32 (B, C, H, W), labels int64 (B,)); shuffled when a generator is given.
+        """Batches (images float32 (B, C, H, W), labels int64 (B,)); shuffled when a generator is given.
 
         augmented: flips, crops and colours drawn from the generator. Training passes (with a generator)
-        drop a last batch of one image, which BatchNorm cannot use.
+        drop a last batch of one image, which BatchNorm cannot use. skip: batches that are not made. The order
+        is drawn at the call, what belongs to a batch as it is made: a generator that is put where it was after
+        `skip` batches draws for the others what it would have drawn.
         """
 
 
-def batch_indices(count: int, batch_size: int, generator: torch.Generator | None) -> Iterator[Tensor]:
+def batch_indices(count: int, batch_size: int, generator: torch.Generator | None) -> list[Tensor]:
     """Positions int64 (B,) of each batch, in order or shuffled; no last batch of one when shuffled."""
     order = torch.arange(count) if generator is None else torch.randperm(count, generator=generator)
-    for indices in order.split(batch_size):
-        if generator is None or len(indices) > 1 or count == 1:
-            yield indices
+    batches = order.split(batch_size)
+    return [indices for indices in batches if generator is None or len(indices) > 1 or count == 1]

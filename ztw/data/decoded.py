@@ -64,13 +64,21 @@ class ImageSet(Data):
         return replace(self, stored=images, labels=self.labels.to(device), index=None)
 
     def batches(
-        self, batch_size: int, generator: torch.Generator | None = None, augmented: bool = False
+        self,
+        batch_size: int,
+        generator: torch.Generator | None = None,
+        augmented: bool = False,
+        skip: int = 0,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """See `ztw.data.dataset.Data.batches`."""
-        for indices in batch_indices(len(self), batch_size, generator):
+        order = batch_indices(len(self), batch_size, generator)
+        return self._made(order[skip:], generator if augmented else None)
+
+    def _made(self, order: list[Tensor], draw: torch.Generator | None) -> Iterator[tuple[Tensor, Tensor]]:
+        for indices in order:
             indices = indices.to(self.device)
             images = self._at(indices)
-            if augmented and generator is not None:
+            if draw is not None:
                 jitter = (self.colour_jitter, self.jitter_order)
-                images = augment(images, self.flip, self.crop_padding, generator, *jitter)
+                images = augment(images, self.flip, self.crop_padding, draw, *jitter)
             yield normalise(images, self.mean, self.std), self.labels[indices]

@@ -66,15 +66,24 @@ class StreamedSet(Data):
         return self.folder / os.fsdecode(bytes(text[start : int(ends[row])].numpy()))
 
     def batches(
-        self, batch_size: int, generator: torch.Generator | None = None, augmented: bool = False
+        self,
+        batch_size: int,
+        generator: torch.Generator | None = None,
+        augmented: bool = False,
+        skip: int = 0,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """See `ztw.data.dataset.Data.batches`; the number of workers changes nothing in what is yielded.
 
         Raises ZtwError when an image cannot be read or a worker dies.
         """
-        order = list(batch_indices(len(self), batch_size, generator))
+        order = batch_indices(len(self), batch_size, generator)
         draw = generator if augmented else None
         seeds = None if draw is None else torch.randint(2**62, (len(self),), generator=draw)
+        return self._made(order[skip:], seeds, draw)
+
+    def _made(
+        self, order: list[Tensor], seeds: Tensor | None, draw: torch.Generator | None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         for indices, images in zip(order, self._decoded(order, seeds), strict=True):
             if isinstance(images, str):
                 raise ZtwError(images)

@@ -21,6 +21,7 @@ from ztw.models.network import EarlyExitNetwork
 from ztw.progress import Report
 from ztw.study.settings import DataSettings, HardwareSettings
 from ztw.study.training_settings import BackboneSettings
+from ztw.training.checkpoints import Checkpoints
 from ztw.training.separate import train_backbone as train
 
 PRETRAINED = {"default": "DEFAULT", "v1": "IMAGENET1K_V1"}  # what torchvision calls them
@@ -37,9 +38,10 @@ def train_backbone(
     data: DataSettings,
     hardware: HardwareSettings,
     output: str,
-    report: Report,
+    checkpoints: Checkpoints,
 ) -> None:
     """Make a backbone ready, from its source and by training; writes weights and JSON."""
+    report = checkpoints.report
     computing, seed = Computing.of(hardware), networks.cell.seed
     parts = cell_splits(networks.record, data, seed, report)
     torch.manual_seed(seed)
@@ -49,7 +51,7 @@ def train_backbone(
         test = open_split(networks.record, data, "test").to(computing.device)
         origin["test_accuracy"] = _check_accuracy(backbone, test, settings, computing)
     recipe, training = computing.recipe(settings), parts["train"].to(computing.device)
-    history = train(backbone, training, recipe, seed, report) if settings.epochs else []
+    history = train(backbone, training, recipe, seed, report, checkpoints) if settings.epochs else []
     accuracy = {}
     if "validation" in parts:  # unless nothing is held out
         held_out = parts["validation"].to(computing.device)
@@ -61,9 +63,11 @@ def train_backbone(
         "origin": origin,
         "accuracy": accuracy,
         "history": history,
+        "resumed": checkpoints.resumed,
         **computing.facts(),
     }
     save_checkpoint(output, backbone, facts)
+    checkpoints.clear()
 
 
 def _first_weights(

@@ -9,8 +9,8 @@ import torch
 from ztw.data.splits import cell_splits
 from ztw.jobs.cell import CellNetworks, share_backbone
 from ztw.jobs.training import Computing, save_ics
-from ztw.progress import Report
 from ztw.study.settings import DataSettings, HardwareSettings
+from ztw.training.checkpoints import Checkpoints
 from ztw.training.loop import Recipe
 from ztw.training.separate import train_ics as train
 
@@ -20,30 +20,31 @@ def train_ics(
     data: DataSettings,
     hardware: HardwareSettings,
     outputs: Mapping[str, str],
-    report: Report,
+    checkpoints: Checkpoints,
 ) -> None:
     """Train the IC sets on the frozen backbone; outputs: IC set -> file. Sets trained alike share a pass."""
     computing, seed = Computing.of(hardware), networks.cell.seed
-    training = cell_splits(networks.record, data, seed, report)["train"].to(computing.device)
+    training = cell_splits(networks.record, data, seed, checkpoints.report)["train"].to(computing.device)
     backbone = networks.backbone()
-    for (recipe, dropout), names in _trained_alike(networks, outputs, computing).items():
+    for number, (recipe, names) in enumerate(_trained_alike(networks, outputs, computing).items()):
         together = []
         for name in names:
             torch.manual_seed(seed)  # a set's weights do not depend on which others are trained with it
             together.append(networks.attach(backbone, name))
         torch.manual_seed(seed)  # of dropout: the same whatever sets there are
         share_backbone(together, computing.device)
-        histories = train(together, training, recipe, seed, report, dropout)
+        kept = checkpoints.phase(f"pass-{number}")
+        histories = train(together, training, recipe, seed, checkpoints.report, kept)
         for name, network, history in zip(names, together, histories, strict=True):
             save_ics(networks, name, network, history, computing, outputs[name])
+    checkpoints.clear()
 
 
 def _trained_alike(
     networks: CellNetworks, names: Iterable[str], computing: Computing
-) -> dict[tuple[Recipe, bool], list[str]]:
-    """(recipe, dropout of the frozen backbone) -> the sets that are trained so."""
-    groups: dict[tuple[Recipe, bool], list[str]] = {}
+) -> dict[Recipe, list[str]]:
+    """Recipe -> the sets that are trained so."""
+    groups: dict[Recipe, list[str]] = {}
     for name in names:
-        ics = networks.sets[name]
-        groups.setdefault((computing.recipe(ics), ics.frozen_dropout), []).append(name)
+        groups.setdefault(computing.recipe(networks.sets[name]), []).append(name)
     return groups

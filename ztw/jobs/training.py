@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from ztw.device import device_name
+from ztw.files import sha256
 from ztw.jobs.cell import CellNetworks, compute_on, trained_part
 from ztw.models.checkpoints import save_checkpoint, versions
 from ztw.models.network import EarlyExitNetwork
+from ztw.progress import Report
 from ztw.study import training_settings
 from ztw.study.settings import HardwareSettings
+from ztw.training.checkpoints import Checkpoints
 from ztw.training.loop import History, Recipe
 
 
@@ -32,7 +38,8 @@ class Computing:
     def recipe(self, section: training_settings.Recipe) -> Recipe:
         """The recipe of a section of the study."""
         given = {key: getattr(section, key) for key in training_settings.Recipe.model_fields}
-        return Recipe(**given, precision=self.precision, compile=self.compile)
+        dropout = getattr(section, "frozen_dropout", False)
+        return Recipe(**given, precision=self.precision, compile=self.compile, frozen_dropout=dropout)
 
     def facts(self) -> dict[str, Any]:
         """What a result was computed on and with."""
@@ -42,6 +49,21 @@ class Computing:
             "threads": torch.get_num_threads(),
             "versions": versions(),
         }
+
+
+def job_checkpoints(params: Mapping[str, Any], inputs: Iterable[str], report: Report) -> Checkpoints:
+    """A training job's checkpoints, in params["checkpoints"].
+
+    They are of the rule's params, of what is in its inputs, and of the software.
+    """
+    settings = {key: value for key, value in params.items() if key not in ("code", "checkpoints")}
+    of = {
+        "code": str(params["code"]),
+        "settings": json.dumps(settings, sort_keys=True, default=str),
+        "inputs": " ".join(sha256(Path(path)) for path in inputs),
+        "software": json.dumps(versions(), sort_keys=True),
+    }
+    return Checkpoints(Path(params["checkpoints"]), of, report)
 
 
 def save_ics(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import count
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +16,7 @@ from ztw.models.network import EarlyExitNetwork
 from ztw.models.operations import backbone_macs, stage_costs
 from ztw.progress import Report
 from ztw.study.names import EXIT_WEIGHTS
+from ztw.training.checkpoints import Checkpoints
 from ztw.training.compiling import compiled
 from ztw.training.loop import History, Recipe, Step, Task, make_optimizer, run_epochs
 
@@ -78,39 +78,42 @@ def rescaled_logits(network: EarlyExitNetwork, images: Tensor) -> list[Tensor]:
 
 @dataclass(frozen=True)
 class JointLoss:
-    """What joint training minimises: the weighted sum of the exits' cross-entropies.
+    """What joint training minimises: the weighted sum of the cross-entropies of a network's exits.
 
     weights: of `exit_weights`; rescale_gradients: see `rescaled_logits`.
     """
 
+    network: EarlyExitNetwork
     weights: Weights
     rescale_gradients: bool = False
 
 
 def train_jointly(
-    network: EarlyExitNetwork,
+    loss: JointLoss,
     data: Data,
     recipe: Recipe,
     seed: int,
-    loss: JointLoss,
     report: Report | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> History:
-    """Train backbone and ICs together in place; ends in eval mode.
+    """Train backbone and ICs of the loss's network together in place; ends in eval mode.
 
-    data: the training part, on the network's device; seed: of the order and the augmentation. The history's
-    accuracy is that of the backbone's own exit. Raises ZtwError when the loss is not finite.
+    data: the training part, on the network's device; seed: of the order and the augmentation; checkpoints:
+    where an interrupted training goes on from. The history's accuracy is that of the backbone's own exit.
+    Raises ZtwError when the loss is not finite.
     """
-    total = max(1.0, recipe.epochs * -(-len(data) // recipe.batch_size))
+    network = loss.network
     network.requires_grad_(True).train()
-    step = _joint_step(network, recipe, loss, total)
-    task = Task([f"joint {network.mode_name}"], step, make_optimizer(network.parameters(), recipe))
-    (history,) = run_epochs(task, data, recipe, seed, report)
+    optimizer = make_optimizer(network.parameters(), recipe)
+    task = Task([f"joint {network.mode_name}"], _joint_step(loss, recipe), network, optimizer)
+    (history,) = run_epochs(task, data, recipe, seed, report, checkpoints)
     network.eval()
     return history
 
 
-def _joint_step(network: EarlyExitNetwork, recipe: Recipe, loss: JointLoss, total: float) -> Step:
-    """The weighted sum as one loss; total: steps of the training, over which the weights may grow."""
+def _joint_step(loss: JointLoss, recipe: Recipe) -> Step:
+    """The weighted sum as one loss."""
+    network = loss.network
 
     def all_logits(images: Tensor) -> list[Tensor]:
         if loss.rescale_gradients:
@@ -118,13 +121,12 @@ def _joint_step(network: EarlyExitNetwork, recipe: Recipe, loss: JointLoss, tota
         return network.exit_logits(list(network.backbone.features(images)))
 
     forward = compiled(all_logits, recipe)
-    steps = count()
 
-    def step(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def step(images: Tensor, labels: Tensor, done: float) -> tuple[Tensor, Tensor]:
         with autocast(images.device, recipe.precision):
             outputs = forward(images)
         losses = torch.stack([F.cross_entropy(output, labels) for output in outputs])
-        weights = loss.weights(min(1.0, next(steps) / total)).to(losses)
+        weights = loss.weights(done).to(losses)
         return (weights * losses).sum()[None], (outputs[-1].argmax(-1) == labels).sum()[None]
 
     return step

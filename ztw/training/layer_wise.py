@@ -10,6 +10,7 @@ from torch import nn
 from ztw.data.dataset import Data
 from ztw.models.network import EarlyExitNetwork
 from ztw.progress import Report
+from ztw.training.checkpoints import Checkpoints
 from ztw.training.loop import (
     History,
     Recipe,
@@ -22,7 +23,12 @@ from ztw.training.loop import (
 
 
 def train_layer_wise(
-    network: EarlyExitNetwork, data: Data, recipe: Recipe, seed: int, report: Report | None = None
+    network: EarlyExitNetwork,
+    data: Data,
+    recipe: Recipe,
+    seed: int,
+    report: Report | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> History:
     """Train exit after exit in place, one phase each: the blocks since the last exit and the head.
 
@@ -38,8 +44,9 @@ def train_layer_wise(
         trained.requires_grad_(True).train()
         name = f"exit {exit + 1}/{network.exits}"
         step = cross_entropy_step(partial(network.logits_at, exit), recipe.precision)
-        task = Task([name], step, make_optimizer(trained.parameters(), phase))
-        (rows,) = run_epochs(task, data, phase, seed + exit, report)
+        task = Task([name], step, trained, make_optimizer(trained.parameters(), phase))
+        kept = checkpoints.phase(f"exit-{exit + 1}") if checkpoints else None
+        (rows,) = run_epochs(task, data, phase, seed + exit, report, kept)
         history += [{**row, "epoch": len(history) + row["epoch"]} for row in rows]
         freeze(trained)
     return history

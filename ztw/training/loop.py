@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from ztw.data.dataset import Data
 from ztw.device import autocast
 from ztw.errors import ZtwError, unknown
 from ztw.progress import Progress, Report
+from ztw.training.checkpoints import Checkpoints
 
 SCHEDULES = ("one_cycle", "milestones")
 OPTIMIZERS = ("sgd", "adam")
@@ -32,7 +33,8 @@ class Recipe:
     learning rate; schedule: one of SCHEDULES; milestones: epochs after which lr is multiplied by gamma;
     precision: "fp32" or "bf16"; optimizer: one of OPTIMIZERS, momentum is of SGD; compile: whether
     torch.compile builds the forward and backward pass first, "auto" = for a backbone where it is
-    `worth_compiling` and works.
+    `worth_compiling` and works; frozen_dropout: whether the dropout of a frozen backbone stays on while its ICs
+    are trained, as in ZTW's released code, drawn from torch's global generator.
     """
 
     epochs: float
@@ -46,31 +48,34 @@ class Recipe:
     precision: str = "fp32"
     optimizer: str = "sgd"
     compile: bool | Literal["auto"] = False
+    frozen_dropout: bool = False
 
 
 # A row an epoch: epoch, loss, accuracy, lr, seconds, finished (Unix time).
 History = list[dict[str, float]]
-# images (N, C, H, W), labels (N,) -> losses (M,) with gradient, right answers (M,), one per network
-Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+# images (N, C, H, W), labels (N,), share of the training that is done in [0, 1]
+# -> losses (M,) with gradient, right answers (M,), one per network
+Step = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
 class Task:
     """What is trained.
 
-    names: what each of the M losses belongs to, for messages; step: computes them for a batch; optimizer: of
-    the weights that they train.
+    names: what each of the M losses belongs to, for messages; step: computes them for a batch; module: all that
+    training changes; optimizer: of its weights.
     """
 
     names: Sequence[str]
     step: Step
+    module: nn.Module
     optimizer: torch.optim.Optimizer
 
 
 def cross_entropy_step(forward: Callable[[Tensor], Tensor], precision: str) -> Step:
     """The step of a single loss; forward: images (N, C, H, W) -> logits (N, classes)."""
 
-    def step(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def step(images: Tensor, labels: Tensor, done: float) -> tuple[Tensor, Tensor]:
         with autocast(images.device, precision):
             logits = forward(images)
         return F.cross_entropy(logits, labels)[None], (logits.argmax(-1) == labels).sum()[None]
@@ -105,56 +110,170 @@ def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, samples: int
     raise unknown("schedule", recipe.schedule, SCHEDULES)
 
 
+class Training:
+    """A training at work: all that it must have again to go on as if it had never stopped."""
+
+    def __init__(self, task: Task, recipe: Recipe, samples: int, seed: int) -> None:
+        self.task, self.recipe = task, recipe
+        self.steps, self.total = steps_per_epoch(recipe, samples), total_steps(recipe, samples)
+        self.schedule = make_schedule(task.optimizer, recipe, samples)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.histories: list[History] = [[] for _ in task.names]
+        self.step = 0
+        self.begin_epoch()
+
+    def begin_epoch(self) -> None:
+        """Nothing of the epoch is done."""
+        self.order = self.generator.get_state()  # from which its order is drawn
+        self.lr = float(self.task.optimizer.param_groups[0]["lr"])
+        self.seen, self.seconds = 0, 0.0
+        self.sums = torch.zeros(2, len(self.task.names))  # of losses and right answers, over the samples seen
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the last step, from 1."""
+        return max(0, self.step - 1) // self.steps + 1
+
+    @property
+    def epoch_is_over(self) -> bool:
+        """Whether the last step was the last of its epoch."""
+        return self.step % self.steps == 0 or self.step == self.total
+
+    @property
+    def position(self) -> str:
+        """How far it is, in words."""
+        return f"epoch {self.step / self.steps:.1f} of {self.recipe.epochs:g}"
+
+    def batches(self, data: Data) -> Iterator[tuple[Tensor, Tensor]]:
+        """What is left of the epoch at work."""
+        done = self.step % self.steps
+        now = self.generator.get_state()
+        self.generator.set_state(self.order)
+        batches = data.batches(self.recipe.batch_size, self.generator, augmented=True, skip=done)
+        if done:
+            self.generator.set_state(now)
+        return islice(batches, min(self.steps - done, self.total - self.step))
+
+    def train_on(self, images: Tensor, labels: Tensor) -> None:
+        """One step of the optimizer."""
+        losses, right = self.task.step(images, labels, self.step / self.total)
+        self.task.optimizer.zero_grad(set_to_none=True)
+        losses.sum().backward()
+        self.task.optimizer.step()
+        self.schedule.step()
+        self.step += 1
+        self.seen += len(labels)
+        self.sums = self.sums.to(losses.device) + torch.stack([losses.detach() * len(labels), right.float()])
+
+    def end_epoch(self) -> None:
+        """Write an epoch down; raises ZtwError when a loss is not finite."""
+        means = (self.sums / self.seen).tolist()
+        ended = {"lr": self.lr, "seconds": round(self.seconds, 3), "finished": round(time.time(), 3)}
+        for name, history, loss, accuracy in zip(self.task.names, self.histories, *means, strict=True):
+            _check_finite(name, loss, self.epoch, self.recipe)
+            history.append({"epoch": self.epoch, "loss": loss, "accuracy": accuracy, **ended})
+        self.begin_epoch()
+
+    def snapshot(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """See `ztw.training.checkpoints.Kept`."""
+        tensors = {f"module.{name}": tensor for name, tensor in self.task.module.state_dict().items()}
+        optimizer = self.task.optimizer.state_dict()
+        for number, state in optimizer["state"].items():
+            kept = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+            tensors |= {f"optimizer.{number}.{key}": value for key, value in kept.items()}
+        tensors |= {"sums": self.sums, "order": self.order, "generator": self.generator.get_state()}
+        tensors |= {f"global.{device}": state for device, state in _global_generators().items()}
+        facts = {key: getattr(self, key) for key in ("step", "seen", "seconds", "lr", "histories")}
+        facts["schedule"] = {key: self.schedule.state_dict()[key] for key in _OF_SCHEDULE}
+        return tensors, {**facts, "rates": [group["lr"] for group in optimizer["param_groups"]]}
+
+    def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        """See `ztw.training.checkpoints.Kept`."""
+        parts: dict[str, dict[str, Tensor]] = {"module": {}, "optimizer": {}, "global": {}}
+        for name, tensor in tensors.items():
+            part, _, rest = name.partition(".")
+            parts.setdefault(part, {})[rest] = tensor
+        self.task.module.load_state_dict(parts["module"])
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in parts["optimizer"].items():
+            number, key = name.split(".")
+            state.setdefault(int(number), {})[key] = tensor
+        groups = self.task.optimizer.state_dict()["param_groups"]
+        for group, rate in zip(groups, facts["rates"], strict=True):
+            group["lr"] = rate
+        self.task.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        self.schedule.load_state_dict(facts["schedule"])
+        for key in ("step", "seen", "seconds", "lr", "histories"):
+            setattr(self, key, facts[key])
+        self.sums, self.order = tensors["sums"], tensors["order"]
+        self.generator.set_state(tensors["generator"])
+        _set_global_generators(parts["global"])
+
+
+_OF_SCHEDULE = ("last_epoch", "_step_count", "_last_lr")
+
+
+def _global_generators() -> dict[str, Tensor]:
+    """The states dropout is drawn from: of the CPU, and of the GPU where one is used."""
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_initialized():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def _set_global_generators(states: dict[str, Tensor]) -> None:
+    torch.set_rng_state(states["cpu"])
+    if "cuda" in states and torch.cuda.is_initialized():
+        torch.cuda.set_rng_state(states["cuda"])
+
+
 def run_epochs(
-    task: Task, data: Data, recipe: Recipe, seed: int, report: Report | None = None
+    task: Task,
+    data: Data,
+    recipe: Recipe,
+    seed: int,
+    report: Report | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> list[History]:
-    """The epochs of a training; seed: of the order and the augmentation.
+    """The epochs of a training; seed: of the order and the augmentation; checkpoints: where it goes on from.
 
     Returns a history for each of the task's losses. Raises ZtwError when one is not finite at the end of an
-    epoch.
+    epoch, and when a signal has ended it.
     """
-    steps, left = steps_per_epoch(recipe, len(data)), total_steps(recipe, len(data))
-    schedule = make_schedule(task.optimizer, recipe, len(data))
-    generator = torch.Generator().manual_seed(seed)
-    progress = Progress(left, report)
-    histories: list[History] = [[] for _ in task.names]
-    for epoch in range(1, -(-left // steps) + 1):
-        started, lr = time.monotonic(), task.optimizer.param_groups[0]["lr"]
-        in_order = data.batches(recipe.batch_size, generator, augmented=True)
-        for sums, seen in run_epoch(task, islice(in_order, left), schedule):
-            progress.step(partial(_status, epoch, recipe, sums, seen))
-        left -= steps
-        means = (sums / seen).tolist()
-        ended = {"seconds": round(time.monotonic() - started, 3), "finished": round(time.time(), 3)}
-        for name, history, loss, accuracy in zip(task.names, histories, *means, strict=True):
-            _check_finite(name, loss, epoch, recipe)
-            history.append({"epoch": epoch, "loss": loss, "accuracy": accuracy, "lr": lr, **ended})
-    return histories
+    training = Training(task, recipe, len(data), seed)
+    if checkpoints is None:
+        _run(training, data, report)
+        return training.histories
+    resumed = checkpoints.restore(training)
+    with checkpoints.attended(training) as attendant:
+        _run(training, data, report, attendant.after_step, f"  (resumed at {training.position})" * resumed)
+        checkpoints.save(training, training.step)  # what follows in the job can fail, too
+    return training.histories
 
 
-def run_epoch(
-    task: Task, in_order: Iterable[tuple[Tensor, Tensor]], schedule: LRScheduler
-) -> Iterator[tuple[Tensor, int]]:
-    """One epoch, a batch (images, labels) at a time.
+def _run(
+    training: Training,
+    data: Data,
+    report: Report | None,
+    after_step: Callable[[int], None] = lambda step: None,
+    note: str = "",
+) -> None:
+    progress = Progress(training.total, report, done=training.step)
+    while training.step < training.total:
+        began = time.monotonic()
+        for images, labels in training.batches(data):
+            training.train_on(images, labels)
+            training.seconds += time.monotonic() - began
+            progress.step(partial(_status, training, note))
+            if training.epoch_is_over:
+                training.end_epoch()
+            after_step(training.step)
+            began = time.monotonic()
 
-    Yields after each step of the optimizer the sums since the epoch began: of the losses and of the right
-    answers (2, M), over the samples, and their number.
-    """
-    sums, seen = torch.zeros(2, len(task.names)), 0
-    for images, labels in in_order:
-        losses, right = task.step(images, labels)
-        task.optimizer.zero_grad(set_to_none=True)
-        losses.sum().backward()
-        task.optimizer.step()
-        schedule.step()
-        seen += len(labels)
-        sums = sums.to(losses.device) + torch.stack([losses.detach() * len(labels), right.float()])
-        yield sums, seen
 
-
-def _status(epoch: int, recipe: Recipe, sums: Tensor, seen: int) -> str:
-    loss, right = (sums / seen).mean(1).tolist()
-    return f"epoch {epoch}/{recipe.epochs:g}  loss {loss:.3f}  accuracy {100 * right:.1f} %"
+def _status(training: Training, note: str) -> str:
+    loss, right = (training.sums / training.seen).mean(1).tolist()
+    return f"epoch {training.epoch}/{training.recipe.epochs:g}  loss {loss:.3f}  accuracy {100 * right:.1f} %{note}"
 
 
 def _check_finite(name: str, loss: float, epoch: int, recipe: Recipe) -> None:

@@ -14,6 +14,7 @@ from ztw.errors import ZtwError
 from ztw.models.backbone import Backbone
 from ztw.models.network import EarlyExitNetwork
 from ztw.progress import Report
+from ztw.training.checkpoints import Checkpoints
 from ztw.training.compiling import compiled, worth_compiling
 from ztw.training.loop import (
     History,
@@ -28,18 +29,24 @@ from ztw.training.loop import (
 
 
 def train_backbone(
-    backbone: Backbone, data: Data, recipe: Recipe, seed: int, report: Report | None = None
+    backbone: Backbone,
+    data: Data,
+    recipe: Recipe,
+    seed: int,
+    report: Report | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> History:
     """Train a backbone in place; ends in eval mode.
 
-    data: the training part, on the backbone's device; seed: of the order and the augmentation.
-    Raises ZtwError when the loss is not finite at the end of an epoch.
+    data: the training part, on the backbone's device; seed: of the order and the augmentation; checkpoints:
+    where an interrupted training goes on from. Raises ZtwError when the loss is not finite at the end of an
+    epoch.
     """
     forward = compiled(backbone, recipe, worth_compiling(recipe, len(data)), report)
     step = cross_entropy_step(forward, recipe.precision)
     backbone.train()
-    task = Task(["backbone"], step, make_optimizer(backbone.parameters(), recipe))
-    (history,) = run_epochs(task, data, recipe, seed, report)
+    task = Task(["backbone"], step, backbone, make_optimizer(backbone.parameters(), recipe))
+    (history,) = run_epochs(task, data, recipe, seed, report, checkpoints)
     backbone.eval()
     return history
 
@@ -50,14 +57,14 @@ def train_ics(
     recipe: Recipe,
     seed: int,
     report: Report | None = None,
-    frozen_dropout: bool = False,
+    checkpoints: Checkpoints | None = None,
 ) -> list[History]:
     """Train the ICs of several networks on ONE frozen backbone, in one pass over it; end in eval mode.
 
     networks: sharing one Backbone object, on the device of `data`. Each is trained as it would be
     alone (Adam works parameter by parameter): loss = plain sum of its ICs' cross-entropies, the
-    backbone's own exit left out (ZTW 2021). frozen_dropout: whether the backbone's dropout stays on, as in
-    ZTW's released code; it is drawn from torch's global generator. A history's accuracy is that of the last IC.
+    backbone's own exit left out (ZTW 2021). checkpoints: where an interrupted training goes on from. A
+    history's accuracy is that of the last IC.
     Raises ZtwError when the networks do not share a backbone or a loss is not finite.
     """
     backbone = networks[0].backbone
@@ -66,14 +73,14 @@ def train_ics(
     for network in networks:
         network.train()
     freeze(backbone)
-    if frozen_dropout:
+    if recipe.frozen_dropout:
         for part in backbone.modules():
             if isinstance(part, nn.Dropout):
                 part.train()
-    parameters = [parameter for network in networks for parameter in network.heads.parameters()]
+    heads = nn.ModuleList([network.heads for network in networks])
     names = [f"ICs {network.mode_name}" for network in networks]
-    task = Task(names, _ics_step(networks, recipe), make_optimizer(parameters, recipe))
-    histories = run_epochs(task, data, recipe, seed, report)
+    task = Task(names, _ics_step(networks, recipe), heads, make_optimizer(heads.parameters(), recipe))
+    histories = run_epochs(task, data, recipe, seed, report, checkpoints)
     for network in networks:
         network.eval()
     return histories
@@ -89,7 +96,7 @@ def _ics_step(networks: Sequence[EarlyExitNetwork], recipe: Recipe) -> Step:
 
     forward = compiled(all_logits, recipe)
 
-    def step(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def step(images: Tensor, labels: Tensor, done: float) -> tuple[Tensor, Tensor]:
         with autocast(images.device, recipe.precision):
             outputs = forward(images)
         losses = [torch.stack([F.cross_entropy(ic, labels) for ic in output]).sum() for output in outputs]
