@@ -1,5 +1,5 @@
 # make reproduce: the whole study.  make test: every quick check.  make ui: look at the runs.
-# PYTHON= chooses the interpreter (3.11 or newer), CORES= the cores, CONFIG= the study.
+# PYTHON= chooses the interpreter (3.11 or newer), CORES= the cores, CONFIG= the study, PROFILE= slurm (docs/cluster.md).
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 CONFIG ?= config/quick.yaml
 STUDY = results/$(basename $(notdir $(CONFIG)))
@@ -22,7 +22,7 @@ unexport PYTHONHOME
 .PHONY: reproduce test test-systems test-slow bench lint format manual ui lock clean help
 
 reproduce: $(READY)
-	@python workflow/reproduce.py $(CONFIG) $(if $(CORES),--cores $(CORES))
+	@python workflow/reproduce.py $(CONFIG) $(if $(CORES),--cores $(CORES)) $(if $(PROFILE),--profile $(PROFILE))
 
 test: lint
 	python -m pytest

@@ -1,6 +1,6 @@
 """Run a study with Snakemake: one line per job on the screen, Snakemake's own words in a log, the table at the end.
 
-usage: python workflow/reproduce.py [CONFIG] [--cores N] [-- SNAKEMAKE ARGUMENTS]
+usage: python workflow/reproduce.py [CONFIG] [--cores N | --profile NAME_OR_FOLDER] [-- SNAKEMAKE ARGUMENTS]
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import codecs
 import contextlib
 import fcntl
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -39,6 +41,10 @@ QUESTIONS = (
     *("--unlock", "--delete-all-output", "--help", "-h", "--version", "-v"),
 )
 PLAIN = {"✓": "+", "±": "+-", "≈": "~", "…": "...", "─": "-", "≥": ">=", "≤": "<="}
+LOCAL_PATIENCE, CLUSTER_PATIENCE = (
+    10.0,
+    60.0,
+)  # seconds to stop in: a training's checkpoint, a cluster's answer
 MARK = "ZTW_RUN"  # in the environment of everything a run starts, so that a later run finds the orphans
 
 
@@ -49,6 +55,9 @@ def main() -> int:
     )
     parser.add_argument("config", nargs="?", default="config/quick.yaml")
     parser.add_argument("--cores", type=int, default=usable_cores())
+    parser.add_argument(
+        "--profile", help="slurm, or a folder: run the jobs with that Snakemake profile's executor"
+    )
     split = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     arguments, extra = parser.parse_args(sys.argv[1:split]), sys.argv[split + 1 :]
     use_plain_characters()
@@ -56,13 +65,15 @@ def main() -> int:
     try:
         settings = read_study(arguments.config)
         study = Path("results") / Path(arguments.config).stem
-        if any(argument.split("=")[0] in QUESTIONS for argument in extra):
-            return ask_snakemake(arguments.config, arguments.cores, extra)
+        command = snakemake_command(arguments)
+        if any(argument.split("=")[0] in QUESTIONS for argument in extra):  # answered on the screen
+            return subprocess.run([*command, *extra], check=False).returncode
         with only_run():
             finished = Finished(arguments.config, settings, study)
             status = 0
             if extra or not finished:
-                status = run_snakemake(arguments.config, arguments.cores, extra, study, console)
+                patience = LOCAL_PATIENCE if arguments.profile is None else CLUSTER_PATIENCE
+                status = run_snakemake([*command, *extra], study, console, patience)
                 if status == 0 and not extra:
                     finished.note()
     except (ZtwError, OSError) as error:
@@ -155,25 +166,34 @@ def use_plain_characters() -> None:
             stream.reconfigure(errors="plain")
 
 
-def snakemake_command(config: str, cores: int) -> list[str]:
-    """Snakemake on a study."""
+def snakemake_command(arguments: argparse.Namespace) -> list[str]:
+    """Snakemake on a study: on the cores of this machine, or as a profile says."""
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(HERE / "Snakefile")]
-    return [*command, "--configfile", config, "--cores", str(cores)]
+    command += ["--configfile", arguments.config]
+    if arguments.profile is None:
+        return [*command, "--cores", str(arguments.cores)]
+    return [*command, "--workflow-profile", str(profile_folder(arguments.profile)), "--rerun-incomplete"]
 
 
-def ask_snakemake(config: str, cores: int, question: list[str]) -> int:
-    """Let Snakemake answer on the screen; returns its exit status."""
-    return subprocess.run([*snakemake_command(config, cores), *question], check=False).returncode
+def profile_folder(profile: str) -> Path:
+    """The folder of a profile: one of ours by name, or any; raises ZtwError when there is none."""
+    ours = sorted(path.parent.name for path in HERE.glob("profiles/*/config.yaml"))
+    folder = HERE / "profiles" / profile if profile in ours else Path(profile)
+    if not any(folder.glob("config*.yaml")):
+        raise ZtwError(
+            f"PROFILE={profile}: no folder with a config.yaml; allowed: {', '.join(ours)}, or a folder"
+        )
+    return folder
 
 
-def run_snakemake(config: str, cores: int, extra: list[str], study: Path, console: Console) -> int:
+def run_snakemake(command: list[str], study: Path, console: Console, patience: float) -> int:
     """Run Snakemake in a process group of its own and mirror its jobs; returns its exit status."""
     logs = study / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    command = snakemake_command(config, cores)
-    command += ["--report", str(study / "report.html"), "--report-after-run", *extra]
+    command = [*command, "--report", str(study / "report.html"), "--report-after-run"]
     environment = {**os.environ, "ZTW_MIRROR": "1", MARK: os.getcwd()}
     log = logs / "snakemake.log"
+    cancel_cluster_jobs(log)
     with log.open("w") as stream:
         process = subprocess.Popen(
             command, stdout=stream, stderr=stream, env=environment, start_new_session=True
@@ -187,26 +207,37 @@ def run_snakemake(config: str, cores: int, extra: list[str], study: Path, consol
                     time.sleep(0.25)
                 screen.update()
         except KeyboardInterrupt:
-            stop(process)
+            stop(process, patience)
             with contextlib.suppress(OSError, SystemExit):  # the terminal may be what has ended
                 console.print("stopped; finished work is kept, the same command goes on from here")
             return 130
         finally:
-            stop(process)  # nothing computes on without its screen: `reproduce | head`, a closed terminal
+            stop(
+                process, patience
+            )  # nothing computes on without its screen: `reproduce | head`, a closed terminal
+            cancel_cluster_jobs(log)
         if process.returncode:
             screen.explain_failure()
         return process.returncode
+
+
+def cancel_cluster_jobs(log: Path) -> None:
+    """Cancel the jobs that a run which is over has left with Slurm: two runs must not write the same files."""
+    if shutil.which("scancel") is None or not log.exists():
+        return
+    for run in re.findall(r"^SLURM run ID: (\S+)$", log.read_text(errors="replace"), re.M):
+        subprocess.run(["scancel", "--name", run], check=False, capture_output=True, timeout=60)
 
 
 def _raise_interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def stop(process: subprocess.Popen) -> None:
-    """End a process group that is still at work: politely, then not."""
+def stop(process: subprocess.Popen, patience: float) -> None:
+    """End a process group that is still at work: politely, with so many seconds' patience, then not."""
     if process.poll() is not None:
         return
-    for sent, patience in ((signal.SIGINT, 8), (signal.SIGKILL, 8)):
+    for sent in (signal.SIGINT, signal.SIGKILL):
         try:
             os.killpg(process.pid, sent)
             process.wait(patience)

@@ -20,6 +20,7 @@ from ztw.reporting.readable import SAME, Entry, blocks, read_accuracies
 
 DIED = re.compile(r"died with <Signals\.(SIG\w+)")  # what Snakemake writes down of a script that was killed
 STEPS = re.compile(r"(\d+) of (\d+) steps")
+SCHEDULED = re.compile(r"^    log: (\S.*?)(?: \(check log file.*)?$", re.M)  # of a job that Snakemake starts
 PLAIN_INTERVAL = 15.0  # seconds between two lines of a job where the screen cannot be redrawn
 
 
@@ -29,9 +30,12 @@ class Screen:
     def __init__(self, console: Console, logs: Path, snakemake_log: Path) -> None:
         self.console, self.logs, self.snakemake_log = console, logs, snakemake_log
         self.started = time.time()
+        self.seen = {
+            log: log.stat().st_mtime_ns for log in logs.rglob("*.log")
+        }  # of earlier runs, as they are
+        self.begun: set[Path] = set()
         self.running: dict[Path, str] = {}
-        self.finished: set[Path] = set()
-        self.failures: dict[str, list[str]] = {}  # what was said -> the jobs that said it
+        self.failures: dict[Path, str] = {}  # what a job said that failed, until it is tried again
         self.printed: dict[Path, float] = {}
         self.live = Live(console=console, auto_refresh=False, transient=True)
 
@@ -47,9 +51,12 @@ class Screen:
     def update(self) -> None:
         """Read what is new in the logs and show it."""
         for log in sorted(self.logs.rglob("*.log")):
-            if log == self.snakemake_log or log in self.finished:
-                continue
-            if log.stat().st_mtime >= self.started - 0.01:
+            changed = (
+                log.stat().st_mtime_ns
+            )  # by the clock of the file system, which may be another machine's
+            if log != self.snakemake_log and self.seen.get(log) != changed:
+                self.seen[log] = changed
+                self.begun.add(log)
                 self._read(log)
         if self.console.is_terminal:
             self.live.update(self._picture(), refresh=True)
@@ -64,18 +71,18 @@ class Screen:
             return
         kind, text = lines[-1].split(": ", 1)
         name = self._name(log)
+        self.failures.pop(log, None)
         if kind + ": " == PROGRESS:
             self.running[log] = text
             self._print_now_and_then(log, f"  {name}  {text}")
             return
         last = lines[-2].split(": ", 1)[1] if len(lines) > 1 else ""
         self.running.pop(log, None)
-        self.finished.add(log)
         if kind + ": " == DONE:
             line = Text.assemble(("✓ ", "green"), f"{name}  {text}  ", (_tail(last), "dim"))
             self.console.print(line, soft_wrap=True)
         else:
-            self.failures.setdefault(text, []).append(name)
+            self.failures[log] = text
 
     def _print_now_and_then(self, log: Path, line: str) -> None:
         if self.console.is_terminal or "started" in line:
@@ -89,16 +96,26 @@ class Screen:
         return "  ".join(log.relative_to(self.logs).with_suffix("").parts)
 
     def _picture(self) -> Group:
-        steps = STEPS.findall(self.snakemake_log.read_text(errors="replace"))
+        words = self.snakemake_log.read_text(errors="replace")
+        steps = STEPS.findall(words)
         overall = f"{steps[-1][0]} of {steps[-1][1]} steps" if steps else "starting"
+        if waiting := self._queued(words):
+            overall += f", {waiting} queued"
         grid = Table.grid(padding=(0, 2))
         for log, text in self.running.items():
             grid.add_row(*self._name(log).split("  "), text)
         return Group(grid, Text(f"{overall}, {clock(time.time() - self.started)}", style="bold"))
 
+    def _queued(self, words: str) -> int:
+        """Jobs that Snakemake has handed over and that have not begun: on a cluster, in its queue."""
+        return len({Path(log) for log in SCHEDULED.findall(words)} - self.begun)
+
     def explain_failure(self) -> None:
-        """One line per failed job, or Snakemake's last words when no job has said anything."""
-        told = [f"{', '.join(names)}: {text}" for text, names in self.failures.items()]
+        """One line per failure and the jobs that told it, or Snakemake's last words when no job has said anything."""
+        jobs: dict[str, list[str]] = {}
+        for log, text in self.failures.items():
+            jobs.setdefault(text, []).append(self._name(log))
+        told = [f"{', '.join(names)}: {text}" for text, names in jobs.items()]
         lines = [*told, *self._killed()] or _last_words(self.snakemake_log)
         if shutil.disk_usage(self.logs).free < 1 << 20:
             lines = [*lines, f"no space left on the disk of {self.logs}"]

@@ -93,19 +93,49 @@ def test_what_a_cell_says():
     assert accuracy_text({"mean": math.nan, "std": math.nan, "n": 0}, seeds=1) == "-"
 
 
-def test_a_failure_that_two_jobs_tell_is_told_once(tmp_path, capsys, monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "workflow"))
-    for name in ("mine-train", "mine-test"):
-        log = tmp_path / "logs/prepare_dataset" / f"{name}.log"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        log.write_text("progress: started\nerror: a.png: unreadable image\n")
-    snakemake_log = tmp_path / "logs/snakemake.log"
-    snakemake_log.write_text("")
+@pytest.fixture
+def logs(tmp_path, monkeypatch):
+    """A screen and the logs it mirrors; one is of an earlier run."""
+    monkeypatch.syspath_prepend(str(WORKFLOW))
     from screen import Screen
 
-    shown = Screen(Console(), tmp_path / "logs", snakemake_log)
-    shown.started = 0
-    shown.update()
-    shown.explain_failure()
+    folder = tmp_path / "logs/prepare_dataset"
+    folder.mkdir(parents=True)
+    (folder / "earlier.log").write_text("progress: started\nerror: of yesterday\n")
+    snakemake_log = tmp_path / "logs/snakemake.log"
+    snakemake_log.write_text("")
+    return Screen(Console(), tmp_path / "logs", snakemake_log), folder
+
+
+def test_a_failure_that_two_jobs_tell_is_told_once(logs, capsys):
+    screen, folder = logs
+    for name in ("mine-train", "mine-test"):
+        (folder / f"{name}.log").write_text("progress: started\nerror: a.png: unreadable image\n")
+    screen.update()
+    screen.explain_failure()
     (told,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("error:")]
     assert told.endswith("prepare_dataset  mine-test, prepare_dataset  mine-train: a.png: unreadable image")
+
+
+def test_a_job_that_is_tried_again_has_not_failed(logs, capsys):
+    screen, folder = logs
+    log = folder / "mine-train.log"
+    for text in ("error: stopped by SIGTERM", "progress: 50 %", "done: 0:02"):
+        log.write_text(f"progress: started\n{text}\n")
+        screen.update()
+    assert not screen.failures
+    assert not screen.running
+    out = capsys.readouterr().out
+    assert "✓ prepare_dataset  mine-train  0:02" in out
+    assert "SIGTERM" not in out
+
+
+def test_what_is_handed_over_and_has_not_begun_is_queued(logs):
+    screen, folder = logs
+    words = "".join(f"rule prepare_dataset:\n    log: {folder}/{name}.log\n" for name in "abc")
+    screen.snakemake_log.write_text(words + "1 of 9 steps (11%) done\n")
+    (folder / "b.log").write_text("progress: started\n")
+    screen.update()
+    with screen.console.capture() as shown:
+        screen.console.print(screen._picture())
+    assert "1 of 9 steps, 2 queued" in shown.get()

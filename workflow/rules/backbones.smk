@@ -12,6 +12,10 @@ rule train_backbone:
     conda:
         ENVIRONMENT
     threads: share_of_cores
+    resources:
+        mem_mb=doubling(2500),
+        runtime=doubling(120),
+        gpu=GPUS,
     params:
         images=images_of,
         root=study.data.root,

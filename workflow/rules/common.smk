@@ -100,9 +100,25 @@ def per_cell(path):
     return expand(path, dataset=study.datasets, arch=study.archs, seed=study.seeds)
 
 
+# What a job of an executor gets where the profile's set-threads says nothing else.
+CLUSTER_CORES = 4
+# Of this machine; in the run of a single job that an executor has started, those that the job has.
+LOCAL = workflow.local_exec and workflow.is_main_process
+CORES = workflow.cores if workflow.local_exec else CLUSTER_CORES
+
+
 def share_of_cores(wildcards):
-    """Threads of a training job: the cores shared among the cells that can run side by side."""
-    return max(1, workflow.cores // len(per_cell(CELL)))
+    """Threads of a job that computes: here the cores are shared among the cells that can run side by side."""
+    return max(1, CORES // len(per_cell(CELL))) if LOCAL else CORES
+
+
+# GPUs of a job that computes with a network: where there is none to be had, nothing asks for them.
+GPUS = 0 if study.device == "cpu" else 1
+
+
+def doubling(first):
+    """Memory in MB or time in minutes of a job: twice as much with every further try."""
+    return lambda wildcards, attempt: first * 2 ** (attempt - 1)
 
 
 def log_of(rule):

@@ -22,6 +22,9 @@ if ENSEMBLES:
         conda:
             ENVIRONMENT
         threads: share_of_cores
+        resources:
+            mem_mb=doubling(2000),
+            runtime=doubling(30),
         params:
             fitted={name: fitted.model_dump() for name, fitted in FITTED.items()},
             sources=FIT_SOURCES,

@@ -36,6 +36,9 @@ rule evaluate:
     conda:
         ENVIRONMENT
     threads: share_of_cores
+    resources:
+        mem_mb=doubling(2000),
+        runtime=doubling(30),
     params:
         build=build_of,
         sets=sets_of(ICS),

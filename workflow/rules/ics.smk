@@ -18,6 +18,10 @@ if FROZEN:
         conda:
             ENVIRONMENT
         threads: share_of_cores
+        resources:
+            mem_mb=doubling(2500),
+            runtime=doubling(120),
+            gpu=GPUS,
         params:
             images=images_of,
             build=build_of,
@@ -49,6 +53,10 @@ if JOINT:
         conda:
             ENVIRONMENT
         threads: share_of_cores
+        resources:
+            mem_mb=doubling(2500),
+            runtime=doubling(120),
+            gpu=GPUS,
         params:
             images=images_of,
             build=build_of,

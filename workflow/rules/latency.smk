@@ -22,7 +22,11 @@ if TIMED:
             benchmark_of("measure_latency")
         conda:
             ENVIRONMENT
-        threads: workflow.cores
+        threads: CORES
+        resources:
+            mem_mb=doubling(2500),
+            runtime=doubling(30),
+            gpu=GPUS,
         params:
             images=images_of,
             build=build_of,

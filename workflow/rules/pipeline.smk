@@ -13,7 +13,7 @@ rule report_pipeline:
     conda:
         ENVIRONMENT
     params:
-        cores=workflow.cores,
+        cores=CORES,
         code=code_digest("report_pipeline"),
     script:
         "../scripts/report_pipeline.py"

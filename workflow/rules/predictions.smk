@@ -21,6 +21,10 @@ rule predict:
     conda:
         ENVIRONMENT
     threads: share_of_cores
+    resources:
+        mem_mb=doubling(2500),
+        runtime=doubling(30),
+        gpu=GPUS,
     params:
         images=images_of,
         build=build_of,
