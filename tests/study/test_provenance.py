@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import ztw
 from ztw.study import provenance
 from ztw.study.provenance import code_digest, import_closure
 
+ROOT = Path(__file__).parents[2]
 PACKAGE = {
     "ztw/__init__.py": "from ztw.models import net\n",
     "ztw/version.py": "__version__ = '1'\n",
@@ -93,3 +95,12 @@ def test_the_real_jobs_depend_on_what_they_compute_with():
     assert not any(name.startswith(("ztw.data", "ztw.reporting", "ztw.training")) for name in fit)
     for closure in (predict, fit, train):
         assert not any(name.startswith("ztw.reporting") for name in closure)
+
+
+def test_every_rule_has_the_digest_of_its_own_job():
+    rules = "\n".join(path.read_text() for path in (ROOT / "workflow/rules").glob("*.smk"))
+    blocks = re.split(r"^ *rule (\w+):$", rules, flags=re.M)[1:]
+    texts = zip(blocks[::2], blocks[1::2], strict=True)
+    found = {name: re.findall(r'code=code_digest\("(\w+)"\)', text) for name, text in texts}
+    assert found == {name: [name] for name in found}
+    assert found.keys() == {path.stem for path in (ROOT / "workflow/scripts").glob("*.py")}

@@ -50,6 +50,9 @@ FIGURE_CELLS = {
 }
 
 
+# Rules with `localrule` run where `reproduce` runs even when a cluster computes: a download wants a network, a sqlite store
+# one machine that writes to it, a table less time than a place in a queue.
+
 # What a reader looks at.
 RESULTS = [f"{STUDY}/tables/accuracy_at_budget.csv"]
 RESULTS += [
@@ -100,16 +103,17 @@ def per_cell(path):
     return expand(path, dataset=study.datasets, arch=study.archs, seed=study.seeds)
 
 
-# What a job of an executor gets where the profile's set-threads says nothing else.
-CLUSTER_CORES = 4
-# Of this machine; in the run of a single job that an executor has started, those that the job has.
-LOCAL = workflow.local_exec and workflow.is_main_process
-CORES = workflow.cores if workflow.local_exec else CLUSTER_CORES
+# Cores of this machine, or, in the run of the one job that an executor has started, of that job. Without a number of
+# cores a profile's executor runs the jobs, and a job gets four where the profile's set-threads says nothing else.
+try:
+    CORES, SHARED = workflow.cores, workflow.is_main_process
+except WorkflowError:
+    CORES, SHARED = 4, False
 
 
 def share_of_cores(wildcards):
-    """Threads of a job that computes: here the cores are shared among the cells that can run side by side."""
-    return max(1, CORES // len(per_cell(CELL))) if LOCAL else CORES
+    """Threads of a job that computes: on one machine the cells that can run side by side share its cores."""
+    return max(1, CORES // len(per_cell(CELL))) if SHARED else CORES
 
 
 # GPUs of a job that computes with a network: where there is none to be had, nothing asks for them.

@@ -8,6 +8,7 @@ rule prepare_dataset:
         f"{STUDY}/benchmarks/prepare_dataset/{{dataset}}-{{split}}.tsv"
     wildcard_constraints:
         split="train|test",
+    localrule: True
     conda:
         ENVIRONMENT
     params:

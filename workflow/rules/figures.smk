@@ -19,6 +19,7 @@ rule plot_figures:
         f"{STUDY}/logs/plot_figures/{{cell}}.log",
     benchmark:
         f"{STUDY}/benchmarks/plot_figures/{{cell}}.tsv"
+    localrule: True
     conda:
         ENVIRONMENT
     params:

@@ -10,6 +10,7 @@ rule report_pipeline:
         ),
     log:
         f"{STUDY}/logs/report_pipeline.log",
+    localrule: True
     conda:
         ENVIRONMENT
     params:

@@ -34,6 +34,7 @@ rule aggregate:
         f"{STUDY}/logs/aggregate.log",
     benchmark:
         f"{STUDY}/benchmarks/aggregate.tsv"
+    localrule: True
     conda:
         ENVIRONMENT
     params:

@@ -8,6 +8,7 @@ rule start_tracking:
         f"{STUDY}/logs/start_tracking.log",
     benchmark:
         f"{STUDY}/benchmarks/start_tracking.tsv"
+    localrule: True
     conda:
         ENVIRONMENT
     params:
@@ -41,6 +42,7 @@ rule track_cell:
         log_of("track_cell"),
     benchmark:
         benchmark_of("track_cell")
+    localrule: True
     conda:
         ENVIRONMENT
     params:
