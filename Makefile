@@ -19,7 +19,7 @@ export DO_NOT_TRACK = true
 unexport PYTHONPATH
 unexport PYTHONHOME
 
-.PHONY: reproduce test test-systems test-slow bench lint format manual ui lock clean help
+.PHONY: reproduce test test-systems test-slow test-slurm bench lint format manual ui lock clean help
 
 reproduce: $(READY)
 	@python workflow/reproduce.py $(CONFIG) $(if $(CORES),--cores $(CORES)) $(if $(PROFILE),--profile $(PROFILE))
@@ -34,6 +34,10 @@ test-systems: $(READY)
 # For every module which jobs an edit of it runs again; runs that are interrupted or damaged: minutes.
 test-slow: $(READY)
 	python -m pytest tests/slow/test_digests.py tests/slow/test_damage.py tests/slow/test_interruptions.py
+
+# A real Slurm of one node on this machine (installs slurm-wlm and munge where it may): minutes, as root.
+test-slurm: $(READY)
+	OWN_MOUNTS=1 unshare --mount python -m pytest -rs tests/slurm
 
 # Speed, as a table of medians and ratios: results/bench/report.md. About half an hour; BENCH="-k sweep" for a part.
 bench: $(READY)

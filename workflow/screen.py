@@ -143,7 +143,9 @@ def _tail(progress: str) -> str:
 
 def _last_words(log: Path) -> list[str]:
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    start = next((i for i, line in enumerate(lines) if "Error" in line or "error" in line), len(lines) - 3)
+    own = [i for i, line in enumerate(lines) if re.match(r"\w*(Error|Exception)\b", line)]  # not a job's
+    told = [i for i, line in enumerate(lines) if "Error" in line or "error" in line]
+    start = (own[-1:] or told[:1] or [len(lines) - 3])[0]
     return [" ".join(line.strip() for line in lines[max(start, 0) :][:4])]
 
 

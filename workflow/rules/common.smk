@@ -23,6 +23,9 @@ try:
 except ZtwError as error:
     raise WorkflowError(str(error))
 
+# The report's captions read it, defaults and all.
+config["evaluation"] = study.evaluation.model_dump()
+
 # A study is named after its config file, and so is its folder.
 STUDY_NAME = Path((workflow.overwrite_configfiles or ["config/quick.yaml"])[-1]).stem
 STUDY = f"results/{STUDY_NAME}"
