@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -109,20 +111,44 @@ def start_store(
 
 
 def _make_database(database: Path, report: Report) -> None:
-    if database.exists() and not sqlite_store.is_whole(database):
+    if database.exists() and not (sqlite_store.is_whole(database) and _was_finished(database)):
         report(
             f"{database} was never finished, or is broken: kept as {sqlite_store.put_aside(database).name}"
         )
     if database.exists():
         return
-    # never the same name twice: MLflow remembers the stores it has opened
-    scratch = database.with_name(f".{database.name}.{uuid.uuid4().hex}")
     database.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        _reachable(f"{SQLITE}{database}", lambda: MlflowClient(f"{SQLITE}{scratch}").search_experiments())
+    with _scratch(database) as scratch:
+        _reachable(f"{SQLITE}{database}", lambda: _try(scratch))
         scratch.replace(database)
+
+
+def _was_finished(database: Path) -> bool:
+    """Whether MLflow can open a store. One that has runs it could; of others a copy is tried."""
+    if sqlite_store.holds_runs(database):
+        return True
+    with _scratch(database) as scratch:
+        shutil.copyfile(database, scratch)
+        try:
+            _try(scratch)
+        except Exception:  # what it says of half a store: duplicate columns, tables that are there already
+            return False
+    return True
+
+
+@contextmanager
+def _scratch(database: Path) -> Iterator[Path]:
+    """A file beside a store, gone afterwards; never the same twice: MLflow remembers the stores it has opened."""
+    scratch = database.with_name(f".{database.name}.{uuid.uuid4().hex}")
+    try:
+        yield scratch
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def _try(database: Path) -> None:
+    """Let MLflow open a store, which makes it where there is none and finishes half of one if it can."""
+    MlflowClient(f"{SQLITE}{database}").search_experiments()
 
 
 def open_store(store: Mapping[str, str], report: Report = print) -> tuple[MlflowClient, str]:
