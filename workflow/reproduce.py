@@ -14,10 +14,10 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO
 
-import psutil
 from rich.console import Console
 from rich.markup import escape
 
@@ -54,6 +54,7 @@ def main() -> int:
     console = Console(highlight=False)
     try:
         tracking = read_study(arguments.config).tracking
+        check_installed(tracking)
         study = Path("results") / Path(arguments.config).stem
         if any(argument.split("=")[0] in QUESTIONS for argument in extra):
             return ask_snakemake(arguments.config, arguments.cores, extra)
@@ -79,6 +80,13 @@ def read_study(path: str) -> Study:
         return check_study(config)
     except ZtwError as error:
         raise ZtwError(f"{path}: {error}") from error
+
+
+def check_installed(tracking: str) -> None:
+    """Raise ZtwError where a package is missing that only the workflow needs."""
+    for package in ("snakemake", "psutil", *(["mlflow"] if tracking != "none" else [])):
+        if find_spec(package) is None:
+            raise ZtwError(f"the workflow needs {package}, which is missing: pip install 'ztw[workflow]'")
 
 
 class only_run:
@@ -107,6 +115,8 @@ class only_run:
 
 def stop_orphans() -> None:
     """Stop what a killed run of this folder left running."""
+    import psutil
+
     orphans = []
     for process in psutil.process_iter():
         try:
@@ -120,6 +130,8 @@ def stop_orphans() -> None:
 
 def clear_stale_lock() -> None:
     """Remove Snakemake's lock when no Snakemake is alive in this folder; raises ZtwError when one is."""
+    import psutil
+
     if not any(Path(".snakemake/locks").glob("*")):
         return
     for process in psutil.process_iter():

@@ -103,6 +103,17 @@ def test_torchvisions_weights_are_the_ones_asked_for(record, tmp_path, monkeypat
     assert asked == [name]
 
 
+def test_that_torchvisions_last_layer_is_replaced_is_said(record, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        CellNetworks, "untrained_backbone", lambda *_: ztw.build_backbone("resnet8", 10, 1, 8)
+    )
+    settings = BackboneSettings(source="torchvision", epochs=0.1, batch_size=64)
+    lines = made_ready(record, settings, tmp_path / "b.safetensors")
+    assert (
+        "torchvision's weights: their last layer answers 1000 classes, not 10: replaced by a new one" in lines
+    )
+
+
 def test_a_network_cut_at_the_other_place_is_refused(record, tmp_path):
     """Its weights fit, and would answer something else."""
     settings = BackboneSettings(epochs=0.1, batch_size=64, ic_features="after_relu")

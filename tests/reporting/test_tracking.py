@@ -169,6 +169,14 @@ def test_an_unreachable_store_is_told_by_its_kind(tmp_path, uri, hint):
     assert "\n" not in str(caught.value)
 
 
+def test_a_store_in_a_file_is_never_to_be_started(tmp_path):
+    (tmp_path / "mlflow.db").write_text("this is no database " * 100)
+    store = {"uri": f"sqlite:///{tmp_path}/mlflow.db", "experiment": "study", "owner": "local"}
+    with pytest.raises(ztw.ZtwError, match=r"close what else uses .*mlflow.db, or delete it") as caught:
+        open_store(store)
+    assert "start it" not in str(caught.value)
+
+
 def test_starting_twice_keeps_the_experiment(store):
     folder = store["uri"].removeprefix("sqlite:///").removesuffix("/mlflow.db")
     before = experiment(store)

@@ -289,6 +289,15 @@ def test_the_papers_studies_use_the_released_values():
     assert (imagenet.backbone.pretrained, imagenet.ics.init) == ("v1", "released")
 
 
+def test_the_papers_twin_holds_nothing_out_and_is_the_same_otherwise():
+    paper, twin = (read_config(ROOT / f"config/{name}.yaml") for name in ("paper", "paper-published"))
+    assert check_study(twin).data.validation_fraction == 0
+    assert twin["evaluation"].pop("protocols") == ["published", "paper"]
+    del twin["data"]["validation_fraction"], twin["latency"], paper["evaluation"]["protocols"]
+    del paper["methods"]["risk-controlled"]
+    assert twin == paper
+
+
 def test_missing_section():
     config = {key: value for key, value in TINY.items() if key != "seeds"}
     with pytest.raises(ztw.ZtwError, match="config: the key 'seeds' is missing"):
