@@ -37,6 +37,8 @@ QUESTIONS = (
     *("--report", "--containerize", "--list-changes", "--list-input-changes", "--list-params-changes"),
     *("--unlock", "--delete-all-output", "--help", "-h", "--version", "-v"),
 )
+# Its flags of one letter without a value, of which several may stand in one argument: -np
+FLAGS, ASKING_FLAGS = set("nFfkptlSDhv"), set("nlSDhv")
 PLAIN = {"✓": "+", "±": "+-", "≈": "~", "…": "...", "─": "-", "≥": ">=", "≤": "<="}
 MARK = "ZTW_RUN"  # in the environment of everything a run starts, so that a later run finds the orphans
 
@@ -56,7 +58,7 @@ def main() -> int:
         tracking = read_study(arguments.config).tracking
         check_installed(tracking)
         study = Path("results") / Path(arguments.config).stem
-        if any(argument.split("=")[0] in QUESTIONS for argument in extra):
+        if any(map(is_question, extra)):
             return ask_snakemake(arguments.config, arguments.cores, extra)
         with only_run():
             status = run_snakemake(arguments.config, arguments.cores, extra, study, console)
@@ -66,6 +68,13 @@ def main() -> int:
     if status == 0:
         show_results(console, study, tracking, arguments.config)
     return status
+
+
+def is_question(argument: str) -> bool:
+    """Whether Snakemake computes nothing with an argument."""
+    letters = set(argument[1:])
+    several = argument[:1] == "-" and letters <= FLAGS and bool(letters & ASKING_FLAGS)
+    return several or argument.split("=")[0] in QUESTIONS
 
 
 def usable_cores() -> int:

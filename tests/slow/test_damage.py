@@ -79,7 +79,9 @@ def test_images_that_change_are_prepared_again_and_found_broken_before_anything_
     assert not (tmp_path / "results/tiny/logs/train_backbone").exists()
 
 
-@pytest.mark.parametrize("question", [["-n"], ["--dry-run"], ["--rulegraph", "mermaid-js"], ["--list"]])
+@pytest.mark.parametrize(
+    "question", [["-n"], ["-np"], ["--dry-run"], ["--rulegraph", "mermaid-js"], ["--list"]]
+)
 def test_what_snakemake_is_asked_it_answers_on_the_screen(tmp_path, question):
     asked = run(tmp_path, TINY, "--", *question)
     assert asked.returncode == 0, asked.stdout + asked.stderr
