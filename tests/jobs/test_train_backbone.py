@@ -13,6 +13,8 @@ from ztw.files import read_json, write_json
 from ztw.jobs import train_backbone as job
 from ztw.jobs.cell import CellFiles, CellNetworks
 from ztw.jobs.train_backbone import train_backbone
+from ztw.jobs.train_ics import train_ics
+from ztw.jobs.train_network import train_network
 from ztw.study.settings import Cell, DataSettings, HardwareSettings
 from ztw.study.training_settings import BackboneBuild, BackboneSettings, IcSet
 
@@ -32,6 +34,26 @@ def made_ready(
     hardware = HardwareSettings(device="cpu", precision="fp32", compile=False)
     train_backbone(networks, settings, data or DataSettings(), hardware, str(output), lines.append)
     return lines
+
+
+def test_every_network_is_written_with_the_names_of_its_classes(record, tmp_path):
+    """Label 2 of a file says nothing where class "10" sorts before "2"."""
+    files = {name: str(tmp_path / f"{name}.safetensors") for name in ("backbone", "separate", "joint")}
+    made_ready(record, BackboneSettings(epochs=0.1, batch_size=64), Path(files["backbone"]))
+    sets = {
+        name: IcSet.model_validate(
+            {"mode": "independent", "epochs": 0.1, "placement": (0,), "batch_size": 64, "training": name}
+        )
+        for name in ("separate", "joint")
+    }
+    networks = CellNetworks(Cell("digits", "resnet8", 0), CellFiles(record, files["backbone"]), sets)
+    hardware = HardwareSettings(device="cpu", precision="fp32", compile=False)
+    train_ics(networks, DataSettings(), hardware, {"separate": files["separate"]}, print)
+    train_network(networks, "joint", DataSettings(), hardware, files["joint"], print)
+    for file in files.values():
+        assert read_json(Path(file).with_suffix(".json"))["class_names"] == [
+            str(digit) for digit in range(10)
+        ]
 
 
 @pytest.fixture

@@ -276,6 +276,16 @@ def test_a_deleted_experiment_is_restored_with_its_runs(tmp_path):
     assert said == ["the experiment study had been deleted in MLflow: restored, with its runs"]
 
 
+def test_an_experiment_that_was_removed_for_good_is_made_anew(tmp_path):
+    """By `mlflow gc`."""
+    said: list[str] = []
+    store = start_store("sqlite", "study", tmp_path, said.append)
+    with contextlib.closing(sqlite3.connect(tmp_path / "mlflow.db")) as database, database:
+        database.execute("DELETE FROM experiments WHERE name = 'study'")
+    log_cell(store, CellResults(CELL, "study", "v", parts(tmp_path), {}), said.append)
+    assert said == ["the experiment study had been removed from MLflow: made anew, without its runs"]
+
+
 def test_a_store_that_is_gone_is_told(tmp_path):
     store = start_store("sqlite", "study", tmp_path)
     (tmp_path / "mlflow.db").unlink()

@@ -106,7 +106,7 @@ def start_store(
         _make_database(Path(study_folder) / "mlflow.db", report)
     owner = "local" if tracking == "sqlite" else uuid.uuid4().hex
     store = {"uri": uri, "experiment": study, "owner": owner}
-    open_store(store, report)
+    open_store(store, report, new=True)
     return store
 
 
@@ -151,11 +151,14 @@ def _try(database: Path) -> None:
     MlflowClient(f"{SQLITE}{database}").search_experiments()
 
 
-def open_store(store: Mapping[str, str], report: Report = print) -> tuple[MlflowClient, str]:
+def open_store(
+    store: Mapping[str, str], report: Report = print, new: bool = False
+) -> tuple[MlflowClient, str]:
     """A client, and the id of the study's experiment: restored when somebody deleted it, else made.
 
-    store: of `start_store`. Places of artifacts are those beside a sqlite file as it lies now. Raises ZtwError
-    when the store cannot be used, and when a sqlite file is gone (opening it would make an empty one).
+    store: of `start_store`; new: whether it may have no experiment yet. Places of artifacts are those beside a
+    sqlite file as it lies now. Raises ZtwError when the store cannot be used, and when a sqlite file is gone
+    (opening it would make an empty one).
     """
     uri, name = store["uri"], store["experiment"]
     database = _database(uri)
@@ -168,6 +171,8 @@ def open_store(store: Mapping[str, str], report: Report = print) -> tuple[Mlflow
         client = MlflowClient(uri)
         found = client.get_experiment_by_name(name)
         if found is None:
+            if not new:
+                report(f"the experiment {name} had been removed from MLflow: made anew, without its runs")
             place = str((database.parent / sqlite_store.ARTIFACTS).absolute()) if database else None
             return client, client.create_experiment(name, artifact_location=place)
         if found.lifecycle_stage == "deleted":
