@@ -8,7 +8,16 @@ import pytest
 import torch
 
 import ztw
+from ztw.data.record import read_study_record
+from ztw.evaluation.curves import read_curves
+from ztw.exits.logits import read_predictions
 from ztw.files import atomic, check_seal, read_json, sealed, write_json
+from ztw.jobs.cell import load_ensemble
+from ztw.models.checkpoints import load_checkpoint
+from ztw.reporting.differences import read_noise
+from ztw.reporting.latency_table import read_latency
+from ztw.reporting.readable import read_accuracies
+from ztw.reporting.results import read_metrics
 from ztw.tensors import read_tensors, write_tensors
 
 
@@ -38,6 +47,28 @@ def test_a_changed_digit_in_json_is_named(tmp_path):
     path.write_text(path.read_text().replace("0.901", "0.951"))
     with pytest.raises(ztw.ZtwError, match=r"m.json: altered since it was written"):
         read_json(path)
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda path: read_curves([path]),
+        lambda path: read_metrics(path, "digits", "resnet8"),
+        lambda path: read_latency(path, "digits", "resnet8"),
+        read_accuracies,
+        read_noise,
+        lambda path: read_study_record([path]),
+        read_predictions,
+        lambda path: load_checkpoint(path.with_suffix(".bin"), torch.nn.Linear(1, 1), {}),
+        lambda path: load_ensemble(path, "independent", "geometric"),
+    ],
+)
+def test_whatever_reads_an_altered_file_names_it(tmp_path, read):
+    with sealed(tmp_path / "a.json") as scratch:
+        scratch.write_bytes(b"a,b\r\n1,2\r\n")
+    flip(tmp_path / "a.json", 5)
+    with pytest.raises(ztw.ZtwError, match=r"a.json: altered since it was written"):
+        read(tmp_path / "a.json")
 
 
 def test_a_seal_is_what_sha256sum_reads(tmp_path):

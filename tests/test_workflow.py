@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from tiny_study import ROOT, TINY, changed_config, copy_of, run, tables
+from tiny_study import ROOT, TINY, changed_config, command, copy_of, run, tables
 
 pytestmark = pytest.mark.usefixtures("data_root")
 
@@ -35,6 +35,14 @@ def test_it_leaves_what_the_readme_promises(finished):
         study / "figures/digits-resnet8-exit_shares.pdf",
     ):
         assert path.stat().st_size > 0, path
+
+
+def test_every_file_of_numbers_is_sealed(finished):
+    """What another job reads is checked against the SHA-256 beside it."""
+    numbers = (".safetensors", ".parquet", ".json", ".csv")
+    for path in (finished / "results/tiny").rglob("*"):
+        if path.suffix in numbers and "mlflow-artifacts" not in path.parts:
+            assert path.with_name(f".{path.name}.sha256").exists(), path
 
 
 def test_a_second_call_finds_nothing_to_do(finished):
@@ -120,6 +128,23 @@ def test_a_missing_config_is_told(tmp_path):
     failed = run(tmp_path, tmp_path / "none.yaml")
     assert (failed.returncode, failed.stderr) == (1, "")
     assert "none.yaml': No such file or directory" in failed.stdout
+
+
+@pytest.mark.parametrize("package", ["snakemake", "psutil", "mlflow"])
+def test_a_package_that_only_the_workflow_needs_is_named(tmp_path, package):
+    """Where ztw was installed without its extra."""
+    (tmp_path / "sitecustomize.py").write_text(f"import sys\nsys.modules[{package!r}] = None\n")
+    failed = subprocess.run(
+        command(),
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert (failed.returncode, failed.stderr) == (1, "")
+    assert failed.stdout == (
+        f"error: the workflow needs {package}, which is missing: pip install 'ztw[workflow]'\n"
+    )
 
 
 @pytest.mark.parametrize("config", sorted(ROOT.glob("config/*.yaml")), ids=lambda path: path.name)

@@ -16,10 +16,10 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO
 
-import psutil
 from rich.console import Console
 from rich.markup import escape
 
@@ -40,11 +40,11 @@ QUESTIONS = (
     *("--report", "--containerize", "--list-changes", "--list-input-changes", "--list-params-changes"),
     *("--unlock", "--delete-all-output", "--help", "-h", "--version", "-v"),
 )
+# Its flags of one letter without a value, of which several may stand in one argument: -np
+FLAGS, ASKING_FLAGS = set("nFfkptlSDhv"), set("nlSDhv")
 PLAIN = {"✓": "+", "±": "+-", "≈": "~", "…": "...", "─": "-", "≥": ">=", "≤": "<="}
-LOCAL_PATIENCE, CLUSTER_PATIENCE = (
-    10.0,
-    60.0,
-)  # seconds to stop in: a training's checkpoint, a cluster's answer
+# Seconds that a run has to stop in: a training's checkpoint, a cluster's answer.
+LOCAL_PATIENCE, CLUSTER_PATIENCE = 10.0, 60.0
 MARK = "ZTW_RUN"  # in the environment of everything a run starts, so that a later run finds the orphans
 
 
@@ -64,9 +64,10 @@ def main() -> int:
     console = Console(highlight=False)
     try:
         settings = read_study(arguments.config)
+        check_installed(settings.tracking)
         study = Path("results") / Path(arguments.config).stem
         command = snakemake_command(arguments)
-        if any(argument.split("=")[0] in QUESTIONS for argument in extra):  # answered on the screen
+        if any(map(is_question, extra)):  # answered on the screen
             return subprocess.run([*command, *extra], check=False).returncode
         with only_run():
             finished = Finished(arguments.config, settings, study)
@@ -84,6 +85,13 @@ def main() -> int:
     return status
 
 
+def is_question(argument: str) -> bool:
+    """Whether Snakemake computes nothing with an argument."""
+    letters = set(argument[1:])
+    several = argument[:1] == "-" and letters <= FLAGS and bool(letters & ASKING_FLAGS)
+    return several or argument.split("=")[0] in QUESTIONS
+
+
 def usable_cores() -> int:
     """The cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -96,6 +104,13 @@ def read_study(path: str) -> Study:
         return check_study(config)
     except ZtwError as error:
         raise ZtwError(f"{path}: {error}") from error
+
+
+def check_installed(tracking: str) -> None:
+    """Raise ZtwError where a package is missing that only the workflow needs."""
+    for package in ("snakemake", "psutil", *(["mlflow"] if tracking != "none" else [])):
+        if find_spec(package) is None:
+            raise ZtwError(f"the workflow needs {package}, which is missing: pip install 'ztw[workflow]'")
 
 
 class only_run:
@@ -124,6 +139,8 @@ class only_run:
 
 def stop_orphans() -> None:
     """Stop what a killed run of this folder left running."""
+    import psutil
+
     orphans = []
     for process in psutil.process_iter():
         try:
@@ -137,6 +154,8 @@ def stop_orphans() -> None:
 
 def clear_stale_lock() -> None:
     """Remove Snakemake's lock when no Snakemake is alive in this folder; raises ZtwError when one is."""
+    import psutil
+
     if not any(Path(".snakemake/locks").glob("*")):
         return
     for process in psutil.process_iter():

@@ -13,6 +13,8 @@ from ztw.files import read_json, write_json
 from ztw.jobs import train_backbone as job
 from ztw.jobs.cell import CellFiles, CellNetworks
 from ztw.jobs.train_backbone import train_backbone
+from ztw.jobs.train_ics import train_ics
+from ztw.jobs.train_network import train_network
 from ztw.study.settings import Cell, DataSettings, HardwareSettings
 from ztw.study.training_settings import BackboneBuild, BackboneSettings, IcSet
 from ztw.training.checkpoints import Checkpoints
@@ -35,6 +37,26 @@ def made_ready(
     train_backbone(networks, settings, data or DataSettings(), hardware, str(output), checkpoints)
     assert not (output.parent / "checkpoints").exists(), "what is done needs none"
     return lines
+
+
+def test_every_network_is_written_with_the_names_of_its_classes(record, tmp_path):
+    """Label 2 of a file says nothing where class "10" sorts before "2"."""
+    files = {name: str(tmp_path / f"{name}.safetensors") for name in ("backbone", "separate", "joint")}
+    made_ready(record, BackboneSettings(epochs=0.1, batch_size=64), Path(files["backbone"]))
+    sets = {
+        name: IcSet.model_validate(
+            {"mode": "independent", "epochs": 0.1, "placement": (0,), "batch_size": 64, "training": name}
+        )
+        for name in ("separate", "joint")
+    }
+    networks = CellNetworks(Cell("digits", "resnet8", 0), CellFiles(record, files["backbone"]), sets)
+    hardware = HardwareSettings(device="cpu", precision="fp32", compile=False)
+    train_ics(networks, DataSettings(), hardware, {"separate": files["separate"]}, print)
+    train_network(networks, "joint", DataSettings(), hardware, files["joint"], print)
+    for file in files.values():
+        assert read_json(Path(file).with_suffix(".json"))["class_names"] == [
+            str(digit) for digit in range(10)
+        ]
 
 
 @pytest.fixture
@@ -104,6 +126,17 @@ def test_torchvisions_weights_are_the_ones_asked_for(record, tmp_path, monkeypat
     with pytest.raises(ztw.ZtwError, match="enough"):
         made_ready(record, settings, tmp_path / "b.safetensors")
     assert asked == [name]
+
+
+def test_that_torchvisions_last_layer_is_replaced_is_said(record, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        CellNetworks, "untrained_backbone", lambda *_: ztw.build_backbone("resnet8", 10, 1, 8)
+    )
+    settings = BackboneSettings(source="torchvision", epochs=0.1, batch_size=64)
+    lines = made_ready(record, settings, tmp_path / "b.safetensors")
+    assert (
+        "torchvision's weights: their last layer answers 1000 classes, not 10: replaced by a new one" in lines
+    )
 
 
 def test_a_network_cut_at_the_other_place_is_refused(record, tmp_path):

@@ -38,6 +38,11 @@ def set_items(x: Tensor) -> Tensor:
     return x
 
 
+def behind_autograd(x: Tensor) -> Tensor:
+    x.data.mul_(0.5)
+    return x
+
+
 KINDS = [nn.ReLU, nn.ReLU6, nn.SiLU, nn.ELU, nn.SELU, nn.CELU, nn.LeakyReLU, nn.Hardtanh]
 KINDS += [nn.Hardswish, nn.Hardsigmoid, nn.Mish, nn.RReLU]
 IN_PLACE: dict[str, Callable[[], nn.Module]] = {
@@ -50,6 +55,7 @@ IN_PLACE: dict[str, Callable[[], nn.Module]] = {
     "method": lambda: Apply(lambda x: x.mul_(0.5)),
     "+=": lambda: Apply(plus_equals),
     "items": lambda: Apply(set_items),
+    "behind autograd": lambda: Apply(behind_autograd),
     "through a view": lambda: Apply(lambda x: x.flatten(1).sigmoid_().view_as(x)),
     "behind what does nothing": lambda: nn.Sequential(nn.Identity(), nn.Dropout(0.5), nn.ReLU(inplace=True)),
 }
@@ -180,7 +186,20 @@ def test_gradients_are_those_of_copies():
     torch.testing.assert_close(found, images.grad)
 
 
-@pytest.mark.parametrize("kind", [nn.Dropout, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout])
+class FunctionalDropout(nn.Module):
+    """Overwrites its input in training only."""
+
+    def __init__(self, p: float, inplace: bool) -> None:
+        super().__init__()
+        self.p, self.inplace = p, inplace
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.p, self.training, self.inplace)
+
+
+@pytest.mark.parametrize(
+    "kind", [FunctionalDropout, nn.Dropout, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout]
+)
 def test_dropout_in_place_does_not_reach_the_features(kind):
     network = network_of(lambda: kind(0.5, inplace=True), lambda: kind(0.5, inplace=True)).train()
     images = torch.randn(6, 3, 8, 8)

@@ -1,4 +1,4 @@
-"""Our networks compute what ZTW's released ones compute: logits of all exits, and the gradients of all ICs."""
+"""Our networks compute what ZTW's released ones compute: logits of all exits, and the gradients of all weights."""
 
 from __future__ import annotations
 
@@ -37,7 +37,6 @@ def new_network(arch: str, size: int, mode: str) -> ztw.EarlyExitNetwork:
     torch.manual_seed(0)
     network = ztw.build_network(ztw.build_backbone(arch, 7, size=size), mode)
     used(network)
-    network.backbone.requires_grad_(False)
     return network
 
 
@@ -53,13 +52,12 @@ def compare(arch: str, size: int, mode: str) -> None:
         torch.tensor([1, 0, 6]),
     )
     ours = network(images)
-    with torch.no_grad():
-        seen, own = FAMILIES[arch](network.backbone.state_dict(), images)
-    theirs = released.ic_logits([weights_of(head) for head in network.heads], seen, size, mode)
-    torch.testing.assert_close(ours, torch.stack([*theirs, own]), atol=1e-4, rtol=1e-4)
-    parameters = [parameter for head in network.heads for parameter in weights_of(head)]
+    seen, own = FAMILIES[arch](network.backbone.state_dict(keep_vars=True), images)
+    theirs = [*released.ic_logits([weights_of(head) for head in network.heads], seen, size, mode), own]
+    torch.testing.assert_close(ours, torch.stack(theirs), atol=1e-4, rtol=1e-4)
+    parameters = list(network.parameters())
     gradients = []
-    for logits in (ours[:-1], theirs):
+    for logits in (ours, theirs):
         loss = sum((F.cross_entropy(logit, labels) for logit in logits), torch.zeros(()))
         gradients.append(torch.autograd.grad(loss, parameters, allow_unused=True))
     for parameter, our, their in zip(parameters, *gradients, strict=True):

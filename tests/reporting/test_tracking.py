@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import shutil
 import sqlite3
+import subprocess
+import sys
 
 import pytest
 from metrics_by_hand import at_budget, metric
@@ -15,6 +18,7 @@ import ztw
 from ztw.files import read_json, write_json
 from ztw.reporting.results import from_files, from_runs
 from ztw.reporting.run_contents import metric_name
+from ztw.reporting.sqlite_store import put_aside
 from ztw.reporting.tracking import CellResults, log_cell, open_store, read_values, start_store
 from ztw.study.settings import Cell
 
@@ -165,6 +169,14 @@ def test_an_unreachable_store_is_told_by_its_kind(tmp_path, uri, hint):
     assert "\n" not in str(caught.value)
 
 
+def test_a_store_in_a_file_is_never_to_be_started(tmp_path):
+    (tmp_path / "mlflow.db").write_text("this is no database " * 100)
+    store = {"uri": f"sqlite:///{tmp_path}/mlflow.db", "experiment": "study", "owner": "local"}
+    with pytest.raises(ztw.ZtwError, match=r"close what else uses .*mlflow.db, or delete it") as caught:
+        open_store(store)
+    assert "start it" not in str(caught.value)
+
+
 def test_starting_twice_keeps_the_experiment(store):
     folder = store["uri"].removeprefix("sqlite:///").removesuffix("/mlflow.db")
     before = experiment(store)
@@ -190,6 +202,49 @@ def test_a_store_that_was_never_finished_is_made_again(tmp_path, spoil):
     assert len(said) == 1
     assert "was never finished, or is broken: kept as mlflow.db.broken1" in said[0]
     assert (tmp_path / "mlflow.db.broken1").exists()
+
+
+def test_a_store_that_was_interrupted_late_is_made_again(store, tmp_path):
+    """All tables are there, but MLflow was changing them, which it cannot do again."""
+    shutil.copyfile(store["uri"].removeprefix("sqlite:///"), tmp_path / "mlflow.db")
+    with contextlib.closing(sqlite3.connect(tmp_path / "mlflow.db")) as database, database:
+        for table in ("latest_metrics", "metrics", "params", "tags", "runs", "webhooks"):
+            database.execute(f"DELETE FROM {table}")
+        database.execute("DROP TABLE webhooks")  # MLflow goes on from the version where one is missing
+        database.execute("UPDATE alembic_version SET version_num = '90e64c465722'")
+    said: list[str] = []
+    log(start_store("sqlite", "study", tmp_path, said.append), tmp_path)
+    assert len(said) == 1
+    assert "was never finished" in said[0]
+
+
+KILLED_WHILE_WRITING = """
+import os, signal, sqlite3, sys
+store = sqlite3.connect(sys.argv[1])
+store.execute("PRAGMA cache_size = 1")
+for number in range(3000):
+    store.execute("INSERT INTO experiment_tags VALUES (?, ?, 0)", (str(number), "x" * 400))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_write_that_was_killed_costs_no_store(tmp_path):
+    """sqlite's journal stays beside the file, and takes back what was half written."""
+    store, database = start_store("sqlite", "study", tmp_path), tmp_path / "mlflow.db"
+    runs = log(store, tmp_path)
+    subprocess.run([sys.executable, "-c", KILLED_WHILE_WRITING, str(database)], check=False)
+    assert (tmp_path / "mlflow.db-journal").exists()
+    said: list[str] = []
+    start_store("sqlite", "study", tmp_path, said.append)
+    assert said == []
+    assert values(store, runs["runs"]["method"]["ztw"], [metric("ece", 0.1, exit=1)]) == [0.1]
+
+
+def test_a_journal_goes_with_the_store_that_is_put_aside(tmp_path):
+    (tmp_path / "mlflow.db").touch()
+    (tmp_path / "mlflow.db-journal").write_bytes(b"x")
+    assert put_aside(tmp_path / "mlflow.db").name == "mlflow.db.broken1"
+    assert {path.name for path in tmp_path.iterdir()} == {"mlflow.db.broken1", "mlflow.db.broken1-journal"}
 
 
 def test_an_interrupted_start_leaves_no_half_made_store(tmp_path, monkeypatch):
@@ -219,6 +274,16 @@ def test_a_deleted_experiment_is_restored_with_its_runs(tmp_path):
     said: list[str] = []
     log_cell(store, CellResults(CELL, "study", "v", parts(tmp_path), {}), said.append)
     assert said == ["the experiment study had been deleted in MLflow: restored, with its runs"]
+
+
+def test_an_experiment_that_was_removed_for_good_is_made_anew(tmp_path):
+    """By `mlflow gc`."""
+    said: list[str] = []
+    store = start_store("sqlite", "study", tmp_path, said.append)
+    with contextlib.closing(sqlite3.connect(tmp_path / "mlflow.db")) as database, database:
+        database.execute("DELETE FROM experiments WHERE name = 'study'")
+    log_cell(store, CellResults(CELL, "study", "v", parts(tmp_path), {}), said.append)
+    assert said == ["the experiment study had been removed from MLflow: made anew, without its runs"]
 
 
 def test_a_store_that_is_gone_is_told(tmp_path):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import subprocess
+from itertools import product
 
 import pytest
-from tiny_study import TINY, command, copy_of, run, tables
+from PIL import Image
+from tiny_study import TINY, changed_config, command, copy_of, run, tables
 
 pytestmark = pytest.mark.usefixtures("data_root")
 
@@ -49,7 +51,37 @@ def test_a_flipped_bit_never_makes_another_table(finished, tmp_path, file):
     assert f"{file}: altered since it was written" in failed.stdout
 
 
-@pytest.mark.parametrize("question", [["-n"], ["--dry-run"], ["--rulegraph", "mermaid-js"], ["--list"]])
+def test_images_that_change_are_prepared_again_and_found_broken_before_anything_trains(tmp_path):
+    images = tmp_path / "mine"
+    for split, name, number in product(("train", "val"), ("cat", "dog"), range(8)):
+        path = images / split / name / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.effect_noise((16, 16), 50 + number).save(path)
+    folder = {"path": str(images), "size": 16, "stream": True}
+    config = changed_config(tmp_path, datasets=["mine"], data={"image_folders": {"mine": folder}})
+    records = [f"results/tiny/data/mine/{split}.json" for split in ("train", "test")]
+    prepared = run(tmp_path, config, "--", *records)
+    assert prepared.returncode == 0, prepared.stdout
+
+    def to_do(record: str) -> bool:
+        asked = run(tmp_path, config, "--", "-n", record)
+        assert asked.returncode == 0, asked.stdout + asked.stderr
+        return "Nothing to be done" not in asked.stdout
+
+    assert not any(map(to_do, records))
+    changed = images / "val/dog/0.png"
+    content = changed.read_bytes()
+    changed.write_bytes(content[: len(content) // 2])
+    assert [to_do(record) for record in records] == [False, True], "other test images train nothing again"
+    failed = run(tmp_path, config)
+    assert failed.returncode == 1
+    assert f"{changed}: unreadable image" in failed.stdout
+    assert not (tmp_path / "results/tiny/logs/train_backbone").exists()
+
+
+@pytest.mark.parametrize(
+    "question", [["-n"], ["-np"], ["--dry-run"], ["--rulegraph", "mermaid-js"], ["--list"]]
+)
 def test_what_snakemake_is_asked_it_answers_on_the_screen(tmp_path, question):
     asked = run(tmp_path, TINY, "--", *question)
     assert asked.returncode == 0, asked.stdout + asked.stderr

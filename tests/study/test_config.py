@@ -289,6 +289,15 @@ def test_the_papers_studies_use_the_released_values():
     assert (imagenet.backbone.pretrained, imagenet.ics.init) == ("v1", "released")
 
 
+def test_the_papers_twin_holds_nothing_out_and_is_the_same_otherwise():
+    paper, twin = (read_config(ROOT / f"config/{name}.yaml") for name in ("paper", "paper-published"))
+    assert check_study(twin).data.validation_fraction == 0
+    assert twin["evaluation"].pop("protocols") == ["published", "paper"]
+    del twin["data"]["validation_fraction"], twin["latency"], paper["evaluation"]["protocols"]
+    del paper["methods"]["risk-controlled"]
+    assert twin == paper
+
+
 def test_missing_section():
     config = {key: value for key, value in TINY.items() if key != "seeds"}
     with pytest.raises(ztw.ZtwError, match="config: the key 'seeds' is missing"):
@@ -318,6 +327,15 @@ def test_a_near_miss_is_named(path, value, hint):
         ("methods:\n  off: {ics: a}\n", "line 2: YAML reads the key off as False; put it in quotes"),
         ("methods: {2021: {ics: a}}\n", "line 1: YAML reads the key 2021 as 2021; put it in quotes"),
         ("ics:\n  sets:\n    1: {mode: cascade}\n", "line 3: YAML reads the key 1 as 1; put it in quotes"),
+        ("a: &a {lr: 1}\nb:\n  <<: *a\n  <<: *a\n", "line 4: the key '<<' stands twice"),
+        ("? [a, b]\n: 1\n", "line 1: the key ['a', 'b'] is not text"),
+        ("seeds: [010]\n", "line 1: YAML reads 010 as 8; write that, or put it in quotes"),
+        ("lr: 1\nsamples: 1:30\n", "line 2: YAML reads 1:30 as 90; write"),
+        ("lr: 1:30.5\n", "line 1: YAML reads 1:30.5 as 90.5; write"),
+        ("lr: 2021-99-99\n", "not YAML (month must be in 1..12"),
+        ("lr: !!float x\n", "not YAML (could not convert"),
+        ("lr: !!bool x\n", "not YAML ('x')"),
+        ("[" * 1200, "not YAML (maximum recursion depth"),
         ("seeds: [", "not YAML"),
         ("- a\n", "must be a mapping of keys"),
         ("", "must be a mapping of keys"),
@@ -328,6 +346,11 @@ def test_yaml_is_as_strict_as_the_study(tmp_path, text, message):
     with pytest.raises(ztw.ZtwError, match=re.escape(message)) as caught:
         read_config(tmp_path / "s.yaml")
     assert "\n" not in str(caught.value)
+
+
+def test_numbers_and_merged_sections_are_read(tmp_path):
+    (tmp_path / "s.yaml").write_text("a: &a {lr: 1_000, seed: 0}\nb: {<<: *a, seed: 0x1F, lr: -0.5}\n")
+    assert read_config(tmp_path / "s.yaml")["b"] == {"lr": -0.5, "seed": 31}
 
 
 def test_a_config_in_another_encoding_is_named(tmp_path):

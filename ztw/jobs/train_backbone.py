@@ -83,6 +83,10 @@ def _first_weights(
     backbone = networks.untrained_backbone(
         PRETRAINED[settings.pretrained] if source == "torchvision" else None
     )
+    if source == "torchvision" and classes != 1000:
+        report(
+            f"torchvision's weights: their last layer answers 1000 classes, not {classes}: replaced by a new one"
+        )
     if source in ("train", "torchvision"):
         return backbone, {"source": source}
     path = _weights_file(settings, root, report)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 Shape = tuple[int, ...]  # without the batch axis
@@ -29,22 +32,25 @@ HOOKS = {"contiguous": contiguous, "copied": copied}
 def examine(part: nn.Module, *shapes: Shape) -> tuple[Shape, list[str]]:
     """The shape of a part's output, and which HOOKS it needs, for arguments of these shapes, the features first.
 
-    Found out by calling it on zeros, in both memory formats, so that any in-place operation counts, whatever
-    module or function it is in. Dropout that works in place, which it does in training only, is changed.
+    Found out by calling it on numbers from -1 to 1, in both memory formats and in training, so that any in-place
+    operation counts, whatever module or function it is in. Dropout that works in place is changed.
     """
     for module in part.modules():
         if isinstance(module, _DropoutNd):
             module.inplace = False
     like = next(part.parameters(), torch.empty(0))
-    with torch.inference_mode(False), torch.no_grad(), _evaluating(part):
-        features, *rest = [like.new_zeros(1, *shape) for shape in shapes]
-        output, overwritten = _call(part, features, rest)
+    with torch.inference_mode(False), torch.no_grad():
+        features, *rest = [_numbers(shape, like) for shape in shapes]
         needs = []
-        if features.dim() == 4:
-            try:
-                overwritten |= _call(part, features.to(memory_format=torch.channels_last), rest)[1]
-            except RuntimeError:
-                needs.append("contiguous")
+        with _modes_kept(part):
+            part.eval()
+            output, overwritten = _call(part, features, rest)
+            if features.dim() == 4:
+                try:
+                    overwritten |= _call(part, features.to(memory_format=torch.channels_last), rest)[1]
+                except RuntimeError:
+                    needs.append("contiguous")
+        overwritten = overwritten or _overwrites_in_training(part, features, rest)
         return tuple(output.shape[1:]), needs + (["copied"] if overwritten else [])
 
 
@@ -62,10 +68,13 @@ def keep_contiguous(part: nn.Module) -> None:
         part.to(memory_format=torch.contiguous_format)
 
 
+def _numbers(shape: Shape, like: Tensor) -> Tensor:
+    return torch.linspace(-1, 1, math.prod(shape), dtype=like.dtype, device=like.device).view(1, *shape)
+
+
 @contextmanager
-def _evaluating(part: nn.Module) -> Iterator[None]:
+def _modes_kept(part: nn.Module) -> Iterator[None]:
     modes = {module: module.training for module in part.modules()}
-    part.eval()
     try:
         yield
     finally:
@@ -73,8 +82,22 @@ def _evaluating(part: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _call(part: nn.Module, features: Tensor, rest: list[Tensor]) -> tuple[Tensor, bool]:
-    """A part's output, and whether it has overwritten its features."""
-    before = features._version
-    output = part(features, *rest)
-    return output, features._version != before
+def _call(part: Callable[..., Tensor], features: Tensor, rest: list[Tensor]) -> tuple[Tensor, bool]:
+    """A part's output, and whether it has overwritten its features: also where autograd does not see it."""
+    given = features.clone()
+    before = given._version
+    output = part(given, *rest)
+    return output, given._version != before or not torch.equal(given, features)
+
+
+def _overwrites_in_training(part: nn.Module, features: Tensor, rest: list[Tensor]) -> bool:
+    """Whether a part overwrites its features only then; its buffers and the random numbers stay as they are."""
+    buffers = {name: buffer.clone() for name, buffer in part.named_buffers()}
+    devices = [features.device] if features.is_cuda else []
+    with _modes_kept(part), torch.random.fork_rng(devices):
+        for module in part.modules():
+            module.training = not isinstance(module, _BatchNorm)  # which cannot use a single sample
+        try:
+            return _call(lambda *given: functional_call(part, buffers, given), features, rest)[1]
+        except ValueError:  # a norm that needs more than one number
+            return False

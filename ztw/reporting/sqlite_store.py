@@ -11,15 +11,19 @@ import sqlite3
 from pathlib import Path
 
 ARTIFACTS = "mlflow-artifacts"  # below the study's folder
-# What MLflow writes last when it makes a store
+# Without these it is no store; MLflow makes them first, and then many changes of them
 TABLES = {"experiments", "runs", "metrics", "latest_metrics", "params", "tags", "alembic_version"}
 
 
+# What sqlite keeps beside a file: changes that were interrupted, which it takes back at the next opening
+BESIDE = ("-journal", "-wal", "-shm")
+
+
 def is_whole(database: Path) -> bool:
-    """Whether the file is a store that was made to its end: an interrupted first start leaves half of one."""
+    """Whether the file is a store that nothing broke; the one of an interrupted first start may still be half made."""
     try:
         with contextlib.closing(
-            sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True)
+            sqlite3.connect(f"{database.absolute().as_uri()}?mode=rw", uri=True)
         ) as store:
             found = {name for (name,) in store.execute("SELECT name FROM sqlite_master")}
             if not found >= TABLES or not store.execute("SELECT 1 FROM alembic_version").fetchone():
@@ -31,11 +35,23 @@ def is_whole(database: Path) -> bool:
         return False
 
 
+def holds_runs(database: Path) -> bool:
+    """Whether a whole store has runs: its making was then finished once. True where somebody is writing to it."""
+    try:
+        with contextlib.closing(sqlite3.connect(database)) as store:
+            return store.execute("SELECT 1 FROM runs").fetchone() is not None
+    except sqlite3.OperationalError:
+        return True
+
+
 def put_aside(database: Path) -> Path:
-    """Move a store that cannot be used out of the way; nothing of it is deleted."""
+    """Move a store that cannot be used out of the way, with what sqlite keeps beside it; nothing is deleted."""
     number = 1
     while (target := database.with_name(f"{database.name}.broken{number}")).exists():
         number += 1
+    for suffix in BESIDE:  # left there, sqlite would change the next store by it
+        if (file := database.with_name(database.name + suffix)).exists():
+            file.rename(target.with_name(target.name + suffix))
     return database.rename(target)
 
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,32 +106,59 @@ def start_store(
         _make_database(Path(study_folder) / "mlflow.db", report)
     owner = "local" if tracking == "sqlite" else uuid.uuid4().hex
     store = {"uri": uri, "experiment": study, "owner": owner}
-    open_store(store, report)
+    open_store(store, report, new=True)
     return store
 
 
 def _make_database(database: Path, report: Report) -> None:
-    if database.exists() and not sqlite_store.is_whole(database):
+    if database.exists() and not (sqlite_store.is_whole(database) and _was_finished(database)):
         report(
             f"{database} was never finished, or is broken: kept as {sqlite_store.put_aside(database).name}"
         )
     if database.exists():
         return
-    # never the same name twice: MLflow remembers the stores it has opened
-    scratch = database.with_name(f".{database.name}.{uuid.uuid4().hex}")
     database.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        _reachable(f"{SQLITE}{database}", lambda: MlflowClient(f"{SQLITE}{scratch}").search_experiments())
+    with _scratch(database) as scratch:
+        _reachable(f"{SQLITE}{database}", lambda: _try(scratch))
         scratch.replace(database)
+
+
+def _was_finished(database: Path) -> bool:
+    """Whether MLflow can open a store. One that has runs it could; of others a copy is tried."""
+    if sqlite_store.holds_runs(database):
+        return True
+    with _scratch(database) as scratch:
+        shutil.copyfile(database, scratch)
+        try:
+            _try(scratch)
+        except Exception:  # what it says of half a store: duplicate columns, tables that are there already
+            return False
+    return True
+
+
+@contextmanager
+def _scratch(database: Path) -> Iterator[Path]:
+    """A file beside a store, gone afterwards; never the same twice: MLflow remembers the stores it has opened."""
+    scratch = database.with_name(f".{database.name}.{uuid.uuid4().hex}")
+    try:
+        yield scratch
     finally:
         scratch.unlink(missing_ok=True)
 
 
-def open_store(store: Mapping[str, str], report: Report = print) -> tuple[MlflowClient, str]:
+def _try(database: Path) -> None:
+    """Let MLflow open a store, which makes it where there is none and finishes half of one if it can."""
+    MlflowClient(f"{SQLITE}{database}").search_experiments()
+
+
+def open_store(
+    store: Mapping[str, str], report: Report = print, new: bool = False
+) -> tuple[MlflowClient, str]:
     """A client, and the id of the study's experiment: restored when somebody deleted it, else made.
 
-    store: of `start_store`. Places of artifacts are those beside a sqlite file as it lies now. Raises ZtwError
-    when the store cannot be used, and when a sqlite file is gone (opening it would make an empty one).
+    store: of `start_store`; new: whether it may have no experiment yet. Places of artifacts are those beside a
+    sqlite file as it lies now. Raises ZtwError when the store cannot be used, and when a sqlite file is gone
+    (opening it would make an empty one).
     """
     uri, name = store["uri"], store["experiment"]
     database = _database(uri)
@@ -142,6 +171,8 @@ def open_store(store: Mapping[str, str], report: Report = print) -> tuple[Mlflow
         client = MlflowClient(uri)
         found = client.get_experiment_by_name(name)
         if found is None:
+            if not new:
+                report(f"the experiment {name} had been removed from MLflow: made anew, without its runs")
             place = str((database.parent / sqlite_store.ARTIFACTS).absolute()) if database else None
             return client, client.create_experiment(name, artifact_location=place)
         if found.lifecycle_stage == "deleted":

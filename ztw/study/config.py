@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,15 @@ from ztw.study.validate import validated
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """YAML in which a key is text and stands once in its mapping."""
+    """YAML in which a key is text and stands once in its mapping, and a number is what it looks like."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
         for key_node, _ in node.value if isinstance(node, yaml.MappingNode) else ():
-            if key_node.tag == "tag:yaml.org,2002:merge":
-                continue
-            key, line = self.construct_object(key_node, deep=True), key_node.start_mark.line + 1
+            line, merged = key_node.start_mark.line + 1, key_node.tag == "tag:yaml.org,2002:merge"
+            key = "<<" if merged else self.construct_object(key_node, deep=True)
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise ZtwError(f"line {line}: the key {key!r} is not text")
             if not isinstance(key, str):
                 raise ZtwError(
                     f"line {line}: YAML reads the key {key_node.value} as {key!r}; put it in quotes"
@@ -31,6 +33,21 @@ class _StrictLoader(yaml.SafeLoader):
                 raise ZtwError(f"line {line}: the key {key!r} stands twice in one section; keep one")
             seen.add(key)
         return super().construct_mapping(node, deep)
+
+    def construct_number(self, node: yaml.ScalarNode) -> int | float:
+        """YAML 1.1 has numbers of base 8 and 60: 010 is 8, and 1:30 is 90."""
+        whole = node.tag == "tag:yaml.org,2002:int"
+        number = self.construct_yaml_int(node) if whole else self.construct_yaml_float(node)
+        if ":" in node.value or (whole and re.fullmatch("[-+]?0[0-9_]+", node.value)):
+            line = node.start_mark.line + 1
+            raise ZtwError(
+                f"line {line}: YAML reads {node.value} as {number}; write that, or put it in quotes"
+            )
+        return number
+
+
+for kind in ("int", "float"):
+    _StrictLoader.add_constructor(f"tag:yaml.org,2002:{kind}", _StrictLoader.construct_number)
 
 
 def read_config(path: Path | str) -> dict[str, Any]:
@@ -45,7 +62,7 @@ def read_config(path: Path | str) -> dict[str, Any]:
         ) from error
     except ZtwError as error:
         raise ZtwError(f"config {str(path)!r}: {error}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:  # PyYAML's own
         raise ZtwError(f"config {str(path)!r}: not YAML ({' '.join(str(error).split())})") from error
     if not isinstance(config, dict):
         raise ZtwError(f"config {str(path)!r}: must be a mapping of keys, see config/README.md")
