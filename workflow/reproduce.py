@@ -27,7 +27,7 @@ from screen import Screen, show_results
 
 from ztw.errors import ZtwError
 from ztw.progress import describe
-from ztw.study.config import check_study, read_config
+from ztw.study.config import check_study, read_config, study_name
 from ztw.study.settings import Study
 
 HERE = Path(__file__).parent
@@ -45,7 +45,7 @@ MARK = "ZTW_RUN"  # in the environment of everything a run starts, so that a lat
 def main() -> int:
     """Run the study; returns the exit status."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, usage=argparse.SUPPRESS
     )
     parser.add_argument("config", nargs="?", default="config/quick.yaml")
     parser.add_argument("--cores", type=int, default=usable_cores())
@@ -55,7 +55,7 @@ def main() -> int:
     console = Console(highlight=False)
     try:
         settings = read_study(arguments.config)
-        study = Path("results") / Path(arguments.config).stem
+        study = Path("results") / study_name(arguments.config)
         if any(argument.split("=")[0] in QUESTIONS for argument in extra):
             return ask_snakemake(arguments.config, arguments.cores, extra)
         with only_run():
