@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
+import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -174,6 +177,60 @@ def test_a_strange_config_ends_in_one_line(tmp_path):
     assert not (tmp_path / "results").exists()
 
 
+def made(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`make` in a folder with our Makefile, whose Python says which arguments it got."""
+    stub = folder / ".venv/bin/python"
+    stub.parent.mkdir(parents=True, exist_ok=True)
+    stub.write_text("#!/bin/sh\nprintf '<%s>' \"$@\"\n")
+    stub.chmod(0o755)
+    shutil.copy(stub, stub.with_name("mlflow"))
+    for name in ("requirements.lock", "tools.lock", ".venv/.ready"):
+        (folder / name).touch()
+    shutil.copy(ROOT / "Makefile", folder)
+    plain = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
+    return subprocess.run(["make", *arguments], cwd=folder, capture_output=True, text=True, env=plain)
+
+
+@pytest.mark.parametrize("name", ["a b", "a\tb", "a'b", 'a"b', "a$b", "a;b", "a:b", "a(b", "a`b", "a\\b"])
+def test_a_folder_whose_name_a_shell_would_split_is_refused_in_one_line(tmp_path, name):
+    folder = tmp_path / name
+    folder.mkdir()
+    refused = made(folder, "-n", "reproduce")
+    assert refused.returncode == 2
+    assert "the path of this folder has a space or another character" in refused.stderr
+    assert len((refused.stdout + refused.stderr).strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["plain", "a-b_c.d+e@f,g=h~i%j", "é"])
+def test_other_folders_are_taken(tmp_path, name):
+    folder = tmp_path / name
+    folder.mkdir()
+    assert made(folder, "-n", "reproduce").returncode == 0
+
+
+@pytest.mark.parametrize(
+    "config", ["my dir/a b.yaml", "a'b", 'a"b', "x;touch ran", "`touch ran`", "-n", "a\nb", "*"]
+)
+def test_make_hands_config_on_as_it_is(tmp_path, config):
+    done = made(tmp_path, "reproduce", f"CONFIG={config}", f"CORES={config}")
+    assert done.stdout == f"<workflow/reproduce.py><{config}><--cores><{config}>", done.stderr
+    shown = made(tmp_path, "ui", f"CONFIG={config}", "PORT=1;touch ran")
+    assert "<--port><1;touch ran>" in shown.stdout
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_python_whose_path_a_shell_would_split_is_refused_in_one_line(tmp_path):
+    folder = tmp_path / "a b"
+    folder.mkdir()
+    (folder / "python").symlink_to(sys.executable)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    command = [folder / "python", *tiny_study.command()[1:]]
+    refused = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert (refused.returncode, refused.stderr) == (1, "")
+    assert "a b/python': the path of this Python has a space" in refused.stdout
+    assert len(refused.stdout.strip().splitlines()) == 1
+
+
 def test_every_built_in_source_is_https_and_checked_by_its_sha_256():
     downloaded = {name: facts for name, facts in DATASETS.items() if facts.url}
     assert len(downloaded) == 5
@@ -221,3 +278,41 @@ def test_mlflow_s_telemetry_is_off_before_mlflow_is_imported(setting):
         [sys.executable, "-c", TELEMETRY], env=plain | setting, capture_output=True, text=True
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("said", "status", "shown"),
+    [
+        (
+            {"dependencies": [{"name": "a", "version": "1", "vulns": []}]},
+            0,
+            ["audit: 0 of 1 packages have known vulnerabilities"],
+        ),
+        (
+            {
+                "dependencies": [
+                    {"name": "a", "version": "1", "vulns": [{"id": "CVE-1", "fix_versions": ["2", "3"]}]},
+                    {"name": "b", "version": "1", "vulns": []},
+                    {"name": "c", "skip_reason": "not found"},
+                ]
+            },
+            1,
+            [
+                "a 1: CVE-1, fixed in 2, 3",
+                "audit: 1 of 2 packages have known vulnerabilities, 1 unknown to the service",
+            ],
+        ),
+        (
+            {"dependencies": [{"name": "a", "skip_reason": "not found"}]},
+            2,
+            ["audit: not done, the advisories cannot be reached from here (1 packages)"],
+        ),
+        ("no JSON", 2, ["audit: not done, pip-audit cannot be had or ask (it said nothing)"]),
+    ],
+)
+def test_an_audit_that_could_not_ask_is_not_taken_for_a_clean_one(tmp_path, capsys, said, status, shown):
+    """pip-audit itself ends with 0 where the service knows no package."""
+    (tmp_path / "stub.py").write_text(f"print({json.dumps(said)!r})")
+    audit = runpy.run_path(str(ROOT / ".ci/audit.py"))
+    assert audit["main"](["requirements.lock"], [sys.executable, str(tmp_path / "stub.py")]) == status
+    assert capsys.readouterr().out.splitlines() == shown

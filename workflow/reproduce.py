@@ -10,6 +10,7 @@ import codecs
 import contextlib
 import fcntl
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -39,6 +40,7 @@ QUESTIONS = (
     *("--unlock", "--delete-all-output", "--help", "-h", "--version", "-v"),
 )
 PLAIN = {"✓": "+", "±": "+-", "≈": "~", "…": "...", "─": "-", "≥": ">=", "≤": "<="}
+SHELL_WORDS = re.compile(r"""[\s"'`$\\;&|<>()*?]""")
 MARK = "ZTW_RUN"  # in the environment of everything a run starts, so that a later run finds the orphans
 
 
@@ -54,6 +56,7 @@ def main() -> int:
     use_plain_characters()
     console = Console(highlight=False)
     try:
+        check_python()
         settings = read_study(arguments.config)
         study = Path("results") / study_name(arguments.config)
         if any(argument.split("=")[0] in QUESTIONS for argument in extra):
@@ -76,6 +79,15 @@ def main() -> int:
 def usable_cores() -> int:
     """The cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def check_python() -> None:
+    """Raise ZtwError where Snakemake could not start a script: it hands its Python's path to a shell unquoted."""
+    if SHELL_WORDS.search(sys.executable):
+        raise ZtwError(
+            f"{sys.executable!r}: the path of this Python has a space or another character that shells read as"
+            " more than a letter; move it (.venv is in the folder of the Makefile)"
+        )
 
 
 def read_study(path: str) -> Study:
