@@ -2,8 +2,13 @@
 # PYTHON= chooses the interpreter (3.11 or newer), CORES= the cores, CONFIG= the study, PROFILE= slurm (docs/cluster.md).
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 CONFIG ?= config/quick.yaml
-STUDY = results/$(basename $(notdir $(CONFIG)))
+# a study's name has no space (reproduce.py refuses it), the folder of its file may
+STUDY = results/$(basename $(notdir $(lastword $(CONFIG))))
 PORT ?= 5000
+
+# Snakemake does not quote its Python's path, which is in this folder.
+UNFIT := $(shell pwd | LC_ALL=C tr -d 'A-Za-z0-9._/+@,=~%\n\200-\377-' | tr ' \t' __)
+$(if $(UNFIT),$(error the path of this folder has a space or another character that shells read as more than a letter; move it))
 
 BIN := $(CURDIR)/.venv/bin
 UV := $(CURDIR)/.tools/bin/uv
@@ -16,13 +21,15 @@ export UV_COMPILE_BYTECODE = 1
 export VIRTUAL_ENV = $(CURDIR)/.venv
 export MLFLOW_DISABLE_TELEMETRY = true
 export DO_NOT_TRACK = true
+# recipes read them from the environment: there no character of theirs is a command
+export CONFIG CORES PROFILE STUDY PORT
 unexport PYTHONPATH
 unexport PYTHONHOME
 
-.PHONY: reproduce test test-systems test-slow test-slurm bench lint format manual ui lock clean help
+.PHONY: reproduce test test-systems test-slow test-slurm bench lint format manual ui lock audit clean help
 
 reproduce: $(READY)
-	@python workflow/reproduce.py $(CONFIG) $(if $(CORES),--cores $(CORES)) $(if $(PROFILE),--profile $(PROFILE))
+	@python workflow/reproduce.py "$$CONFIG" $(if $(CORES),--cores "$$CORES") $(if $(PROFILE),--profile "$$PROFILE")
 
 test: lint
 	python -m pytest
@@ -69,22 +76,23 @@ manual: $(READY)
 	python -m ztw.study.manual
 
 ui: $(READY)
-	@python -c 'from pathlib import Path; from ztw.reporting.sqlite_store import relocate; \
-		relocate(Path("$(STUDY)/mlflow.db"))'
-	@echo "MLflow: http://127.0.0.1:$(PORT) (Ctrl-C stops it)"
-	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow server --host 127.0.0.1 --port $(PORT) --workers 1 \
-		--backend-store-uri sqlite:///$(STUDY)/mlflow.db
+	@python -c 'import os; from pathlib import Path; from ztw.reporting.sqlite_store import relocate; \
+		relocate(Path(os.environ["STUDY"], "mlflow.db"))'
+	@echo "MLflow: http://127.0.0.1:$$PORT (Ctrl-C stops it)"
+	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow server --host 127.0.0.1 --port "$$PORT" --workers 1 \
+		--backend-store-uri "sqlite:///$$STUDY/mlflow.db"
 
 # The environment: uv from pip, then every package pinned with hashes.
 $(READY): requirements.lock tools.lock
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "error: PYTHON=$(PYTHON): Python 3.11 or newer is needed"; exit 1; }
 	@echo "setting up .venv (once; about 6 GB, torch being most of it)"
-	@$(PYTHON) -m pip install --quiet --upgrade --target .tools --require-hashes -r tools.lock \
+	@"$(PYTHON)" -m pip install --quiet --upgrade --target .tools --require-hashes -r tools.lock \
 		--disable-pip-version-check --root-user-action=ignore
-	@$(UV) venv --quiet --clear --python $(PYTHON) .venv
+	@$(UV) venv --quiet --clear --python "$(PYTHON)" .venv
 	@$(UV) pip sync --require-hashes --quiet requirements.lock
-	@python -c 'import site, pathlib; pathlib.Path(site.getsitepackages()[0], "ztw.pth").write_text("$(CURDIR)\n")'
+	@python -c 'import os, pathlib, site; \
+		pathlib.Path(site.getsitepackages()[0], "ztw.pth").write_text(os.getcwd() + "\n")'
 	@touch $(READY)
 
 # After changing pyproject.toml; names no address.
@@ -93,6 +101,10 @@ lock: $(READY)
 		pyproject.toml -o requirements.lock
 	$(UV) pip compile --quiet --universal --generate-hashes --no-header --no-deps --python-version 3.11 \
 		bench/requirements.in -o bench/requirements.lock
+
+# Known vulnerabilities of what the locks pin; asks PyPI's advisories.
+audit: $(READY)
+	@python .ci/audit.py requirements.lock tools.lock bench/requirements.lock
 
 clean:
 	rm -rf .venv .tools .snakemake .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -20,7 +20,7 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 class Server(ThreadingHTTPServer):
     """Serves CONTENT; ranges: whether parts of it; cut: bytes after which an answer breaks off."""
 
-    ranges, cut, silent = True, len(CONTENT), False
+    ranges, cut, silent, moved_to = True, len(CONTENT), False, ""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -37,6 +37,11 @@ class Handler(BaseHTTPRequestHandler):
         server.asked.append(self.headers["Range"])
         if server.silent:
             server.over.wait(10)
+            return
+        if server.moved_to:
+            self.send_response(302)
+            self.send_header("Location", server.moved_to)
+            self.end_headers()
             return
         if self.path != "/file.bin":
             self.send_error(404)
@@ -145,7 +150,7 @@ def test_a_server_that_says_nothing_is_not_waited_for(server, target, monkeypatc
     monkeypatch.setattr("ztw.download.TIMEOUT", 0.05)
     server.silent = True
     with pytest.raises(ztw.ZtwError, match=r"file.bin: cannot be downloaded to .* \(timed out\)"):
-        download(server.url, target)
+        download(server.url, target, SHA256)
     assert files(target) == []
 
 
@@ -154,12 +159,33 @@ def test_what_cannot_be_had_is_one_line(server, target):
         server.url + "s": r"file.bins: cannot be downloaded to .*file.bin \(HTTP Error 404: Not Found\)",
         "http://127.0.0.1:1/x": r"cannot be downloaded to .* \(.*refused",
         (target.parent / "none").as_uri(): r"none: cannot be downloaded to .* \(.*No such file",
-        "my/file.th": r"^my/file.th: not a URL",
+        "https://[x/y": r"not a URL",
     }.items():
         with pytest.raises(ztw.ZtwError, match=message) as caught:
-            download(url, target)
+            download(url, target, SHA256)
         assert "\n" not in str(caught.value)
         assert files(target) == []
+
+
+@pytest.mark.parametrize("url", ["my/file.th", "ftp://127.0.0.1/x", "data:,x", "-x", "", "jar:file:///x"])
+def test_only_https_http_and_file_are_asked(target, url):
+    with pytest.raises(ztw.ZtwError, match="not a URL of https, http or file"):
+        download(url, target, SHA256)
+    assert not target.parent.exists()
+
+
+def test_plain_http_needs_a_checksum(server, target):
+    with pytest.raises(ztw.ZtwError, match=r"file.bin: plain http needs a SHA-256; use https"):
+        download(server.url, target, None)
+    assert server.asked == []
+
+
+def test_a_server_cannot_point_to_a_file_of_this_machine(server, target, tmp_path):
+    (tmp_path / "secret").write_bytes(CONTENT)
+    server.moved_to = (tmp_path / "secret").as_uri()
+    with pytest.raises(ztw.ZtwError, match="cannot be downloaded"):
+        download(server.url, target, SHA256)
+    assert not target.exists()
 
 
 def test_a_file_that_is_here_is_copied(tmp_path, target):

@@ -29,7 +29,7 @@ from screen import Screen, show_results
 
 from ztw.errors import ZtwError
 from ztw.progress import describe
-from ztw.study.config import check_study, read_config
+from ztw.study.config import check_study, read_config, study_name
 from ztw.study.settings import Study
 
 HERE = Path(__file__).parent
@@ -45,13 +45,14 @@ FLAGS, ASKING_FLAGS = set("nFfkptlSDhv"), set("nlSDhv")
 PLAIN = {"✓": "+", "±": "+-", "≈": "~", "…": "...", "─": "-", "≥": ">=", "≤": "<="}
 # Seconds that a run has to stop in: a training's checkpoint, a cluster's answer.
 LOCAL_PATIENCE, CLUSTER_PATIENCE = 10.0, 60.0
+SHELL_WORDS = re.compile(r"""[\s"'`$\\;&|<>()*?]""")
 MARK = "ZTW_RUN"  # in the environment of everything a run starts, so that a later run finds the orphans
 
 
 def main() -> int:
     """Run the study; returns the exit status."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, usage=argparse.SUPPRESS
     )
     parser.add_argument("config", nargs="?", default="config/quick.yaml")
     parser.add_argument("--cores", type=int, default=usable_cores())
@@ -63,9 +64,10 @@ def main() -> int:
     use_plain_characters()
     console = Console(highlight=False)
     try:
+        check_python()
         settings = read_study(arguments.config)
         check_installed(settings.tracking)
-        study = Path("results") / Path(arguments.config).stem
+        study = Path("results") / study_name(arguments.config)
         command = snakemake_command(arguments)
         if any(map(is_question, extra)):  # answered on the screen
             return subprocess.run([*command, *extra], check=False).returncode
@@ -95,6 +97,15 @@ def is_question(argument: str) -> bool:
 def usable_cores() -> int:
     """The cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def check_python() -> None:
+    """Raise ZtwError where Snakemake could not start a script: it hands its Python's path to a shell unquoted."""
+    if SHELL_WORDS.search(sys.executable):
+        raise ZtwError(
+            f"{sys.executable!r}: the path of this Python has a space or another character that shells read as"
+            " more than a letter; move it (.venv is in the folder of the Makefile)"
+        )
 
 
 def read_study(path: str) -> Study:

@@ -32,13 +32,14 @@ def bounded_wait() -> Iterator[None]:
         socket.setdefaulttimeout(before)
 
 
-def download(url: str, target: Path, sha256: str | None = None, report: Report = lambda text: None) -> None:
+def download(url: str, target: Path, sha256: str | None, report: Report = lambda text: None) -> None:
     """Put what a URL gives at `target`, saying every two seconds how much there is.
 
-    url: http, https, ftp or file; sha256: in hexadecimal, None where the content is checked later. What a
-    call that broke off has got stays beside the target, in .NAME.part; the next call asks for the rest.
-    Raises ZtwError when it cannot be had, ends early or is another file.
+    url: https or file, or http with a sha256; sha256: in hexadecimal, None where the caller checks what the
+    file holds. What a call that broke off has got stays beside the target, in .NAME.part; the next call asks
+    for the rest. Raises ZtwError when it cannot be had, ends early or is another file.
     """
+    _check_scheme(url, sha256)
     part = target.with_name(f".{target.name}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -55,6 +56,15 @@ def download(url: str, target: Path, sha256: str | None = None, report: Report =
     finally:
         if part.exists() and not part.stat().st_size:
             part.unlink()
+
+
+def _check_scheme(url: str, sha256: str | None) -> None:
+    """Raise ZtwError for what nobody vouches for: neither the connection nor a checksum."""
+    scheme = url.partition(":")[0].lower()
+    if scheme not in ("https", "http", "file"):
+        raise ZtwError(f"{url}: not a URL of https, http or file")
+    if scheme == "http" and sha256 is None:
+        raise ZtwError(f"{url}: plain http needs a SHA-256; use https")
 
 
 def _wait_for_turn(stream: IO[bytes]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
-import pickle
 import sys
 import tarfile
 
@@ -15,6 +14,7 @@ import torch
 from prepared import decoded
 
 import ztw
+from ztw.data.decode import FASHION
 from ztw.data.prepare import prepare_dataset
 from ztw.study.facts import DATASETS
 
@@ -35,7 +35,6 @@ def test_digits(tmp_path):
     [
         ("digits", "sklearn", "scikit-learn"),
         ("svhn", "scipy", "scipy"),
-        ("cifar10", "torchvision", "torchvision"),
     ],
 )
 def test_a_missing_package_is_one_line(tmp_path, monkeypatch, name, module, package):
@@ -49,31 +48,55 @@ def test_a_missing_package_is_one_line(tmp_path, monkeypatch, name, module, pack
     assert "\n" not in str(caught.value)
 
 
-def test_cifar_is_read_from_its_archive(tmp_path, monkeypatch):
-    from torchvision.datasets import CIFAR10
+# name -> files of the archive: contents from rows of (labels ..., pixels)
+CIFAR_FILES = {
+    "cifar10": (
+        "cifar-10-batches-bin",
+        {"batches.meta.txt": b"a\nb\nc\nd\ne\nf\ng\nh\ni\nj\n\n"},
+        [f"data_batch_{n}.bin" for n in range(1, 6)],
+        "test_batch.bin",
+        1,
+    ),
+    "cifar100": (
+        "cifar-100-binary",
+        {"fine_label_names.txt": b"a\nb\nc\nd\ne\nf\ng\nh\ni\nj\n"},
+        ["train.bin"],
+        "test.bin",
+        2,
+    ),
+}
 
-    archive = tmp_path / "cifar-10-python.tar.gz"
+
+@pytest.mark.parametrize("name", CIFAR_FILES)
+def test_cifar_is_read_from_its_archive(tmp_path, monkeypatch, name):
+    folder, contents, train_files, test_file, labels = CIFAR_FILES[name]
     pixels = np.arange(10 * 3072, dtype=np.uint8).reshape(10, 3072)
+    rows = np.hstack([np.full((10, labels - 1), 7, np.uint8), np.arange(10, dtype=np.uint8)[:, None], pixels])
+    contents = {**contents, test_file: rows.tobytes()}
+    # every file of training images begins one image later
+    contents |= {file: np.roll(rows, -n, 0).tobytes() for n, file in enumerate(train_files)}
+    archive = tmp_path / next(iter(DATASETS[name].files or {}))
     with tarfile.open(archive, "w:gz") as tar:
-        meta = pickle.dumps({"label_names": list("abcdefghij")})
-        batch = pickle.dumps({"data": pixels, "labels": list(range(10))})
-        names = [*(f"data_batch_{n}" for n in range(1, 6)), "test_batch"]
-        for name, content in [("batches.meta", meta), *((name, batch) for name in names)]:
-            info = tarfile.TarInfo(f"cifar-10-batches-py/{name}")
+        for file, content in sorted(contents.items(), reverse=True):
+            info = tarfile.TarInfo(f"{folder}/{file}")
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
     files = {archive.name: hashlib.sha256(archive.read_bytes()).hexdigest()}
-    facts = dataclasses.replace(DATASETS["cifar10"], files=files)
-    monkeypatch.setitem(DATASETS, "cifar10", facts)
-    monkeypatch.setattr(CIFAR10, "_check_integrity", lambda self: True)
-    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
-    record = prepare_dataset("cifar10", tmp_path)
-    assert record["counts"] == {"train": 50, "test": 10}
+    monkeypatch.setitem(DATASETS, name, dataclasses.replace(DATASETS[name], files=files))
+    record = prepare_dataset(name, tmp_path)
+    assert record["counts"] == {"train": 10 * len(train_files), "test": 10}
     assert record["class_names"] == list("abcdefghij")
-    test = decoded(record, "test")
+    train, test = decoded(record, "train"), decoded(record, "test")
+    assert train.labels.tolist() == [(n + i) % 10 for n in range(len(train_files)) for i in range(10)]
+    assert test.labels.tolist() == list(range(10)), "the last label of a row"
     assert test.images.shape == (10, 3, 32, 32)
     assert torch.equal(test.images.flatten(1), torch.tensor(pixels)), "channels first, rows then columns"
     assert sorted(path.name for path in tmp_path.iterdir()) == [archive.name, "decoded"]
+
+
+def test_fashion_mnist_s_classes_are_torchvision_s():
+    datasets = pytest.importorskip("torchvision.datasets")
+    assert list(FASHION) == datasets.FashionMNIST.classes
 
 
 def test_svhn_is_read_from_its_mat_files(tmp_path, monkeypatch):

@@ -112,9 +112,14 @@ def test_tiny_imagenet_is_downloaded(tiny_imagenet, tmp_path, monkeypatch):
     with zipfile.ZipFile(source, "w") as pack:
         for path in tiny_imagenet.rglob("*"):
             pack.write(path, path.relative_to(tiny_imagenet.parent))
-    facts = dataclasses.replace(DATASETS["tiny_imagenet"], url=source.parent.as_uri())
-    monkeypatch.setitem(DATASETS, "tiny_imagenet", facts)
+    known = dataclasses.replace(DATASETS["tiny_imagenet"], url=source.parent.as_uri())
+    monkeypatch.setitem(DATASETS, "tiny_imagenet", known)
     root = tmp_path / "empty"
+    with pytest.raises(ztw.ZtwError, match=r"tiny-imagenet-200.zip has SHA-256 .*, expected 6198c8ae015e"):
+        prepare_dataset("tiny_imagenet", root)
+    assert not list(root.iterdir()), "another zip is not kept"
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()
+    monkeypatch.setitem(DATASETS, "tiny_imagenet", dataclasses.replace(known, archive_sha256=digest))
     assert prepare_dataset("tiny_imagenet", root)["counts"] == {"train": 6, "test": 4}
     assert sorted(path.name for path in root.iterdir()) == ["decoded", source.name]
     source.unlink()
@@ -128,3 +133,16 @@ def test_a_broken_zip_is_named(tiny_imagenet, tmp_path):
     (root / "tiny-imagenet-200.zip").write_bytes(b"no zip")
     with pytest.raises(ztw.ZtwError, match=r"tiny-imagenet-200.zip: no zip .*delete it to fetch it again"):
         prepare_dataset("tiny_imagenet", root)
+
+
+def test_a_zip_with_a_member_that_leads_out_of_it_is_refused(tiny_imagenet, tmp_path):
+    root = tmp_path / "zipped"
+    root.mkdir()
+    with zipfile.ZipFile(root / "tiny-imagenet-200.zip", "w") as pack:
+        for path in tiny_imagenet.rglob("*"):
+            pack.write(path, path.relative_to(tiny_imagenet.parent))
+        pack.writestr("tiny-imagenet-200/train/../images/x.JPEG", b"x")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ztw.ZtwError, match=r"train has a class \.\. that is not in wnids.txt"):
+        prepare_dataset("tiny_imagenet", root)
+    assert [path for path in sorted(tmp_path.rglob("*")) if path not in before] in ([], [root / "decoded"])

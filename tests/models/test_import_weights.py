@@ -346,6 +346,22 @@ def test_fetch_weights(tmp_path):
         fetch_weights(url, sha256, tmp_path / "root")
 
 
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("a/%00%0Ab'$(x).th", "__b___x_.th"),
+        ("..", ".."),
+        ("", "file"),
+        ("%2e%2e%2fx", "x"),
+        ("y" * 300, "y" * 100),
+    ],
+)
+def test_a_file_s_name_is_plain_whatever_its_url(tmp_path, monkeypatch, path, name):
+    monkeypatch.setattr("ztw.models.import_weights.download", lambda url, target, *_: target)
+    url = f"https://example.org/{path}"
+    assert fetch_weights(url, "ab" * 32, tmp_path) == tmp_path / "weights" / f"abababababab-{name}"
+
+
 def test_downloads_that_fail(tmp_path):
     (tmp_path / "file.th").write_bytes(b"something else")
     with pytest.raises(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import os
 import subprocess
 import sys
 import urllib.error
+from pathlib import Path
 
 import pytest
 import torch
@@ -156,6 +158,16 @@ def test_network_with_exits():
     assert ztw.macs(network).diff().gt(0).all()
 
 
+class Planted:
+    """Pickled code: unpickled, it makes a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)
+
+
 def test_pretrained_weights(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(torch.hub, "urlopen", refuse)
@@ -168,6 +180,11 @@ def test_pretrained_weights(tmp_path, monkeypatch):
     backbone = ztw.build_backbone("torchvision/mobilenet_v3_small", 7, weights="DEFAULT")
     found = backbone.state_dict()["stages.0.features.0.0.weight"]
     torch.testing.assert_close(found, model.state_dict()["features.0.0.weight"])
+    planted = {"features.0.0.weight": Planted(tmp_path / "ran")}
+    torch.save(planted, tmp_path / "hub/checkpoints/mobilenet_v3_small-047dcff4.pth")
+    with pytest.raises(ztw.ZtwError, match="no pretrained weights"):
+        ztw.build_backbone("torchvision/mobilenet_v3_small", 7, weights="DEFAULT")
+    assert not (tmp_path / "ran").exists(), "a file in torch's cache runs no code"
     (tmp_path / "hub/checkpoints/mobilenet_v3_small-047dcff4.pth").write_bytes(b"PK\3\4 broken")
     with pytest.raises(ztw.ZtwError, match="no pretrained weights"):
         ztw.build_backbone("torchvision/mobilenet_v3_small", 7, weights="DEFAULT")

@@ -5,7 +5,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 from ztw.errors import ZtwError
 from ztw.files import data_root
-from ztw.study.config import check_study, read_config
+from ztw.study.config import check_study, read_config, study_name
 from ztw.study.facts import DATASETS
 from ztw.study.provenance import code_digest, file_stamp, folder_stamp
 from ztw.study.training_settings import BackboneBuild
@@ -20,14 +20,16 @@ try:
             file
         )  # as strictly as `reproduce` does: Snakemake takes a key twice
     study = check_study(config)
+    # A study is named after its config file, and so is its folder.
+    STUDY_NAME = study_name(
+        (workflow.overwrite_configfiles or ["config/quick.yaml"])[-1]
+    )
 except ZtwError as error:
     raise WorkflowError(str(error))
 
 # The report's captions read it, defaults and all.
 config["evaluation"] = study.evaluation.model_dump()
 
-# A study is named after its config file, and so is its folder.
-STUDY_NAME = Path((workflow.overwrite_configfiles or ["config/quick.yaml"])[-1]).stem
 STUDY = f"results/{STUDY_NAME}"
 CELL = f"{STUDY}/{{dataset}}/{{arch}}/seed{{seed}}"
 TRACKED = study.tracking != "none"

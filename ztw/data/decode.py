@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import tarfile
-import tempfile
+import gzip
 from collections.abc import Callable, Mapping
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from ztw.data.archives import read_tar
 from ztw.data.folders import Listed
 from ztw.data.images import decode_in_threads, read_rgb
 from ztw.data.optional import needed
@@ -22,8 +22,26 @@ from ztw.data.tiny_imagenet import decode_tiny_imagenet
 from ztw.progress import Report
 from ztw.study.facts import DatasetFacts
 
-TORCHVISION = {"fashion_mnist": "FashionMNIST", "cifar10": "CIFAR10", "cifar100": "CIFAR100"}
 Splits = dict[str, Split]
+FASHION = (
+    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+    *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+)
+# folder in the archive, file of the classes' names, split -> files, labels of a row
+CIFAR: dict[str, tuple[str, str, dict[str, tuple[str, ...]], int]] = {
+    "cifar10": (
+        "cifar-10-batches-bin",
+        "batches.meta.txt",
+        {"train": tuple(f"data_batch_{n}.bin" for n in range(1, 6)), "test": ("test_batch.bin",)},
+        1,
+    ),
+    "cifar100": (
+        "cifar-100-binary",
+        "fine_label_names.txt",
+        {"train": ("train.bin",), "test": ("test.bin",)},
+        2,
+    ),
+}
 
 
 def _in_memory(images: Tensor, labels: Tensor, class_names: list[str] | None = None) -> Split:
@@ -50,30 +68,42 @@ def _decode_svhn(name: str, facts: DatasetFacts, root: Path, report: Report) -> 
     return splits
 
 
-def decode_by_torchvision(name: str, facts: DatasetFacts, root: Path, report: Report) -> Splits:
-    """The splits of a data set that torchvision reads from files below `root`."""
-    datasets = needed("torchvision.datasets", "torchvision", name)
-    with tempfile.TemporaryDirectory(dir=root, prefix=".unpack-") as scratch:
-        for archive in [file for file in facts.files or {} if file.endswith(".tar.gz")]:
-            with tarfile.open(root / archive) as tar:
-                # Python before 3.11.4 has no filters; the archive's SHA-256 is checked
-                safely: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
-                tar.extractall(scratch, **safely)
-            root = Path(scratch)
-        return {
-            split: _from_torchvision(getattr(datasets, TORCHVISION[name])(root, train=split == "train"))
-            for split in ("train", "test")
-        }
+def _decode_fashion_mnist(name: str, facts: DatasetFacts, root: Path, report: Report) -> Splits:
+    files = [_read_idx(root / file) for file in facts.files or {}]  # images, labels; of train, of test
+    splits = {}
+    for split, images, labels in zip(("train", "test"), files[::2], files[1::2], strict=True):
+        splits[split] = _in_memory(images[:, None], labels, list(FASHION))
+    return splits
 
 
-def _from_torchvision(decoded: Any) -> Split:
-    images = torch.as_tensor(decoded.data)
-    images = images[:, None] if images.dim() == 3 else images.permute(0, 3, 1, 2)
-    return _in_memory(images, torch.as_tensor(decoded.targets), list(decoded.classes))
+def _read_idx(path: Path) -> Tensor:
+    """Bytes in MNIST's format, whose fourth byte is the number of dimensions, which follow in four bytes each."""
+    content = path.read_bytes()
+    shape = np.frombuffer(content, ">i4", content[3], offset=4)
+    return torch.tensor(np.frombuffer(content, np.uint8, offset=4 + 4 * len(shape)).reshape(shape))
+
+
+def _decode_cifar(name: str, facts: DatasetFacts, root: Path, report: Report) -> Splits:
+    """From the binary version: the other one holds pickles. A row is its labels, the last being ours, and pixels."""
+    (archive,) = facts.files or {}
+    folder, names, parts, labels = CIFAR[name]
+    wanted = [f"{folder}/{file}" for file in (names, *chain(*parts.values()))]
+    with gzip.open(root / archive) as unpacked:
+        found = read_tar(unpacked, archive, wanted)
+    classes = found[f"{folder}/{names}"].decode().split()
+    splits = {}
+    for split, files in parts.items():
+        content = b"".join(found[f"{folder}/{file}"] for file in files)
+        rows = torch.tensor(np.frombuffer(content, np.uint8).reshape(-1, labels + 3 * 32 * 32))
+        splits[split] = _in_memory(rows[:, labels:].reshape(-1, 3, 32, 32), rows[:, labels - 1], classes)
+    return splits
 
 
 DECODERS: dict[str, Callable[[str, DatasetFacts, Path, Report], Splits]] = {
     "digits": _decode_digits,
+    "fashion_mnist": _decode_fashion_mnist,
+    "cifar10": _decode_cifar,
+    "cifar100": _decode_cifar,
     "svhn": _decode_svhn,
     "tiny_imagenet": decode_tiny_imagenet,
 }

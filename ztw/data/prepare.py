@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ztw.data.decode import DECODERS, Splits, decode_by_torchvision, decode_folder
+from ztw.data.decode import DECODERS, Splits, decode_folder
 from ztw.data.folders import Listed, list_images, write_listing
 from ztw.data.images import UnreadableImagesError, check_images, shown
 from ztw.data.lock import locked
@@ -93,7 +93,7 @@ def _prepare_files(name: str, facts: DatasetFacts, root: Path, report: Report) -
     if (record := read_record(target)) is not None:
         return record
     find_files(name, facts, root, report)
-    splits = DECODERS.get(name, decode_by_torchvision)(name, facts, root, report)
+    splits = DECODERS[name](name, facts, root, report)
     with _removed_on_failure([target]):
         return write_record(target, _write_decoded(dict.fromkeys(splits, target), splits, report))
 

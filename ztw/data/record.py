@@ -79,7 +79,9 @@ def open_array(record: dict[str, Any], split: str, what: str) -> Tensor:
         raise NotAsRecordedError(f"{path}: missing")
     if not _is_unaltered(path, record["sha256"][path.name], _beside(path.parent)):
         raise NotAsRecordedError(f"{path}: altered or truncated since it was written (its SHA-256 differs)")
-    return torch.from_numpy(np.load(path, mmap_mode="c"))  # private: torch takes no read-only arrays
+    return torch.from_numpy(
+        np.load(path, mmap_mode="c", allow_pickle=False)
+    )  # private: torch takes no read-only arrays
 
 
 def write_record(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:

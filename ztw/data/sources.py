@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from ztw.data.archives import copy_bounded, read_tar
 from ztw.download import download
 from ztw.errors import ZtwError
 from ztw.files import sha256
@@ -50,7 +51,7 @@ def find_archive(name: str, facts: DatasetFacts, root: Path, report: Report) -> 
     if not folder.is_dir() and not packed.exists():
         attempts = _attempts(name, facts, [packed.name], root, report)
         by_hand = f"{packed.name} or the folder {folder.name}/"
-        _fetch(name, attempts, {packed.name: None}, by_hand, root, report)
+        _fetch(name, attempts, {packed.name: str(facts.archive_sha256)}, by_hand, root, report)
     return folder if folder.is_dir() else packed
 
 
@@ -74,12 +75,12 @@ def _attempts(
 def _fetch(
     name: str,
     attempts: list[Attempt],
-    wanted: Mapping[str, str | None],
+    wanted: Mapping[str, str],
     by_hand: str,
     root: Path,
     report: Report,
 ) -> None:
-    """Try one attempt after the other; wanted: file -> SHA-256, None where it is checked later."""
+    """Try one attempt after the other; wanted: file -> SHA-256."""
     failures = []
     for label, attempt in attempts:
         report(f"looking for {name}: {label}")
@@ -96,11 +97,11 @@ def _fetch(
     )
 
 
-def _move_checked(scratch: Path, root: Path, files: Mapping[str, str | None]) -> None:
+def _move_checked(scratch: Path, root: Path, files: Mapping[str, str]) -> None:
     for file, expected in files.items():
         if not (scratch / file).exists():
             raise ZtwError(f"{file} not found")
-        if expected is not None and (found := sha256(scratch / file)) != expected:
+        if (found := sha256(scratch / file)) != expected:
             raise ZtwError(f"{file} has SHA-256 {found[:12]}..., expected {expected[:12]}...")
     for file in files:
         (root / file).parent.mkdir(parents=True, exist_ok=True)
@@ -116,15 +117,18 @@ def _from_folder(folder: Path, files: list[str], scratch: Path) -> None:
         opener: Callable = open if plain.exists() else gzip.open
         source = plain if plain.exists() else plain.with_name(plain.name + ".gz")
         with opener(source, "rb") as packed, target.open("wb") as unpacked:
-            shutil.copyfileobj(packed, unpacked)
+            copy_bounded(packed, unpacked, str(source))
 
 
 def _from_url(facts: DatasetFacts, files: list[str], kept: Path, scratch: Path, report: Report) -> None:
-    """Download to `kept`, where it stays until all is there, so that another run goes on from what broke off."""
+    """Download to `kept`, where it stays until all is there, so that another run goes on from what broke off.
+
+    What has been unpacked is checked by `_fetch`: packed files differ between servers.
+    """
     try:
         for file in files:
             name = f"{Path(file).name}{'.gz' if facts.gzipped else ''}"
-            download(f"{facts.url}/{name}", kept / name, report=report)
+            download(f"{facts.url}/{name}", kept / name, None, report)
     finally:
         with suppress(OSError):  # it holds something, or is not there
             kept.rmdir()
@@ -145,9 +149,14 @@ def _from_debian(package: str, folder: Path | None, files: list[str], scratch: P
         _apt_update(unknown_package)
         _apt_download(package, scratch)
     archive = next(scratch.glob("*.deb"))
-    subprocess.run(["dpkg-deb", "-x", archive, scratch / "unpacked"], check=True, capture_output=True)
     assert folder is not None
-    _from_folder(scratch / "unpacked" / folder.relative_to("/"), files, scratch)
+    members = {f".{folder / Path(file).name}.gz": scratch / f"{Path(file).name}.gz" for file in files}
+    command = ["dpkg-deb", "--fsys-tarfile", str(archive)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as unpacking:
+        assert unpacking.stdout is not None
+        for member, content in read_tar(unpacking.stdout, archive.name, members).items():
+            members[member].write_bytes(content)
+    _from_folder(scratch, files, scratch)
 
 
 def _apt_download(package: str, scratch: Path) -> None:

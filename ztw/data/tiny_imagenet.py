@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from io import BytesIO
@@ -15,6 +13,7 @@ from typing import IO
 import numpy as np
 import torch
 
+from ztw.data.archives import UNREADABLE, open_zip, read_zipped
 from ztw.data.images import decode_in_threads, read_rgb
 from ztw.data.record import Split
 from ztw.data.sources import find_archive
@@ -103,13 +102,7 @@ class FileTree:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._zip = None if path.is_dir() else self._open()
-
-    def _open(self) -> zipfile.ZipFile:
-        try:
-            return zipfile.ZipFile(self.path)
-        except (OSError, zipfile.BadZipFile) as error:
-            raise ZtwError(f"{self.path}: no zip ({error}); delete it to fetch it again") from error
+        self._zip = None if path.is_dir() else open_zip(path)
 
     def names(self) -> list[str]:
         """All files, sorted."""
@@ -124,8 +117,8 @@ class FileTree:
         try:
             if self._zip is None:
                 return (self.path / name).read_bytes()
-            return self._zip.read(f"{self.path.stem}/{name}")
-        except (OSError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            return read_zipped(self._zip, f"{self.path.stem}/{name}")
+        except UNREADABLE as error:
             raise ZtwError(
                 f"{self.path}: {name} cannot be read ({error}); put all of it there again"
             ) from error

@@ -24,10 +24,11 @@ SHOWN = 3  # mismatches an error shows
 def fetch_weights(url: str, sha256: str, root: Path | str, report: Report = lambda text: None) -> Path:
     """Download a file of weights to `root`/weights unless it is there; its SHA-256 is checked either way.
 
-    url: http, https, ftp or file; sha256: in hexadecimal; report: gets a line now and then.
+    url: https, http or file; sha256: in hexadecimal; report: gets a line now and then.
     Raises ZtwError when it cannot be had or is another file.
     """
-    name = Path(unquote(urlsplit(url).path)).name or "file"
+    # a URL may hold anything: NUL, newlines, a name too long for a file system
+    name = re.sub(r"[^A-Za-z0-9._ -]", "_", Path(unquote(urlsplit(url).path)).name)[-100:] or "file"
     target = Path(root) / "weights" / f"{sha256[:12].lower()}-{name}"
     if not target.exists():
         report(f"downloading {url}")

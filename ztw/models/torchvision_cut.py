@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,7 @@ from ztw.errors import ZtwError, unknown
 from ztw.models.backbone import Backbone, Fp32Linear
 from ztw.study.torchvision_names import TORCHVISION_BLOCKS, TORCHVISION_PREFIX
 
+WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # torch's name for it
 WEIGHTS = ("DEFAULT", "IMAGENET1K_V1")  # torchvision's names for the best weights it has, and for its first
 
 
@@ -64,10 +66,13 @@ def _build(name: str, size: int, weights: str | None) -> nn.Module:
 
 @contextmanager
 def _downloading(name: str, url: str) -> Iterator[None]:
-    """Bound how long torchvision waits, and say what to do when it does not get the weights."""
+    """Bound how long torchvision waits, and say what to do when it does not get the weights.
+
+    torchvision checks the first 8 digits of their SHA-256. It would unpickle the file: torch is told not to.
+    """
     folder, file = Path(torch.hub.get_dir()) / "checkpoints", url.rpartition("/")[2]
     try:
-        with bounded_wait():
+        with bounded_wait(), _weights_only():
             yield
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         reason = " ".join(str(error).split())[:160]
@@ -75,6 +80,20 @@ def _downloading(name: str, url: str) -> Iterator[None]:
             f"{TORCHVISION_PREFIX}{name}: no pretrained weights ({reason}); by hand: put {file} (from {url})"
             f" into {folder}"
         ) from error
+
+
+@contextmanager
+def _weights_only() -> Iterator[None]:
+    """torch.load reads tensors alone, whatever it is asked for."""
+    before = os.environ.get(WEIGHTS_ONLY)
+    os.environ[WEIGHTS_ONLY] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[WEIGHTS_ONLY]
+        else:
+            os.environ[WEIGHTS_ONLY] = before
 
 
 def cut_model(model: nn.Module, name: str, classes: int) -> tuple[Sequence[nn.Module], nn.Module]:

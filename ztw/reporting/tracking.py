@@ -9,6 +9,10 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # before mlflow: its import starts telemetry, or does not
+os.environ["DO_NOT_TRACK"] = "true"  # MLflow does not know the usual 1
+
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,8 +33,6 @@ from ztw.reporting.run_contents import method_tag, metric_name, metrics_of, para
 if TYPE_CHECKING:  # only a type: the wording of a key must not count as a change of what is tracked
     from ztw.study.settings import Cell
 
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("DO_NOT_TRACK", "true")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 

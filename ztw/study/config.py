@@ -14,6 +14,8 @@ from ztw.study.resolve import as_given, resolved
 from ztw.study.settings import Study
 from ztw.study.validate import validated
 
+MOST_VALUES = 100_000  # of a study; the largest there is has some hundred
+
 
 class _StrictLoader(yaml.SafeLoader):
     """YAML in which a key is text and stands once in its mapping, and a number is what it looks like."""
@@ -66,7 +68,36 @@ def read_config(path: Path | str) -> dict[str, Any]:
         raise ZtwError(f"config {str(path)!r}: not YAML ({' '.join(str(error).split())})") from error
     if not isinstance(config, dict):
         raise ZtwError(f"config {str(path)!r}: must be a mapping of keys, see config/README.md")
+    _check_extent(config, path)
     return config
+
+
+def _check_extent(config: dict[str, Any], path: Path | str) -> None:
+    """Raise ZtwError where aliases (`*name`) make a small file a huge mapping, or one that holds itself."""
+    todo: list[Any] = [config]
+    for _ in range(MOST_VALUES):
+        if not todo:
+            return
+        value = todo.pop()
+        if isinstance(value, dict):
+            todo.extend(value.values())
+        elif isinstance(value, list):
+            todo.extend(value)
+    raise ZtwError(f"config {str(path)!r}: has more than {MOST_VALUES:,} values, aliases followed")
+
+
+def study_name(path: Path | str) -> str:
+    """What a study and its folder are called: its file's name without the suffix.
+
+    Raises ZtwError for one that a file name, a pattern of Snakemake's or a shell could take for something else.
+    """
+    name = Path(path).stem
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
+        raise ZtwError(
+            f"config {str(path)!r}: a study is named after its file, and {name!r} is no such name: letters, digits,"
+            " '_', and after the first also '-' and '.'; rename the file"
+        )
+    return name
 
 
 def check_study(config: dict[str, Any]) -> Study:

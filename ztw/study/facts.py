@@ -14,8 +14,8 @@ class DatasetFacts:
     augmentation that suits it. files maps a file name below the data root to its SHA-256; url is the folder
     they are downloaded from, where each is FILE.gz if gzipped. archive: a folder below the data root, or a zip
     of it, whose files have this digest (`ztw.data.tiny_imagenet.Digest`) and these counts of images per
-    class in each split. streamed: too big for memory, read from folders of class folders as it is used;
-    source: where its user gets it.
+    class in each split; archive_sha256: of the zip that is downloaded. streamed: too big for memory, read
+    from folders of class folders as it is used; source: where its user gets it.
     """
 
     classes: int | None
@@ -30,6 +30,7 @@ class DatasetFacts:
     url: str | None = None
     gzipped: bool = False
     archive: str | None = None
+    archive_sha256: str | None = None
     digest: str | None = None
     counts: dict[str, int] | None = None
     streamed: bool = False
@@ -62,7 +63,7 @@ DATASETS: dict[str, DatasetFacts] = {
                 "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34"
             ),
         },
-        url="http://fashion-mnist.s3-website.eu-central-1.amazonaws.com",
+        url="https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion",
         gzipped=True,
     ),
     "cifar10": DatasetFacts(
@@ -72,7 +73,7 @@ DATASETS: dict[str, DatasetFacts] = {
         *_CIFAR10_STATISTICS,
         flip=True,
         crop_padding=4,
-        files={"cifar-10-python.tar.gz": "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"},
+        files={"cifar-10-binary.tar.gz": "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"},
         url="https://www.cs.toronto.edu/~kriz",
     ),
     "cifar100": DatasetFacts(
@@ -83,7 +84,7 @@ DATASETS: dict[str, DatasetFacts] = {
         (0.267, 0.256, 0.276),
         flip=True,
         crop_padding=4,
-        files={"cifar-100-python.tar.gz": "85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7"},
+        files={"cifar-100-binary.tar.gz": "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec"},
         url="https://www.cs.toronto.edu/~kriz",
     ),
     "svhn": DatasetFacts(
@@ -97,7 +98,7 @@ DATASETS: dict[str, DatasetFacts] = {
             "train_32x32.mat": "435e94d69a87fde4fd4d7f3dd208dfc32cb6ae8af2240d066de1df7508d083b8",
             "test_32x32.mat": "cdce80dfb2a2c4c6160906d0bd7c68ec5a99d7ca4831afa54f09182025b6a75b",
         },
-        url="http://ufldl.stanford.edu/housenumbers",
+        url="https://ufldl.stanford.edu/housenumbers",
     ),
     "tiny_imagenet": DatasetFacts(
         200,
@@ -108,8 +109,9 @@ DATASETS: dict[str, DatasetFacts] = {
         flip=True,
         crop_padding=8,
         colour_jitter=0.2,
-        url="http://cs231n.stanford.edu",
+        url="https://cs231n.stanford.edu",
         archive="tiny-imagenet-200",
+        archive_sha256="6198c8ae015e2b3e007c7841da39ec069199b9aa3bfa943a462022fe5e43c821",
         digest="eceabd779e714bd9198bfe3da9a54b30d584e6a40a6c8cd33ccf51987aadb308",
         counts={"train": 500, "test": 50},
     ),

@@ -1,0 +1,318 @@
+"""What a file from elsewhere, a name or a study could do to the machine it is used on: nothing."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny_study
+
+import ztw
+from ztw.study.config import check_study, read_config, study_name
+from ztw.study.facts import DATASETS
+
+ROOT = Path(__file__).parent.parent
+SOURCES = sorted(path for part in ("ztw", "workflow", "bench") for path in (ROOT / part).rglob("*.py"))
+RUNS_CODE = {
+    *("eval", "exec", "compile", "__import__"),
+    *("os.system", "os.popen", "subprocess.getoutput", "subprocess.getstatusoutput"),
+    *("yaml.unsafe_load", "yaml.full_load", "yaml.load_all", "yaml.unsafe_load_all"),
+    *(
+        "pandas.read_pickle",
+        "pd.read_pickle",
+        "torch.hub.load",
+        "torch.jit.load",
+        "torch.package.PackageImporter",
+    ),
+}
+PICKLES = ("pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal")
+UNPACKS = ("extractall", "extract", "unpack_archive")
+
+
+def dangers(source: str) -> list[str]:
+    """What in a module may run code of a file, hand text to a shell, or unpack an archive under its own names."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module in PICKLES:
+            found.append(f"from {node.module}")
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) in PICKLES:
+            # to catch an error is no harm
+            found += [ast.unparse(node)] if node.attr != "UnpicklingError" else []
+        if not isinstance(node, ast.Call):
+            continue
+        name = ast.unparse(node.func)
+        given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+        if name in RUNS_CODE or name.rpartition(".")[2] in UNPACKS:
+            found.append(name)
+        if name == "torch.load" and given.get("weights_only") != "True":
+            found.append("torch.load without weights_only")
+        if name in ("np.load", "numpy.load") and given.get("allow_pickle", "False") != "False":
+            found.append("np.load with pickles")
+        if name == "yaml.load" and [ast.unparse(loader) for loader in node.args[1:]] != ["_StrictLoader"]:
+            found.append("yaml.load")
+        if given.get("shell", "False") != "False":
+            found.append(f"{name} with a shell")
+    return found
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_code_of_a_file_is_run_and_nothing_goes_to_a_shell(path):
+    assert dangers(path.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("import pickle\npickle.load(f)", "from pickle import load", "joblib.load(f)"),
+        *("torch.load(f)", "torch.load(f, weights_only=False)", "torch.load(f, weights_only=wanted)"),
+        *("np.load(f, allow_pickle=True)", "yaml.load(f, yaml.Loader)", "yaml.load(f)", "yaml.full_load(f)"),
+        *("eval(x)", "exec(x)", "os.system(x)", "subprocess.run(x, shell=True)", "run(x, shell=wanted)"),
+        *("tar.extractall(x)", "shutil.unpack_archive(x)", "pd.read_pickle(x)"),
+    ],
+)
+def test_what_is_dangerous_is_found(line):
+    assert dangers(line)
+
+
+def test_no_rule_of_the_workflow_has_a_shell():
+    rules = [ROOT / "workflow/Snakefile", *(ROOT / "workflow").rglob("*.smk")]
+    assert len(rules) > 10
+    for path in rules:
+        text = path.read_text()
+        assert not re.search(r"^\s*(shell|run|wrapper|notebook|cwl)\s*:", text, re.M), path
+        assert not re.search(r"\bshell\(", text), path
+
+
+@pytest.mark.parametrize("value", ["!!python/object/apply:os.mkdir [{}]", "!!python/name:os.system ''"])
+def test_a_study_runs_no_code(tmp_path, value):
+    path = tmp_path / "study.yaml"
+    path.write_text(f"datasets: {value.format(tmp_path / 'ran')}\n")
+    with pytest.raises(ztw.ZtwError, match="could not determine a constructor"):
+        read_config(path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_aliases_that_make_a_small_study_huge_are_refused_at_once(tmp_path):
+    """Nine lists of nine aliases each would be 400 million values."""
+    lines = ["a: &a [x, x, x, x, x, x, x, x, x]"]
+    for name, before in zip("bcdefghi", "abcdefgh", strict=True):
+        lines.append(f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]")
+    for text in ("\n".join(lines), "a: &a [*a]", "a: &a {b: *a}"):
+        (tmp_path / "study.yaml").write_text(text)
+        with pytest.raises(
+            ztw.ZtwError, match=r"study.yaml': has more than 100,000 values, aliases followed"
+        ):
+            read_config(tmp_path / "study.yaml")
+
+
+STRANGE = [
+    "my study",
+    "a'b",
+    'a"b',
+    "a\nb",
+    "-n",
+    "$(touch x)",
+    "`x`",
+    "a;b",
+    "{seed}",
+    "a{b",
+    ".hidden",
+    "é",
+    "a*",
+]
+
+
+@pytest.mark.parametrize("name", [*STRANGE, ""])
+def test_a_study_s_name_is_plain_or_refused_in_one_line(name):
+    with pytest.raises(ztw.ZtwError, match="rename the file") as caught:
+        study_name(f"config/{name}.yaml")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["quick", "cifar10-v1.2", "2024_run", "_a"])
+def test_a_plain_name_is_taken(name):
+    assert study_name(f"/some where/{name}.yaml") == name
+
+
+@pytest.mark.parametrize("name", [name for name in STRANGE if name != "-n"])  # it is always within a path
+def test_names_in_a_study_are_plain_or_refused(name):
+    """They become names of files, of rules' wildcards and of columns."""
+    study = {
+        "datasets": ["digits"],
+        "archs": ["resnet8"],
+        "seeds": [0],
+        "backbone": {"epochs": 1},
+        "ics": {"epochs": 1, "sets": {"a": {"mode": "cascade"}}},
+        "methods": {"m": {"ics": "a", "rule": "entropy"}},
+    }
+    check_study(study)
+    folder = {"path": "x", "size": 8}
+    for change in (
+        {"methods": {name: study["methods"]["m"]}},  # type: ignore[index]
+        {"ics": {"epochs": 1, "sets": {name: {"mode": "cascade"}}}},
+        {"ensembles": {"sets": {name: {"kind": "uniform"}}}},
+        {"data": {"image_folders": {name: folder}}, "datasets": [name]},
+        {"datasets": [name]},
+        {"archs": [name]},
+    ):
+        with pytest.raises(ztw.ZtwError) as caught:
+            check_study({**study, **change})
+        assert "\n" not in str(caught.value)
+
+
+def test_a_strange_config_ends_in_one_line(tmp_path):
+    for name in ("my study", "-n", "{seed}"):
+        (tmp_path / f"{name}.yaml").write_text(tiny_study.TINY.read_text())
+        failed = tiny_study.run(tmp_path, Path(f"{name}.yaml"))
+        assert failed.returncode != 0
+        assert len((failed.stdout + failed.stderr).strip().splitlines()) == 1, failed.stdout + failed.stderr
+    assert not (tmp_path / "results").exists()
+
+
+def made(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`make` in a folder with our Makefile, whose Python says which arguments it got."""
+    stub = folder / ".venv/bin/python"
+    stub.parent.mkdir(parents=True, exist_ok=True)
+    stub.write_text("#!/bin/sh\nprintf '<%s>' \"$@\"\n")
+    stub.chmod(0o755)
+    shutil.copy(stub, stub.with_name("mlflow"))
+    for name in ("requirements.lock", "tools.lock", ".venv/.ready"):
+        (folder / name).touch()
+    shutil.copy(ROOT / "Makefile", folder)
+    plain = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
+    return subprocess.run(["make", *arguments], cwd=folder, capture_output=True, text=True, env=plain)
+
+
+@pytest.mark.parametrize("name", ["a b", "a\tb", "a'b", 'a"b', "a$b", "a;b", "a:b", "a(b", "a`b", "a\\b"])
+def test_a_folder_whose_name_a_shell_would_split_is_refused_in_one_line(tmp_path, name):
+    folder = tmp_path / name
+    folder.mkdir()
+    refused = made(folder, "-n", "reproduce")
+    assert refused.returncode == 2
+    assert "the path of this folder has a space or another character" in refused.stderr
+    assert len((refused.stdout + refused.stderr).strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["plain", "a-b_c.d+e@f,g=h~i%j", "é"])
+def test_other_folders_are_taken(tmp_path, name):
+    folder = tmp_path / name
+    folder.mkdir()
+    assert made(folder, "-n", "reproduce").returncode == 0
+
+
+@pytest.mark.parametrize(
+    "config", ["my dir/a b.yaml", "a'b", 'a"b', "x;touch ran", "`touch ran`", "-n", "a\nb", "*"]
+)
+def test_make_hands_config_on_as_it_is(tmp_path, config):
+    done = made(tmp_path, "reproduce", f"CONFIG={config}", f"CORES={config}")
+    assert done.stdout == f"<workflow/reproduce.py><{config}><--cores><{config}>", done.stderr
+    shown = made(tmp_path, "ui", f"CONFIG={config}", "PORT=1;touch ran")
+    assert "<--port><1;touch ran>" in shown.stdout
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_python_whose_path_a_shell_would_split_is_refused_in_one_line(tmp_path):
+    folder = tmp_path / "a b"
+    folder.mkdir()
+    (folder / "python").symlink_to(sys.executable)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    command = [folder / "python", *tiny_study.command()[1:]]
+    refused = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert (refused.returncode, refused.stderr) == (1, "")
+    assert "a b/python': the path of this Python has a space" in refused.stdout
+    assert len(refused.stdout.strip().splitlines()) == 1
+
+
+def test_every_built_in_source_is_https_and_checked_by_its_sha_256():
+    downloaded = {name: facts for name, facts in DATASETS.items() if facts.url}
+    assert len(downloaded) == 5
+    for name, facts in downloaded.items():
+        assert str(facts.url).startswith("https://"), name
+        sums = [*(facts.files or {}).values(), *([facts.archive_sha256] if facts.archive else [])]
+        assert sums, name
+        assert all(re.fullmatch("[0-9a-f]{64}", str(digest)) for digest in sums), name
+
+
+def test_servers_listen_on_this_machine_alone():
+    """Unless the user says otherwise: HOST= of a target that has one."""
+    makefile = (ROOT / "Makefile").read_text()
+    servers = re.findall(r"\bmlflow (?:server|ui)\b.*?(?=\n\t@|\n\n)", makefile, re.S)
+    assert servers
+    for server in servers:
+        host = re.search(r"--host (\S+)", server)
+        assert host is not None, server
+        default = re.search(r"^HOST \??= (\S+)$", makefile, re.M)
+        assert "127.0.0.1" in (host[1], default[1] if default and host[1] == "$(HOST)" else ""), server
+    assert not re.search(r"0\.0\.0\.0", "".join(path.read_text() for path in SOURCES))
+
+
+TELEMETRY = """
+import socket, sys
+def refuse(*args, **options):
+    sys.exit(f"connects to {args}")
+socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
+import ztw.reporting.tracking
+from mlflow.telemetry.client import get_telemetry_client
+sys.exit(f"telemetry: {get_telemetry_client()}" if get_telemetry_client() is not None else 0)
+"""
+
+
+@pytest.mark.parametrize("setting", [{}, {"DO_NOT_TRACK": "1"}, {"MLFLOW_DISABLE_TELEMETRY": "false"}])
+def test_mlflow_s_telemetry_is_off_before_mlflow_is_imported(setting):
+    known = (
+        "CI",
+        "PYTEST_CURRENT_TEST",
+        "MLFLOW_DISABLE_TELEMETRY",
+        "DO_NOT_TRACK",
+    )  # with them it is off anyway
+    plain = {key: value for key, value in os.environ.items() if key not in known}
+    done = subprocess.run(
+        [sys.executable, "-c", TELEMETRY], env=plain | setting, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("said", "status", "shown"),
+    [
+        (
+            {"dependencies": [{"name": "a", "version": "1", "vulns": []}]},
+            0,
+            ["audit: 0 of 1 packages have known vulnerabilities"],
+        ),
+        (
+            {
+                "dependencies": [
+                    {"name": "a", "version": "1", "vulns": [{"id": "CVE-1", "fix_versions": ["2", "3"]}]},
+                    {"name": "b", "version": "1", "vulns": []},
+                    {"name": "c", "skip_reason": "not found"},
+                ]
+            },
+            1,
+            [
+                "a 1: CVE-1, fixed in 2, 3",
+                "audit: 1 of 2 packages have known vulnerabilities, 1 unknown to the service",
+            ],
+        ),
+        (
+            {"dependencies": [{"name": "a", "skip_reason": "not found"}]},
+            2,
+            ["audit: not done, the advisories cannot be reached from here (1 packages)"],
+        ),
+        ("no JSON", 2, ["audit: not done, pip-audit cannot be had or ask (it said nothing)"]),
+    ],
+)
+def test_an_audit_that_could_not_ask_is_not_taken_for_a_clean_one(tmp_path, capsys, said, status, shown):
+    """pip-audit itself ends with 0 where the service knows no package."""
+    (tmp_path / "stub.py").write_text(f"print({json.dumps(said)!r})")
+    audit = runpy.run_path(str(ROOT / ".ci/audit.py"))
+    assert audit["main"](["requirements.lock"], [sys.executable, str(tmp_path / "stub.py")]) == status
+    assert capsys.readouterr().out.splitlines() == shown
