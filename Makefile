@@ -1,9 +1,12 @@
-# make reproduce: the whole study.  make test: every quick check.  make ui: look at the runs.
+# make reproduce: the whole study.  make test: every quick check.  make ui: look at the runs.  make mlflow-server: for a cluster.
 # PYTHON= chooses the interpreter (3.11 or newer), CORES= the cores, CONFIG= the study.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 CONFIG ?= config/quick.yaml
 STUDY = results/$(basename $(notdir $(CONFIG)))
 PORT ?= 5000
+# Of mlflow-server. HOST by this command alone: shells set a variable of that name.
+HOST = 127.0.0.1
+STORE ?= sqlite:///results/mlflow-server/mlflow.db
 
 BIN := $(CURDIR)/.venv/bin
 UV := $(CURDIR)/.tools/bin/uv
@@ -19,7 +22,7 @@ export DO_NOT_TRACK = true
 unexport PYTHONPATH
 unexport PYTHONHOME
 
-.PHONY: reproduce test test-systems test-slow bench lint format manual ui lock clean help
+.PHONY: reproduce test test-systems test-slow bench lint format manual ui mlflow-server lock clean help
 
 reproduce: $(READY)
 	@python workflow/reproduce.py $(CONFIG) $(if $(CORES),--cores $(CORES))
@@ -31,9 +34,10 @@ test: lint
 test-systems: $(READY)
 	python -m pytest tests/slow/test_systems.py
 
-# For every module which jobs an edit of it runs again; runs that are interrupted or damaged: minutes.
+# For every module which jobs an edit of it runs again; runs that are interrupted or damaged; a tracking server: minutes.
 test-slow: $(READY)
-	python -m pytest tests/slow/test_digests.py tests/slow/test_damage.py tests/slow/test_interruptions.py
+	python -m pytest tests/slow/test_digests.py tests/slow/test_damage.py tests/slow/test_interruptions.py \
+		tests/slow/test_tracking_server.py
 
 # Speed, as a table of medians and ratios: results/bench/report.md. About half an hour; BENCH="-k sweep" for a part.
 bench: $(READY)
@@ -70,6 +74,17 @@ ui: $(READY)
 	@echo "MLflow: http://127.0.0.1:$(PORT) (Ctrl-C stops it)"
 	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow server --host 127.0.0.1 --port $(PORT) --workers 1 \
 		--backend-store-uri sqlite:///$(STUDY)/mlflow.db
+
+# A tracking server for studies whose jobs run on several machines (`tracking: http://<this machine>:5000`), which takes
+# the files of runs, too. Anybody who reaches it may read and write: beyond this machine (HOST=0.0.0.0) only in a network
+# of your own; clients that call it by a name: MLFLOW_SERVER_ALLOWED_HOSTS=<name>:5000. STORE=postgresql://... needs the
+# package psycopg2-binary in .venv; with a password in it, set it in the environment, where `ps` does not show it.
+mlflow-server: export MLFLOW_BACKEND_STORE_URI = $(STORE)
+mlflow-server: export MLFLOW_SERVER_ENABLE_JOB_EXECUTION = false
+mlflow-server: $(READY)
+	@mkdir -p results/mlflow-server
+	@echo "MLflow: http://$(HOST):$(PORT) (Ctrl-C stops it)"
+	@mlflow server --host $(HOST) --port $(PORT) --workers 1 --artifacts-destination results/mlflow-server/artifacts
 
 # The environment: uv from pip, then every package pinned with hashes.
 $(READY): requirements.lock tools.lock

@@ -7,6 +7,7 @@ import shutil
 import time
 from pathlib import Path
 
+from finished import undelivered
 from rich.box import SIMPLE
 from rich.console import Console, Group
 from rich.live import Live
@@ -14,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from ztw.errors import without_password
 from ztw.progress import DONE, FAILED, PROGRESS, clock
 from ztw.reporting.differences import read_noise
 from ztw.reporting.readable import SAME, Entry, blocks, read_accuracies
@@ -151,8 +153,15 @@ def show_results(console: Console, study: Path, tracking: str, config: str) -> N
     console.print(f"report   {study}/report.html", soft_wrap=True)
     if tracking == "sqlite":
         console.print(f"MLflow   make ui CONFIG={config}", soft_wrap=True)
+    elif (late := undelivered(study)) and tracking != "none":
+        console.print(
+            f"MLflow   {next(iter(late.values()))}, {len(late)} cells are not delivered;"
+            f" when it is back, run: make reproduce CONFIG={config}",
+            soft_wrap=True,
+            markup=False,
+        )
     elif tracking != "none":
-        console.print(f"MLflow   {tracking}", soft_wrap=True)
+        console.print(f"MLflow   {without_password(tracking)}", soft_wrap=True)
 
 
 def _cell(entry: Entry) -> Text:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ztw.progress import Report
 from ztw.reporting.differences import read_noise
 from ztw.reporting.latency_table import latency_table, write_latency
 from ztw.reporting.published import comparison_table, read_published
@@ -44,13 +45,17 @@ class TableFiles:
 
 
 def aggregate(
-    methods: Sequence[str], evaluation: EvaluationSettings, files: ResultFiles, tables: TableFiles
+    methods: Sequence[str],
+    evaluation: EvaluationSettings,
+    files: ResultFiles,
+    tables: TableFiles,
+    report: Report,
 ) -> None:
     """Write every table of a study but those of differences and of the pipeline."""
     if files.store is None:
         metrics = from_files(files.metrics)
     else:
-        metrics = from_runs(files.store, files.runs, files.metrics)
+        metrics = from_runs(files.store, files.runs, files.metrics, report)
     accuracies = accuracy_table(metrics, methods, evaluation)
     compared = comparison_table(accuracies, read_published(files.published), evaluation.protocols)
     write_metrics(metrics, tables.metrics)
