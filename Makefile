@@ -81,6 +81,8 @@ ui: $(READY)
 # package psycopg2-binary in .venv; with a password in it, set it in the environment, where `ps` does not show it.
 mlflow-server: export MLFLOW_BACKEND_STORE_URI = $(STORE)
 mlflow-server: export MLFLOW_SERVER_ENABLE_JOB_EXECUTION = false
+# As many connections as threads: with fewer, a hundred cells at once are refused.
+mlflow-server: export MLFLOW_SQLALCHEMYSTORE_POOL_SIZE = 40
 mlflow-server: $(READY)
 	@mkdir -p results/mlflow-server
 	@echo "MLflow: http://$(HOST):$(PORT) (Ctrl-C stops it)"

@@ -11,6 +11,9 @@ import sys
 import pytest
 from tiny_study import ROOT, TINY, changed_config, copy_of, run, tables
 
+from ztw.files import read_json
+from ztw.reporting.devices import read_mixed
+
 pytestmark = pytest.mark.usefixtures("data_root")
 
 
@@ -29,6 +32,7 @@ def test_it_leaves_what_the_readme_promises(finished):
         study / "tables/latency.md",
         study / "tables/differences.csv",
         study / "tables/comparison.csv",
+        study / "tables/devices.csv",
         study / "figures/digits-resnet8-accuracy_time.png",
         study / "mlflow.db",
         study / "report.html",
@@ -36,6 +40,13 @@ def test_it_leaves_what_the_readme_promises(finished):
         study / "figures/digits-resnet8-exit_shares.pdf",
     ):
         assert path.stat().st_size > 0, path
+    assert read_mixed(study / "tables/devices.csv") == {}
+    where = {"device", "precision", "threads", "host"}
+    for file in ("backbone", "ics/cascade", "ics/depth_weighted", "predictions/cascade/test"):
+        assert where <= read_json(cell / f"{file}.json").keys(), file
+    assert all(where <= row.keys() for row in read_json(cell / "latency.json")["rows"])
+    parts = [part["part"] for part in read_json(cell / "metrics/ztw.json")["computed"]]
+    assert parts == ["backbone", "ics cascade_detached", "predictions cascade_detached"]
 
 
 def test_a_second_call_finds_nothing_to_do(finished):
@@ -68,8 +79,6 @@ def test_without_tracking_the_tables_come_from_the_files(finished, tmp_path):
 def test_a_missing_run_is_named(finished, tmp_path):
     folder = copy_of(finished, tmp_path)
     from mlflow import MlflowClient
-
-    from ztw.files import read_json
 
     run_id = read_json(folder / "results/tiny/digits/resnet8/seed0/runs.json")["runs"]["method"]["ztw"]
     MlflowClient(f"sqlite:///{folder}/results/tiny/mlflow.db").delete_run(run_id)

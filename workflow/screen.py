@@ -17,6 +17,7 @@ from rich.text import Text
 
 from ztw.errors import without_password
 from ztw.progress import DONE, FAILED, PROGRESS, clock
+from ztw.reporting.devices import read_mixed
 from ztw.reporting.differences import read_noise
 from ztw.reporting.readable import SAME, Entry, blocks, read_accuracies
 
@@ -139,7 +140,8 @@ def show_results(console: Console, study: Path, tracking: str, config: str) -> N
         console.print("no table yet: Snakemake was not asked for one")
         return
     noise = read_noise(tables / "differences.csv")
-    for block in blocks(read_accuracies(tables / "accuracy_at_budget.csv"), noise):
+    notes = read_mixed(tables / "devices.csv")
+    for block in blocks(read_accuracies(tables / "accuracy_at_budget.csv"), noise, notes):
         console.print(Text(block.title, style="bold"), soft_wrap=True)
         table = Table(box=SIMPLE, padding=(0, 0))
         table.add_column("method", no_wrap=True)
@@ -148,6 +150,8 @@ def show_results(console: Console, study: Path, tracking: str, config: str) -> N
         for method, entries in block.rows.items():
             table.add_row(method, *map(_cell, entries))
         console.print(table)
+        if block.note:
+            console.print(Text(block.note), soft_wrap=True)
     console.print(f"tables   {study}/tables/accuracy_at_budget.csv, .md, .tex", soft_wrap=True)
     console.print(f"figures  {study}/figures/", soft_wrap=True)
     console.print(f"report   {study}/report.html", soft_wrap=True)

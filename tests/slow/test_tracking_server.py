@@ -13,6 +13,7 @@ import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -46,7 +47,7 @@ def tracking_server(folder: Path, port: int) -> Iterator[str]:
             time.sleep(0.1)
         yield uri
     finally:
-        os.killpg(process.pid, signal.SIGINT)
+        os.killpg(process.pid, signal.SIGTERM)
         try:
             process.wait(20)
         except subprocess.TimeoutExpired:
@@ -64,12 +65,12 @@ def port() -> int:
 
 def listening(port: int) -> set[str]:
     """The addresses at which a port is served."""
-    connections = psutil.net_connections("inet")
-    return {found.laddr.ip for found in connections if found.status == "LISTEN" and found.laddr.port == port}
+    found = [(tuple(one.laddr), one.status) for one in psutil.net_connections("inet")]
+    return {place[0] for place, status in found if status == "LISTEN" and place[1] == port}
 
 
 def test_a_hundred_cells_at_once_lose_nothing(tmp_path, port):
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"protocol": "", "budget": "", "exit": exit, "metric": "accuracy", "value": exit / 64}
         for exit in range(1, 21)
     ]

@@ -33,7 +33,7 @@ if TYPE_CHECKING:  # only a type: the wording of a key must not count as a chang
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "true")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")
 
 PARENT = "mlflow.parentRunId"
 CELL = "ztw.cell"
