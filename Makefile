@@ -1,10 +1,13 @@
-# make reproduce: the whole study.  make test: every quick check.  make ui: look at the runs.
+# make reproduce: the whole study.  make test: every quick check.  make ui: look at the runs.  make mlflow-server: for a cluster.
 # PYTHON= chooses the interpreter (3.11 or newer), CORES= the cores, CONFIG= the study, PROFILE= slurm (docs/cluster.md).
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 CONFIG ?= config/quick.yaml
 # a study's name has no space (reproduce.py refuses it), the folder of its file may
 STUDY = results/$(basename $(notdir $(lastword $(CONFIG))))
 PORT ?= 5000
+# Of mlflow-server. HOST by this command alone: shells set a variable of that name.
+HOST = 127.0.0.1
+STORE ?= sqlite:///results/mlflow-server/mlflow.db
 
 # Snakemake does not quote its Python's path, which is in this folder.
 UNFIT := $(shell pwd | LC_ALL=C tr -d 'A-Za-z0-9._/+@,=~%\n\200-\377-' | tr ' \t' __)
@@ -26,7 +29,7 @@ export CONFIG CORES PROFILE STUDY PORT
 unexport PYTHONPATH
 unexport PYTHONHOME
 
-.PHONY: reproduce test test-systems test-slow test-slurm bench lint format manual ui lock audit clean help
+.PHONY: reproduce test test-systems test-slow test-slurm bench lint format manual ui mlflow-server lock audit clean help
 
 reproduce: $(READY)
 	@python workflow/reproduce.py "$$CONFIG" $(if $(CORES),--cores "$$CORES") $(if $(PROFILE),--profile "$$PROFILE")
@@ -38,9 +41,10 @@ test: lint
 test-systems: $(READY)
 	python -m pytest tests/slow/test_systems.py
 
-# For every module which jobs an edit of it runs again; runs that are interrupted or damaged: minutes.
+# For every module which jobs an edit of it runs again; runs that are interrupted or damaged; a tracking server: minutes.
 test-slow: $(READY)
-	python -m pytest tests/slow/test_digests.py tests/slow/test_damage.py tests/slow/test_interruptions.py
+	python -m pytest tests/slow/test_digests.py tests/slow/test_damage.py tests/slow/test_interruptions.py \
+		tests/slow/test_tracking_server.py
 
 # A real Slurm of one node on this machine (installs slurm-wlm and munge where it may): minutes, as root.
 test-slurm: $(READY)
@@ -81,6 +85,19 @@ ui: $(READY)
 	@echo "MLflow: http://127.0.0.1:$$PORT (Ctrl-C stops it)"
 	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow server --host 127.0.0.1 --port "$$PORT" --workers 1 \
 		--backend-store-uri "sqlite:///$$STUDY/mlflow.db"
+
+# A tracking server for studies whose jobs run on several machines (`tracking: http://<this machine>:5000`), which takes
+# the files of runs, too. Anybody who reaches it may read and write: beyond this machine (HOST=0.0.0.0) only in a network
+# of your own; clients that call it by a name: MLFLOW_SERVER_ALLOWED_HOSTS=<name>:5000. STORE=postgresql://... needs the
+# package psycopg2-binary in .venv; with a password in it, set it in the environment, where `ps` does not show it.
+mlflow-server: export MLFLOW_BACKEND_STORE_URI = $(STORE)
+mlflow-server: export MLFLOW_SERVER_ENABLE_JOB_EXECUTION = false
+# As many connections as threads: with fewer, a hundred cells at once are refused.
+mlflow-server: export MLFLOW_SQLALCHEMYSTORE_POOL_SIZE = 40
+mlflow-server: $(READY)
+	@mkdir -p results/mlflow-server
+	@echo "MLflow: http://$(HOST):$(PORT) (Ctrl-C stops it)"
+	@mlflow server --host $(HOST) --port $(PORT) --workers 1 --artifacts-destination results/mlflow-server/artifacts
 
 # The environment: uv from pip, then every package pinned with hashes.
 $(READY): requirements.lock tools.lock

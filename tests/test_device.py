@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
+import socket
 import subprocess
 import sys
 
@@ -11,7 +13,14 @@ import pytest
 import torch
 
 import ztw
-from ztw.device import keep_freed_memory, make_reproducible, pick_device, resolve_precision
+from ztw.device import (
+    computed_on,
+    device_name,
+    keep_freed_memory,
+    make_reproducible,
+    pick_device,
+    resolve_precision,
+)
 
 
 def test_precision_and_device():
@@ -51,6 +60,19 @@ def test_make_reproducible(monkeypatch):
         assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8", "what a user has set stays"
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+def test_a_record_names_the_cpu_and_the_machine(monkeypatch):
+    found = computed_on(torch.device("cpu"), "fp32")
+    assert found == {
+        "device": device_name(torch.device("cpu")),
+        "precision": "fp32",
+        "threads": 1,
+        "host": socket.gethostname(),
+    }
+    assert found["device"] not in ("", "cpu")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    assert computed_on(torch.device("cpu"), "fp32")["device"] == platform.machine()
 
 
 FAULTS = """

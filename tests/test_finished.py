@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ztw.files import write_json
 from ztw.study.config import check_study, read_config
 
 ROOT = Path(__file__).parents[1]
@@ -39,6 +40,15 @@ def test_logs_may_come_and_go(call):
     Path("results/tiny/logs").mkdir()
     Path("results/tiny/logs/snakemake.log").write_text("asked")
     assert call()
+
+
+def test_cells_that_are_not_delivered_are_found(call):
+    from finished import undelivered
+
+    for seed, facts in enumerate(({"runs": {}}, {"undelivered": "it is away"})):
+        write_json(Path(f"results/tiny/digits/torchvision/resnet18/seed{seed}/runs.json"), facts)
+    found = Path("results/tiny/digits/torchvision/resnet18/seed1/runs.json")
+    assert undelivered(Path("results/tiny")) == {found: "it is away"}
 
 
 @pytest.mark.parametrize("change", ["config", "altered", "deleted", "added"])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
+
+from ztw.errors import ZtwError
 from ztw.progress import Progress, clock, job_log
 
 
@@ -47,3 +50,21 @@ def test_a_name_in_another_encoding_can_be_told(tmp_path):
     with job_log(log, "prepare_dataset") as report:
         report("skipped caf\udce9.gif")
     assert "skipped caf\\udce9.gif" in log.read_text()
+
+
+@pytest.mark.parametrize("kind", [ZtwError, KeyError])
+def test_a_password_is_neither_in_the_log_nor_on_the_screen(tmp_path, capfd, kind):
+    log = tmp_path / "job.log"
+    uri = "http://ann:s3cr3t@host"
+
+    def fail():
+        with job_log(log, "track_cell") as report:
+            report(f"asking {uri}")
+            raise kind(f"{uri} is wrong") from ValueError(f"{uri}/path failed")
+
+    with pytest.raises(SystemExit):
+        fail()
+    for text in (log.read_text(), capfd.readouterr().err):
+        assert "http://host is wrong" in text
+        assert "s3cr3t" not in text
+    assert "ValueError: http://host/path failed" in log.read_text()

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 
 import pytest
 from tiny_study import ROOT, TINY, changed_config, command, copy_of, run, tables
+
+from ztw.files import read_json
+from ztw.reporting.devices import read_mixed
 
 pytestmark = pytest.mark.usefixtures("data_root")
 
@@ -28,6 +32,7 @@ def test_it_leaves_what_the_readme_promises(finished):
         study / "tables/latency.md",
         study / "tables/differences.csv",
         study / "tables/comparison.csv",
+        study / "tables/devices.csv",
         study / "figures/digits-resnet8-accuracy_time.png",
         study / "mlflow.db",
         study / "report.html",
@@ -35,6 +40,13 @@ def test_it_leaves_what_the_readme_promises(finished):
         study / "figures/digits-resnet8-exit_shares.pdf",
     ):
         assert path.stat().st_size > 0, path
+    assert read_mixed(study / "tables/devices.csv") == {}
+    where = {"device", "precision", "threads", "host"}
+    for file in ("backbone", "ics/cascade", "ics/depth_weighted", "predictions/cascade/test"):
+        assert where <= read_json(cell / f"{file}.json").keys(), file
+    assert all(where <= row.keys() for row in read_json(cell / "latency.json")["rows"])
+    parts = [part["part"] for part in read_json(cell / "metrics/ztw.json")["computed"]]
+    assert parts == ["backbone", "ics cascade_detached", "predictions cascade_detached"]
 
 
 def test_every_file_of_numbers_is_sealed(finished):
@@ -72,11 +84,9 @@ def test_without_tracking_the_tables_come_from_the_files(finished, tmp_path):
     assert not (folder / "results/tiny/mlflow.db").exists()
 
 
-def test_a_missing_run_is_named_and_an_unreachable_store_is_told(finished, tmp_path):
+def test_a_missing_run_is_named(finished, tmp_path):
     folder = copy_of(finished, tmp_path)
     from mlflow import MlflowClient
-
-    from ztw.files import read_json
 
     run_id = read_json(folder / "results/tiny/digits/resnet8/seed0/runs.json")["runs"]["method"]["ztw"]
     MlflowClient(f"sqlite:///{folder}/results/tiny/mlflow.db").delete_run(run_id)
@@ -84,13 +94,27 @@ def test_a_missing_run_is_named_and_an_unreachable_store_is_told(finished, tmp_p
     failed = run(folder)
     assert failed.returncode != 0
     assert f"run {run_id} was deleted" in failed.stdout
-    weights = {path: path.read_bytes() for path in folder.rglob("*.safetensors")}
-    unreachable = run(folder, changed_config(folder, tracking="http://127.0.0.1:9"))
-    assert unreachable.returncode != 0
-    assert "the MLflow store 'http://127.0.0.1:9' cannot be used" in unreachable.stdout
-    assert weights == {path: path.read_bytes() for path in folder.rglob("*.safetensors")}, (
-        "nothing already computed is lost"
-    )
+
+
+def test_a_study_ends_without_its_server_and_its_password_is_nowhere(finished, tmp_path):
+    folder = copy_of(finished, tmp_path)
+    config = changed_config(folder, tracking="http://ann:s3cr3t@127.0.0.1:9")
+    for _ in range(2):  # the second call tries again
+        done = run(folder, config)
+        assert done.returncode == 0, done.stdout
+        assert len(re.findall(r"✓ track_cell .*not delivered", done.stdout)) == 2
+        lines = [line for line in done.stdout.splitlines() if line.startswith("MLflow")]
+        assert lines == [
+            "MLflow   the MLflow server http://127.0.0.1:9 is away ([Errno 111] Connection refused), 2 cells are"
+            f" not delivered; when it is back, run: make reproduce CONFIG={config}"
+        ]
+        assert "s3cr3t" not in done.stdout + done.stderr
+    assert tables(folder) == tables(finished)
+    config.unlink()
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert folder / "results/tiny/report.html" in files
+    assert any(".snakemake/metadata" in str(path) for path in files)
+    assert not [path for path in files if b"s3cr3t" in path.read_bytes()]
 
 
 def test_a_broken_checkpoint_is_named(finished, tmp_path):

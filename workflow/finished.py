@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from hashlib import sha256
 from pathlib import Path
 
-from ztw.files import write_text
+from ztw.files import read_json, write_text
+from ztw.reporting.run_contents import UNDELIVERED
 from ztw.study.facts import DATASETS
 from ztw.study.settings import Study
 
@@ -43,6 +44,12 @@ class Finished:
     def _now(self) -> str:
         left = (path for path in self.folder.rglob("*") if path.is_file() and path != self.mark)
         return f"{self.sources}\n{_stamps(path for path in left if 'logs' not in path.parts)}\n"
+
+
+def undelivered(study: Path) -> dict[Path, str]:
+    """The files of cells whose runs are not in MLflow yet, and what was said of its server."""
+    files = {path: read_json(path) for path in sorted(study.rglob("seed*/runs.json"))}
+    return {path: facts[UNDELIVERED] for path, facts in files.items() if UNDELIVERED in facts}
 
 
 def _stamps(paths: Iterable[Path]) -> str:

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.markup import escape
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]  # screen, and ztw itself
-from finished import Finished
+from finished import Finished, undelivered
 from screen import Screen, show_results
 
 from ztw.errors import ZtwError
@@ -75,15 +75,17 @@ def main() -> int:
             finished = Finished(arguments.config, settings, study)
             status = 0
             if extra or not finished:
+                for runs in undelivered(study):
+                    runs.unlink()  # missing, the cell is logged again
                 patience = LOCAL_PATIENCE if arguments.profile is None else CLUSTER_PATIENCE
                 status = run_snakemake([*command, *extra], study, console, patience)
-                if status == 0 and not extra:
+                if status == 0 and not extra and not undelivered(study):
                     finished.note()
+        if status == 0:
+            show_results(console, study, settings.tracking, arguments.config)
     except (ZtwError, OSError) as error:
         console.print(f"[bold red]error:[/] {escape(describe(error))}", soft_wrap=True)
         return 1
-    if status == 0:
-        show_results(console, study, settings.tracking, arguments.config)
     return status
 
 

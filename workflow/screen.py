@@ -7,6 +7,7 @@ import shutil
 import time
 from pathlib import Path
 
+from finished import undelivered
 from rich.box import SIMPLE
 from rich.console import Console, Group
 from rich.live import Live
@@ -14,7 +15,9 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from ztw.errors import without_password
 from ztw.progress import DONE, FAILED, PROGRESS, clock
+from ztw.reporting.devices import read_mixed
 from ztw.reporting.differences import read_noise
 from ztw.reporting.readable import SAME, Entry, blocks, read_accuracies
 
@@ -156,7 +159,8 @@ def show_results(console: Console, study: Path, tracking: str, config: str) -> N
         console.print("no table yet: Snakemake was not asked for one")
         return
     noise = read_noise(tables / "differences.csv")
-    for block in blocks(read_accuracies(tables / "accuracy_at_budget.csv"), noise):
+    notes = read_mixed(tables / "devices.csv")
+    for block in blocks(read_accuracies(tables / "accuracy_at_budget.csv"), noise, notes):
         console.print(Text(block.title, style="bold"), soft_wrap=True)
         table = Table(box=SIMPLE, padding=(0, 0))
         table.add_column("method", no_wrap=True)
@@ -165,13 +169,22 @@ def show_results(console: Console, study: Path, tracking: str, config: str) -> N
         for method, entries in block.rows.items():
             table.add_row(method, *map(_cell, entries))
         console.print(table)
+        if block.note:
+            console.print(Text(block.note), soft_wrap=True)
     console.print(f"tables   {study}/tables/accuracy_at_budget.csv, .md, .tex", soft_wrap=True)
     console.print(f"figures  {study}/figures/", soft_wrap=True)
     console.print(f"report   {study}/report.html", soft_wrap=True)
     if tracking == "sqlite":
         console.print(f"MLflow   make ui CONFIG={config}", soft_wrap=True)
+    elif (late := undelivered(study)) and tracking != "none":
+        console.print(
+            f"MLflow   {next(iter(late.values()))}, {len(late)} cells are not delivered;"
+            f" when it is back, run: make reproduce CONFIG={config}",
+            soft_wrap=True,
+            markup=False,
+        )
     elif tracking != "none":
-        console.print(f"MLflow   {tracking}", soft_wrap=True)
+        console.print(f"MLflow   {without_password(tracking)}", soft_wrap=True)
 
 
 def _cell(entry: Entry) -> Text:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import platform
+import socket
 import sys
+from typing import Any
 
 import torch
 
@@ -83,5 +86,19 @@ def make_reproducible(threads: int) -> None:
 
 
 def device_name(device: torch.device) -> str:
-    """What a result was computed on, for its record: the GPU's name, or "cpu"."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    """The name of the GPU, or of the CPU's model."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "cpu":
+        return str(torch.cpu.get_capabilities().get("cpu_name") or platform.machine())
+    return str(device)
+
+
+def computed_on(device: torch.device, precision: str) -> dict[str, Any]:
+    """Where and how a result was computed, for its record; precision: resolved."""
+    return {
+        "device": device_name(device),
+        "precision": precision,
+        "threads": torch.get_num_threads(),
+        "host": socket.gethostname(),
+    }

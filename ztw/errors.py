@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
+
+# what a URI says before its host, as strictly written and with / or @ in the password, and secrets it may ask with
+USER = re.compile(r"(?<=://)(?:[^\s/:@]+:(?!\d+[/?])\S*|[^\s/]+)@")
+SECRETS = re.compile(r"(?i)(?<=[?&])([^\s=&]*(?:password|passwd|pwd|secret|token)[^\s=&]*)=[^\s&]*")
 
 
 class ZtwError(ValueError):
@@ -12,3 +17,8 @@ class ZtwError(ValueError):
 def unknown(what: str, name: object, known: Iterable[str]) -> ZtwError:
     """The error for a name that is not in a table; lists the known ones."""
     return ZtwError(f"unknown {what} {name!r}; known: {', '.join(known)}")
+
+
+def without_password(text: str) -> str:
+    """The text without the user names and passwords of the URIs in it."""
+    return SECRETS.sub(r"\1=...", USER.sub("", text))

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from ztw.errors import ZtwError
+from ztw.errors import ZtwError, without_password
 
 Report = Callable[[str], None]
 
@@ -88,6 +88,7 @@ def job_log(path: str | Path, rule: str, wildcards: Iterable[str] = ()) -> Itera
     ):
 
         def say(line: str) -> None:
+            line = without_password(line)
             with contextlib.suppress(OSError):  # a full disk must not hide the error it caused
                 print(line, file=log)
             if terminal is not None:
@@ -100,11 +101,11 @@ def job_log(path: str | Path, rule: str, wildcards: Iterable[str] = ()) -> Itera
             say(f"{DONE}{clock(time.monotonic() - started)}")
         except (ZtwError, OSError, MemoryError) as error:
             with contextlib.suppress(OSError):
-                traceback.print_exc(file=log)
+                log.write(without_password(traceback.format_exc()))
             say(FAILED + describe(error))
             raise SystemExit(1) from error
         except Exception as error:
-            traceback.print_exc(file=log)
+            log.write(without_password(traceback.format_exc()))
             say(f"{FAILED}{type(error).__name__}: {' '.join(str(error).split())[:300]} (traceback: {path})")
             raise SystemExit(1) from error
 
@@ -115,4 +116,4 @@ def describe(error: BaseException) -> str:
         return f"{error.filename or 'writing'}: {error.strerror}"
     if isinstance(error, MemoryError):
         return "out of memory: lower batch_size, or give the job more memory"
-    return " ".join(str(error).split())
+    return without_password(" ".join(str(error).split()))

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import ztw
+from ztw.device import computed_on
 from ztw.files import read_json, write_json
 from ztw.jobs.cell import CellFiles, CellNetworks, load_ensemble, share_backbone
 from ztw.jobs.fit_ensembles import fit_ensembles
@@ -80,6 +81,19 @@ def test_predictions_that_are_not_finite_are_refused(networks, tmp_path, monkeyp
     with pytest.raises(ztw.ZtwError, match=r"plain.safetensors: its logits on test are not finite"):
         predict(alone, DataSettings(), HardwareSettings(device="cpu"), (4, None), outputs, lambda text: None)
     assert not (tmp_path / "p.safetensors").exists()
+
+
+def test_predictions_say_where_they_were_computed(networks, tmp_path, monkeypatch):
+    found = [torch.zeros(3, 4, 5)], torch.zeros(4).long()
+    monkeypatch.setattr("ztw.evaluation.predictions.predict", lambda *_: found)
+    monkeypatch.setattr("ztw.jobs.predict.cell_splits", lambda *_: {"train": None, "test": torch.zeros(1)})
+    outputs = {("plain", "test"): str(tmp_path / "p.safetensors")}
+    alone = CellNetworks(networks.cell, networks.files, {"plain": networks.sets["plain"]})
+    hardware = HardwareSettings(device="cpu", precision="bf16")
+    predict(alone, DataSettings(), hardware, (4, None), outputs, lambda text: None)
+    facts = read_json(tmp_path / "p.json")
+    assert facts.pop("versions")["torch"] == torch.__version__
+    assert facts == {"ics": "plain", "split": "test", **computed_on(torch.device("cpu"), "bf16")}
 
 
 def test_networks_share_one_backbone(networks):

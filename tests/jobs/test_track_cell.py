@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 import pytest
 from mlflow import MlflowClient
@@ -9,12 +11,14 @@ from mlflow import MlflowClient
 from ztw.files import read_json, write_json
 from ztw.jobs.start_tracking import start_tracking
 from ztw.jobs.track_cell import CellFacts, track_cell
+from ztw.reporting.results import from_files, from_runs
 from ztw.study.settings import Cell, MethodSettings
 
 pytestmark = pytest.mark.filterwarnings("default")  # MLflow's own dependencies warn
 
 
-def test_a_cell_is_logged_with_its_figure(tmp_path):
+def track(tmp_path, tracking: str) -> dict[str, Any]:
+    """Log a cell of one method; returns what is written of its runs."""
     cell, folder = Cell("digits", "resnet8", 0), tmp_path / "cell"
     identity = {"dataset": "digits", "arch": "resnet8", "seed": 0}
     rows = [
@@ -26,7 +30,7 @@ def test_a_cell_is_logged_with_its_figure(tmp_path):
     curve = {"method": "sdn", "seed": 0, "split": "test"}
     curve |= {"parameter": [0.5], "relative_cost": [0.5], "accuracy": [0.8]}
     pd.DataFrame(curve).to_parquet(folder / "sdn.parquet")
-    start_tracking("sqlite", "study", tmp_path / "tracking.json", print)
+    start_tracking(tracking, "study", tmp_path / "tracking.json", print)
     track_cell(
         cell,
         "study",
@@ -42,13 +46,27 @@ def test_a_cell_is_logged_with_its_figure(tmp_path):
         str(folder / "runs.json"),
         print,
     )
+    return read_json(folder / "runs.json")
+
+
+def test_a_cell_is_logged_with_its_figure(tmp_path):
+    runs, folder = track(tmp_path, "sqlite")["runs"], tmp_path / "cell"
     for kind in ("png", "pdf"):
         assert (folder / f"accuracy_cost.{kind}").stat().st_size > 1000
-    runs = read_json(folder / "runs.json")["runs"]
     client = MlflowClient(read_json(tmp_path / "tracking.json")["uri"])
 
     def kept(run: str) -> set[str]:
         return {artifact.path for artifact in client.list_artifacts(run)}
 
-    assert kept(runs["cell"][str(cell)]) == {"accuracy_cost.png"}
+    assert kept(runs["cell"]["digits/resnet8/seed0"]) == {"accuracy_cost.png"}
     assert kept(runs["method"]["sdn"]) == {"sdn.json", "sdn.parquet"}
+
+
+def test_a_cell_whose_server_is_away_says_so_instead(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    runs = track(tmp_path, "http://127.0.0.1:9")
+    away = "the MLflow server http://127.0.0.1:9 is away ([Errno 111] Connection refused)"
+    assert runs == {"dataset": "digits", "arch": "resnet8", "seed": 0, "undelivered": away}
+    assert (tmp_path / "cell/accuracy_cost.png").exists()
+    files = [str(tmp_path / name) for name in ("tracking.json", "cell/runs.json", "cell/sdn.json")]
+    assert from_runs(files[0], [files[1]], [files[2]]).equals(from_files([files[2]]))

@@ -51,8 +51,9 @@ def test_every_network_is_written_with_the_names_of_its_classes(record, tmp_path
     }
     networks = CellNetworks(Cell("digits", "resnet8", 0), CellFiles(record, files["backbone"]), sets)
     hardware = HardwareSettings(device="cpu", precision="fp32", compile=False)
-    train_ics(networks, DataSettings(), hardware, {"separate": files["separate"]}, print)
-    train_network(networks, "joint", DataSettings(), hardware, files["joint"], print)
+    kept = Checkpoints(Path(files["backbone"]).parent / "checkpoints/ics", {})
+    train_ics(networks, DataSettings(), hardware, {"separate": files["separate"]}, kept)
+    train_network(networks, "joint", DataSettings(), hardware, files["joint"], kept)
     for file in files.values():
         assert read_json(Path(file).with_suffix(".json"))["class_names"] == [
             str(digit) for digit in range(10)

@@ -18,6 +18,12 @@ from ztw.study.settings import EvaluationSettings
 
 WORKFLOW = Path(__file__).parents[2] / "workflow"
 DIFFERENCES = "dataset,arch,protocol,budget,first,second,difference,low,high,within_noise,seeds\r\n"
+DEVICES = "dataset,arch,seed,part,device,precision,threads,host,kinds\r\n"
+DEVICES += "d,a,0,backbone,CPU A,fp32,2,n1,2\r\nd,a,1,backbone,CPU B,bf16,2,n2,2\r\n"
+NOTE = (
+    "Mixed: computed on 2 kinds of device or precision, on which accuracies can depend: CPU A, fp32 (seed 0);"
+    " CPU B, bf16 (seed 1). Which part where: devices.csv."
+)
 
 
 @pytest.fixture
@@ -28,7 +34,9 @@ def study(tmp_path) -> Path:
     evaluation = EvaluationSettings(budgets=(0.5,), protocols=("held-out",))
     files = [str(tmp_path / f"tables/accuracy_at_budget.{kind}") for kind in ("csv", "md", "tex")]
     noise = {("d", "a", "held-out", "0.5", "near", "b")}
-    write_tables(accuracy_table(found, list(accuracies), evaluation), noise, *files)
+    notes = {("d", "a"): NOTE}
+    write_tables(accuracy_table(found, list(accuracies), evaluation), noise, notes, *files)
+    (tmp_path / "tables/devices.csv").write_text(DEVICES)
     line = "d,a,held-out,0.5,b,near,0.009100,-0.001000,0.019000,True,1\r\n"
     (tmp_path / "tables/differences.csv").write_text(DIFFERENCES + line)
     return tmp_path
@@ -66,6 +74,9 @@ def test_screen_markdown_and_latex_agree(study, monkeypatch):
     assert "≈" not in far
     assert not any("\x1b[1m" in line for line in (near, far))
     assert "≈: within noise of the best" in screen.replace("\n", " ")
+    assert f"| far | 50.0 |\n\n{NOTE}\n" in markdown
+    assert f"\n{NOTE}\n" in screen
+    assert f"test images). {NOTE}}}" in latex.replace("\\_", "_").replace("\\%", "%")
 
 
 def test_the_screen_does_not_wait_for_pandas():

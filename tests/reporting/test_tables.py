@@ -141,7 +141,7 @@ def test_what_the_files_say(tmp_path):
     )
     rows = tables.accuracy_table(found, ["sdn", "my_method"], settings((0.25, "max"), ("held-out",)))
     names = [str(tmp_path / f"t.{kind}") for kind in ("csv", "md", "tex")]
-    tables.write_tables(rows, {("d", "a", "held-out", "max", "my_method", "sdn")}, *names)
+    tables.write_tables(rows, {("d", "a", "held-out", "max", "my_method", "sdn")}, {}, *names)
     csv, md, tex = (Path(name).read_text() for name in names)
     assert csv.splitlines()[:3] == [
         "dataset,arch,method,budget,mean,std,n,relative_cost,protocol",

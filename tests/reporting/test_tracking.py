@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import dataclasses
 import math
@@ -9,6 +10,10 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import threading
+import time
+import traceback
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from metrics_by_hand import at_budget, metric
@@ -19,7 +24,14 @@ from ztw.files import read_json, write_json
 from ztw.reporting.results import from_files, from_runs
 from ztw.reporting.run_contents import metric_name
 from ztw.reporting.sqlite_store import put_aside
-from ztw.reporting.tracking import CellResults, log_cell, open_store, read_values, start_store
+from ztw.reporting.tracking import (
+    CellResults,
+    ServerAwayError,
+    log_cell,
+    open_store,
+    read_values,
+    start_store,
+)
 from ztw.study.settings import Cell
 
 pytestmark = pytest.mark.filterwarnings("default")  # MLflow's own dependencies warn
@@ -158,12 +170,12 @@ def test_tables_read_the_named_runs_only(store, tmp_path):
 @pytest.mark.parametrize(
     ("uri", "hint"),
     [
-        ("http://127.0.0.1:9", "start it, or set tracking to sqlite or none"),
+        ("http://host:no-port", "start it, or set tracking to sqlite or none"),
         ("postgresql+nodriver://somebody@127.0.0.1/x", "install the Python package"),
         ("mysql+nodriver://127.0.0.1/x", "install the Python package"),
     ],
 )
-def test_an_unreachable_store_is_told_by_its_kind(tmp_path, uri, hint):
+def test_a_store_that_cannot_be_is_told_by_its_kind(tmp_path, uri, hint):
     with pytest.raises(ztw.ZtwError, match=f"cannot be used .*{hint}") as caught:
         start_store(uri, "study", tmp_path)
     assert "\n" not in str(caught.value)
@@ -175,6 +187,92 @@ def test_a_store_in_a_file_is_never_to_be_started(tmp_path):
     with pytest.raises(ztw.ZtwError, match=r"close what else uses .*mlflow.db, or delete it") as caught:
         open_store(store)
     assert "start it" not in str(caught.value)
+
+
+class Answering(BaseHTTPRequestHandler):
+    """A server that answers every request with one status, after a while."""
+
+    status, seconds, asked = 503, 0.0, ""
+
+    def do_GET(self):
+        type(self).asked = self.headers.get("Authorization", "")
+        time.sleep(self.seconds)
+        with contextlib.suppress(OSError):
+            self.send_response(self.status)
+            self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """host:port of an Answering server."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answering) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("status", "seconds", "reason"),
+    [(503, 0, "too many 503 error responses"), (500, 0, "500"), (200, 2, "timed out"), (None, 0, "refused")],
+)
+def test_a_server_that_is_away_is_told_and_the_study_goes_on(
+    tmp_path, server, monkeypatch, status, seconds, reason
+):
+    monkeypatch.setattr(Answering, "status", status)
+    monkeypatch.setattr(Answering, "seconds", seconds)
+    monkeypatch.setattr("ztw.reporting.tracking.ANSWERS_WITHIN", 1)
+    uri = f"http://{server}" if status else "http://127.0.0.1:9"
+    said: list[str] = []
+    store = start_store(uri, "study", tmp_path, said.append)
+    assert len(said) == 1
+    assert said[0].startswith(f"the MLflow server {uri} is away (")
+    assert reason in said[0]
+    with pytest.raises(ServerAwayError, match="is away"):
+        log(store, tmp_path)
+    names = [str(tmp_path / name) for name in ("tracking.json", "runs.json", "ztw.json")]
+    write_json(names[0], store)
+    write_json(names[1], {**dataclasses.asdict(CELL), "runs": {"method": {"ztw": "0" * 32}}})
+    said.clear()
+    found = from_runs(names[0], [names[1]], [names[2]], said.append)
+    assert found.equals(from_files([names[2]]))
+    assert len(said) == 1
+    assert said[0].endswith("the tables are made of the cells' files")
+
+
+def test_a_server_that_refuses_who_asks_is_an_error(tmp_path, server, monkeypatch):
+    monkeypatch.setattr(Answering, "status", 401)
+    with pytest.raises(ztw.ZtwError, match=r"cannot be used .*401") as caught:
+        start_store(f"http://{server}", "study", tmp_path)
+    assert not isinstance(caught.value, ServerAwayError)
+
+
+@pytest.mark.parametrize("status", [401, 503])
+def test_a_password_reaches_the_server_and_nothing_else(tmp_path, server, monkeypatch, status):
+    monkeypatch.setattr(Answering, "status", status)
+    for name in ("USERNAME", "PASSWORD"):  # set by the code under test: put back afterwards
+        monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", "")
+    given = f"http://olga:s%40cret@{server}"
+    monkeypatch.setenv("ZTW_TRACKING", given)
+    said: list[str] = []
+    try:
+        said.append(str(start_store(given, "study", tmp_path, said.append)))
+    except ztw.ZtwError as error:
+        said += traceback.format_exception(error)
+    assert Answering.asked == f"Basic {base64.b64encode(b'olga:s@cret').decode()}"
+    assert server in " ".join(said)
+    assert not any(word in " ".join(said) for word in ("olga", "s@cret", "s%40cret"))
+
+
+def test_a_password_of_a_database_is_not_told(tmp_path, monkeypatch):
+    given = "postgresql+nodriver://ann:secret@127.0.0.1/x"
+    monkeypatch.setenv("ZTW_TRACKING", given)
+    with pytest.raises(ztw.ZtwError, match="install the Python package") as caught:
+        start_store(given, "study", tmp_path)
+    assert "secret" not in "".join(traceback.format_exception(caught.value))
 
 
 def test_starting_twice_keeps_the_experiment(store):
@@ -283,7 +381,7 @@ def test_an_experiment_that_was_removed_for_good_is_made_anew(tmp_path):
     with contextlib.closing(sqlite3.connect(tmp_path / "mlflow.db")) as database, database:
         database.execute("DELETE FROM experiments WHERE name = 'study'")
     log_cell(store, CellResults(CELL, "study", "v", parts(tmp_path), {}), said.append)
-    assert said == ["the experiment study had been removed from MLflow: made anew, without its runs"]
+    assert said == ["no experiment study in MLflow (removed, or the server was away at first): made anew"]
 
 
 def test_a_store_that_is_gone_is_told(tmp_path):

@@ -46,11 +46,10 @@ def why_not() -> str | None:
     if shutil.which("slurmctld") is None or shutil.which("munged") is None:
         if shutil.which("apt-get") is None:
             return "Slurm is not installed (slurm-wlm, munge), and there is no apt-get"
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        subprocess.run(["apt-get", "update"], env=environment, check=False, **quiet)
+        os.environ["DEBIAN_FRONTEND"] = "noninteractive"
+        subprocess.run(["apt-get", "update"], check=False, capture_output=True)
         install = ["apt-get", "install", "-y", "--no-install-recommends", "slurm-wlm", "munge"]
-        if subprocess.run(install, env=environment, check=False, **quiet).returncode:
+        if subprocess.run(install, check=False, capture_output=True).returncode:
             return "Slurm could not be installed (apt-get install slurm-wlm munge)"
     return None
 

@@ -3,7 +3,8 @@ import os
 import re
 from pathlib import Path
 from snakemake.exceptions import WorkflowError
-from ztw.errors import ZtwError
+from ztw.errors import ZtwError, without_password
+from ztw.progress import describe
 from ztw.files import data_root
 from ztw.study.config import check_study, read_config, study_name
 from ztw.study.facts import DATASETS
@@ -25,7 +26,14 @@ try:
         (workflow.overwrite_configfiles or ["config/quick.yaml"])[-1]
     )
 except ZtwError as error:
-    raise WorkflowError(str(error))
+    raise WorkflowError(describe(error))
+
+# A password in `tracking` is for the jobs that log alone, in their environment: Snakemake writes params, the config
+# that scripts get, and the config files it shows in the report into files.
+os.environ.update(ZTW_TRACKING=study.tracking)
+if (shown := without_password(study.tracking)) != study.tracking:
+    config["tracking"] = shown
+    workflow.configfiles.clear()
 
 # The report's captions read it, defaults and all.
 config["evaluation"] = study.evaluation.model_dump()

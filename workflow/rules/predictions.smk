@@ -8,8 +8,14 @@ rule predict:
             allow_missing=True,
         ),
     output:
-        expand(
+        logits=expand(
             f"{CELL}/predictions/{{ics}}/{{split}}.safetensors",
+            ics=ICS,
+            split=SPLITS,
+            allow_missing=True,
+        ),
+        facts=expand(
+            f"{CELL}/predictions/{{ics}}/{{split}}.json",
             ics=ICS,
             split=SPLITS,
             allow_missing=True,

@@ -27,6 +27,11 @@ rule aggregate:
             caption="../report/comparison.rst",
             category="Tables",
         ),
+        devices=report(
+            f"{STUDY}/tables/devices.csv",
+            caption="../report/devices.rst",
+            category="Tables",
+        ),
         per_exit=f"{STUDY}/tables/per_exit.csv",
         allowed_loss=f"{STUDY}/tables/allowed_loss.csv",
         times=[f"{STUDY}/tables/latency.{kind}" for kind in ("csv", "md") if TIMED],

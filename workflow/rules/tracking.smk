@@ -12,7 +12,7 @@ rule start_tracking:
     conda:
         ENVIRONMENT
     params:
-        tracking=study.tracking,
+        tracking=without_password(study.tracking),
         study=STUDY_NAME,
         code=code_digest("start_tracking"),
     script:

@@ -8,10 +8,11 @@ if TYPE_CHECKING:
     from snakemake.script import snakemake
 
 params = snakemake.params
-with job_log(snakemake.log[0], snakemake.rule):
+with job_log(snakemake.log[0], snakemake.rule) as report:
     aggregate(
         methods=params.methods,
         evaluation=EvaluationSettings(**params.evaluation),
         files=ResultFiles(**dict(snakemake.input.items())),
         tables=TableFiles(**dict(snakemake.output.items())),
+        report=report,
     )

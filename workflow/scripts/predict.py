@@ -28,6 +28,6 @@ with job_log(snakemake.log[0], snakemake.rule, snakemake.wildcards) as report:
         data=DataSettings(**params.images),
         hardware=HardwareSettings(**params.hardware),
         sizes=(params.batch_size, params.samples),
-        outputs=dict(zip(product(params.sets, params.splits), snakemake.output, strict=True)),
+        outputs=dict(zip(product(params.sets, params.splits), snakemake.output.logits, strict=True)),
         report=report,
     )

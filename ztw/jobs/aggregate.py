@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pandas as pd
+
+from ztw.progress import Report
+from ztw.reporting.devices import COLUMNS, device_rows, mixed
 from ztw.reporting.differences import read_noise
 from ztw.reporting.latency_table import latency_table, write_latency
 from ztw.reporting.published import comparison_table, read_published
@@ -40,21 +44,29 @@ class TableFiles:
     per_exit: str
     allowed_loss: str
     comparison: str
+    devices: str
     times: Sequence[str] = ()
 
 
 def aggregate(
-    methods: Sequence[str], evaluation: EvaluationSettings, files: ResultFiles, tables: TableFiles
+    methods: Sequence[str],
+    evaluation: EvaluationSettings,
+    files: ResultFiles,
+    tables: TableFiles,
+    report: Report,
 ) -> None:
     """Write every table of a study but those of differences and of the pipeline."""
     if files.store is None:
         metrics = from_files(files.metrics)
     else:
-        metrics = from_runs(files.store, files.runs, files.metrics)
+        metrics = from_runs(files.store, files.runs, files.metrics, report)
     accuracies = accuracy_table(metrics, methods, evaluation)
     compared = comparison_table(accuracies, read_published(files.published), evaluation.protocols)
     write_metrics(metrics, tables.metrics)
-    write_tables(accuracies, read_noise(files.differences), tables.csv, tables.md, tables.tex)
+    devices = device_rows(files.metrics)
+    write_csv(pd.DataFrame(devices, columns=COLUMNS), tables.devices)
+    noise = read_noise(files.differences)
+    write_tables(accuracies, noise, mixed(devices), tables.csv, tables.md, tables.tex)
     write_csv(per_exit_table(metrics), tables.per_exit)
     write_csv(allowed_loss_table(metrics), tables.allowed_loss)
     write_csv(compared, tables.comparison)

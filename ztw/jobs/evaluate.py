@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -11,13 +13,13 @@ from ztw.evaluation.curves import Answers, Costs, label
 from ztw.evaluation.methods import evaluate_method
 from ztw.evaluation.metric_rows import backbone_metrics, metric_records
 from ztw.evaluation.metrics import exit_accuracy
-from ztw.files import sealed, write_json
+from ztw.files import read_json, sealed, write_json
 from ztw.jobs.cell import CellNetworks
 from ztw.models.checkpoints import versions
 from ztw.models.network import IC_MODES, EarlyExitNetwork
 from ztw.models.operations import BACKEND, backbone_macs, backbone_paper_ops
 from ztw.progress import Report
-from ztw.study.settings import Cell, EvaluationSettings, MethodSettings
+from ztw.study.settings import EvaluationSettings, MethodSettings
 from ztw.tensors import write_tensors
 
 
@@ -42,7 +44,7 @@ def evaluate(
         with sealed(curves_file) as scratch:
             label(found.curves, networks.cell, name).to_parquet(scratch, index=False)
         write_tensors(answers_file, found.correct)
-        write_method(metrics_file, networks.cell, (name, method), metrics)
+        write_method(metrics_file, networks, (name, method), metrics)
 
 
 def _costs(network: EarlyExitNetwork, protocols: Sequence[str]) -> dict[str, Costs]:
@@ -60,8 +62,23 @@ def _backbone_accuracy(networks: CellNetworks) -> float | None:
     return None
 
 
-def write_method(path: str, cell: Cell, method: tuple[str, MethodSettings], metrics: pd.DataFrame) -> None:
+def _computed(networks: CellNetworks, ics: str) -> list[dict[str, Any]]:
+    """Where and how what a method's answers come from was computed, a part each."""
+    parts = {"backbone": networks.files.backbone, f"ics {ics}": networks.files.ics[ics]}
+    parts[f"predictions {ics}"] = networks.files.predictions[ics, "test"]
+    return [
+        {"part": part, **{name: facts[name] for name in ("device", "precision", "threads", "host")}}
+        for part, file in parts.items()
+        if file is not None
+        for facts in [read_json(Path(file).with_suffix(".json"))]
+    ]
+
+
+def write_method(
+    path: str, networks: CellNetworks, method: tuple[str, MethodSettings], metrics: pd.DataFrame
+) -> None:
     """Write down what is known of a method (name, settings); JSON has no word for not-a-number but null."""
+    cell = networks.cell
     facts = {
         "dataset": cell.dataset,
         "arch": cell.arch,
@@ -70,6 +87,7 @@ def write_method(path: str, cell: Cell, method: tuple[str, MethodSettings], metr
         "settings": method[1].model_dump(),
         "cost_unit": f"MACs (ptflops, backend {BACKEND})",
         "metrics": metric_records(metrics),
+        "computed": _computed(networks, method[1].ics),
         "versions": versions(),
     }
     write_json(path, facts)

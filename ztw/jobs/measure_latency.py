@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ztw.data.splits import cell_splits
-from ztw.device import autocast, device_name
+from ztw.device import autocast, computed_on
 from ztw.evaluation.methods import rules_at_budgets
 from ztw.evaluation.timing import BACKBONE, take_batches, time_in_turn
 from ztw.files import write_json
@@ -45,7 +45,7 @@ def measure_latency(networks: CellNetworks, plan: LatencyPlan, output: str, repo
     device, precision = compute_on(plan.hardware)
     test = cell_splits(networks.record, plan.data, networks.cell.seed, report)["test"]
     calls = _calls(networks, plan, device)
-    where = {"device": device_name(device), "precision": precision, "threads": torch.get_num_threads()}
+    where = computed_on(device, precision)
     rows: list[dict[str, Any]] = []
     for size in plan.latency.batch_sizes:
         report(f"{len(calls)} times, batches of {size}")

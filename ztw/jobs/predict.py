@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import torch
 
 from ztw.data.dataset import Data
 from ztw.data.splits import cell_splits
+from ztw.device import computed_on
 from ztw.errors import ZtwError
 from ztw.evaluation import predictions
+from ztw.files import write_json
 from ztw.jobs.cell import CellNetworks, compute_on, share_backbone
+from ztw.models.checkpoints import versions
 from ztw.progress import Report
 from ztw.study.settings import DataSettings, HardwareSettings
 from ztw.study.training_settings import IcSet
@@ -25,7 +29,7 @@ def predict(
     outputs: Mapping[tuple[str, str], str],
     report: Report,
 ) -> None:
-    """Write the logits of every IC set on every split.
+    """Write the logits of every IC set on every split, and where they were computed into the JSON beside them.
 
     sizes: (images of a batch, training images wanted or None for all); outputs: (IC set, split) -> file.
     The training images are augmented, as the released recipe's ensembles are fitted.
@@ -51,6 +55,13 @@ def predict(
                     file = networks.files.ics[name]
                     raise ZtwError(f"{file}: its logits on {split} are not finite; train it again")
                 write_tensors(outputs[name, split], {"logits": values, "labels": labels})
+                facts = {
+                    "ics": name,
+                    "split": split,
+                    **computed_on(device, precision),
+                    "versions": versions(),
+                }
+                write_json(Path(outputs[name, split]).with_suffix(".json"), facts)
 
 
 def _drawn(train: Data, samples: int | None, generator: torch.Generator) -> Data:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,15 +12,16 @@ from ztw.files import read_json, write_json
 from ztw.progress import Report
 from ztw.reporting.figures import accuracy_against_cost
 from ztw.reporting.results import from_files
+from ztw.reporting.run_contents import UNDELIVERED
 from ztw.reporting.style import save
-from ztw.reporting.tracking import CellResults, log_cell
+from ztw.reporting.tracking import CellResults, ServerAwayError, log_cell
 from ztw.study.provenance import code_version
 
 if TYPE_CHECKING:  # only types: the wording of a key must not count as a change of what is tracked
     from ztw.study.settings import Cell, MethodSettings
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class CellFacts:
     """What other jobs wrote down; store: `start_tracking`; metrics, curves: a file a method, in the methods' order."""
 
@@ -42,7 +43,8 @@ def track_cell(
 ) -> None:
     """Draw accuracy against cost beside `output`, log everything, and write the runs' ids to `output`.
 
-    Raises ZtwError when the store cannot be reached.
+    When the server is away, `output` says so instead (UNDELIVERED): a study ends with its tables, and the next
+    call of `reproduce` does this again. Raises ZtwError when the store cannot be used.
     """
     stem = str(Path(output).with_name("accuracy_cost"))
     title = f"{cell.dataset}, {cell.arch}, seed {cell.seed}"
@@ -57,4 +59,9 @@ def track_cell(
     artifacts = {method: [curve] for method, curve in zip(methods, files.curves, strict=True)}
     artifacts["cell"] = [f"{stem}.png"]
     results = CellResults(cell, study, code_version(), parts, artifacts)
-    write_json(output, log_cell(read_json(files.store), results, report))
+    try:
+        runs = log_cell(read_json(files.store), results, report)
+    except ServerAwayError as away:
+        report(f"not delivered: {away}")
+        runs = {**dataclasses.asdict(cell), UNDELIVERED: str(away)}
+    write_json(output, runs)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 
-from ztw.device import device_name
+from ztw.device import computed_on
 from ztw.files import sha256
 from ztw.jobs.cell import CellNetworks, compute_on, trained_part
 from ztw.models.checkpoints import save_checkpoint, versions
@@ -43,12 +43,7 @@ class Computing:
 
     def facts(self) -> dict[str, Any]:
         """What a result was computed on and with."""
-        return {
-            "device": device_name(self.device),
-            "precision": self.precision,
-            "threads": torch.get_num_threads(),
-            "versions": versions(),
-        }
+        return {**computed_on(self.device, self.precision), "versions": versions()}
 
 
 def job_checkpoints(params: Mapping[str, Any], inputs: Iterable[str], report: Report) -> Checkpoints:

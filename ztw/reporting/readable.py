@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -19,6 +19,8 @@ SAME = "≈"
 Mark = Literal["best", "same", ""]
 # (data set, architecture, protocol, budget, method, method) of the pairs that differ by no more than noise
 Noise = Collection[tuple[str, ...]]
+# (data set, architecture) -> what stands under its tables
+Notes = Mapping[tuple[str, str], str]
 
 
 class Entry(NamedTuple):
@@ -30,11 +32,15 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class Block:
-    """The table of one data set, architecture and protocol; rows: method -> its entries, one a budget."""
+    """The table of one data set, architecture and protocol; rows: method -> its entries, one a budget.
+
+    note: what stands under it, "" for nothing.
+    """
 
     title: str
     budgets: list[str]
     rows: dict[str, list[Entry]]
+    note: str = ""
 
 
 def read_rows(path: Path | str) -> list[dict[str, Any]]:
@@ -78,13 +84,18 @@ def accuracy_text(row: Mapping[str, Any], seeds: int) -> str:
     return f"{percent(row['mean']):.1f}{spread}{fewer}"
 
 
-def blocks(rows: Iterable[Mapping[Any, Any]], noise: Noise = frozenset()) -> list[Block]:
-    """The long table as blocks; noise: see `ztw.reporting.differences.read_noise`."""
+def blocks(
+    rows: Iterable[Mapping[Any, Any]], noise: Noise = frozenset(), notes: Notes | None = None
+) -> list[Block]:
+    """The long table as blocks; noise: see `ztw.reporting.differences.read_noise`, notes: `ztw.reporting.devices`."""
     grouped: dict[tuple[str, str, str], dict[str, list[Mapping[str, Any]]]] = {}
     for row in rows:
         block = grouped.setdefault((row["dataset"], row["arch"], row["protocol"]), {})
         block.setdefault(row["method"], []).append(row)
-    return [_block(*where, methods, noise) for where, methods in grouped.items()]
+    return [
+        replace(_block(*where, methods, noise), note=(notes or {}).get(where[:2], ""))
+        for where, methods in grouped.items()
+    ]
 
 
 def _block(

@@ -23,9 +23,11 @@ def _line(texts: Sequence[str]) -> str:
 
 
 def to_markdown(blocks: Iterable[Block]) -> str:
-    """One table a block; the best of a budget is bold, what is within its noise is marked."""
+    """One table a block, its note under it; the best of a budget is bold, what is within its noise is marked."""
     return "\n".join(
-        markdown_table(block.title, ["method", *block.budgets], _texts(block, MARKDOWN)) for block in blocks
+        markdown_table(block.title, ["method", *block.budgets], _texts(block, MARKDOWN))
+        + (f"\n{block.note}\n" if block.note else "")
+        for block in blocks
     )
 
 
@@ -44,7 +46,7 @@ def _latex_table(block: Block) -> str:
         .to_latex(
             hrules=True,
             column_format="l" + "r" * len(block.budgets),
-            caption=_tex(block.title),
+            caption=_tex(f"{block.title}. {block.note}" if block.note else block.title),
             position_float="centering",
         )
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ import pandas as pd
 
 from ztw.errors import ZtwError
 from ztw.files import check_seal, read_json, sealed
+from ztw.progress import Report
+from ztw.reporting.run_contents import UNDELIVERED
 
 IDENTITY = ["dataset", "arch", "seed", "method"]
 # protocol, budget: "" where a metric has none, budget as the study writes it ("0.25", "1.0", "max"), or the
@@ -25,22 +27,29 @@ def from_files(files: Iterable[str]) -> Metrics:
     return _frame(read_json(file) for file in files)
 
 
-def from_runs(store_file: str, runs_files: Iterable[str], metrics_files: Iterable[str]) -> Metrics:
+def from_runs(
+    store_file: str, runs_files: Iterable[str], metrics_files: Sequence[str], report: Report = print
+) -> Metrics:
     """The same, the values read from MLflow by the run ids that the `track_cell` jobs wrote, from no other run.
 
-    metrics_files: which metrics there are, as in `from_files`. Raises ZtwError when a run or a metric
-    is missing or not what the file says, and when the store cannot be reached.
+    metrics_files: which metrics there are, as in `from_files`; from there come the values of cells that are
+    not delivered, and all of them when the server is away. Raises ZtwError when a run or a metric is
+    missing or not what the file says, and when the store cannot be used.
     """
-    from ztw.reporting.tracking import open_store, read_values
+    from ztw.reporting.tracking import ServerAwayError, open_store, read_values
 
-    store, cells = read_json(store_file), {}
-    client, _ = open_store(store)
+    store, delivered = read_json(store_file), {}
     for file in runs_files:
         facts = read_json(file)
-        cells[_cell(facts)] = file, facts["runs"]["method"]
+        if UNDELIVERED not in facts:
+            delivered[_cell(facts)] = file, facts["runs"]["method"]
+    if not delivered:
+        return from_files(metrics_files)
 
     def tracked(facts: dict[str, Any]) -> dict[str, Any]:
-        file, runs = cells[_cell(facts)]
+        if _cell(facts) not in delivered:
+            return facts
+        file, runs = delivered[_cell(facts)]
         if facts["method"] not in runs:
             raise ZtwError(f"{file}: names no run of {facts['method']}; delete it to log the cell again")
         values = read_values(client, store["uri"], runs[facts["method"]], facts["metrics"])
@@ -52,7 +61,12 @@ def from_runs(store_file: str, runs_files: Iterable[str], metrics_files: Iterabl
                 )
         return facts
 
-    return _frame(tracked(read_json(file)) for file in metrics_files)
+    try:
+        client, _ = open_store(store)
+        return _frame(tracked(read_json(file)) for file in metrics_files)
+    except ServerAwayError as away:
+        report(f"{away}: the tables are made of the cells' files")
+        return from_files(metrics_files)
 
 
 def _cell(facts: dict[str, Any]) -> tuple[str, str, int]:

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+# in the file of a cell's runs, instead of them, when the server was away: what was said of it
+UNDELIVERED = "undelivered"
 # names in MLflow that are not made of a row's parts
 NAMES = {
     "backbone_accuracy": "backbone/accuracy",

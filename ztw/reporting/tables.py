@@ -11,7 +11,7 @@ import pandas as pd
 
 from ztw.errors import ZtwError
 from ztw.files import sealed, write_text
-from ztw.reporting.readable import INFEASIBLE, Noise, blocks
+from ztw.reporting.readable import INFEASIBLE, Noise, Notes, blocks
 from ztw.reporting.rendering import to_latex, to_markdown
 from ztw.reporting.results import IDENTITY, Metrics
 
@@ -116,9 +116,11 @@ def write_csv(table: pd.DataFrame, path: Path | str) -> None:
         table.to_csv(scratch, index=False, float_format="%.6f", na_rep=INFEASIBLE, lineterminator="\r\n")
 
 
-def write_tables(table: pd.DataFrame, noise: Noise, csv_path: str, md_path: str, tex_path: str) -> None:
-    """Write the accuracy table in its three forms; noise: see `ztw.reporting.differences.read_noise`."""
+def write_tables(
+    table: pd.DataFrame, noise: Noise, notes: Notes, csv_path: str, md_path: str, tex_path: str
+) -> None:
+    """Write the accuracy table in its three forms; noise, notes: see `ztw.reporting.readable.blocks`."""
     write_csv(table, csv_path)
-    readable = blocks(table.to_dict("records"), noise)
+    readable = blocks(table.to_dict("records"), noise, notes)
     write_text(md_path, to_markdown(readable))
     write_text(tex_path, to_latex(readable))

@@ -2,6 +2,7 @@
 
 Runs are written from the JSON files that the jobs left, after the computing is done: a tracking
 server that cannot be reached never costs a training, and `ztw` computes without mlflow.
+A store's URI is kept, shown and given to MLflow without user name and password.
 """
 
 from __future__ import annotations
@@ -19,12 +20,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param
+from mlflow.entities import Experiment, Metric, Param
 from mlflow.exceptions import MlflowException
+from mlflow.utils.credentials import get_default_host_creds
+from mlflow.utils.rest_utils import http_request
 
-from ztw.errors import ZtwError
+from ztw.errors import ZtwError, without_password
 from ztw.files import read_json
 from ztw.progress import Report
 from ztw.reporting import sqlite_store
@@ -33,14 +37,22 @@ from ztw.reporting.run_contents import method_tag, metric_name, metrics_of, para
 if TYPE_CHECKING:  # only a type: the wording of a key must not count as a change of what is tracked
     from ztw.study.settings import Cell
 
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")
 
 PARENT = "mlflow.parentRunId"
 CELL = "ztw.cell"
 OWNER = "ztw.owner"
 SQLITE = "sqlite:///"
+ANSWERS_WITHIN = (
+    20  # seconds, of a server that is there; many cells at once may wait longer for what they ask of it
+)
+# In the environment of a study's jobs: `tracking` as the study has it, with its password. Params are written down.
+GIVEN = "ZTW_TRACKING"
 AGAIN = "delete the study's tracking.json and runs.json files to log it again"
+
+
+class ServerAwayError(ZtwError):
+    """The server does not answer (refused, timed out, 5xx): what is not delivered can be later."""
 
 
 @dataclass(frozen=True)
@@ -59,15 +71,28 @@ class CellResults:
 
 
 def store_uri(tracking: str, study_folder: Path | str) -> str:
-    """The MLflow URI of a config's `tracking`: "sqlite" is mlflow.db in the study's folder."""
+    """The MLflow URI of a config's `tracking`, its password left out: "sqlite" is mlflow.db in the study's folder."""
     if tracking == "sqlite":
         return f"{SQLITE}{Path(study_folder) / 'mlflow.db'}"
-    return tracking
+    return without_password(tracking)
 
 
 def _database(uri: str) -> Path | None:
     """The file of a study's own store, None for a server or another kind of database."""
     return Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
+
+
+def _client(uri: str) -> MlflowClient:
+    """A client of a store. MLflow writes URIs into its errors: a server's password goes to it by its own variables."""
+    given = os.environ.get(GIVEN, "")
+    if given == uri or without_password(given) != uri:
+        return MlflowClient(uri)
+    if not uri.startswith("http"):
+        return MlflowClient(given)
+    parts = urlsplit(given)
+    os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(parts.username or "")
+    os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(parts.password or "")
+    return MlflowClient(uri)
 
 
 def _reachable(uri: str, action: Callable[[], Any]) -> Any:
@@ -76,10 +101,32 @@ def _reachable(uri: str, action: Callable[[], Any]) -> Any:
     except Exception as error:  # mlflow, sqlalchemy, alembic and requests each raise their own
         if isinstance(error, ZtwError):
             raise
-        reason = " ".join(str(error).split())[:200]
+        if _is_away(uri, error):
+            reason = " ".join(str(_causes(error)[-1]).split())[-200:]
+            raise ServerAwayError(f"the MLflow server {uri} is away ({without_password(reason)})") from error
+        reason = without_password(" ".join(str(error).split()))[:200]
         raise ZtwError(
             f"tracking: the MLflow store {uri!r} cannot be used ({reason}); {_hint(uri, error)}"
         ) from error
+
+
+def _is_away(uri: str, error: Exception) -> bool:
+    """Whether the server, or the database on one, does not answer now; a URI that cannot be right is no such thing."""
+    if _database(uri) is not None:
+        return False
+    if isinstance(error, MlflowException):  # around what requests raises, which are OSErrors
+        return any(
+            isinstance(cause, OSError) and not isinstance(cause, ValueError) for cause in _causes(error)
+        )
+    return type(error).__name__ == "OperationalError"  # of sqlalchemy
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """An exception and those it was raised because of, the first cause last."""
+    causes = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
+        causes.append(cause)
+    return causes
 
 
 def _hint(uri: str, error: Exception) -> str:
@@ -100,7 +147,7 @@ def start_store(
 
     A sqlite file is made under another name and moved when it is whole; half of one, which an interrupted
     start has left, is put aside. Returns {"uri", "experiment", "owner"}: the owner tells this folder's runs
-    from those of others on a shared server. Raises ZtwError when the store cannot be reached.
+    from those of others on a shared server, which may be away. Raises ZtwError when the store cannot be used.
     """
     uri = store_uri(tracking, study_folder)
     logging.getLogger("alembic").setLevel(logging.ERROR)
@@ -108,7 +155,10 @@ def start_store(
         _make_database(Path(study_folder) / "mlflow.db", report)
     owner = "local" if tracking == "sqlite" else uuid.uuid4().hex
     store = {"uri": uri, "experiment": study, "owner": owner}
-    open_store(store, report, new=True)
+    try:
+        open_store(store, report, new=True)
+    except ServerAwayError as away:  # its experiment is made when the first runs are delivered
+        report(str(away))
     return store
 
 
@@ -159,7 +209,8 @@ def open_store(
     """A client, and the id of the study's experiment: restored when somebody deleted it, else made.
 
     store: of `start_store`; new: whether it may have no experiment yet. Places of artifacts are those beside a
-    sqlite file as it lies now. Raises ZtwError when the store cannot be used, and when a sqlite file is gone
+    sqlite file as it lies now. Raises ServerAwayError when a server does not answer, ZtwError when the store cannot
+    be used, and when a sqlite file is gone
     (opening it would make an empty one).
     """
     uri, name = store["uri"], store["experiment"]
@@ -170,13 +221,16 @@ def open_store(
     def opened() -> tuple[MlflowClient, str]:
         if database is not None and sqlite_store.relocate(database):
             report(f"the study has been moved: artifacts go to {database.parent / sqlite_store.ARTIFACTS}")
-        client = MlflowClient(uri)
+        client = _client(uri)
+        if uri.startswith("http"):
+            http_request(get_default_host_creds(uri), "/health", "GET", max_retries=0, timeout=ANSWERS_WITHIN)
         found = client.get_experiment_by_name(name)
         if found is None:
             if not new:
-                report(f"the experiment {name} had been removed from MLflow: made anew, without its runs")
-            place = str((database.parent / sqlite_store.ARTIFACTS).absolute()) if database else None
-            return client, client.create_experiment(name, artifact_location=place)
+                report(
+                    f"no experiment {name} in MLflow (removed, or the server was away at first): made anew"
+                )
+            found = _make_experiment(client, name, database)
         if found.lifecycle_stage == "deleted":
             client.restore_experiment(found.experiment_id)
             report(f"the experiment {name} had been deleted in MLflow: restored, with its runs")
@@ -185,12 +239,23 @@ def open_store(
     return _reachable(uri, opened)
 
 
+def _make_experiment(client: MlflowClient, name: str, database: Path | None) -> Experiment:
+    """The experiment, made by whoever comes first: cells that are delivered later start at once."""
+    place = str((database.parent / sqlite_store.ARTIFACTS).absolute()) if database else None
+    try:
+        return client.get_experiment(client.create_experiment(name, artifact_location=place))
+    except MlflowException:
+        if (found := client.get_experiment_by_name(name)) is None:
+            raise
+        return found
+
+
 def log_cell(store: Mapping[str, str], results: CellResults, report: Report = print) -> dict[str, Any]:
     """Write a cell's runs, replacing those of an earlier time, and return their ids.
 
     store: what `start_store` returned.
     Returns {"dataset", "arch", "seed", "runs": {kind: {title: run id}}}.
-    Raises ZtwError when the store cannot be reached.
+    Raises ServerAwayError when a server does not answer, ZtwError when the store cannot be used.
     """
     client, experiment = open_store(store, report)
     return _reachable(store["uri"], lambda: _log_cell(client, experiment, store["owner"], results))
@@ -198,9 +263,9 @@ def log_cell(store: Mapping[str, str], results: CellResults, report: Report = pr
 
 def _log_cell(client: MlflowClient, experiment: str, owner: str, results: CellResults) -> dict[str, Any]:
     cell = results.cell
-    _delete_earlier(client, experiment, owner, str(cell))
     names = {"dataset": cell.dataset, "arch": cell.arch, "seed": cell.seed}
     tags = {
+        "mlflow.source.name": "ztw",
         OWNER: owner,
         CELL: str(cell),
         "study": results.study,
@@ -220,6 +285,9 @@ def _log_cell(client: MlflowClient, experiment: str, owner: str, results: CellRe
             _end(client, run, [file, *results.artifacts.get(title, [])])
             ids[kind][title] = run
     _end(client, parent, results.artifacts.get("cell", []))
+    _delete_others(
+        client, experiment, (owner, str(cell)), {run for runs in ids.values() for run in runs.values()}
+    )
     return {**names, "runs": ids}
 
 
@@ -229,11 +297,18 @@ def _end(client: MlflowClient, run: str, artifacts: Iterable[str]) -> None:
     client.set_terminated(run)
 
 
-def _delete_earlier(client: MlflowClient, experiment: str, owner: str, cell: str) -> None:
-    query = f"tags.`{CELL}` = '{cell}' and tags.`{OWNER}` = '{owner}'"
-    while runs := client.search_runs([experiment], query, max_results=1000):
-        for run in runs:
-            client.delete_run(run.info.run_id)
+def _delete_others(client: MlflowClient, experiment: str, of: tuple[str, str], kept: set[str]) -> None:
+    """Delete the runs of a cell (owner, cell) from before, from a try that broke off, and those that a request made
+    twice, sent again because its answer was lost."""
+    query = f"tags.`{OWNER}` = '{of[0]}' and tags.`{CELL}` = '{of[1]}'"
+    found, page = [], None
+    while page != "":
+        runs = client.search_runs([experiment], query, max_results=1000, page_token=page)
+        found += [run.info.run_id for run in runs]
+        page = runs.token or ""
+    for run in found:
+        if run not in kept:
+            client.delete_run(run)
 
 
 def _log(client: MlflowClient, run_id: str, facts: Mapping[str, Any]) -> None:
@@ -242,7 +317,6 @@ def _log(client: MlflowClient, run_id: str, facts: Mapping[str, Any]) -> None:
     params = [Param(*param) for param in params_of(facts).items()]
     for start in range(0, max(len(metrics), 1), 900):  # MLflow takes at most 1000 at a time
         client.log_batch(run_id, metrics=metrics[start : start + 900], params=[] if start else params)
-    client.set_tag(run_id, "mlflow.source.name", "ztw")
 
 
 def read_values(

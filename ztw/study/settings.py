@@ -271,8 +271,10 @@ class Study(HardwareSettings, CellNames):
     evaluation: EvaluationSettings = EvaluationSettings()
     latency: LatencySettings = LatencySettings()
     tracking: str = key(
-        "MLflow: `sqlite` writes `results/<study>/mlflow.db`, a URI (`http://...`) uses a tracking server, `none`"
-        " switches it off",
+        "MLflow: `sqlite` writes `results/<study>/mlflow.db`, for jobs that run on one machine; a URI (`http://...`)"
+        " uses a tracking server (`make mlflow-server` starts one): while it is away the study ends all the same, and"
+        " the next call delivers its runs; its name and password in MLFLOW_TRACKING_USERNAME and _PASSWORD, or in the"
+        " URI, from where they get into no other file; `none` switches it off",
         "sqlite",
     )
     _cells: dict[tuple[str, str], CellSettings] = PrivateAttr(default_factory=dict)
