@@ -14,15 +14,19 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
 import psutil
 from rich.console import Console
 from rich.markup import escape
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]  # screen, and ztw itself
+sys.path[:0] = [
+    str(Path(__file__).parent),
+    str(Path(__file__).parent.parent),
+]  # its neighbours, and ztw itself
 from finished import Finished
+from machine import ensure_user, usable_cores
 from screen import Screen, show_results
 
 from ztw.errors import ZtwError
@@ -55,10 +59,11 @@ def main() -> int:
     console = Console(highlight=False)
     try:
         settings = read_study(arguments.config)
+        ensure_user(settings.data.root)
         study = Path("results") / Path(arguments.config).stem
         if any(argument.split("=")[0] in QUESTIONS for argument in extra):
             return ask_snakemake(arguments.config, arguments.cores, extra)
-        with only_run():
+        with only_run(console):
             finished = Finished(arguments.config, settings, study)
             status = 0
             if extra or not finished:
@@ -73,11 +78,6 @@ def main() -> int:
     return status
 
 
-def usable_cores() -> int:
-    """The cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def read_study(path: str) -> Study:
     """Read and check a study; raises ZtwError."""
     config = read_config(path)
@@ -87,28 +87,47 @@ def read_study(path: str) -> Study:
         raise ZtwError(f"{path}: {error}") from error
 
 
-class only_run:
-    """Holds the folder's lock; clears what a killed run left. Raises ZtwError when another run is alive."""
-
-    def __enter__(self) -> None:
-        Path("results").mkdir(exist_ok=True)
-        self.lock: IO[str] = open("results/.lock", "a+")
+@contextlib.contextmanager
+def only_run(console: Console) -> Iterator[None]:
+    """Hold the folder's lock; clear what a killed run left. Raises ZtwError when another run is alive."""
+    Path("results").mkdir(exist_ok=True)
+    with open("results/.lock", "a+") as lock:
+        lock.seek(0)
+        holder = lock.read().strip()
         try:
-            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            self.lock.seek(0)
-            raise ZtwError(
-                f"another run is at work in this folder (process {self.lock.read().strip()});"
-                " wait for it or stop it"
-            ) from error
-        self.lock.truncate(0)
-        self.lock.write(str(os.getpid()))
-        self.lock.flush()
+            raise _another_run(holder) from error
+        except OSError as error:  # Lustre without -o flock, some network file systems
+            if _reproduces_here(holder):
+                raise _another_run(holder) from error
+            console.print(
+                f"[bold yellow]warning:[/] results/.lock: no file locks here ({error.strerror}); going on without:"
+                " start no second run in this folder from another machine",
+                soft_wrap=True,
+            )
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
         stop_orphans()
         clear_stale_lock()
+        yield
 
-    def __exit__(self, *_: object) -> None:
-        self.lock.close()
+
+def _another_run(holder: str) -> ZtwError:
+    return ZtwError(f"another run is at work in this folder (process {holder}); wait for it or stop it")
+
+
+def _reproduces_here(holder: str) -> bool:
+    """Whether a process of this machine, by its number, is a run of this folder."""
+    try:
+        process = psutil.Process(int(holder))
+        if process.pid == os.getpid():
+            return False
+        named = any(Path(part).name == Path(__file__).name for part in process.cmdline()[:3])
+        return named and process.cwd() == os.getcwd()
+    except (psutil.Error, ValueError):
+        return False
 
 
 def stop_orphans() -> None:
