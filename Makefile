@@ -19,7 +19,7 @@ export DO_NOT_TRACK = true
 unexport PYTHONPATH
 unexport PYTHONHOME
 
-.PHONY: reproduce test test-systems test-slow bench lint format manual ui lock clean help
+.PHONY: reproduce test test-systems test-slow test-faults bench lint format manual ui lock clean help
 
 reproduce: $(READY)
 	@python workflow/reproduce.py $(CONFIG) $(if $(CORES),--cores $(CORES))
@@ -31,9 +31,13 @@ test: lint
 test-systems: $(READY)
 	python -m pytest tests/slow/test_systems.py
 
-# For every module which jobs an edit of it runs again; runs that are interrupted or damaged: minutes.
+# For every module which jobs an edit of it runs again: minutes.
 test-slow: $(READY)
-	python -m pytest tests/slow/test_digests.py tests/slow/test_damage.py tests/slow/test_interruptions.py
+	python -m pytest tests/slow/test_digests.py
+
+# Runs that are killed, damaged, starved of disk or memory, moved or called twice; what was lost, in a table: minutes.
+test-faults: $(READY)
+	python -m pytest tests/faults
 
 # Speed, as a table of medians and ratios: results/bench/report.md. About half an hour; BENCH="-k sweep" for a part.
 bench: $(READY)
@@ -91,7 +95,7 @@ lock: $(READY)
 		bench/requirements.in -o bench/requirements.lock
 
 clean:
-	rm -rf .venv .tools .snakemake .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf .venv .tools .snakemake .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache
 
 help:
 	@sed -n 's/^# make/make/p; s/^# \([A-Z]*=\)/\1/p' Makefile

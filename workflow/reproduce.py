@@ -10,6 +10,7 @@ import codecs
 import contextlib
 import fcntl
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -43,6 +44,7 @@ QUESTIONS = (
     *("--unlock", "--delete-all-output", "--help", "-h", "--version", "-v"),
 )
 PLAIN = {"✓": "+", "±": "+-", "≈": "~", "…": "...", "─": "-", "≥": ">=", "≤": "<="}
+SCRATCH = re.compile(r"\..+\.\d+")
 MARK = "ZTW_RUN"  # in the environment of everything a run starts, so that a later run finds the orphans
 
 
@@ -64,17 +66,18 @@ def main() -> int:
         if any(argument.split("=")[0] in QUESTIONS for argument in extra):
             return ask_snakemake(arguments.config, arguments.cores, extra)
         with only_run(console):
+            remove_scratch(study)
             finished = Finished(arguments.config, settings, study)
             status = 0
             if extra or not finished:
                 status = run_snakemake(arguments.config, arguments.cores, extra, study, console)
                 if status == 0 and not extra:
                     finished.note()
+        if status == 0:
+            show_results(console, study, settings.tracking, arguments.config)
     except (ZtwError, OSError) as error:
         console.print(f"[bold red]error:[/] {escape(describe(error))}", soft_wrap=True)
         return 1
-    if status == 0:
-        show_results(console, study, settings.tracking, arguments.config)
     return status
 
 
@@ -158,6 +161,13 @@ def clear_stale_lock() -> None:
             continue
     for lock in Path(".snakemake/locks").glob("*"):
         lock.unlink()
+
+
+def remove_scratch(study: Path) -> None:
+    """Remove the files that jobs of a killed run were writing: `ztw.files.atomic` names them .NAME.PROCESS."""
+    for path in study.rglob(".*"):
+        if SCRATCH.fullmatch(path.name):
+            path.unlink()
 
 
 def use_plain_characters() -> None:

@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from ztw.files import check_seal
 from ztw.progress import DONE, FAILED, PROGRESS, clock
 from ztw.reporting.differences import read_noise
 from ztw.reporting.readable import SAME, Entry, blocks, read_accuracies
@@ -30,8 +31,8 @@ class Screen:
         self.console, self.logs, self.snakemake_log = console, logs, snakemake_log
         self.started = time.time()
         self.running: dict[Path, str] = {}
-        self.finished: set[Path] = set()
-        self.failures: dict[str, list[str]] = {}  # what was said -> the jobs that said it
+        self.finished: dict[Path, int] = {}  # log -> its time of change then: a retry writes it again
+        self.failures: dict[Path, str] = {}  # log -> what was said
         self.printed: dict[Path, float] = {}
         self.live = Live(console=console, auto_refresh=False, transient=True)
 
@@ -47,14 +48,15 @@ class Screen:
     def update(self) -> None:
         """Read what is new in the logs and show it."""
         for log in sorted(self.logs.rglob("*.log")):
-            if log == self.snakemake_log or log in self.finished:
+            changed = log.stat().st_mtime_ns
+            if log == self.snakemake_log or self.finished.get(log) == changed:
                 continue
-            if log.stat().st_mtime >= self.started - 0.01:
-                self._read(log)
+            if changed >= 1e9 * (self.started - 0.01):
+                self._read(log, changed)
         if self.console.is_terminal:
             self.live.update(self._picture(), refresh=True)
 
-    def _read(self, log: Path) -> None:
+    def _read(self, log: Path, changed: int) -> None:
         lines = [
             line
             for line in log.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -66,16 +68,17 @@ class Screen:
         name = self._name(log)
         if kind + ": " == PROGRESS:
             self.running[log] = text
+            self.failures.pop(log, None)
             self._print_now_and_then(log, f"  {name}  {text}")
             return
         last = lines[-2].split(": ", 1)[1] if len(lines) > 1 else ""
         self.running.pop(log, None)
-        self.finished.add(log)
+        self.finished[log] = changed
         if kind + ": " == DONE:
             line = Text.assemble(("✓ ", "green"), f"{name}  {text}  ", (_tail(last), "dim"))
             self.console.print(line, soft_wrap=True)
         else:
-            self.failures.setdefault(text, []).append(name)
+            self.failures[log] = text
 
     def _print_now_and_then(self, log: Path, line: str) -> None:
         if self.console.is_terminal or "started" in line:
@@ -98,7 +101,10 @@ class Screen:
 
     def explain_failure(self) -> None:
         """One line per failed job, or Snakemake's last words when no job has said anything."""
-        told = [f"{', '.join(names)}: {text}" for text, names in self.failures.items()]
+        jobs: dict[str, list[str]] = {}
+        for log, text in self.failures.items():
+            jobs.setdefault(text, []).append(self._name(log))
+        told = [f"{', '.join(names)}: {text}" for text, names in jobs.items()]
         lines = [*told, *self._killed()] or _last_words(self.snakemake_log)
         if shutil.disk_usage(self.logs).free < 1 << 20:
             lines = [*lines, f"no space left on the disk of {self.logs}"]
@@ -111,12 +117,18 @@ class Screen:
         words = self.snakemake_log.read_text(errors="replace")
         signals = sorted(set(DIED.findall(words)))
         by = f"killed by {' or '.join(signals)}" if signals else "ended without a word"
-        hint = (
-            "; if memory ran out (`dmesg` says so), give the run fewer cores: CORES="
-            if "SIGKILL" in by
-            else ""
+        killed = "SIGKILL" in by or "OUT_OF_ME" in words
+        return [
+            f"{self._name(log)}: {by}{self._memory_hint(log) if killed else ''}; call the same command again"
+            for log in self.running
+        ]
+
+    def _memory_hint(self, log: Path) -> str:
+        rule = log.relative_to(self.logs).with_suffix("").parts[0]
+        return (
+            f"; if memory ran out (`dmesg` says so), raise mem_mb of {rule} in the profile, or on one machine give"
+            " the run fewer cores: CORES="
         )
-        return [f"{self._name(log)}: {by}{hint}; call the same command again" for log in self.running]
 
 
 def _tail(progress: str) -> str:
@@ -131,8 +143,10 @@ def _last_words(log: Path) -> list[str]:
 
 
 def show_results(console: Console, study: Path, tracking: str, config: str) -> None:
-    """Print the accuracy-at-budget tables, and where everything is."""
+    """Print the accuracy-at-budget tables, and where everything is; raises ZtwError for an altered table."""
     tables = study / "tables"
+    for path in sorted(tables.glob("*.*")):
+        check_seal(path)
     if not (tables / "accuracy_at_budget.csv").exists():
         console.print("no table yet: Snakemake was not asked for one")
         return

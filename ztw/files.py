@@ -60,10 +60,15 @@ def write_text(path: Path | str, text: str) -> None:
         scratch.write_text(text, encoding="utf-8")
 
 
+def write_sealed(path: Path | str, text: str) -> None:
+    """Write a text file, sealed."""
+    with sealed(path) as scratch:
+        scratch.write_text(text, encoding="utf-8")
+
+
 def write_json(path: Path | str, content: Any) -> None:
     """Write readable JSON, sealed, keys sorted; NaN stays NaN, which readers other than Python refuse."""
-    with sealed(path) as scratch:
-        scratch.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    write_sealed(path, json.dumps(content, indent=1, sort_keys=True) + "\n")
 
 
 def read_json(path: Path | str) -> Any:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from ztw.errors import ZtwError
-from ztw.files import sealed, write_text
+from ztw.files import sealed, write_sealed
 from ztw.reporting.readable import INFEASIBLE, Noise, blocks
 from ztw.reporting.rendering import to_latex, to_markdown
 from ztw.reporting.results import IDENTITY, Metrics
@@ -120,5 +120,5 @@ def write_tables(table: pd.DataFrame, noise: Noise, csv_path: str, md_path: str,
     """Write the accuracy table in its three forms; noise: see `ztw.reporting.differences.read_noise`."""
     write_csv(table, csv_path)
     readable = blocks(table.to_dict("records"), noise)
-    write_text(md_path, to_markdown(readable))
-    write_text(tex_path, to_latex(readable))
+    write_sealed(md_path, to_markdown(readable))
+    write_sealed(tex_path, to_latex(readable))
