@@ -29,7 +29,7 @@ export CONFIG CORES PROFILE STUDY PORT
 unexport PYTHONPATH
 unexport PYTHONHOME
 
-.PHONY: reproduce test test-systems test-slow test-slurm bench lint format manual ui mlflow-server lock audit clean help
+.PHONY: reproduce test test-systems test-slow test-faults test-slurm bench lint format manual ui mlflow-server lock audit clean help
 
 reproduce: $(READY)
 	@python workflow/reproduce.py "$$CONFIG" $(if $(CORES),--cores "$$CORES") $(if $(PROFILE),--profile "$$PROFILE")
@@ -41,10 +41,13 @@ test: lint
 test-systems: $(READY)
 	python -m pytest tests/slow/test_systems.py
 
-# For every module which jobs an edit of it runs again; runs that are interrupted or damaged; a tracking server: minutes.
+# For every module which jobs an edit of it runs again; what Snakemake is asked; a tracking server: minutes.
 test-slow: $(READY)
-	python -m pytest tests/slow/test_digests.py tests/slow/test_damage.py tests/slow/test_interruptions.py \
-		tests/slow/test_tracking_server.py
+	python -m pytest tests/slow/test_digests.py tests/slow/test_real_runs.py tests/slow/test_tracking_server.py
+
+# Runs that are killed, damaged, starved of disk or memory, moved or called twice; what was lost, in a table: minutes.
+test-faults: $(READY)
+	python -m pytest tests/faults
 
 # A real Slurm of one node on this machine (installs slurm-wlm and munge where it may): minutes, as root.
 test-slurm: $(READY)
@@ -124,7 +127,7 @@ audit: $(READY)
 	@python .ci/audit.py requirements.lock tools.lock bench/requirements.lock
 
 clean:
-	rm -rf .venv .tools .snakemake .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf .venv .tools .snakemake .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache
 
 help:
 	@sed -n 's/^# make/make/p; s/^# \([A-Z]*=\)/\1/p' Makefile

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import mmap
+
+import numpy as np
 import pytest
+import torch
 
 from ztw.errors import ZtwError
 from ztw.progress import Progress, clock, job_log
@@ -68,3 +72,31 @@ def test_a_password_is_neither_in_the_log_nor_on_the_screen(tmp_path, capfd, kin
         assert "http://host is wrong" in text
         assert "s3cr3t" not in text
     assert "ValueError: http://host/path failed" in log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("ask", "said"),
+    [
+        (lambda: np.empty(1 << 60, np.uint8), "memory ran out: raise mem_mb of train_ics (set-resources"),
+        (lambda: torch.empty(1 << 60, dtype=torch.uint8), "memory ran out: raise mem_mb of train_ics"),
+        (lambda: mmap.mmap(-1, 1 << 60), "memory ran out: raise mem_mb of train_ics"),
+        (lambda: no_memory_on_the_gpu(), "the GPU's memory ran out: lower batch_size"),
+    ],
+    ids=["numpy", "torch", "the system", "cuda"],
+)
+def test_a_job_that_memory_ran_out_for_says_what_to_raise(tmp_path, ask, said):
+    with pytest.raises(SystemExit), job_log(tmp_path / "log", "train_ics"):
+        ask()
+    errors = [line for line in (tmp_path / "log").read_text().splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert errors[0].startswith(f"error: {said}")
+
+
+def no_memory_on_the_gpu() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+
+def test_other_errors_are_not_about_memory(tmp_path):
+    with pytest.raises(SystemExit), job_log(tmp_path / "log", "train_ics"):
+        raise RuntimeError("shapes differ")
+    assert "error: RuntimeError: shapes differ (traceback:" in (tmp_path / "log").read_text()

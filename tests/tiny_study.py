@@ -14,6 +14,7 @@ import yaml
 
 ROOT = Path(__file__).parent.parent
 TINY = ROOT / "tests/config/tiny.yaml"
+SMALL = ROOT / "tests/faults/tiny.yaml"  # the same with less of everything, for runs by the dozen
 TABLES = [f"results/tiny/tables/{name}" for name in ("accuracy_at_budget.csv", "metrics.csv")] + [
     f"results/tiny/tables/accuracy_at_budget.{kind}" for kind in ("md", "tex")
 ]
@@ -44,12 +45,43 @@ def copy_of(finished: Path, tmp_path: Path) -> Path:
     return tmp_path / "copy"
 
 
+def shown(done: subprocess.CompletedProcess[str]) -> str:
+    return done.stdout + done.stderr
+
+
+def errors(output: str) -> list[str]:
+    """The lines that tell what went wrong."""
+    assert "Traceback" not in output, output
+    return [line for line in output.splitlines() if line.startswith("error:")]
+
+
+def jobs_done(output: str) -> set[str]:
+    """The rules whose jobs the screen says were done."""
+    return {line.split()[1] for line in output.splitlines() if line.startswith("✓")}
+
+
 def wait_for(path: Path, process: subprocess.Popen) -> None:
     deadline = time.monotonic() + 300
     while not path.exists():
         assert process.poll() is None, "the run ended before it could be interrupted"
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def worker(process: subprocess.Popen, rule: str) -> psutil.Process:
+    """The process of a rule's job, once it is at work."""
+    while True:
+        assert process.poll() is None, "the run ended before its worker was found"
+        with contextlib.suppress(psutil.Error):
+            for child in psutil.Process(process.pid).children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    words = " ".join(child.cmdline())
+                    if ".snakemake/scripts" in words and f".{rule}.py" in words:
+                        log = Path(child.cwd()) / "results/tiny/logs" / rule
+                        began = child.create_time()
+                        if any(one.stat().st_mtime > began for one in log.glob("*.log")):
+                            return child
+        time.sleep(0.02)
 
 
 def works_in(process: psutil.Process, folder: Path) -> bool:

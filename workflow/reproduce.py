@@ -16,15 +16,19 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import IO
 
 from rich.console import Console
 from rich.markup import escape
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]  # screen, and ztw itself
+sys.path[:0] = [
+    str(Path(__file__).parent),
+    str(Path(__file__).parent.parent),
+]  # its neighbours, and ztw itself
 from finished import Finished, undelivered
+from machine import ensure_user, usable_cores
 from screen import Screen, show_results
 
 from ztw.errors import ZtwError
@@ -46,6 +50,7 @@ PLAIN = {"✓": "+", "±": "+-", "≈": "~", "…": "...", "─": "-", "≥": ">
 # Seconds that a run has to stop in: a training's checkpoint, a cluster's answer.
 LOCAL_PATIENCE, CLUSTER_PATIENCE = 10.0, 60.0
 SHELL_WORDS = re.compile(r"""[\s"'`$\\;&|<>()*?]""")
+SCRATCH = re.compile(r"\..+\.\d+")
 MARK = "ZTW_RUN"  # in the environment of everything a run starts, so that a later run finds the orphans
 
 
@@ -67,11 +72,13 @@ def main() -> int:
         check_python()
         settings = read_study(arguments.config)
         check_installed(settings.tracking)
+        ensure_user(settings.data.root)
         study = Path("results") / study_name(arguments.config)
         command = snakemake_command(arguments)
         if any(map(is_question, extra)):  # answered on the screen
             return subprocess.run([*command, *extra], check=False).returncode
-        with only_run():
+        with only_run(console):
+            remove_scratch(study)
             finished = Finished(arguments.config, settings, study)
             status = 0
             if extra or not finished:
@@ -94,11 +101,6 @@ def is_question(argument: str) -> bool:
     letters = set(argument[1:])
     several = argument[:1] == "-" and letters <= FLAGS and bool(letters & ASKING_FLAGS)
     return several or argument.split("=")[0] in QUESTIONS
-
-
-def usable_cores() -> int:
-    """The cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def check_python() -> None:
@@ -126,28 +128,49 @@ def check_installed(tracking: str) -> None:
             raise ZtwError(f"the workflow needs {package}, which is missing: pip install 'ztw[workflow]'")
 
 
-class only_run:
-    """Holds the folder's lock; clears what a killed run left. Raises ZtwError when another run is alive."""
-
-    def __enter__(self) -> None:
-        Path("results").mkdir(exist_ok=True)
-        self.lock: IO[str] = open("results/.lock", "a+")
+@contextlib.contextmanager
+def only_run(console: Console) -> Iterator[None]:
+    """Hold the folder's lock; clear what a killed run left. Raises ZtwError when another run is alive."""
+    Path("results").mkdir(exist_ok=True)
+    with open("results/.lock", "a+") as lock:
+        lock.seek(0)
+        holder = lock.read().strip()
         try:
-            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            self.lock.seek(0)
-            raise ZtwError(
-                f"another run is at work in this folder (process {self.lock.read().strip()});"
-                " wait for it or stop it"
-            ) from error
-        self.lock.truncate(0)
-        self.lock.write(str(os.getpid()))
-        self.lock.flush()
+            raise _another_run(holder) from error
+        except OSError as error:  # Lustre without -o flock, some network file systems
+            if _reproduces_here(holder):
+                raise _another_run(holder) from error
+            console.print(
+                f"[bold yellow]warning:[/] results/.lock: no file locks here ({error.strerror}); going on without:"
+                " start no second run in this folder from another machine",
+                soft_wrap=True,
+            )
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
         stop_orphans()
         clear_stale_lock()
+        yield
 
-    def __exit__(self, *_: object) -> None:
-        self.lock.close()
+
+def _another_run(holder: str) -> ZtwError:
+    return ZtwError(f"another run is at work in this folder (process {holder}); wait for it or stop it")
+
+
+def _reproduces_here(holder: str) -> bool:
+    """Whether a process of this machine, by its number, is a run of this folder."""
+    import psutil
+
+    try:
+        process = psutil.Process(int(holder))
+        if process.pid == os.getpid():
+            return False
+        named = any(Path(part).name == Path(__file__).name for part in process.cmdline()[:3])
+        return named and process.cwd() == os.getcwd()
+    except (psutil.Error, ValueError):
+        return False
 
 
 def stop_orphans() -> None:
@@ -182,6 +205,13 @@ def clear_stale_lock() -> None:
             continue
     for lock in Path(".snakemake/locks").glob("*"):
         lock.unlink()
+
+
+def remove_scratch(study: Path) -> None:
+    """Remove the files that jobs of a killed run were writing: `ztw.files.atomic` names them .NAME.PROCESS."""
+    for path in study.rglob(".*"):
+        if SCRATCH.fullmatch(path.name):
+            path.unlink()
 
 
 def use_plain_characters() -> None:

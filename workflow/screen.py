@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ztw.errors import without_password
+from ztw.files import check_seal
 from ztw.progress import DONE, FAILED, PROGRESS, clock
 from ztw.reporting.devices import read_mixed
 from ztw.reporting.differences import read_noise
@@ -33,9 +34,8 @@ class Screen:
     def __init__(self, console: Console, logs: Path, snakemake_log: Path) -> None:
         self.console, self.logs, self.snakemake_log = console, logs, snakemake_log
         self.started = time.time()
-        self.seen = {
-            log: log.stat().st_mtime_ns for log in logs.rglob("*.log")
-        }  # of earlier runs, as they are
+        # Time of every log's last change, by the clock of the file system, which may be another machine's.
+        self.seen = {log: log.stat().st_mtime_ns for log in logs.rglob("*.log")}
         self.begun: set[Path] = set()
         self.running: dict[Path, str] = {}
         self.failures: dict[Path, str] = {}  # what a job said that failed, until it is tried again
@@ -54,9 +54,7 @@ class Screen:
     def update(self) -> None:
         """Read what is new in the logs and show it."""
         for log in sorted(self.logs.rglob("*.log")):
-            changed = (
-                log.stat().st_mtime_ns
-            )  # by the clock of the file system, which may be another machine's
+            changed = log.stat().st_mtime_ns
             if log != self.snakemake_log and self.seen.get(log) != changed:
                 self.seen[log] = changed
                 self.begun.add(log)
@@ -131,12 +129,18 @@ class Screen:
         words = self.snakemake_log.read_text(errors="replace")
         signals = sorted(set(DIED.findall(words)))
         by = f"killed by {' or '.join(signals)}" if signals else "ended without a word"
-        hint = (
-            "; if memory ran out (`dmesg` says so), give the run fewer cores: CORES="
-            if "SIGKILL" in by
-            else ""
+        killed = "SIGKILL" in by or "OUT_OF_ME" in words
+        return [
+            f"{self._name(log)}: {by}{self._memory_hint(log) if killed else ''}; call the same command again"
+            for log in self.running
+        ]
+
+    def _memory_hint(self, log: Path) -> str:
+        rule = log.relative_to(self.logs).with_suffix("").parts[0]
+        return (
+            f"; if memory ran out (`dmesg` says so), raise mem_mb of {rule} in the profile, or on one machine give"
+            " the run fewer cores: CORES="
         )
-        return [f"{self._name(log)}: {by}{hint}; call the same command again" for log in self.running]
 
 
 def _tail(progress: str) -> str:
@@ -153,8 +157,10 @@ def _last_words(log: Path) -> list[str]:
 
 
 def show_results(console: Console, study: Path, tracking: str, config: str) -> None:
-    """Print the accuracy-at-budget tables, and where everything is."""
+    """Print the accuracy-at-budget tables, and where everything is; raises ZtwError for an altered table."""
     tables = study / "tables"
+    for path in sorted(tables.glob("*.*")):
+        check_seal(path)
     if not (tables / "accuracy_at_budget.csv").exists():
         console.print("no table yet: Snakemake was not asked for one")
         return

@@ -60,10 +60,15 @@ def write_text(path: Path | str, text: str) -> None:
         scratch.write_text(text, encoding="utf-8")
 
 
+def write_sealed(path: Path | str, text: str) -> None:
+    """Write a text file, sealed."""
+    with sealed(path) as scratch:
+        scratch.write_text(text, encoding="utf-8")
+
+
 def write_json(path: Path | str, content: Any) -> None:
     """Write readable JSON, sealed, keys sorted; NaN stays NaN, which readers other than Python refuse."""
-    with sealed(path) as scratch:
-        scratch.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    write_sealed(path, json.dumps(content, indent=1, sort_keys=True) + "\n")
 
 
 def read_json(path: Path | str) -> Any:
@@ -81,7 +86,19 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def data_root(configured: str | None = None) -> Path:
-    """Where data sets live: the config's data.root, else $ZTW_DATA, else the user's cache directory."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(configured or os.environ.get("ZTW_DATA") or Path(cache) / "ztw").expanduser()
+def data_root(configured: str | None = None, home: bool = True) -> Path:
+    """Where data sets live: the config's data.root, else $ZTW_DATA, else the user's cache directory.
+
+    home: whether there is a home folder. Raises ZtwError when none is known, and it would be needed.
+    """
+    cache = os.environ.get("XDG_CACHE_HOME") or ("~/.cache" if home else "")
+    given = configured or os.environ.get("ZTW_DATA") or (cache and f"{cache}/ztw")
+    try:
+        if given:
+            return Path(given).expanduser()
+    except RuntimeError:
+        pass
+    raise ZtwError(
+        "data root: this user has no home folder that can be written to; set data.root in the config, or ZTW_DATA,"
+        " to a folder of yours"
+    )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import re
 import sys
 import time
 import traceback
@@ -17,6 +19,7 @@ Report = Callable[[str], None]
 
 # Lines the terminal shows start with one of these; everything else in a log is for reading later.
 PROGRESS, DONE, FAILED = "progress: ", "done: ", "error: "
+NO_MEMORY = re.compile("out of memory|(can't|cannot) allocate memory|not enough memory", re.IGNORECASE)
 
 
 def clock(seconds: float) -> str:
@@ -102,18 +105,33 @@ def job_log(path: str | Path, rule: str, wildcards: Iterable[str] = ()) -> Itera
         except (ZtwError, OSError, MemoryError) as error:
             with contextlib.suppress(OSError):
                 log.write(without_password(traceback.format_exc()))
-            say(FAILED + describe(error))
+            say(FAILED + describe(error, rule))
             raise SystemExit(1) from error
         except Exception as error:
             log.write(without_password(traceback.format_exc()))
+            if memory_ran_out(error):
+                say(FAILED + describe(error, rule))
+                raise SystemExit(1) from error
             say(f"{FAILED}{type(error).__name__}: {' '.join(str(error).split())[:300]} (traceback: {path})")
             raise SystemExit(1) from error
 
 
-def describe(error: BaseException) -> str:
-    """One line for an error a user can put right."""
+def memory_ran_out(error: BaseException) -> bool:
+    """Whether memory ran out, as numpy, the system or torch say it: torch's errors are told by their words."""
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+        return True
+    return isinstance(error, RuntimeError) and bool(NO_MEMORY.search(str(error)))
+
+
+def describe(error: BaseException, rule: str = "the job") -> str:
+    """One line for an error a user can put right; rule: whose job raised it."""
+    if memory_ran_out(error):
+        if "CUDA" in str(error):
+            return "the GPU's memory ran out: lower batch_size, or give it a larger GPU"
+        return (
+            f"memory ran out: raise mem_mb of {rule} (set-resources of the profile, or --set-resources"
+            f" {rule}:mem_mb=MB), or lower batch_size; with --retries 2 a retry gets twice as much"
+        )
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename or 'writing'}: {error.strerror}"
-    if isinstance(error, MemoryError):
-        return "out of memory: lower batch_size, or give the job more memory"
     return without_password(" ".join(str(error).split()))

@@ -67,7 +67,11 @@ FIGURE_CELLS = {
 # one machine that writes to it, a table less time than a place in a queue.
 
 # What a reader looks at.
-RESULTS = [f"{STUDY}/tables/accuracy_at_budget.csv"]
+RESULTS = [f"{STUDY}/tables/accuracy_at_budget.{kind}" for kind in ("csv", "md", "tex")]
+RESULTS += [
+    f"{STUDY}/tables/{name}.csv" for name in ("comparison", "per_exit", "allowed_loss")
+]
+RESULTS += [f"{STUDY}/tables/latency.{kind}" for kind in ("csv", "md") if TIMED]
 RESULTS += [
     f"{STUDY}/figures/{cell}-{figure}.png"
     for cell in FIGURE_CELLS

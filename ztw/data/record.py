@@ -1,8 +1,9 @@
 """What is kept of a prepared data set: .npy files, read through a memory map, and a record of what they are.
 
-A record is written twice: beside the files, with their stamps, and in a study, without, so that files which are
-made again leave the study's record as it is. It says of the whole set `name`, `classes`, `class_names`,
-`channels`, `size`, `mean`, `std`, ..., and of each split what PER_SPLIT lists.
+A record is written twice: beside the files, and in a study. It says of the whole set `name`, `classes`,
+`class_names`, `channels`, `size`, `mean`, `std`, ..., and of each split what PER_SPLIT lists. The files are compared
+with their SHA-256s whenever a job opens them: a disk changes bytes without changing a time, and hashing takes a second
+or so for a gigabyte.
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ def write_split(folder: Path, name: str, split: Split) -> Tensor:
     """
     header = {"descr": "|u1", "fortran_order": False, "shape": (len(split.labels), *split.shape)}
     counts = torch.zeros(split.shape[0], 256, dtype=torch.long)
+    for left in folder.glob(f".{name}-*.npy.*"):  # of a job that was killed: perhaps gigabytes
+        left.unlink()
     with atomic(folder / f"{name}-images.npy") as scratch, scratch.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, header)
         for chunk in split.chunks:
@@ -77,7 +80,7 @@ def open_array(record: dict[str, Any], split: str, what: str) -> Tensor:
     path = Path(record["decoded"][split]) / f"{split}-{what}.npy"
     if not path.exists():
         raise NotAsRecordedError(f"{path}: missing")
-    if not _is_unaltered(path, record["sha256"][path.name], _beside(path.parent)):
+    if sha256(path) != record["sha256"][path.name]:
         raise NotAsRecordedError(f"{path}: altered or truncated since it was written (its SHA-256 differs)")
     return torch.from_numpy(
         np.load(path, mmap_mode="c", allow_pickle=False)
@@ -85,14 +88,14 @@ def open_array(record: dict[str, Any], split: str, what: str) -> Tensor:
 
 
 def write_record(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
-    """Write record.json of the arrays in `folder`: facts, and each file's SHA-256 and stamp.
+    """Write record.json of the arrays in `folder`: facts, and each file's SHA-256.
 
     facts: with "counts" of the splits that are there. Returns it as a study has it: with "decoded", the
-    folder, which is not written, for a data root may be moved, and without stamps.
+    folder, which is not written, for a data root may be moved.
     """
     files = sorted(folder.glob("*.npy"))
     record = {**facts, "sha256": {path.name: sha256(path) for path in files}}
-    write_json(folder / "record.json", {**record, "stamps": {path.name: _stamp(path) for path in files}})
+    write_json(folder / "record.json", record)
     return _with_folder(record, folder)
 
 
@@ -100,12 +103,10 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     """What `write_record` returned, if its files are still what was written, else None."""
     if not (record := _beside(folder)):
         return None
-    files = {folder / name: expected for name, expected in record["sha256"].items()}
-    if not all(path.exists() and _is_unaltered(path, expected, record) for path, expected in files.items()):
-        return None
-    stamps = {path.name: _stamp(path) for path in files}
-    if stamps != record.pop("stamps"):  # files that were moved: spare the next hashing
-        write_json(folder / "record.json", {**record, "stamps": stamps})
+    record.pop("stamps", None)  # of records that earlier versions wrote
+    for name, expected in record["sha256"].items():
+        if not (folder / name).exists() or sha256(folder / name) != expected:
+            return None
     return _with_folder(record, folder)
 
 
@@ -137,21 +138,9 @@ def of_split(record: dict[str, Any], split: str) -> dict[str, Any]:
     }
 
 
-def _stamp(path: Path) -> list[int]:
-    """Size in bytes and time of change in ns: equal to what was recorded, the file needs no hashing."""
-    status = path.stat()
-    return [status.st_size, status.st_mtime_ns]
-
-
 def _beside(folder: Path) -> dict[str, Any]:
     """The record that was written beside the files of a folder, {} where there is none that can be read."""
     try:
         return read_json(folder / "record.json")
     except ZtwError:
         return {}
-
-
-def _is_unaltered(path: Path, expected: str, beside: dict[str, Any]) -> bool:
-    """Whether a file's SHA-256 is the expected one; what is recorded beside it spares computing it."""
-    known = beside.get("sha256", {}).get(path.name) == expected
-    return (known and beside["stamps"].get(path.name) == _stamp(path)) or sha256(path) == expected

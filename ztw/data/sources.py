@@ -84,7 +84,9 @@ def _fetch(
     failures = []
     for label, attempt in attempts:
         report(f"looking for {name}: {label}")
-        with tempfile.TemporaryDirectory(dir=root, prefix=".fetch-") as scratch:
+        for left in root.glob(f".fetch-{name}-*"):  # of a job that was killed
+            shutil.rmtree(left)
+        with tempfile.TemporaryDirectory(dir=root, prefix=f".fetch-{name}-") as scratch:
             try:
                 attempt(Path(scratch))
                 _move_checked(Path(scratch), root, wanted)

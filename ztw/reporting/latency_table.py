@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from ztw.evaluation.timing import BACKBONE
-from ztw.files import check_seal, read_json, write_text
+from ztw.files import check_seal, read_json, write_sealed
 from ztw.reporting.readable import INFEASIBLE, budget_name, percent
 from ztw.reporting.rendering import markdown_table
 from ztw.reporting.results import IDENTITY, Metrics
@@ -85,7 +85,7 @@ def write_latency(table: pd.DataFrame, csv_path: str, md_path: str) -> None:
         where = "{device}, {precision}, {threads} threads".format(**rows.iloc[0])
         title = f"{dataset}, {arch}: measured on {where}, batch size {size}"
         blocks.append(markdown_table(title, SHOWN, map(_texts, rows.to_dict("records"))))
-    write_text(md_path, "\n".join(blocks))
+    write_sealed(md_path, "\n".join(blocks))
 
 
 def _texts(row: Mapping[Any, Any]) -> list[str]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from ztw.errors import ZtwError
-from ztw.files import sealed, write_text
+from ztw.files import sealed, write_sealed
 from ztw.reporting.readable import INFEASIBLE, Noise, Notes, blocks
 from ztw.reporting.rendering import to_latex, to_markdown
 from ztw.reporting.results import IDENTITY, Metrics
@@ -122,5 +122,5 @@ def write_tables(
     """Write the accuracy table in its three forms; noise, notes: see `ztw.reporting.readable.blocks`."""
     write_csv(table, csv_path)
     readable = blocks(table.to_dict("records"), noise, notes)
-    write_text(md_path, to_markdown(readable))
-    write_text(tex_path, to_latex(readable))
+    write_sealed(md_path, to_markdown(readable))
+    write_sealed(tex_path, to_latex(readable))

@@ -1,0 +1,110 @@
+"""Fault 3: the disk runs full in each stage: a clear line, no half file that looks whole, and the next call goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tiny_study import SMALL, command, errors, run, shown, tables
+
+from ztw.errors import ZtwError
+from ztw.files import check_seal
+
+# From the last to the first, so that each finds what it reads
+STAGES = ["plot_figures", "aggregate", "compare_methods", "track_cell", "measure_latency", "evaluate"]
+STAGES += ["fit_ensembles", "predict", "train_network", "train_ics", "train_backbone"]
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[Path]:
+    """A disk of its own, which can be filled; skips where none can be mounted."""
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("no small disk can be mounted here (that takes root): full disks were not tried")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def fill(disk: Path) -> None:
+    """Leave not a byte."""
+    with open(disk / "filler", "ab", buffering=0) as filler, contextlib.suppress(OSError):
+        while filler.write(bytes(1 << 16)):
+            pass
+    with open(disk / "filler", "ab", buffering=0) as filler, contextlib.suppress(OSError):
+        while filler.write(b"0"):
+            pass
+
+
+def test_a_disk_that_runs_full_in_any_stage(finished, tmp_path, tell):
+    with small_disk(tmp_path / "disk", "200m") as disk:
+        folder = shutil.copytree(finished, disk / "run")
+        for stage in STAGES:
+            arguments = [*command(SMALL), "--", "--forcerun", stage, "--until", stage]
+            process = subprocess.Popen(arguments, cwd=folder, stdout=subprocess.PIPE, text=True)
+            _wait_for_job(folder, stage, process)
+            fill(disk)
+            output, _ = process.communicate(timeout=300)
+            assert process.returncode != 0, f"{stage}: {output}"
+            told = errors(output)
+            assert 1 <= len(told) <= 2, f"{stage}: {output}"
+            assert any("space left on" in line for line in told), f"{stage}: {output}"
+            (disk / "filler").unlink()
+            _check_nothing_half(folder)
+        done = run(folder, SMALL)
+        assert done.returncode == 0, shown(done)
+        assert tables(folder) == tables(finished)
+    tell(
+        "3 disk full",
+        f"in {len(STAGES)} stages, then once more",
+        "a clear line each, no half file; same tables",
+    )
+
+
+def _wait_for_job(folder: Path, stage: str, process: subprocess.Popen) -> None:
+    began = time.time()
+    logs = folder / "results/tiny/logs"
+    while not any(
+        path.stat().st_mtime > began for path in [*logs.glob(f"{stage}.log"), *logs.glob(f"{stage}/*.log")]
+    ):
+        assert process.poll() is None, f"{stage}: {process.communicate()[0]}"
+        assert time.time() < began + 300
+        time.sleep(0.01)
+
+
+def _check_nothing_half(folder: Path) -> None:
+    for seal in (folder / "results/tiny").rglob(".*.sha256"):
+        path = seal.with_name(seal.name[1:].removesuffix(".sha256"))
+        with contextlib.suppress(ZtwError):  # what is noticed is no fault
+            check_seal(path)
+    for path in (folder / "results/tiny").rglob("*"):
+        assert not path.is_file() or path.stat().st_size or path.suffix == ".log", f"{path} is empty"
+
+
+def test_a_data_root_that_is_full(tmp_path, monkeypatch, tell):
+    with small_disk(tmp_path / "disk", "64k") as disk:
+        monkeypatch.setenv("ZTW_DATA", str(disk))
+        wanted = ("--", "results/tiny/data/digits/train.json")
+        failed = run(tmp_path, SMALL, *wanted)
+        assert failed.returncode != 0
+        (line,) = errors(failed.stdout)
+        assert "prepare_dataset  digits-train: " in line
+        assert "No space left on device" in line
+        assert not list(disk.rglob("*.npy*")), "nothing is left that takes its space"
+        subprocess.run(["mount", "-o", "remount,size=4m", disk], check=True)
+        done = run(tmp_path, SMALL, *wanted)
+        assert done.returncode == 0, shown(done)
+    tell(
+        "3 disk full",
+        "of the data root, while decoding; then enlarged",
+        "named in one line; nothing left; goes on",
+    )

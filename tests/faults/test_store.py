@@ -1,0 +1,112 @@
+"""Fault 8: the MLflow store is lost, broken, locked, its experiment deleted; the study's folder moved."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sqlite3
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from tiny_study import SMALL, command, copy_of, errors, jobs_done, run, shown, tables
+
+COMPUTES = {"train_backbone", "train_ics", "train_network", "predict", "fit_ensembles", "evaluate"}
+STORE = "results/tiny/mlflow.db"
+RUNS = "results/tiny/digits/resnet8/seed0/runs.json"
+
+
+def ask(database: Path, query: str) -> list[str]:
+    with contextlib.closing(sqlite3.connect(database)) as store, store:
+        return [str(value) for (value,) in store.execute(query)]
+
+
+def log_again(folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run once more after the cell's runs were lost, so that the store is needed."""
+    (folder / RUNS).unlink(missing_ok=True)
+    done = run(folder, SMALL)
+    assert done.returncode == 0, shown(done)
+    assert not jobs_done(done.stdout) & COMPUTES
+    assert "track_cell" in jobs_done(done.stdout)
+    return done
+
+
+def test_a_store_that_was_lost_is_made_again(finished, tmp_path, tell):
+    folder = copy_of(finished, tmp_path)
+    (folder / STORE).unlink()
+    done = run(folder, SMALL)
+    assert done.returncode == 0, shown(done)
+    assert {"start_tracking", "track_cell"} <= jobs_done(done.stdout)
+    assert not jobs_done(done.stdout) & COMPUTES
+    assert tables(folder) == tables(finished)
+    tell("8 store lost", "mlflow.db deleted", "made and logged again, nothing computed again, same tables")
+
+
+def test_an_experiment_that_was_deleted_in_mlflow_is_restored(finished, tmp_path, tell):
+    folder = copy_of(finished, tmp_path)
+    ask(
+        folder / STORE,
+        "UPDATE experiments SET lifecycle_stage = 'deleted' WHERE name = 'tiny' RETURNING name",
+    )
+    log_again(folder)
+    assert ask(folder / STORE, "SELECT lifecycle_stage FROM experiments WHERE name = 'tiny'") == ["active"]
+    assert tables(folder) == tables(finished)
+    tell(
+        "8 experiment deleted",
+        "in MLflow's page, then a cell is logged",
+        "restored with its runs, same tables",
+    )
+
+
+def test_a_broken_store_is_named_and_made_again_once_it_is_away(finished, tmp_path, tell):
+    folder = copy_of(finished, tmp_path)
+    content = (folder / STORE).read_bytes()
+    (folder / STORE).write_bytes(content[:100] + bytes(len(content) - 100))
+    (folder / RUNS).unlink()
+    failed = run(folder, SMALL)
+    assert failed.returncode != 0
+    (line,) = errors(failed.stdout)
+    assert "mlflow.db" in line
+    assert "delete it to have the runs logged again" in line
+    (folder / STORE).unlink()
+    log_again(folder)
+    assert tables(folder) == tables(finished)
+    tell("8 store broken", "mlflow.db overwritten with zeros", "named in one line; deleted, it is made again")
+
+
+def test_a_locked_store_is_waited_for(finished, tmp_path, tell):
+    folder = copy_of(finished, tmp_path)
+    (folder / RUNS).unlink()
+    with contextlib.closing(sqlite3.connect(folder / STORE, isolation_level=None)) as store:
+        store.execute("BEGIN EXCLUSIVE")
+        process = subprocess.Popen(command(SMALL), cwd=folder, stdout=subprocess.PIPE, text=True)
+        log = folder / "results/tiny/logs/track_cell/digits-resnet8-seed0.log"
+        began = time.time()
+        while log.stat().st_mtime < began:
+            assert process.poll() is None
+            time.sleep(0.1)
+        time.sleep(4)
+        store.execute("COMMIT")
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    assert tables(folder) == tables(finished)
+    tell("8 store locked", "by another program, while a cell is logged", "waited for; same tables")
+
+
+@pytest.mark.parametrize("name", ["moved", "with a space"])
+def test_a_folder_that_was_moved_keeps_its_artifacts_to_itself(finished, tmp_path, name, tell):
+    old = copy_of(finished, tmp_path)
+    new = old.rename(tmp_path / name)
+    shutil.rmtree(new / "results/tiny/mlflow-artifacts")
+    log_again(new)
+    assert not old.exists(), "nothing is written where the study was"
+    here = list((new / "results/tiny/mlflow-artifacts").rglob("*.parquet"))
+    assert here
+    assert all(new.as_uri() in place for place in ask(new / STORE, "SELECT artifact_uri FROM runs"))
+    assert tables(new) == tables(finished)
+    tell(
+        "8 folder moved",
+        f"to {name!r}, then a cell is logged",
+        "artifacts go to where it is now, same tables",
+    )

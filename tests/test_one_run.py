@@ -1,0 +1,66 @@
+"""One run at a time in a folder, also where the file system has no locks."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+import ztw
+
+ROOT = Path(__file__).parents[1]
+WITHOUT_LOCKS = [errno.ENOTSUP, errno.ENOSYS, errno.EINVAL, errno.ENOLCK]
+
+
+@pytest.fixture
+def only_run(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(ROOT / "workflow"))
+    from reproduce import only_run
+
+    monkeypatch.chdir(tmp_path)
+    return only_run
+
+
+def refuse_locks(monkeypatch, code: int) -> None:
+    def refuse(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+
+
+def test_a_second_run_in_one_folder_is_told_of_the_first(only_run):
+    with (
+        only_run(Console()),
+        pytest.raises(ztw.ZtwError, match=rf"another run is at work .*process {os.getpid()}\)"),
+        only_run(Console()),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("code", WITHOUT_LOCKS, ids=errno.errorcode.__getitem__)
+def test_without_file_locks_it_warns_and_goes_on(only_run, monkeypatch, capsys, code):
+    refuse_locks(monkeypatch, code)
+    with only_run(Console()):
+        pass
+    warning = capsys.readouterr().out
+    assert warning.startswith("warning: results/.lock: no file locks here (")
+    assert warning.count("\n") == 1
+
+
+def test_without_file_locks_a_run_on_this_machine_is_still_found(only_run, monkeypatch, tmp_path):
+    refuse_locks(monkeypatch, errno.ENOLCK)
+    script = tmp_path / "reproduce.py"
+    script.write_text("input()")
+    with subprocess.Popen([sys.executable, str(script)], stdin=subprocess.PIPE) as other:
+        Path("results").mkdir()
+        Path("results/.lock").write_text(str(other.pid))
+        with pytest.raises(ztw.ZtwError, match=f"process {other.pid}"), only_run(Console()):
+            pass
+        other.communicate(b"\n")
+    with only_run(Console()):
+        assert Path("results/.lock").read_text() == str(os.getpid())
