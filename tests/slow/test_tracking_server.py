@@ -66,7 +66,7 @@ def port() -> int:
 def listening(port: int) -> set[str]:
     """The addresses at which a port is served."""
     found = [(tuple(one.laddr), one.status) for one in psutil.net_connections("inet")]
-    return {place[0] for place, status in found if status == "LISTEN" and place[1] == port}
+    return {str(place[0]) for place, status in found if status == "LISTEN" and place[1] == port}
 
 
 def test_a_hundred_cells_at_once_lose_nothing(tmp_path, port):
