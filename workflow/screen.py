@@ -182,7 +182,7 @@ def show_results(console: Console, study: Path, tracking: str, config: str) -> N
     console.print(f"report   {study}/report.html", soft_wrap=True)
     if tracking == "sqlite":
         console.print(f"MLflow   make ui CONFIG={config}", soft_wrap=True)
-    elif (late := undelivered(study)) and tracking != "none":
+    elif tracking != "none" and (late := undelivered(study)):
         console.print(
             f"MLflow   {next(iter(late.values()))}, {len(late)} cells are not delivered;"
             f" when it is back, run: make reproduce CONFIG={config}",
