@@ -24,6 +24,7 @@ from rich.markup import escape
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]  # screen, and ztw itself
 from finished import Finished
+from gpus import count_gpus
 from screen import Screen, show_results
 
 from ztw.errors import ZtwError
@@ -59,13 +60,14 @@ def main() -> int:
         check_python()
         settings = read_study(arguments.config)
         study = Path("results") / study_name(arguments.config)
+        limits = local_limits(arguments.cores, settings.device)
         if any(argument.split("=")[0] in QUESTIONS for argument in extra):
-            return ask_snakemake(arguments.config, arguments.cores, extra)
+            return ask_snakemake(arguments.config, limits, extra)
         with only_run():
             finished = Finished(arguments.config, settings, study)
             status = 0
             if extra or not finished:
-                status = run_snakemake(arguments.config, arguments.cores, extra, study, console)
+                status = run_snakemake(arguments.config, limits, extra, study, console)
                 if status == 0 and not extra:
                     finished.note()
     except (ZtwError, OSError) as error:
@@ -167,22 +169,28 @@ def use_plain_characters() -> None:
             stream.reconfigure(errors="plain")
 
 
-def snakemake_command(config: str, cores: int) -> list[str]:
-    """Snakemake on a study."""
+def local_limits(cores: int, device: str) -> list[str]:
+    """Snakemake's arguments for this machine: cores, and as many jobs with a network at once as GPUs."""
+    gpus = count_gpus(device)
+    return [*(["--resources", f"gpu={gpus}"] if gpus else []), "--cores", str(cores)]
+
+
+def snakemake_command(config: str, limits: list[str]) -> list[str]:
+    """Snakemake on a study; limits: of `local_limits`."""
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(HERE / "Snakefile")]
-    return [*command, "--configfile", config, "--cores", str(cores)]
+    return [*command, "--configfile", config, *limits]
 
 
-def ask_snakemake(config: str, cores: int, question: list[str]) -> int:
+def ask_snakemake(config: str, limits: list[str], question: list[str]) -> int:
     """Let Snakemake answer on the screen; returns its exit status."""
-    return subprocess.run([*snakemake_command(config, cores), *question], check=False).returncode
+    return subprocess.run([*snakemake_command(config, limits), *question], check=False).returncode
 
 
-def run_snakemake(config: str, cores: int, extra: list[str], study: Path, console: Console) -> int:
+def run_snakemake(config: str, limits: list[str], extra: list[str], study: Path, console: Console) -> int:
     """Run Snakemake in a process group of its own and mirror its jobs; returns its exit status."""
     logs = study / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    command = snakemake_command(config, cores)
+    command = snakemake_command(config, limits)
     command += ["--report", str(study / "report.html"), "--report-after-run", *extra]
     environment = {**os.environ, "ZTW_MIRROR": "1", MARK: os.getcwd()}
     log = logs / "snakemake.log"
