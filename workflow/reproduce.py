@@ -23,11 +23,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-sys.path[:0] = [
-    str(Path(__file__).parent),
-    str(Path(__file__).parent.parent),
-]  # its neighbours, and ztw itself
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]  # its neighbours, and ztw itself
 from finished import Finished, undelivered
+from gpus import count_gpus
 from machine import ensure_user, usable_cores
 from screen import Screen, show_results
 
@@ -36,7 +35,6 @@ from ztw.progress import describe
 from ztw.study.config import check_study, read_config, study_name
 from ztw.study.settings import Study
 
-HERE = Path(__file__).parent
 # Snakemake's arguments with which it computes nothing: what it says is then what was asked for.
 QUESTIONS = (
     *("-n", "--dry-run", "--dryrun", "--lint", "--list-rules", "--list", "-l", "--list-target-rules", "--lt"),
@@ -74,7 +72,7 @@ def main() -> int:
         check_installed(settings.tracking)
         ensure_user(settings.data.root)
         study = Path("results") / study_name(arguments.config)
-        command = snakemake_command(arguments)
+        command = snakemake_command(arguments, settings.device)
         if any(map(is_question, extra)):  # answered on the screen
             return subprocess.run([*command, *extra], check=False).returncode
         with only_run(console):
@@ -228,11 +226,16 @@ def use_plain_characters() -> None:
             stream.reconfigure(errors="plain")
 
 
-def snakemake_command(arguments: argparse.Namespace) -> list[str]:
-    """Snakemake on a study: on the cores of this machine, or as a profile says."""
+def snakemake_command(arguments: argparse.Namespace, device: str) -> list[str]:
+    """Snakemake on a study: as a profile says, or on the cores and GPUs of this machine.
+
+    As many jobs with a network at once as there are GPUs.
+    """
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(HERE / "Snakefile")]
     command += ["--configfile", arguments.config]
     if arguments.profile is None:
+        gpus = count_gpus(device)
+        command += ["--resources", f"gpu={gpus}"] if gpus else []
         return [*command, "--cores", str(arguments.cores)]
     return [*command, "--workflow-profile", str(profile_folder(arguments.profile)), "--rerun-incomplete"]
 

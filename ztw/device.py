@@ -8,7 +8,10 @@ import os
 import platform
 import socket
 import sys
-from typing import Any
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import IO, Any
 
 import torch
 
@@ -29,6 +32,54 @@ def pick_device(device: str = "auto") -> torch.device:
             f"device {device!r}: not available here ({str(error).splitlines()[0]}); use auto, cpu or cuda"
         ) from error
     return chosen
+
+
+def own_gpu(device: str) -> str:
+    """Of several GPUs one for this process, as long as it lives: "auto" and "cuda" become "cuda:<n>".
+
+    Jobs side by side on one machine take different ones, first come, first served, by a lock on a file per
+    GPU in the system's folder for temporary files; where all are taken, or there are no locks, they share.
+    A device that names its GPU, and a machine with one GPU or none, is left as it is. A scheduler that gives
+    a job one GPU shows it that one alone, so that there is nothing to choose.
+    """
+    if device not in ("auto", "cuda") or torch.cuda.device_count() < 2:
+        return device
+    return f"cuda:{_claimed()[0]}"
+
+
+@cache
+def _claimed() -> tuple[int, IO[str] | None]:
+    """The index of the GPU that is this process's among those it sees, and the file whose lock says so."""
+    count = torch.cuda.device_count()
+    listed = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    names = listed if len(listed) == count else [str(index) for index in range(count)]
+    for index, name in enumerate(names):
+        if (file := _locked(name)) is not None:
+            return index, file
+    return os.getpid() % count, None
+
+
+def _locked(gpu: str) -> IO[str] | None:
+    """The open, locked file of a GPU, None where another process holds it or it cannot be locked."""
+    # of this machine and user: a folder of the study may lie on several machines
+    folder = Path(tempfile.gettempdir(), f"ztw-gpus-{os.getuid() if hasattr(os, 'getuid') else 0}")
+    try:
+        import fcntl
+
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if (
+            folder.is_symlink() or folder.stat().st_uid != os.getuid()
+        ):  # somebody else's, put there on purpose
+            return None
+        file = (folder / "".join(char if char.isalnum() else "-" for char in gpu)).open("a")
+    except (ImportError, OSError):
+        return None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        return None
+    return file
 
 
 def bf16_pays(device: torch.device) -> bool:

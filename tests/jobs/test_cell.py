@@ -10,7 +10,7 @@ import torch
 import ztw
 from ztw.device import computed_on
 from ztw.files import read_json, write_json
-from ztw.jobs.cell import CellFiles, CellNetworks, load_ensemble, share_backbone
+from ztw.jobs.cell import CellFiles, CellNetworks, compute_on, load_ensemble, share_backbone
 from ztw.jobs.fit_ensembles import fit_ensembles
 from ztw.jobs.predict import predict
 from ztw.jobs.training import Computing
@@ -99,6 +99,18 @@ def test_predictions_say_where_they_were_computed(networks, tmp_path, monkeypatc
 def test_networks_share_one_backbone(networks):
     both = share_backbone([networks.network("plain"), networks.network("plain")], torch.device("cpu"))
     assert both[0].backbone is both[1].backbone
+
+
+def test_a_job_computes_on_the_gpu_that_is_its_own(monkeypatch):
+    """Generator states and synchronize() mean the current device, which is the first unless it is set."""
+    current: list[torch.device] = []
+    monkeypatch.setattr("ztw.jobs.cell.own_gpu", {"auto": "cuda:2", "cpu": "cpu"}.get)
+    monkeypatch.setattr("ztw.jobs.cell.pick_device", torch.device)
+    monkeypatch.setattr("torch.cuda.set_device", current.append)
+    device, _ = compute_on(HardwareSettings(device="auto", precision="fp32"))
+    assert current == [device] == [torch.device("cuda:2")]
+    assert compute_on(HardwareSettings(device="cpu", precision="fp32"))[0] == torch.device("cpu")
+    assert len(current) == 1
 
 
 def test_a_recipe_is_the_study_s():

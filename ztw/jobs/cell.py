@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ztw.data.record import read_study_record
-from ztw.device import keep_freed_memory, pick_device, resolve_precision
+from ztw.device import keep_freed_memory, own_gpu, pick_device, resolve_precision
 from ztw.exits.ensembles import Ensemble, build_ensemble
 from ztw.exits.logits import read_predictions
 from ztw.files import read_json
@@ -30,9 +30,12 @@ def compute_on(hardware: HardwareSettings) -> tuple[torch.device, str]:
     """The device and the resolved precision of a study, for a job that computes with a network.
 
     Such a job keeps its freed memory; those on logits alone have few large arrays, and hold less without.
+    Of several GPUs it takes one that no other job has.
     """
     keep_freed_memory()
-    device = pick_device(hardware.device)
+    device = pick_device(own_gpu(hardware.device))
+    if device.index is not None and device.type == "cuda":
+        torch.cuda.set_device(device)  # what names no device means this one: generator states, synchronize()
     return device, resolve_precision(hardware.precision, device)
 
 
