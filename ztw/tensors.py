@@ -18,8 +18,11 @@ def write_tensors(
     """Write a safetensors file, sealed; raises ZtwError when it cannot be written (no space, ...)."""
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with sealed(path) as scratch:
+        scratch.touch()
+        mode = scratch.stat().st_mode  # as any other file's; safetensors lets nobody else read its own
         try:
             save_file(on_cpu, scratch, metadata)
+            scratch.chmod(mode)
         except safetensors.SafetensorError as error:
             raise ZtwError(f"{path}: cannot be written ({error})") from error
 
