@@ -42,6 +42,12 @@ def test_validation_images_come_from_where_the_study_says(tmp_path, source, othe
     assert not torch.equal(again, elsewhere)
 
 
+def test_all_images_are_trained_on_where_nothing_is_held_out(tmp_path):
+    record = prepare_dataset("digits", tmp_path)
+    splits = cell_splits(record, DataSettings(validation_fraction=0), seed=0)
+    assert {name: len(part) for name, part in splits.items()} == record["counts"]
+
+
 def test_a_study_changes_normalisation_and_augmentation(tmp_path):
     record = prepare_dataset("digits", tmp_path)
     settings = DataSettings(mean=(0.5,), std=(0.25,), crop_padding=1, flip=True)

@@ -10,7 +10,7 @@ from conftest import small_network
 from torch import Tensor, nn
 
 import ztw
-from ztw.exits.inference import CPU_BATCHING, Batching, infer, microbatch_plan, pick
+from ztw.exits.inference import CPU_BATCHING, GPU_BATCHING, Batching, infer, microbatch_plan, pick
 from ztw.exits.rules import ExitRule
 from ztw.exits.sweep import decide
 
@@ -109,14 +109,16 @@ def test_a_batch_of_eight_is_eight_single_calls(rule):
     assert len(together.exit_index.unique()) > 1
 
 
+@pytest.mark.parametrize("batching", [CPU_BATCHING, GPU_BATCHING, Batching(microbatch_bytes=None)])
 @pytest.mark.parametrize("samples", [1, 8])
 @pytest.mark.parametrize(("threshold", "computed"), [(0.0, 1), (1.0, 3)])
-def test_late_blocks_are_not_computed_once_everything_has_left(samples, threshold, computed):
+@torch.inference_mode()
+def test_late_blocks_are_not_computed_once_everything_has_left(samples, threshold, computed, batching):
     network = small_network()
     called: list[int] = []
     for block, stage in enumerate(network.backbone.stages):
         stage.register_forward_hook(lambda module, inputs, output, block=block: called.append(block))
-    result = network.infer(torch.randn(samples, 1, 10, 10), ztw.MaxSoftmax(threshold))
+    result = infer(network.route(), torch.randn(samples, 1, 10, 10), ztw.MaxSoftmax(threshold), batching)
     assert called == [0, 1, 2][:computed]
     assert result.exit_index.tolist() == [0 if computed == 1 else 3] * samples
 

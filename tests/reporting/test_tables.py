@@ -74,6 +74,17 @@ def test_the_oracle_table_is_known():
     assert values(found, "accuracy") == [0.25, 0.5, 0.75, 1.0]
 
 
+def test_where_nothing_is_held_out_the_test_split_is_all_there_is():
+    answers, cost = oracle()
+    both = evaluated(answers, answers, cost, BUDGETS)
+    costs = {"macs": Costs(cost, 100.0)}
+    found = evaluate_method(None, answers, costs, SDN, settings(protocols=("paper",)))
+    assert values(found, "accuracy", "paper", "0.75") == values(both, "accuracy", "paper", "0.75") == [1.0]
+    assert set(found.curves["split"]) == {"test"}
+    assert values(both, "temperature")
+    assert not values(found, "temperature"), "there is nothing to fit one on"
+
+
 def test_held_out_chooses_on_validation_and_reports_the_test_split():
     validation, cost = oracle()
     # on the test split everything is sure at exit 1, and wrong: a threshold chosen there would differ

@@ -8,9 +8,21 @@ from itertools import product
 
 import pytest
 from PIL import Image
-from tiny_study import TINY, changed_config, command, run
+from tiny_study import TINY, changed_config, command, copy_of, run
+
+from ztw.files import read_json, write_json
 
 pytestmark = pytest.mark.usefixtures("data_root")
+
+
+def test_other_test_images_train_nothing_again(finished, tmp_path):
+    folder = copy_of(finished, tmp_path)
+    record = folder / "results/tiny/data/digits/test.json"
+    write_json(record, {**read_json(record), "changed": True})
+    asked = run(folder, TINY, "--", "-n")
+    assert "predict" in asked.stdout, asked.stdout + asked.stderr
+    for rule in ("train_backbone", "train_ics", "train_network"):
+        assert rule not in asked.stdout
 
 
 def test_images_that_change_are_prepared_again_and_found_broken_before_anything_trains(tmp_path):
