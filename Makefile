@@ -31,9 +31,9 @@ test: lint
 test-systems: $(READY)
 	python -m pytest tests/slow/test_systems.py
 
-# For every module which jobs an edit of it runs again: minutes.
+# For every module which jobs an edit of it runs again; what the screen answers: minutes.
 test-slow: $(READY)
-	python -m pytest tests/slow/test_digests.py
+	python -m pytest tests/slow/test_digests.py tests/slow/test_answers.py
 
 # Runs that are killed, damaged, starved of disk or memory, moved or called twice; what was lost, in a table: minutes.
 test-faults: $(READY)
