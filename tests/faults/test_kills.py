@@ -111,7 +111,7 @@ def test_a_killed_worker_is_told_in_one_line(tmp_path, tell):
         command(SMALL), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     worker(process, "train_ics").send_signal(signal.SIGKILL)
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=900)
     assert process.returncode != 0
     (line,) = errors(output)
     assert "train_ics  digits-resnet8-seed0" in line
@@ -128,7 +128,7 @@ def test_a_run_ends_with_its_screen(tmp_path, tell):
     assert process.stdout is not None
     process.stdout.readline()  # the first job is done
     process.stdout.close()
-    process.wait(300)
+    process.wait(900)
     assert process.stderr is not None
     process.stderr.close()
     assert not [p for p in psutil.process_iter() if works_in(p, tmp_path)], "nothing is left running"
