@@ -64,3 +64,15 @@ def test_without_file_locks_a_run_on_this_machine_is_still_found(only_run, monke
         other.communicate(b"\n")
     with only_run(Console()):
         assert Path("results/.lock").read_text() == str(os.getpid())
+
+
+def test_what_a_killed_run_was_writing_is_removed(only_run, tmp_path):
+    from reproduce import remove_scratch
+
+    kept = [".a.json.sha256", "a.json", ".finished", "mlflow.db.broken1", "deep/.hidden"]
+    for name in [*kept, ".a.json.4711", "deep/.step-7.safetensors.12"]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    remove_scratch(tmp_path)
+    found = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert found == set(kept)

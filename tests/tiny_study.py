@@ -61,11 +61,20 @@ def jobs_done(output: str) -> set[str]:
 
 
 def wait_for(path: Path, process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 900
     while not path.exists():
         assert process.poll() is None, "the run ended before it could be interrupted"
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def begun(logs: Path, rule: str, since: float) -> bool:
+    """Whether a job of a rule has begun since then (Unix time); Snakemake removes its log before that."""
+    found = False
+    for log in [*logs.glob(f"{rule}.log"), *logs.glob(f"{rule}/*.log")]:
+        with contextlib.suppress(FileNotFoundError):
+            found |= log.stat().st_mtime > since
+    return found
 
 
 def worker(process: subprocess.Popen, rule: str) -> psutil.Process:
@@ -77,9 +86,8 @@ def worker(process: subprocess.Popen, rule: str) -> psutil.Process:
                 with contextlib.suppress(psutil.Error):
                     words = " ".join(child.cmdline())
                     if ".snakemake/scripts" in words and f".{rule}.py" in words:
-                        log = Path(child.cwd()) / "results/tiny/logs" / rule
-                        began = child.create_time()
-                        if any(one.stat().st_mtime > began for one in log.glob("*.log")):
+                        logs = Path(child.cwd()) / "results/tiny/logs"
+                        if begun(logs, rule, child.create_time()):
                             return child
         time.sleep(0.02)
 

@@ -22,14 +22,21 @@ def tell(request: pytest.FixtureRequest) -> Tell:
 
 
 @pytest.fixture(scope="session")
-def finished(data_root: None, tmp_path_factory: pytest.TempPathFactory, tell: Tell) -> Path:
-    """A folder in which the small study has run undisturbed."""
+def undisturbed(data_root: None, tmp_path_factory: pytest.TempPathFactory, tell: Tell) -> tuple[Path, float]:
+    """(folder, seconds) of a run of the small study that nothing happened to."""
     folder = tmp_path_factory.mktemp("finished")
     began = time.monotonic()
     done = run(folder, SMALL)
     assert done.returncode == 0, shown(done)
-    tell("0 none", "one undisturbed run of the study", f"{time.monotonic() - began:.0f} s")
-    return folder
+    took = time.monotonic() - began
+    tell("0 none", "one undisturbed run of the study", f"{took:.0f} s")
+    return folder, took
+
+
+@pytest.fixture(scope="session")
+def finished(undisturbed: tuple[Path, float]) -> Path:
+    """A folder in which the small study has run."""
+    return undisturbed[0]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tiny_study import SMALL, command, errors, run, shown, tables
+from tiny_study import SMALL, begun, command, errors, run, shown, tables
 
 from ztw.errors import ZtwError
 from ztw.files import check_seal
@@ -53,7 +53,7 @@ def test_a_disk_that_runs_full_in_any_stage(finished, tmp_path, tell):
             process = subprocess.Popen(arguments, cwd=folder, stdout=subprocess.PIPE, text=True)
             _wait_for_job(folder, stage, process)
             fill(disk)
-            output, _ = process.communicate(timeout=300)
+            output, _ = process.communicate(timeout=900)
             assert process.returncode != 0, f"{stage}: {output}"
             told = errors(output)
             assert 1 <= len(told) <= 2, f"{stage}: {output}"
@@ -72,12 +72,9 @@ def test_a_disk_that_runs_full_in_any_stage(finished, tmp_path, tell):
 
 def _wait_for_job(folder: Path, stage: str, process: subprocess.Popen) -> None:
     began = time.time()
-    logs = folder / "results/tiny/logs"
-    while not any(
-        path.stat().st_mtime > began for path in [*logs.glob(f"{stage}.log"), *logs.glob(f"{stage}/*.log")]
-    ):
+    while not begun(folder / "results/tiny/logs", stage, began):
         assert process.poll() is None, f"{stage}: {process.communicate()[0]}"
-        assert time.time() < began + 300
+        assert time.time() < began + 900
         time.sleep(0.01)
 
 

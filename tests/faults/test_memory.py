@@ -15,7 +15,7 @@ def test_a_killed_job_names_its_memory_and_its_retry_gets_twice_as_much(finished
     folder = copy_of(finished, tmp_path)
     process = subprocess.Popen([*command(SMALL), *RETRIED], cwd=folder, stdout=subprocess.PIPE, text=True)
     worker(process, "predict").send_signal(signal.SIGKILL)  # as the kernel does
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=900)
     assert process.returncode == 0, output
     assert "✓ predict  digits-resnet8-seed0" in output
     words = (folder / "results/tiny/logs/snakemake.log").read_text()
@@ -34,7 +34,7 @@ def test_without_a_retry_one_line_says_what_to_raise(finished, tmp_path, tell):
         [*command(SMALL), *RETRIED[:-2]], cwd=folder, stdout=subprocess.PIPE, text=True
     )
     worker(process, "predict").send_signal(signal.SIGKILL)
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=900)
     assert process.returncode != 0
     (line,) = [line for line in output.splitlines() if line.startswith("error:")]
     assert "predict  digits-resnet8-seed0: killed by SIGKILL; if memory ran out" in line

@@ -10,10 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny_study import SMALL, command, copy_of, errors, jobs_done, run, shown, tables
+from tiny_study import SMALL, begun, command, copy_of, errors, jobs_done, run, shown, tables
 
 COMPUTES = {"train_backbone", "train_ics", "train_network", "predict", "fit_ensembles", "evaluate"}
 STORE = "results/tiny/mlflow.db"
+TABLE = ("--", "results/tiny/tables/accuracy_at_budget.csv")  # without the figures
 RUNS = "results/tiny/digits/resnet8/seed0/runs.json"
 
 
@@ -25,7 +26,7 @@ def ask(database: Path, query: str) -> list[str]:
 def log_again(folder: Path) -> subprocess.CompletedProcess[str]:
     """Run once more after the cell's runs were lost, so that the store is needed."""
     (folder / RUNS).unlink(missing_ok=True)
-    done = run(folder, SMALL)
+    done = run(folder, SMALL, *TABLE)
     assert done.returncode == 0, shown(done)
     assert not jobs_done(done.stdout) & COMPUTES
     assert "track_cell" in jobs_done(done.stdout)
@@ -64,7 +65,7 @@ def test_a_broken_store_is_named_and_made_again_once_it_is_away(finished, tmp_pa
     content = (folder / STORE).read_bytes()
     (folder / STORE).write_bytes(content[:100] + bytes(len(content) - 100))
     (folder / RUNS).unlink()
-    failed = run(folder, SMALL)
+    failed = run(folder, SMALL, *TABLE)
     assert failed.returncode != 0
     (line,) = errors(failed.stdout)
     assert "mlflow.db" in line
@@ -80,15 +81,14 @@ def test_a_locked_store_is_waited_for(finished, tmp_path, tell):
     (folder / RUNS).unlink()
     with contextlib.closing(sqlite3.connect(folder / STORE, isolation_level=None)) as store:
         store.execute("BEGIN EXCLUSIVE")
-        process = subprocess.Popen(command(SMALL), cwd=folder, stdout=subprocess.PIPE, text=True)
-        log = folder / "results/tiny/logs/track_cell/digits-resnet8-seed0.log"
+        process = subprocess.Popen([*command(SMALL), *TABLE], cwd=folder, stdout=subprocess.PIPE, text=True)
         began = time.time()
-        while log.stat().st_mtime < began:
+        while not begun(folder / "results/tiny/logs", "track_cell", began):
             assert process.poll() is None
             time.sleep(0.1)
         time.sleep(4)
         store.execute("COMMIT")
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=900)
     assert process.returncode == 0, output
     assert tables(folder) == tables(finished)
     tell("8 store locked", "by another program, while a cell is logged", "waited for; same tables")

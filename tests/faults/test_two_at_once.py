@@ -30,7 +30,7 @@ def test_the_second_of_two_in_one_folder_says_so(data_root, tmp_path, tell):
     assert second.returncode == 1
     assert f"another run is at work in this folder (process {first.pid})" in second.stdout
     assert len(second.stdout.splitlines()) == 1
-    output, _ = first.communicate(timeout=300)
+    output, _ = first.communicate(timeout=900)
     assert first.returncode == 0, output
     tell(
         "5 two runs, one folder",
@@ -52,7 +52,7 @@ def test_two_folders_prepare_one_data_root_once(tmp_path, monkeypatch, tell):
         ]
         runs.append(subprocess.Popen(arguments, cwd=folder, stdout=subprocess.PIPE, text=True))
     for one in runs:
-        output, _ = one.communicate(timeout=300)
+        output, _ = one.communicate(timeout=900)
         assert one.returncode == 0, output
     logs = [log for folder in folders for log in folder.rglob("logs/prepare_dataset/*.log")]
     assert len(logs) == 4
