@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from rich.console import Console
 
 ROOT = Path(__file__).parents[1]
+LATER = itertools.count(1)
 
 
 @pytest.fixture
@@ -25,7 +27,7 @@ def write(screen, rule: str, *lines: str) -> None:
     log = screen.logs / rule / "cell.log"
     log.parent.mkdir(exist_ok=True)
     log.write_text("\n".join(lines) + "\n")
-    later = log.stat().st_mtime_ns + 10_000_000 * len(screen.finished)
+    later = log.stat().st_mtime_ns + 10_000_000 * next(LATER)
     os.utime(log, ns=(later, later))
     screen.update()
 

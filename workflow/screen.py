@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 import time
@@ -54,11 +55,12 @@ class Screen:
     def update(self) -> None:
         """Read what is new in the logs and show it."""
         for log in sorted(self.logs.rglob("*.log")):
-            changed = log.stat().st_mtime_ns
-            if log != self.snakemake_log and self.seen.get(log) != changed:
-                self.seen[log] = changed
-                self.begun.add(log)
-                self._read(log)
+            with contextlib.suppress(FileNotFoundError):  # Snakemake removes it before a job is tried again
+                changed = log.stat().st_mtime_ns
+                if log != self.snakemake_log and self.seen.get(log) != changed:
+                    self.seen[log] = changed
+                    self.begun.add(log)
+                    self._read(log)
         if self.console.is_terminal:
             self.live.update(self._picture(), refresh=True)
 
