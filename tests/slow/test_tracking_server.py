@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -133,3 +134,24 @@ def test_what_was_not_delivered_is_delivered_by_the_same_command(finished, tmp_p
         again = run(folder, config)
         assert "✓" not in again.stdout, "now it is finished"
     assert run(folder, config).stdout == again.stdout, "and shown without the server"
+
+
+def test_a_study_ends_without_its_server_and_its_password_is_nowhere(finished, tmp_path):
+    folder = copy_of(finished, tmp_path)
+    config = changed_config(folder, tracking="http://ann:s3cr3t@127.0.0.1:9")
+    for _ in range(2):  # the second call tries again
+        done = run(folder, config)
+        assert done.returncode == 0, done.stdout
+        assert len(re.findall(r"✓ track_cell .*not delivered", done.stdout)) == 2
+        lines = [line for line in done.stdout.splitlines() if line.startswith("MLflow")]
+        assert lines == [
+            "MLflow   the MLflow server http://127.0.0.1:9 is away ([Errno 111] Connection refused), 2 cells are"
+            f" not delivered; when it is back, run: make reproduce CONFIG={config}"
+        ]
+        assert "s3cr3t" not in done.stdout + done.stderr
+    assert tables(folder) == tables(finished)
+    config.unlink()
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert folder / "results/tiny/report.html" in files
+    assert any(".snakemake/metadata" in str(path) for path in files)
+    assert not [path for path in files if b"s3cr3t" in path.read_bytes()]
