@@ -12,7 +12,8 @@ rule aggregate:
         ],
         differences=f"{STUDY}/tables/differences.csv",
         times=timed_cells(),
-        published=ENVIRONMENT.parent / "config" / "published.csv",
+        # of the repository: stays where it is when a profile puts results elsewhere
+        published=local(ENVIRONMENT.parent / "config" / "published.csv"),
     output:
         metrics=f"{STUDY}/tables/metrics.csv",
         csv=report(

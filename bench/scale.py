@@ -1,0 +1,183 @@
+"""What a study asks for: jobs, hours, bytes, files, and what Snakemake needs to plan it.
+
+usage: python bench/scale.py CONFIG [TIMES]: of a study with TIMES as many seeds; prints a table in Markdown
+
+Jobs and planning are measured, by a dry run. Hours are those of results/reference/quick, job by job, scaled by
+multiply-accumulates: right to a factor of about two, and for its machine alone. Bytes are counted from shapes.
+"""
+
+from __future__ import annotations
+
+import re
+import resource
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from functools import cache
+from pathlib import Path
+
+import pandas as pd
+import yaml
+
+import ztw
+from ztw.jobs.cell import CellFiles, CellNetworks
+from ztw.study.config import check_study, read_config
+from ztw.study.facts import DATASETS
+from ztw.study.names import image_channels, image_size
+from ztw.study.settings import Cell, Study
+from ztw.study.training_settings import BackboneBuild
+
+ROOT = Path(__file__).parents[1]
+MEASURED = ROOT / "results/reference/quick/pipeline.csv"
+# (training, test) images of the data sets that files or digests fix
+IMAGES = {
+    "fashion_mnist": (60_000, 10_000),
+    "cifar10": (50_000, 10_000),
+    "cifar100": (50_000, 10_000),
+    "tiny_imagenet": (100_000, 10_000),
+    "svhn": (73_257, 26_032),
+    "digits": (1_438, 359),
+}
+STATS = re.compile(r"^(\w+) +(\d+)$", re.M)
+OUTPUTS = re.compile(r"^    output: (.+)$", re.M)
+
+
+def plan(config: Path) -> tuple[dict[str, int], int, float, float]:
+    """(rule -> jobs, output files, seconds of CPU, peak MB) of a dry run of a study that has computed nothing."""
+    command = [
+        sys.executable,
+        "-m",
+        "snakemake",
+        "--snakefile",
+        str(ROOT / "workflow/Snakefile"),
+        "--cores",
+        "1",
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = subprocess.run(
+            [*command, "--configfile", config.absolute(), "--dry-run"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    jobs = {rule: int(count) for rule, count in STATS.findall(done.stdout) if rule != "total"}
+    outputs = sum(len(line.split(", ")) for line in OUTPUTS.findall(done.stdout))
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return jobs, outputs, seconds, after.ru_maxrss / 1024
+
+
+@cache
+def works(config: Path) -> list[tuple[dict[str, float], dict[str, float]]]:
+    """`cell_work` of every data set and architecture of a study."""
+    study = check_study(read_config(config))
+    return [cell_work(study, dataset, arch) for dataset, arch in study.cells]
+
+
+def cell_work(study: Study, dataset: str, arch: str) -> tuple[dict[str, float], dict[str, float]]:
+    """(rule -> work of one of its jobs, kind of file -> bytes) of one cell.
+
+    Work is in multiply-accumulates, of rules that compute on logits alone in logits.
+    """
+    settings = study.cells[dataset, arch]
+    classes = int(DATASETS[dataset].classes or 0)
+    record = {
+        "classes": classes,
+        "channels": image_channels(study.data, dataset),
+        "size": image_size(study.data, dataset),
+    }
+    build = BackboneBuild(**{key: getattr(settings.backbone, key) for key in BackboneBuild.model_fields})
+    networks = CellNetworks(Cell(dataset, arch, study.seeds[0]), CellFiles(""), settings.ics.sets, build)
+    networks.__dict__["record"] = record  # of a data set that is not here
+    backbone = networks.untrained_backbone()
+    base, images = ztw.backbone_macs(backbone), IMAGES[dataset]
+    training = images[0] * (1 - settings.data.validation_fraction)
+    fitted = [study.ensembles.sets[m.ensemble] for m in study.methods.values() if m.ensemble]
+    samples = max((e.samples or training for e in fitted if e.fit_on == "train"), default=0)
+    seen = samples + images[0] - training + images[1]
+    weights = parameter_bytes(backbone)
+    work = Counter(train_backbone=settings.backbone.epochs * training * 3 * base)
+    size = Counter(weights=weights)
+    for name, ics in settings.ics.sets.items():
+        network = networks.attach(networks.untrained_backbone(), name)
+        heads, exits = float(ztw.macs(network)[-1]) - base, len(network.heads) + 1
+        if ics.trains_backbone:
+            work["train_network"] += ics.epochs * training * 3 * (base + heads)
+        else:
+            # the frozen backbone is passed once for the sets of one recipe
+            work["train_ics"] = (
+                max(work["train_ics"], ics.epochs * training * base) + ics.epochs * training * 3 * heads
+            )
+        work["predict"] += seen * (base + heads)
+        size["weights"] += parameter_bytes(network) - (0 if ics.trains_backbone else weights)
+        size["predictions"] += seen * exits * classes * 4
+        methods = [m for m in study.methods.values() if m.ics == name]
+        work["evaluate"] += len(methods) * (seen - samples) * exits * classes
+        work["fit_ensembles"] += sum(bool(m.ensemble) for m in methods) * samples * exits**2 * classes
+    return dict(work), dict(size)
+
+
+def parameter_bytes(module: object) -> float:
+    """Of all weights and buffers."""
+    return sum(tensor.nbytes for tensor in module.state_dict().values())  # type: ignore[attr-defined]
+
+
+def reference() -> tuple[pd.DataFrame, dict[str, float]]:
+    """(seconds per job of the measured study: columns working, overhead, largest_mb), and its work per job."""
+    table = pd.read_csv(MEASURED).set_index("rule").drop("all")
+    per_job = table[["working", "overhead"]].div(table["jobs"], axis=0).join(table["largest_mb"])
+    ((work, _),) = works(ROOT / "config/quick.yaml")
+    return per_job, work
+
+
+def hours(config: Path, seeds: int, jobs: dict[str, int]) -> dict[str, float]:
+    """Rule -> hours of all its jobs, on the machine of the measured study."""
+    per_job, known = reference()
+    found = {}
+    totals: Counter[str] = Counter()
+    for work, _ in works(config):
+        totals.update({rule: amount * seeds for rule, amount in work.items()})
+    for rule, count in jobs.items():
+        like = "train_backbone" if rule == "train_network" else rule  # none in the measured study
+        if like not in per_job.index:
+            continue
+        seconds = count * per_job.overhead[like]
+        seconds += per_job.working[like] * (totals[rule] / known[like] if rule in totals else count)
+        found[rule] = seconds / 3600
+    return found
+
+
+def times_as_many_seeds(config: Path, times: int, folder: Path) -> Path:
+    """The study with more seeds, as a file."""
+    study = yaml.safe_load(config.read_text())
+    study["seeds"] = list(range(times * len(study["seeds"])))
+    grown = folder / f"{config.stem}-{times}.yaml"
+    grown.write_text(yaml.safe_dump(study, sort_keys=False))
+    return grown
+
+
+def main(config: Path, times: int) -> str:
+    """The table of a study."""
+    study = check_study(read_config(config))
+    seeds, size = times * len(study.seeds), Counter[str]()
+    with tempfile.TemporaryDirectory() as folder:
+        grown = times_as_many_seeds(config, times, Path(folder)) if times > 1 else config
+        jobs, outputs, seconds, megabytes = plan(grown)
+    spent = hours(config, seeds, jobs)
+    for _, bytes_ in works(config):
+        size.update({kind: amount * seeds for kind, amount in bytes_.items()})
+    lines = [f"`{config.name}`: {len(study.cells)} x {seeds} cells", ""]
+    lines += ["| rule | jobs | hours on the measured machine |", "|---|---:|---:|"]
+    lines += [f"| `{rule}` | {count:,} | {spent.get(rule, 0):,.1f} |" for rule, count in sorted(jobs.items())]
+    lines += [f"| all | {sum(jobs.values()):,} | {sum(spent.values()):,.0f} |", ""]
+    lines += [f"- weights {size['weights'] / 1e9:.1f} GB, predictions {size['predictions'] / 1e9:.1f} GB"]
+    lines += [f"- {outputs:,} output files"]
+    lines += [f"- planning (a dry run): {seconds:.0f} s of CPU, {megabytes:.0f} MB"]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 1))
