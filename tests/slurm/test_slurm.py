@@ -112,7 +112,7 @@ def test_no_fault_costs_more_than_the_work_since_the_last_checkpoint(cluster, pr
     run.wait(lambda: run.resumed() > 0, "resumed after its time was over")
     at = run.resumed()
     assert at > 1
-    told("over its time limit: SIGTERM, submitted again", f"nothing: resumed at epoch {at} of 80")
+    told("over its time limit: SIGTERM, submitted again", f"nothing: resumed at epoch {at} of 240")
 
     run.wait(lambda: run.progress() > at, "going on")
     run.process.send_signal(signal.SIGINT)
@@ -124,13 +124,13 @@ def test_no_fault_costs_more_than_the_work_since_the_last_checkpoint(cluster, pr
     run = Run(work, LONG, profile)
     run.wait(lambda: run.resumed() > at, "gone on with by the same command")
     at = run.resumed()
-    told("the same command again", f"nothing: resumed at epoch {at} of 80")
+    told("the same command again", f"nothing: resumed at epoch {at} of 240")
     run.wait(lambda: run.progress() > at + 3, "going on")
     (job,) = cluster.jobs()
     cluster.ask("scancel", job)
     run.wait(lambda: run.resumed() > at, "resumed after scancel")
     at = run.resumed()
-    told("scancel of a training", f"nothing: resumed at epoch {at} of 80")
+    told("scancel of a training", f"nothing: resumed at epoch {at} of 240")
 
     run.wait(lambda: run.progress() > at + 3, "going on")
     reached = run.progress()
@@ -141,7 +141,7 @@ def test_no_fault_costs_more_than_the_work_since_the_last_checkpoint(cluster, pr
     last = run.resumed()
     told(
         "a node set DOWN while it trained",
-        f"{reached - last:.1f} epochs: resumed at epoch {last} of 80",
+        f"{reached - last:.1f} epochs: resumed at epoch {last} of 240",
     )
     assert not (work / CELL / "checkpoints").exists()
 
