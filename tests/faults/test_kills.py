@@ -19,7 +19,8 @@ from tiny_study import SMALL, command, errors, jobs_done, run, shown, tables, wa
 pytestmark = pytest.mark.usefixtures("data_root")
 
 KILLS, SEED = 20, 13
-LONGEST = 0.2  # from a start to its kill, as a share of an undisturbed run
+EARLY = 0.2  # the share of kills that may come before any job has begun; the others come later
+LONGEST = 0.15  # from there to the kill, as a share of an undisturbed run
 
 
 def tree(process: subprocess.Popen) -> list[psutil.Process]:
@@ -62,6 +63,16 @@ def at_work(folder: Path) -> list[str]:
     )
 
 
+def wait_for_jobs(folder: Path, process: subprocess.Popen) -> None:
+    """Until Snakemake chooses jobs, or has nothing to do."""
+    log, since = folder / "results/tiny/logs/snakemake.log", time.time()
+    while process.poll() is None:
+        with contextlib.suppress(FileNotFoundError):
+            if log.stat().st_mtime > since and "Select jobs to execute" in log.read_text():
+                return
+        time.sleep(0.05)
+
+
 def test_killed_at_random_moments_it_ends_with_the_same_tables(undisturbed, tmp_path, tell):
     finished, seconds = undisturbed
     draw, lost = random.Random(SEED), Counter[str]()
@@ -72,10 +83,13 @@ def test_killed_at_random_moments_it_ends_with_the_same_tables(undisturbed, tmp_
         with subprocess.Popen(
             command(SMALL), cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         ) as process:
-            moment = draw.uniform(0.5, LONGEST * seconds)
+            started = time.monotonic()
+            if draw.random() > EARLY:
+                wait_for_jobs(tmp_path, process)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(moment)
+                process.wait(draw.uniform(0, LONGEST * seconds))
                 ends += 1
+            moment = time.monotonic() - started
             for one in tree(process):
                 with contextlib.suppress(psutil.Error):
                     one.kill()
@@ -91,6 +105,8 @@ def test_killed_at_random_moments_it_ends_with_the_same_tables(undisturbed, tmp_
             f"{files} more files complete; lost: {', '.join(jobs) or 'nothing'}",
         )
         done_before = done_now
+    assert sum(lost.values()) >= KILLS // 4, "the kills were to come amid jobs"
+    assert done_before, "and to leave something that was complete"
     last = run(tmp_path, SMALL)
     assert last.returncode == 0, shown(last)
     done_now = complete(tmp_path)
