@@ -141,7 +141,7 @@ def test_no_fault_costs_more_than_the_work_since_the_last_checkpoint(cluster, pr
     last = run.resumed()
     told(
         "a node set DOWN while it trained",
-        f"{reached - last:.1f} epochs: resumed at epoch {last} of 240",
+        f"{max(0.0, reached - last):.1f} epochs: resumed at epoch {last} of 240",
     )
     assert not (work / CELL / "checkpoints").exists()
 
