@@ -52,7 +52,7 @@ def study(tmp_path_factory, data_root) -> Path:
 
 def would_run(study: Path, code: Path) -> set[str]:
     """The rules that a dry run would run with the code below `code`."""
-    done = snakemake(study, code, "--dry-run", "--rerun-triggers", "params", "mtime", "input")
+    done = snakemake(study, code, "--dry-run", "--rerun-triggers", "params", "mtime")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return set(re.findall(r"^\s*(?:local)?rule (\w+):$", done.stdout, re.M)) - {"all"}
 
