@@ -16,7 +16,7 @@ from ztw.data.prepare import prepare_dataset
 from ztw.data.splits import load_split
 from ztw.device import pick_device, resolve_precision
 from ztw.files import data_root
-from ztw.training.loop import Recipe
+from ztw.training.recipe import Recipe
 from ztw.training.separate import train_backbone
 
 SEEDS = range(5)

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 import ztw
 from ztw.data.decoded import ImageSet
 from ztw.device import pick_device, resolve_precision
-from ztw.training.loop import Recipe
+from ztw.training.recipe import Recipe
 from ztw.training.separate import train_backbone, train_ics
 
 IMAGES = 1024

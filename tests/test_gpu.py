@@ -8,7 +8,7 @@ from conftest import small_network, stripes
 
 import ztw
 from ztw.evaluation.predictions import predict
-from ztw.training.loop import Recipe
+from ztw.training.recipe import Recipe
 from ztw.training.separate import train_backbone, train_ics
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

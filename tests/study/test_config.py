@@ -28,8 +28,8 @@ from ztw.study.names import ARCHS, ENSEMBLE_KINDS, NO_THRESHOLD, OPTION_OWNERS, 
 from ztw.study.section import Section
 from ztw.study.settings import EnsembleSettings, HardwareSettings, MethodSettings
 from ztw.study.training_settings import BackboneBuild, BackboneSettings, IcSet, Recipe
-from ztw.training.loop import OPTIMIZERS, SCHEDULES
-from ztw.training.loop import Recipe as TrainingRecipe
+from ztw.training.recipe import OPTIMIZERS, SCHEDULES
+from ztw.training.recipe import Recipe as TrainingRecipe
 
 ROOT = Path(__file__).parents[2]
 TINY = yaml.safe_load((ROOT / "tests/config/tiny.yaml").read_text())

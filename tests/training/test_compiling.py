@@ -12,7 +12,7 @@ from torch import nn
 import ztw
 from ztw.training import compiling
 from ztw.training.compiling import WORTH_COMPILING, worth_compiling
-from ztw.training.loop import Recipe
+from ztw.training.recipe import Recipe
 from ztw.training.separate import train_backbone, train_ics
 
 

@@ -10,7 +10,7 @@ import ztw
 from ztw.data.decoded import ImageSet
 from ztw.models.operations import stage_costs
 from ztw.training.joint import JointLoss, exit_weights, rescaled_logits, scale_gradient, train_jointly
-from ztw.training.loop import Recipe
+from ztw.training.recipe import Recipe
 
 RECIPE = Recipe(epochs=4, batch_size=32, lr=0.01, weight_decay=1e-4, optimizer="adam")
 

@@ -10,7 +10,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import ztw
 from ztw.training.layer_wise import train_layer_wise
-from ztw.training.loop import Recipe
+from ztw.training.recipe import Recipe
 
 # of a ResNet-8 with exits after two of its three blocks: what belongs to each exit
 PARTS = [

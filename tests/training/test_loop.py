@@ -10,7 +10,7 @@ from conftest import stripes
 from torch import nn
 
 import ztw
-from ztw.training.loop import Recipe, make_optimizer, make_schedule, steps_per_epoch, total_steps
+from ztw.training.recipe import Recipe, make_optimizer, make_schedule, steps_per_epoch, total_steps
 from ztw.training.separate import train_backbone
 
 

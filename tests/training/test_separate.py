@@ -10,7 +10,7 @@ from torch import nn
 
 import ztw
 from ztw.evaluation.predictions import predict
-from ztw.training.loop import Recipe
+from ztw.training.recipe import Recipe
 from ztw.training.separate import train_backbone, train_ics
 
 RECIPE = Recipe(epochs=2, batch_size=32, lr=0.05, weight_decay=1e-4)

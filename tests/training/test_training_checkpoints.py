@@ -18,7 +18,7 @@ from ztw.errors import ZtwError
 from ztw.training.checkpoints import Checkpoints
 from ztw.training.joint import JointLoss, exit_weights, train_jointly
 from ztw.training.layer_wise import train_layer_wise
-from ztw.training.loop import Recipe
+from ztw.training.recipe import Recipe
 from ztw.training.separate import train_backbone, train_ics
 
 SAMPLES = 150  # with batches of 32: five an epoch, the last one smaller

@@ -11,7 +11,7 @@ from ztw.jobs.cell import CellNetworks, share_backbone
 from ztw.jobs.training import Computing, save_ics
 from ztw.study.settings import DataSettings, HardwareSettings
 from ztw.training.checkpoints import Checkpoints
-from ztw.training.loop import Recipe
+from ztw.training.recipe import Recipe
 from ztw.training.separate import train_ics as train
 
 

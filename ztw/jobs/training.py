@@ -19,7 +19,8 @@ from ztw.progress import Report
 from ztw.study import training_settings
 from ztw.study.settings import HardwareSettings
 from ztw.training.checkpoints import Checkpoints
-from ztw.training.loop import History, Recipe
+from ztw.training.loop import History
+from ztw.training.recipe import Recipe
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ztw.errors import ZtwError
 from ztw.progress import Report
-from ztw.training.loop import Recipe, total_steps
+from ztw.training.recipe import Recipe, total_steps
 
 # Steps from which torch.compile earns back the minute it takes: measured on two CPU cores without AMX, where
 # it takes 5 to 11 % off a backbone's step (`make bench`). Counted, not timed: the same study compiles the

@@ -18,7 +18,8 @@ from ztw.progress import Report
 from ztw.study.names import EXIT_WEIGHTS
 from ztw.training.checkpoints import Checkpoints
 from ztw.training.compiling import compiled
-from ztw.training.loop import History, Recipe, Step, Task, make_optimizer, run_epochs
+from ztw.training.loop import History, Step, Task, run_epochs
+from ztw.training.recipe import Recipe, make_optimizer
 
 # share of the training that is done, in [0, 1] -> weight of every exit's loss (K,)
 Weights = Callable[[float], Tensor]

@@ -11,15 +11,8 @@ from ztw.data.dataset import Data
 from ztw.models.network import EarlyExitNetwork
 from ztw.progress import Report
 from ztw.training.checkpoints import Checkpoints
-from ztw.training.loop import (
-    History,
-    Recipe,
-    Task,
-    cross_entropy_step,
-    freeze,
-    make_optimizer,
-    run_epochs,
-)
+from ztw.training.loop import History, Task, cross_entropy_step, freeze, run_epochs
+from ztw.training.recipe import Recipe, make_optimizer
 
 
 def train_layer_wise(

@@ -1,55 +1,25 @@
-"""The loop all trainings share: recipe, optimizer, schedule, epochs."""
+"""The loop all trainings share: steps, epochs, and all that a training must have again to go on."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, OneCycleLR
 
 from ztw.data.dataset import Data
 from ztw.device import autocast
-from ztw.errors import ZtwError, unknown
+from ztw.errors import ZtwError
 from ztw.progress import Progress, Report
 from ztw.training.checkpoints import Checkpoints
-
-SCHEDULES = ("one_cycle", "milestones")
-OPTIMIZERS = ("sgd", "adam")
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How to train: what the config's `backbone` and `ics` sections say.
-
-    epochs: passes over the data, the last may be a part of one; batch_size in images; lr: the highest
-    learning rate; schedule: one of SCHEDULES; milestones: epochs after which lr is multiplied by gamma;
-    precision: "fp32" or "bf16"; optimizer: one of OPTIMIZERS, momentum is of SGD; compile: whether
-    torch.compile builds the forward and backward pass first, "auto" = for a backbone where it is
-    `worth_compiling` and works; frozen_dropout: whether the dropout of a frozen backbone stays on while its ICs
-    are trained, as in ZTW's released code, drawn from torch's global generator.
-    """
-
-    epochs: float
-    batch_size: int
-    lr: float
-    weight_decay: float
-    momentum: float = 0.9
-    schedule: str = "milestones"
-    milestones: tuple[float, ...] = ()
-    gamma: float = 0.1
-    precision: str = "fp32"
-    optimizer: str = "sgd"
-    compile: bool | Literal["auto"] = False
-    frozen_dropout: bool = False
-
+from ztw.training.recipe import Recipe, make_schedule, steps_per_epoch, total_steps
 
 # A row an epoch: epoch, loss, accuracy, lr, seconds, finished (Unix time).
 History = list[dict[str, float]]
@@ -83,31 +53,8 @@ def cross_entropy_step(forward: Callable[[Tensor], Tensor], precision: str) -> S
     return step
 
 
-def make_optimizer(parameters: Iterable[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
-    """SGD with momentum or Adam, as the recipe says; raises ZtwError for another name."""
-    if recipe.optimizer == "sgd":
-        return torch.optim.SGD(
-            parameters, recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
-        )
-    if recipe.optimizer == "adam":
-        return torch.optim.Adam(parameters, recipe.lr, weight_decay=recipe.weight_decay)
-    raise unknown("optimizer", recipe.optimizer, OPTIMIZERS)
-
-
-def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, samples: int) -> LRScheduler:
-    """The learning-rate schedule, stepped once a batch; samples: of an epoch.
-
-    Raises ZtwError for a name that is not in SCHEDULES.
-    """
-    if recipe.schedule == "one_cycle":
-        total = total_steps(recipe, samples) + 1
-        rising = 0.2 if total > 10 else 0.3  # torch divides by rising * total - 1
-        return OneCycleLR(optimizer, recipe.lr, total_steps=total, pct_start=rising, cycle_momentum=False)
-    if recipe.schedule == "milestones":
-        steps = steps_per_epoch(recipe, samples)
-        at = [round(epoch * steps) for epoch in recipe.milestones]
-        return MultiStepLR(optimizer, at, recipe.gamma)
-    raise unknown("schedule", recipe.schedule, SCHEDULES)
+OF_SCHEDULE = ("last_epoch", "_step_count", "_last_lr")  # what its steps change
+OF_EPOCHS = ("step", "seen", "seconds", "lr", "histories")
 
 
 class Training:
@@ -183,8 +130,8 @@ class Training:
             tensors |= {f"optimizer.{number}.{key}": value for key, value in kept.items()}
         tensors |= {"sums": self.sums, "order": self.order, "generator": self.generator.get_state()}
         tensors |= {f"global.{device}": state for device, state in _global_generators().items()}
-        facts = {key: getattr(self, key) for key in ("step", "seen", "seconds", "lr", "histories")}
-        facts["schedule"] = {key: self.schedule.state_dict()[key] for key in _OF_SCHEDULE}
+        facts = {key: getattr(self, key) for key in OF_EPOCHS}
+        facts["schedule"] = {key: self.schedule.state_dict()[key] for key in OF_SCHEDULE}
         return tensors, {**facts, "rates": [group["lr"] for group in optimizer["param_groups"]]}
 
     def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
@@ -203,14 +150,11 @@ class Training:
             group["lr"] = rate
         self.task.optimizer.load_state_dict({"state": state, "param_groups": groups})
         self.schedule.load_state_dict(facts["schedule"])
-        for key in ("step", "seen", "seconds", "lr", "histories"):
+        for key in OF_EPOCHS:
             setattr(self, key, facts[key])
         self.sums, self.order = tensors["sums"], tensors["order"]
         self.generator.set_state(tensors["generator"])
         _set_global_generators(parts["global"])
-
-
-_OF_SCHEDULE = ("last_epoch", "_step_count", "_last_lr")
 
 
 def _global_generators() -> dict[str, Tensor]:
@@ -282,17 +226,6 @@ def _check_finite(name: str, loss: float, epoch: int, recipe: Recipe) -> None:
             f"{name}: the loss is {loss} in epoch {epoch}; lower lr (now {recipe.lr})"
             " or set precision to fp32"
         )
-
-
-def steps_per_epoch(recipe: Recipe, samples: int) -> int:
-    """Batches of an epoch; a last one of a single image is left out, which BatchNorm cannot use."""
-    whole, rest = divmod(samples, recipe.batch_size)
-    return whole + (rest > 1 or samples == 1)
-
-
-def total_steps(recipe: Recipe, samples: int) -> int:
-    """Batches of the training, at least one."""
-    return max(1, round(recipe.epochs * steps_per_epoch(recipe, samples)))
 
 
 def freeze(module: nn.Module) -> None:

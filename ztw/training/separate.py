@@ -16,16 +16,8 @@ from ztw.models.network import EarlyExitNetwork
 from ztw.progress import Report
 from ztw.training.checkpoints import Checkpoints
 from ztw.training.compiling import compiled, worth_compiling
-from ztw.training.loop import (
-    History,
-    Recipe,
-    Step,
-    Task,
-    cross_entropy_step,
-    freeze,
-    make_optimizer,
-    run_epochs,
-)
+from ztw.training.loop import History, Step, Task, cross_entropy_step, freeze, run_epochs
+from ztw.training.recipe import Recipe, make_optimizer
 
 
 def train_backbone(
