@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -104,3 +105,25 @@ def finished(data_root, tmp_path_factory) -> Path:
     assert "ztw-nostop" in done.stdout
     assert f"make ui CONFIG={tiny_study.TINY}" in done.stdout
     return folder
+
+
+ROWS = pytest.StashKey[list[tuple[str, ...]]]()
+
+
+@pytest.fixture(scope="session")
+def tell(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """Add a row to the table that is printed at the end: what was done, and what came of it and was lost."""
+    rows = request.config.stash.setdefault(ROWS, [])
+    return lambda *row: rows.append(row)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Print it, numbered faults in their order."""
+    told: list[tuple[str, ...]] = config.stash.get(ROWS, [])
+    rows = sorted(told, key=lambda row: [int(word) for word in row[0].split()[:1] if word.isdigit()])
+    if not rows:
+        return
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    terminalreporter.section("what was done, and what came of it")
+    for row in rows:
+        terminalreporter.write_line("  ".join(map(str.ljust, row, widths)).rstrip())

@@ -20,7 +20,7 @@ WITHOUT_LOCKS = [errno.ENOTSUP, errno.ENOSYS, errno.EINVAL, errno.ENOLCK]
 @pytest.fixture
 def only_run(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(ROOT / "workflow"))
-    from reproduce import only_run
+    from one_run import only_run
 
     monkeypatch.chdir(tmp_path)
     return only_run
@@ -67,7 +67,7 @@ def test_without_file_locks_a_run_on_this_machine_is_still_found(only_run, monke
 
 
 def test_what_a_killed_run_was_writing_is_removed(only_run, tmp_path):
-    from reproduce import remove_scratch
+    from one_run import remove_scratch
 
     kept = [".a.json.sha256", "a.json", ".finished", "mlflow.db.broken1", "deep/.hidden"]
     for name in [*kept, ".a.json.4711", "deep/.step-7.safetensors.12"]:
@@ -76,3 +76,47 @@ def test_what_a_killed_run_was_writing_is_removed(only_run, tmp_path):
     remove_scratch(tmp_path)
     found = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     assert found == set(kept)
+
+
+@pytest.fixture
+def scancel(monkeypatch, tmp_path):
+    """A Slurm that writes down what it is asked to cancel; a function that sets its exit status."""
+    stub = tmp_path / "bin/scancel"
+    stub.parent.mkdir()
+    monkeypatch.setenv("PATH", f"{stub.parent}{os.pathsep}{os.environ['PATH']}")
+
+    def answers(status: int) -> Path:
+        asked = tmp_path / "asked"
+        stub.write_text(f'#!/bin/sh\necho "$@" >> {asked}\necho "Unable to contact" >&2\nexit {status}\n')
+        stub.chmod(0o755)
+        return asked
+
+    return answers
+
+
+def test_what_a_run_left_with_slurm_is_cancelled(scancel, monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(ROOT / "workflow"))
+    from one_run import cancel_cluster_jobs
+
+    asked = scancel(0)
+    log = tmp_path / "snakemake.log"
+    cancel_cluster_jobs(log)
+    log.write_text("Building DAG of jobs...\n")
+    cancel_cluster_jobs(log)
+    assert not asked.exists(), "it left nothing"
+    log.write_text("SLURM run ID: 1234-abcd\nJob 4 has been submitted with SLURM jobid 17\n")
+    cancel_cluster_jobs(log)
+    assert asked.read_text() == "--name 1234-abcd\n"
+
+
+def test_a_slurm_that_does_not_cancel_is_told(scancel, monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(ROOT / "workflow"))
+    from one_run import cancel_cluster_jobs
+
+    scancel(1)
+    log = tmp_path / "snakemake.log"
+    log.write_text("SLURM run ID: 1234-abcd\n")
+    with pytest.raises(
+        ztw.ZtwError, match=r"\(Unable to contact\); cancel them \(scancel --name 1234-abcd\)"
+    ):
+        cancel_cluster_jobs(log)

@@ -20,6 +20,9 @@ def screen(monkeypatch, tmp_path):
     from screen import Screen
 
     (tmp_path / "snakemake.log").write_text("")
+    earlier = tmp_path / "prepare_dataset/earlier.log"
+    earlier.parent.mkdir()
+    earlier.write_text("progress: started\nerror: of yesterday\n")
     return Screen(Console(file=io.StringIO(), width=200), tmp_path, tmp_path / "snakemake.log")
 
 
@@ -44,17 +47,20 @@ def test_a_job_is_told_once_when_it_is_done(screen):
 
 def test_a_retry_that_ends_well_takes_the_failure_back(screen):
     write(screen, "predict", "progress: started", "error: memory ran out")
+    assert screen.failures
     write(screen, "predict", "progress: started")
     write(screen, "predict", "progress: started", "done: 0:07")
     assert said(screen) == ["✓ predict  cell  0:07  "]
     assert not screen.failures
+    assert not screen.running
 
 
 def test_jobs_that_fail_alike_share_a_line(screen):
     for rule in ("predict", "evaluate"):
         write(screen, rule, "progress: started", "error: a.json: altered")
     screen.explain_failure()
-    assert said(screen)[0] == "error: predict  cell, evaluate  cell: a.json: altered"
+    (told,) = [line for line in said(screen) if line.startswith("error:")]
+    assert told == "error: predict  cell, evaluate  cell: a.json: altered"
 
 
 @pytest.mark.parametrize(
@@ -66,3 +72,12 @@ def test_a_killed_job_may_have_run_out_of_memory(screen, words):
     screen.explain_failure()
     assert "raise mem_mb of train_ics in the profile" in said(screen)[0]
     assert said(screen)[0].endswith("call the same command again")
+
+
+def test_what_is_handed_over_and_has_not_begun_is_queued(screen):
+    words = "".join(f"rule {rule}:\n    log: {screen.logs}/{rule}/cell.log\n" for rule in "abc")
+    screen.snakemake_log.write_text(words + "1 of 9 steps (11%) done\n")
+    write(screen, "b", "progress: started")
+    with screen.console.capture() as shown:
+        screen.console.print(screen._picture())
+    assert "1 of 9 steps, 2 queued" in shown.get()

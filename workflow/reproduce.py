@@ -8,15 +8,12 @@ from __future__ import annotations
 import argparse
 import codecs
 import contextlib
-import fcntl
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -28,6 +25,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]  # its neighbours, and ztw itself
 from finished import Finished, undelivered
 from gpus import count_gpus
 from machine import ensure_user, usable_cores
+from one_run import MARK, cancel_cluster_jobs, only_run, remove_scratch
 from screen import Screen, show_results
 
 from ztw.errors import ZtwError
@@ -48,8 +46,6 @@ PLAIN = {"✓": "+", "±": "+-", "≈": "~", "…": "...", "─": "-", "≥": ">
 # Seconds that a run has to stop in: a training's checkpoint, a cluster's answer.
 LOCAL_PATIENCE, CLUSTER_PATIENCE = 10.0, 60.0
 SHELL_WORDS = re.compile(r"""[\s"'`$\\;&|<>()*?]""")
-SCRATCH = re.compile(r"\..+\.\d+")
-MARK = "ZTW_RUN"  # in the environment of everything a run starts, so that a later run finds the orphans
 
 
 def main() -> int:
@@ -126,92 +122,6 @@ def check_installed(tracking: str) -> None:
             raise ZtwError(f"the workflow needs {package}, which is missing: pip install 'ztw[workflow]'")
 
 
-@contextlib.contextmanager
-def only_run(console: Console) -> Iterator[None]:
-    """Hold the folder's lock; clear what a killed run left. Raises ZtwError when another run is alive."""
-    Path("results").mkdir(exist_ok=True)
-    with open("results/.lock", "a+") as lock:
-        lock.seek(0)
-        holder = lock.read().strip()
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise _another_run(holder) from error
-        except OSError as error:  # Lustre without -o flock, some network file systems
-            if _reproduces_here(holder):
-                raise _another_run(holder) from error
-            console.print(
-                f"[bold yellow]warning:[/] results/.lock: no file locks here ({error.strerror}); going on without:"
-                " start no second run in this folder from another machine",
-                soft_wrap=True,
-            )
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
-        stop_orphans()
-        clear_stale_lock()
-        yield
-
-
-def _another_run(holder: str) -> ZtwError:
-    return ZtwError(f"another run is at work in this folder (process {holder}); wait for it or stop it")
-
-
-def _reproduces_here(holder: str) -> bool:
-    """Whether a process of this machine, by its number, is a run of this folder."""
-    import psutil
-
-    try:
-        process = psutil.Process(int(holder))
-        if process.pid == os.getpid():
-            return False
-        named = any(Path(part).name == Path(__file__).name for part in process.cmdline()[:3])
-        return named and process.cwd() == os.getcwd()
-    except (psutil.Error, ValueError):
-        return False
-
-
-def stop_orphans() -> None:
-    """Stop what a killed run of this folder left running."""
-    import psutil
-
-    orphans = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get(MARK) == os.getcwd() and process.pid != os.getpid():
-                process.kill()
-                orphans.append(process)
-        except psutil.Error:
-            continue
-    psutil.wait_procs(orphans, timeout=10)
-
-
-def clear_stale_lock() -> None:
-    """Remove Snakemake's lock when no Snakemake is alive in this folder; raises ZtwError when one is."""
-    import psutil
-
-    if not any(Path(".snakemake/locks").glob("*")):
-        return
-    for process in psutil.process_iter():
-        try:
-            snakemake = any(Path(part).name == "snakemake" for part in process.cmdline()[:3])
-            if snakemake and process.cwd() == os.getcwd():
-                raise ZtwError(
-                    f"a snakemake run is at work in this folder (process {process.pid}); wait for it"
-                )
-        except psutil.Error:
-            continue
-    for lock in Path(".snakemake/locks").glob("*"):
-        lock.unlink()
-
-
-def remove_scratch(study: Path) -> None:
-    """Remove the files that jobs of a killed run were writing: `ztw.files.atomic` names them .NAME.PROCESS."""
-    for path in study.rglob(".*"):
-        if SCRATCH.fullmatch(path.name):
-            path.unlink()
-
-
 def use_plain_characters() -> None:
     """Where the terminal (or the file) has no others: LANG=C, for instance."""
 
@@ -277,21 +187,15 @@ def run_snakemake(command: list[str], study: Path, console: Console, patience: f
                 console.print("stopped; finished work is kept, the same command goes on from here")
             return 130
         finally:
-            stop(
-                process, patience
-            )  # nothing computes on without its screen: `reproduce | head`, a closed terminal
-            cancel_cluster_jobs(log)
+            # nothing computes on without its screen: `reproduce | head`, a closed terminal
+            stop(process, patience)
+            with contextlib.suppress(
+                ZtwError
+            ):  # of a Snakemake that had to be killed; the next call tries again
+                cancel_cluster_jobs(log)
         if process.returncode:
             screen.explain_failure()
         return process.returncode
-
-
-def cancel_cluster_jobs(log: Path) -> None:
-    """Cancel the jobs that a run which is over has left with Slurm: two runs must not write the same files."""
-    if shutil.which("scancel") is None or not log.exists():
-        return
-    for run in re.findall(r"^SLURM run ID: (\S+)$", log.read_text(errors="replace"), re.M):
-        subprocess.run(["scancel", "--name", run], check=False, capture_output=True, timeout=60)
 
 
 def _raise_interrupt(*_: object) -> None:

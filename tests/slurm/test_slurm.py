@@ -80,7 +80,7 @@ class Run:
 
 
 def test_the_tables_are_those_of_a_local_run_though_the_controller_dies(
-    cluster, profile, finished, tmp_path, told
+    cluster, profile, finished, tmp_path, tell
 ):
     run = Run(tmp_path, TINY, profile)
     run.wait((tmp_path / "results/tiny/digits/resnet8/seed0/backbone.json").exists, "a backbone was trained")
@@ -90,13 +90,13 @@ def test_the_tables_are_those_of_a_local_run_though_the_controller_dies(
     assert run.ended() == 0, run.output.read_text()
     assert tables(tmp_path) == tables(finished), "byte for byte"
     assert not cluster.jobs()
-    told(
+    tell(
         "the tiny study through sbatch, slurmctld killed and started again in the middle",
         "nothing: same tables",
     )
 
 
-def test_no_fault_costs_more_than_the_work_since_the_last_checkpoint(cluster, profile, tmp_path, told):
+def test_no_fault_costs_more_than_the_work_since_the_last_checkpoint(cluster, profile, tmp_path, tell):
     alone = tmp_path / "alone"
     alone.mkdir()
     work = tmp_path / "work"
@@ -112,25 +112,25 @@ def test_no_fault_costs_more_than_the_work_since_the_last_checkpoint(cluster, pr
     run.wait(lambda: run.resumed() > 0, "resumed after its time was over")
     at = run.resumed()
     assert at > 1
-    told("over its time limit: SIGTERM, submitted again", f"nothing: resumed at epoch {at} of 240")
+    tell("over its time limit: SIGTERM, submitted again", f"nothing: resumed at epoch {at} of 240")
 
     run.wait(lambda: run.progress() > at, "going on")
     run.process.send_signal(signal.SIGINT)
     assert run.ended() == 130
     assert not cluster.jobs(), "nothing is left in squeue"
     assert "stopped; finished work is kept" in run.output.read_text()
-    told("Ctrl-C in the middle", "nothing left in squeue")
+    tell("Ctrl-C in the middle", "nothing left in squeue")
 
     run = Run(work, LONG, profile)
     run.wait(lambda: run.resumed() > at, "gone on with by the same command")
     at = run.resumed()
-    told("the same command again", f"nothing: resumed at epoch {at} of 240")
+    tell("the same command again", f"nothing: resumed at epoch {at} of 240")
     run.wait(lambda: run.progress() > at + 3, "going on")
     (job,) = cluster.jobs()
     cluster.ask("scancel", job)
     run.wait(lambda: run.resumed() > at, "resumed after scancel")
     at = run.resumed()
-    told("scancel of a training", f"nothing: resumed at epoch {at} of 240")
+    tell("scancel of a training", f"nothing: resumed at epoch {at} of 240")
 
     run.wait(lambda: run.progress() > at + 3, "going on")
     reached = run.progress()
@@ -139,7 +139,7 @@ def test_no_fault_costs_more_than_the_work_since_the_last_checkpoint(cluster, pr
     cluster.ask("scontrol", "update", "nodename=localhost", "state=resume")
     assert run.ended() == 0, run.output.read_text()
     last = run.resumed()
-    told(
+    tell(
         "a node set DOWN while it trained",
         f"{max(0.0, reached - last):.1f} epochs: resumed at epoch {last} of 240",
     )
@@ -156,4 +156,4 @@ def test_no_fault_costs_more_than_the_work_since_the_last_checkpoint(cluster, pr
     assert done.returncode == 0, done.stdout
     disturbed, undisturbed = (read_tensors(f / CELL / "backbone.safetensors") for f in (work, alone))
     assert all(disturbed[name].equal(undisturbed[name]) for name in undisturbed), "bit for bit"
-    told("all of these together", "nothing: weights bit for bit those of an undisturbed local run")
+    tell("all of these together", "nothing: weights bit for bit those of an undisturbed local run")

@@ -312,6 +312,9 @@ def test_missing_section():
         ("methods.ztw.ics", "independant", "did you mean independent?"),
         ("methods.ztw.ensemble", "geometrc", "did you mean geometric?"),
         ("datasets", ["digit"], "did you mean digits?"),
+        # names that are keys, too
+        ("methods.ensemble", {"ics": "independent", "rul": "max_softmax"}, "did you mean rule?"),
+        ("ics.sets.head", {"mode": "cascade", "poling": "max"}, "did you mean pooling?"),
     ],
 )
 def test_a_near_miss_is_named(path, value, hint):

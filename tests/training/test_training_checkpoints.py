@@ -90,7 +90,6 @@ def begun(train, recipe, report=None, checkpoints=None):
 
 @pytest.fixture
 def every_step_is_told(monkeypatch):
-    monkeypatch.setattr("ztw.progress.Progress._left", lambda self, now: "")
     monkeypatch.setattr("ztw.training.loop.Progress", Told)
 
 

@@ -63,9 +63,6 @@ FIGURE_CELLS = {
 }
 
 
-# Rules with `localrule` run where `reproduce` runs even when a cluster computes: a download wants a network, a sqlite store
-# one machine that writes to it, a table less time than a place in a queue.
-
 # What a reader looks at.
 RESULTS = [f"{STUDY}/tables/accuracy_at_budget.{kind}" for kind in ("csv", "md", "tex")]
 RESULTS += [

@@ -62,9 +62,7 @@ def train_backbone(
         "settings": settings.model_dump(),
         "origin": origin,
         "accuracy": accuracy,
-        "history": history,
-        "resumed": checkpoints.resumed,
-        **computing.facts(),
+        **computing.facts(history, checkpoints),
     }
     save_checkpoint(output, backbone, facts)
     checkpoints.clear()

@@ -36,7 +36,7 @@ def train_ics(
         kept = checkpoints.phase(f"pass-{number}")
         histories = train(together, training, recipe, seed, checkpoints.report, kept)
         for name, network, history in zip(names, together, histories, strict=True):
-            save_ics(networks, name, network, history, computing, outputs[name])
+            save_ics(networks, name, network, computing.facts(history, checkpoints), outputs[name])
     checkpoints.clear()
 
 

@@ -33,5 +33,5 @@ def train_network(
         weights = exit_weights(network, ics.exit_weights, ics.asked_shares)
         loss = JointLoss(network, weights, ics.rescale_gradients)
         history = train_jointly(loss, training, recipe, seed, checkpoints.report, checkpoints)
-    save_ics(networks, name, network, history, computing, output)
+    save_ics(networks, name, network, computing.facts(history, checkpoints), output)
     checkpoints.clear()

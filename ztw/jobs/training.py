@@ -42,9 +42,10 @@ class Computing:
         dropout = getattr(section, "frozen_dropout", False)
         return Recipe(**given, precision=self.precision, compile=self.compile, frozen_dropout=dropout)
 
-    def facts(self) -> dict[str, Any]:
-        """What a result was computed on and with."""
-        return {**computed_on(self.device, self.precision), "versions": versions()}
+    def facts(self, history: History, checkpoints: Checkpoints) -> dict[str, Any]:
+        """What is written down of a training: its history, where it was resumed, what it was computed on and with."""
+        computed = {**computed_on(self.device, self.precision), "versions": versions()}
+        return {"history": history, "resumed": checkpoints.resumed, **computed}
 
 
 def job_checkpoints(params: Mapping[str, Any], inputs: Iterable[str], report: Report) -> Checkpoints:
@@ -66,11 +67,10 @@ def save_ics(
     networks: CellNetworks,
     name: str,
     network: EarlyExitNetwork,
-    history: History,
-    computed: Computing,
+    trained: Mapping[str, Any],
     output: str,
 ) -> None:
-    """Write the trained part of an IC set's network and what it is."""
+    """Write the trained part of an IC set's network and what it is; trained: facts of the training."""
     ics = networks.sets[name]
     facts = {
         **networks.identity,
@@ -79,7 +79,6 @@ def save_ics(
         "mode": ics.mode,
         "placement": list(network.placement),
         "settings": ics.model_dump(),
-        "history": history,
-        **computed.facts(),
+        **trained,
     }
     save_checkpoint(output, trained_part(network, ics), facts)

@@ -43,9 +43,8 @@ PARENT = "mlflow.parentRunId"
 CELL = "ztw.cell"
 OWNER = "ztw.owner"
 SQLITE = "sqlite:///"
-ANSWERS_WITHIN = (
-    20  # seconds, of a server that is there; many cells at once may wait longer for what they ask of it
-)
+# Seconds, of a server that is there; many cells at once may wait longer for what they ask of it.
+ANSWERS_WITHIN = 20
 # In the environment of a study's jobs: `tracking` as the study has it, with its password. Params are written down.
 GIVEN = "ZTW_TRACKING"
 AGAIN = "delete the study's tracking.json and runs.json files to log it again"
@@ -210,8 +209,7 @@ def open_store(
 
     store: of `start_store`; new: whether it may have no experiment yet. Places of artifacts are those beside a
     sqlite file as it lies now. Raises ServerAwayError when a server does not answer, ZtwError when the store cannot
-    be used, and when a sqlite file is gone
-    (opening it would make an empty one).
+    be used, and when a sqlite file is gone (opening it would make an empty one).
     """
     uri, name = store["uri"], store["experiment"]
     database = _database(uri)

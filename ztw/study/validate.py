@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from difflib import get_close_matches
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
@@ -88,9 +88,16 @@ def did_you_mean(name: object, known: Sequence[str]) -> str:
 def _known_keys(path: Sequence[Any]) -> list[str]:
     """The keys of the section at a path."""
     kind: Any = Study
+    names_come = (
+        False  # the next part is a user's name, or a place in a list: a method may be called like a key
+    )
     for part in path:
-        fields = getattr(kind, "model_fields", {})
-        kind = _section_in(fields[part].annotation) if part in fields else kind
+        if names_come or part not in kind.model_fields:
+            names_come = False
+            continue
+        annotation = kind.model_fields[part].annotation
+        kind = _section_in(annotation)
+        names_come = get_origin(annotation) in (dict, tuple)
     return list(kind.model_fields)
 
 
