@@ -313,7 +313,7 @@ def test_missing_section():
         ("methods.ztw.ensemble", "geometrc", "did you mean geometric?"),
         ("datasets", ["digit"], "did you mean digits?"),
         # names that are keys, too
-        ("methods.ensemble", {"ics": "independent", "rul": "max_softmax"}, "did you mean rule?"),
+        ("methods.ensemble", {"ics": "independent", "rule": "entropy", "threshold": 1}, "mean thresholds?"),
         ("ics.sets.head", {"mode": "cascade", "poling": "max"}, "did you mean pooling?"),
     ],
 )
