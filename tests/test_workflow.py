@@ -126,6 +126,16 @@ def test_a_wrong_config_ends_in_one_line_at_once(tmp_path, content, message):
     assert not (tmp_path / "results").exists()
 
 
+@pytest.mark.parametrize("cores", ["0", "-1", "two", ""])
+def test_without_a_core_nothing_is_started(tmp_path, cores):
+    failed = subprocess.run(
+        [*command(), "--cores", cores], cwd=tmp_path, capture_output=True, text=True, timeout=100
+    )
+    assert failed.returncode == 2
+    assert failed.stderr.endswith(f"argument --cores: {cores!r} must be a whole number >= 1\n")
+    assert not (tmp_path / "results").exists()
+
+
 def test_a_missing_config_is_told(tmp_path):
     failed = run(tmp_path, tmp_path / "none.yaml")
     assert (failed.returncode, failed.stderr) == (1, "")

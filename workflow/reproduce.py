@@ -54,7 +54,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, usage=argparse.SUPPRESS
     )
     parser.add_argument("config", nargs="?", default="config/quick.yaml")
-    parser.add_argument("--cores", type=int, default=usable_cores())
+    parser.add_argument("--cores", type=cores, default=usable_cores())
     parser.add_argument(
         "--profile", help="slurm, or a folder: run the jobs with that Snakemake profile's executor"
     )
@@ -88,6 +88,13 @@ def main() -> int:
         console.print(f"[bold red]error:[/] {escape(describe(error))}", soft_wrap=True)
         return 1
     return status
+
+
+def cores(text: str) -> int:
+    """A number of cores; without any, Snakemake would wait for ever. Raises ArgumentTypeError."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number >= 1")
+    return int(text)
 
 
 def is_question(argument: str) -> bool:

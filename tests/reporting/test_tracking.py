@@ -173,6 +173,7 @@ def test_tables_read_the_named_runs_only(store, tmp_path):
         ("http://host:no-port", "start it, or set tracking to sqlite or none"),
         ("postgresql+nodriver://somebody@127.0.0.1/x", "install the Python package"),
         ("mysql+nodriver://127.0.0.1/x", "install the Python package"),
+        ("redis://127.0.0.1", "give sqlite, none, or the http address of a tracking server"),
     ],
 )
 def test_a_store_that_cannot_be_is_told_by_its_kind(tmp_path, uri, hint):

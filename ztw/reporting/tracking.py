@@ -134,6 +134,8 @@ def _hint(uri: str, error: Exception) -> str:
         word in str(error) for word in ("No module named", "load plugin")
     ):
         return "install the Python package that its kind of database needs"
+    if "unsupported URI" in str(error):
+        return "give sqlite, none, or the http address of a tracking server"
     if (database := _database(uri)) is not None:
         return f"close what else uses {database}, or delete it to have the runs logged again"
     return "start it, or set tracking to sqlite or none"
