@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ztw.errors import ZtwError
-from ztw.progress import Progress, clock, job_log
+from ztw.progress import Note, Progress, clock, job_log
 
 
 def lines(durations: list[float], total: int) -> list[str]:
@@ -100,3 +100,11 @@ def test_other_errors_are_not_about_memory(tmp_path):
     with pytest.raises(SystemExit), job_log(tmp_path / "log", "train_ics"):
         raise RuntimeError("shapes differ")
     assert "error: RuntimeError: shapes differ (traceback:" in (tmp_path / "log").read_text()
+
+
+def test_a_note_is_told_apart_from_progress(tmp_path):
+    with job_log(tmp_path / "log", "prepare_dataset") as report:
+        report("decoding")
+        report(Note("skipped 3 .gif"))
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert lines[:3] == ["progress: started", "progress: decoding", "note: skipped 3 .gif"]

@@ -81,3 +81,13 @@ def test_what_is_handed_over_and_has_not_begun_is_queued(screen):
     with screen.console.capture() as shown:
         screen.console.print(screen._picture())
     assert "1 of 9 steps, 2 queued" in shown.get()
+
+
+def test_what_was_left_out_is_seen_and_once(screen):
+    told = ["progress: started", "note: train: skipped 3 .gif", "progress: decoding"]
+    write(screen, "prepare_dataset", *told)
+    write(screen, "prepare_dataset", *told, "progress: 12 images", "done: 0:01")
+    assert [line for line in said(screen) if line[0] != " "] == [
+        "! prepare_dataset  cell  train: skipped 3 .gif",
+        "✓ prepare_dataset  cell  0:01  12 images",
+    ]

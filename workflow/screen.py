@@ -18,7 +18,7 @@ from rich.text import Text
 
 from ztw.errors import without_password
 from ztw.files import check_seal
-from ztw.progress import DONE, FAILED, PROGRESS, clock
+from ztw.progress import DONE, FAILED, NOTE, PROGRESS, clock
 from ztw.reporting.devices import read_mixed
 from ztw.reporting.differences import read_noise
 from ztw.reporting.readable import SAME, Entry, blocks, read_accuracies
@@ -38,6 +38,7 @@ class Screen:
         # Time of every log's last change, by the clock of the file system, which may be another machine's.
         self.seen = {log: log.stat().st_mtime_ns for log in logs.rglob("*.log")}
         self.begun: set[Path] = set()
+        self.noted: set[str] = set()
         self.running: dict[Path, str] = {}
         self.failures: dict[Path, str] = {}  # what a job said that failed, until it is tried again
         self.printed: dict[Path, float] = {}
@@ -65,15 +66,16 @@ class Screen:
             self.live.update(self._picture(), refresh=True)
 
     def _read(self, log: Path) -> None:
-        lines = [
-            line
-            for line in log.read_text(encoding="utf-8", errors="replace").splitlines()
-            if line.startswith((PROGRESS, DONE, FAILED))
-        ]
+        words = log.read_text(encoding="utf-8", errors="replace").splitlines()
+        name = self._name(log)
+        for note in [line.removeprefix(NOTE) for line in words if line.startswith(NOTE)]:
+            if note not in self.noted:  # a job may say it again, and the one of another split as well
+                self.noted.add(note)
+                self.console.print(Text.assemble(("! ", "yellow"), f"{name}  {note}"), soft_wrap=True)
+        lines = [line for line in words if line.startswith((PROGRESS, DONE, FAILED))]
         if not lines:
             return
         kind, text = lines[-1].split(": ", 1)
-        name = self._name(log)
         self.failures.pop(log, None)
         if kind + ": " == PROGRESS:
             self.running[log] = text

@@ -17,8 +17,13 @@ from ztw.errors import ZtwError, without_password
 
 Report = Callable[[str], None]
 
+
+class Note(str):
+    """A report that a user should have seen when the job is done: something was left out, replaced or made again."""
+
+
 # Lines the terminal shows start with one of these; everything else in a log is for reading later.
-PROGRESS, DONE, FAILED = "progress: ", "done: ", "error: "
+PROGRESS, NOTE, DONE, FAILED = "progress: ", "note: ", "done: ", "error: "
 NO_MEMORY = re.compile("out of memory|(can't|cannot) allocate memory|not enough memory", re.IGNORECASE)
 
 
@@ -99,7 +104,7 @@ def job_log(path: str | Path, rule: str, wildcards: Iterable[str] = ()) -> Itera
 
         try:
             say(f"{PROGRESS}started")
-            yield lambda text: say(PROGRESS + text)
+            yield lambda text: say((NOTE if isinstance(text, Note) else PROGRESS) + text)
             print(f"worked {time.monotonic() - started:.3f} s, from {began:.3f}", file=log)
             say(f"{DONE}{clock(time.monotonic() - started)}")
         except (ZtwError, OSError, MemoryError) as error:

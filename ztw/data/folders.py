@@ -15,7 +15,7 @@ import torch
 from ztw.data.images import shown
 from ztw.data.record import write_array
 from ztw.errors import ZtwError
-from ztw.progress import Report
+from ztw.progress import Note, Report
 
 SPLITS = {"train": ("train",), "test": ("test", "val")}  # ours -> names of its folder
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -60,7 +60,7 @@ def list_images(folder: Path, classes: int | None, report: Report) -> dict[str, 
         raise ZtwError(f"image folder {shown(folder)!r}: {'; '.join(problems)}")
     for split, walk in walks.items():
         if walk.skipped:
-            report(f"{split}: skipped {_counted(walk.skipped)} (images are {' '.join(EXTENSIONS)})")
+            report(Note(f"{split}: skipped {_counted(walk.skipped)} (images are {' '.join(EXTENSIONS)})"))
     found = {split: walk.listed() for split, walk in walks.items()}
     train, test = (listed.classes for listed in found.values())
     if classes is not None and len(train) != classes:
@@ -90,7 +90,7 @@ def split_folders(folder: Path, report: Report) -> dict[str, Path]:
         # ImageNet's test/ has no labels, and so no class folders
         used = next((place for place in places if _has_class_folders(place)), places[-1])
         if len(places) > 1:
-            report(f"{split}: its images are those in {shown(used)}, no others")
+            report(Note(f"{split}: its images are those in {shown(used)}, no others"))
         found[split] = used
     return found
 

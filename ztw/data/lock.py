@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from ztw.progress import Report
+from ztw.progress import Note, Report
 
 
 @contextmanager
@@ -40,7 +40,7 @@ def _wait_for_turn(file: IO[str], report: Report) -> None:
     try:
         import fcntl
     except ImportError:  # Windows
-        report("warning: no file locks on this system; let only one job at a time prepare a data set")
+        report(Note("warning: no file locks on this system; let only one job at a time prepare a data set"))
         return
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -48,4 +48,4 @@ def _wait_for_turn(file: IO[str], report: Report) -> None:
         report("waiting for another job that prepares the same data set")
         fcntl.flock(file, fcntl.LOCK_EX)
     except OSError as error:  # some network file systems
-        report(f"warning: {file.name}: no file locks here ({error.strerror}); going on without")
+        report(Note(f"warning: {file.name}: no file locks here ({error.strerror}); going on without"))

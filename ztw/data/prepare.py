@@ -22,7 +22,7 @@ from ztw.data.lock import locked
 from ztw.data.record import joined, read_record, write_record, write_split
 from ztw.data.sources import find_files
 from ztw.errors import ZtwError, unknown
-from ztw.progress import Report
+from ztw.progress import Note, Report
 from ztw.study.facts import DATASETS, IMAGE_FOLDER, STREAMED_FOLDER, DatasetFacts
 from ztw.study.settings import FolderSettings
 
@@ -219,8 +219,10 @@ def _statistics(counts: Tensor, report: Report) -> dict[str, list[float]]:
     std = variance.sqrt()
     for channel in (std < CONSTANT).nonzero().flatten().tolist():
         report(
-            f"channel {channel} of 0..{len(std) - 1} is constant over the training images (std"
-            f" {float(std[channel]):.2g}): it is normalised by 1, and tells the network nothing"
+            Note(
+                f"channel {channel} of 0..{len(std) - 1} is constant over the training images (std"
+                f" {float(std[channel]):.2g}): it is normalised by 1, and tells the network nothing"
+            )
         )
         std[channel] = 1.0
     return {"mean": [round(v, 4) for v in mean.tolist()], "std": [round(v, 4) for v in std.tolist()]}

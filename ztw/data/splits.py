@@ -14,7 +14,7 @@ from ztw.data.decoded import ImageSet
 from ztw.data.record import NotAsRecordedError, open_array
 from ztw.data.streamed import StreamedSet
 from ztw.errors import ZtwError
-from ztw.progress import Report
+from ztw.progress import Note, Report
 from ztw.study.settings import DataSettings
 
 # What a study may choose; where it is null the record says it
@@ -53,7 +53,7 @@ def _arrays(record: dict[str, Any], split: str, report: Report) -> dict[str, Ten
     try:
         return {name: open_array(record, split, name) for name in names}
     except NotAsRecordedError as error:
-        report(f"{error}; making it again")
+        report(Note(f"{error}; making it again"))
     make_again(record, report)
     try:
         return {name: open_array(record, split, name) for name in names}

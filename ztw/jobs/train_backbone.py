@@ -18,7 +18,7 @@ from ztw.models.backbone import Backbone
 from ztw.models.checkpoints import save_checkpoint
 from ztw.models.import_weights import fetch_weights, load_foreign, read_foreign
 from ztw.models.network import EarlyExitNetwork
-from ztw.progress import Report
+from ztw.progress import Note, Report
 from ztw.study.settings import DataSettings, HardwareSettings
 from ztw.study.training_settings import BackboneSettings
 from ztw.training.checkpoints import Checkpoints
@@ -83,13 +83,16 @@ def _first_weights(
     )
     if source == "torchvision" and classes != 1000:
         report(
-            f"torchvision's weights: their last layer answers 1000 classes, not {classes}: replaced by a new one"
+            Note(
+                f"torchvision's weights: their last layer answers 1000 classes, not {classes}: replaced by a new one"
+            )
         )
     if source in ("train", "torchvision"):
         return backbone, {"source": source}
     path = _weights_file(settings, root, report)
     matched = load_foreign(backbone, read_foreign(path, report), str(path), settings.epochs > 0, report)
-    report(f"weights of {path} matched {matched}{'' if matched == 'by name' else IN_ORDER}")
+    told = f"weights of {path} matched {matched}"
+    report(told if matched == "by name" else Note(told + IN_ORDER))
     return backbone, {"source": source, "file": path.name, "sha256": sha256(path), "matched": matched}
 
 

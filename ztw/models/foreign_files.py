@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ztw.errors import ZtwError
-from ztw.progress import Report
+from ztw.progress import Note, Report
 from ztw.tensors import read_tensors
 
 # Keys under which training scripts put the weights; averaged ones are taken where there are no others.
@@ -82,7 +82,7 @@ def _unwrapped(content: Any, path: Path, report: Report) -> Any:
         key = (known or nested)[0]
         if len(nested) > 1:
             others = [other for other in nested if other != key]
-            report(f"{path}: the weights are those of {key!r}, not of {_listed(others)}")
+            report(Note(f"{path}: the weights are those of {key!r}, not of {_listed(others)}"))
         content = content[key]
     return content
 
@@ -105,7 +105,7 @@ def _tensors(content: Any, path: Path, report: Report) -> dict[str, Tensor]:
         if unfit or not isinstance(key, str):
             raise ZtwError(f"{path}: {key!r} is a {_kind(value)}; expected weights by name alone")
     if left_out := [key for key in content if key not in weights]:
-        report(f"{path}: not used: {_listed(left_out)}")
+        report(Note(f"{path}: not used: {_listed(left_out)}"))
     return weights
 
 

@@ -15,7 +15,7 @@ from ztw.errors import ZtwError
 from ztw.files import sha256 as digest
 from ztw.models.backbone import Backbone
 from ztw.models.foreign_files import read_foreign as read_foreign  # how they are read belongs to it
-from ztw.progress import Report
+from ztw.progress import Note, Report
 
 COUNTER = "num_batches_tracked"  # of BatchNorm; older files lack it, and nothing is computed from it
 SHOWN = 3  # mismatches an error shows
@@ -83,10 +83,10 @@ def load_foreign(
         answers = f"{name}: its last layer answers {count} classes, not {backbone.classes}"
         if not new_last_layer:
             raise ZtwError(f"{answers}: a new one must be trained, with backbone.epochs of more than 0")
-        report(f"{answers}: replaced by a new one ({', '.join(match.replaced)})")
+        report(Note(f"{answers}: replaced by a new one ({', '.join(match.replaced)})"))
     if left_out := [key for key in given if not key.startswith(match.prefix)]:
         what = _shortened({"entries": left_out})
-        report(f"{name}: the weights are those below {match.prefix!r}; not used: {what}")
+        report(Note(f"{name}: the weights are those below {match.prefix!r}; not used: {what}"))
     filled = {key: given[theirs] for theirs, key in match.pairs if key not in match.replaced}
     backbone.load_state_dict({**backbone.state_dict(), **filled})
     return match.how

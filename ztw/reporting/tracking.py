@@ -30,7 +30,7 @@ from mlflow.utils.rest_utils import http_request
 
 from ztw.errors import ZtwError, without_password
 from ztw.files import read_json
-from ztw.progress import Report
+from ztw.progress import Note, Report
 from ztw.reporting import sqlite_store
 from ztw.reporting.run_contents import method_tag, metric_name, metrics_of, params_of, title_of
 
@@ -166,7 +166,9 @@ def start_store(
 def _make_database(database: Path, report: Report) -> None:
     if database.exists() and not (sqlite_store.is_whole(database) and _was_finished(database)):
         report(
-            f"{database} was never finished, or is broken: kept as {sqlite_store.put_aside(database).name}"
+            Note(
+                f"{database} was never finished, or is broken: kept as {sqlite_store.put_aside(database).name}"
+            )
         )
     if database.exists():
         return
@@ -220,7 +222,9 @@ def open_store(
 
     def opened() -> tuple[MlflowClient, str]:
         if database is not None and sqlite_store.relocate(database):
-            report(f"the study has been moved: artifacts go to {database.parent / sqlite_store.ARTIFACTS}")
+            report(
+                Note(f"the study has been moved: artifacts go to {database.parent / sqlite_store.ARTIFACTS}")
+            )
         client = _client(uri)
         if uri.startswith("http"):
             http_request(get_default_host_creds(uri), "/health", "GET", max_retries=0, timeout=ANSWERS_WITHIN)
@@ -228,12 +232,14 @@ def open_store(
         if found is None:
             if not new:
                 report(
-                    f"no experiment {name} in MLflow (removed, or the server was away at first): made anew"
+                    Note(
+                        f"no experiment {name} in MLflow (removed, or the server was away at first): made anew"
+                    )
                 )
             found = _make_experiment(client, name, database)
         if found.lifecycle_stage == "deleted":
             client.restore_experiment(found.experiment_id)
-            report(f"the experiment {name} had been deleted in MLflow: restored, with its runs")
+            report(Note(f"the experiment {name} had been deleted in MLflow: restored, with its runs"))
         return client, found.experiment_id
 
     return _reachable(uri, opened)

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from ztw.errors import ZtwError
-from ztw.progress import Report
+from ztw.progress import Note, Report
 from ztw.tensors import read_metadata, read_tensors, write_tensors
 
 EVERY = 120.0
@@ -73,11 +73,13 @@ class Checkpoints:
                 tensors = read_tensors(path, "the one before it is used")
                 content = json.loads(read_metadata(path)["content"])
             except ZtwError as error:
-                self.report(str(error))
+                self.report(Note(str(error)))
                 continue
             of = content["of"]
             if other := sorted(key for key in {*of, *self.of} if of.get(key) != self.of.get(key)):
-                self.report(f"{path}: of other {' and '.join(other)}, so not used; training from the start")
+                self.report(
+                    Note(f"{path}: of other {' and '.join(other)}, so not used; training from the start")
+                )
                 shutil.rmtree(self.folder)
                 return False
             training.restore(tensors, content["facts"])

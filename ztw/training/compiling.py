@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ztw.errors import ZtwError
-from ztw.progress import Report
+from ztw.progress import Note, Report
 from ztw.training.recipe import Recipe, total_steps
 
 # Steps from which torch.compile earns back the minute it takes: measured on two CPU cores without AMX, where
@@ -48,7 +48,7 @@ def compiled(
             if not auto:
                 raise ZtwError(f"{reason}, or set it to false") from error
             if report is not None:
-                report(f"{reason}; training goes on without")
+                report(Note(f"{reason}; training goes on without"))
             fast = function
             return function(images)
 
