@@ -45,15 +45,8 @@ OUTPUTS = re.compile(r"^    output: (.+)$", re.M)
 
 def plan(config: Path) -> tuple[dict[str, int], int, float, float]:
     """(rule -> jobs, output files, seconds of CPU, peak MB) of a dry run of a study that has computed nothing."""
-    command = [
-        sys.executable,
-        "-m",
-        "snakemake",
-        "--snakefile",
-        str(ROOT / "workflow/Snakefile"),
-        "--cores",
-        "1",
-    ]
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "workflow/Snakefile")]
+    command += ["--cores", "1"]
     with tempfile.TemporaryDirectory() as folder:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = subprocess.run(

@@ -81,15 +81,8 @@ def test_jobs_run_in_the_image_that_ztw_image_names(data_root, tmp_path, monkeyp
     monkeypatch.setenv("PATH", f"{stub.parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("APPTAINER_LOG", str(tmp_path / "log"))
     monkeypatch.setenv("ZTW_IMAGE", str(image))
-    command = [
-        sys.executable,
-        "-m",
-        "snakemake",
-        "--snakefile",
-        str(ROOT / "workflow/Snakefile"),
-        "--cores",
-        "1",
-    ]
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "workflow/Snakefile")]
+    command += ["--cores", "1"]
     command += ["--configfile", str(tiny_study.TINY), "--sdm", "apptainer", "--apptainer-args=--nv"]
     target = "results/tiny/data/digits/test.json"
     done = subprocess.run([*command, "--", target], cwd=tmp_path, capture_output=True, text=True, timeout=300)
