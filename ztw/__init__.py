@@ -10,7 +10,7 @@ from ztw.version import __version__
 if TYPE_CHECKING:
     from ztw.device import keep_freed_memory
     from ztw.errors import ZtwError
-    from ztw.evaluation.costs import macs, paper_ops
+    from ztw.models.costs import macs, paper_ops
     from ztw.evaluation.metrics import accuracy_at_budget, at_budget, exit_accuracy, hindsight_improvability
     from ztw.exits.ensembles import ENSEMBLES, Ensemble, fit_ensemble
     from ztw.exits.inference import ExitResult
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from ztw.models.folding import fold_batch_norm
     from ztw.models.heads import HEADS
     from ztw.models.network import IC_MODES, EarlyExitNetwork, build_network
+    from ztw.models.onnx_export import export_onnx
+    from ztw.models.onnx_runner import OnnxRunner
     from ztw.models.operations import backbone_macs, backbone_paper_ops
 
 # Where each public name lives. They are imported on first use, because checking a config must not
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 _HOME = {
     "device": ("keep_freed_memory",),
     "errors": ("ZtwError",),
-    "evaluation.costs": ("macs", "paper_ops"),
+    "models.costs": ("macs", "paper_ops"),
     "evaluation.metrics": (
         "accuracy_at_budget",
         "at_budget",
@@ -46,6 +48,8 @@ _HOME = {
     "models.folding": ("fold_batch_norm",),
     "models.heads": ("HEADS",),
     "models.network": ("IC_MODES", "EarlyExitNetwork", "build_network"),
+    "models.onnx_export": ("export_onnx",),
+    "models.onnx_runner": ("OnnxRunner",),
     "models.operations": ("backbone_macs", "backbone_paper_ops"),
 }
 
@@ -66,6 +70,7 @@ __all__ = [
     "ExitRule",
     "MaxSoftmax",
     "MaxSoftmaxOrBest",
+    "OnnxRunner",
     "Patience",
     "ZtwError",
     "__version__",
@@ -78,6 +83,7 @@ __all__ = [
     "candidates",
     "decide",
     "exit_accuracy",
+    "export_onnx",
     "fit_ensemble",
     "fold_batch_norm",
     "hindsight_improvability",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ztw.evaluation.calibration import calibration, fit_temperatures, overthinking
-from ztw.evaluation.costs import macs
+from ztw.models.costs import macs
 from ztw.evaluation.curves import Answers, Costs, method_curves, offered_to, swept
 from ztw.evaluation.metric_rows import Metric, metric_rows
 from ztw.evaluation.metrics import at_budget, exit_accuracy, hindsight_improvability

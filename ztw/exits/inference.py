@@ -122,7 +122,7 @@ class MicroBatch:
             answer = self.ensemble.append(exit, answer)
         score, self.state = rule.score(answer, self.state)
         if rule.best_answers:
-            self.best = _better(self.best, (score, answer))
+            self.best = better(self.best, (score, answer))
         return score, answer
 
     def select(self, places: Tensor) -> None:
@@ -148,7 +148,7 @@ class MicroBatch:
         self.best = tuple(map(torch.cat, zip(*(one.best for one in every), strict=True)))
 
 
-def _better(best: State, new: State) -> State:
+def better(best: State, new: State) -> State:
     """Of two (score (N,), answer (N, C)), each sample's with the larger score; the earlier one of equals."""
     if not best:
         return new
@@ -205,7 +205,7 @@ def _infer_one(route: Route, image: Tensor, rule: ExitRule) -> ExitResult:
             answer = ensemble.append(exit, answer)
         score, state = rule.score(answer, state)
         if rule.best_answers:
-            best = _better(best, (score, answer))
+            best = better(best, (score, answer))
         if score.item() > bounds[exit]:  # a float's value in float64, as in `sweep`
             break
     if best and exit == len(route.steps) - 1:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from ztw.evaluation.costs import macs, paper_ops
+from ztw.models.costs import macs, paper_ops
 from ztw.evaluation.curves import Answers, Costs, label
 from ztw.evaluation.methods import evaluate_method
 from ztw.evaluation.metric_rows import backbone_metrics, metric_records

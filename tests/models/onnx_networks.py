@@ -1,0 +1,73 @@
+"""Small networks whose samples leave everywhere, for the tests of ONNX."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+import ztw
+from ztw.exits.rules import ThresholdRule, exit_rule, exit_scores
+
+CLASSES = 5
+
+
+@cache
+def trained_looking(mode: str) -> ztw.EarlyExitNetwork:
+    """Three ICs and the last exit on four small blocks; logits of a usual spread, different at every exit."""
+    torch.manual_seed(3)
+    widths = (3, 8, 8, 8, 8)
+    stages = [
+        nn.Sequential(nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after), nn.ReLU())
+        for before, after in zip(widths, widths[1:], strict=False)
+    ]
+    classifier = nn.Sequential(nn.Flatten(), nn.Linear(8 * 10 * 10, CLASSES))
+    network = ztw.build_network(ztw.Backbone("small", stages, classifier, (3, 10, 10)), mode, placement=(0, 1, 2))
+    network.eval()
+    with torch.no_grad():
+        images = torch.randn(64, 3, 10, 10)
+        for exit in range(network.exits):
+            linear = network.heads[exit].linear if exit < 3 else classifier[1]
+            logits = network(images)[exit]
+            linear.weight.mul_(2 / logits.std(0).mean())
+            linear.bias.sub_(network(images)[exit].mean(0))
+    return network
+
+
+@torch.no_grad()
+def network_of(mode: str, kind: str | None) -> ztw.EarlyExitNetwork:
+    """That network with an ensemble of a kind, or without one."""
+    network = trained_looking(mode)
+    logits = network(images_for(network, 200))
+    noise = torch.randn(200, CLASSES, generator=torch.Generator().manual_seed(1))
+    labels = (logits.sum(0) + 8 * noise).argmax(-1)  # every exit knows something of them, none everything
+    network.ensemble = None if kind is None else ztw.fit_ensemble(logits, labels, kind)
+    return network
+
+
+def images_for(network: ztw.EarlyExitNetwork, count: int) -> Tensor:
+    """The same images (count, C, H, W) every time."""
+    return torch.randn(count, *network.backbone.input_shape, generator=torch.Generator().manual_seed(2))
+
+
+@torch.no_grad()
+def rule_through_the_middle(network: ztw.EarlyExitNetwork, name: str, per_exit: bool = False) -> ztw.ExitRule:
+    """A rule by which samples leave at several exits, with no score of theirs near a threshold."""
+    kind = exit_rule(name)
+    if not issubclass(kind, ThresholdRule):
+        return kind(1)  # type: ignore[call-arg]
+    logits = network(images_for(network, 64))
+    scores = exit_scores(logits if network.ensemble is None else network.ensemble(logits), kind)[:-1]
+    if not per_exit:
+        return kind(float(kind.thresholds(widest_gap(scores.flatten()))))
+    return kind(tuple(kind.thresholds(torch.stack([widest_gap(row) for row in scores])).tolist()))
+
+
+def widest_gap(scores: Tensor) -> Tensor:
+    """The middle of the widest gap between the scores of the middle."""
+    ordered = scores.sort().values
+    ordered = ordered[len(ordered) * 3 // 10 : len(ordered) * 7 // 10]
+    place = ordered.diff().argmax()
+    assert ordered[place + 1] - ordered[place] > 1e-4
+    return (ordered[place] + ordered[place + 1]) / 2

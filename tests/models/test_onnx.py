@@ -1,0 +1,291 @@
+"""An exported network leaves and answers as `infer` does, sample by sample."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx_networks import images_for, network_of, rule_through_the_middle
+from torch import nn
+
+import ztw
+from ztw.exits.sweep import decide
+from ztw.models.onnx_export import float32_below
+from ztw.models.onnx_nesting import flatten, nest
+
+RULES, MODES, KINDS = list(ztw.RULES), list(ztw.IC_MODES), [None, *ztw.ENSEMBLES]
+# Every pair of (rule, mode), (rule, ensemble) and (mode, ensemble) is there: two Latin squares. All triples: tests/slow.
+PAIRS = [(RULES[i], MODES[j], KINDS[(i + j) % 4]) for i in range(4) for j in range(4)]
+BATCHES = (0, 1, 7, 64)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """One network and its file, for the tests that need any."""
+    network = network_of("cascade_detached", "geometric")
+    rule = rule_through_the_middle(network, "max_softmax")
+    path = ztw.export_onnx(network, rule, tmp_path_factory.mktemp("onnx") / "network.onnx")
+    return network, rule, path
+
+
+def assert_as_infer(network, rule, runner, sizes=BATCHES):
+    images = images_for(network, max(sizes))
+    exits = set()
+    for size in sizes:
+        expected, found = network.infer(images[:size], rule), runner(images[:size])
+        assert torch.equal(found.exit_index, expected.exit_index)
+        torch.testing.assert_close(found.logits, expected.logits, atol=1e-4, rtol=1e-4)
+        exits |= set(expected.exit_index.tolist())
+    assert len(exits) > 1
+
+
+@pytest.mark.parametrize(("rule", "mode", "kind"), PAIRS)
+def test_it_leaves_and_answers_as_infer(tmp_path, rule, mode, kind):
+    network = network_of(mode, kind)
+    chosen = rule_through_the_middle(network, rule, per_exit=True)
+    path = ztw.export_onnx(network, chosen, tmp_path / "network.onnx")
+    assert_as_infer(network, chosen, ztw.OnnxRunner(path, threads=1, cache=False))
+
+
+@pytest.mark.parametrize("rule", ["max_softmax", "entropy"])
+def test_a_threshold_for_all_exits(exported, tmp_path, rule):
+    network = exported[0]
+    chosen = rule_through_the_middle(network, rule)
+    path = ztw.export_onnx(network, chosen, tmp_path / "network.onnx")
+    assert_as_infer(network, chosen, ztw.OnnxRunner(path, threads=1, cache=False))
+
+
+class Numbers(nn.Module):
+    """Logits that are small whole numbers of each image: every runtime computes the same scores."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        self.rows = rows
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x[:, 0, self.rows]
+
+
+def test_a_sample_stays_whose_score_is_the_threshold(tmp_path):
+    """softmax of (0, 0, ..., 0) is exactly 1/4, of (100, 0, 0, 0) exactly 1: neither passes itself."""
+    backbone = ztw.Backbone("numbers", [nn.Identity(), nn.Identity()], Numbers(1), (1, 2, 4))
+    network = ztw.EarlyExitNetwork(backbone, [Numbers(0)], (0,), "independent").eval()
+    images = torch.zeros(3, 1, 2, 4)
+    images[1, 0, 0, 2], images[2, 0, 0, 1] = 200.0, 1.0
+    for threshold, exits in ((0.25, [1, 0, 0]), (1.0, [1, 1, 1]), (np.nextafter(1.0, 0), [1, 0, 1]), (0.2, [0, 0, 0])):
+        rule = ztw.MaxSoftmax(threshold)
+        runner = ztw.OnnxRunner(ztw.export_onnx(network, rule, tmp_path / "n.onnx"), cache=False)
+        assert runner(images).exit_index.tolist() == network.infer(images, rule).exit_index.tolist() == exits
+        assert [runner(image[None]).exit_index.item() for image in images] == exits
+
+
+def test_float32_bounds_part_the_scores_as_the_exact_ones(exported):
+    """At, just below and just above every score of ONNX Runtime itself."""
+    network, _, path = exported
+    runner, images = ztw.OnnxRunner(path, threads=1, cache=False), images_for(network, 32)
+    scores = runner.logits(images).softmax(-1).amax(-1)
+    for value in scores[0, :8].tolist():
+        for bound in (value, np.nextafter(value, 0), np.nextafter(value, 1)):
+            rule = ztw.MaxSoftmax(bound)
+            assert ((scores > torch.from_numpy(float32_below(rule.bounds(4)))[0]) == (scores.double() > bound)).all()
+
+
+def test_the_flat_graph_comes_back_from_the_nested_one(exported):
+    _, _, path = exported
+    runner, nested = ztw.OnnxRunner(path, cache=False), onnx.load(path)
+    flat = flatten(nested, runner.form)
+    again = nest(flat, runner.form)
+    assert flatten(again, runner.form).SerializeToString() == flat.SerializeToString()
+    onnx.checker.check_model(again, full_check=True)
+    onnx.shape_inference.infer_shapes(again, strict_mode=True)
+
+
+def test_any_runtime_can_use_the_file_as_it_is(exported):
+    network, rule, path = exported
+    images = images_for(network, 9)
+    session = onnxruntime.InferenceSession(path)
+    logits, exits = session.run(None, {"images": images.numpy()})
+    expected = network.infer(images, rule)
+    assert exits.tolist() == expected.exit_index.tolist()
+    np.testing.assert_allclose(logits, expected.logits.numpy(), atol=1e-4, rtol=1e-4)
+    _, exits = session.run(None, {"images": images.numpy(), "bounds": np.full(3, 2, np.float32)})
+    assert set(exits.tolist()) == {3}
+
+
+def test_it_really_stops(exported):
+    """A sample that leaves at the first exit costs what the way there costs: nothing later is computed."""
+    network, _, path = exported
+    content = onnx.load(path)
+    assert [node.op_type for node in content.graph.node].count("If") == 1
+    convolutions = [node for node in content.graph.node if node.op_type == "Conv"]
+    assert len(convolutions) == 2  # of the first block and of its head
+
+
+def test_a_backbone_alone(exported, tmp_path):
+    network = exported[0]
+    images = images_for(network, 70)
+    runner = ztw.OnnxRunner(ztw.export_onnx(network.backbone, None, tmp_path / "b.onnx"), cache=False)
+    for count in (0, 1, 70):
+        result = runner(images[:count])
+        torch.testing.assert_close(result.logits, network.backbone(images[:count]), atol=1e-4, rtol=1e-4)
+        assert result.exit_index.tolist() == [0] * count
+
+
+def test_the_file_says_what_it_is(exported):
+    network, rule, path = exported
+    facts = json.loads({item.key: item.value for item in onnx.load(path).metadata_props}["ztw"])
+    assert facts["bounds"] == [rule.threshold] * 3
+    assert facts["rule"] == "max_softmax"
+    assert facts["macs"] == ztw.macs(network).tolist()
+    assert facts["input_shape"] == [3, 10, 10]
+    runner = ztw.OnnxRunner(path, cache=False)
+    torch.testing.assert_close(runner.cost, ztw.macs(network))
+
+
+def test_all_exits_to_choose_thresholds_on(exported):
+    network, _, path = exported
+    images = images_for(network, 70)
+    with torch.no_grad():
+        expected = network.ensemble(network(images))
+    torch.testing.assert_close(ztw.OnnxRunner(path, cache=False).logits(images), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_another_threshold_than_the_files(exported):
+    network, _, path = exported
+    images = images_for(network, 64)
+    runner = ztw.OnnxRunner(path, cache=False)
+    rule = rule_through_the_middle(network, "max_softmax", per_exit=True)
+    assert torch.equal(runner(images, rule).exit_index, network.infer(images, rule).exit_index)
+    with pytest.raises(ztw.ZtwError, match="was exported for max_softmax, not for Entropy"):
+        runner(images, ztw.Entropy(0.5))
+
+
+def test_images_as_numpy_and_in_another_memory_format(exported):
+    network, rule, path = exported
+    images = images_for(network, 5)
+    runner = ztw.OnnxRunner(path, cache=False)
+    expected = network.infer(images, rule)
+    for given in (images.numpy(), images.to(memory_format=torch.channels_last), images.double()):
+        torch.testing.assert_close(runner(given).logits, expected.logits, atol=1e-4, rtol=1e-4)
+
+
+def test_the_fast_form_is_kept_and_used(exported, tmp_path, monkeypatch):
+    network, _, path = exported
+    images = images_for(network, 2)
+    first = ztw.OnnxRunner(path, cache=tmp_path)(images)
+    ztw.OnnxRunner(path, cache=tmp_path)(images[:1])
+    assert sorted(file.name for file in tmp_path.rglob("*.onnx")) == ["batched.onnx", "single.onnx"]
+    monkeypatch.setattr("ztw.models.onnx_runner.OnnxRunner._fast", lambda *_: pytest.fail("made again"))
+    again = ztw.OnnxRunner(path, cache=tmp_path)(images)
+    assert torch.equal(first.logits, again.logits)
+    # another network of the same name is another one
+    path.with_name("other.onnx").write_bytes(path.read_bytes() + b"")
+    monkeypatch.setattr("onnxruntime.__version__", "0")
+    with pytest.raises(pytest.fail.Exception, match="made again"):
+        ztw.OnnxRunner(path, cache=tmp_path)(images)
+
+
+def test_a_damaged_fast_form_is_made_again(exported, tmp_path):
+    network, _, path = exported
+    images = images_for(network, 2)
+    expected = ztw.OnnxRunner(path, cache=tmp_path)(images)
+    for kept in tmp_path.rglob("*.onnx"):
+        kept.write_bytes(kept.read_bytes()[:-100])
+    assert torch.equal(ztw.OnnxRunner(path, cache=tmp_path)(images).logits, expected.logits)
+
+
+class ByTheBatch(nn.Module):
+    """A classifier that looks at the size of the batch, as `view` in a model of one's own does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4 * 6 * 6, CLASSES := 3)
+        self.classes = CLASSES
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(x.contiguous().view(x.shape[0], -1))
+
+
+class Tokens(nn.Module):
+    """A token for the class in front, as in a vision transformer: expanded to the batch, needed at every exit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.randn(1, 1, 4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([self.token.expand(x.shape[0], -1, -1), x.flatten(2).transpose(1, 2)], 1)
+
+
+def test_parts_that_look_at_the_batchs_size(tmp_path):
+    torch.manual_seed(0)
+    backbone = ztw.Backbone(
+        "views", [nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1)], ByTheBatch(), (3, 8, 8)
+    )
+    network = ztw.EarlyExitNetwork(backbone, [ByTheBatch(), ByTheBatch()], (0, 1), "independent").eval()
+    rule = rule_through_the_middle(network, "max_softmax", per_exit=True)
+    runner = ztw.OnnxRunner(ztw.export_onnx(network, rule, tmp_path / "n.onnx"), cache=False)
+    assert_as_infer(network, rule, runner, BATCHES[1:])  # `view` itself fails with no images
+
+
+def test_attention_at_every_exit(tmp_path):
+    torch.manual_seed(0)
+    blocks = [nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, batch_first=True) for _ in range(2)]
+
+    class First(nn.Module):
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            return tokens[:, 0]
+
+    classifier = nn.Sequential(First(), nn.Linear(4, 3))
+    backbone = ztw.Backbone("attention", [Tokens(), *blocks], classifier, (4, 3, 3))
+    network = ztw.build_network(backbone, placement=(0, 1)).eval()
+    rule = rule_through_the_middle(network, "max_softmax", per_exit=True)
+    runner = ztw.OnnxRunner(ztw.export_onnx(network, rule, tmp_path / "n.onnx"), cache=False)
+    assert_as_infer(network, rule, runner, BATCHES[1:])  # `view` itself fails with no images
+
+
+def test_wrong_requests_are_told_in_one_line(exported, tmp_path):
+    network, rule, path = exported
+    with pytest.raises(ztw.ZtwError, match="needs a rule"):
+        ztw.export_onnx(network, None, tmp_path / "n.onnx")
+    with pytest.raises(ztw.ZtwError, match="MaxSoftmax for a Backbone, which has no exits"):
+        ztw.export_onnx(network.backbone, rule, tmp_path / "n.onnx")
+    with pytest.raises(ztw.ZtwError, match=r"Linear, must be an EarlyExitNetwork or a Backbone"):
+        ztw.export_onnx(nn.Linear(1, 1), rule, tmp_path / "n.onnx")
+    with pytest.raises(ztw.ZtwError, match="MaxSoftmax: 2 thresholds, must be one or 3"):
+        ztw.export_onnx(network, ztw.MaxSoftmax((0.5, 0.5)), tmp_path / "n.onnx")
+    runner = ztw.OnnxRunner(path, cache=False)
+    with pytest.raises(ztw.ZtwError, match=r"images: shape \(3, 10, 10\), must be \(samples, 3, 10, 10\)"):
+        runner(torch.zeros(3, 10, 10))
+    with pytest.raises(ztw.ZtwError, match=r"images: shape \(1, 3, 9, 10\)"):
+        runner(np.zeros((1, 3, 9, 10)))
+    with pytest.raises(ztw.ZtwError, match="provider 'Toaster': this ONNX Runtime has"):
+        ztw.OnnxRunner(path, providers=["Toaster"])
+    with pytest.raises(ztw.ZtwError, match="chunk 0: must be at least 1"):
+        ztw.OnnxRunner(path, chunk=0)
+    with pytest.raises(ztw.ZtwError, match=r"missing.onnx: cannot be read \(No such file"):
+        ztw.OnnxRunner(tmp_path / "missing.onnx")
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(ztw.ZtwError, match="damaged, or no ONNX file"):
+        ztw.OnnxRunner(broken)
+    model = onnx.load(path)
+    del model.metadata_props[:]
+    onnx.save(model, broken)
+    with pytest.raises(ztw.ZtwError, match=r"not written by ztw\.export_onnx"):
+        ztw.OnnxRunner(broken)
+
+
+def test_a_missing_package_is_named(exported, tmp_path, monkeypatch):
+    network, rule, path = exported
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ztw.ZtwError, match=r"the package onnxruntime is not installed; pip install 'ztw\[onnx\]'"):
+        ztw.export_onnx(network, rule, tmp_path / "n.onnx")
+    with pytest.raises(ztw.ZtwError, match="onnxruntime is not installed"):
+        ztw.OnnxRunner(path)

@@ -1,0 +1,187 @@
+"""A network as one module that ONNX can hold: every exit's answer and score, in operations that export cleanly."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ztw.errors import ZtwError
+from ztw.exits.ensembles import Ensemble
+from ztw.exits.inference import better
+from ztw.exits.logits import floored
+from ztw.exits.rules import ExitRule, State
+from ztw.models.folding import fold_batch_norm
+from ztw.models.heads import Head
+from ztw.models.network import EarlyExitNetwork
+from ztw.models.pooling import MixedPool, pooling_matrix
+
+
+class AllExits(nn.Module):
+    """images (N, C, H, W) -> of each of K exits in turn its answer (N, classes) and score (N,), as `infer` has them.
+
+    The last exit has no score: it takes everybody.
+    network: made for this by `exportable`.
+    """
+
+    def __init__(self, network: EarlyExitNetwork, rule: type[ExitRule]) -> None:
+        super().__init__()
+        self.network, self.rule = network, rule
+        self.ensemble = None if network.ensemble is None else StackedEnsemble(network.ensemble)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Every exit, nothing stopped."""
+        hidden, previous = images, None
+        state: State = ()
+        best: State = ()
+        members: Tensor | None = None
+        outputs: list[Tensor] = []
+        for exit, stages in enumerate(self.network.segments()):
+            for stage in stages:
+                hidden = stage(hidden)
+            answer = previous = self.network.exit_function(exit)(hidden, previous)
+            if self.ensemble is not None:
+                answer, members = self.ensemble(exit, answer, members)
+            score, state = self.rule.score(answer, state)
+            if self.rule.best_answers:
+                best = better(best, (score, answer))
+            outputs += [answer, score.float()]
+        if best:
+            outputs[-2] = best[1]
+        return tuple(outputs[:-1])
+
+
+class StackedEnsemble(nn.Module):
+    """An ensemble exit by exit on what its members contributed, (N, classes, members): one small product an exit."""
+
+    def __init__(self, ensemble: Ensemble) -> None:
+        super().__init__()
+        self.ensemble = ensemble
+        coefficients, constants = ensemble.linear()
+        self.register_buffer("coefficients", coefficients)
+        self.register_buffer("constants", constants)
+
+    def forward(self, exit: int, logits: Tensor, members: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """logits (N, classes) of an exit (from 0), members of those before -> its answer, members with it."""
+        if not self.ensemble.ensembled(exit):
+            return floored(logits), members
+        member = self.ensemble.member(logits)[..., None]
+        members = member if members is None else torch.cat([members, member], -1)
+        shares = self.get_buffer("coefficients")[exit, : exit + 1]
+        return self.ensemble.finish(members @ shares + self.get_buffer("constants")[exit]), members
+
+
+def exportable(network: EarlyExitNetwork) -> EarlyExitNetwork:
+    """A copy on the CPU, in eval mode and in plain memory order, that computes the same in other operations.
+
+    BatchNorms are folded where that can be done; poolings of the heads become operations that ONNX has, the share of a
+    mixed one a part of the Linear behind it.
+    """
+    try:
+        ready = fold_batch_norm(network)
+    except ZtwError:  # a stage that cannot be traced: ONNX Runtime folds as well
+        ready = copy.deepcopy(network).eval()
+    ready = ready.cpu().to(memory_format=torch.contiguous_format).requires_grad_(False)
+    for number, head in enumerate(ready.heads):
+        seen = ready.backbone.classes if ready.mode.cascade and number else 0
+        ready.heads[number] = PooledHead(head, seen) if _is_mixed(head) else _with_plain_pools(head)
+    return ready
+
+
+def _is_mixed(head: nn.Module) -> bool:
+    body = list(head.body.children()) if isinstance(head, Head) else []
+    return len(body) >= 2 and isinstance(body[-2], MixedPool) and isinstance(body[-1], nn.Flatten)
+
+
+class PooledHead(nn.Module):
+    """A `Head` that ends in a mixed pool, without the mixing: the Linear weighs maximum and average by itself.
+
+    previous: how many of the previous exit's logits the Linear sees.
+    """
+
+    def __init__(self, head: nn.Module, previous: int) -> None:
+        super().__init__()
+        assert isinstance(head, Head)
+        *before, pool, _ = head.body.children()
+        assert isinstance(pool, MixedPool)
+        self.before, self.norm, self.target = nn.Sequential(*before), head.norm, pool.target
+        share, weight = float(pool.alpha), head.linear.weight.detach()
+        features = weight.shape[1] - previous
+        of_features, of_previous = weight[:, :features].T, weight[:, features:].T
+        self.register_buffer("bias", head.linear.bias.detach())
+        self.register_buffer("of_map", of_features.contiguous())
+        self.register_buffer("of_maximum", (share * of_features).contiguous())
+        self.register_buffer("of_average", ((1 - share) * of_features).contiguous())
+        self.register_buffer("of_previous", of_previous.contiguous())
+
+    def forward(self, features: Tensor, previous: Tensor | None = None) -> Tensor:
+        """As `Head.forward`."""
+        part, x = self.get_buffer, self.before(features)
+        if x.shape[-2:] == (self.target, self.target):
+            logits = torch.addmm(part("bias"), x.flatten(1), part("of_map"))
+        else:
+            logits = torch.addmm(part("bias"), plain_max(x, self.target).flatten(1), part("of_maximum"))
+            logits = torch.addmm(logits, plain_average(x, self.target).flatten(1), part("of_average"))
+        if previous is not None and len(part("of_previous")):
+            logits = torch.addmm(logits, self.norm(previous), part("of_previous"))
+        return logits
+
+
+class PlainPool(nn.Module):
+    """Adaptive pooling (max, average, or a mixed one) in operations that ONNX has."""
+
+    def __init__(self, pool: nn.Module) -> None:
+        super().__init__()
+        if isinstance(pool, MixedPool):
+            self.target, self.share = pool.target, float(pool.alpha)
+        else:
+            self.target, self.share = int(pool.output_size), float(isinstance(pool, nn.AdaptiveMaxPool2d))  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, target, target)."""
+        if self.share == 1.0:
+            return plain_max(x, self.target)
+        if self.share == 0.0:
+            return plain_average(x, self.target)
+        return self.share * plain_max(x, self.target) + (1 - self.share) * plain_average(x, self.target)
+
+
+def _with_plain_pools(head: nn.Module) -> nn.Module:
+    for name, part in list(head.named_modules()):
+        square = isinstance(getattr(part, "output_size", None), int)
+        if isinstance(part, MixedPool) or (
+            square and isinstance(part, nn.AdaptiveAvgPool2d | nn.AdaptiveMaxPool2d)
+        ):
+            head.set_submodule(name, PlainPool(part))
+    return head
+
+
+def plain_average(x: Tensor, target: int) -> Tensor:
+    """Adaptive average pooling (N, C, H, W) -> (N, C, target, target)."""
+    height, width = x.shape[-2:]
+    if height % target == 0 == width % target:
+        return F.avg_pool2d(x, (height // target, width // target))
+    matrix = torch.kron(pooling_matrix(height, target), pooling_matrix(width, target)).T.contiguous()
+    return (x.flatten(2) @ matrix).unflatten(2, (target, target))
+
+
+def plain_max(x: Tensor, target: int) -> Tensor:
+    """Adaptive maximum pooling (N, C, H, W) -> (N, C, target, target)."""
+    height, width = x.shape[-2:]
+    if height % target == 0 == width % target:
+        return F.max_pool2d(x, (height // target, width // target))
+    (rows, tall), (columns, wide) = _windows(height, target), _windows(width, target)
+    return F.max_pool2d(x.index_select(2, rows).index_select(3, columns), (tall, wide))
+
+
+def _windows(size: int, target: int) -> tuple[Tensor, int]:
+    """The places of adaptive pooling's windows, one after another and all of one length, and that length.
+
+    A place that is there twice does not change a maximum.
+    """
+    spans = [(place * size // target, -(-(place + 1) * size // target)) for place in range(target)]
+    longest = max(end - start for start, end in spans)
+    places = [min(start + step, end - 1) for start, end in spans for step in range(longest)]
+    return torch.tensor(places), longest

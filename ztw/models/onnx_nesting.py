@@ -1,0 +1,369 @@
+"""One ONNX graph that stops early: a flat graph of all exits, nested into an `If` an exit, and back.
+
+A flat graph has the input "images" and for every exit k the outputs `answer(k)` (N, C) and, but for the last, `score(k)` (N,). Nested, it
+has the inputs "images" and "bounds" (K - 1,) and the outputs "logits" (N, C) and "exit_index" (N,).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+IMAGES, BOUNDS, LOGITS, EXIT_INDEX = "images", "bounds", "logits", "exit_index"
+# Names of the nodes that nesting adds, and of those it repeats at an exit: both are taken away again by `flatten`.
+OURS, REPEATED = "ztw:", "ztw-again:"
+IR_VERSION = 10
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a graph of exits is: K exits, C classes, shape (channels, height, width) of an image.
+
+    log_probabilities: whether what the exits answer with is normalised at the end, as `infer` does with an ensemble.
+    """
+
+    exits: int
+    classes: int
+    shape: tuple[int, ...]
+    log_probabilities: bool
+
+
+def answer(exit: int) -> str:
+    """The output of a flat graph that an exit (from 0) answers with."""
+    return f"answer_{exit}"
+
+
+def score(exit: int) -> str:
+    """The output of a flat graph that decides whether a sample leaves at an exit (from 0)."""
+    return f"score_{exit}"
+
+
+@dataclass
+class Step:
+    """What one exit adds to the way: its nodes in order, and the weights that it is the first to use."""
+
+    nodes: list[NodeProto] = field(default_factory=list)
+    weights: list[TensorProto] = field(default_factory=list)
+
+
+@dataclass
+class Steps:
+    """A flat graph by exits.
+
+    steps: K of them; crossing: (K - 1), the values that later exits need of those up to this one; repeated: value
+    -> node, what depends on the batch's size at most and is computed anew for the samples that are left.
+    """
+
+    steps: list[Step]
+    crossing: list[list[str]]
+    repeated: dict[str, NodeProto]
+
+
+def split(model: ModelProto, exits: int) -> Steps:
+    """Give each node of a flat graph to the first exit that needs it.
+
+    Weights go with their first user: in the outer graph ONNX Runtime takes half as long again.
+    """
+    nodes = list(model.graph.node)
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    made_by = {name: number for number, node in enumerate(nodes) for name in node.output if name}
+    repeated = _repeated(nodes, weights.keys())
+    owner: dict[int, int] = {}
+    for exit in range(exits):
+        wanted = [answer(exit), score(exit)] if exit < exits - 1 else [answer(exit)]
+        todo = [made_by[name] for name in wanted]
+        while todo:
+            number = todo.pop()
+            if number not in owner:
+                owner[number] = exit
+                todo += [made_by[name] for name in _reads(nodes[number]) if name in made_by]
+    steps = [Step() for _ in range(exits)]
+    first_use: dict[str, int] = {}
+    for number, exit in sorted(owner.items()):
+        if nodes[number].output[0] not in repeated:
+            steps[exit].nodes.append(nodes[number])
+        for name in _reads(nodes[number]):
+            if name in weights:
+                first_use[name] = min(exit, first_use.get(name, exit))
+    for name, exit in first_use.items():
+        steps[exit].weights.append(weights[name])
+    crossing, known = [], [IMAGES]
+    for exit in range(exits - 1):
+        known += [name for node in steps[exit].nodes for name in node.output if name]
+        needed = {name for step in steps[exit + 1 :] for node in step.nodes for name in _reads(node)}
+        crossing.append([name for name in known if name in needed])
+    return Steps(steps, crossing, repeated)
+
+
+def only_batch_sizes(flat: ModelProto) -> None:
+    """Rewrite each `Shape` of a whole value as the batch's size and constants, so that `split` knows it."""
+    shapes = {item.name: item.type.tensor_type.shape.dim for item in flat.graph.value_info}
+    nodes: list[NodeProto] = []
+    for node in flat.graph.node:
+        dims = shapes.get(node.input[0], []) if node.op_type == "Shape" else []
+        whole = bool(dims) and not any(item.name == "end" or item.i for item in node.attribute)
+        if not whole or not all(dim.HasField("dim_value") for dim in dims[1:]):
+            nodes.append(node)
+            continue
+        (output,), rest = node.output, [dim.dim_value for dim in dims[1:]]
+        size = f"{output}/batch" if rest else output
+        nodes.append(helper.make_node("Shape", node.input, [size], size, start=0, end=1))
+        if rest:
+            flat.graph.initializer.append(numpy_helper.from_array(np.array(rest), f"{output}/rest"))
+            nodes.append(helper.make_node("Concat", [size, f"{output}/rest"], [output], output, axis=0))
+    del flat.graph.node[:]
+    flat.graph.node.extend(nodes)
+
+
+def _reads(node: NodeProto) -> list[str]:
+    """The names a node reads, those of the graphs inside it among them."""
+    inner = [name for graph in _inner(node) for part in graph.node for name in _reads(part)]
+    return [name for name in (*node.input, *inner) if name]
+
+
+def _inner(node: NodeProto) -> Iterator[GraphProto]:
+    for attribute in node.attribute:
+        if attribute.type == AttributeProto.GRAPH:
+            yield attribute.g
+
+
+def _repeated(nodes: Sequence[NodeProto], weights: Collection[str]) -> dict[str, NodeProto]:
+    """The nodes that depend on nothing of the images but how many they are, by the values they make."""
+    found: dict[str, NodeProto] = {}
+    for node in nodes:
+        attributes = {item.name: item.i for item in node.attribute if item.type == AttributeProto.INT}
+        size = node.op_type == "Shape" and (attributes.get("start", 0), attributes.get("end")) == (0, 1)
+        if size or all(name in found or name in weights for name in _reads(node)):
+            found.update(dict.fromkeys(node.output, node))
+    return found
+
+
+class _Level:
+    """The nodes of one exit in the nested graph, for the samples that have come so far."""
+
+    def __init__(self, steps: Steps, exit: int) -> None:
+        self.steps, self.exit = steps, exit
+        self.nodes: list[NodeProto] = []
+        self.weights = list(steps.steps[exit].weights)
+        self.names: dict[str, str] = {}  # of the flat graph -> here
+        self.answer, self.score = answer(exit), score(exit)
+
+    def add(self, op: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
+        """A node of ours; returns its output's name, which is `output` at this exit."""
+        name = f"{OURS}{output}_{self.exit}"
+        self.nodes.append(helper.make_node(op, inputs, [name], name, **attributes))
+        return name
+
+    def constant(self, value: Any, name: str) -> str:
+        """A constant of ours; returns its name."""
+        name = f"{OURS}{name}_{self.exit}"
+        self.weights.append(numpy_helper.from_array(np.array(value), name))
+        return name
+
+    def gather(self, rows: str) -> None:
+        """What crosses the exit before: only those rows of it."""
+        for name in self.steps.crossing[self.exit - 1]:
+            before = name
+            if self.exit > 1 and name in self.steps.crossing[self.exit - 2]:
+                before = f"{OURS}{name}_{self.exit - 1}"
+            self.names[name] = self.add("Gather", [before, rows], name, axis=0)
+
+    def compute(self, rows: str | None = None) -> None:
+        """The flat graph's nodes; rows: the samples that are left of those at the exit before, None for all."""
+        for node in self.steps.steps[self.exit].nodes:
+            for name in _reads(node):
+                self._repeat(name, rows)
+            self.nodes.append(_renamed(node, self.names))
+        for name in (answer(self.exit), score(self.exit)):  # a score can be the same for every sample
+            self._repeat(name, rows)
+        self.answer, self.score = (self.names.get(name, name) for name in (answer(self.exit), score(self.exit)))
+
+    def _repeat(self, name: str, rows: str | None) -> None:
+        node = self.steps.repeated.get(name)
+        if node is None or name in self.names:
+            return
+        copy = NodeProto()
+        copy.CopyFrom(node)
+        if node.op_type == "Shape":
+            copy.input[:] = [rows or IMAGES]  # both have as many rows as there are samples
+        else:
+            for given in _reads(node):
+                self._repeat(given, rows)
+            copy = _renamed(copy, self.names)
+        copy.output[:] = [f"{given}@{self.exit}" for given in node.output]
+        copy.name = REPEATED + copy.output[0]
+        self.names.update(zip(node.output, copy.output, strict=True))
+        self.nodes.append(copy)
+
+    def stop(self) -> GraphProto:
+        """The branch that answers with this exit."""
+        end = _Level(self.steps, self.exit)
+        end.weights = []
+        return end.finish("stop", self.answer, f"{OURS}mine_{self.exit}")
+
+    def finish(self, name: str, logits: str, exit_index: str) -> GraphProto:
+        """This level as a graph whose results are these values."""
+        results, own = [], {output for node in self.nodes for output in node.output}
+        for value, kind in ((logits, TensorProto.FLOAT), (exit_index, TensorProto.INT64)):
+            # a graph's result must be made in it
+            result = value if value in own else self.add("Identity", [value], f"{name}_{kind}")
+            results.append(helper.make_tensor_value_info(result, kind, None))
+        return helper.make_graph(self.nodes, f"{name} {self.exit + 1}", [], results, self.weights)
+
+
+def _renamed(node: NodeProto, names: dict[str, str]) -> NodeProto:
+    """A copy of a node that reads other names."""
+    copy = NodeProto()
+    copy.CopyFrom(node)
+    copy.input[:] = [names.get(name, name) for name in node.input]
+    for graph in _inner(copy):
+        parts = [_renamed(part, names) for part in graph.node]
+        del graph.node[:]
+        graph.node.extend(parts)
+    return copy
+
+
+def nest(flat: ModelProto, form: Form, single: bool = False) -> ModelProto:
+    """A flat graph as one that stops.
+
+    single: for one image at a time, which needs no bookkeeping. Otherwise each level goes on with the rows that
+    stay and answers for them in their order, and the level above puts that into its own answers; nobody left: stop.
+    """
+    if form.exits == 1:
+        return _alone(flat, form)
+    steps = split(flat, form.exits)
+    deeper: GraphProto | None = None
+    for exit in reversed(range(form.exits)):
+        deeper = (_single_level if single else _batch_level)(steps, exit, deeper)
+    assert deeper is not None
+    return _whole(deeper, flat, form)
+
+
+def _alone(flat: ModelProto, form: Form) -> ModelProto:
+    """A network without early exits: its answer, and nothing about where it left."""
+    model = ModelProto()
+    model.CopyFrom(flat)
+    for node in model.graph.node:
+        node.output[:] = [LOGITS if name == answer(0) else name for name in node.output]
+    del model.graph.output[:]
+    model.graph.output.append(helper.make_tensor_value_info(LOGITS, TensorProto.FLOAT, ["batch", form.classes]))
+    return model
+
+
+def _single_level(steps: Steps, exit: int, deeper: GraphProto | None) -> GraphProto:
+    level = _Level(steps, exit)
+    level.compute()
+    mine = level.constant([exit], "mine")
+    if deeper is None:
+        return level.finish("exit", level.answer, mine)
+    bound = level.add("Gather", [BOUNDS, mine], "bound")
+    leaves = level.add("Greater", [level.score, bound], "leaves")
+    return level.finish("exit", *_branch(level, leaves, level.stop(), deeper))
+
+
+def _batch_level(steps: Steps, exit: int, deeper: GraphProto | None) -> GraphProto:
+    level, before = _Level(steps, exit), f"{OURS}rows_{exit - 1}" if exit else None
+    if before:
+        level.gather(before)
+    level.compute(before)
+    number = level.constant([exit], "number")
+    size = level.add("Shape", [level.answer], "size", start=0, end=1)
+    mine = level.add("Expand", [number, size], "mine")
+    if deeper is None:
+        return level.finish("exit", level.answer, mine)
+    bound = level.add("Gather", [BOUNDS, number], "bound")
+    stays = level.add("LessOrEqual", [level.score, bound], "stays")
+    places = level.add("NonZero", [stays], "places")
+    rows = level.add("Reshape", [places, level.constant([-1], "flat")], "rows")
+    left = level.add("Cast", [level.add("Size", [rows], "left")], "any", to=TensorProto.BOOL)
+    _scatter(deeper, level.answer, mine, rows, exit)
+    return level.finish("exit", *_branch(level, left, deeper, level.stop()))
+
+
+def _scatter(deeper: GraphProto, logits: str, exit_index: str, rows: str, exit: int) -> None:
+    """Let a level answer for all rows of the level above: its own put into those."""
+    axis = f"{OURS}axis_{exit}"
+    deeper.initializer.append(numpy_helper.from_array(np.array([1]), axis))
+    at = f"{OURS}at_{exit}"
+    deeper.node.append(helper.make_node("Unsqueeze", [rows, axis], [at], at))
+    for value, result in zip((logits, exit_index), deeper.output, strict=True):
+        together = f"{OURS}all_{result.name.removeprefix(OURS)}"
+        deeper.node.append(helper.make_node("ScatterND", [value, at, result.name], [together], together))
+        result.name = together
+
+
+def _branch(level: _Level, condition: str, then: GraphProto, otherwise: GraphProto) -> tuple[str, str]:
+    """An `If`; returns the names of the logits and the exit index that come out."""
+    names = (f"{OURS}logits_{level.exit}", f"{OURS}exit_index_{level.exit}")
+    node = helper.make_node("If", [condition], names, f"{OURS}if_{level.exit}", then_branch=then, else_branch=otherwise)
+    level.nodes.append(node)
+    return names
+
+
+def _whole(first: GraphProto, flat: ModelProto, form: Form) -> ModelProto:
+    """The outermost graph, with the inputs and outputs a caller sees."""
+    ends = ("LogSoftmax" if form.log_probabilities else "Identity", "Identity")
+    outputs = [
+        helper.make_tensor_value_info(LOGITS, TensorProto.FLOAT, ["batch", form.classes]),
+        helper.make_tensor_value_info(EXIT_INDEX, TensorProto.INT64, ["batch"]),
+    ]
+    for op, inner, outer in zip(ends, first.output, outputs, strict=True):
+        first.node.append(helper.make_node(op, [inner.name], [outer.name], OURS + outer.name))
+    inputs = [helper.make_tensor_value_info(IMAGES, TensorProto.FLOAT, ["batch", *form.shape])]
+    if form.exits > 1:
+        inputs.append(helper.make_tensor_value_info(BOUNDS, TensorProto.FLOAT, [form.exits - 1]))
+    graph = helper.make_graph(list(first.node), "early exits", inputs, outputs, list(first.initializer))
+    return helper.make_model(graph, opset_imports=flat.opset_import, ir_version=IR_VERSION, producer_name="ztw")
+
+
+def flatten(nested: ModelProto, form: Form) -> ModelProto:
+    """The flat graph that `nest` made a graph of."""
+    nodes: list[NodeProto] = []
+    weights: list[TensorProto] = []
+    names: dict[str, str] = {}  # here -> of the flat graph
+    known: set[str] = set()
+
+    def take(node: NodeProto) -> None:
+        flat = _renamed(node, names)
+        if known.isdisjoint(flat.output):
+            known.update(flat.output)
+            nodes.append(flat)
+
+    def walk(graph: GraphProto) -> None:
+        weights.extend(tensor for tensor in graph.initializer if not tensor.name.startswith((OURS, BOUNDS)))
+        for node in graph.node:
+            if node.name.startswith(REPEATED):
+                copy = NodeProto()
+                copy.CopyFrom(node)
+                copy.output[:] = [name.rpartition("@")[0] for name in node.output]
+                names.update(zip(node.output, copy.output, strict=True))
+                if node.op_type == "Shape":
+                    copy.input[:] = [IMAGES]
+                take(copy)
+            elif not node.name.startswith(OURS):
+                take(node)
+            elif node.op_type == "Gather":
+                names[node.output[0]] = names.get(node.input[0], node.input[0])
+            elif node.op_type == "If":
+                walk(next(inner for inner in _inner(node) if inner.name.startswith("exit")))
+
+    walk(nested.graph)
+    return flat_model(nodes, weights, nested, form)
+
+
+def flat_model(
+    nodes: Sequence[NodeProto], weights: Sequence[TensorProto], like: ModelProto, form: Form
+) -> ModelProto:
+    """A flat graph; like: a model of the same operator sets."""
+    outputs = []
+    for exit in range(form.exits):
+        outputs.append(helper.make_tensor_value_info(answer(exit), TensorProto.FLOAT, ["batch", form.classes]))
+        if exit < form.exits - 1:  # the last one takes everybody
+            outputs.append(helper.make_tensor_value_info(score(exit), TensorProto.FLOAT, ["batch"]))
+    images = helper.make_tensor_value_info(IMAGES, TensorProto.FLOAT, ["batch", *form.shape])
+    graph = helper.make_graph(nodes, "all exits", [images], outputs, weights)
+    return helper.make_model(graph, opset_imports=like.opset_import, ir_version=IR_VERSION, producer_name="ztw")

@@ -1,0 +1,209 @@
+"""Running an exported network in ONNX Runtime, in the form that is fastest on this machine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ztw.device import device_name
+from ztw.errors import ZtwError
+from ztw.exits.inference import ExitResult
+from ztw.exits.rules import ExitRule
+from ztw.files import check_seal, sealed
+from ztw.models.onnx_export import FACTS, SCHEMA, float32_below, need_onnx
+
+if TYPE_CHECKING:
+    import onnx
+    import onnxruntime
+
+CPU = "CPUExecutionProvider"
+CHUNK = 32  # a larger batch keeps the activations of all levels alive: 0.9 GB at 256 for a ResNet-56 with 27 exits
+
+
+class OnnxRunner:
+    """Early exits in ONNX Runtime: runner(images) answers what `EarlyExitNetwork.infer` answers.
+
+    path: what `export_onnx` wrote; threads: of one call, None = ONNX Runtime's choice; providers: its execution
+    providers in order of preference (those other than the CPU's have not been tested: they get the file as it is);
+    chunk: samples carried through the network together. On the CPU the graph is optimised for this machine when it is
+    first needed, once for single images and once for batches, and kept in the user's cache folder, by file, version
+    of ONNX Runtime and CPU; cache: another folder for it, or False for none.
+    Raises ZtwError for a file that is not ours, an unknown provider, and when the packages of ztw[onnx] are missing.
+    """
+
+    def __init__(
+        self,
+        path: Path | str,
+        threads: int | None = None,
+        providers: Sequence[str] = (CPU,),
+        chunk: int = CHUNK,
+        cache: Path | str | bool = True,
+    ) -> None:
+        need_onnx()
+        import onnx
+        import onnxruntime
+
+        from ztw.models.onnx_nesting import Form
+
+        if chunk < 1:
+            raise ZtwError(f"chunk {chunk!r}: must be at least 1")
+        for provider in providers:
+            if provider not in (here := onnxruntime.get_available_providers()):
+                raise ZtwError(f"provider {provider!r}: this ONNX Runtime has {', '.join(here)}")
+        try:
+            self.content = Path(path).read_bytes()
+            properties = {item.key: item.value for item in onnx.load_from_string(self.content).metadata_props}
+            self.facts: dict[str, Any] = json.loads(properties[FACTS])
+        except OSError as error:
+            raise ZtwError(f"{path}: cannot be read ({error.strerror})") from error
+        except KeyError as error:
+            raise ZtwError(f"{path}: not written by ztw.export_onnx") from error
+        except Exception as error:  # protobuf's DecodeError, which is of no public type
+            raise ZtwError(f"{path}: damaged, or no ONNX file") from error
+        if self.facts["schema"] > SCHEMA:
+            raise ZtwError(f"{path}: written by ztw {self.facts['ztw']}; this one reads up to schema {SCHEMA}")
+        self.path, self.threads, self.providers, self.chunk = Path(path), threads, list(providers), chunk
+        self.exits: int = self.facts["exits"]
+        self.cost = torch.tensor(self.facts["macs"], dtype=torch.float64)
+        self.backbone_cost: float = self.facts["backbone_macs"]
+        self.class_names: list[str] | None = self.facts["class_names"]
+        self.bounds = float32_below(torch.tensor(self.facts["bounds"], dtype=torch.float64))
+        self.form = Form(
+            self.exits, self.facts["classes"], tuple(self.facts["input_shape"]), self.facts["log_probabilities"]
+        )
+        self.folder = self._cache_folder(cache)
+
+    def __call__(self, images: Tensor | np.ndarray, rule: ExitRule | None = None) -> ExitResult:
+        """Classify images (N, C, H, W) float32, normalised as in training; samples that left are not computed further.
+
+        rule: with other thresholds than the file's, of the same kind. Raises ZtwError for images of another shape.
+        """
+        array = self._checked(images)
+        bounds = self.bounds if rule is None else self._bounds(rule)
+        if len(array) == 1:
+            return self._result([self._run(self._single, array, bounds)])
+        chunks = [array[start : start + self.chunk] for start in range(0, max(1, len(array)), self.chunk)]
+        return self._result([self._run(self._batched, chunk, bounds) for chunk in chunks])
+
+    def logits(self, images: Tensor | np.ndarray) -> Tensor:
+        """What every exit answers, (K, N, classes) float32, nothing stopped: to choose thresholds on."""
+        from ztw.models.onnx_nesting import answer
+
+        array, names = self._checked(images), [answer(exit) for exit in range(self.exits)]
+        parts = [
+            torch.from_numpy(np.stack(self._flat.run(names, {"images": array[start : start + self.chunk]})))
+            for start in range(0, max(1, len(array)), self.chunk)
+        ]
+        logits = torch.cat(parts, dim=1)
+        return logits.log_softmax(-1) if self.form.log_probabilities else logits
+
+    def _checked(self, images: Tensor | np.ndarray) -> np.ndarray:
+        array = images.detach().cpu().numpy() if isinstance(images, Tensor) else np.asarray(images)
+        if array.ndim != 4 or array.shape[1:] != self.form.shape:
+            raise ZtwError(f"images: shape {array.shape}, must be (samples, {', '.join(map(str, self.form.shape))})")
+        return np.ascontiguousarray(array, dtype=np.float32)
+
+    def _bounds(self, rule: ExitRule) -> np.ndarray:
+        from ztw.exits.rules import RULES
+
+        if RULES.get(self.facts["rule"]) is not type(rule):
+            raise ZtwError(f"{self.path}: was exported for {self.facts['rule']}, not for {type(rule).__name__}")
+        return float32_below(rule.bounds(self.exits))
+
+    def _run(self, session: onnxruntime.InferenceSession, array: np.ndarray, bounds: np.ndarray) -> list[np.ndarray]:
+        if self.exits == 1:
+            return session.run(None, {"images": array})
+        return session.run(None, {"images": array, "bounds": bounds})
+
+    def _result(self, found: list[list[np.ndarray]]) -> ExitResult:
+        logits, *where = (
+            torch.from_numpy(parts[0] if len(parts) == 1 else np.concatenate(parts))
+            for parts in zip(*found, strict=True)
+        )
+        return ExitResult(logits, where[0] if where else torch.zeros(len(logits), dtype=torch.int64))
+
+    @cached_property
+    def _single(self) -> onnxruntime.InferenceSession:
+        return self._session("single", True)
+
+    @cached_property
+    def _batched(self) -> onnxruntime.InferenceSession:
+        return self._session("batched", False)
+
+    @cached_property
+    def _flat(self) -> onnxruntime.InferenceSession:
+        import onnx
+
+        from ztw.models.onnx_nesting import flatten
+
+        model = onnx.load_from_string(self.content)
+        flat = model if self.exits == 1 else flatten(model, self.form)
+        return self._load(flat.SerializeToString(), optimise=True)
+
+    def _session(self, name: str, single: bool) -> onnxruntime.InferenceSession:
+        """The graph for single images or for batches, optimised as a flat one and nested again: that way each
+        subgraph is as fast as it would be alone, which ONNX Runtime does not reach on nested ones by itself."""
+        if self.providers != [CPU] or self.exits == 1:
+            return self._load(self.content, optimise=True)
+        if self.folder is None:
+            return self._load(self._fast(single), optimise=False)
+        kept = self.folder / f"{name}.onnx"
+        try:
+            check_seal(kept)
+            return self._load(kept.read_bytes(), optimise=False)
+        except (OSError, ZtwError):  # not there yet, or damaged
+            content = self._fast(single)
+        try:
+            with sealed(kept) as scratch:
+                scratch.write_bytes(content)
+        except OSError:  # no room or no right: it is made again next time
+            pass
+        return self._load(content, optimise=False)
+
+    def _fast(self, single: bool) -> bytes:
+        import onnx
+
+        from ztw.models.onnx_nesting import flatten, nest
+
+        with tempfile.TemporaryDirectory() as folder:
+            flat = flatten(onnx.load_from_string(self.content), self.form)
+            optimised = Path(folder, "flat.onnx")
+            self._load(flat.SerializeToString(), optimise=True, write=optimised)
+            return nest(onnx.load(optimised), self.form, single).SerializeToString()
+
+    def _load(self, content: bytes, optimise: bool, write: Path | None = None) -> onnxruntime.InferenceSession:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        levels = onnxruntime.GraphOptimizationLevel
+        options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimise else levels.ORT_DISABLE_ALL
+        options.log_severity_level = 3
+        if self.threads is not None:
+            options.intra_op_num_threads = self.threads
+        if write is not None:
+            options.optimized_model_filepath = str(write)
+        return onnxruntime.InferenceSession(content, options, providers=self.providers)
+
+    def _cache_folder(self, cache: Path | str | bool) -> Path | None:
+        import onnxruntime
+
+        if cache is False:
+            return None
+        try:
+            base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+            folder = Path(base if cache is True else str(cache)).expanduser()
+        except RuntimeError:  # a user without a home
+            return None
+        key = hashlib.sha256(self.content)
+        key.update(f"{onnxruntime.__version__} {device_name(torch.device('cpu'))} {os.uname().machine}".encode())
+        return (folder / "ztw" / "onnx" if cache is True else folder) / key.hexdigest()[:24]
