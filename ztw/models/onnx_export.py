@@ -40,7 +40,7 @@ CLEAR = 1e-3  # a score nearer its bound may fall on either side of it: rounding
 
 
 def export_onnx(
-    network: EarlyExitNetwork | Backbone, rule: ExitRule | None, path: Path | str, *, calibration: Tensor | None = None
+    network: EarlyExitNetwork | Backbone, rule: ExitRule | None, path: Path | str, *, quantise: Tensor | None = None
 ) -> Path:
     """Write a network as one ONNX graph that really stops: inputs images (N, C, H, W) and bounds (K - 1,).
 
@@ -48,7 +48,7 @@ def export_onnx(
     Backbone and None: the whole network alone. Outputs: logits float32 (N, classes), log-probabilities with an
     ensemble, and exit_index int64 (N,), which a Backbone has not. Any runtime for ONNX can read the file; `OnnxRunner`
     makes it fast on this machine. The file's metadata says, as JSON under "ztw", what is in it.
-    calibration: images (N, C, H, W) of the training data, for convolutions and products in int8 (choose thresholds anew
+    quantise: images (N, C, H, W) of the training data, for convolutions and products in int8 (choose thresholds anew
     afterwards). Returns the path. Raises ZtwError for a rule that does not fit, a network that ONNX cannot hold or that
     answers otherwise there, and when the packages of ztw[onnx] are missing.
     """
@@ -69,10 +69,10 @@ def export_onnx(
     bounds = torch.empty(0) if rule is None else rule.bounds(network.exits)
     kind = RULES["max_softmax"] if rule is None else type(rule)
     flat, form = flat_graph(network, kind)
-    if calibration is not None:
+    if quantise is not None:
         from ztw.models.onnx_int8 import quantised
 
-        flat = quantised(flat, calibration)
+        flat = quantised(flat, quantise)
     model = nest(flat, form)
     if form.exits > 1:  # a default that whoever runs the file may override
         model.graph.initializer.append(onnx.numpy_helper.from_array(float32_below(bounds), BOUNDS))
@@ -83,7 +83,7 @@ def export_onnx(
         onnx.checker.check_model(content)
     except ValueError as error:
         raise ZtwError(f"{path}: {network.backbone.arch} is larger than the 2 GB an ONNX file can hold") from error
-    if calibration is None:
+    if quantise is None:
         _prove(content, network, rule)
     with atomic(path) as scratch:
         scratch.write_bytes(content)
