@@ -1,8 +1,8 @@
 """Early exits in the fastest runtime: one ONNX graph that stops, against the whole backbone in ONNX Runtime.
 
-Both go through `export_onnx` and `OnnxRunner`, and each ratio is the median of runs taken in turn. A row's `macs` is what
-these images really cost by the exits they took, so that the two can be compared: where nobody leaves it is the whole
-network with all its heads.
+Both go through `export_onnx` and `OnnxRunner`, and each ratio is the median of runs taken in turn. A row's `macs` is
+what these images really cost by the exits they took, so that the two can be compared: where nobody leaves it is the
+whole network with all its heads.
 """
 
 from __future__ import annotations

@@ -10,7 +10,6 @@ from ztw.version import __version__
 if TYPE_CHECKING:
     from ztw.device import keep_freed_memory
     from ztw.errors import ZtwError
-    from ztw.models.costs import macs, paper_ops
     from ztw.evaluation.metrics import accuracy_at_budget, at_budget, exit_accuracy, hindsight_improvability
     from ztw.exits.ensembles import ENSEMBLES, Ensemble, fit_ensemble
     from ztw.exits.inference import ExitResult
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from ztw.exits.thresholds import THRESHOLDS, Candidates, candidates
     from ztw.models.architectures import BACKBONES, build_backbone
     from ztw.models.backbone import Backbone
+    from ztw.models.costs import macs, paper_ops
     from ztw.models.folding import fold_batch_norm
     from ztw.models.heads import HEADS
     from ztw.models.network import IC_MODES, EarlyExitNetwork, build_network

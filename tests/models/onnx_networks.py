@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from functools import cache
+from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,15 +22,17 @@ def trained_looking(mode: str) -> ztw.EarlyExitNetwork:
     widths = (3, 8, 8, 8, 8)
     stages = [
         nn.Sequential(nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after), nn.ReLU())
-        for before, after in zip(widths, widths[1:], strict=False)
+        for before, after in pairwise(widths)
     ]
     classifier = nn.Sequential(nn.Flatten(), nn.Linear(8 * 10 * 10, CLASSES))
-    network = ztw.build_network(ztw.Backbone("small", stages, classifier, (3, 10, 10)), mode, placement=(0, 1, 2))
+    network = ztw.build_network(
+        ztw.Backbone("small", stages, classifier, (3, 10, 10)), mode, placement=(0, 1, 2)
+    )
     network.eval()
     with torch.no_grad():
         images = torch.randn(64, 3, 10, 10)
         for exit in range(network.exits):
-            linear = network.heads[exit].linear if exit < 3 else classifier[1]
+            linear: Any = network.heads[exit].linear if exit < 3 else classifier[1]
             logits = network(images)[exit]
             linear.weight.mul_(2 / logits.std(0).mean())
             linear.bias.sub_(network(images)[exit].mean(0))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import sys
 
@@ -15,12 +14,11 @@ from onnx_networks import images_for, network_of, rule_through_the_middle
 from torch import nn
 
 import ztw
-from ztw.exits.sweep import decide
 from ztw.models.onnx_export import float32_below
 from ztw.models.onnx_nesting import flatten, nest
 
 RULES, MODES, KINDS = list(ztw.RULES), list(ztw.IC_MODES), [None, *ztw.ENSEMBLES]
-# Every pair of (rule, mode), (rule, ensemble) and (mode, ensemble) is there: two Latin squares. All triples: tests/slow.
+# Every pair of (rule, mode), (rule, ensemble) and (mode, ensemble) is there. All triples: tests/slow.
 PAIRS = [(RULES[i], MODES[j], KINDS[(i + j) % 4]) for i in range(4) for j in range(4)]
 BATCHES = (0, 1, 7, 64)
 
@@ -78,7 +76,12 @@ def test_a_sample_stays_whose_score_is_the_threshold(tmp_path):
     network = ztw.EarlyExitNetwork(backbone, [Numbers(0)], (0,), "independent").eval()
     images = torch.zeros(3, 1, 2, 4)
     images[1, 0, 0, 2], images[2, 0, 0, 1] = 200.0, 1.0
-    for threshold, exits in ((0.25, [1, 0, 0]), (1.0, [1, 1, 1]), (np.nextafter(1.0, 0), [1, 0, 1]), (0.2, [0, 0, 0])):
+    for threshold, exits in (
+        (0.25, [1, 0, 0]),
+        (1.0, [1, 1, 1]),
+        (np.nextafter(1.0, 0), [1, 0, 1]),
+        (0.2, [0, 0, 0]),
+    ):
         rule = ztw.MaxSoftmax(threshold)
         runner = ztw.OnnxRunner(ztw.export_onnx(network, rule, tmp_path / "n.onnx"), cache=False)
         assert runner(images).exit_index.tolist() == network.infer(images, rule).exit_index.tolist() == exits
@@ -93,7 +96,9 @@ def test_float32_bounds_part_the_scores_as_the_exact_ones(exported):
     for value in scores[0, :8].tolist():
         for bound in (value, np.nextafter(value, 0), np.nextafter(value, 1)):
             rule = ztw.MaxSoftmax(bound)
-            assert ((scores > torch.from_numpy(float32_below(rule.bounds(4)))[0]) == (scores.double() > bound)).all()
+            assert (
+                (scores > torch.from_numpy(float32_below(rule.bounds(4)))[0]) == (scores.double() > bound)
+            ).all()
 
 
 def test_the_flat_graph_comes_back_from_the_nested_one(exported):
@@ -120,8 +125,7 @@ def test_any_runtime_can_use_the_file_as_it_is(exported):
 
 def test_it_really_stops(exported):
     """A sample that leaves at the first exit costs what the way there costs: nothing later is computed."""
-    network, _, path = exported
-    content = onnx.load(path)
+    content = onnx.load(exported[2])
     assert [node.op_type for node in content.graph.node].count("If") == 1
     convolutions = [node for node in content.graph.node if node.op_type == "Conv"]
     assert len(convolutions) == 2  # of the first block and of its head
@@ -153,7 +157,9 @@ def test_all_exits_to_choose_thresholds_on(exported):
     images = images_for(network, 70)
     with torch.no_grad():
         expected = network.ensemble(network(images))
-    torch.testing.assert_close(ztw.OnnxRunner(path, cache=False).logits(images), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        ztw.OnnxRunner(path, cache=False).logits(images), expected, atol=1e-4, rtol=1e-4
+    )
 
 
 def test_another_threshold_than_the_files(exported):
@@ -257,7 +263,7 @@ def test_wrong_requests_are_told_in_one_line(exported, tmp_path):
     with pytest.raises(ztw.ZtwError, match="MaxSoftmax for a Backbone, which has no exits"):
         ztw.export_onnx(network.backbone, rule, tmp_path / "n.onnx")
     with pytest.raises(ztw.ZtwError, match=r"Linear, must be an EarlyExitNetwork or a Backbone"):
-        ztw.export_onnx(nn.Linear(1, 1), rule, tmp_path / "n.onnx")
+        ztw.export_onnx(nn.Linear(1, 1), rule, tmp_path / "n.onnx")  # type: ignore[arg-type]
     with pytest.raises(ztw.ZtwError, match="MaxSoftmax: 2 thresholds, must be one or 3"):
         ztw.export_onnx(network, ztw.MaxSoftmax((0.5, 0.5)), tmp_path / "n.onnx")
     runner = ztw.OnnxRunner(path, cache=False)
@@ -285,7 +291,9 @@ def test_wrong_requests_are_told_in_one_line(exported, tmp_path):
 def test_a_missing_package_is_named(exported, tmp_path, monkeypatch):
     network, rule, path = exported
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(ztw.ZtwError, match=r"the package onnxruntime is not installed; pip install 'ztw\[onnx\]'"):
+    with pytest.raises(
+        ztw.ZtwError, match=r"the package onnxruntime is not installed; pip install 'ztw\[onnx\]'"
+    ):
         ztw.export_onnx(network, rule, tmp_path / "n.onnx")
     with pytest.raises(ztw.ZtwError, match="onnxruntime is not installed"):
         ztw.OnnxRunner(path)

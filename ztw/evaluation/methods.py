@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from ztw.evaluation.calibration import calibration, fit_temperatures, overthinking
-from ztw.models.costs import macs
 from ztw.evaluation.curves import Answers, Costs, method_curves, offered_to, swept
 from ztw.evaluation.metric_rows import Metric, metric_rows
 from ztw.evaluation.metrics import at_budget, exit_accuracy, hindsight_improvability
 from ztw.exits.rules import ExitRule, exit_rule
 from ztw.exits.sweep import Curve, decide, scored
 from ztw.exits.thresholds import at
+from ztw.models.costs import macs
 from ztw.models.network import EarlyExitNetwork
 from ztw.models.operations import backbone_macs
 

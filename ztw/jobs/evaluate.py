@@ -8,7 +8,6 @@ from typing import Any
 
 import pandas as pd
 
-from ztw.models.costs import macs, paper_ops
 from ztw.evaluation.curves import Answers, Costs, label
 from ztw.evaluation.methods import evaluate_method
 from ztw.evaluation.metric_rows import backbone_metrics, metric_records
@@ -16,6 +15,7 @@ from ztw.evaluation.metrics import exit_accuracy
 from ztw.files import read_json, sealed, write_json
 from ztw.jobs.cell import CellNetworks
 from ztw.models.checkpoints import versions
+from ztw.models.costs import macs, paper_ops
 from ztw.models.network import IC_MODES, EarlyExitNetwork
 from ztw.models.operations import BACKEND, backbone_macs, backbone_paper_ops
 from ztw.progress import Report

@@ -33,14 +33,20 @@ if TYPE_CHECKING:
 OPSET = 20
 FACTS = "ztw"  # the key of what we say of a network in the file's metadata
 SCHEMA = 1
-SAMPLES = 4  # of the batch the exporter sees: neither 1, which it takes for a constant, nor a number of channels
+SAMPLES = (
+    4  # of the batch the exporter sees: neither 1, which it takes for a constant, nor a number of channels
+)
 PROBES = 16
 CLOSE = 1e-3  # of answers, against the largest
 CLEAR = 1e-3  # a score nearer its bound may fall on either side of it: rounding differs between runtimes
 
 
 def export_onnx(
-    network: EarlyExitNetwork | Backbone, rule: ExitRule | None, path: Path | str, *, quantise: Tensor | None = None
+    network: EarlyExitNetwork | Backbone,
+    rule: ExitRule | None,
+    path: Path | str,
+    *,
+    quantise: Tensor | None = None,
 ) -> Path:
     """Write a network as one ONNX graph that really stops: inputs images (N, C, H, W) and bounds (K - 1,).
 
@@ -59,7 +65,9 @@ def export_onnx(
 
     if isinstance(network, Backbone):
         if rule is not None:
-            raise ZtwError(f"export_onnx: {type(rule).__name__} for a Backbone, which has no exits; give None as the rule")
+            raise ZtwError(
+                f"export_onnx: {type(rule).__name__} for a Backbone, which has no exits; give None as the rule"
+            )
         network = EarlyExitNetwork(network, [], (), "independent")
     elif not isinstance(network, EarlyExitNetwork):
         raise ZtwError(f"export_onnx: {type(network).__name__}, must be an EarlyExitNetwork or a Backbone")
@@ -82,7 +90,9 @@ def export_onnx(
         content = model.SerializeToString()
         onnx.checker.check_model(content)
     except ValueError as error:
-        raise ZtwError(f"{path}: {network.backbone.arch} is larger than the 2 GB an ONNX file can hold") from error
+        raise ZtwError(
+            f"{path}: {network.backbone.arch} is larger than the 2 GB an ONNX file can hold"
+        ) from error
     if quantise is None:
         _prove(content, network, rule)
     with atomic(path) as scratch:
@@ -195,7 +205,9 @@ def _prove(content: bytes, network: EarlyExitNetwork, rule: ExitRule | None) -> 
     found, where = (torch.from_numpy(output) for output in session.run([LOGITS, EXIT_INDEX], inputs))
     exit_index, answering = decide(logits, probe)
     if not torch.equal(where[clear], exit_index[clear]):
-        raise ZtwError(f"{network.backbone.arch}: leaves elsewhere in ONNX ({where.tolist()}) than here ({exit_index.tolist()})")
+        raise ZtwError(
+            f"{network.backbone.arch}: leaves elsewhere in ONNX ({where.tolist()}) than here ({exit_index.tolist()})"
+        )
     _compare(network, found, logits[answering, torch.arange(PROBES)], clear)
 
 

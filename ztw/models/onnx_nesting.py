@@ -180,7 +180,9 @@ class _Level:
             self.nodes.append(_renamed(node, self.names))
         for name in (answer(self.exit), score(self.exit)):  # a score can be the same for every sample
             self._repeat(name, rows)
-        self.answer, self.score = (self.names.get(name, name) for name in (answer(self.exit), score(self.exit)))
+        self.answer, self.score = (
+            self.names.get(name, name) for name in (answer(self.exit), score(self.exit))
+        )
 
     def _repeat(self, name: str, rows: str | None) -> None:
         node = self.steps.repeated.get(name)
@@ -250,7 +252,9 @@ def _alone(flat: ModelProto, form: Form) -> ModelProto:
     for node in model.graph.node:
         node.output[:] = [LOGITS if name == answer(0) else name for name in node.output]
     del model.graph.output[:]
-    model.graph.output.append(helper.make_tensor_value_info(LOGITS, TensorProto.FLOAT, ["batch", form.classes]))
+    model.graph.output.append(
+        helper.make_tensor_value_info(LOGITS, TensorProto.FLOAT, ["batch", form.classes])
+    )
     return model
 
 
@@ -299,7 +303,9 @@ def _scatter(deeper: GraphProto, logits: str, exit_index: str, rows: str, exit: 
 def _branch(level: _Level, condition: str, then: GraphProto, otherwise: GraphProto) -> tuple[str, str]:
     """An `If`; returns the names of the logits and the exit index that come out."""
     names = (f"{OURS}logits_{level.exit}", f"{OURS}exit_index_{level.exit}")
-    node = helper.make_node("If", [condition], names, f"{OURS}if_{level.exit}", then_branch=then, else_branch=otherwise)
+    node = helper.make_node(
+        "If", [condition], names, f"{OURS}if_{level.exit}", then_branch=then, else_branch=otherwise
+    )
     level.nodes.append(node)
     return names
 
@@ -317,7 +323,9 @@ def _whole(first: GraphProto, flat: ModelProto, form: Form) -> ModelProto:
     if form.exits > 1:
         inputs.append(helper.make_tensor_value_info(BOUNDS, TensorProto.FLOAT, [form.exits - 1]))
     graph = helper.make_graph(list(first.node), "early exits", inputs, outputs, list(first.initializer))
-    return helper.make_model(graph, opset_imports=flat.opset_import, ir_version=IR_VERSION, producer_name="ztw")
+    return helper.make_model(
+        graph, opset_imports=flat.opset_import, ir_version=IR_VERSION, producer_name="ztw"
+    )
 
 
 def flatten(nested: ModelProto, form: Form) -> ModelProto:
@@ -361,9 +369,13 @@ def flat_model(
     """A flat graph; like: a model of the same operator sets."""
     outputs = []
     for exit in range(form.exits):
-        outputs.append(helper.make_tensor_value_info(answer(exit), TensorProto.FLOAT, ["batch", form.classes]))
+        outputs.append(
+            helper.make_tensor_value_info(answer(exit), TensorProto.FLOAT, ["batch", form.classes])
+        )
         if exit < form.exits - 1:  # the last one takes everybody
             outputs.append(helper.make_tensor_value_info(score(exit), TensorProto.FLOAT, ["batch"]))
     images = helper.make_tensor_value_info(IMAGES, TensorProto.FLOAT, ["batch", *form.shape])
     graph = helper.make_graph(nodes, "all exits", [images], outputs, weights)
-    return helper.make_model(graph, opset_imports=like.opset_import, ir_version=IR_VERSION, producer_name="ztw")
+    return helper.make_model(
+        graph, opset_imports=like.opset_import, ir_version=IR_VERSION, producer_name="ztw"
+    )

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,6 @@ from ztw.files import check_seal, sealed
 from ztw.models.onnx_export import FACTS, SCHEMA, float32_below, need_onnx
 
 if TYPE_CHECKING:
-    import onnx
     import onnxruntime
 
 CPU = "CPUExecutionProvider"
@@ -71,7 +70,9 @@ class OnnxRunner:
         except Exception as error:  # protobuf's DecodeError, which is of no public type
             raise ZtwError(f"{path}: damaged, or no ONNX file") from error
         if self.facts["schema"] > SCHEMA:
-            raise ZtwError(f"{path}: written by ztw {self.facts['ztw']}; this one reads up to schema {SCHEMA}")
+            raise ZtwError(
+                f"{path}: written by ztw {self.facts['ztw']}; this one reads up to schema {SCHEMA}"
+            )
         self.path, self.threads, self.providers, self.chunk = Path(path), threads, list(providers), chunk
         self.exits: int = self.facts["exits"]
         self.cost = torch.tensor(self.facts["macs"], dtype=torch.float64)
@@ -79,7 +80,10 @@ class OnnxRunner:
         self.class_names: list[str] | None = self.facts["class_names"]
         self.bounds = float32_below(torch.tensor(self.facts["bounds"], dtype=torch.float64))
         self.form = Form(
-            self.exits, self.facts["classes"], tuple(self.facts["input_shape"]), self.facts["log_probabilities"]
+            self.exits,
+            self.facts["classes"],
+            tuple(self.facts["input_shape"]),
+            self.facts["log_probabilities"],
         )
         self.folder = self._cache_folder(cache)
 
@@ -110,17 +114,23 @@ class OnnxRunner:
     def _checked(self, images: Tensor | np.ndarray) -> np.ndarray:
         array = images.detach().cpu().numpy() if isinstance(images, Tensor) else np.asarray(images)
         if array.ndim != 4 or array.shape[1:] != self.form.shape:
-            raise ZtwError(f"images: shape {array.shape}, must be (samples, {', '.join(map(str, self.form.shape))})")
+            raise ZtwError(
+                f"images: shape {array.shape}, must be (samples, {', '.join(map(str, self.form.shape))})"
+            )
         return np.ascontiguousarray(array, dtype=np.float32)
 
     def _bounds(self, rule: ExitRule) -> np.ndarray:
         from ztw.exits.rules import RULES
 
         if RULES.get(self.facts["rule"]) is not type(rule):
-            raise ZtwError(f"{self.path}: was exported for {self.facts['rule']}, not for {type(rule).__name__}")
+            raise ZtwError(
+                f"{self.path}: was exported for {self.facts['rule']}, not for {type(rule).__name__}"
+            )
         return float32_below(rule.bounds(self.exits))
 
-    def _run(self, session: onnxruntime.InferenceSession, array: np.ndarray, bounds: np.ndarray) -> list[np.ndarray]:
+    def _run(
+        self, session: onnxruntime.InferenceSession, array: np.ndarray, bounds: np.ndarray
+    ) -> list[np.ndarray]:
         if self.exits == 1:
             return session.run(None, {"images": array})
         return session.run(None, {"images": array, "bounds": bounds})
@@ -181,7 +191,9 @@ class OnnxRunner:
             self._load(flat.SerializeToString(), optimise=True, write=optimised)
             return nest(onnx.load(optimised), self.form, single).SerializeToString()
 
-    def _load(self, content: bytes, optimise: bool, write: Path | None = None) -> onnxruntime.InferenceSession:
+    def _load(
+        self, content: bytes, optimise: bool, write: Path | None = None
+    ) -> onnxruntime.InferenceSession:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -205,5 +217,7 @@ class OnnxRunner:
         except RuntimeError:  # a user without a home
             return None
         key = hashlib.sha256(self.content)
-        key.update(f"{onnxruntime.__version__} {device_name(torch.device('cpu'))} {os.uname().machine}".encode())
+        key.update(
+            f"{onnxruntime.__version__} {device_name(torch.device('cpu'))} {os.uname().machine}".encode()
+        )
         return (folder / "ztw" / "onnx" if cache is True else folder) / key.hexdigest()[:24]
