@@ -30,7 +30,7 @@ def quantised(flat: ModelProto, images: Tensor) -> ModelProto:
     dims = [dim.dim_value for dim in flat.graph.input[0].type.tensor_type.shape.dim[1:]]
     if images.dim() != 4 or not len(images) or list(images.shape[1:]) != dims:
         raise ZtwError(
-            f"quantise: images of shape {tuple(images.shape)}, must be (samples, {', '.join(map(str, dims))}), samples > 0"
+            f"quantise: images of shape {tuple(images.shape)}, must be (samples, {', '.join(map(str, dims))}), not 0"
         )
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)  # it recommends a preparation that the graph has had

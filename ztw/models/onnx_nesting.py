@@ -1,7 +1,8 @@
 """One ONNX graph that stops early: a flat graph of all exits, nested into an `If` an exit, and back.
 
-A flat graph has the input "images" and for every exit k the outputs `answer(k)` (N, C) and, but for the last, `score(k)` (N,). Nested, it
-has the inputs "images" and "bounds" (K - 1,) and the outputs "logits" (N, C) and "exit_index" (N,).
+A flat graph has the input "images" and for every exit k the outputs `answer(k)` (N, C) and, but for the last one,
+`score(k)` (N,). Nested, it has the inputs "images" and "bounds" (K - 1,) and the outputs "logits" (N, C) and
+"exit_index" (N,).
 """
 
 from __future__ import annotations
