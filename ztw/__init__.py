@@ -10,8 +10,10 @@ from ztw.version import __version__
 if TYPE_CHECKING:
     from ztw.device import keep_freed_memory
     from ztw.errors import ZtwError
+    from ztw.evaluation.choice import Choice, choose_threshold, predict
     from ztw.evaluation.costs import macs, paper_ops
     from ztw.evaluation.metrics import accuracy_at_budget, at_budget, exit_accuracy, hindsight_improvability
+    from ztw.evaluation.saving import load, save
     from ztw.exits.ensembles import ENSEMBLES, Ensemble, fit_ensemble
     from ztw.exits.inference import ExitResult
     from ztw.exits.rules import RULES, Entropy, ExitRule, MaxSoftmax, MaxSoftmaxOrBest, Patience
@@ -19,16 +21,19 @@ if TYPE_CHECKING:
     from ztw.exits.thresholds import THRESHOLDS, Candidates, candidates
     from ztw.models.architectures import BACKBONES, build_backbone
     from ztw.models.backbone import Backbone
+    from ztw.models.cut import as_backbone
     from ztw.models.folding import fold_batch_norm
     from ztw.models.heads import HEADS
     from ztw.models.network import IC_MODES, EarlyExitNetwork, build_network
     from ztw.models.operations import backbone_macs, backbone_paper_ops
+    from ztw.training.regimes import train_ics
 
 # Where each public name lives. They are imported on first use, because checking a config must not
 # wait for torch.
 _HOME = {
     "device": ("keep_freed_memory",),
     "errors": ("ZtwError",),
+    "evaluation.choice": ("Choice", "choose_threshold", "predict"),
     "evaluation.costs": ("macs", "paper_ops"),
     "evaluation.metrics": (
         "accuracy_at_budget",
@@ -36,6 +41,7 @@ _HOME = {
         "exit_accuracy",
         "hindsight_improvability",
     ),
+    "evaluation.saving": ("load", "save"),
     "exits.ensembles": ("ENSEMBLES", "Ensemble", "fit_ensemble"),
     "exits.inference": ("ExitResult",),
     "exits.rules": ("RULES", "Entropy", "ExitRule", "MaxSoftmax", "MaxSoftmaxOrBest", "Patience"),
@@ -43,10 +49,12 @@ _HOME = {
     "exits.thresholds": ("THRESHOLDS", "Candidates", "candidates"),
     "models.architectures": ("BACKBONES", "build_backbone"),
     "models.backbone": ("Backbone",),
+    "models.cut": ("as_backbone",),
     "models.folding": ("fold_batch_norm",),
     "models.heads": ("HEADS",),
     "models.network": ("IC_MODES", "EarlyExitNetwork", "build_network"),
     "models.operations": ("backbone_macs", "backbone_paper_ops"),
+    "training.regimes": ("train_ics",),
 }
 
 __all__ = [
@@ -58,6 +66,7 @@ __all__ = [
     "THRESHOLDS",
     "Backbone",
     "Candidates",
+    "Choice",
     "Curve",
     "EarlyExitNetwork",
     "Ensemble",
@@ -70,21 +79,27 @@ __all__ = [
     "ZtwError",
     "__version__",
     "accuracy_at_budget",
+    "as_backbone",
     "at_budget",
     "backbone_macs",
     "backbone_paper_ops",
     "build_backbone",
     "build_network",
     "candidates",
+    "choose_threshold",
     "decide",
     "exit_accuracy",
     "fit_ensemble",
     "fold_batch_norm",
     "hindsight_improvability",
     "keep_freed_memory",
+    "load",
     "macs",
     "paper_ops",
+    "predict",
+    "save",
     "sweep",
+    "train_ics",
 ]
 
 
