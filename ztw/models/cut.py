@@ -111,8 +111,8 @@ def _compare(backbone: Backbone, images: Tensor, expected: Tensor) -> None:
     difference = float((found - expected).abs().max())
     if not difference <= 1e-3 * scale:
         raise ZtwError(
-            f"{backbone.arch}: cut, it answers something else than the model (by up to {difference:.3g}): it draws random"
-            f" numbers, or computes what tracing does not see; {BY_HAND}"
+            f"{backbone.arch}: cut, it answers something else than the model (by up to {difference:.3g}): it draws"
+            f" random numbers, or computes what tracing does not see; {BY_HAND}"
         )
 
 
@@ -203,11 +203,10 @@ def _offer(model: nn.Module) -> str:
     except ZtwError:
         return ""
     nodes, calls = list(graph.nodes), Counter(module for module, _ in ends)
-    fit = [
-        names[m]
-        for m, end in ends
-        if calls[m] == 1 and _crossing(nodes, end) == {end} and end.next.op != "output"
+    once = [
+        (names[module], end) for module, end in ends if calls[module] == 1 and end is not nodes[-1].args[0]
     ]
+    fit = [place for place, end in once if _crossing(nodes, end) == {end}]
     return f", e.g. of {', '.join(fit[:NAMED])}" if fit else ""
 
 
@@ -248,13 +247,14 @@ def _is_batch_size(node: fx.Node) -> bool:
     """Whether a node is x.size(0) or x.shape[0]."""
     if node.op == "call_method" and node.target == "size":
         return tuple(node.args[1:]) == (0,) and not node.kwargs
-    if node.op != "call_function" or node.target is not operator.getitem or node.args[1] != 0:
+    if node.op != "call_function" or node.target is not operator.getitem or str(node.args[1]) != "0":
         return False
     shape = node.args[0]
-    return isinstance(shape, fx.Node) and (
-        (shape.op == "call_function" and shape.target is getattr and shape.args[1] == "shape")
-        or (shape.op == "call_method" and shape.target == "size" and len(shape.args) == 1)
-    )
+    if not isinstance(shape, fx.Node):
+        return False
+    if shape.op == "call_method":
+        return shape.target == "size" and len(shape.args) == 1
+    return shape.op == "call_function" and shape.target is getattr and str(shape.args[1]) == "shape"
 
 
 def _replace_last_linear(model: nn.Module, target: str, name: str, classes: int) -> None:

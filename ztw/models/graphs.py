@@ -65,12 +65,21 @@ def describe_module(module: nn.Module) -> dict[str, Any]:
         target = str(node.target)
         if node.op == "call_module" and target not in modules:
             part = module.get_submodule(target)
-            if _class_name(type(part)) is None:
-                raise NotDescribedError(f"{type(part).__name__}: is no module of torch.nn or torchvision.ops")
-            modules[target] = describe_module(part)
+            modules[target] = _describe_part(part)
         if node.op == "get_attr":
             tensors[target] = _describe_tensor(module, target)
     raise NotDescribedError("a graph without an output")
+
+
+def _describe_part(part: nn.Module) -> dict[str, Any]:
+    try:
+        return describe_module(part)
+    except ZtwError as error:
+        if isinstance(error, NotDescribedError) and _class_name(type(part)) is not None:
+            raise
+        raise NotDescribedError(
+            f"{type(part).__name__}: is no module of torch.nn or torchvision.ops"
+        ) from error
 
 
 def module_from(facts: dict[str, Any]) -> nn.Module:
@@ -169,7 +178,8 @@ def _layer_option(layer: nn.TransformerEncoderLayer, name: str) -> Any:
 def _make(name: Any, options: dict[str, Any]) -> nn.Module:
     kind = _class_of(name)
     try:
-        return kind(**{key: _decode(value, {}) for key, value in options.items()})
+        given = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+        return kind(**given)
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
         raise ZtwError(f"module {name!r}: cannot be made with {options} ({error})") from error
 
