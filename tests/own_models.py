@@ -80,6 +80,8 @@ class Blocks(nn.Module):
 class Plain(nn.Module):
     """Two Linears; how: what it does that cannot be cut."""
 
+    seen: Tensor
+
     def __init__(self, how: str = "") -> None:
         super().__init__()
         self.a, self.b, self.how = nn.Linear(48, 8), nn.Linear(8, 3), how

@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 import torch
-from torchvision.io import write_png
+from PIL import Image
 
 import ztw
 
@@ -49,7 +49,7 @@ def test_torchvision_folder(tmp_path):
         place = tmp_path / "images" / split / f"class{label}"
         place.mkdir(parents=True, exist_ok=True)
         image = torch.randint(100, (3, 40, 40), generator=torch.Generator().manual_seed(number)) + 100 * label
-        write_png(image.byte(), str(place / f"{number}.png"))
+        Image.fromarray(image.byte().permute(1, 2, 0).numpy()).save(place / f"{number}.png")
     main = example("torchvision_folder").main
     choice = main(tmp_path / "images", tmp_path / "net", size=32, epochs=1, weights=None)
     network, rule = ztw.load(tmp_path / "net")

@@ -90,7 +90,7 @@ WRONG = [
 @pytest.mark.parametrize(("given", "message"), WRONG)
 @pytest.mark.parametrize("form", ["tensors", "loader"])
 def test_images_and_labels_that_are_not_the_network_s(given, message, form):
-    one_batch = DataLoader([given], batch_size=None)  # type: ignore[arg-type]
+    one_batch: DataLoader = DataLoader([given], batch_size=None)  # type: ignore[arg-type]
     with pytest.raises(ztw.ZtwError, match=message) as caught:
         list(as_data(given if form == "tensors" else one_batch, WANTED).batches(4))
     assert "\n" not in str(caught.value)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from conftest import small_network, stripes
@@ -56,7 +58,8 @@ def test_what_a_choice_says_holds(network, rule, wish):
 @pytest.mark.parametrize("thresholds", list(ztw.THRESHOLDS))
 def test_every_way_of_choosing(network, thresholds):
     predicted = ztw.predict(network, HELD_OUT, report=None)
-    for wish in ({"budget": 1.2}, {"allowed_loss": 0.02}):
+    wishes: list[dict[str, Any]] = [{"budget": 1.2}, {"allowed_loss": 0.02}]
+    for wish in wishes:
         choice = ztw.choose_threshold(network, predicted, **wish, thresholds=thresholds)
         assert f"{thresholds} thresholds of max_softmax, on 200 held-out samples" in choice.chosen_by
         assert isinstance(choice.rule, ztw.MaxSoftmax)

@@ -17,7 +17,6 @@ from torch import nn
 import ztw
 from ztw.files import write_json
 
-
 IMAGES = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(1))
 
 

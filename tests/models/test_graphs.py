@@ -66,6 +66,8 @@ def test_a_layer_comes_back(leaf, shape):
 class Functions(nn.Module):
     """Functions, methods, operators and arguments of every kind."""
 
+    shift: torch.Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.norms = nn.ModuleDict({"one": nn.LayerNorm(8), "two": Swish()})
