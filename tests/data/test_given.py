@@ -41,13 +41,9 @@ def test_an_epoch_can_be_gone_on_with(form):
         torch.randn(1)  # others draw, too
         return [images for images, _ in data.batches(4, torch.Generator().manual_seed(5), True, skip)]
 
-    before = torch.get_rng_state()
     whole, rest = epoch(0), epoch(1)
     assert all(torch.equal(one, two) for one, two in zip(whole[1:], rest, strict=True))
     if form == "shuffled":
-        torch.set_rng_state(before)
-        torch.randn(2)
-        assert torch.equal(torch.randn(3), torch.randn(3)) is False
         other = [images for images, _ in data.batches(4, torch.Generator().manual_seed(6))]
         assert not torch.equal(whole[0], other[0])
 
