@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ztw.errors import ZtwError
-from ztw.progress import Note, Progress, clock, job_log
+from ztw.progress import Note, Progress, clock, job_log, on_screen
 
 
 def lines(durations: list[float], total: int) -> list[str]:
@@ -108,3 +108,16 @@ def test_a_note_is_told_apart_from_progress(tmp_path):
         report(Note("skipped 3 .gif"))
     lines = (tmp_path / "log").read_text().splitlines()
     assert lines[:3] == ["progress: started", "progress: decoding", "note: skipped 3 .gif"]
+
+
+def test_on_screen_lines_and_notes(capsys):
+    on_screen("10 %  epoch 1/2")
+    on_screen(Note("left out"))
+    assert capsys.readouterr().err == "10 %  epoch 1/2\nnote: left out\n"
+
+
+def test_on_a_terminal_the_last_line_only_stays(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    for line in (" 50 %  epoch 1/2", "100 %  epoch 2/2"):
+        on_screen(line)
+    assert capsys.readouterr().err == "\r\x1b[K 50 %  epoch 1/2\r\x1b[K100 %  epoch 2/2\n"

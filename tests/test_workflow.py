@@ -7,11 +7,20 @@ import shutil
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
+import torch
+import yaml
 from tiny_study import ROOT, TINY, changed_config, command, copy_of, run, tables
 
+import ztw
+from ztw.data.record import read_study_record
+from ztw.data.splits import cell_splits
+from ztw.exits.logits import read_predictions
+from ztw.exits.sweep import decide
 from ztw.files import read_json
 from ztw.reporting.devices import read_mixed
+from ztw.study.settings import DataSettings
 
 pytestmark = pytest.mark.usefixtures("data_root")
 
@@ -46,6 +55,45 @@ def test_it_leaves_what_the_readme_promises(finished):
     assert all(where <= row.keys() for row in read_json(cell / "latency.json")["rows"])
     parts = [part["part"] for part in read_json(cell / "metrics/ztw.json")["computed"]]
     assert parts == ["backbone", "ics cascade_detached", "predictions cascade_detached"]
+
+
+def test_every_method_s_network_can_be_loaded(finished, tmp_path):
+    cell = finished / "results/tiny/digits/resnet8/seed0"
+    methods = yaml.safe_load(TINY.read_text())["methods"]
+    assert {path.name for path in (cell / "networks").iterdir()} == methods.keys()
+    for name, method in methods.items():
+        network, rule = ztw.load(cell / "networks" / name, budget="max")
+        logits, labels = read_predictions(cell / f"predictions/{method['ics']}/validation.safetensors")
+        images = cell_splits(
+            read_study_record(
+                [f"{finished}/results/tiny/data/digits/{part}.json" for part in ("train", "test")]
+            ),
+            DataSettings(validation_fraction=0.2),
+            seed=0,
+        )["validation"]
+        again, _ = ztw.predict(network, images, report=None)
+        torch.testing.assert_close(again, logits, atol=1e-4, rtol=1e-4)
+        answers = logits if network.ensemble is None else network.ensemble(logits)
+        assert rule is not None
+        _, answering = decide(answers, rule)
+        accuracy = (answers[answering, torch.arange(len(labels))].argmax(-1) == labels).double().mean()
+        curves = pd.read_parquet(cell / f"curves/{name}.parquet")
+        assert accuracy == pytest.approx(curves[curves.split == "validation"].accuracy.max())
+        batch, _ = next(images.batches(4))
+        assert network.infer(batch, rule).exit_index.shape == (4,)
+        assert network.class_names == tuple("0123456789")
+        assert network.normalisation is not None
+    ztw.save(network, tmp_path / "copy", rule)
+    copied, same = ztw.load(tmp_path / "copy")
+    assert same == rule
+    torch.testing.assert_close(ztw.predict(copied, images, report=None)[0], again)
+    assert ztw.load(cell / "networks/ztw")[1] == ztw.load(cell / "networks/ztw", budget=0.9)[1], (
+        "first feasible"
+    )
+    with pytest.raises(
+        ztw.ZtwError, match=r"budget 0.3: .*ztw/network.json has rules for 0.9, 1.0, 1.5, max"
+    ):
+        ztw.load(cell / "networks/ztw", budget=0.3)
 
 
 def test_every_file_of_numbers_is_sealed(finished):

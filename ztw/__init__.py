@@ -10,7 +10,10 @@ from ztw.version import __version__
 if TYPE_CHECKING:
     from ztw.device import keep_freed_memory
     from ztw.errors import ZtwError
+    from ztw.evaluation.agreement import Agreement, compare_exported
+    from ztw.evaluation.choice import Choice, choose_threshold, predict
     from ztw.evaluation.metrics import accuracy_at_budget, at_budget, exit_accuracy, hindsight_improvability
+    from ztw.evaluation.saving import load, save
     from ztw.exits.ensembles import ENSEMBLES, Ensemble, fit_ensemble
     from ztw.exits.inference import ExitResult
     from ztw.exits.rules import RULES, Entropy, ExitRule, MaxSoftmax, MaxSoftmaxOrBest, Patience
@@ -19,12 +22,14 @@ if TYPE_CHECKING:
     from ztw.models.architectures import BACKBONES, build_backbone
     from ztw.models.backbone import Backbone
     from ztw.models.costs import macs, paper_ops
+    from ztw.models.cut import as_backbone
     from ztw.models.folding import fold_batch_norm
     from ztw.models.heads import HEADS
     from ztw.models.network import IC_MODES, EarlyExitNetwork, build_network
     from ztw.models.onnx_export import export_onnx
     from ztw.models.onnx_runner import OnnxRunner
     from ztw.models.operations import backbone_macs, backbone_paper_ops
+    from ztw.training.regimes import train_ics
 
 # Where each public name lives. They are imported on first use, because checking a config must not
 # wait for torch.
@@ -32,12 +37,15 @@ _HOME = {
     "device": ("keep_freed_memory",),
     "errors": ("ZtwError",),
     "models.costs": ("macs", "paper_ops"),
+    "evaluation.agreement": ("Agreement", "compare_exported"),
+    "evaluation.choice": ("Choice", "choose_threshold", "predict"),
     "evaluation.metrics": (
         "accuracy_at_budget",
         "at_budget",
         "exit_accuracy",
         "hindsight_improvability",
     ),
+    "evaluation.saving": ("load", "save"),
     "exits.ensembles": ("ENSEMBLES", "Ensemble", "fit_ensemble"),
     "exits.inference": ("ExitResult",),
     "exits.rules": ("RULES", "Entropy", "ExitRule", "MaxSoftmax", "MaxSoftmaxOrBest", "Patience"),
@@ -45,12 +53,14 @@ _HOME = {
     "exits.thresholds": ("THRESHOLDS", "Candidates", "candidates"),
     "models.architectures": ("BACKBONES", "build_backbone"),
     "models.backbone": ("Backbone",),
+    "models.cut": ("as_backbone",),
     "models.folding": ("fold_batch_norm",),
     "models.heads": ("HEADS",),
     "models.network": ("IC_MODES", "EarlyExitNetwork", "build_network"),
     "models.onnx_export": ("export_onnx",),
     "models.onnx_runner": ("OnnxRunner",),
     "models.operations": ("backbone_macs", "backbone_paper_ops"),
+    "training.regimes": ("train_ics",),
 }
 
 __all__ = [
@@ -60,8 +70,10 @@ __all__ = [
     "IC_MODES",
     "RULES",
     "THRESHOLDS",
+    "Agreement",
     "Backbone",
     "Candidates",
+    "Choice",
     "Curve",
     "EarlyExitNetwork",
     "Ensemble",
@@ -75,12 +87,15 @@ __all__ = [
     "ZtwError",
     "__version__",
     "accuracy_at_budget",
+    "as_backbone",
     "at_budget",
     "backbone_macs",
     "backbone_paper_ops",
     "build_backbone",
     "build_network",
     "candidates",
+    "choose_threshold",
+    "compare_exported",
     "decide",
     "exit_accuracy",
     "export_onnx",
@@ -88,9 +103,13 @@ __all__ = [
     "fold_batch_norm",
     "hindsight_improvability",
     "keep_freed_memory",
+    "load",
     "macs",
     "paper_ops",
+    "predict",
+    "save",
     "sweep",
+    "train_ics",
 ]
 
 

@@ -22,6 +22,15 @@ class Note(str):
     """A report that a user should have seen when the job is done: something was left out, replaced or made again."""
 
 
+def on_screen(line: str) -> None:
+    """Say a line of a report to who calls the library: on stderr, where a terminal keeps the last one only."""
+    if isinstance(line, Note) or not sys.stderr.isatty():
+        print(f"note: {line}" if isinstance(line, Note) else line, file=sys.stderr, flush=True)
+    else:
+        end = "\n" if line.startswith("100 %") else ""
+        print(f"\r\x1b[K{line}", end=end, file=sys.stderr, flush=True)
+
+
 # Lines the terminal shows start with one of these; everything else in a log is for reading later.
 PROGRESS, NOTE, DONE, FAILED = "progress: ", "note: ", "done: ", "error: "
 NO_MEMORY = re.compile("out of memory|(can't|cannot) allocate memory|not enough memory", re.IGNORECASE)

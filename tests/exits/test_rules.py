@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
 import torch
 
 import ztw
-from ztw.exits.rules import MaxSoftmaxOrBest, exit_scores
+from ztw.exits.rules import MaxSoftmaxOrBest, describe_rule, exit_scores, rule_from
 from ztw.exits.sweep import decide
 
 COST = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
@@ -156,3 +157,45 @@ def test_unknown_rule_names_the_known_ones():
         match=r"unknown exit rule 'nope'; known: max_softmax, max_softmax_or_best, entropy, patience",
     ):
         ztw.sweep(torch.zeros(1, 1, 2), torch.zeros(1).long(), torch.ones(1), "nope")
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        ztw.MaxSoftmax(0.1 + 0.2),
+        ztw.MaxSoftmaxOrBest([0.9, 1 / 3]),
+        ztw.Entropy(0.5),
+        ztw.Patience(2),
+    ],
+)
+def test_a_rule_survives_json(rule):
+    facts = json.loads(json.dumps(describe_rule(rule)))
+    again = rule_from(facts)
+    assert again == rule
+    assert type(again) is type(rule)
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ({"threshold": 1}, "must be a mapping with the name as `rule`"),
+        ({"rule": "nope"}, "unknown exit rule 'nope'"),
+        ({"rule": "max_softmax"}, r"max_softmax: has parameters \[\], must be threshold"),
+        ({"rule": "patience", "t": 1, "x": 2}, "must be t"),
+        ({"rule": "entropy", "threshold": "0.5"}, "threshold is '0.5', must be a number"),
+        ({"rule": "entropy", "threshold": [[1.0]]}, "must be a number or one number per exit"),
+        ({"rule": "patience", "t": [1]}, "cannot be its parameters"),
+        ({"rule": "patience", "t": -1}, "patience -1: must be at least 0"),
+    ],
+)
+def test_facts_that_are_no_rule(facts, message):
+    with pytest.raises(ztw.ZtwError, match=message):
+        rule_from(facts)
+
+
+def test_a_rule_outside_the_table_is_not_described():
+    class Mine(ztw.MaxSoftmax):
+        pass
+
+    with pytest.raises(ztw.ZtwError, match="unknown exit rule 'Mine'; known: MaxSoftmax, "):
+        describe_rule(Mine(0.5))

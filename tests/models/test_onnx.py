@@ -14,6 +14,7 @@ from onnx_networks import images_for, network_of, rule_through_the_middle
 from torch import nn
 
 import ztw
+from ztw.exits.sweep import decide
 from ztw.models.onnx_export import float32_below
 from ztw.models.onnx_nesting import flatten, nest
 
@@ -145,7 +146,7 @@ def test_the_file_says_what_it_is(exported):
     network, rule, path = exported
     facts = json.loads({item.key: item.value for item in onnx.load(path).metadata_props}["ztw"])
     assert facts["bounds"] == [rule.threshold] * 3
-    assert facts["rule"] == "max_softmax"
+    assert facts["rule"] == {"rule": "max_softmax", "threshold": rule.threshold}
     assert facts["macs"] == ztw.macs(network).tolist()
     assert facts["input_shape"] == [3, 10, 10]
     runner = ztw.OnnxRunner(path, cache=False)
@@ -168,7 +169,7 @@ def test_another_threshold_than_the_files(exported):
     runner = ztw.OnnxRunner(path, cache=False)
     rule = rule_through_the_middle(network, "max_softmax", per_exit=True)
     assert torch.equal(runner(images, rule).exit_index, network.infer(images, rule).exit_index)
-    with pytest.raises(ztw.ZtwError, match="was exported for max_softmax, not for Entropy"):
+    with pytest.raises(ztw.ZtwError, match="was exported for MaxSoftmax, not for Entropy"):
         runner(images, ztw.Entropy(0.5))
 
 
@@ -297,3 +298,27 @@ def test_a_missing_package_is_named(exported, tmp_path, monkeypatch):
         ztw.export_onnx(network, rule, tmp_path / "n.onnx")
     with pytest.raises(ztw.ZtwError, match="onnxruntime is not installed"):
         ztw.OnnxRunner(path)
+
+
+def test_int8_says_what_it_changes_and_gets_thresholds_of_its_own(exported, tmp_path):
+    network, rule, _ = exported
+    images = images_for(network, 300)
+    labels = network(images).sum(0).argmax(-1)
+    held_out = images, labels
+    path = ztw.export_onnx(network, rule, tmp_path / "int8.onnx", quantise=images[:100])
+    assert "QuantizeLinear" in {node.op_type for node in onnx.load(path).graph.node}
+    runner = ztw.OnnxRunner(path, threads=1, cache=False)
+    found = ztw.compare_exported(network, runner, held_out)
+    assert found.accuracy == tuple(ztw.exit_accuracy(network.ensemble(network(images)), labels).tolist())
+    assert found.exported_accuracy != found.accuracy
+    torch.testing.assert_close(
+        torch.tensor(found.exported_accuracy), torch.tensor(found.accuracy), atol=0.1, rtol=0
+    )
+    assert 0 < found.exits_changed < 0.2
+    choice = ztw.choose_threshold(runner, held_out, budget=1.2, report=None)
+    exits, _ = decide(runner.logits(images), choice.rule)
+    assert torch.equal(runner(images, choice.rule).exit_index, exits)
+    assert choice.accuracy == float((runner(images, choice.rule).logits.argmax(-1) == labels).double().mean())
+    assert choice.relative_cost <= 1.2
+    with pytest.raises(ztw.ZtwError, match=r"quantise: images of shape \(0, 3, 10, 10\), must be"):
+        ztw.export_onnx(network, rule, tmp_path / "n.onnx", quantise=images[:0])

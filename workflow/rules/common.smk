@@ -162,6 +162,7 @@ def of_cells():
     for method in METHODS:
         files += [f"{CELL}/curves/{method}.parquet", f"{CELL}/metrics/{method}.json"]
         files += [f"{CELL}/answers/{method}.safetensors"]
+        files += [f"{CELL}/networks/{method}/network.json"]
     files += [f"{CELL}/runs.json"] if TRACKED else []
     store = [f"{STUDY}/mlflow.db"] if study.tracking == "sqlite" else []
     records = [

@@ -29,6 +29,12 @@ rule evaluate:
             method=METHODS,
             allow_missing=True,
         ),
+        # for `ztw.load`: refers to the weights above
+        networks=expand(
+            f"{CELL}/networks/{{method}}/network.json",
+            method=METHODS,
+            allow_missing=True,
+        ),
     log:
         log_of("evaluate"),
     benchmark:
@@ -44,6 +50,7 @@ rule evaluate:
         sets=sets_of(ICS),
         methods=METHOD_SETTINGS,
         evaluation=EVALUATION,
+        images=images_of,
         ensembles=ENSEMBLES,
         splits=EVALUATED,
         code=code_digest("evaluate"),

@@ -4,7 +4,7 @@ from ztw.device import make_reproducible
 from ztw.jobs.cell import CellFiles, CellNetworks
 from ztw.jobs.evaluate import evaluate
 from ztw.progress import job_log
-from ztw.study.settings import Cell, EvaluationSettings, MethodSettings
+from ztw.study.settings import Cell, DataSettings, EvaluationSettings, MethodSettings
 from ztw.study.training_settings import BackboneBuild, IcSet
 
 if TYPE_CHECKING:
@@ -23,10 +23,11 @@ with job_log(snakemake.log[0], snakemake.rule, snakemake.wildcards) as report:
         ),
         methods={name: MethodSettings(**method) for name, method in params.methods.items()},
         evaluation=EvaluationSettings(**params.evaluation),
+        data=DataSettings(**params.images),
         outputs=dict(
             zip(
                 params.methods,
-                zip(output.curves, output.metrics, output.answers, strict=True),
+                zip(output.curves, output.metrics, output.answers, output.networks, strict=True),
                 strict=True,
             )
         ),

@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -221,3 +221,41 @@ def exit_scores(logits: Tensor, rule: type[ExitRule]) -> Tensor:
         score, state = rule.score(exit_logits, state)
         scores.append(score.double())
     return torch.stack(scores)
+
+
+def describe_rule(rule: ExitRule) -> dict[str, Any]:
+    """A rule as JSON has it: its name in RULES and its parameters, {"rule": "entropy", "threshold": 0.1}.
+
+    Thresholds are float64, which JSON keeps exactly; one per exit is a list. `rule_from` makes the rule again.
+    Raises ZtwError for a rule that is not in RULES.
+    """
+    for name, kind in RULES.items():
+        if type(rule) is kind:
+            values = {field.name: getattr(rule, field.name) for field in fields(kind)}  # type: ignore[arg-type]
+            listed = {
+                key: list(value) if isinstance(value, tuple) else value for key, value in values.items()
+            }
+            return {"rule": name, **listed}
+    raise unknown("exit rule", type(rule).__name__, (kind.__name__ for kind in RULES.values()))
+
+
+def rule_from(facts: dict[str, Any]) -> ExitRule:
+    """The rule that `describe_rule` has described; raises ZtwError for an unknown name or other parameters."""
+    if not isinstance(facts, dict) or not isinstance(facts.get("rule"), str):
+        raise ZtwError(f"exit rule {facts!r}: must be a mapping with the name as `rule`")
+    kind = exit_rule(facts["rule"])
+    given = {key: value for key, value in facts.items() if key != "rule"}
+    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    if given.keys() != set(known):
+        raise ZtwError(f"{facts['rule']}: has parameters {sorted(given)}, must be {', '.join(known)}")
+    for name, value in given.items():
+        if not all(_is_number(item) for item in (value if isinstance(value, list) else [value])):
+            raise ZtwError(f"{facts['rule']}: {name} is {value!r}, must be a number or one number per exit")
+    try:
+        return kind(**given)
+    except TypeError as error:
+        raise ZtwError(f"{facts['rule']}: {given} cannot be its parameters ({error})") from error
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

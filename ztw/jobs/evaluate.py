@@ -9,17 +9,18 @@ from typing import Any
 import pandas as pd
 
 from ztw.evaluation.curves import Answers, Costs, label
-from ztw.evaluation.methods import evaluate_method
+from ztw.evaluation.methods import evaluate_method, rules_at_budgets
 from ztw.evaluation.metric_rows import backbone_metrics, metric_records
 from ztw.evaluation.metrics import exit_accuracy
-from ztw.files import read_json, sealed, write_json
+from ztw.evaluation.network_file import Weights, network_facts, write_network
+from ztw.files import read_json, sealed, sha256, write_json
 from ztw.jobs.cell import CellNetworks
 from ztw.models.checkpoints import versions
 from ztw.models.costs import macs, paper_ops
 from ztw.models.network import IC_MODES, EarlyExitNetwork
 from ztw.models.operations import BACKEND, backbone_macs, backbone_paper_ops
 from ztw.progress import Report
-from ztw.study.settings import EvaluationSettings, MethodSettings
+from ztw.study.settings import DataSettings, EvaluationSettings, MethodSettings
 from ztw.tensors import write_tensors
 
 
@@ -27,12 +28,16 @@ def evaluate(
     networks: CellNetworks,
     methods: Mapping[str, MethodSettings],
     evaluation: EvaluationSettings,
-    outputs: Mapping[str, tuple[str, str, str]],
+    data: DataSettings,
+    outputs: Mapping[str, tuple[str, str, str, str]],
     report: Report,
 ) -> None:
-    """Evaluate every method of a cell; outputs: method -> files of its (curves, metrics, right answers)."""
+    """Evaluate every method of a cell; outputs: method -> files of its (curves, metrics, right answers, network)."""
     accuracy = _backbone_accuracy(networks)
-    for done, (name, (curves_file, metrics_file, answers_file)) in enumerate(outputs.items(), 1):
+    hashes: dict[Path, str] = {}
+    for done, (name, (curves_file, metrics_file, answers_file, network_file)) in enumerate(
+        outputs.items(), 1
+    ):
         method = methods[name]
         report(f"{name} ({done}/{len(outputs)})")
         network = networks.of_method(method)
@@ -45,6 +50,33 @@ def evaluate(
             label(found.curves, networks.cell, name).to_parquet(scratch, index=False)
         write_tensors(answers_file, found.correct)
         write_method(metrics_file, networks, (name, method), metrics)
+        network.class_names = tuple(networks.record["class_names"])
+        network.normalisation = _normalisation(networks, data)
+        chooser = validation or test
+        rules = rules_at_budgets(network, chooser.logits, chooser.labels, method, evaluation)
+        facts = network_facts(network, network.backbone.origin or {}, costs["macs"].cost, costs["macs"].base)
+        facts |= {"method": name, "thresholds_chosen_on": "validation" if validation else "test"}
+        files = _weights(networks, method)
+        hashes |= {part.path: sha256(part.path) for part in files if part.path not in hashes}
+        write_network(Path(network_file).parent, facts, files, list(rules.items()), hashes)
+
+
+def _normalisation(networks: CellNetworks, data: DataSettings) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and std that the cell's images are normalised with."""
+    record = networks.record
+    return tuple(data.mean or record["mean"]), tuple(data.std or record["std"])
+
+
+def _weights(networks: CellNetworks, method: MethodSettings) -> list[Weights]:
+    """The files of the cell that hold a method's weights."""
+    files, ics = networks.files, Path(networks.files.ics[method.ics])
+    if networks.sets[method.ics].trains_backbone:
+        parts = [Weights(ics)]
+    else:
+        parts = [Weights(Path(str(files.backbone)), "backbone."), Weights(ics, "heads.")]
+    if method.ensemble is not None:
+        parts.append(Weights(Path(files.ensembles[method.ics, method.ensemble]), "ensemble."))
+    return parts
 
 
 def _costs(network: EarlyExitNetwork, protocols: Sequence[str]) -> dict[str, Costs]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -54,6 +55,8 @@ def build_backbone(
         backbone = BACKBONES[arch](arch, classes, channels, size, chosen)
         if chosen.init == "released":
             initialise_backbone(backbone)
+    given = {"arch": arch, "classes": classes, "channels": channels, "size": size}
+    backbone.origin = {"build_backbone": given | asdict(chosen)}
     return backbone.to(memory_format=torch.channels_last)
 
 

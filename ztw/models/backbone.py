@@ -44,7 +44,10 @@ class Backbone(nn.Module):
     stages: modules applied in order, one per block (the stem belongs to the first);
     classifier: maps the last stage's output to logits (N, classes). Either may work in place or flatten by
     `view`: it is then given a copy, or a contiguous one, of what it is called with, and nobody sees a change.
+    `origin`: the call it comes from, {"build_backbone": its arguments} or {"as_backbone": ...}, None for another.
     """
+
+    origin: dict[str, dict[str, Any]] | None = None
 
     def __init__(
         self, arch: str, stages: Sequence[nn.Module], classifier: nn.Module, input_shape: tuple[int, int, int]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, redirect_stderr
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 Shape = tuple[int, ...]  # without the batch axis
+Module = TypeVar("Module", bound=nn.Module)
 
 
 def copied(part: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -46,8 +48,9 @@ def examine(part: nn.Module, *shapes: Shape) -> tuple[Shape, list[str]]:
             part.eval()
             output, overwritten = _call(part, features, rest)
             if features.dim() == 4:
-                try:
-                    overwritten |= _call(part, features.to(memory_format=torch.channels_last), rest)[1]
+                try:  # torch.fx prints where it failed
+                    with redirect_stderr(io.StringIO()):
+                        overwritten |= _call(part, features.to(memory_format=torch.channels_last), rest)[1]
                 except RuntimeError:
                     needs.append("contiguous")
         overwritten = overwritten or _overwrites_in_training(part, features, rest)
@@ -60,6 +63,15 @@ def give(part: nn.Module, needs: list[str]) -> None:
         if HOOKS[need] not in part._forward_pre_hooks.values():
             part.register_forward_pre_hook(HOOKS[need])
     keep_contiguous(part)
+
+
+def to_channels_last(module: Module) -> Module:
+    """A module with its weights in channels_last memory; what has five axes is left as it is, which `to` refuses."""
+
+    def convert(tensor: Tensor) -> Tensor:
+        return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
+
+    return module._apply(convert)
 
 
 def keep_contiguous(part: nn.Module) -> None:

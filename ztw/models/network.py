@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import accumulate
 from typing import Any, Self
 
@@ -18,7 +18,7 @@ from ztw.exits.rules import ExitRule
 from ztw.models.backbone import Backbone
 from ztw.models.heads import HEADS, Head, HeadOptions
 from ztw.models.initialisation import initialise_head
-from ztw.models.inputs import examine, give, keep_contiguous
+from ztw.models.inputs import examine, give, keep_contiguous, to_channels_last
 from ztw.models.placement import Placement, resolve_placement
 from ztw.models.pooling import MixedPool
 
@@ -65,8 +65,14 @@ class EarlyExitNetwork(nn.Module):
 
     placement: index of the block each head sits on, increasing; ics: a name of IC_MODES, kept as
     `mode_name`. `ensemble` may be set to a fitted Ensemble; `infer` then decides and answers with it,
-    `forward` stays the single exits. Raises ZtwError for an unknown mode.
+    `forward` stays the single exits. What those who use it want to know, None where it is not known: class_names,
+    in the order of the labels; normalisation, the mean and std per channel of its images' pixels in [0, 1]; anatomy,
+    the head and its options that `build_network` was called with. Raises ZtwError for an unknown mode.
     """
+
+    class_names: tuple[str, ...] | None = None
+    normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    anatomy: dict[str, Any] | None = None
 
     def __init__(
         self, backbone: Backbone, heads: Sequence[nn.Module], placement: tuple[int, ...], ics: str
@@ -203,6 +209,11 @@ def build_network(
     head_options: pooling, width, layer_norm, init of the heads, see `HeadOptions`.
     Raises ZtwError for an unknown mode, head or option, and for an impossible placement.
     """
+    if not isinstance(backbone, Backbone):
+        raise ZtwError(
+            f"build_network: {type(backbone).__name__}, must be a Backbone; ztw.as_backbone(model, input_shape) makes"
+            " one of a model of yours"
+        )
     mode = ic_mode(ics)
     if head not in HEADS:
         raise unknown("head", head, HEADS)
@@ -217,4 +228,7 @@ def build_network(
     if options.init == "released":
         for ic in heads:
             initialise_head(ic, backbone.arch)
-    return EarlyExitNetwork(backbone, heads, blocks, ics).to(memory_format=torch.channels_last)
+    network = EarlyExitNetwork(backbone, heads, blocks, ics)
+    network.anatomy = {"head": head, **asdict(options)}
+    like = next(backbone.parameters(), torch.empty(0))
+    return to_channels_last(network.to(like.device))

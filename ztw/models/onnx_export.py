@@ -16,19 +16,19 @@ import torch
 from torch import Tensor
 
 from ztw.errors import ZtwError
-from ztw.exits.rules import RULES, ExitRule, ThresholdRule, exit_scores
+from ztw.exits.rules import RULES, ExitRule, ThresholdRule, describe_rule, exit_scores
 from ztw.exits.sweep import decide
 from ztw.files import atomic
 from ztw.models.backbone import Backbone
 from ztw.models.costs import macs
 from ztw.models.network import EarlyExitNetwork
+from ztw.models.onnx_form import BOUNDS, EXIT_INDEX, IMAGES, LOGITS, Form, answer, score
 from ztw.models.operations import backbone_macs
 from ztw.version import __version__
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-    from ztw.models.onnx_nesting import Form
 
 OPSET = 20
 FACTS = "ztw"  # the key of what we say of a network in the file's metadata
@@ -61,7 +61,7 @@ def export_onnx(
     need_onnx()
     import onnx
 
-    from ztw.models.onnx_nesting import BOUNDS, nest
+    from ztw.models.onnx_nesting import nest
 
     if isinstance(network, Backbone):
         if rule is not None:
@@ -113,7 +113,7 @@ def need_onnx() -> None:
 def flat_graph(network: EarlyExitNetwork, rule: type[ExitRule]) -> tuple[ModelProto, Form]:
     """The graph of all exits, nothing stopped (`ztw.models.onnx_nesting`), with what it is."""
     from ztw.models.onnx_modules import AllExits, exportable
-    from ztw.models.onnx_nesting import IMAGES, Form, answer, only_batch_sizes, score
+    from ztw.models.onnx_nesting import only_batch_sizes
 
     shape, classes = network.backbone.input_shape, network.backbone.classes
     module = AllExits(exportable(network), rule).eval()
@@ -155,18 +155,17 @@ def _quiet() -> Iterator[None]:
 def describe(network: EarlyExitNetwork, rule: ExitRule | None, bounds: Tensor) -> dict[str, Any]:
     """What the file says of itself: readable, and all that a runner needs."""
     backbone = network.backbone
-    names = {kind: name for name, kind in RULES.items()}
     return {
         "schema": SCHEMA,
         "ztw": __version__,
         "arch": backbone.arch,
         "exits": network.exits,
         "classes": backbone.classes,
-        "class_names": getattr(network, "class_names", None),
+        "class_names": network.class_names,
         "input_shape": list(backbone.input_shape),
-        "normalisation": getattr(network, "normalisation", None),
+        "normalisation": network.normalisation,
         "log_probabilities": network.ensemble is not None,
-        "rule": None if rule is None else names.get(type(rule), type(rule).__name__),
+        "rule": None if rule is None else describe_rule(rule),
         "bounds": bounds.tolist(),
         "macs": macs(network).tolist(),
         "backbone_macs": backbone_macs(backbone),
@@ -184,8 +183,6 @@ def float32_below(bounds: Tensor) -> np.ndarray:
 def _prove(content: bytes, network: EarlyExitNetwork, rule: ExitRule | None) -> None:
     """Raise ZtwError unless the graph leaves and answers as `decide` does, on samples that leave everywhere."""
     import onnxruntime
-
-    from ztw.models.onnx_nesting import BOUNDS, EXIT_INDEX, IMAGES, LOGITS
 
     images = torch.randn(PROBES, *network.backbone.input_shape, generator=torch.Generator().manual_seed(0))
     logits = network(images)
@@ -213,9 +210,9 @@ def _halving(scores: Tensor, kind: type[ThresholdRule]) -> ThresholdRule:
     """Thresholds at which half of the samples that reach an exit leave there; scores: (K, N)."""
     left = torch.ones(scores.shape[1], dtype=torch.bool)
     bounds = []
-    for score in scores[:-1]:
-        bounds.append(score[left].median() if left.any() else score.median())
-        left &= score <= bounds[-1]
+    for row in scores[:-1]:
+        bounds.append(row[left].median() if left.any() else row.median())
+        left &= row <= bounds[-1]
     ordered = scores.flatten().unique()
     places = torch.searchsorted(ordered, torch.stack(bounds), right=True).clamp(max=len(ordered) - 1)
     between = (torch.stack(bounds) + ordered[places]) / 2  # no score lies on a threshold

@@ -14,33 +14,11 @@ from typing import Any
 import numpy as np
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-IMAGES, BOUNDS, LOGITS, EXIT_INDEX = "images", "bounds", "logits", "exit_index"
+from ztw.models.onnx_form import BOUNDS, EXIT_INDEX, IMAGES, LOGITS, Form, answer, score
+
 # Names of the nodes that nesting adds, and of those it repeats at an exit: both are taken away again by `flatten`.
 OURS, REPEATED = "ztw:", "ztw-again:"
 IR_VERSION = 10
-
-
-@dataclass(frozen=True)
-class Form:
-    """What a graph of exits is: K exits, C classes, shape (channels, height, width) of an image.
-
-    log_probabilities: whether what the exits answer with is normalised at the end, as `infer` does with an ensemble.
-    """
-
-    exits: int
-    classes: int
-    shape: tuple[int, ...]
-    log_probabilities: bool
-
-
-def answer(exit: int) -> str:
-    """The output of a flat graph that an exit (from 0) answers with."""
-    return f"answer_{exit}"
-
-
-def score(exit: int) -> str:
-    """The output of a flat graph that decides whether a sample leaves at an exit (from 0)."""
-    return f"score_{exit}"
 
 
 @dataclass

@@ -18,9 +18,10 @@ from torch import Tensor
 from ztw.device import device_name
 from ztw.errors import ZtwError
 from ztw.exits.inference import ExitResult
-from ztw.exits.rules import ExitRule
+from ztw.exits.rules import ExitRule, rule_from
 from ztw.files import check_seal, sealed
 from ztw.models.onnx_export import FACTS, SCHEMA, float32_below, need_onnx
+from ztw.models.onnx_form import BOUNDS, IMAGES, LOGITS, Form, answer
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -52,8 +53,6 @@ class OnnxRunner:
         import onnx
         import onnxruntime
 
-        from ztw.models.onnx_nesting import Form
-
         if chunk < 1:
             raise ZtwError(f"chunk {chunk!r}: must be at least 1")
         for provider in providers:
@@ -78,7 +77,8 @@ class OnnxRunner:
         self.cost = torch.tensor(self.facts["macs"], dtype=torch.float64)
         self.backbone_cost: float = self.facts["backbone_macs"]
         self.class_names: list[str] | None = self.facts["class_names"]
-        self.bounds = float32_below(torch.tensor(self.facts["bounds"], dtype=torch.float64))
+        self.rule = None if self.facts["rule"] is None else rule_from(self.facts["rule"])
+        self._last: tuple[Any, np.ndarray] = (None, np.empty(0))  # a rule, and its bounds
         self.form = Form(
             self.exits,
             self.facts["classes"],
@@ -93,19 +93,19 @@ class OnnxRunner:
         rule: with other thresholds than the file's, of the same kind. Raises ZtwError for images of another shape.
         """
         array = self._checked(images)
-        bounds = self.bounds if rule is None else self._bounds(rule)
+        rule = self.rule if rule is None else rule
         if len(array) == 1:
-            return self._result([self._run(self._single, array, bounds)])
+            return self._result([self._run(self._single, array, rule)])
         chunks = [array[start : start + self.chunk] for start in range(0, max(1, len(array)), self.chunk)]
-        return self._result([self._run(self._batched, chunk, bounds) for chunk in chunks])
+        return self._result([self._run(self._batched, chunk, rule) for chunk in chunks])
 
     def logits(self, images: Tensor | np.ndarray) -> Tensor:
         """What every exit answers, (K, N, classes) float32, nothing stopped: to choose thresholds on."""
-        from ztw.models.onnx_nesting import answer
-
-        array, names = self._checked(images), [answer(exit) for exit in range(self.exits)]
+        array, names = self._checked(images), [LOGITS]
+        if self.exits > 1:
+            names = [answer(exit) for exit in range(self.exits)]
         parts = [
-            torch.from_numpy(np.stack(self._flat.run(names, {"images": array[start : start + self.chunk]})))
+            torch.from_numpy(np.stack(self._flat.run(names, {IMAGES: array[start : start + self.chunk]})))
             for start in range(0, max(1, len(array)), self.chunk)
         ]
         logits = torch.cat(parts, dim=1)
@@ -120,20 +120,20 @@ class OnnxRunner:
         return np.ascontiguousarray(array, dtype=np.float32)
 
     def _bounds(self, rule: ExitRule) -> np.ndarray:
-        from ztw.exits.rules import RULES
-
-        if RULES.get(self.facts["rule"]) is not type(rule):
-            raise ZtwError(
-                f"{self.path}: was exported for {self.facts['rule']}, not for {type(rule).__name__}"
-            )
-        return float32_below(rule.bounds(self.exits))
+        if rule is not self._last[0]:  # looked at with every image, so that it must not cost
+            if type(rule) is not type(self.rule):
+                raise ZtwError(
+                    f"{self.path}: was exported for {type(self.rule).__name__}, not for {type(rule).__name__}"
+                )
+            self._last = (rule, float32_below(rule.bounds(self.exits)))
+        return self._last[1]
 
     def _run(
-        self, session: onnxruntime.InferenceSession, array: np.ndarray, bounds: np.ndarray
+        self, session: onnxruntime.InferenceSession, array: np.ndarray, rule: ExitRule | None
     ) -> list[np.ndarray]:
-        if self.exits == 1:
-            return session.run(None, {"images": array})
-        return session.run(None, {"images": array, "bounds": bounds})
+        if rule is None:
+            return session.run(None, {IMAGES: array})
+        return session.run(None, {IMAGES: array, BOUNDS: self._bounds(rule)})
 
     def _result(self, found: list[list[np.ndarray]]) -> ExitResult:
         logits, *where = (

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 import torchvision
-from torch import fx, nn
+from torch import nn
 
 from ztw.download import bounded_wait
 from ztw.errors import ZtwError, unknown
-from ztw.models.backbone import Backbone, Fp32Linear
+from ztw.models.backbone import Backbone
+from ztw.models.cut import cut_model
 from ztw.study.torchvision_names import TORCHVISION_BLOCKS, TORCHVISION_PREFIX
 
 WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # torch's name for it
@@ -94,101 +93,3 @@ def _weights_only() -> Iterator[None]:
             del os.environ[WEIGHTS_ONLY]
         else:
             os.environ[WEIGHTS_ONLY] = before
-
-
-def cut_model(model: nn.Module, name: str, classes: int) -> tuple[Sequence[nn.Module], nn.Module]:
-    """Cut any traceable model that ends in a Linear: its stages, one per block, and its classifier.
-
-    model: gives its modules to the result; name: for errors; classes: the last Linear is replaced by a new
-    one unless it has as many outputs, and gives float32 logits.
-    Raises ZtwError for a model without repeated blocks, with another last layer, or whose graph depends on
-    its mode (e.g. F.dropout instead of nn.Dropout).
-    """
-    blocks = set(_blocks(model))
-    graph, ends = _trace(model.eval(), blocks)
-    if str(graph) != str(_trace(model.train(), blocks)[0]):
-        raise ZtwError(f"{name}: computes differently in training, which tracing cannot follow")
-    nodes = list(graph.nodes)
-    image, last = nodes[0], nodes[-1].args[0]
-    ends = [end for end in ends if _crossing(nodes, end) == {end}]
-    if not ends:
-        raise ZtwError(f"{name}: has no repeated blocks to cut it at")
-    if not isinstance(last, fx.Node) or last.op != "call_module":
-        raise ZtwError(f"{name}: does not end in a Linear")
-    _replace_last_linear(model, str(last.target), name, classes)
-    borders = [image, *ends, last]
-    *stages, classifier = [_segment(model, nodes, start, end) for start, end in pairwise(borders)]
-    return stages, classifier
-
-
-def _blocks(model: nn.Module) -> Iterator[nn.Module]:
-    """The outermost instances of every class of composed modules that the model uses more than once."""
-    used = Counter(type(module) for module in model.modules() if _is_composed(module))
-
-    def outermost(parent: nn.Module) -> Iterator[nn.Module]:
-        for child in parent.children():
-            if used[type(child)] > 1:
-                yield child
-            else:
-                yield from outermost(child)
-
-    return outermost(model)
-
-
-def _is_composed(module: nn.Module) -> bool:
-    """Whether a module is a part with a forward of its own: neither a container nor a layer of torch."""
-    own = not type(module).__module__.startswith("torch.nn") and not isinstance(module, nn.Sequential)
-    return own and any(True for _ in module.children())
-
-
-def _trace(model: nn.Module, blocks: set[nn.Module]) -> tuple[fx.Graph, list[fx.Node]]:
-    """The graph of a model in its present mode, and the nodes at the end of each block, in order."""
-    tracer = _Tracer(blocks)
-    return tracer.trace(model), tracer.ends
-
-
-class _Tracer(fx.Tracer):
-    """Traces a model and notes the node at the end of each of its blocks."""
-
-    def __init__(self, blocks: set[nn.Module]) -> None:
-        super().__init__()
-        self.blocks = blocks
-        self.ends: list[fx.Node] = []
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Also a module without children, e.g. StochasticDepth: traced, its `self.training` would be frozen."""
-        return super().is_leaf_module(m, module_qualified_name) or not any(True for _ in m.children())
-
-    def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Trace one module."""
-        output = super().call_module(m, forward, args, kwargs)
-        if m in self.blocks and isinstance(output, fx.Proxy):
-            self.ends.append(output.node)
-        return output
-
-
-def _crossing(nodes: Sequence[fx.Node], end: fx.Node) -> set[fx.Node]:
-    """The values computed up to `end` that are needed after it."""
-    done = set(nodes[: nodes.index(end) + 1])
-    return {node for node in done if any(user not in done for user in node.users)}
-
-
-def _replace_last_linear(model: nn.Module, target: str, name: str, classes: int) -> None:
-    """Put an Fp32Linear with `classes` outputs in its place, with its weights if it has as many."""
-    old = model.get_submodule(target)
-    if not isinstance(old, nn.Linear):
-        raise ZtwError(f"{name}: ends in a {type(old).__name__}, must end in a Linear")
-    new = Fp32Linear(old.in_features, classes, bias=old.bias is not None)
-    if classes == old.out_features:
-        new.load_state_dict(old.state_dict())
-    model.set_submodule(target, new)
-
-
-def _segment(model: nn.Module, nodes: Sequence[fx.Node], start: fx.Node, end: fx.Node) -> fx.GraphModule:
-    """What maps the value `start` (not computed any more) to the value `end`, with the modules it needs."""
-    graph = fx.Graph()
-    copies = {start: graph.placeholder("x")}
-    for node in nodes[nodes.index(start) + 1 : nodes.index(end) + 1]:
-        copies[node] = graph.node_copy(node, copies.__getitem__)
-    graph.output(copies[end])
-    return fx.GraphModule(model, graph)

@@ -1,0 +1,81 @@
+"""Early exits on a CNN of one's own, on tensors: trained, given an ensemble and a threshold, saved, loaded, run."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import ztw
+
+
+class Net(nn.Module):
+    """A small CNN as people write them, functional calls and all."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 16, 3, padding=1)
+        self.conv2 = nn.Conv2d(16, 32, 3, padding=1)
+        self.conv3 = nn.Conv2d(32, 32, 3, padding=1)
+        self.fc = nn.Linear(32 * 4 * 4, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """images (N, 1, 16, 16) -> logits (N, classes)."""
+        x = F.max_pool2d(F.relu(self.conv1(x)), 2)
+        x = F.max_pool2d(F.relu(self.conv2(x)), 2)
+        x = F.relu(self.conv3(x))
+        return self.fc(torch.flatten(x, 1))
+
+
+def stripes(count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Noisy images (N, 1, 16, 16) of five classes, told apart by where a bright row is."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(5, (count,), generator=generator)
+    images = torch.randn(count, 1, 16, 16, generator=generator)
+    images[torch.arange(count), 0, 3 * labels] += 1.5
+    return images, labels
+
+
+def train(model: nn.Module, images: Tensor, labels: Tensor, epochs: int) -> None:
+    """Any training of yours."""
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    for _ in range(epochs):
+        for batch in torch.randperm(len(labels)).split(64):
+            optimizer.zero_grad()
+            F.cross_entropy(model(images[batch]), labels[batch]).backward()
+            optimizer.step()
+
+
+def main(folder: Path, samples: int = 4000, epochs: int = 5) -> ztw.Choice:
+    """The whole way; writes the network to `folder`."""
+    torch.manual_seed(0)
+    training, held_out, test = stripes(samples, 0), stripes(samples // 2, 1), stripes(samples // 2, 2)
+    model = Net(classes=5)
+    train(model, *training, epochs)
+
+    backbone = ztw.as_backbone(model, input_shape=(1, 16, 16), at=["conv1", "conv2"])
+    network = ztw.build_network(backbone, ics="cascade_detached", head="pool")
+    ztw.train_ics(network, training, epochs=epochs)
+    network.ensemble = ztw.fit_ensemble(*ztw.predict(network, held_out))
+    choice = ztw.choose_threshold(network, held_out, budget=0.7)
+    print(
+        f"{choice.chosen_by}: accuracy {choice.accuracy:.3f} at {choice.relative_cost:.2f} of the backbone's MACs"
+    )
+
+    ztw.save(network, folder, rule=choice.rule, classes=[f"row {3 * label}" for label in range(5)])
+    loaded, rule = ztw.load(folder)  # in any other process: nothing of this file is needed
+    assert rule is not None
+    result = loaded.infer(test[0], rule)
+    right = (result.logits.argmax(-1) == test[1]).double().mean()
+    print(f"test images: accuracy {right:.3f}, left at exits {torch.bincount(result.exit_index).tolist()}")
+    return choice
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path, nargs="?", default=Path(tempfile.gettempdir(), "own-cnn-ee"))
+    main(parser.parse_args().folder)

@@ -1,0 +1,46 @@
+"""Early exits on a vision transformer of timm (pip install timm), on generated images."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from importlib import import_module
+from pathlib import Path
+
+import torch
+
+import ztw
+
+
+def main(folder: Path, size: int = 32, samples: int = 512, epochs: float = 2) -> ztw.Choice | None:
+    """The whole way; writes the network to `folder`. None, and one line, where timm is not installed."""
+    try:
+        timm = import_module("timm")
+    except ModuleNotFoundError:
+        print("timm is not installed: pip install timm", file=sys.stderr)
+        return None
+    torch.manual_seed(0)
+    labels = torch.arange(samples) % 4
+    images = torch.randn(samples, 3, size, size)
+    images[torch.arange(samples), labels % 3] += 1.0 + (labels // 3)[:, None, None]  # brighter in one colour
+    training, held_out = (images[::2], labels[::2]), (images[1::2], labels[1::2])
+
+    # pretrained=True downloads weights; freeze nothing or all, train as you like
+    model = timm.create_model("vit_tiny_patch16_224", img_size=size, num_classes=4, pretrained=False)
+    backbone = ztw.as_backbone(model, input_shape=(3, size, size))  # a stage per transformer block
+    network = ztw.build_network(backbone, placement=[2, 5, 8])
+    ztw.train_ics(network, training, epochs=epochs, regime="joint", batch_size=32)
+    network.ensemble = ztw.fit_ensemble(*ztw.predict(network, held_out))
+    choice = ztw.choose_threshold(network, held_out, risk=(0.05, 0.1))
+    print(
+        f"{choice.chosen_by}: accuracy {choice.accuracy:.3f} at {choice.relative_cost:.2f} of the backbone's MACs"
+    )
+    ztw.save(network, folder, rule=choice.rule)
+    return choice
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path, nargs="?", default=Path(tempfile.gettempdir(), "timm-vit-ee"))
+    main(parser.parse_args().folder)

@@ -1,0 +1,58 @@
+"""Early exits on torchvision's ResNet-18, on a folder of images: train/<class>/*.png and held_out/<class>/*.png."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+from torchvision import transforms
+from torchvision.datasets import ImageFolder
+from torchvision.models import resnet18
+
+import ztw
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
+
+
+def main(
+    images: Path, folder: Path, size: int = 224, epochs: float = 5, weights: str | None = "DEFAULT"
+) -> ztw.Choice:
+    """The whole way; images: the folder, resized to `size` pixels; writes the network to `folder`.
+
+    weights: of torchvision, "DEFAULT" downloads ImageNet's once. Backbone and exits are trained together here: their
+    last layer is new.
+    """
+    torch.manual_seed(0)
+    ready = [transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
+    augmented = transforms.Compose(
+        [transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip(), *ready]
+    )
+    plain = transforms.Compose([transforms.Resize((size, size)), *ready])
+    training = ImageFolder(str(images / "train"), augmented)
+    held_out = ImageFolder(str(images / "held_out"), plain)
+
+    model = resnet18(weights=weights)
+    model.fc = nn.Linear(model.fc.in_features, len(training.classes))
+    backbone = ztw.as_backbone(model, input_shape=(3, size, size))
+    network = ztw.build_network(backbone, placement=[0.25, 0.5, 0.75])
+    if torch.cuda.is_available():
+        network.cuda()
+    loader = DataLoader(training, batch_size=32, shuffle=True)
+    ztw.train_ics(network, loader, epochs=epochs, regime="joint", checkpoints=folder / "checkpoints")
+    choice = ztw.choose_threshold(network, DataLoader(held_out, batch_size=64), allowed_loss=0.01)
+    print(
+        f"{choice.chosen_by}: accuracy {choice.accuracy:.3f} at {choice.relative_cost:.2f} of the backbone's MACs"
+    )
+    ztw.save(network, folder, rule=choice.rule, classes=training.classes, normalisation=(MEAN, STD))
+    return choice
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("images", type=Path, help="the folder that holds train/ and held_out/")
+    parser.add_argument("folder", type=Path, help="where the network is written")
+    given = parser.parse_args()
+    main(given.images, given.folder)

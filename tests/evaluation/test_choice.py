@@ -1,0 +1,120 @@
+"""Thresholds for a wish, on held-out images: what is promised holds there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from conftest import small_network, stripes
+
+import ztw
+from ztw.evaluation import predictions
+from ztw.exits.sweep import decide
+
+HELD_OUT = next(stripes(200).batches(200))
+
+
+@pytest.fixture(scope="module")
+def network() -> ztw.EarlyExitNetwork:
+    network = small_network("cascade_detached")
+    ztw.train_ics(network, HELD_OUT, 5, lr=0.01, batch_size=32, report=None)
+    logits, labels = ztw.predict(network, HELD_OUT, report=None)
+    network.ensemble = ztw.fit_ensemble(logits, labels)
+    return network
+
+
+def test_predict(network, capsys):
+    logits, labels = ztw.predict(network.train(), HELD_OUT, batch_size=64)
+    assert network.training
+    assert "200/200 images" in capsys.readouterr().err
+    assert (logits.shape, logits.dtype) == ((4, 200, 5), torch.float32)
+    assert labels.tolist() == HELD_OUT[1].tolist()
+    (expected,), _ = predictions.predict([network.eval()], stripes(200))
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+    logits.requires_grad_()  # no tensor of inference mode
+
+
+@pytest.mark.parametrize("rule", list(ztw.RULES))
+@pytest.mark.parametrize("wish", [{"budget": 1.0}, {"budget": "max"}, {"allowed_loss": 0.05}])
+def test_what_a_choice_says_holds(network, rule, wish):
+    choice = ztw.choose_threshold(network, HELD_OUT, **wish, rule=rule, points=50, report=None)
+    answers = network.ensemble(ztw.predict(network, HELD_OUT, report=None)[0])
+    left, answering = decide(answers, choice.rule)
+    right = answers[answering, torch.arange(200)].argmax(-1) == HELD_OUT[1]
+    cost = ztw.macs(network)[left].mean()
+    assert choice.accuracy == pytest.approx(float(right.double().mean()))
+    assert choice.cost == pytest.approx(float(cost))
+    assert choice.relative_cost == pytest.approx(float(cost) / ztw.backbone_macs(network.backbone))
+    assert choice.exit_fraction == pytest.approx([float((left == k).double().mean()) for k in range(4)])
+    if wish.get("budget") == 1.0:
+        assert choice.relative_cost <= 1.0
+    if "allowed_loss" in wish:
+        full = ztw.choose_threshold(network, HELD_OUT, budget=100.0, rule=rule, points=50, report=None)
+        assert choice.accuracy >= full.accuracy - 0.05
+        assert choice.cost <= full.cost
+
+
+@pytest.mark.parametrize("thresholds", list(ztw.THRESHOLDS))
+def test_every_way_of_choosing(network, thresholds):
+    predicted = ztw.predict(network, HELD_OUT, report=None)
+    wishes: list[dict[str, Any]] = [{"budget": 1.2}, {"allowed_loss": 0.02}]
+    for wish in wishes:
+        choice = ztw.choose_threshold(network, predicted, **wish, thresholds=thresholds)
+        assert f"{thresholds} thresholds of max_softmax, on 200 held-out samples" in choice.chosen_by
+        assert isinstance(choice.rule, ztw.MaxSoftmax)
+        assert isinstance(choice.rule.threshold, tuple) == (thresholds in ("per_exit", "allowed_loss"))
+
+
+def test_risk_is_the_one_asked_for(network):
+    predicted = ztw.predict(network, HELD_OUT, report=None)
+    cautious = ztw.choose_threshold(network, predicted, risk=(0.02, 0.1))
+    bold = ztw.choose_threshold(network, predicted, risk=(0.3, 0.5))
+    assert cautious.chosen_by.startswith("risk (0.02, 0.1), risk_controlled thresholds")
+    assert cautious.cost >= bold.cost
+    answers = network.ensemble(predicted[0])
+    left, _ = decide(answers, bold.rule)
+    early = answers[left, torch.arange(200)].argmax(-1) != HELD_OUT[1]
+    assert float((early & (answers[-1].argmax(-1) == HELD_OUT[1])).double().mean()) <= 0.3
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({}, "give one of budget, allowed_loss and risk, not none"),
+        ({"budget": 1.0, "allowed_loss": 0.1}, "not budget and allowed_loss"),
+        ({"budget": 0}, "budget 0: must be a fraction of the backbone's cost above 0, or 'max'"),
+        ({"budget": "min"}, "budget 'min': must be"),
+        (
+            {"budget": 1e-6},
+            "budget 1e-06: cannot be met with rule max_softmax and shared .* the cheapest costs 0.",
+        ),
+        ({"allowed_loss": 1}, r"allowed_loss 1: must be a share of the samples in \[0, 1\)"),
+        ({"risk": 0.1}, r"risk 0.1: must be \(eps, delta\), both in \(0, 1\)"),
+        ({"risk": (0.1, 1)}, r"risk \(0.1, 1\): must be"),
+        (
+            {"risk": (0.1, 0.1), "thresholds": "shared"},
+            "thresholds 'shared': risk has its own, risk_controlled",
+        ),
+        ({"budget": 1.0, "rule": "nope"}, "unknown exit rule 'nope'"),
+        ({"budget": 1.0, "thresholds": "nope"}, "unknown choice of thresholds 'nope'"),
+        (
+            {"budget": 1.0, "thresholds": "per_exit", "rule": "patience"},
+            "the rule patience has none; use shared",
+        ),
+    ],
+)
+def test_wrong_wishes(network, how, message):
+    predicted = ztw.predict(network, HELD_OUT, report=None)
+    with pytest.raises(ztw.ZtwError, match=message) as caught:
+        ztw.choose_threshold(network, predicted, **how)
+    assert "\n" not in str(caught.value)
+
+
+def test_predictions_of_another_network(network):
+    with pytest.raises(
+        ztw.ZtwError, match=r"logits: shape \(3, 9, 5\), the network has 4 exits and 5 classes"
+    ):
+        ztw.choose_threshold(network, (torch.zeros(3, 9, 5), torch.zeros(9, dtype=torch.long)), budget=1.0)
+    with pytest.raises(ztw.ZtwError, match="predict: Backbone, must be an EarlyExitNetwork"):
+        ztw.predict(network.backbone, HELD_OUT)

@@ -1,0 +1,139 @@
+"""Models as users write them, cut into stages: they compute the same, or are refused with the reason."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torchvision
+from conftest import same, state_of
+from own_models import Blocks, Cnn, Plain, Transformer
+from torch import nn
+
+import ztw
+
+IMAGES = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
+def check(model: nn.Module, stages: int, **how) -> ztw.Backbone:
+    """The backbone answers as the model, which stays as it was."""
+    model.train()
+    before, modes = state_of(model), [module.training for module in model.modules()]
+    names, rng = set(vars(model)), torch.get_rng_state()
+    backbone = ztw.as_backbone(model, (3, 16, 16), **how)
+    assert torch.equal(torch.get_rng_state(), rng)
+    assert same(before, state_of(model))
+    assert modes == [module.training for module in model.modules()]
+    assert names == set(vars(model))
+    assert backbone.training
+    assert len(backbone.stages) == stages
+    with torch.no_grad():
+        torch.testing.assert_close(backbone.eval()(IMAGES), model.eval()(IMAGES), atol=1e-5, rtol=1e-4)
+        network = ztw.build_network(backbone, "cascade").eval()
+        result = network.infer(IMAGES, ztw.MaxSoftmax(2.0))
+        torch.testing.assert_close(result.logits, model(IMAGES), atol=1e-5, rtol=1e-4)
+    assert ztw.macs(network).diff().gt(0).all()
+    return backbone
+
+
+def test_a_cnn_with_functional_calls():
+    backbone = check(Cnn(), 3, at=["drop", "act", "conv1"])
+    assert backbone.feature_shapes == [(8, 16, 16), (8, 8, 8), (128,)]
+    assert "stages.0.conv1.weight" in backbone.state_dict()
+    assert ztw.as_backbone(Cnn().eval(), (3, 16, 16), at=["act"]).training is False
+
+
+@pytest.mark.parametrize("norm_first", [False, True])
+def test_layers_of_a_transformer_encoder(norm_first):
+    assert check(Transformer(norm_first=norm_first), 3).feature_shapes == [(17, 16)] * 3
+
+
+@pytest.mark.parametrize("how", ["", "dropout", "flow"])
+def test_blocks_whatever_is_in_them(how):
+    check(Blocks(how), 3)
+    check(Blocks(how), 1, at=["blocks.1"])
+
+
+def test_torchvision_s_own():
+    check(torchvision.models.resnet18(num_classes=5), 8)
+    check(torchvision.models.resnet18(num_classes=5), 2, at=["layer1", "layer2.0"])
+
+
+def test_by_hand():
+    model = Plain("flow")
+    stages, classifier = [nn.Sequential(nn.Flatten(), model.a, nn.ReLU())], model.b
+    with pytest.raises(ztw.ZtwError, match="cut, it answers something else than the model"):
+        ztw.as_backbone(model, (3, 4, 4), stages=stages, classifier=classifier)
+    model = Plain()
+    backbone = ztw.as_backbone(
+        model, (3, 4, 4), stages=[nn.Sequential(nn.Flatten(), model.a, nn.ReLU())], classifier=model.b
+    )
+    assert all(part is not model.a for part in backbone.modules())
+    assert backbone.classes == 3
+
+
+@pytest.mark.parametrize(
+    ("model", "how", "message"),
+    [
+        (
+            Plain("dropout"),
+            {"at": ["a"]},
+            r"^Plain: computes differently in training \(at dropout\).*nn.Dropout instead",
+        ),
+        (Plain("flow"), {"at": ["a"]}, "^Plain: its forward decides by the values of tensors.* stages="),
+        (Plain("random"), {"at": ["a"]}, "^Plain: draws random numbers or changes its own buffers"),
+        (Plain("counts"), {"at": ["a"]}, "^Plain: draws random numbers or changes its own buffers"),
+        (Plain("dict"), {"at": ["a"]}, "^Plain: returns a dict, must return logits .*; wrap it"),
+        (Plain("tuple"), {"at": ["a"]}, "^Plain: returns a tuple, must return logits"),
+        (Plain("softmax"), {"at": ["a"]}, "^Plain: does not end in a Linear"),
+        (
+            Plain("map"),
+            {"at": ["a"]},
+            r"^Plain: returns shape \(3, 3, 4, 4\) for 3 images, must be \(3, classes\)",
+        ),
+        (
+            Plain(),
+            {},
+            r"^Plain: has no repeated blocks to cut it at; name modules with at=\[...\], e.g. of a$",
+        ),
+        (Plain(), {"at": ["b"]}, "leaves nothing for a classifier"),
+        (Plain(), {"at": ["aa"]}, "^Plain: at='aa' is no module of it; known: a"),
+        (Plain(), {"at": ["a"], "stages": []}, "give stages= and classifier= together and without at="),
+        (Plain(), {"stages": [nn.Flatten()]}, "give stages= and classifier= together"),
+        (
+            Plain(),
+            {"stages": [nn.Flatten()], "classifier": nn.Linear(7, 3)},
+            "its stages do not fit together",
+        ),
+        (nn.Sequential(nn.Flatten(), nn.Linear(9, 3)), {}, r"Sequential: cannot take images \(3, 3, 4, 4\)"),
+        ("resnet18", {}, "as_backbone: str, must be a torch.nn.Module"),
+    ],
+)
+def test_what_cannot_be_cut_is_told_why(model, how, message):
+    with pytest.raises(ztw.ZtwError, match=message) as caught:
+        ztw.as_backbone(model, (3, 4, 4), **how)
+    assert "\n" not in str(caught.value)
+
+
+def test_cuts_that_a_shortcut_goes_around():
+    model = torchvision.models.resnet18(num_classes=5)
+    with pytest.raises(ztw.ZtwError, match=r"at='layer1.0.conv1' cannot be a cut: maxpool goes around it"):
+        ztw.as_backbone(model, (3, 32, 32), at=["layer1.0.conv1"])
+    with pytest.raises(ztw.ZtwError, match=r"at='layer1.0.relu' is called 2 times, must be once"):
+        ztw.as_backbone(model, (3, 32, 32), at=["layer1.0.relu"])
+    with pytest.raises(ztw.ZtwError, match=r"at='layer9' is no module of it; known: layer4"):
+        ztw.as_backbone(model, (3, 32, 32), at=["layer9"])
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (3, 4, 0), 3, (3, 4.0, 4)])
+def test_shapes_that_are_none(shape):
+    with pytest.raises(ztw.ZtwError, match=r"input_shape .*: must be \(channels, height, width\)"):
+        ztw.as_backbone(Plain(), shape)
+
+
+def test_build_network_says_what_to_do_with_a_plain_module():
+    with pytest.raises(
+        ztw.ZtwError, match=r"Plain, must be a Backbone; ztw.as_backbone\(model, input_shape\)"
+    ):
+        ztw.build_network(Plain())  # type: ignore[arg-type]
+    with pytest.raises(ztw.ZtwError, match="is a Backbone already"):
+        ztw.as_backbone(ztw.build_backbone("resnet8"), (3, 32, 32))

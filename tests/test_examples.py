@@ -1,0 +1,76 @@
+"""The examples run, on little data."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from PIL import Image
+
+import ztw
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def example(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_own_cnn_is_loaded_without_its_class(tmp_path, capsys):
+    choice = example("own_cnn").main(tmp_path / "net", samples=1200, epochs=4)
+    assert choice.relative_cost <= 0.7
+    assert choice.accuracy > 0.6
+    assert "test images: accuracy" in capsys.readouterr().out
+    code = (
+        "import sys, torch, ztw\n"
+        "network, rule = ztw.load(sys.argv[1])\n"
+        "print(network.class_names, rule, network.infer(torch.zeros(2, 1, 16, 16), rule).exit_index.shape)"
+    )
+    command = [sys.executable, "-W", "error", "-c", code, str(tmp_path / "net")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert repr(choice.rule) in done.stdout
+    assert "'row 3'" in done.stdout
+
+
+def test_torchvision_folder(tmp_path):
+    for split, label, number in (
+        (s, c, n) for s in ("train", "held_out") for c in range(2) for n in range(6)
+    ):
+        place = tmp_path / "images" / split / f"class{label}"
+        place.mkdir(parents=True, exist_ok=True)
+        image = torch.randint(100, (3, 40, 40), generator=torch.Generator().manual_seed(number)) + 100 * label
+        Image.fromarray(image.byte().permute(1, 2, 0).numpy()).save(place / f"{number}.png")
+    main = example("torchvision_folder").main
+    choice = main(tmp_path / "images", tmp_path / "net", size=32, epochs=1, weights=None)
+    network, rule = ztw.load(tmp_path / "net")
+    assert rule == choice.rule
+    assert network.class_names == ("class0", "class1")
+    assert network.normalisation == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert len(network.backbone.stages) == 8
+
+
+def test_timm_vit(tmp_path, capsys):
+    choice = example("timm_vit").main(tmp_path / "net", samples=64, epochs=0.5)
+    if choice is None:
+        assert capsys.readouterr().err == "timm is not installed: pip install timm\n"
+        return
+    network, rule = ztw.load(tmp_path / "net")
+    assert rule == choice.rule
+    assert len(network.backbone.stages) == 12
+
+
+@pytest.mark.parametrize("name", [path.stem for path in sorted(EXAMPLES.glob("*.py"))])
+def test_every_example_says_what_it_is(name):
+    command = [sys.executable, str(EXAMPLES / f"{name}.py"), "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "usage:" in done.stdout

@@ -1,0 +1,211 @@
+"""Choosing where a network's samples leave, on held-out images that a caller has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ztw.data.given import LoaderData, Wanted, as_data, wanted_by
+from ztw.device import resolve_precision
+from ztw.errors import ZtwError
+from ztw.evaluation import predictions
+from ztw.evaluation.metrics import at_budget
+from ztw.exits.logits import check_logits, class_labels
+from ztw.exits.rules import ExitRule, exit_rule
+from ztw.exits.sweep import Curve, scored, sweep
+from ztw.exits.thresholds import Candidates, RiskControlled, at, candidates
+from ztw.models.costs import macs
+from ztw.models.network import EarlyExitNetwork
+from ztw.models.onnx_runner import OnnxRunner
+from ztw.models.operations import backbone_macs
+from ztw.progress import Report, on_screen
+
+
+def predict(
+    network: EarlyExitNetwork,
+    data: Any,
+    *,
+    batch_size: int = 256,
+    precision: str = "fp32",
+    report: Report | None = on_screen,
+) -> tuple[Tensor, Tensor]:
+    """Logits of every single exit, nothing stopped, in eval mode; the network's own mode stays.
+
+    data: images and labels, see `ztw.train_ics`; precision: "fp32", "bf16" or "auto".
+    Returns (logits float32 (K, N, C), labels int64 (N,)), on the CPU. Raises ZtwError for images and labels that are
+    not the network's, and for logits that are not finite.
+    """
+    _check_network(network, "predict")
+    images = as_data(data, wanted_by(network), "predict")
+    if isinstance(images, LoaderData):
+        batch_size = images.batch_size
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise ZtwError(f"batch_size {batch_size!r}: must be a whole number of at least 1")
+    modes = {module: module.training for module in network.modules()}
+    try:
+        precision = resolve_precision(precision, images.device)
+        (logits,), labels = predictions.predict([network], images, batch_size, precision, report=report)
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    if not logits.isfinite().all():
+        raise ZtwError(
+            "predict: some of the network's logits are not finite; train it again, with a lower lr"
+        )
+    return logits.clone(), labels.clone()  # made in inference mode, where nothing may be fitted to them
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A rule, and what it gives on the held-out samples it was chosen on.
+
+    accuracy in [0, 1]; cost: mean MACs a sample; relative_cost: as a share of the backbone's; exit_fraction: the share
+    of samples that leave at each of the K exits; chosen_by: how, in words.
+    """
+
+    rule: ExitRule
+    accuracy: float
+    cost: float
+    relative_cost: float
+    exit_fraction: tuple[float, ...]
+    chosen_by: str
+
+
+def choose_threshold(
+    network: EarlyExitNetwork | OnnxRunner,
+    held_out: Any,
+    *,
+    budget: float | str | None = None,
+    allowed_loss: float | None = None,
+    risk: tuple[float, float] | None = None,
+    rule: str = "max_softmax",
+    thresholds: str | None = None,
+    points: int = 1000,
+    batch_size: int = 256,
+    precision: str = "fp32",
+    report: Report | None = on_screen,
+) -> Choice:
+    """The thresholds that meet one wish on held-out samples, of the network's ensemble where it has one.
+
+    network: or an OnnxRunner, e.g. of a network in int8, whose thresholds have to be its own.
+    held_out: images and labels that nothing was trained on, see `ztw.train_ics`, or what `predict` has returned for
+    them. One of: budget = the largest mean cost, as a share of the backbone's MACs, or "max": the most accurate
+    whatever it costs; allowed_loss = the largest loss of accuracy against running to the end, at the smallest cost;
+    risk = (eps, delta): with probability 1 - delta over draws of held-out samples no more than a share eps of all
+    samples is answered wrongly early and would have been answered rightly at the end.
+    rule: a name of RULES; thresholds: of THRESHOLDS, "shared" unless risk is given, which has its own; the way
+    "allowed_loss" takes allowed_loss as its own parameter (Berestizshevsky & Even 2019). points: how fine the grid is.
+    Raises ZtwError for none or several wishes, a budget that no threshold meets (it names the cheapest), and
+    malformed input.
+    """
+    if not isinstance(network, OnnxRunner):
+        _check_network(network, "choose_threshold")
+    wishes = {"budget": budget, "allowed_loss": allowed_loss, "risk": risk}
+    given = [name for name, value in wishes.items() if value is not None]
+    if len(given) != 1:
+        raise ZtwError(
+            f"choose_threshold: give one of budget, allowed_loss and risk, not {' and '.join(given) or 'none'}"
+        )
+    wanted = "risk_controlled" if risk is not None else "shared"
+    thresholds = thresholds or wanted
+    if risk is not None and thresholds != wanted:
+        raise ZtwError(f"thresholds {thresholds!r}: risk has its own, risk_controlled")
+    exit_rule(rule)
+    _check_wish(budget, allowed_loss, risk)
+    if isinstance(network, OnnxRunner):
+        answers, labels = predict_onnx(network, held_out)
+        cost, base = network.cost, network.backbone_cost
+    else:
+        logits, labels = _predicted(network, held_out, batch_size, precision, report)
+        cost, base = macs(network), backbone_macs(network.backbone)
+        answers = logits if network.ensemble is None else network.ensemble(logits)
+    if risk is not None:
+        eps, delta = risk
+        way = RiskControlled(delta=delta, lowest=eps, highest=eps, steps=1)
+        offered = way.candidates(answers, labels, cost, rule, points)
+    else:
+        offered = candidates(thresholds, answers, labels, cost, rule, points)
+    curve = sweep(answers, labels, cost, rule, offered.thresholds)
+    if budget is not None:
+        (index,) = at_budget(curve, [budget], base)
+        if index is None:
+            cheapest = float(curve.cost.min()) / base
+            raise ZtwError(
+                f"budget {budget}: cannot be met with rule {rule} and {thresholds} thresholds; the cheapest costs"
+                f" {cheapest:.4g} of the backbone"
+            )
+    elif allowed_loss is not None:
+        full = float(scored(answers, labels, exit_rule(rule))[1][-1].double().mean())
+        index = _allowed(
+            curve, offered, full - allowed_loss, allowed_loss if thresholds == "allowed_loss" else None
+        )
+    else:
+        index = 0
+    wish = f"{given[0]} {wishes[given[0]]}"
+    return Choice(
+        rule=at(rule, offered, index),
+        accuracy=float(curve.accuracy[index]),
+        cost=float(curve.cost[index]),
+        relative_cost=float(curve.cost[index]) / base,
+        exit_fraction=tuple(curve.exit_fraction[index].tolist()),
+        chosen_by=f"{wish}, {thresholds} thresholds of {rule}, on {labels.numel()} held-out samples",
+    )
+
+
+def predict_onnx(runner: OnnxRunner, data: Any) -> tuple[Tensor, Tensor]:
+    """What every exit answers in ONNX Runtime, ensemble and all: logits (K, N, C), labels (N,); data: as `predict`."""
+    wanted = Wanted(runner.form.shape, runner.form.classes, torch.device("cpu"))
+    batches = as_data(data, wanted, "predict").batches(runner.chunk)
+    logits, labels = zip(*((runner.logits(images), labels) for images, labels in batches), strict=True)
+    return torch.cat(logits, dim=1), torch.cat(labels)
+
+
+def _check_network(network: Any, name: str) -> None:
+    if not isinstance(network, EarlyExitNetwork):
+        raise ZtwError(
+            f"{name}: {type(network).__name__}, must be an EarlyExitNetwork; build_network makes one"
+        )
+
+
+def _check_wish(budget: Any, allowed_loss: Any, risk: Any) -> None:
+    if budget not in (None, "max") and not (_is_number(budget) and budget > 0):
+        raise ZtwError(f"budget {budget!r}: must be a fraction of the backbone's cost above 0, or 'max'")
+    if allowed_loss is not None and not (_is_number(allowed_loss) and 0 <= allowed_loss < 1):
+        raise ZtwError(f"allowed_loss {allowed_loss!r}: must be a share of the samples in [0, 1)")
+    if risk is not None:
+        pair = isinstance(risk, tuple | list) and len(risk) == 2
+        if not pair or not all(_is_number(value) and 0 < value < 1 for value in risk):
+            raise ZtwError(f"risk {risk!r}: must be (eps, delta), both in (0, 1)")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _predicted(
+    network: EarlyExitNetwork, held_out: Any, batch_size: int, precision: str, report: Report | None
+) -> tuple[Tensor, Tensor]:
+    """Predictions that were given, checked, or those of images."""
+    if isinstance(held_out, tuple | list) and len(held_out) == 2 and getattr(held_out[0], "ndim", 0) == 3:
+        logits, labels = held_out
+        check_logits(logits, labels)
+        if (logits.shape[0], logits.shape[2]) != (network.exits, network.backbone.classes):
+            raise ZtwError(
+                f"logits: shape {tuple(logits.shape)}, the network has {network.exits} exits and"
+                f" {network.backbone.classes} classes"
+            )
+        return logits.detach().cpu(), class_labels(labels).cpu()
+    return predict(network, held_out, batch_size=batch_size, precision=precision, report=report)
+
+
+def _allowed(curve: Curve, offered: Candidates, wanted: float, parameter: float | None) -> int:
+    """The cheapest row that is accurate enough; by its own parameter, the first that is small enough."""
+    if parameter is not None:
+        return int((offered.parameter <= parameter).nonzero()[0])
+    enough = (curve.accuracy >= wanted - 1e-12).nonzero().flatten()
+    if not len(enough):  # per-exit thresholds need not hold one that is as accurate as running to the end
+        enough = (curve.accuracy == curve.accuracy.max()).nonzero().flatten()
+    return int(enough[curve.cost[enough].argmin()])

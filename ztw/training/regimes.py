@@ -1,0 +1,127 @@
+"""Training the exits of one network, on images that a caller has: the three regimes behind one call."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ztw.data.dataset import Data
+from ztw.data.given import LoaderData, TensorData, as_data, wanted_by
+from ztw.device import resolve_precision
+from ztw.errors import ZtwError, unknown
+from ztw.models.checkpoints import versions
+from ztw.models.network import EarlyExitNetwork
+from ztw.progress import Report, on_screen
+from ztw.training import separate
+from ztw.training.checkpoints import Checkpoints
+from ztw.training.joint import JointLoss, exit_weights, train_jointly
+from ztw.training.layer_wise import train_layer_wise
+from ztw.training.loop import History
+from ztw.training.recipe import OPTIMIZERS, Recipe
+
+REGIMES = ("separate", "joint", "layer_wise")
+
+
+def train_ics(
+    network: EarlyExitNetwork,
+    data: Any,
+    epochs: float = 5,
+    *,
+    regime: str = "separate",
+    lr: float = 1e-3,
+    batch_size: int = 128,
+    optimizer: str = "adam",
+    weight_decay: float = 5e-4,
+    milestones: tuple[float, ...] = (),
+    weights: Any = "uniform",
+    seed: int = 0,
+    precision: str = "fp32",
+    checkpoints: Path | str | None = None,
+    report: Report | None = on_screen,
+) -> History:
+    """Train a network's exits in place, where the network is; ends in eval mode.
+
+    data: the training images, normalised: tensors (images float (N, C, H, W), labels int (N,)), a torch Dataset of
+    (image, label), or a DataLoader, whose batch size, order and augmentation are then used. regime: "separate" = the
+    ICs on the frozen backbone, "joint" = backbone and ICs together, "layer_wise" = exit after exit, the epochs
+    shared out over them. The defaults are ZTW's recipe (2021) for ICs: Adam, lr 1e-3, batches of 128, weight decay
+    5e-4; it trains 50 epochs, and lr falls to a tenth after epoch 15, as after each of `milestones`. weights: of the
+    exits' losses in joint training, see `ztw.training.joint.exit_weights`. seed: of order, augmentation and dropout.
+    precision: "fp32", "bf16" or "auto". checkpoints: a folder; the same call then goes on where it was stopped, in
+    the middle of an epoch (a DataLoader with a generator of its own, or a dataset that draws from others than
+    torch's, then gives other images than it would have). report: gets a line of progress now and then; None for
+    silence.
+    Returns a row an epoch: loss, accuracy (of the last exit that is trained), lr, seconds. Raises ZtwError for wrong
+    arguments, images or labels, and for a loss that is not finite.
+    """
+    if not isinstance(network, EarlyExitNetwork):
+        raise ZtwError(
+            f"train_ics: {type(network).__name__}, must be an EarlyExitNetwork; build_network makes one"
+        )
+    if regime not in REGIMES:
+        raise unknown("regime", regime, REGIMES)
+    if optimizer not in OPTIMIZERS:
+        raise unknown("optimizer", optimizer, OPTIMIZERS)
+    for name, value in (("epochs", epochs), ("lr", lr)):
+        if not isinstance(value, int | float) or not 0 < value < float("inf"):
+            raise ZtwError(f"{name} {value!r}: must be a number above 0")
+    if not isinstance(batch_size, int) or batch_size < 2:
+        raise ZtwError(f"batch_size {batch_size!r}: must be a whole number of at least 2")
+    if regime == "separate" and network.mode.additive:
+        raise ZtwError(
+            f"regime 'separate': not with ics={network.mode_name!r}, which trains the backbone's exit too"
+        )
+    if not network.heads:
+        raise ZtwError("train_ics: the network has no ICs")
+    images = as_data(data, wanted_by(network), "train_ics")
+    if isinstance(images, LoaderData):
+        batch_size = images.batch_size
+    recipe = Recipe(
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        weight_decay=weight_decay,
+        milestones=tuple(milestones),
+        precision=resolve_precision(precision, images.device),
+        optimizer=optimizer,
+    )
+    kept = None
+    if checkpoints is not None:
+        of = _identity(network, images, (recipe, regime, weights, seed))
+        kept = Checkpoints(Path(checkpoints), of, report or (lambda line: None))
+    with torch.random.fork_rng([images.device] if images.device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        if regime == "separate":
+            return separate.train_ics([network], images, recipe, seed, report, kept)[0]
+        if regime == "joint":
+            loss = JointLoss(network, exit_weights(network, weights))
+            return train_jointly(loss, images, recipe, seed, report, kept)
+        return train_layer_wise(network, images, recipe, seed, report, kept)
+
+
+def _identity(network: EarlyExitNetwork, data: Data, settings: tuple[Any, ...]) -> dict[str, str]:
+    """What a checkpoint must share with the training that goes on from it: not the weights that it replaces."""
+    shapes = {name: list(value.shape) for name, value in network.state_dict().items()}
+    anatomy = {"ics": network.mode_name, "placement": list(network.placement), "shapes": shapes}
+    known = {
+        "samples": str(len(data)),
+        "labels": _digest(data.labels) if isinstance(data, TensorData) else "",
+    }
+    found = {"network": _digest_of(anatomy), "settings": repr(settings), "data": _digest_of(known)}
+    if settings[1] == "separate":
+        found["backbone"] = _digest_of(
+            {name: _digest(x) for name, x in network.backbone.state_dict().items()}
+        )
+    return {**found, "software": json.dumps(versions(), sort_keys=True)}
+
+
+def _digest(tensor: torch.Tensor) -> str:
+    return hashlib.sha256(tensor.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
+
+
+def _digest_of(facts: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
