@@ -148,6 +148,17 @@ def test_a_backbone_cut_by_hand(tmp_path):
     torch.testing.assert_close(again(images), network(images))
 
 
+CALLS = {
+    "nodes": [
+        {"name": "x", "op": "input"},
+        {"name": "a", "op": "function", "of": "torch.load", "args": ["/tmp/x"]},
+    ],
+    "output": {"node": "a"},
+    "modules": {},
+    "tensors": {},
+}
+
+
 @pytest.fixture
 def saved(tmp_path) -> Path:
     ztw.save(small_network("cascade", [0, 1]), tmp_path / "net", ztw.MaxSoftmax([0.5, 0.7]))
@@ -186,6 +197,11 @@ def edit(folder: Path, **changes) -> None:
         ({"normalisation": {"mean": [0.1], "std": [0]}}, "std above 0"),
         ({"weights": []}, "is not as ztw.save writes it"),
         ({"backbone": {}}, "is not as ztw.save writes it"),
+        ({"backbone": {"build_backbone": {"arch": "resnet8", "weights": "DEFAULT"}}}, "those of the folder"),
+        (
+            {"backbone": {"stages": [CALLS], "classifier": CALLS}},
+            "'torch.load' is not among what a file may call",
+        ),
         ({"backbone": {"build_backbone": {"arch": "nope"}}}, "unknown architecture 'nope'"),
     ],
 )

@@ -105,6 +105,9 @@ def test_by_hand():
             "its stages do not fit together",
         ),
         (nn.Sequential(nn.Flatten(), nn.Linear(9, 3)), {}, r"Sequential: cannot take images \(3, 3, 4, 4\)"),
+        (Plain(), {"at": "a"}, "at='a', must be a list of names of modules, at least one"),
+        (Plain(), {"at": []}, r"at=\[\], must be a list of names"),
+        (Plain().double(), {"at": ["a"]}, "Plain: has weights of torch.float64, must be torch.float32"),
         ("resnet18", {}, "as_backbone: str, must be a torch.nn.Module"),
     ],
 )

@@ -179,7 +179,10 @@ def _backbone(facts: dict[str, Any], model: nn.Module | None) -> Backbone:
     if model is not None:
         raise ZtwError("needs no model=, its backbone is described")
     if "build_backbone" in described:
-        return build_backbone(**described["build_backbone"])
+        how = described["build_backbone"]
+        if "weights" in how:  # would be downloaded
+            raise ZtwError("build_backbone: has weights, which are those of the folder")
+        return build_backbone(**how)
     stages = [module_from(stage) for stage in described["stages"]]
     return Backbone(facts["arch"], stages, module_from(described["classifier"]), shape)
 

@@ -45,7 +45,13 @@ def as_backbone(
     shape = _image_shape(input_shape)
     if (stages is None) != (classifier is None) or (stages is not None and at is not None):
         raise ZtwError("as_backbone: give stages= and classifier= together and without at=")
+    if at is not None and (isinstance(at, str) or not at):
+        raise ZtwError(f"as_backbone: at={at!r}, must be a list of names of modules, at least one")
     name = type(model).__name__
+    if other := {str(part.dtype) for part in model.parameters() if part.dtype != torch.float32}:
+        raise ZtwError(
+            f"{name}: has weights of {', '.join(sorted(other))}, must be torch.float32; call .float() first"
+        )
     try:
         copied, by_hand = copy.deepcopy((model, (list(stages or []), classifier)))
     except Exception as error:  # whatever a user's module holds
