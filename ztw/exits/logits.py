@@ -17,12 +17,11 @@ LOG_FLOOR = float(torch.tensor(torch.finfo(torch.float32).tiny).log())
 def check_logits(logits: Tensor, labels: Tensor | None = None, cost: Tensor | None = None) -> None:
     """Raise ZtwError unless logits (K, N, C), labels (N,) and cost (K,) are what they should be.
 
-    -inf is a class of probability 0, e.g. in log-probabilities or where classes are masked, and is allowed
-    beside finite values; +inf, NaN and a sample of -inf alone are no distribution. labels: see `class_labels`.
+    Infinite values are refused as NaN is: no rule can compare them. labels: see `class_labels`.
     """
     if logits.dim() != 3 or 0 in logits.shape:
         raise ZtwError(f"logits: shape {tuple(logits.shape)}, must be (exits, samples, classes), none 0")
-    _check_largest(logits)
+    _check_finite(logits)
     if labels is not None:
         if labels.shape != logits.shape[1:2]:
             raise ZtwError(f"labels: shape {tuple(labels.shape)}, must be ({logits.shape[1]},)")
@@ -38,17 +37,13 @@ def check_logits(logits: Tensor, labels: Tensor | None = None, cost: Tensor | No
             raise ZtwError(f"cost: must be positive and strictly increasing, got {cost.tolist()}")
 
 
-def _check_largest(logits: Tensor) -> None:
-    largest = logits.amax(-1)  # of anything and NaN it is NaN
-    if largest.isfinite().all():
+def _check_finite(logits: Tensor) -> None:
+    smallest, largest = logits.aminmax()  # of anything and NaN both are NaN
+    if smallest.isfinite() and largest.isfinite():
         return
-    if count := int(logits.isnan().sum()):
-        raise ZtwError(f"logits: {count} values are NaN")
-    if count := int((logits == torch.inf).sum()):
-        found = f"{count} values are +inf"
-    else:
-        found = f"{int((largest == -torch.inf).sum())} samples' values are all -inf"
-    raise ZtwError(f"logits: {found}: a sample's largest is infinite, must be finite")
+    for name, found in (("NaN", logits.isnan()), ("+inf", logits == torch.inf), ("-inf", logits == -torch.inf)):
+        if count := int(found.sum()):
+            raise ZtwError(f"logits: {count} values are {name}, must be finite")
 
 
 def class_labels(labels: Tensor) -> Tensor:
