@@ -10,7 +10,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from onnx_networks import images_for, network_of, rule_through_the_middle
+from onnx_networks import BATCHES, assert_as_infer, images_for, network_of, rule_through_the_middle
 from torch import nn
 
 import ztw
@@ -21,7 +21,6 @@ from ztw.models.onnx_nesting import flatten, nest
 RULES, MODES, KINDS = list(ztw.RULES), list(ztw.IC_MODES), [None, *ztw.ENSEMBLES]
 # Every pair of (rule, mode), (rule, ensemble) and (mode, ensemble) is there. All triples: tests/slow.
 PAIRS = [(RULES[i], MODES[j], KINDS[(i + j) % 4]) for i in range(4) for j in range(4)]
-BATCHES = (0, 1, 7, 64)
 
 
 @pytest.fixture(scope="module")
@@ -31,17 +30,6 @@ def exported(tmp_path_factory):
     rule = rule_through_the_middle(network, "max_softmax")
     path = ztw.export_onnx(network, rule, tmp_path_factory.mktemp("onnx") / "network.onnx")
     return network, rule, path
-
-
-def assert_as_infer(network, rule, runner, sizes=BATCHES):
-    images = images_for(network, max(sizes))
-    exits = set()
-    for size in sizes:
-        expected, found = network.infer(images[:size], rule), runner(images[:size])
-        assert torch.equal(found.exit_index, expected.exit_index)
-        torch.testing.assert_close(found.logits, expected.logits, atol=1e-4, rtol=1e-4)
-        exits |= set(expected.exit_index.tolist())
-    assert len(exits) > 1
 
 
 @pytest.mark.parametrize(("rule", "mode", "kind"), PAIRS)

@@ -41,7 +41,11 @@ def _check_finite(logits: Tensor) -> None:
     smallest, largest = logits.aminmax()  # of anything and NaN both are NaN
     if smallest.isfinite() and largest.isfinite():
         return
-    for name, found in (("NaN", logits.isnan()), ("+inf", logits == torch.inf), ("-inf", logits == -torch.inf)):
+    for name, found in (
+        ("NaN", logits.isnan()),
+        ("+inf", logits == torch.inf),
+        ("-inf", logits == -torch.inf),
+    ):
         if count := int(found.sum()):
             raise ZtwError(f"logits: {count} values are {name}, must be finite")
 

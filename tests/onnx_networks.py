@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from itertools import pairwise
 from typing import Any
@@ -13,6 +14,7 @@ import ztw
 from ztw.exits.rules import ThresholdRule, exit_rule, exit_scores
 
 CLASSES = 5
+BATCHES = (0, 1, 7, 64)
 
 
 @cache
@@ -75,3 +77,17 @@ def widest_gap(scores: Tensor) -> Tensor:
     place = ordered.diff().argmax()
     assert ordered[place + 1] - ordered[place] > 1e-4
     return (ordered[place] + ordered[place + 1]) / 2
+
+
+def assert_as_infer(
+    network: ztw.EarlyExitNetwork, rule: ztw.ExitRule, runner: ztw.OnnxRunner, sizes: Sequence[int] = BATCHES
+) -> None:
+    """In batches of every size each image leaves where it does by `infer`, and gets the same answer."""
+    images = images_for(network, max(sizes))
+    exits: set[int] = set()
+    for size in sizes:
+        expected, found = network.infer(images[:size], rule), runner(images[:size])
+        assert torch.equal(found.exit_index, expected.exit_index)
+        torch.testing.assert_close(found.logits, expected.logits, atol=1e-4, rtol=1e-4)
+        exits |= set(expected.exit_index.tolist())
+    assert len(exits) > 1

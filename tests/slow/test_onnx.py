@@ -1,0 +1,42 @@
+"""Every combination of rule, IC mode and ensemble, and every backbone, exported: leaves and answers as `infer` does."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from onnx_networks import assert_as_infer, network_of, rule_through_the_middle
+
+import ztw
+
+SIDES = {"torchvision/vit_b_16": 32, "torchvision/mobilenet_v2": 64, "torchvision/resnet18": 64}
+BACKBONES = [*ztw.BACKBONES, *SIDES]
+
+
+@pytest.mark.parametrize(
+    ("rule", "mode", "kind"), [*itertools.product(ztw.RULES, ztw.IC_MODES, [None, *ztw.ENSEMBLES])]
+)
+def test_every_combination(tmp_path, rule, mode, kind):
+    network = network_of(mode, kind)
+    chosen = rule_through_the_middle(network, rule, per_exit=True)
+    path = ztw.export_onnx(network, chosen, tmp_path / "network.onnx")
+    assert_as_infer(network, chosen, ztw.OnnxRunner(path, threads=1, cache=False))
+
+
+@pytest.mark.parametrize("arch", BACKBONES)
+def test_every_backbone(tmp_path, arch):
+    torch.manual_seed(0)
+    backbone = ztw.build_backbone(arch, size=SIDES.get(arch, 32))
+    network = ztw.build_network(backbone, "cascade_detached", placement=[0.3, 0.6])
+    with torch.no_grad():
+        backbone.train()(torch.randn(16, *backbone.input_shape))  # BatchNorm statistics of its own
+    network.eval()
+    with torch.no_grad():
+        logits = network(torch.randn(64, *backbone.input_shape))
+    network.ensemble = ztw.fit_ensemble(
+        logits, (logits.sum(0) + logits.std() * torch.randn(64, 10)).argmax(-1)
+    )
+    chosen = rule_through_the_middle(network, "max_softmax", per_exit=True)
+    path = ztw.export_onnx(network, chosen, tmp_path / "network.onnx")
+    assert_as_infer(network, chosen, ztw.OnnxRunner(path, threads=1, cache=False))
