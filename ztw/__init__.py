@@ -12,10 +12,19 @@ if TYPE_CHECKING:
     from ztw.errors import ZtwError
     from ztw.evaluation.costs import macs, paper_ops
     from ztw.evaluation.metrics import accuracy_at_budget, at_budget, exit_accuracy, hindsight_improvability
-    from ztw.exits.ensembles import ENSEMBLES, Ensemble, fit_ensemble
+    from ztw.exits.ensembles import ENSEMBLES, Ensemble, LinearEnsemble, fit_ensemble
     from ztw.exits.inference import ExitResult
-    from ztw.exits.rules import RULES, Entropy, ExitRule, MaxSoftmax, MaxSoftmaxOrBest, Patience
+    from ztw.exits.rules import (
+        RULES,
+        Entropy,
+        ExitRule,
+        MaxSoftmax,
+        MaxSoftmaxOrBest,
+        Patience,
+        ThresholdRule,
+    )
     from ztw.exits.sweep import Curve, decide, sweep
+    from ztw.exits.threshold_base import ThresholdChoice
     from ztw.exits.thresholds import THRESHOLDS, Candidates, candidates
     from ztw.models.architectures import BACKBONES, build_backbone
     from ztw.models.backbone import Backbone
@@ -23,6 +32,7 @@ if TYPE_CHECKING:
     from ztw.models.heads import HEADS
     from ztw.models.network import IC_MODES, EarlyExitNetwork, build_network
     from ztw.models.operations import backbone_macs, backbone_paper_ops
+    from ztw.registration import register
 
 # Where each public name lives. They are imported on first use, because checking a config must not
 # wait for torch.
@@ -36,9 +46,18 @@ _HOME = {
         "exit_accuracy",
         "hindsight_improvability",
     ),
-    "exits.ensembles": ("ENSEMBLES", "Ensemble", "fit_ensemble"),
+    "exits.ensembles": ("ENSEMBLES", "Ensemble", "LinearEnsemble", "fit_ensemble"),
     "exits.inference": ("ExitResult",),
-    "exits.rules": ("RULES", "Entropy", "ExitRule", "MaxSoftmax", "MaxSoftmaxOrBest", "Patience"),
+    "exits.rules": (
+        "RULES",
+        "Entropy",
+        "ExitRule",
+        "MaxSoftmax",
+        "MaxSoftmaxOrBest",
+        "Patience",
+        "ThresholdRule",
+    ),
+    "exits.threshold_base": ("ThresholdChoice",),
     "exits.sweep": ("Curve", "decide", "sweep"),
     "exits.thresholds": ("THRESHOLDS", "Candidates", "candidates"),
     "models.architectures": ("BACKBONES", "build_backbone"),
@@ -47,6 +66,7 @@ _HOME = {
     "models.heads": ("HEADS",),
     "models.network": ("IC_MODES", "EarlyExitNetwork", "build_network"),
     "models.operations": ("backbone_macs", "backbone_paper_ops"),
+    "registration": ("register",),
 }
 
 __all__ = [
@@ -64,9 +84,12 @@ __all__ = [
     "Entropy",
     "ExitResult",
     "ExitRule",
+    "LinearEnsemble",
     "MaxSoftmax",
     "MaxSoftmaxOrBest",
     "Patience",
+    "ThresholdChoice",
+    "ThresholdRule",
     "ZtwError",
     "__version__",
     "accuracy_at_budget",
@@ -84,6 +107,7 @@ __all__ = [
     "keep_freed_memory",
     "macs",
     "paper_ops",
+    "register",
     "sweep",
 ]
 

@@ -46,6 +46,7 @@ rule evaluate:
         evaluation=EVALUATION,
         ensembles=ENSEMBLES,
         splits=EVALUATED,
+        plugins=METHOD,
         code=code_digest("evaluate"),
     script:
         "../scripts/evaluate.py"
