@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from conftest import small_network
@@ -12,6 +14,7 @@ from ztw import testing
 from ztw.data.prepare import prepare_dataset
 from ztw.data.splits import open_split
 from ztw.study.parts import PARTS, PLUGINS, forget
+from ztw.study.plugins import load_plugins
 from ztw.study.settings import DataSettings
 
 
@@ -172,3 +175,15 @@ def test_an_own_rule_in_a_network():
     ztw.register("rule", "margin", Margin)
     images = torch.randn(16, 1, 10, 10, generator=torch.Generator().manual_seed(7))
     testing.check_agreement(small_network(), images, "margin")
+
+
+def test_the_example_keeps_the_contract_and_computes_what_it_says():
+    load_plugins([str(Path(__file__).parents[1] / "examples/my_parts.py")])
+    testing.check_registered()
+    log_probs = torch.tensor([[[0.5, 0.3, 0.2]], [[0.7, 0.2, 0.1]], [[0.1, 0.1, 0.8]]]).log()
+    scores, state = ztw.RULES["margin"].score(log_probs[:, 0], ())
+    torch.testing.assert_close(scores, torch.tensor([0.2, 0.5, 0.7]))
+    assert state == ()
+    median = ztw.ENSEMBLES["median"](3, 3)
+    torch.testing.assert_close(median.combine(log_probs).exp(), torch.tensor([[0.5, 0.2, 0.2]]))
+    torch.testing.assert_close(median.combine(log_probs[:2])[0, 0].exp().square(), torch.tensor(0.35))

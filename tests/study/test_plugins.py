@@ -122,10 +122,13 @@ def test_a_missing_file_and_an_unknown_package_are_named():
 
 
 def test_two_plugins_may_not_use_one_name():
+    Path("sub").mkdir()
     plugin(MARGIN, "a.py")
-    plugin(MARGIN, "b.py")
-    with pytest.raises(ztw.ZtwError, match=r"'b.py', line 8: rule 'margin': is registered already, by a.py"):
-        check_study(study(plugins=["a.py", "b.py"]))
+    plugin(MARGIN, "sub/a.py")
+    with pytest.raises(
+        ztw.ZtwError, match=r"'sub/a.py', line 8: rule 'margin': is registered already, by a.py"
+    ):
+        check_study(study(plugins=["a.py", "sub/a.py"]))
 
 
 def test_a_plugin_runs_once_and_again_when_it_was_edited():

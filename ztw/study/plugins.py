@@ -5,6 +5,7 @@ Imports no torch; a plugin does.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import sys
 import traceback
@@ -100,7 +101,7 @@ def _run(name: str, path: Path) -> None:
         module = _entry_point(name)
         importlib.reload(sys.modules[module]) if module in sys.modules else importlib.import_module(module)
         return
-    title = f"ztw_plugin_{path.stem}"
+    title = f"ztw_plugin_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"  # two may be called own.py
     spec = spec_from_file_location(title, path, loader=_FromSource(title, str(path)))
     assert spec is not None
     assert spec.loader is not None
