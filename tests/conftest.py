@@ -15,12 +15,20 @@ from torch import Tensor, nn
 import ztw
 from ztw.data.decoded import ImageSet
 from ztw.models.placement import Placement
+from ztw.study.parts import forget
 
 
 @pytest.fixture(autouse=True)
 def one_thread():
     """The networks here are tiny: a second thread costs more than it saves, on a busy machine far more."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def no_parts_of_other_tests():
+    """What a test registers is forgotten after it."""
+    yield
+    forget()
 
 
 @pytest.fixture

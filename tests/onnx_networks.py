@@ -31,14 +31,22 @@ def trained_looking(mode: str) -> ztw.EarlyExitNetwork:
         ztw.Backbone("small", stages, classifier, (3, 10, 10)), mode, placement=(0, 1, 2)
     )
     network.eval()
-    with torch.no_grad():
-        images = torch.randn(64, 3, 10, 10)
-        for exit in range(network.exits):
-            linear: Any = network.heads[exit].linear if exit < 3 else classifier[1]
-            logits = network(images)[exit]
-            linear.weight.mul_(2 / logits.std(0).mean())
-            linear.bias.sub_(network(images)[exit].mean(0))
+    spread_out(network)
     return network
+
+
+@torch.no_grad()
+def spread_out(network: ztw.EarlyExitNetwork) -> None:
+    """Make every exit's logits as different from sample to sample as a trained one's."""
+    images = torch.randn(64, *network.backbone.input_shape, generator=torch.Generator().manual_seed(4))
+    for exit in range(network.exits):
+        linear: Any = [
+            part
+            for part in (*network.heads, network.backbone.classifier)[exit].modules()
+            if isinstance(part, nn.Linear)
+        ][-1]
+        linear.weight.mul_(2 / network(images)[exit].std(0).mean())
+        linear.bias.sub_(network(images)[exit].mean(0))
 
 
 @torch.no_grad()

@@ -66,6 +66,16 @@ def test_any_change_is_snakemakes_to_judge(call, change):
     assert not call()
 
 
+def test_an_edited_plugin_is_snakemakes_to_judge(call):
+    plugin = Path("own.py")
+    plugin.write_text((ROOT / "examples/my_parts.py").read_text())
+    Path("tiny.yaml").write_text(f"plugins: [own.py]\n{TINY.read_text()}")
+    call().note()
+    assert call()
+    plugin.write_text(plugin.read_text() + "# a comment\n")
+    assert not call()
+
+
 def test_code_that_is_edited_during_the_run_is_newer_than_the_results(call, monkeypatch, tmp_path):
     import finished
 

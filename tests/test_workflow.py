@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -18,7 +20,7 @@ from ztw.data.record import read_study_record
 from ztw.data.splits import cell_splits
 from ztw.exits.logits import read_predictions
 from ztw.exits.sweep import decide
-from ztw.files import read_json
+from ztw.files import read_json, sha256
 from ztw.reporting.devices import read_mixed
 from ztw.study.settings import DataSettings
 
@@ -205,6 +207,40 @@ def test_a_package_that_only_the_workflow_needs_is_named(tmp_path, package):
     assert failed.stdout == (
         f"error: the workflow needs {package}, which is missing: pip install 'ztw[workflow]'\n"
     )
+
+
+def test_parts_of_ones_own_with_no_change_in_ztw(tmp_path):
+    """The example runs; an edit of its file runs again what can depend on it, and is seen by the quick second call."""
+    shutil.copytree(ROOT / "examples", tmp_path / "examples", ignore=shutil.ignore_patterns("__pycache__"))
+    config, plugin = Path("examples/my_parts.yaml"), tmp_path / "examples/my_parts.py"
+    done = run(tmp_path, config)
+    assert done.returncode == 0, done.stdout + done.stderr
+    study = tmp_path / "results/my_parts"
+    table = (study / "tables/accuracy_at_budget.csv").read_text()
+    for method in ("sdn-margin", "median-margin"):
+        assert f",{method}," in table
+        assert method in done.stdout
+    digests = {str(config.with_suffix(".py")): sha256(plugin)}
+    cell = study / "digits/resnet8/seed0"
+    for file in ("ensembles/independent/median", "metrics/sdn-margin", "latency"):
+        assert read_json(cell / f"{file}.json")["versions"]["plugins"] == digests, file
+    assert "plugins" not in read_json(cell / "backbone.json")["versions"], (
+        "neither backbone nor head is of a plugin"
+    )
+    log = study / "logs/snakemake.log"
+    asked = log.stat().st_mtime_ns
+    assert run(tmp_path, config).returncode == 0
+    assert log.stat().st_mtime_ns == asked, "not even Snakemake is started"
+    plugin.write_text(plugin.read_text() + "# edited\n")
+    again = run(tmp_path, config, "--", "--dry-run")
+    assert again.returncode == 0, again.stdout
+    would = set(re.findall(r"^\s*(?:local)?rule (\w+):$", again.stdout, re.M))
+    assert {"fit_ensembles", "evaluate", "measure_latency", "aggregate"} <= would
+    assert would.isdisjoint({"prepare_dataset", "train_backbone", "train_ics", "predict"})
+    plugin.write_text(plugin.read_text().replace("largest[:, 0]", "logits.mean()"))
+    broken = run(tmp_path, config)
+    assert broken.returncode == 1
+    assert broken.stdout == "error: rule 'margin': score depends on which samples are in the batch\n"
 
 
 @pytest.mark.parametrize("config", sorted(ROOT.glob("config/*.yaml")), ids=lambda path: path.name)

@@ -76,6 +76,7 @@ def main() -> int:
             finished = Finished(arguments.config, settings, study)
             status = 0
             if extra or not finished:
+                check_plugins(settings)
                 for runs in undelivered(study):
                     runs.unlink()  # missing, the cell is logged again
                 patience = LOCAL_PATIENCE if arguments.profile is None else CLUSTER_PATIENCE
@@ -120,6 +121,14 @@ def read_study(path: str) -> Study:
         return check_study(config)
     except ZtwError as error:
         raise ZtwError(f"{path}: {error}") from error
+
+
+def check_plugins(study: Study) -> None:
+    """Raise ZtwError where a part of the user's own breaks its contract, before anything trains."""
+    if study.plugins:
+        from ztw.testing import check_registered  # imports torch
+
+        check_registered()
 
 
 def check_installed(tracking: str) -> None:

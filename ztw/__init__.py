@@ -14,10 +14,19 @@ if TYPE_CHECKING:
     from ztw.evaluation.choice import Choice, choose_threshold, predict
     from ztw.evaluation.metrics import accuracy_at_budget, at_budget, exit_accuracy, hindsight_improvability
     from ztw.evaluation.saving import load, save
-    from ztw.exits.ensembles import ENSEMBLES, Ensemble, fit_ensemble
+    from ztw.exits.ensembles import ENSEMBLES, Ensemble, LinearEnsemble, fit_ensemble
     from ztw.exits.inference import ExitResult
-    from ztw.exits.rules import RULES, Entropy, ExitRule, MaxSoftmax, MaxSoftmaxOrBest, Patience
+    from ztw.exits.rules import (
+        RULES,
+        Entropy,
+        ExitRule,
+        MaxSoftmax,
+        MaxSoftmaxOrBest,
+        Patience,
+        ThresholdRule,
+    )
     from ztw.exits.sweep import Curve, decide, sweep
+    from ztw.exits.threshold_base import ThresholdChoice
     from ztw.exits.thresholds import THRESHOLDS, Candidates, candidates
     from ztw.models.architectures import BACKBONES, build_backbone
     from ztw.models.backbone import Backbone
@@ -29,6 +38,7 @@ if TYPE_CHECKING:
     from ztw.models.onnx_export import export_onnx
     from ztw.models.onnx_runner import OnnxRunner
     from ztw.models.operations import backbone_macs, backbone_paper_ops
+    from ztw.registration import register
     from ztw.training.regimes import train_ics
 
 # Where each public name lives. They are imported on first use, because checking a config must not
@@ -46,9 +56,18 @@ _HOME = {
         "hindsight_improvability",
     ),
     "evaluation.saving": ("load", "save"),
-    "exits.ensembles": ("ENSEMBLES", "Ensemble", "fit_ensemble"),
+    "exits.ensembles": ("ENSEMBLES", "Ensemble", "LinearEnsemble", "fit_ensemble"),
     "exits.inference": ("ExitResult",),
-    "exits.rules": ("RULES", "Entropy", "ExitRule", "MaxSoftmax", "MaxSoftmaxOrBest", "Patience"),
+    "exits.rules": (
+        "RULES",
+        "Entropy",
+        "ExitRule",
+        "MaxSoftmax",
+        "MaxSoftmaxOrBest",
+        "Patience",
+        "ThresholdRule",
+    ),
+    "exits.threshold_base": ("ThresholdChoice",),
     "exits.sweep": ("Curve", "decide", "sweep"),
     "exits.thresholds": ("THRESHOLDS", "Candidates", "candidates"),
     "models.architectures": ("BACKBONES", "build_backbone"),
@@ -61,6 +80,7 @@ _HOME = {
     "models.onnx_runner": ("OnnxRunner",),
     "models.operations": ("backbone_macs", "backbone_paper_ops"),
     "training.regimes": ("train_ics",),
+    "registration": ("register",),
 }
 
 __all__ = [
@@ -80,10 +100,13 @@ __all__ = [
     "Entropy",
     "ExitResult",
     "ExitRule",
+    "LinearEnsemble",
     "MaxSoftmax",
     "MaxSoftmaxOrBest",
     "OnnxRunner",
     "Patience",
+    "ThresholdChoice",
+    "ThresholdRule",
     "ZtwError",
     "__version__",
     "accuracy_at_budget",
@@ -107,6 +130,7 @@ __all__ = [
     "macs",
     "paper_ops",
     "predict",
+    "register",
     "save",
     "sweep",
     "train_ics",

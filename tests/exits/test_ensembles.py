@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import ztw
-from ztw.exits.ensembles import ArithmeticEnsemble, GeometricEnsemble, IncrementalEnsemble, UniformEnsemble
+from ztw.exits.ensembles import ArithmeticEnsemble, GeometricEnsemble, UniformEnsemble
 
 
 def cross_entropy(log_probs: Tensor, labels: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ def test_exit_by_exit_is_all_at_once(kind, include_final):
     logits, labels = real_logits(60, 4, 3)
     ensemble = ztw.fit_ensemble(logits, labels, kind, include_final)
     expected = ensemble(logits)
-    first, second = (IncrementalEnsemble(ensemble, 30, logits.device) for _ in range(2))
+    first, second = (ensemble.start(30, logits.device) for _ in range(2))
     for exit in range(2):
         for incremental, part in ((first, slice(30)), (second, slice(30, 60))):
             found = incremental.append(exit, logits[exit, part]).log_softmax(-1)
@@ -90,6 +90,45 @@ def test_exit_by_exit_is_all_at_once(kind, include_final):
     for exit in range(2, 4):
         found = first.append(exit, logits[exit, rows]).log_softmax(-1)
         torch.testing.assert_close(found, expected[exit, rows])
+
+
+class Median(ztw.Ensemble):
+    """Per class the median of the members: nothing that could be added up."""
+
+    def combine(self, log_probs: Tensor) -> Tensor:
+        return log_probs.median(0).values
+
+
+@pytest.mark.parametrize("include_final", [True, False])
+def test_an_ensemble_that_is_not_linear(include_final):
+    """By hand at the third exit; exit by exit the same, also where samples leave in between and others join."""
+    logits, labels = real_logits(60, 3, 4)
+    ensemble = Median(3, 4, include_final)
+    ensemble.fit(logits, labels)
+    expected = ensemble(logits)
+    by_hand = logits.log_softmax(-1).sort(0).values[1].log_softmax(-1)
+    torch.testing.assert_close(expected[2], by_hand if include_final else logits[2].log_softmax(-1))
+    torch.testing.assert_close(expected[0], logits[0].log_softmax(-1))
+    first, second = (ensemble.start(30, logits.device) for _ in range(2))
+    for incremental, part in ((first, slice(30)), (second, slice(30, 60))):
+        found = incremental.append(0, logits[0, part]).log_softmax(-1)
+        torch.testing.assert_close(found, expected[0, part])
+    first.select(torch.arange(0, 30, 2))
+    first.join([second])
+    rows = torch.cat([torch.arange(0, 30, 2), torch.arange(30, 60)])
+    for exit in (1, 2):
+        found = first.append(exit, logits[exit, rows]).log_softmax(-1)
+        torch.testing.assert_close(found, expected[exit, rows])
+
+
+@pytest.mark.parametrize("kind", list(ztw.ENSEMBLES))
+def test_a_linear_ensemble_combines_as_any_other(kind):
+    logits, labels = real_logits(60, 4, 3)
+    ensemble = ztw.fit_ensemble(logits, labels, kind)
+    log_probs = logits.log_softmax(-1)
+    for exit, answer in enumerate(ensemble(logits)):
+        found = ensemble.combine(log_probs[: exit + 1]).log_softmax(-1)
+        torch.testing.assert_close(found, answer)
 
 
 def adam(ensemble_of, parameters: list[Tensor], labels: Tensor, steps: int = 501) -> float:
@@ -190,7 +229,7 @@ def test_unknown_kind_and_wrong_size_are_refused():
 
 
 def test_an_ensemble_that_lacks_a_part_is_refused():
-    class Incomplete(ztw.Ensemble):
+    class Incomplete(ztw.LinearEnsemble):
         def member(self, logits):
             return logits
 

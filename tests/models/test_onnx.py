@@ -48,6 +48,22 @@ def test_a_threshold_for_all_exits(exported, tmp_path, rule):
     assert_as_infer(network, chosen, ztw.OnnxRunner(path, threads=1, cache=False))
 
 
+class Middle(ztw.Ensemble):
+    """The mean of the best and the worst of each class: not linear in its members."""
+
+    def combine(self, log_probs: torch.Tensor) -> torch.Tensor:
+        return (log_probs.amax(0) + log_probs.amin(0)) / 2
+
+
+def test_an_ensemble_that_is_not_linear(tmp_path):
+    network = network_of("independent", None)
+    network.ensemble = Middle(network.exits, network.backbone.classes)
+    rule = rule_through_the_middle(network, "max_softmax", per_exit=True)
+    assert_as_infer(
+        network, rule, ztw.OnnxRunner(ztw.export_onnx(network, rule, tmp_path / "n.onnx"), cache=False)
+    )
+
+
 class Numbers(nn.Module):
     """Logits that are small whole numbers of each image: every runtime computes the same scores."""
 

@@ -24,9 +24,10 @@ from ztw.models.initialisation import INITS
 from ztw.models.pooling import POOLINGS
 from ztw.study.config import check_study, read_config
 from ztw.study.facts import DATASETS
-from ztw.study.names import ARCHS, ENSEMBLE_KINDS, NO_THRESHOLD, OPTION_OWNERS, blocks
+from ztw.study.names import ARCHS, NO_THRESHOLD, OPTION_OWNERS, blocks
+from ztw.study.parts import BUILT_IN
 from ztw.study.section import Section
-from ztw.study.settings import EnsembleSettings, HardwareSettings, MethodSettings
+from ztw.study.settings import HardwareSettings
 from ztw.study.training_settings import BackboneBuild, BackboneSettings, IcSet, Recipe
 from ztw.training.recipe import OPTIMIZERS, SCHEDULES
 from ztw.training.recipe import Recipe as TrainingRecipe
@@ -116,6 +117,15 @@ WRONG = [
         {"mode": "independent", "schedule": "milestones", "milestones": [3]},
         "ics.sets.own.milestones: 3 is not before the last of 1 epochs",
     ),
+    ("ics.head", "linear", "ics.head: 'linear' is unknown; known: conv, pool"),
+    (
+        "ics.sets.own",
+        {"mode": "cascade", "head": "pol"},
+        "ics.sets.own.head: 'pol' is unknown; known: conv, pool;",
+    ),
+    ("methods.sdn.rule", 3, "methods.sdn.rule: 3 is not of type text"),
+    ("plugins", "my_parts.py", "plugins: 'my_parts.py' is not of type list"),
+    ("plugins", [3], "plugins.0: 3 is not of type text"),
     ("ensembles.sets.own", {"kind": "mean"}, "ensembles.sets.own.kind: 'mean' is unknown; known: geometric"),
     (
         "methods.pabee.thresholds",
@@ -439,14 +449,17 @@ def choices(section: type[Section], key: str) -> list:
 
 
 def test_the_study_lists_what_the_tables_have():
-    assert choices(IcSet, "head") == list(ztw.HEADS)
+    tables: dict[str, dict] = {
+        "rule": ztw.RULES,
+        "ensemble": ztw.ENSEMBLES,
+        "head": ztw.HEADS,
+        "thresholds": THRESHOLDS,
+    }
+    assert {kind: tuple(table) for kind, table in tables.items()} == BUILT_IN
     assert choices(IcSet, "pooling") == list(POOLINGS)
     assert choices(IcSet, "mode") == list(ztw.IC_MODES)
     assert choices(Recipe, "optimizer") == list(OPTIMIZERS)
     assert set(choices(Recipe, "schedule")) == set(SCHEDULES)
-    assert choices(MethodSettings, "rule") == list(ztw.RULES)
-    assert choices(MethodSettings, "thresholds") == list(THRESHOLDS)
-    assert choices(EnsembleSettings, "kind") == list(ztw.ENSEMBLES) == list(ENSEMBLE_KINDS)
     assert choices(HardwareSettings, "precision") == list(PRECISIONS)
     assert choices(BackboneSettings, "shortcut") == list(SHORTCUTS)
     assert choices(BackboneSettings, "ic_features") == list(IC_FEATURES)

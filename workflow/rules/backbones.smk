@@ -22,6 +22,7 @@ rule train_backbone:
         backbone=lambda wildcards: cell_of(wildcards).backbone.model_dump(),
         hardware=HARDWARE,
         weights=lambda wildcards: file_stamp(cell_of(wildcards).backbone.path),
+        plugins=plugins_of("backbone"),
         code=code_digest("train_backbone"),
         checkpoints=f"{CELL}/checkpoints/backbone",
     script:

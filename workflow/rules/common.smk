@@ -8,6 +8,7 @@ from ztw.progress import describe
 from ztw.files import data_root
 from ztw.study.config import check_study, read_config, study_name
 from ztw.study.facts import DATASETS
+from ztw.study.plugins import plugins_with
 from ztw.study.provenance import code_digest, file_stamp, folder_stamp
 from ztw.study.training_settings import BackboneBuild
 
@@ -87,6 +88,16 @@ wildcard_constraints:
     seed="|".join(map(str, study.seeds)),
     ics="|".join(map(re.escape, ICS)),
     cell="|".join(map(re.escape, FIGURE_CELLS)),
+
+
+def plugins_of(*kinds):
+    """The plugins that a job loads, those with parts of these kinds: an edited one runs it again."""
+    return plugins_with(study.plugins, kinds)
+
+
+# Of a job that builds a cell's networks, and of one that decides with them.
+NETWORK = plugins_of("backbone", "head")
+METHOD = plugins_of("backbone", "head", "ensemble", "rule", "thresholds")
 
 
 def cell_of(wildcards):

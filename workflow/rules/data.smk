@@ -15,6 +15,7 @@ rule prepare_dataset:
         root=study.data.root,
         folder=lambda wildcards: folder_of(wildcards.dataset),
         images=lambda wildcards: image_stamps(wildcards.dataset, wildcards.split),
+        plugins=plugins_of("dataset"),
         code=code_digest("prepare_dataset"),
     script:
         "../scripts/prepare_dataset.py"

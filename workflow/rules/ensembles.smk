@@ -29,6 +29,7 @@ if ENSEMBLES:
             fitted={name: fitted.model_dump() for name, fitted in FITTED.items()},
             sources=FIT_SOURCES,
             ensembles=ENSEMBLES,
+            plugins=plugins_of("ensemble"),
             code=code_digest("fit_ensembles"),
         script:
             "../scripts/fit_ensembles.py"

@@ -53,6 +53,7 @@ rule evaluate:
         images=images_of,
         ensembles=ENSEMBLES,
         splits=EVALUATED,
+        plugins=METHOD,
         code=code_digest("evaluate"),
     script:
         "../scripts/evaluate.py"

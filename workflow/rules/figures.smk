@@ -27,6 +27,7 @@ rule plot_figures:
         methods=METHOD_SETTINGS,
         names=lambda wildcards: FIGURE_CELLS[wildcards.cell],
         stem=f"{STUDY}/figures/{{cell}}",
+        plugins=plugins_of("rule"),
         code=code_digest("plot_figures"),
     script:
         "../scripts/plot_figures.py"

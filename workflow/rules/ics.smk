@@ -27,6 +27,7 @@ if FROZEN:
             build=build_of,
             sets=sets_of(FROZEN),
             hardware=HARDWARE,
+            plugins=NETWORK,
             code=code_digest("train_ics"),
             checkpoints=f"{CELL}/checkpoints/ics",
         script:
@@ -62,6 +63,7 @@ if JOINT:
             build=build_of,
             sets=lambda wildcards: sets_of([wildcards.ics])(wildcards),
             hardware=HARDWARE,
+            plugins=NETWORK,
             code=code_digest("train_network"),
             checkpoints=f"{CELL}/checkpoints/ics-{{ics}}",
         script:

@@ -36,6 +36,7 @@ if TIMED:
             latency=study.latency.model_dump(),
             hardware=HARDWARE,
             ensembles=ENSEMBLES,
+            plugins=METHOD,
             code=code_digest("measure_latency"),
         script:
             "../scripts/measure_latency.py"

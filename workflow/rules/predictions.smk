@@ -39,6 +39,7 @@ rule predict:
         samples=training_samples(),
         splits=SPLITS,
         hardware=HARDWARE,
+        plugins=NETWORK,
         code=code_digest("predict"),
     script:
         "../scripts/predict.py"

@@ -48,6 +48,7 @@ rule track_cell:
     params:
         study=STUDY_NAME,
         methods=METHOD_SETTINGS,
+        plugins=plugins_of("rule"),
         code=code_digest("track_cell"),
     script:
         "../scripts/track_cell.py"

@@ -4,6 +4,7 @@ from ztw.device import make_reproducible
 from ztw.jobs.cell import CellFiles, CellNetworks
 from ztw.jobs.evaluate import evaluate
 from ztw.progress import job_log
+from ztw.study.plugins import load_plugins
 from ztw.study.settings import Cell, DataSettings, EvaluationSettings, MethodSettings
 from ztw.study.training_settings import BackboneBuild, IcSet
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
 
 params = snakemake.params
 with job_log(snakemake.log[0], snakemake.rule, snakemake.wildcards) as report:
+    load_plugins(params.plugins)
     make_reproducible(snakemake.threads)
     output = snakemake.output
     evaluate(

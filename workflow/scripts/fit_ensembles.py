@@ -3,6 +3,7 @@ from typing import TYPE_CHECKING
 from ztw.device import make_reproducible
 from ztw.jobs.fit_ensembles import fit_ensembles
 from ztw.progress import job_log
+from ztw.study.plugins import load_plugins
 from ztw.study.settings import EnsembleSettings
 
 if TYPE_CHECKING:
@@ -10,6 +11,7 @@ if TYPE_CHECKING:
 
 params = snakemake.params
 with job_log(snakemake.log[0], snakemake.rule, snakemake.wildcards) as report:
+    load_plugins(params.plugins)
     make_reproducible(snakemake.threads)
     fit_ensembles(
         ensembles={name: EnsembleSettings(**fitted) for name, fitted in params.fitted.items()},

@@ -4,6 +4,7 @@ from ztw.device import make_reproducible
 from ztw.jobs.cell import CellFiles, CellNetworks
 from ztw.jobs.measure_latency import LatencyPlan, measure_latency
 from ztw.progress import job_log
+from ztw.study.plugins import load_plugins
 from ztw.study.settings import (
     Cell,
     DataSettings,
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 params = snakemake.params
 with job_log(snakemake.log[0], snakemake.rule, snakemake.wildcards) as report:
+    load_plugins(params.plugins)
     make_reproducible(snakemake.threads)
     measure_latency(
         networks=CellNetworks(

@@ -5,6 +5,7 @@ from ztw.device import make_reproducible
 from ztw.jobs.cell import CellFiles, CellNetworks
 from ztw.jobs.predict import predict
 from ztw.progress import job_log
+from ztw.study.plugins import load_plugins
 from ztw.study.settings import Cell, DataSettings, HardwareSettings
 from ztw.study.training_settings import BackboneBuild, IcSet
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
 params = snakemake.params
 with job_log(snakemake.log[0], snakemake.rule, snakemake.wildcards) as report:
+    load_plugins(params.plugins)
     make_reproducible(snakemake.threads)
     predict(
         networks=CellNetworks(

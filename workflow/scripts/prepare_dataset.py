@@ -2,6 +2,7 @@ from typing import TYPE_CHECKING
 
 from ztw.jobs.prepare_dataset import prepare_dataset
 from ztw.progress import job_log
+from ztw.study.plugins import load_plugins
 from ztw.study.settings import DataSettings
 
 if TYPE_CHECKING:
@@ -9,6 +10,7 @@ if TYPE_CHECKING:
 
 name, folder = snakemake.wildcards.dataset, snakemake.params.folder
 with job_log(snakemake.log[0], snakemake.rule, snakemake.wildcards) as report:
+    load_plugins(snakemake.params.plugins)
     prepare_dataset(
         name=name,
         split=snakemake.wildcards.split,

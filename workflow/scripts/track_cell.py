@@ -2,6 +2,7 @@ from typing import TYPE_CHECKING
 
 from ztw.jobs.track_cell import CellFacts, track_cell
 from ztw.progress import job_log
+from ztw.study.plugins import load_plugins
 from ztw.study.settings import Cell, MethodSettings
 
 if TYPE_CHECKING:
@@ -9,6 +10,7 @@ if TYPE_CHECKING:
 
 params, files = snakemake.params, snakemake.input
 with job_log(snakemake.log[0], snakemake.rule, snakemake.wildcards) as report:
+    load_plugins(params.plugins)
     track_cell(
         cell=Cell.of(snakemake.wildcards),
         study=params.study,

@@ -5,6 +5,7 @@ from ztw.jobs.cell import CellFiles, CellNetworks
 from ztw.jobs.train_ics import train_ics
 from ztw.jobs.training import job_checkpoints
 from ztw.progress import job_log
+from ztw.study.plugins import load_plugins
 from ztw.study.settings import Cell, DataSettings, HardwareSettings
 from ztw.study.training_settings import BackboneBuild, IcSet
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 params = snakemake.params
 read = [*snakemake.input.data, snakemake.input.backbone]
 with job_log(snakemake.log[0], snakemake.rule, snakemake.wildcards) as report:
+    load_plugins(params.plugins)
     make_reproducible(snakemake.threads)
     train_ics(
         networks=CellNetworks(

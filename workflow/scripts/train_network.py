@@ -5,6 +5,7 @@ from ztw.jobs.cell import CellFiles, CellNetworks
 from ztw.jobs.train_network import train_network
 from ztw.jobs.training import job_checkpoints
 from ztw.progress import job_log
+from ztw.study.plugins import load_plugins
 from ztw.study.settings import Cell, DataSettings, HardwareSettings
 from ztw.study.training_settings import BackboneBuild, IcSet
 
@@ -15,6 +16,7 @@ params = snakemake.params
 backbone = snakemake.input.backbone or None
 read = [*snakemake.input.data, *([backbone] if backbone else [])]
 with job_log(snakemake.log[0], snakemake.rule, snakemake.wildcards) as report:
+    load_plugins(params.plugins)
     make_reproducible(snakemake.threads)
     train_network(
         networks=CellNetworks(

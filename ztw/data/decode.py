@@ -19,10 +19,14 @@ from ztw.data.optional import needed
 from ztw.data.record import Split
 from ztw.data.splits import held_out_split
 from ztw.data.tiny_imagenet import decode_tiny_imagenet
+from ztw.errors import ZtwError
+from ztw.exits.logits import class_labels
 from ztw.progress import Report
 from ztw.study.facts import DatasetFacts
 
 Splits = dict[str, Split]
+# What a user's own data set gives: split ("train", "test") -> images uint8 (N, C, size, size), labels (N,)
+Read = Callable[[], Mapping[str, tuple[Tensor, Tensor]]]
 FASHION = (
     *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
     *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
@@ -107,6 +111,37 @@ DECODERS: dict[str, Callable[[str, DatasetFacts, Path, Report], Splits]] = {
     "svhn": _decode_svhn,
     "tiny_imagenet": decode_tiny_imagenet,
 }
+
+
+def decode_own(read: Read, name: str, facts: DatasetFacts) -> Splits:
+    """A user's own data set; raises ZtwError where it is not what `facts` says."""
+    given = read()
+    if not isinstance(given, Mapping) or set(given) != {"train", "test"}:
+        raise ZtwError(f"data set {name}: must give a mapping of train and test to (images, labels)")
+    splits = {}
+    for split in ("train", "test"):
+        label = f"data set {name}: {split}"
+        if not isinstance(given[split], tuple) or len(given[split]) != 2:
+            raise ZtwError(f"{label}: must be (images, labels)")
+        images, labels = map(torch.as_tensor, given[split])
+        shape = (facts.channels, facts.size, facts.size)
+        if images.dtype != torch.uint8 or images.dim() != 4 or tuple(images.shape[1:]) != shape:
+            found = f"{images.dtype} {tuple(images.shape)}"
+            raise ZtwError(
+                f"{label}: images are {found}, must be torch.uint8 (N, {', '.join(map(str, shape))})"
+            )
+        labels = class_labels(labels)
+        if labels.shape != images.shape[:1] or not len(labels):
+            raise ZtwError(f"{label}: labels {tuple(labels.shape)} for {len(images)} images")
+        seen = labels.unique().tolist()
+        if seen[0] < 0 or seen[-1] >= (facts.classes or 0):
+            raise ZtwError(
+                f"{label}: labels {seen[0]}..{seen[-1]}, must lie in 0..{(facts.classes or 0) - 1}"
+            )
+        if split == "train" and len(seen) != facts.classes:
+            raise ZtwError(f"{label}: {len(seen)} of {facts.classes} classes have an image, must be all")
+        splits[split] = _in_memory(images, labels)
+    return splits
 
 
 def decode_folder(listing: Mapping[str, Listed], size: int, report: Report) -> Splits:

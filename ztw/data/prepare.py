@@ -24,6 +24,7 @@ from ztw.data.sources import find_files
 from ztw.errors import ZtwError, unknown
 from ztw.progress import Note, Report
 from ztw.study.facts import DATASETS, IMAGE_FOLDER, STREAMED_FOLDER, DatasetFacts
+from ztw.study.parts import PLUGINS, own
 from ztw.study.settings import FolderSettings
 
 DECODER = 3  # raised when decoding or what is written changes, so that old files are not reused
@@ -59,6 +60,8 @@ def prepare_dataset(
     record |= {"flip": facts.flip, "crop_padding": facts.crop_padding, "colour_jitter": facts.colour_jitter}
     if facts.mean and facts.std:
         record |= {"mean": list(facts.mean), "std": list(facts.std)}
+    if name in own("dataset"):
+        record |= {"plugins": dict(PLUGINS)}
     record |= {"name": name, "root": str(root), "image_folder": folder.model_dump() if folder else None}
     report(
         f"{record['counts']['train']} training and {record['counts']['test']} test images in {shown(root)}"

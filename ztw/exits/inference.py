@@ -172,7 +172,7 @@ def _joined(microbatches: Sequence[MicroBatch], size: int) -> list[MicroBatch]:
 
 def _start_ensemble(route: Route, images: Tensor) -> IncrementalEnsemble | None:
     """The route's ensemble, before its first exit."""
-    return IncrementalEnsemble(route.ensemble, len(images), images.device) if route.ensemble else None
+    return route.ensemble.start(len(images), images.device) if route.ensemble else None
 
 
 def infer(route: Route, images: Tensor, rule: ExitRule, batching: Batching | None = None) -> ExitResult:

@@ -1,7 +1,8 @@
 """Exit rules: a score per exit and the bound it must pass; `infer`, `sweep` and `decide` share them.
 
 A sample leaves at the first exit whose score is STRICTLY greater than the rule's bound there; the
-last exit takes the rest. A new rule is one class here and one entry in RULES.
+last exit takes the rest. A new rule is one class here and one entry in RULES; a user's own is one class and
+`ztw.register`.
 """
 
 from __future__ import annotations
@@ -78,7 +79,9 @@ def _threshold_grid(scores: Tensor, upper: float, points: int) -> Tensor:
 class ThresholdRule(ExitRule):
     """A rule with a threshold: one for all exits, or a sequence of one per exit, (K - 1,) or (K,).
 
-    The last exit takes everybody, so the last of K is ignored. Raises ZtwError for NaN.
+    The last exit takes everybody, so the last of K is ignored. Raises ZtwError for NaN. One of your own says
+    `score`, its best value `top` and its `worst`, and `sign = -1.0` where the threshold is an upper one: the score
+    is then minus what is compared with it.
     """
 
     threshold: float | Sequence[float]
@@ -105,6 +108,12 @@ class ThresholdRule(ExitRule):
         """The thresholds that mean these bounds, of the same shape."""
         return cls.sign * bounds + 0.0  # never -0.0
 
+    @classmethod
+    def grid(cls, scores: Tensor, points: int) -> Tensor:
+        """Thresholds from just below the smallest score (everything leaves) to the best (nothing does)."""
+        # rounding can lift a score above the best one, and the last threshold must let nothing pass
+        return cls.thresholds(_threshold_grid(scores, max(cls.top, float(scores.max())), points))
+
     @staticmethod
     @abstractmethod
     def worst(classes: int) -> float:
@@ -120,12 +129,6 @@ class MaxSoftmax(ThresholdRule):
     def score(logits: Tensor, state: State) -> tuple[Tensor, State]:
         """Largest probability (N,)."""
         return logits.softmax(-1).amax(-1), ()
-
-    @staticmethod
-    def grid(scores: Tensor, points: int) -> Tensor:
-        """Thresholds from just below the smallest confidence to 1, ascending."""
-        # rounding can lift a confidence above 1, and the last threshold must let nothing pass
-        return _threshold_grid(scores, max(1.0, float(scores.max())), points)
 
     @staticmethod
     def worst(classes: int) -> float:
@@ -151,11 +154,6 @@ class Entropy(ThresholdRule):
         log_p = logits.log_softmax(-1)
         log_p = log_p.clamp(min=torch.finfo(log_p.dtype).min)  # 0 log 0 is 0
         return (log_p.exp() * log_p).sum(-1), ()
-
-    @staticmethod
-    def grid(scores: Tensor, points: int) -> Tensor:
-        """Thresholds from just above the largest entropy to 0, descending."""
-        return 0.0 - _threshold_grid(scores, max(0.0, float(scores.max())), points)  # never -0.0
 
     @staticmethod
     def worst(classes: int) -> float:

@@ -16,6 +16,7 @@ from ztw.evaluation.methods import rules_at_budgets
 from ztw.evaluation.timing import BACKBONE, take_batches, time_in_turn
 from ztw.files import write_json
 from ztw.jobs.cell import CellNetworks, compute_on
+from ztw.models.checkpoints import versions
 from ztw.progress import Report
 from ztw.study.settings import (
     DataSettings,
@@ -56,7 +57,7 @@ def measure_latency(networks: CellNetworks, plan: LatencyPlan, output: str, repo
             {"method": method, "budget": budget, "batch_size": size, **times, **where}
             for (method, budget), times in zip(calls, found, strict=True)
         ]
-    write_json(output, {**dataclasses.asdict(networks.cell), "rows": rows})
+    write_json(output, {**dataclasses.asdict(networks.cell), "rows": rows, "versions": versions()})
 
 
 def _calls(networks: CellNetworks, plan: LatencyPlan, device: torch.device) -> Calls:

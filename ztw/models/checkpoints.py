@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ztw.errors import ZtwError
 from ztw.files import read_json, write_json
+from ztw.study.parts import PLUGINS
 from ztw.tensors import read_tensors, write_tensors
 from ztw.version import __version__
 
@@ -54,6 +55,7 @@ def load_strictly(module: nn.Module, state: dict[str, Tensor], name: str) -> Non
     module.load_state_dict(state)
 
 
-def versions() -> dict[str, str]:
-    """The versions a result depends on."""
-    return {"ztw": __version__, "torch": torch.__version__}
+def versions() -> dict[str, Any]:
+    """The versions a result depends on: ztw, torch, and of each plugin the SHA-256 of its file."""
+    plugins = {"plugins": dict(PLUGINS)} if PLUGINS else {}
+    return {"ztw": __version__, "torch": torch.__version__, **plugins}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ztw.errors import ZtwError
-from ztw.exits.ensembles import Ensemble
+from ztw.exits.ensembles import Ensemble, LinearEnsemble
 from ztw.exits.inference import better
 from ztw.exits.logits import floored
 from ztw.exits.rules import ExitRule, State
@@ -54,21 +55,28 @@ class AllExits(nn.Module):
 
 
 class StackedEnsemble(nn.Module):
-    """An ensemble exit by exit on what its members contributed, (N, classes, members): one small product an exit."""
+    """An ensemble exit by exit on what its members contributed, (N, classes, members): one small product an exit.
+
+    One that is not linear keeps the members' log-probabilities.
+    """
 
     def __init__(self, ensemble: Ensemble) -> None:
         super().__init__()
-        self.ensemble = ensemble
-        coefficients, constants = ensemble.linear()
-        self.register_buffer("coefficients", coefficients)
-        self.register_buffer("constants", constants)
+        self.ensemble: Any = ensemble
+        if isinstance(ensemble, LinearEnsemble):
+            coefficients, constants = ensemble.linear()
+            self.register_buffer("coefficients", coefficients)
+            self.register_buffer("constants", constants)
 
     def forward(self, exit: int, logits: Tensor, members: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """logits (N, classes) of an exit (from 0), members of those before -> its answer, members with it."""
         if not self.ensemble.ensembled(exit):
             return floored(logits), members
-        member = self.ensemble.member(logits)[..., None]
+        linear = isinstance(self.ensemble, LinearEnsemble)
+        member = (self.ensemble.member(logits) if linear else floored(logits))[..., None]
         members = member if members is None else torch.cat([members, member], -1)
+        if not linear:
+            return self.ensemble.combine(members.permute(2, 0, 1)), members
         shares = self.get_buffer("coefficients")[exit, : exit + 1]
         return self.ensemble.finish(members @ shares + self.get_buffer("constants")[exit]), members
 

@@ -12,17 +12,18 @@ from itertools import pairwise
 from ztw.errors import ZtwError
 from ztw.study.facts import DATASETS
 from ztw.study.names import (
-    ARCHS,
     EXIT_WEIGHTS,
-    NO_THRESHOLD,
     OPTION_OWNERS,
-    SMALLEST_IMAGE,
+    archs,
     blocks,
+    has_threshold,
     image_channels,
     image_size,
     is_streamed,
     placement_step,
+    smallest_image,
 )
+from ztw.study.parts import known
 from ztw.study.settings import Study
 from ztw.study.torchvision_names import TORCHVISION_BLOCKS, TORCHVISION_PREFIX
 from ztw.study.training_settings import BackboneBuild, BackboneSettings, IcSet, Placement, Recipe
@@ -48,26 +49,36 @@ def check_names(study: Study) -> None:
     for name in folders:
         if name in DATASETS:
             raise ZtwError(f"data.image_folders.{name}: is the name of a built-in data set; choose another")
-    known = [*DATASETS, *folders]
+    there = [*DATASETS, *folders]
     for name in study.datasets:
-        if name not in known:
+        if name not in there:
             raise ZtwError(
-                f"datasets: {name!r} is unknown; known: {', '.join(known)}{did_you_mean(name, known)};"
+                f"datasets: {name!r} is unknown; known: {', '.join(there)}{did_you_mean(name, there)};"
                 " your own images go under data.image_folders"
             )
     cut = [f"{TORCHVISION_PREFIX}{name}" for name in TORCHVISION_BLOCKS]
     for index, arch in enumerate(study.archs):
-        if arch not in ARCHS and arch not in cut:
+        if arch not in archs() and arch not in cut:
             near = get_close_matches(arch, cut, n=3, cutoff=0.5) or ["torchvision/<name>"]
-            raise ZtwError(f"archs.{index}: {arch!r} is unknown; known: {', '.join([*ARCHS, *near])}, ...")
+            raise ZtwError(f"archs.{index}: {arch!r} is unknown; known: {', '.join([*archs(), *near])}, ...")
     for index, item in enumerate(study.overrides):
         _check_listed(f"overrides.{index}.datasets", item.datasets or (), study.datasets, "datasets")
         _check_listed(f"overrides.{index}.archs", item.archs or (), study.archs, "archs")
+    for name, ensemble in study.ensembles.sets.items():
+        _check_part(f"ensembles.sets.{name}.kind", "ensemble", ensemble.kind)
     for name in study.methods:
         _check_method(study, name)
     if study.tracking not in ("sqlite", "none") and "://" not in study.tracking:
         raise ZtwError(
             f"tracking: {study.tracking!r} is unknown; known: sqlite, none, or a tracking server's URI"
+        )
+
+
+def _check_part(label: str, kind: str, name: str) -> None:
+    """Whether there is a part of that kind and name, built in or a user's own."""
+    if name not in known(kind):
+        raise ZtwError(
+            f"{label}: {name!r} is unknown; known: {', '.join(known(kind))}{did_you_mean(name, known(kind))}"
         )
 
 
@@ -88,7 +99,9 @@ def _check_method(study: Study, name: str) -> None:
             f"methods.{name}.ensemble: {method.ensemble!r} is unknown; known: {', '.join(ensembles)},"
             f" null{did_you_mean(method.ensemble, ensembles)}"
         )
-    if method.rule in NO_THRESHOLD and method.thresholds != "shared":
+    _check_part(f"methods.{name}.rule", "rule", method.rule)
+    _check_part(f"methods.{name}.thresholds", "thresholds", method.thresholds)
+    if not has_threshold(method.rule) and method.thresholds != "shared":
         raise ZtwError(
             f"methods.{name}.thresholds: {method.thresholds!r}: the rule {method.rule} has no threshold;"
             " leave it out"
@@ -98,9 +111,9 @@ def _check_method(study: Study, name: str) -> None:
 def check_cell(study: Study, dataset: str, arch: str) -> None:
     """What a data set, an architecture and a source of weights ask of each other."""
     size, channels = image_size(study.data, dataset), image_channels(study.data, dataset)
-    if size < SMALLEST_IMAGE.get(arch, 1):
+    if size < smallest_image(arch):
         raise ZtwError(
-            f"archs: {arch!r} needs images of at least {SMALLEST_IMAGE[arch]} pixels a side,"
+            f"archs: {arch!r} needs images of at least {smallest_image(arch)} pixels a side,"
             f" {dataset} has {size}"
         )
     if arch.startswith(TORCHVISION_PREFIX):
@@ -211,6 +224,7 @@ def check_set(name: str, ics: IcSet, arch: str, label: Label) -> None:
         missing = "the key is missing" if ics.training == "joint" else "must be > 0"
         raise ZtwError(f"ics.sets.{name}.epochs: {missing} ({label('epochs')} is {ics.epochs:g})")
     check_recipe(ics, label)
+    _check_part(label("head"), "head", ics.head)
     check_placement(ics.placement, arch, label("placement"))
     _check_regime(f"ics.sets.{name}", ics)
     _check_exit_weights(f"ics.sets.{name}", ics, arch)

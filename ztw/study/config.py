@@ -10,6 +10,7 @@ import yaml
 
 from ztw.errors import ZtwError
 from ztw.study.overrides import study_cells
+from ztw.study.plugins import load_plugins
 from ztw.study.resolve import as_given, resolved
 from ztw.study.settings import Study
 from ztw.study.validate import validated
@@ -101,10 +102,15 @@ def study_name(path: Path | str) -> str:
 
 
 def check_study(config: dict[str, Any]) -> Study:
-    """The study that a config means, every default filled in and every cell worked out.
+    """The study that a config means, every default filled in and every cell worked out; its plugins are loaded.
 
     config: as read from YAML. Raises ZtwError: one line that names the key, the value and what is allowed.
     """
     given = as_given(config)
+    plugins = given.get("plugins", ())
+    if isinstance(plugins, tuple) and all(
+        isinstance(name, str) for name in plugins
+    ):  # else validation says so
+        load_plugins(plugins)
     study = validated(resolved(given))
     return study.with_cells(study_cells(given, study))

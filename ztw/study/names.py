@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ztw.study.facts import DATASETS
+from ztw.study.parts import own
 from ztw.study.settings import DataSettings
 from ztw.study.torchvision_names import TORCHVISION_BLOCKS, TORCHVISION_PREFIX
 
@@ -10,7 +11,6 @@ CIFAR_RESNETS = tuple(f"resnet{depth}" for depth in (8, 14, 20, 26, 32, 38, 44, 
 ARCHS = (*CIFAR_RESNETS, "vgg16_bn", "wide_resnet_32_4", "mobilenet")
 BLOCKS = {"vgg16_bn": 14, "wide_resnet_32_4": 15, "mobilenet": 13}
 SMALLEST_IMAGE = {"vgg16_bn": 32}
-ENSEMBLE_KINDS = ("geometric", "arithmetic", "uniform")
 NO_THRESHOLD = ("patience",)
 EXIT_WEIGHTS = ("uniform", "depth", "growing")
 # Options of a backbone that only some architectures have: option -> (who has it, as an error says it; their names)
@@ -22,8 +22,25 @@ OPTION_OWNERS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 
 
+def has_threshold(rule: str) -> bool:
+    """Whether a rule has a threshold that can be chosen."""
+    return own("rule")[rule]["threshold"] if rule in own("rule") else rule not in NO_THRESHOLD
+
+
+def archs() -> list[str]:
+    """The architectures but torchvision's, a user's own ones last."""
+    return [*ARCHS, *own("backbone")]
+
+
+def smallest_image(arch: str) -> int:
+    """The smallest side of the images an architecture takes, in pixels."""
+    return own("backbone")[arch]["smallest_image"] if arch in own("backbone") else SMALLEST_IMAGE.get(arch, 1)
+
+
 def blocks(arch: str) -> int:
     """Number of blocks a head can sit on: 3n for the ResNet of 6n+2 layers."""
+    if arch in own("backbone"):
+        return own("backbone")[arch]["blocks"]
     if arch.startswith(TORCHVISION_PREFIX):
         return TORCHVISION_BLOCKS[arch.removeprefix(TORCHVISION_PREFIX)]
     if arch in BLOCKS:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ztw.errors import ZtwError
-from ztw.study.names import ENSEMBLE_KINDS
+from ztw.study.parts import known
 from ztw.study.section import Section
 from ztw.study.settings import EnsembleFit, EnsemblesSettings
 from ztw.study.training_settings import Anatomy, BackboneSettings, IcsSettings, Recipe
@@ -69,9 +69,9 @@ def _says(section: Any, kind: type[Section], keys: Iterable[str]) -> Given:
 def _add_kinds(ensembles: Given) -> None:
     """The plain kinds can be named as they are."""
     for name in ensembles["sets"]:
-        if name in ENSEMBLE_KINDS:
+        if name in known("ensemble"):
             raise ZtwError(f"ensembles.sets.{name}: is the name of a kind; choose another")
-    named = {kind: {"kind": kind} for kind in ENSEMBLE_KINDS} | ensembles["sets"]
+    named = {kind: {"kind": kind} for kind in known("ensemble")} | ensembles["sets"]
     shared = _says(ensembles, EnsemblesSettings, EnsembleFit.model_fields)
     ensembles["sets"] = {
         name: {**shared, **own} if isinstance(own, dict) else own for name, own in named.items()

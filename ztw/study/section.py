@@ -16,6 +16,8 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from ztw.study.parts import BUILT_IN
+
 
 class Section(BaseModel):
     """A section of a study: unknown keys are refused, a number is no text, nothing changes later."""
@@ -43,6 +45,11 @@ Unique = Annotated[tuple[T, ...], AfterValidator(_each_once)]
 Listed = Annotated[tuple[T, ...], Field(min_length=1), AfterValidator(_each_once)]
 # Names become file names
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
+
+
+def part(kind: str) -> WithJsonSchema:
+    """For a key that names a part: an editor offers the built-in ones; a user's own are known once it is loaded."""
+    return WithJsonSchema({"anyOf": [{"enum": list(BUILT_IN[kind])}, {"type": "string"}]})
 
 
 def is_number(value: object) -> bool:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr
 
-from ztw.study.section import Listed, Name, Section, is_number, key, one_of
+from ztw.study.section import Listed, Name, Section, Unique, is_number, key, one_of, part
 from ztw.study.training_settings import BackboneSettings, IcSet, IcsSettings
 
 Budget = float | Literal["max"]
@@ -125,7 +125,7 @@ class EnsembleFit(Section):
 class EnsembleSettings(EnsembleFit):
     """An ensemble, resolved: what it does not say itself comes from the section."""
 
-    kind: Literal["geometric", "arithmetic", "uniform"] = key("what is averaged, and with which weights")
+    kind: Annotated[str, part("ensemble")] = key("what is averaged, and with which weights")
 
 
 class EnsemblesSettings(EnsembleFit):
@@ -146,13 +146,13 @@ class MethodSettings(Section):
         "`geometric`, `arithmetic`, `uniform`, or a name of `ensembles.sets`; `null` answers with single exits",
         None,
     )
-    rule: Literal["max_softmax", "max_softmax_or_best", "entropy", "patience"] = key(
+    rule: Annotated[str, part("rule")] = key(
         "leave when ... `max_softmax`: the largest probability exceeds the threshold; `max_softmax_or_best`: the"
         " same, and where no exit passes the most confident of all answers (SDN); `entropy`: the entropy is below"
         " it; `patience`: t consecutive exits have agreed with the one before them, t from 0 (everything leaves at exit"
         " 1) to K-1; the released comparison's p is t + 1, PABEE's own patience is t, but its 0 means the whole network"
     )
-    thresholds: Literal["shared", "per_exit", "allowed_loss", "risk_controlled"] = key(
+    thresholds: Annotated[str, part("thresholds")] = key(
         "how they are chosen on the split of the protocol. `shared`: one for all exits. `per_exit`: one each, by"
         " coordinate ascent on accuracy against cost. `allowed_loss`: one each, from an allowed loss of accuracy"
         " (cascaded inference). `risk_controlled`: one, such that with 90 % confidence the loss of accuracy against"
@@ -262,6 +262,12 @@ class CellNames(Section):
 class Study(HardwareSettings, CellNames):
     """A whole study."""
 
+    plugins: Unique[str] = key(
+        "parts of your own (`ztw.register`), then named like the built-in ones: Python files, their paths relative to"
+        " the folder the study is run in, or entry points of installed packages (group `ztw.plugins`). Their code"
+        " runs with your rights: read what others wrote first",
+        (),
+    )
     data: DataSettings = DataSettings()
     backbone: BackboneSettings = BackboneSettings()
     ics: IcsSettings

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from ztw.study.section import Name, Section, Unique, is_number, key, one_of
+from ztw.study.section import Name, Section, Unique, is_number, key, one_of, part
 
 Placement = str | tuple[int | float, ...]
 ExitWeights = str | tuple[int | float, ...]
@@ -110,7 +110,7 @@ class BackboneSettings(Recipe, BackboneBuild, BackboneSource):
 class Anatomy(Section):
     """What the ICs of a set look like."""
 
-    head: Literal["conv", "pool"] = key(
+    head: Annotated[str, part("head")] = key(
         "3x3 convolution, ReLU, pool to 4x4, Linear; or `pool`: pool to 4x4, Linear (SDN's). After a vector (VGG's"
         " fully connected layer) one Linear, after tokens their mean, LayerNorm and a Linear. The convolution's"
         " stride and padding, as released: 1 and 1 for images below 64 pixels; below 224 (Tiny ImageNet) 2, and 2"

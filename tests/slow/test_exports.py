@@ -6,7 +6,8 @@ import itertools
 
 import pytest
 import torch
-from onnx_networks import assert_as_infer, network_of, rule_through_the_middle
+from onnx_networks import assert_as_infer, network_of, rule_through_the_middle, spread_out
+from torch import nn
 
 import ztw
 
@@ -29,9 +30,13 @@ def test_every_backbone(tmp_path, arch):
     torch.manual_seed(0)
     backbone = ztw.build_backbone(arch, size=SIDES.get(arch, 32))
     network = ztw.build_network(backbone, "cascade_detached", placement=[0.3, 0.6])
+    for part in backbone.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.momentum = None  # statistics of exactly these images
     with torch.no_grad():
         backbone.train()(torch.randn(16, *backbone.input_shape))  # BatchNorm statistics of its own
     network.eval()
+    spread_out(network)
     with torch.no_grad():
         logits = network(torch.randn(64, *backbone.input_shape))
     network.ensemble = ztw.fit_ensemble(

@@ -1,0 +1,55 @@
+"""The parts that a study names: the built-in ones, and a user's own beside them. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+# kind -> its built-in names, in the order of its table
+BUILT_IN: dict[str, tuple[str, ...]] = {
+    "rule": ("max_softmax", "max_softmax_or_best", "entropy", "patience"),
+    "ensemble": ("geometric", "arithmetic", "uniform"),
+    "head": ("conv", "pool"),
+    "thresholds": ("shared", "per_exit", "allowed_loss", "risk_controlled"),
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """A user's own part, as `ztw.register` got it.
+
+    facts: what must be known of it before anything runs; remove: takes it out of its table; plugin: the entry
+    of a study's `plugins` that brought it, None for one that was registered in Python.
+    """
+
+    what: Any
+    facts: Mapping[str, Any]
+    remove: Callable[[], None]
+    plugin: str | None = None
+
+
+# (kind, name) -> the part
+PARTS: dict[tuple[str, str], Part] = {}
+# Plugins this process has loaded, as the study names them -> SHA-256 of the file
+PLUGINS: dict[str, str] = {}
+
+
+def own(kind: str) -> dict[str, Mapping[str, Any]]:
+    """A user's own parts of a kind: name -> facts."""
+    return {name: part.facts for (found, name), part in PARTS.items() if found == kind}
+
+
+def known(kind: str) -> list[str]:
+    """The names of a kind of BUILT_IN, a user's own ones last."""
+    return [*BUILT_IN[kind], *own(kind)]
+
+
+def forget(plugin: str | None = None) -> None:
+    """Take a plugin's parts out of their tables; without one, all of a user's own."""
+    for key, part in list(PARTS.items()):
+        if plugin is None or part.plugin == plugin:
+            part.remove()
+            del PARTS[key]
+    for name in [plugin] if plugin else list(PLUGINS):
+        PLUGINS.pop(name, None)

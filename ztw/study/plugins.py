@@ -1,0 +1,122 @@
+"""Plugins: files and installed packages with parts of a user's own, loaded before a study is checked.
+
+Imports no torch; a plugin does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import sys
+import traceback
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from importlib.machinery import SourceFileLoader
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import CodeType
+
+from ztw.errors import ZtwError, unknown
+from ztw.files import sha256
+from ztw.study.parts import PARTS, PLUGINS, forget
+
+GROUP = "ztw.plugins"  # of entry points
+
+
+def load_plugins(plugins: Iterable[str] | Mapping[str, str]) -> None:
+    """Run the code of plugins, each once a process, and again when its file has changed.
+
+    plugins: entries of a study's key `plugins`, with the SHA-256 each must have where a study has begun.
+    Raises ZtwError, one line with the number of the line at fault, for one that is missing, fails, registers
+    nothing, or has changed.
+    """
+    for name in plugins:
+        path = plugin_file(name)
+        try:
+            found = sha256(path)
+        except OSError as error:
+            raise ZtwError(f"plugins: {name!r}: {error.strerror}") from error
+        if isinstance(plugins, Mapping) and plugins[name] != found:
+            raise ZtwError(f"plugins: {name!r}: was edited while the study ran; run it again")
+        if PLUGINS.get(name) != found:
+            _load(name, path)
+            PLUGINS[name] = found
+
+
+def plugin_file(name: str) -> Path:
+    """The file of a plugin: `name` itself if it ends in .py, else the module of an installed package's entry point."""
+    if name.endswith(".py"):
+        return Path(name).expanduser().absolute()
+    spec = find_spec(_entry_point(name))
+    if spec is None or spec.origin is None:
+        raise ZtwError(f"plugins: {name!r}: its module {_entry_point(name)} cannot be found")
+    return Path(spec.origin)
+
+
+def plugins_with(plugins: Iterable[str], kinds: Iterable[str]) -> dict[str, str]:
+    """Those of some loaded plugins that brought a part of these kinds, and their SHA-256."""
+    wanted = set(kinds)
+    brought = {part.plugin for (kind, _), part in PARTS.items() if kind in wanted}
+    return {name: PLUGINS[name] for name in plugins if name in brought}
+
+
+def _entry_point(name: str) -> str:
+    """The module an installed package registers its parts in."""
+    from importlib.metadata import entry_points  # slow, and few studies name a package
+
+    found = {point.name: point.module for point in entry_points(group=GROUP)}
+    if name not in found:
+        known = [*found, "a file that ends in .py"]
+        raise ZtwError(f"plugins: {unknown(f'entry point of {GROUP}', name, known)}")
+    return found[name]
+
+
+def _load(name: str, path: Path) -> None:
+    """Run a plugin; all it registered, or nothing."""
+    forget(name)
+    before = set(PARTS)
+    try:
+        _run(name, path)
+        if PARTS.keys() == before:
+            raise ZtwError("registers nothing; call ztw.register(kind, name, part)")
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # SystemExit, too
+        for key in PARTS.keys() - before:
+            PARTS.pop(key).remove()
+        raise ZtwError(f"plugins: {name!r}{_fault(error, path)}") from error
+    for key in PARTS.keys() - before:
+        PARTS[key] = replace(PARTS[key], plugin=name)
+
+
+class _FromSource(SourceFileLoader):
+    """Without .pyc files: they are told stale by whole seconds, and nothing is left beside a user's file."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        return self.source_to_code(self.get_data(self.path), self.path)
+
+
+def _run(name: str, path: Path) -> None:
+    if not name.endswith(".py"):
+        module = _entry_point(name)
+        importlib.reload(sys.modules[module]) if module in sys.modules else importlib.import_module(module)
+        return
+    title = f"ztw_plugin_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"  # two may be called own.py
+    spec = spec_from_file_location(title, path, loader=_FromSource(title, str(path)))
+    assert spec is not None
+    assert spec.loader is not None
+    module_of_it = sys.modules[title] = module_from_spec(spec)
+    spec.loader.exec_module(module_of_it)
+
+
+def _fault(error: BaseException, path: Path) -> str:
+    """Where in the plugin and why: ", line 3: NameError: ..."."""
+    lines = [
+        frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)
+    ]
+    if isinstance(error, SyntaxError) and error.filename == str(path):
+        lines.append(error.lineno)
+        text = f"SyntaxError: {error.msg}"
+    else:
+        text = str(error) if isinstance(error, ZtwError) else f"{type(error).__name__}: {error}"
+    return f"{f', line {lines[-1]}' if lines else ''}: {' '.join(text.split())}"
