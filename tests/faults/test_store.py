@@ -14,7 +14,9 @@ from tiny_study import SMALL, begun, command, copy_of, errors, jobs_done, run, s
 
 COMPUTES = {"train_backbone", "train_ics", "train_network", "predict", "fit_ensembles", "evaluate"}
 STORE = "results/tiny/mlflow.db"
-TABLE = ("--", "results/tiny/tables/accuracy_at_budget.csv")  # without the figures
+# without the figures; without the table itself Snakemake would not look whether what it is made from is there
+CSV = "results/tiny/tables/accuracy_at_budget.csv"
+TABLE = ("--", CSV)
 RUNS = "results/tiny/digits/resnet8/seed0/runs.json"
 
 
@@ -23,9 +25,15 @@ def ask(database: Path, query: str) -> list[str]:
         return [str(value) for (value,) in store.execute(query)]
 
 
+def lose_runs(folder: Path) -> None:
+    """What a cell has logged is lost, and what was made of it, so that the store is needed."""
+    for name in (RUNS, CSV):
+        (folder / name).unlink(missing_ok=True)
+
+
 def log_again(folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run once more after the cell's runs were lost, so that the store is needed."""
-    (folder / RUNS).unlink(missing_ok=True)
+    """Run once more after the cell's runs were lost."""
+    lose_runs(folder)
     done = run(folder, SMALL, *TABLE)
     assert done.returncode == 0, shown(done)
     assert not jobs_done(done.stdout) & COMPUTES
@@ -64,7 +72,7 @@ def test_a_broken_store_is_named_and_made_again_once_it_is_away(finished, tmp_pa
     folder = copy_of(finished, tmp_path)
     content = (folder / STORE).read_bytes()
     (folder / STORE).write_bytes(content[:100] + bytes(len(content) - 100))
-    (folder / RUNS).unlink()
+    lose_runs(folder)
     failed = run(folder, SMALL, *TABLE)
     assert failed.returncode != 0
     (line,) = errors(failed.stdout)
@@ -78,7 +86,7 @@ def test_a_broken_store_is_named_and_made_again_once_it_is_away(finished, tmp_pa
 
 def test_a_locked_store_is_waited_for(finished, tmp_path, tell):
     folder = copy_of(finished, tmp_path)
-    (folder / RUNS).unlink()
+    lose_runs(folder)
     with contextlib.closing(sqlite3.connect(folder / STORE, isolation_level=None)) as store:
         store.execute("BEGIN EXCLUSIVE")
         process = subprocess.Popen([*command(SMALL), *TABLE], cwd=folder, stdout=subprocess.PIPE, text=True)
