@@ -26,7 +26,8 @@ def example(name: str) -> ModuleType:
     return module
 
 
-def test_own_cnn_is_loaded_without_its_class(tmp_path, capsys):
+def test_own_cnn_is_loaded_without_its_class(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     choice = example("own_cnn").main(tmp_path / "net", samples=1200, epochs=4)
     assert choice.relative_cost <= 0.7
     assert choice.accuracy > 0.6
