@@ -34,8 +34,9 @@ unexport PYTHONHOME
 reproduce: $(READY)
 	@python workflow/reproduce.py "$$CONFIG" $(if $(CORES),--cores "$$CORES") $(if $(PROFILE),--profile "$$PROFILE")
 
+# Two at a time, a file's tests together: what files share is set up once.
 test: lint
-	python -m pytest
+	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile
 
 # Every system on every architecture: minutes.
 test-systems: $(READY)

@@ -72,6 +72,10 @@ def main(folder: Path, samples: int = 4000, epochs: int = 5) -> ztw.Choice:
     result = loaded.infer(test[0], rule)
     right = (result.logits.argmax(-1) == test[1]).double().mean()
     print(f"test images: accuracy {right:.3f}, left at exits {torch.bincount(result.exit_index).tolist()}")
+
+    runner = ztw.OnnxRunner(ztw.export_onnx(loaded, rule, folder / "network.onnx"), threads=1)
+    same = (runner(test[0]).exit_index == result.exit_index).double().mean()
+    print(f"in ONNX Runtime {same:.1%} of them leave at the same exits")
     return choice
 
 

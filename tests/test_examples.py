@@ -26,11 +26,14 @@ def example(name: str) -> ModuleType:
     return module
 
 
-def test_own_cnn_is_loaded_without_its_class(tmp_path, capsys):
+def test_own_cnn_is_loaded_without_its_class(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     choice = example("own_cnn").main(tmp_path / "net", samples=1200, epochs=4)
     assert choice.relative_cost <= 0.7
     assert choice.accuracy > 0.6
-    assert "test images: accuracy" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "test images: accuracy" in printed
+    assert "in ONNX Runtime 100.0% of them leave at the same exits" in printed
     code = (
         "import sys, torch, ztw\n"
         "network, rule = ztw.load(sys.argv[1])\n"
@@ -69,7 +72,9 @@ def test_timm_vit(tmp_path, capsys):
     assert len(network.backbone.stages) == 12
 
 
-@pytest.mark.parametrize("name", [path.stem for path in sorted(EXAMPLES.glob("*.py"))])
+@pytest.mark.parametrize(
+    "name", [path.stem for path in sorted(EXAMPLES.glob("*.py")) if path.stem != "my_parts"]
+)
 def test_every_example_says_what_it_is(name):
     command = [sys.executable, str(EXAMPLES / f"{name}.py"), "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

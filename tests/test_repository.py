@@ -23,12 +23,13 @@ def test_environment_yml_pins_what_the_lock_pins():
     assert len(pins) > 10
     assert [pin for pin in pins if f"{pin} " not in lock] == []
     direct = re.findall(r'^    "([\w-]+)>=', (ROOT / "pyproject.toml").read_text(), re.M)
-    needed = set(direct) - {"hypothesis", "import-linter", "jsonschema", "mypy", "pytest", "ruff", "snakefmt"}
+    needed = set(direct) - {"hypothesis", "import-linter", "jsonschema", "mypy", "pytest", "pytest-xdist", "ruff", "snakefmt"}
     assert needed == {pin.split("==")[0] for pin in pins}
 
 
 def test_the_readme_example_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
     names: dict = {}
     exec(example, names)
