@@ -23,7 +23,16 @@ def test_environment_yml_pins_what_the_lock_pins():
     assert len(pins) > 10
     assert [pin for pin in pins if f"{pin} " not in lock] == []
     direct = re.findall(r'^    "([\w-]+)>=', (ROOT / "pyproject.toml").read_text(), re.M)
-    checks = {"hypothesis", "import-linter", "jsonschema", "mypy", "pytest", "pytest-xdist", "ruff", "snakefmt"}
+    checks = {
+        "hypothesis",
+        "import-linter",
+        "jsonschema",
+        "mypy",
+        "pytest",
+        "pytest-xdist",
+        "ruff",
+        "snakefmt",
+    }
     needed = set(direct) - checks
     assert needed == {pin.split("==")[0] for pin in pins}
 
