@@ -98,7 +98,7 @@ def _check_ensemble(name: str, include_final: bool) -> None:
     _require(answers.dtype == torch.float32, f"answers {answers.dtype}, must be float32")
     _same(answers.logsumexp(-1), torch.zeros(logits.shape[:2]), "its log-probabilities are not normalised")
     masked = logits.clone()
-    masked[:, :, 0] = -math.inf
+    masked[:, :, 0] = torch.finfo(logits.dtype).min
     _require(bool(ensemble(masked).isfinite().all()), "a probability of 0 makes its answer infinite or NaN")
     for rows in (slice(0, 1), slice(20, 50)):
         _same(

@@ -39,7 +39,7 @@ def test_expected_calibration_error_by_hand():
 
 def test_a_bin_holds_its_upper_edge_and_the_first_holds_0():
     # confidence 0.5, right; 1, right; 1, wrong: 0.5 lies in (0, 0.5], so the gaps are 0.5 and 2 * 0.5
-    logits = torch.tensor([[0.0, 0.0], [0.0, -torch.inf], [0.0, -torch.inf]])
+    logits = torch.tensor([[0.0, 0.0], [0.0, -1e38], [0.0, -1e38]])
     labels = torch.tensor([0, 0, 1])
     assert measure("ece", logits, labels, bins=2) == pytest.approx(1.5 / 3)
     # all in one bin: 2 right, confidences 2.5 in all
@@ -63,7 +63,7 @@ def test_brier_score_and_likelihood_by_hand():
 
 
 def test_a_label_of_probability_0_costs_a_finite_amount():
-    logits, labels = torch.tensor([[0.0, -torch.inf], [0.0, -1e30]]), torch.tensor([1, 1])
+    logits, labels = torch.tensor([[0.0, -3e38], [0.0, -1e30]]), torch.tensor([1, 1])
     tiny = -math.log(torch.finfo(torch.float32).tiny)
     assert measure("nll", logits, labels) == pytest.approx(tiny)
     assert measure("brier", logits, labels) == pytest.approx(2)
@@ -218,14 +218,18 @@ def test_malformed_input_is_refused(logits, labels):
         (calibration, (logits, labels[:9]), r"labels: shape \(9,\)"),
         (calibration, (logits, labels + 4), "must lie in 0..4"),
         (calibration, (logits, labels.float()), "must be integers"),
-        (calibration, (logits / 0, labels), "largest is infinite"),
+        (calibration, (logits / 0, labels), r"values are \+inf, must be finite"),
         (calibration, (logits * math.nan, labels), "4000 values are NaN"),
         (calibration, (logits, labels, torch.ones(3)), r"temperatures: shape \(3,\), must be \(4,\)"),
         (calibration, (logits, labels, torch.zeros(4)), "must be positive and finite"),
         (calibration, (logits, labels, None, 0), "bins 0: must be at least 1"),
         (fit_temperatures, (logits[0], labels), r"shape \(200, 5\)"),
         (fit_temperatures, (logits, labels.float()), "must be integers"),
-        (fit_temperatures, (logits.masked_fill(logits < 99, -torch.inf), labels), "largest is infinite"),
+        (
+            fit_temperatures,
+            (logits.masked_fill(logits < 99, -torch.inf), labels),
+            "4000 values are -inf",
+        ),
         (overthinking, (logits[0], labels), r"shape \(200, 5\)"),
     ]
     for function, arguments, message in cases:

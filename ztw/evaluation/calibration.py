@@ -1,6 +1,6 @@
 """How far an exit's confidence can be believed: pure functions of logits and labels.
 
-Everywhere logits may be unnormalised or log-probabilities, -inf (probability 0) included; the confidence is
+Everywhere logits may be unnormalised or log-probabilities; the confidence is
 the largest softmax probability; bins are of equal width, (lo, hi], and 0 belongs to the first. Everything
 is computed in float64 on the CPU.
 """
