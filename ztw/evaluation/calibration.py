@@ -1,8 +1,7 @@
 """How far an exit's confidence can be believed: pure functions of logits and labels.
 
-Everywhere logits may be unnormalised or log-probabilities; the confidence is
-the largest softmax probability; bins are of equal width, (lo, hi], and 0 belongs to the first. Everything
-is computed in float64 on the CPU.
+Everywhere logits may be unnormalised or log-probabilities; the confidence is the largest softmax probability;
+bins are of equal width, (lo, hi], and 0 belongs to the first. Everything is computed in float64 on the CPU.
 """
 
 from __future__ import annotations
@@ -97,11 +96,8 @@ def _measures(logits: Tensor, labels: Tensor, right: Tensor, edges: Tensor) -> d
 
 
 def _one_exit(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """One exit's checked logits (N, C) in float64 and labels in int64, on the CPU."""
-    logits = logits.detach().cpu().double()
-    if not logits.amax(-1).isfinite().all():
-        raise ZtwError("logits: a sample's largest is infinite, must be finite")
-    return logits, labels.cpu().long()
+    """One exit's logits (N, C) in float64 and labels in int64, on the CPU."""
+    return logits.detach().cpu().double(), labels.cpu().long()
 
 
 def _check_temperatures(temperatures: Tensor | None, exits: int) -> None:
@@ -167,10 +163,8 @@ def _auroc(confidence: Tensor, correct: Tensor) -> float:
 def _temperature(logits: Tensor, labels: Tensor) -> float:
     """The temperature of one exit, logits float64 (N, C)."""
     at_label = logits.gather(1, labels[:, None])
-    possible = at_label.flatten() > -torch.inf
     # relative to the label's: what is left of the cross-entropy is logsumexp(margins * scale)
-    margins = (logits - at_label)[possible].clamp(min=torch.finfo(torch.float64).min)
-    return 1 / _best_scale(margins) if len(margins) else 1.0
+    return 1 / _best_scale(logits - at_label)
 
 
 def _best_scale(margins: Tensor) -> float:
