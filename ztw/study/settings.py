@@ -193,6 +193,11 @@ class LatencySettings(Section):
         "an empty list switches the timing off", (1, 32, 256), unit="images"
     )
     images: int = key("how many images each is timed on (at least five batches)", 256, ge=1, unit="images")
+    runtimes: Listed[Literal["pytorch", "onnxruntime"]] = key(
+        "`pytorch`, with which the others are compared, and `onnxruntime`: every network exported once (3 to 10 s each"
+        " for a ResNet-20) and run in ONNX Runtime in float32, on the CPU only: on a GPU it is left out",
+        ("pytorch", "onnxruntime"),
+    )
 
 
 class HardwareSettings(Section):
