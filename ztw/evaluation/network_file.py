@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor
 from ztw.errors import ZtwError
 from ztw.exits.ensembles import ENSEMBLES, Ensemble
 from ztw.exits.rules import ExitRule, describe_rule
-from ztw.files import sha256, write_sealed
+from ztw.files import read_json, sha256, write_sealed
 from ztw.models.checkpoints import versions
 from ztw.models.network import EarlyExitNetwork
 
@@ -91,6 +92,27 @@ def write_network(
     ]
     described = [{"budget": budget, **describe_rule(rule)} for budget, rule in rules]
     write_sealed(folder / FILE, _readable({**facts, "weights": files, "rules": described}) + "\n")
+
+
+def rules_of(folder: Path) -> dict[str, dict[str, Any]]:
+    """budget, as text -> its rule as `describe_rule` has it, of a folder's network.json."""
+    rules = read_json(folder / FILE)["rules"]
+    return {str(item["budget"]): {key: item[key] for key in item if key != "budget"} for item in rules}
+
+
+def copy_network(folder: Path, target: Path) -> dict[str, Any]:
+    """Copy a network with its weights, wherever they are, into a folder of its own; returns what network.json says.
+
+    Rules and hashes stay, so that `load` finds what is altered. Raises OSError where a file of weights is missing.
+    """
+    facts = read_json(folder / FILE)
+    target.mkdir(parents=True, exist_ok=True)
+    for number, part in enumerate(facts["weights"]):
+        name = f"{number}-{Path(part['file']).name}"  # two may be called the same
+        shutil.copyfile(folder / part["file"], target / name)
+        part["file"] = name
+    write_sealed(target / FILE, _readable(facts) + "\n")
+    return facts
 
 
 def _readable(content: Any, depth: int = 0) -> str:

@@ -93,7 +93,7 @@ def shortest_times(file: Path | str) -> dict[str, dict[str, float]]:
     """
     times = _times(read_json(file))
     smallest = times[times["batch_size"].eq(times["batch_size"].min())]
-    shortest = smallest.groupby(["method", "budget"], as_index=False)["relative_time"].min()
+    shortest = smallest.sort_values("relative_time").drop_duplicates(["method", "budget"])
     found: dict[str, dict[str, float]] = {}
     for row in shortest.to_dict("records"):
         found.setdefault(row["method"], {})[row["budget"]] = row["relative_time"]

@@ -282,6 +282,12 @@ class Study(HardwareSettings, CellNames):
         " URI, from where they get into no other file; `none` switches it off",
         "sqlite",
     )
+    tracked_models: Literal["first_seed", "all", "none"] = key(
+        "of which cells MLflow gets every method's network as a model, `runs:/<run of the method>/model`: it loads"
+        " with mlflow.pyfunc wherever ztw can be imported. A model holds its backbone, so that a cell takes as many"
+        " backbones as it has methods",
+        "first_seed",
+    )
     _cells: dict[tuple[str, str], CellSettings] = PrivateAttr(default_factory=dict)
 
     @property
