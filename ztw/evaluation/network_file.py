@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +11,12 @@ from typing import Any
 from torch import Tensor
 
 from ztw.errors import ZtwError
+from ztw.evaluation.network_folder import FILE, FORMAT, VERSION, readable
 from ztw.exits.ensembles import ENSEMBLES, Ensemble
 from ztw.exits.rules import ExitRule, describe_rule
-from ztw.files import read_json, sha256, write_sealed
+from ztw.files import sha256, write_sealed
 from ztw.models.checkpoints import versions
 from ztw.models.network import EarlyExitNetwork
-
-FILE = "network.json"
-FORMAT, VERSION = "ztw network", 1
 
 
 @dataclass(frozen=True)
@@ -91,40 +87,4 @@ def write_network(
         for part in weights
     ]
     described = [{"budget": budget, **describe_rule(rule)} for budget, rule in rules]
-    write_sealed(folder / FILE, _readable({**facts, "weights": files, "rules": described}) + "\n")
-
-
-def rules_of(folder: Path) -> dict[str, dict[str, Any]]:
-    """budget, as text -> its rule as `describe_rule` has it, of a folder's network.json."""
-    rules = read_json(folder / FILE)["rules"]
-    return {str(item["budget"]): {key: item[key] for key in item if key != "budget"} for item in rules}
-
-
-def copy_network(folder: Path, target: Path) -> dict[str, Any]:
-    """Copy a network with its weights, wherever they are, into a folder of its own; returns what network.json says.
-
-    Rules and hashes stay, so that `load` finds what is altered. Raises OSError where a file of weights is missing.
-    """
-    facts = read_json(folder / FILE)
-    target.mkdir(parents=True, exist_ok=True)
-    for number, part in enumerate(facts["weights"]):
-        name = f"{number}-{Path(part['file']).name}"  # two may be called the same
-        shutil.copyfile(folder / part["file"], target / name)
-        part["file"] = name
-    write_sealed(target / FILE, _readable(facts) + "\n")
-    return facts
-
-
-def _readable(content: Any, depth: int = 0) -> str:
-    """JSON in which what fits on a line is on one."""
-    flat = json.dumps(content)
-    if not isinstance(content, dict | list) or len(flat) + depth <= 110:
-        return flat
-    if isinstance(content, dict):
-        begin, end = "{}"
-        rows = [f"{json.dumps(key)}: {_readable(value, depth + 1)}" for key, value in content.items()]
-    else:
-        begin, end = "[]"
-        rows = [_readable(item, depth + 1) for item in content]
-    inner = ",\n".join(" " * (depth + 1) + row for row in rows)
-    return f"{begin}\n{inner}\n{' ' * depth}{end}"
+    write_sealed(folder / FILE, readable({**facts, "weights": files, "rules": described}) + "\n")

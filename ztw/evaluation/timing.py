@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from ztw.data.dataset import Data
-from ztw.exits.inference import ExitResult
 
 Row = dict[str, Any]
 
@@ -73,7 +72,7 @@ def share_that_differs(answers: Sequence[Any], reference: Sequence[Any]) -> floa
 def _outcome(answer: Any) -> Tensor:
     """(2, N): the class and the exit of every image."""
     if isinstance(answer, Tensor):
-        answer = ExitResult(answer, answer.new_zeros(len(answer), dtype=torch.int64))
+        return torch.stack([answer.argmax(-1), torch.zeros_like(answer[:, 0], dtype=torch.int64)])
     return torch.stack([answer.logits.argmax(-1), answer.exit_index])
 
 

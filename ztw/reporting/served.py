@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 
 from ztw.errors import ZtwError
-from ztw.evaluation.network_file import rules_of
+from ztw.evaluation.network_folder import rules_of
 from ztw.evaluation.saving import load
 from ztw.exits.rules import rule_from
 

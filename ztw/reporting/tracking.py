@@ -31,7 +31,7 @@ from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
 
 from ztw.errors import ZtwError, without_password
-from ztw.evaluation.network_file import copy_network
+from ztw.evaluation.network_folder import copy_network
 from ztw.files import read_json
 from ztw.progress import Note, Report
 from ztw.reporting import sqlite_store
