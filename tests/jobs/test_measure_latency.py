@@ -87,7 +87,7 @@ def test_what_onnx_cannot_hold_is_told_and_has_no_row(tmp_path, monkeypatch):
     def refuse(*_):
         raise ztw.ZtwError("resnet8: ONNX cannot hold it (sort)")
 
-    monkeypatch.setattr("ztw.jobs.measure_latency.export_onnx", refuse)
+    monkeypatch.setattr("ztw.jobs.measure_latency.write_onnx", refuse)
     rows, said = timed(tmp_path, ["sdn", "entropy"], "pytorch", "onnxruntime", sizes=(8,))
     assert {row["runtime"] for row in rows} == {"pytorch"}
     assert [line for line in said if isinstance(line, Note)] == [
@@ -104,7 +104,7 @@ def test_answers_that_differ_are_told(tmp_path, monkeypatch):
         def __call__(self, images: torch.Tensor, rule: ztw.ExitRule | None = None) -> ztw.ExitResult:
             return ztw.ExitResult(torch.zeros(len(images), 5), torch.full((len(images),), 9))
 
-    monkeypatch.setattr("ztw.jobs.measure_latency.export_onnx", lambda *_: None)
+    monkeypatch.setattr("ztw.jobs.measure_latency.write_onnx", lambda *_: None)
     monkeypatch.setattr("ztw.jobs.measure_latency.OnnxRunner", Wrong)
     rows, said = timed(tmp_path, ["sdn"], "pytorch", "onnxruntime", sizes=(8,))
     assert [row["differs"] for row in rows if row["runtime"] == "onnxruntime"] == [1.0] * 3

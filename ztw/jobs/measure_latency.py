@@ -22,8 +22,8 @@ from ztw.files import write_json
 from ztw.jobs.cell import CellNetworks, compute_on
 from ztw.models.backbone import Backbone
 from ztw.models.network import EarlyExitNetwork
-from ztw.models.onnx_export import export_onnx, need_onnx
 from ztw.models.onnx_runner import OnnxRunner
+from ztw.models.onnx_write import need_onnx, write_onnx
 from ztw.progress import Note, Report
 from ztw.study.settings import (
     DataSettings,
@@ -161,7 +161,7 @@ class Exports:
 def _exported(network: EarlyExitNetwork | Backbone, rule: ExitRule | None) -> OnnxRunner | ZtwError:
     with tempfile.TemporaryDirectory() as folder:
         try:
-            file = export_onnx(network, rule, Path(folder, "network.onnx"))
+            file = write_onnx(network, rule, Path(folder, "network.onnx"))
             return OnnxRunner(file, torch.get_num_threads(), cache=False)
         except ZtwError as error:
             return error
