@@ -47,7 +47,7 @@ def write_onnx(
     path: Path | str,
     change: Callable[[ModelProto], ModelProto] | None = None,
 ) -> Path:
-    """As `export_onnx`; change: made to the graph of all exits, whose answers are then not compared with the network's."""
+    """As `export_onnx`; change: made to the graph of all exits, which is then not compared with the network."""
     need_onnx()
     import onnx
 
