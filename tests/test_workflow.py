@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from mlflow import MlflowClient
 from tiny_study import ROOT, TINY, changed_config, command, copy_of, run, tables
 
 import ztw
@@ -98,6 +99,24 @@ def test_every_method_s_network_can_be_loaded(finished, tmp_path):
         ztw.load(cell / "networks/ztw", budget=0.3)
 
 
+def test_the_first_seed_s_networks_are_models_in_mlflow(finished):
+    """The cell that is timed: its runs say what time each method takes."""
+    store = MlflowClient(f"sqlite:///{finished}/results/tiny/mlflow.db")
+    for seed, first in ((0, True), (1, False)):
+        runs = read_json(finished / f"results/tiny/digits/resnet8/seed{seed}/runs.json")["runs"]
+        (of_cell,) = (store.get_run(cell).data.metrics for cell in runs["cell"].values())
+        for method, own in runs["method"].items():
+            assert ("model" in [found.path for found in store.list_artifacts(own)]) == first
+            headlines = store.get_run(own).data.metrics
+            assert headlines["accuracy_at_max"] == of_cell[f"{method}/accuracy_at_max"]
+            assert headlines["accuracy_at_max"] == headlines["held-out/accuracy_at_max"]
+            assert (
+                ("relative_time_at_max" in headlines)
+                == (f"{method}/relative_time_at_max" in of_cell)
+                == first
+            )
+
+
 def test_every_file_of_numbers_is_sealed(finished):
     """What another job reads is checked against the SHA-256 beside it."""
     numbers = (".safetensors", ".parquet", ".json", ".csv")
@@ -135,8 +154,6 @@ def test_without_tracking_the_tables_come_from_the_files(finished, tmp_path):
 
 def test_a_missing_run_is_named(finished, tmp_path):
     folder = copy_of(finished, tmp_path)
-    from mlflow import MlflowClient
-
     run_id = read_json(folder / "results/tiny/digits/resnet8/seed0/runs.json")["runs"]["method"]["ztw"]
     MlflowClient(f"sqlite:///{folder}/results/tiny/mlflow.db").delete_run(run_id)
     shutil.rmtree(folder / "results/tiny/tables")

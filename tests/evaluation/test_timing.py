@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from ztw.data.decoded import ImageSet
-from ztw.evaluation.timing import REPEATS, take_batches, time_in_turn
+from ztw.evaluation.timing import REPEATS, share_that_differs, take_batches, time_in_turn
+from ztw.exits.inference import ExitResult
 
 CPU = torch.device("cpu")
 
@@ -24,10 +25,11 @@ class Clock:
 def test_every_batch_is_timed_in_turn_after_a_warm_up():
     called, clock = [], Clock()
 
-    def slow(batch: torch.Tensor) -> None:
+    def slow(batch: torch.Tensor) -> float:
         called.append("slow")
         hiccup = len(called) == 4  # only once, so that it does not count
         clock.now += 5 if hiccup else 2 if batch.max() else 0.25
+        return float(batch.max())
 
     def fast(batch: torch.Tensor) -> None:
         called.append("fast")
@@ -37,8 +39,24 @@ def test_every_batch_is_timed_in_turn_after_a_warm_up():
     found, other = time_in_turn([slow, fast], batches, CPU, clock)
     assert called == (["slow"] * (2 + 6) + ["fast"] * (2 + 6)) * REPEATS, "two to warm up, six timed"
     # a batch that is slow each time counts, a hiccup does not
-    assert found == {"median_ms": 250, "p95_ms": 2000, "images_per_s": 24 / 3.25}
-    assert other == {"median_ms": 125, "p95_ms": 125, "images_per_s": 32}
+    assert found.answers == [0.0] * 5 + [1.0]
+    assert found.times == {"median_ms": 250, "p95_ms": 2000, "images_per_s": 24 / 3.25}
+    assert other.times == {"median_ms": 125, "p95_ms": 125, "images_per_s": 32}
+
+
+def test_what_is_answered_otherwise_is_counted():
+    first, second = torch.tensor([[9.0, 1.0]]), torch.tensor([[1.0, 9.0]])
+    logits = torch.cat([first, second, first])
+    reference = [ExitResult(logits, torch.tensor([0, 1, 2])), ExitResult(first, torch.tensor([1]))]
+    assert share_that_differs(reference, reference) == 0
+    elsewhere = [ExitResult(logits, torch.tensor([0, 1, 1])), reference[1]]
+    assert share_that_differs(elsewhere, reference) == 0.25
+    otherwise = [ExitResult(logits.flip(1), torch.tensor([1, 1, 2])), reference[1]]
+    assert share_that_differs(otherwise, reference) == 0.75
+    assert share_that_differs([ExitResult(second, torch.tensor([0]))], [second]) == 0, (
+        "a network without exits"
+    )
+    assert share_that_differs([second], [first]) == 1
 
 
 @pytest.mark.parametrize(("size", "images", "count"), [(1, 7, 7), (4, 8, 5), (4, 30, 7), (16, 8, 5)])

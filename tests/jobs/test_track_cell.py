@@ -6,8 +6,10 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from metrics_by_hand import at_budget
 from mlflow import MlflowClient
 
+from ztw.evaluation.timing import BACKBONE
 from ztw.files import read_json, write_json
 from ztw.jobs.start_tracking import start_tracking
 from ztw.jobs.track_cell import CellFacts, track_cell
@@ -25,8 +27,12 @@ def track(tmp_path, tracking: str) -> dict[str, Any]:
         {"protocol": "", "budget": "", "exit": 1, "metric": name, "value": 0.5}
         for name in ("accuracy", "relative_cost")
     ]
+    rows += at_budget("0.5", 0.75, 0.5) + at_budget("0.5", 0.9, 0.5, "paper") + at_budget("0.1", None, None)
     write_json(folder / "sdn.json", {**identity, "method": "sdn", "metrics": rows})
     write_json(folder / "backbone.json", identity)
+    row = {"budget": None, "median_ms": 2.0, "images_per_s": 10.0, "runtime": "pytorch", "batch_size": 1}
+    timed = [{**row, "method": BACKBONE}, {**row, "method": "sdn", "budget": 0.5, "images_per_s": 16.0}]
+    write_json(folder / "latency.json", {**identity, "rows": timed})
     curve = {"method": "sdn", "seed": 0, "split": "test"}
     curve |= {"parameter": [0.5], "relative_cost": [0.5], "accuracy": [0.8]}
     pd.DataFrame(curve).to_parquet(folder / "sdn.parquet")
@@ -35,6 +41,7 @@ def track(tmp_path, tracking: str) -> dict[str, Any]:
         cell,
         "study",
         {"sdn": MethodSettings(ics="i", rule="max_softmax")},
+        "held-out",
         CellFacts(
             str(tmp_path / "tracking.json"),
             str(folder / "backbone.json"),
@@ -42,6 +49,7 @@ def track(tmp_path, tracking: str) -> dict[str, Any]:
             [],
             [str(folder / "sdn.json")],
             [str(folder / "sdn.parquet")],
+            times=str(folder / "latency.json"),
         ),
         str(folder / "runs.json"),
         print,
@@ -58,8 +66,13 @@ def test_a_cell_is_logged_with_its_figure(tmp_path):
     def kept(run: str) -> set[str]:
         return {artifact.path for artifact in client.list_artifacts(run)}
 
-    assert kept(runs["cell"]["digits/resnet8/seed0"]) == {"accuracy_cost.png"}
+    assert kept(runs["cell"]["digits/resnet8/seed0"]) == {"accuracy_cost.png", "latency.json"}
     assert kept(runs["method"]["sdn"]) == {"sdn.json", "sdn.parquet"}
+    headlines = {"accuracy_at_0.5": 0.75, "relative_time_at_0.5": 0.625}
+    own = client.get_run(runs["method"]["sdn"]).data.metrics
+    assert {name: value for name, value in own.items() if "/" not in name} == headlines
+    of_cell = client.get_run(runs["cell"]["digits/resnet8/seed0"]).data.metrics
+    assert of_cell == {f"sdn/{name}": value for name, value in headlines.items()}
 
 
 def test_a_cell_whose_server_is_away_says_so_instead(tmp_path, monkeypatch):

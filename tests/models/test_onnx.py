@@ -15,8 +15,8 @@ from torch import nn
 
 import ztw
 from ztw.exits.sweep import decide
-from ztw.models.onnx_export import float32_below
 from ztw.models.onnx_nesting import flatten, nest
+from ztw.models.onnx_write import float32_below
 
 RULES, MODES, KINDS = list(ztw.RULES), list(ztw.IC_MODES), [None, *ztw.ENSEMBLES]
 # Every pair of (rule, mode), (rule, ensemble) and (mode, ensemble) is there. All triples: tests/slow.

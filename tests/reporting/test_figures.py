@@ -194,24 +194,32 @@ def test_bars_of_exit_shares():
 
 
 def test_accuracy_against_time():
-    columns = ["method", "budget", "batch_size", "relative_time", "accuracy"]
+    columns = ["runtime", "method", "budget", "batch_size", "relative_time", "accuracy"]
     rows = [
-        (BACKBONE, "-", 8, 1.0, 0.9),
-        ("sdn", "0.5", 8, 0.6, 0.8),
-        ("sdn", "1.0", 8, 0.8, 0.85),
-        ("sdn", "max", 8, 1.3, 0.95),
-        (BACKBONE, "-", 1, 1.0, 0.9),
-        ("sdn", "0.5", 1, 0.5, 0.8),
+        ("pytorch", BACKBONE, "-", 8, 4.0, 0.9),
+        ("pytorch", "sdn", "0.5", 8, 2.4, 0.8),
+        ("onnxruntime", BACKBONE, "-", 8, 1.0, 0.9),
+        ("onnxruntime", "a smaller one", "-", 8, 0.4, 0.7),
+        ("onnxruntime", "sdn", "0.5", 8, 0.6, 0.8),
+        ("onnxruntime", "sdn", "1.0", 8, 0.8, 0.85),
+        ("onnxruntime", "sdn", "max", 8, 1.3, 0.95),
+        ("pytorch", BACKBONE, "-", 1, 3.0, 0.9),
+        ("onnxruntime", BACKBONE, "-", 1, 1.0, 0.9),
+        ("onnxruntime", "sdn", "0.5", 1, 0.5, 0.8),
     ]
     times = pd.DataFrame(rows, columns=columns).assign(device="cpu", precision="fp32")
+    times.loc[times["runtime"] == "pytorch", "precision"] = "bf16"
     figure = accuracy_against_time(times, ["sdn", "pabee"], "d, a")
-    one, eight = figure.axes
-    assert (one.get_title(), eight.get_title()) == ("batch size 1", "batch size 8")
-    assert points(labelled(one, "sdn")) == [(0.5, 0.8)]
-    assert points(labelled(eight, "sdn")) == [(0.6, 0.8), (0.8, 0.85)], "the budget max is no point"
-    assert points(labelled(eight, BACKBONE)) == [(1.0, 0.9)]
-    assert legend(eight) == ["sdn", BACKBONE], "pabee meets no budget"
-    assert figure.get_suptitle() == "d, a, cpu, fp32"
+    panels = dict(zip(("torch one", "torch eight", "one", "eight"), figure.axes, strict=True))
+    assert panels["torch one"].get_title() == "pytorch, bf16, batch size 1"
+    assert panels["eight"].get_title() == "onnxruntime, fp32, batch size 8"
+    assert points(labelled(panels["one"], "sdn")) == [(0.5, 0.8)]
+    assert points(labelled(panels["eight"], "sdn")) == [(0.6, 0.8), (0.8, 0.85)], "the budget max is no point"
+    assert points(labelled(panels["torch eight"], "sdn")) == [(2.4, 0.8)], "of the backbone in ONNX Runtime"
+    assert points(labelled(panels["eight"], BACKBONE)) == [(1.0, 0.9)]
+    assert points(labelled(panels["torch eight"], BACKBONE)) == [(4.0, 0.9)]
+    assert legend(panels["torch eight"]) == ["sdn", BACKBONE], "pabee meets no budget"
+    assert figure.get_suptitle() == "d, a, cpu"
 
 
 def test_equal_figures_are_equal_files(tmp_path):

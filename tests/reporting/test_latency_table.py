@@ -10,25 +10,37 @@ from metrics_by_hand import at_budget, metric, result, results
 
 from ztw.evaluation.timing import BACKBONE
 from ztw.files import write_json
-from ztw.reporting.latency_table import latency_table, read_latency, write_latency
+from ztw.reporting.latency_table import latency_table, read_latency, shortest_times, write_latency
 
 
-def row(method: str, budget: float | None, speed: float) -> dict:
-    times = {"median_ms": 1.0, "p95_ms": 2.0, "images_per_s": speed}
+def row(
+    method: str,
+    budget: float | str | None,
+    speed: float,
+    runtime: str = "pytorch",
+    size: int = 1,
+    median: float = 1.0,
+) -> dict:
+    times = {"median_ms": median, "p95_ms": 2.0, "images_per_s": speed, "differs": 0.0}
     where = {"device": "cpu", "precision": "fp32", "threads": 2}
-    return {"method": method, "budget": budget, "batch_size": 1, **times, **where}
+    facts = {"method": method, "budget": budget, "runtime": runtime, "batch_size": size}
+    return {**facts, **times, **where}
+
+
+def written(tmp_path, rows: list[dict]) -> str:
+    write_json(tmp_path / "l.json", {"dataset": "d", "arch": "a", "seed": 0, "rows": rows})
+    return str(tmp_path / "l.json")
 
 
 def test_times_stand_beside_accuracy_and_cost(tmp_path):
     rows = [row(BACKBONE, None, 100.0), row("sdn", 0.5, 160.0), row("sdn", 1.0, 80.0)]
-    write_json(tmp_path / "l.json", {"dataset": "d", "arch": "a", "seed": 0, "rows": rows})
     known = [
         *at_budget("0.5", 0.9, 0.49),
         *at_budget("0.5", 0.1, 0.1, "paper"),
         metric("backbone_accuracy", 0.93),
     ]
     found = results(result(known), result(at_budget("0.5", 0.2, 0.2), seed=1))
-    table = latency_table([str(tmp_path / "l.json")], found)
+    table = latency_table([written(tmp_path, rows)], found)
     assert table["relative_time"].tolist() == [1.0, 0.625, 1.25]
     assert table["accuracy"].tolist()[:2] == [0.93, 0.9]
     assert table["relative_cost"].tolist()[:2] == [1.0, 0.49]
@@ -39,14 +51,45 @@ def test_times_stand_beside_accuracy_and_cost(tmp_path):
     assert back["budget"].tolist() == ["-", "0.5", "1.0"]
     assert math.isnan(back["accuracy"][2])
     text = Path(tmp_path / "l.md").read_text()
-    assert "| sdn | 50 % | 90.0 % | 49% | 62% | 1.00 | 2.00 | 160 |" in text
-    assert f"| {BACKBONE} |  | 93.0 % | 100% | 100% |" in text
+    assert "| sdn | 50 % | pytorch | 90.0 % | 49% | 62% | 62% | 1.00 | 2.00 | 160 | 0% |" in text
+    assert f"| {BACKBONE} |  | pytorch | 93.0 % | 100% | 100% | 100% |" in text
+    assert "measured on cpu, 2 threads, batch size 1, pytorch in fp32; time: 100 % is" in text
+
+
+def test_the_backbone_in_its_fastest_runtime_is_what_all_are_compared_with(tmp_path):
+    """The smallest median counts, at each batch size; other networks without budgets are rows as any other."""
+    onnx = "onnxruntime"
+    rows = [
+        row(BACKBONE, None, 100.0, median=3.0),
+        row(BACKBONE, None, 400.0, onnx, median=2.0),
+        row("smaller", None, 800.0, onnx),
+        row("sdn", 0.5, 200.0),
+        row("sdn", 0.5, 500.0, onnx),
+        row(BACKBONE, None, 300.0, size=8, median=2.0),
+        row(BACKBONE, None, 150.0, onnx, size=8, median=3.0),
+        row("sdn", 0.5, 600.0, size=8),
+        row("sdn", 0.5, 200.0, "another", size=8),
+    ]
+    table = latency_table([written(tmp_path, rows)], result(at_budget("0.5", 0.9, 0.49)))
+    assert table["relative_time"].tolist() == [4.0, 1.0, 0.5, 2.0, 0.8, 1.0, 2.0, 0.5, 1.5]
+    assert table["relative_time_in_runtime"].tolist()[:8] == [1.0, 1.0, 0.5, 0.5, 0.8, 1.0, 1.0, 0.5]
+    assert math.isnan(table["relative_time_in_runtime"][8]), "the backbone was not timed there"
+    write_latency(table, str(tmp_path / "l.csv"), str(tmp_path / "l.md"))
+    assert math.isnan(read_latency(tmp_path / "l.csv", "d", "a")["relative_time_in_runtime"][8])
+    text = Path(tmp_path / "l.md").read_text()
+    assert "| smaller |  | onnxruntime | - | - | 50% | 50% |" in text
+    assert "| sdn | 50 % | another | 90.0 % | 49% | 150% | - |" in text
+    assert "pytorch in fp32, onnxruntime in fp32" in text
+    assert shortest_times(tmp_path / "l.json") == {
+        BACKBONE: {"-": 1.0},
+        "smaller": {"-": 0.5},
+        "sdn": {"0.5": 0.8},
+    }
 
 
 @pytest.mark.parametrize("budget", [1, 1.0, "max"])
 def test_a_budget_is_found_as_the_study_writes_it(tmp_path, budget):
     rows = [row(BACKBONE, None, 100.0), row("sdn", budget, 50.0)]
-    write_json(tmp_path / "l.json", {"dataset": "d", "arch": "a", "seed": 0, "rows": rows})
-    table = latency_table([str(tmp_path / "l.json")], result(at_budget(str(budget), 0.9, 0.5)))
+    table = latency_table([written(tmp_path, rows)], result(at_budget(str(budget), 0.9, 0.5)))
     assert table["accuracy"][1] == 0.9
     assert table["relative_cost"].tolist() == [1.0, 0.5], "the backbone's own cost, its accuracy unknown"

@@ -15,11 +15,15 @@ import time
 import traceback
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import mlflow
 import pytest
+import torch
+from conftest import small_network
 from metrics_by_hand import at_budget, metric
 from mlflow import MlflowClient
 
 import ztw
+from ztw.evaluation.network_file import Weights, write_network
 from ztw.files import read_json, write_json
 from ztw.reporting.results import from_files, from_runs
 from ztw.reporting.run_contents import metric_name
@@ -94,6 +98,8 @@ def test_a_cell_is_nested_and_replaced(store, tmp_path):
     assert client.get_run(backbone).data.params["settings.lr"] == "0.1"
     assert [artifact.path for artifact in client.list_artifacts(backbone)] == ["backbone.json"]
     assert method.data.metrics["held-out/accuracy_at_0.5"] == 0.95
+    assert method.data.metrics["accuracy_at_0.5"] == 0.95, "the headline; infeasible budgets have none"
+    assert client.get_run(parent).data.metrics == {"ztw/accuracy_at_0.5": 0.95}
     assert math.isnan(method.data.metrics["held-out/accuracy_at_0.25"])
     stale = first["runs"]["method"]["ztw"]
     with pytest.raises(ztw.ZtwError, match=f"run {stale} was deleted"):
@@ -410,3 +416,77 @@ def test_a_moved_study_keeps_its_artifacts_beside_it(tmp_path, name):
         assert [artifact.path for artifact in client.list_artifacts(run)] == ["ztw.json"]
         assert client.download_artifacts(run, "ztw.json", str(tmp_path)).endswith("ztw.json")
     assert not old.exists(), "nothing is written to the old place"
+
+
+@pytest.fixture(scope="module")
+def served(store, tmp_path_factory):
+    """(a network, its rules by budget, the URI of its model)."""
+    folder = tmp_path_factory.mktemp("networks")
+    network = small_network()
+    with torch.no_grad():
+        logits = network(torch.randn(200, 1, 10, 10))
+    network.ensemble = ztw.fit_ensemble(logits, logits.sum(0).argmax(-1))
+    low, high = network.ensemble(logits)[0].exp().amax(-1).quantile(torch.tensor([0.5, 0.9])).tolist()
+    ztw.save(network, folder / "whole", report=None)
+    part = Weights(folder / "whole/weights.safetensors")
+    facts = read_json(folder / "whole/network.json")
+    rules: list = [(0.5, ztw.MaxSoftmax(low)), ("max", ztw.MaxSoftmax(high))]
+    write_network(folder / "ztw", facts, [part], rules)  # as a study has it: its weights elsewhere
+    results = CellResults(
+        Cell("digits", "resnet8", 3), "study", "v", parts(folder), {}, models={"ztw": folder / "ztw"}
+    )
+    run = log_cell(store, results)["runs"]["method"]["ztw"]
+    shutil.rmtree(folder)
+    return network, dict(rules), f"runs:/{run}/model"
+
+
+@pytest.fixture
+def in_store(store):
+    """MLflow's own functions look for runs there."""
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(store["uri"])
+    yield
+    mlflow.set_tracking_uri(before)
+
+
+@pytest.mark.usefixtures("in_store")
+def test_a_method_s_network_loads_as_a_model_and_answers_as_infer(served, caplog):
+    network, rules, uri = served
+    model = mlflow.pyfunc.load_model(uri)
+    images = torch.randn(40, 1, 10, 10)
+    for params, budget in ((None, 0.5), ({"budget": "0.5"}, 0.5), ({"budget": "max"}, "max")):
+        found = model.predict(images.numpy(), params=params)
+        expected = network.infer(images, rules[budget])
+        assert found.columns.tolist() == ["class", "probability", "exit"]
+        assert found["exit"].tolist() == (expected.exit_index + 1).tolist()
+        assert found["class"].tolist() == expected.logits.argmax(-1).tolist()
+        assert found["probability"].tolist() == pytest.approx(
+            expected.logits.exp().amax(-1).tolist(), abs=1e-6
+        )
+        assert found["exit"].nunique() > 1
+    with pytest.raises(ztw.ZtwError, match=r"budget '0.3': the network has rules for 0.5, max"):
+        model.predict(images.numpy(), params={"budget": "0.3"})
+    assert not caplog.records, "nothing is warned of"
+
+
+@pytest.mark.usefixtures("in_store")
+def test_a_model_says_what_it_takes(served):
+    *_, uri = served
+    model = mlflow.pyfunc.load_model(uri)
+    taken, given = model.metadata.get_input_schema(), model.metadata.get_output_schema()
+    assert str(taken) == "[Tensor('float32', (-1, 1, 10, 10))]"
+    assert given.input_names() == ["class", "probability", "exit"]
+    example = model.input_example
+    assert example.shape == (1, 1, 10, 10)
+    assert len(model.predict(example)) == 1
+    with pytest.raises(mlflow.exceptions.MlflowException, match="float64"):
+        model.predict(example.astype("float64"))
+
+
+def test_a_method_without_a_rule_has_no_model(store, tmp_path):
+    ztw.save(small_network(), tmp_path / "net", report=None)
+    results = CellResults(
+        Cell("digits", "resnet8", 4), "study", "v", parts(tmp_path), {}, models={"ztw": tmp_path / "net"}
+    )
+    run = log_cell(store, results)["runs"]["method"]["ztw"]
+    assert [found.path for found in MlflowClient(store["uri"]).list_artifacts(run)] == ["ztw.json"]

@@ -241,6 +241,8 @@ WRONG = [
     ),
     ("overrides", [{"data": {"root": "x"}}], "data.root: the same for all cells"),
     ("evaluation.allowed_losses", [0.0005], "evaluation.allowed_losses.0: 0.0005 must be >= 0.001"),
+    ("latency.runtimes", ["onnx"], "latency.runtimes.0: 'onnx' is unknown; known: pytorch, onnxruntime"),
+    ("latency.runtimes", ["onnxruntime"], "latency.runtimes: ['onnxruntime'] must name pytorch, with which"),
 ]
 
 

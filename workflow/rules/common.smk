@@ -205,6 +205,19 @@ def timed_cells():
     return [f"{cell}/latency.json" for cell in cells] if TIMED else []
 
 
+def is_first(wildcards):
+    """Whether a cell is of the first seed: the one that is timed, too."""
+    return int(wildcards.seed) == study.seeds[0]
+
+
+def of_models(wildcards, files):
+    """Files that MLflow's models are made of, in the cells whose networks it gets."""
+    wanted = study.tracked_models == "all" or (
+        study.tracked_models == "first_seed" and is_first(wildcards)
+    )
+    return files if wanted else []
+
+
 def curves_of(wildcards):
     """Every method's curves of one data set and architecture, of all seeds."""
     dataset, arch = FIGURE_CELLS[wildcards.cell]

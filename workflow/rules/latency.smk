@@ -24,7 +24,7 @@ if TIMED:
             ENVIRONMENT
         threads: CORES
         resources:
-            mem_mb=doubling(2500),
+            mem_mb=doubling(4000),  # an exported network more for every method
             runtime=doubling(30),
             gpu=GPUS,
         params:

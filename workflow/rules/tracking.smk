@@ -35,6 +35,24 @@ rule track_cell:
             method=METHODS,
             allow_missing=True,
         ),
+        networks=lambda wildcards: of_models(
+            wildcards, [f"{CELL}/networks/{method}/network.json" for method in METHODS]
+        ),
+        # the networks refer to them
+        weights=lambda wildcards: of_models(
+            wildcards,
+            [
+                f"{CELL}/backbone.safetensors",
+                *(f"{CELL}/ics/{ics}.safetensors" for ics in ICS),
+                *(
+                    f"{CELL}/ensembles/{ics}/{name}.safetensors"
+                    for ics, name in ENSEMBLES
+                ),
+            ],
+        ),
+        times=lambda wildcards: (
+            [f"{CELL}/latency.json"] if TIMED and is_first(wildcards) else []
+        ),
     output:
         runs=f"{CELL}/runs.json",
         figure=f"{CELL}/accuracy_cost.png",
@@ -49,6 +67,7 @@ rule track_cell:
         study=STUDY_NAME,
         methods=METHOD_SETTINGS,
         plugins=plugins_of("rule"),
+        protocol=study.evaluation.protocols[0],
         code=code_digest("track_cell"),
     script:
         "../scripts/track_cell.py"

@@ -15,7 +15,17 @@ with job_log(snakemake.log[0], snakemake.rule, snakemake.wildcards) as report:
         cell=Cell.of(snakemake.wildcards),
         study=params.study,
         methods={name: MethodSettings(**method) for name, method in params.methods.items()},
-        files=CellFacts(files.store, files.backbone, files.ics, files.ensembles, files.metrics, files.curves),
+        protocol=params.protocol,
+        files=CellFacts(
+            files.store,
+            files.backbone,
+            files.ics,
+            files.ensembles,
+            files.metrics,
+            files.curves,
+            files.networks,
+            next(iter(files.times), None),
+        ),
         output=snakemake.output.runs,
         report=report,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,14 +11,12 @@ from typing import Any
 from torch import Tensor
 
 from ztw.errors import ZtwError
+from ztw.evaluation.network_folder import FILE, FORMAT, VERSION, readable
 from ztw.exits.ensembles import ENSEMBLES, Ensemble
 from ztw.exits.rules import ExitRule, describe_rule
 from ztw.files import sha256, write_sealed
 from ztw.models.checkpoints import versions
 from ztw.models.network import EarlyExitNetwork
-
-FILE = "network.json"
-FORMAT, VERSION = "ztw network", 1
 
 
 @dataclass(frozen=True)
@@ -90,19 +87,4 @@ def write_network(
         for part in weights
     ]
     described = [{"budget": budget, **describe_rule(rule)} for budget, rule in rules]
-    write_sealed(folder / FILE, _readable({**facts, "weights": files, "rules": described}) + "\n")
-
-
-def _readable(content: Any, depth: int = 0) -> str:
-    """JSON in which what fits on a line is on one."""
-    flat = json.dumps(content)
-    if not isinstance(content, dict | list) or len(flat) + depth <= 110:
-        return flat
-    if isinstance(content, dict):
-        begin, end = "{}"
-        rows = [f"{json.dumps(key)}: {_readable(value, depth + 1)}" for key, value in content.items()]
-    else:
-        begin, end = "[]"
-        rows = [_readable(item, depth + 1) for item in content]
-    inner = ",\n".join(" " * (depth + 1) + row for row in rows)
-    return f"{begin}\n{inner}\n{' ' * depth}{end}"
+    write_sealed(folder / FILE, readable({**facts, "weights": files, "rules": described}) + "\n")

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ztw.errors import ZtwError
-from ztw.evaluation.network_file import FILE, FORMAT, VERSION, Weights, network_facts, write_network
+from ztw.evaluation.network_file import Weights, network_facts, write_network
+from ztw.evaluation.network_folder import FILE, FORMAT, VERSION
 from ztw.exits.ensembles import build_ensemble
 from ztw.exits.rules import ExitRule, rule_from
 from ztw.files import read_json, sha256

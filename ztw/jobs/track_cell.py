@@ -11,6 +11,7 @@ from ztw.evaluation.curves import read_curves
 from ztw.files import read_json, write_json
 from ztw.progress import Report
 from ztw.reporting.figures import accuracy_against_cost
+from ztw.reporting.latency_table import shortest_times
 from ztw.reporting.results import from_files
 from ztw.reporting.run_contents import UNDELIVERED
 from ztw.reporting.style import save
@@ -23,7 +24,10 @@ if TYPE_CHECKING:  # only types: the wording of a key must not count as a change
 
 @dataclasses.dataclass(frozen=True)
 class CellFacts:
-    """What other jobs wrote down; store: `start_tracking`; metrics, curves: a file a method, in the methods' order."""
+    """What other jobs wrote down; store: `start_tracking`; metrics, curves: a file a method, in the methods' order.
+
+    networks: the same, where they are logged as models; times: of `measure_latency`, where it ran.
+    """
 
     store: str
     backbone: str
@@ -31,18 +35,22 @@ class CellFacts:
     ensembles: Sequence[str]
     metrics: Sequence[str]
     curves: Sequence[str]
+    networks: Sequence[str] = ()
+    times: str | None = None
 
 
 def track_cell(
     cell: Cell,
     study: str,
     methods: Mapping[str, MethodSettings],
+    protocol: str,
     files: CellFacts,
     output: str,
     report: Report,
 ) -> None:
     """Draw accuracy against cost beside `output`, log everything, and write the runs' ids to `output`.
 
+    protocol: whose accuracies are the runs' headlines.
     When the server is away, `output` says so instead (UNDELIVERED): a study ends with its tables, and the next
     call of `reproduce` does this again. Raises ZtwError when the store cannot be used.
     """
@@ -57,8 +65,11 @@ def track_cell(
         "method": files.metrics,
     }
     artifacts = {method: [curve] for method, curve in zip(methods, files.curves, strict=True)}
-    artifacts["cell"] = [f"{stem}.png"]
-    results = CellResults(cell, study, code_version(), parts, artifacts)
+    artifacts["cell"] = [f"{stem}.png", *([files.times] if files.times else [])]
+    times = shortest_times(files.times) if files.times else {}
+    folders = [Path(network).parent for network in files.networks]
+    models = dict(zip(methods, folders, strict=True)) if folders else {}
+    results = CellResults(cell, study, code_version(), parts, artifacts, protocol, times, models)
     try:
         runs = log_cell(read_json(files.store), results, report)
     except ServerAwayError as away:

@@ -1,44 +1,16 @@
-"""Writing a network as ONE ONNX file that stops early, at any batch size."""
+"""Writing a network as ONE ONNX file that stops early, in float32 or in int8."""
 
 from __future__ import annotations
 
-import copy
-import json
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
-from ztw.errors import ZtwError
-from ztw.exits.rules import RULES, ExitRule, ThresholdRule, describe_rule, exit_scores
-from ztw.exits.sweep import decide
-from ztw.files import atomic
+from ztw.exits.rules import ExitRule
 from ztw.models.backbone import Backbone
-from ztw.models.costs import macs
 from ztw.models.network import EarlyExitNetwork
-from ztw.models.onnx_form import BOUNDS, EXIT_INDEX, IMAGES, LOGITS, Form, answer, score
-from ztw.models.operations import backbone_macs
-from ztw.version import __version__
-
-if TYPE_CHECKING:
-    from onnx import ModelProto
-
-
-OPSET = 20
-FACTS = "ztw"  # the key of what we say of a network in the file's metadata
-SCHEMA = 1
-SAMPLES = (
-    4  # of the batch the exporter sees: neither 1, which it takes for a constant, nor a number of channels
-)
-PROBES = 16
-CLOSE = 1e-3  # of answers, against the largest
-CLEAR = 1e-3  # a score nearer its bound may fall on either side of it: rounding differs between runtimes
+from ztw.models.onnx_write import need_onnx, write_onnx
 
 
 def export_onnx(
@@ -58,168 +30,9 @@ def export_onnx(
     afterwards). Returns the path. Raises ZtwError for a rule that does not fit, a network that ONNX cannot hold or that
     answers otherwise there, and when the packages of ztw[onnx] are missing.
     """
-    need_onnx()
-    import onnx
-
-    from ztw.models.onnx_nesting import nest
-
-    if isinstance(network, Backbone):
-        if rule is not None:
-            raise ZtwError(
-                f"export_onnx: {type(rule).__name__} for a Backbone, which has no exits; give None"
-            )
-        network = EarlyExitNetwork(network, [], (), "independent")
-    elif not isinstance(network, EarlyExitNetwork):
-        raise ZtwError(f"export_onnx: {type(network).__name__}, must be an EarlyExitNetwork or a Backbone")
-    elif rule is None:
-        raise ZtwError("export_onnx: an EarlyExitNetwork needs a rule, e.g. ztw.MaxSoftmax(0.9)")
-    network = copy.deepcopy(network).cpu().eval()
-    bounds = torch.empty(0) if rule is None else rule.bounds(network.exits)
-    kind = RULES["max_softmax"] if rule is None else type(rule)
-    flat, form = flat_graph(network, kind)
-    if quantise is not None:
-        from ztw.models.onnx_int8 import quantised
-
-        flat = quantised(flat, quantise)
-    model = nest(flat, form)
-    if form.exits > 1:  # a default that whoever runs the file may override
-        model.graph.initializer.append(onnx.numpy_helper.from_array(float32_below(bounds), BOUNDS))
-    facts = describe(network, rule, bounds)
-    onnx.helper.set_model_props(model, {FACTS: json.dumps(facts, sort_keys=True)})
-    try:
-        content = model.SerializeToString()
-        onnx.checker.check_model(content)
-    except ValueError as error:
-        raise ZtwError(
-            f"{path}: {network.backbone.arch} is larger than the 2 GB an ONNX file can hold"
-        ) from error
     if quantise is None:
-        _prove(content, network, rule)
-    with atomic(path) as scratch:
-        scratch.write_bytes(content)
-    return Path(path)
+        return write_onnx(network, rule, path)
+    need_onnx()
+    from ztw.models.onnx_int8 import quantised
 
-
-def need_onnx() -> None:
-    """Raise ZtwError when the packages of the extra are not there."""
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise ZtwError(f"ONNX: the package {error.name} is not installed; pip install 'ztw[onnx]'") from error
-
-
-def flat_graph(network: EarlyExitNetwork, rule: type[ExitRule]) -> tuple[ModelProto, Form]:
-    """The graph of all exits, nothing stopped (`ztw.models.onnx_nesting`), with what it is."""
-    from ztw.models.onnx_modules import AllExits, exportable
-    from ztw.models.onnx_nesting import only_batch_sizes
-
-    shape, classes = network.backbone.input_shape, network.backbone.classes
-    module = AllExits(exportable(network), rule).eval()
-    names = [name(exit) for exit in range(network.exits) for name in (answer, score)][:-1]
-    with _quiet(), torch.no_grad():
-        try:
-            program = torch.onnx.export(
-                module,
-                (torch.zeros(SAMPLES, *shape),),
-                input_names=[IMAGES],
-                output_names=names,
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
-                opset_version=OPSET,
-                dynamo=True,
-                verbose=False,
-            )
-        except Exception as error:  # whatever the exporter meets in a model of a user's own
-            reason = " ".join(str(error.__cause__ or error).split())[:200]
-            raise ZtwError(f"{network.backbone.arch}: ONNX cannot hold it ({reason})") from error
-    assert program is not None
-    flat = program.model_proto
-    only_batch_sizes(flat)
-    return flat, Form(network.exits, classes, shape, network.ensemble is not None)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter tells its developers more than its users."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        before = logging.root.manager.disable
-        logging.disable(logging.WARNING)
-        try:
-            yield
-        finally:
-            logging.disable(before)
-
-
-def describe(network: EarlyExitNetwork, rule: ExitRule | None, bounds: Tensor) -> dict[str, Any]:
-    """What the file says of itself: readable, and all that a runner needs."""
-    backbone = network.backbone
-    return {
-        "schema": SCHEMA,
-        "ztw": __version__,
-        "arch": backbone.arch,
-        "exits": network.exits,
-        "classes": backbone.classes,
-        "class_names": network.class_names,
-        "input_shape": list(backbone.input_shape),
-        "normalisation": network.normalisation,
-        "log_probabilities": network.ensemble is not None,
-        "rule": None if rule is None else describe_rule(rule),
-        "bounds": bounds.tolist(),
-        "macs": macs(network).tolist(),
-        "backbone_macs": backbone_macs(backbone),
-    }
-
-
-def float32_below(bounds: Tensor) -> np.ndarray:
-    """Bounds float64 (K - 1,) -> the largest float32 <= each: a float32 score passes it where it passes the bound."""
-    exact = bounds.double().numpy()
-    single = exact.astype(np.float32)
-    return np.where(single > exact, np.nextafter(single, np.float32(-np.inf)), single).astype(np.float32)
-
-
-@torch.inference_mode()
-def _prove(content: bytes, network: EarlyExitNetwork, rule: ExitRule | None) -> None:
-    """Raise ZtwError unless the graph leaves and answers as `decide` does, on samples that leave everywhere."""
-    import onnxruntime
-
-    images = torch.randn(PROBES, *network.backbone.input_shape, generator=torch.Generator().manual_seed(0))
-    logits = network(images)
-    logits = logits if network.ensemble is None else network.ensemble(logits)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    if rule is None:
-        (found,) = session.run([LOGITS], {IMAGES: images.numpy()})
-        _compare(network, torch.from_numpy(found), logits[0], torch.ones(PROBES, dtype=torch.bool))
-        return
-    scores = exit_scores(logits, type(rule))
-    probe = _halving(scores, type(rule)) if isinstance(rule, ThresholdRule) else rule
-    bounds = probe.bounds(network.exits)
-    clear = ((scores[:-1] - bounds[:, None]).abs() > CLEAR).all(0)
-    inputs = {IMAGES: images.numpy(), BOUNDS: float32_below(bounds)}
-    found, where = (torch.from_numpy(output) for output in session.run([LOGITS, EXIT_INDEX], inputs))
-    exit_index, answering = decide(logits, probe)
-    if not torch.equal(where[clear], exit_index[clear]):
-        raise ZtwError(f"{network.backbone.arch}: leaves elsewhere in ONNX than here")
-    _compare(network, found, logits[answering, torch.arange(PROBES)], clear)
-
-
-def _halving(scores: Tensor, kind: type[ThresholdRule]) -> ThresholdRule:
-    """Thresholds at which half of the samples that reach an exit leave there; scores: (K, N)."""
-    left = torch.ones(scores.shape[1], dtype=torch.bool)
-    bounds = []
-    for row in scores[:-1]:
-        bounds.append(row[left].median() if left.any() else row.median())
-        left &= row <= bounds[-1]
-    ordered = scores.flatten().unique()
-    places = torch.searchsorted(ordered, torch.stack(bounds), right=True).clamp(max=len(ordered) - 1)
-    between = (torch.stack(bounds) + ordered[places]) / 2  # no score lies on a threshold
-    return kind(tuple(kind.thresholds(between).tolist()))
-
-
-def _compare(network: EarlyExitNetwork, found: Tensor, expected: Tensor, clear: Tensor) -> None:
-    off = (found - expected)[clear].abs().max() if clear.any() else torch.zeros(())
-    if not off <= CLOSE * expected.abs().max().clamp(min=1):
-        raise ZtwError(f"{network.backbone.arch}: answers otherwise in ONNX than here, by up to {off:.2g}")
+    return write_onnx(network, rule, path, partial(quantised, images=quantise))

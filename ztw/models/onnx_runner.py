@@ -20,8 +20,8 @@ from ztw.errors import ZtwError
 from ztw.exits.inference import ExitResult
 from ztw.exits.rules import ExitRule, rule_from
 from ztw.files import check_seal, sealed
-from ztw.models.onnx_export import FACTS, SCHEMA, float32_below, need_onnx
 from ztw.models.onnx_form import BOUNDS, IMAGES, LOGITS, Form, answer
+from ztw.models.onnx_write import FACTS, SCHEMA, float32_below, need_onnx
 
 if TYPE_CHECKING:
     import onnxruntime

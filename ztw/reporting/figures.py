@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,7 +15,7 @@ from ztw.evaluation.metrics import accuracy_at_budget
 from ztw.exits.rules import ThresholdRule, exit_rule
 from ztw.exits.sweep import Curve
 from ztw.reporting.results import Metrics
-from ztw.reporting.style import add_legend, draw_backbone, draw_band, in_percent, new_panels, style
+from ztw.reporting.style import BACKBONE, add_legend, draw_backbone, draw_band, in_percent, new_panels, style
 
 if TYPE_CHECKING:  # only a type: the wording of a key must not count as a change of what is drawn
     from ztw.study.settings import MethodSettings
@@ -78,26 +79,29 @@ def _curve(rows: pd.DataFrame) -> Curve:
 
 
 def accuracy_against_time(times: pd.DataFrame, methods: Sequence[str], title: str) -> Figure:
-    """Accuracy against measured time relative to the backbone's, a panel a batch size, a curve a method.
+    """Accuracy against measured time, a row of panels a runtime, a panel a batch size, a curve a method.
 
-    times: of `read_latency`; a point is a budget but "max", thresholds chosen on the validation split.
+    times: of `read_latency`; a point is a budget but "max", thresholds chosen on the validation split. 100 % is the
+    backbone alone in the runtime that is fastest for it; the star is where it is in the panel's.
     """
-    sizes = sorted(times["batch_size"].unique())
-    figure, panels = new_panels(len(sizes), 4.2 * len(sizes), 4.2)
-    for axes, size in zip(panels, sizes, strict=True):
-        here = times[times["batch_size"] == size]
+    sizes, runtimes = sorted(times["batch_size"].unique()), list(times["runtime"].unique())
+    figure, panels = new_panels(len(sizes), 4.2 * len(sizes), 3.6 * len(runtimes) + 0.6, rows=len(runtimes))
+    for axes, (runtime, size) in zip(panels, product(runtimes, sizes), strict=True):
+        here = times[times["runtime"].eq(runtime) & times["batch_size"].eq(size)]
         for method, look in style(methods).items():
             points = here[here["method"].eq(method) & here["budget"].ne("max")]
             if len(points):
                 axes.plot(points["relative_time"], points["accuracy"], label=method, ms=5, lw=1.4, **look)
-        alone = here[~here["method"].isin(methods)]
+        alone = here[here["method"].eq(BACKBONE)]
         draw_backbone(axes, alone["relative_time"], alone["accuracy"])
-        axes.set_title(f"batch size {size}")
+        axes.axvline(1.0, color="black", lw=0.8, ls=":")
+        axes.set_title(", ".join([runtime, *here["precision"].unique(), f"batch size {size}"]))
         axes.set_xlim(left=0)
         in_percent(axes.xaxis, axes.yaxis)
-    panels[0].set_ylabel("test accuracy")
-    figure.supxlabel("measured time / time of the backbone alone")
-    figure.suptitle("{}, {device}, {precision}".format(title, **times.iloc[0]))
-    add_legend(panels[-1])
+        if size == sizes[0]:
+            axes.set_ylabel("test accuracy")
+    figure.supxlabel("measured time / time of the backbone alone in its fastest runtime")
+    figure.suptitle("{}, {device}".format(title, **times.iloc[0]))
+    add_legend(panels[len(sizes) - 1])
     figure.tight_layout()
     return figure

@@ -21,25 +21,45 @@ COLUMNS = [
     "arch",
     "method",
     "budget",
+    "runtime",
     "batch_size",
     "median_ms",
     "p95_ms",
     "images_per_s",
     "relative_time",
+    "relative_time_in_runtime",
+    "differs",
     "accuracy",
     "relative_cost",
     "device",
     "precision",
     "threads",
 ]
-SHOWN = ("method", "budget", "accuracy", "MACs", "time", "median (ms)", "95 % (ms)", "images/s")
+SHOWN = (
+    "method",
+    "budget",
+    "runtime",
+    "accuracy",
+    "MACs",
+    "time",
+    "in its runtime",
+    "median (ms)",
+    "95 % (ms)",
+    "images/s",
+    "differs",
+)
+REFERENCE = (
+    "time: 100 % is the backbone alone in the runtime that is fastest for it; differs: share of the timed images that"
+    " leave elsewhere or get another class than in pytorch"
+)
 
 
 def latency_table(files: Iterable[str], metrics: Metrics) -> pd.DataFrame:
     """Measured times with accuracy and cost of the same seed's test split beside them.
 
-    files: of the job `measure_latency`; metrics: see `ztw.reporting.results`. relative_time: a batch's time
-    as a share of the backbone's for the same batch.
+    files: of the job `measure_latency`; metrics: see `ztw.reporting.results`. relative_time: as a share of what the
+    backbone alone takes for the same batches in the runtime that is fastest for it (smallest median);
+    relative_time_in_runtime: of what it takes in the row's own runtime, NaN where it was not timed there.
     """
     times = pd.concat([_times(read_json(file)) for file in files], ignore_index=True)
     table = times.merge(_known(metrics), how="left", on=[*IDENTITY, "budget"])
@@ -48,14 +68,36 @@ def latency_table(files: Iterable[str], metrics: Metrics) -> pd.DataFrame:
 
 
 def _times(facts: dict[str, Any]) -> pd.DataFrame:
-    """The rows of one file; the backbone has no budget, "-"."""
+    """The rows of one file; what has no budget, as the backbone alone, has "-"."""
     found = [
         {**row, "budget": INFEASIBLE if row["budget"] is None else str(row["budget"])}
         for row in facts["rows"]
     ]
     rows = pd.DataFrame(found).assign(**{name: facts[name] for name in IDENTITY[:3]})
-    alone = rows[rows["method"] == BACKBONE].set_index("batch_size")["images_per_s"]
-    return rows.assign(relative_time=rows["batch_size"].map(alone) / rows["images_per_s"])
+    alone = rows[rows["method"] == BACKBONE].sort_values("median_ms", kind="stable")
+    fastest = alone.drop_duplicates("batch_size").set_index("batch_size")["images_per_s"]
+    own = alone.drop_duplicates(["batch_size", "runtime"]).set_index(["batch_size", "runtime"])[
+        "images_per_s"
+    ]
+    in_runtime = own.reindex(pd.MultiIndex.from_frame(rows[["batch_size", "runtime"]])).to_numpy()
+    return rows.assign(
+        relative_time=rows["batch_size"].map(fastest) / rows["images_per_s"],
+        relative_time_in_runtime=in_runtime / rows["images_per_s"],
+    )
+
+
+def shortest_times(file: Path | str) -> dict[str, dict[str, float]]:
+    """method -> budget -> its smallest relative time in any runtime, at the smallest batch size that was timed.
+
+    file: of the job `measure_latency`; relative_time as in `latency_table`.
+    """
+    times = _times(read_json(file))
+    smallest = times[times["batch_size"].eq(times["batch_size"].min())]
+    shortest = smallest.sort_values("relative_time").drop_duplicates(["method", "budget"])
+    found: dict[str, dict[str, float]] = {}
+    for row in shortest.to_dict("records"):
+        found.setdefault(row["method"], {})[row["budget"]] = row["relative_time"]
+    return found
 
 
 def _known(metrics: Metrics) -> pd.DataFrame:
@@ -71,8 +113,8 @@ def _known(metrics: Metrics) -> pd.DataFrame:
 def read_latency(path: Path | str, dataset: str, arch: str) -> pd.DataFrame:
     """The rows of one data set and architecture, as `write_latency` wrote them."""
     check_seal(path)
-    texts = dict.fromkeys(("dataset", "arch", "method", "budget", "device", "precision"), str)
-    missing = {name: [INFEASIBLE] for name in ("accuracy", "relative_cost")}
+    texts = dict.fromkeys(("dataset", "arch", "method", "budget", "runtime", "device", "precision"), str)
+    missing = {name: [INFEASIBLE] for name in ("accuracy", "relative_cost", "relative_time_in_runtime")}
     rows = pd.read_csv(path, dtype=texts, keep_default_na=False, na_values=missing)
     return rows[rows["dataset"].eq(dataset) & rows["arch"].eq(arch)]
 
@@ -82,20 +124,33 @@ def write_latency(table: pd.DataFrame, csv_path: str, md_path: str) -> None:
     write_csv(table, csv_path)
     blocks = []
     for (dataset, arch, size), rows in table.groupby(["dataset", "arch", "batch_size"], sort=False):
-        where = "{device}, {precision}, {threads} threads".format(**rows.iloc[0])
-        title = f"{dataset}, {arch}: measured on {where}, batch size {size}"
+        where = "{device}, {threads} threads".format(**rows.iloc[0])
+        how = ", ".join(f"{runtime} in {precision}" for runtime, precision in _precisions(rows))
+        title = f"{dataset}, {arch}: measured on {where}, batch size {size}, {how}; {REFERENCE}"
         blocks.append(markdown_table(title, SHOWN, map(_texts, rows.to_dict("records"))))
     write_sealed(md_path, "\n".join(blocks))
+
+
+def _precisions(rows: pd.DataFrame) -> list[tuple[str, str]]:
+    """Each runtime with its precision."""
+    return list(rows[["runtime", "precision"]].drop_duplicates().itertuples(index=False, name=None))
 
 
 def _texts(row: Mapping[Any, Any]) -> list[str]:
     return [
         row["method"],
         "" if row["budget"] == INFEASIBLE else budget_name(row["budget"]),
+        row["runtime"],
         INFEASIBLE if math.isnan(row["accuracy"]) else f"{percent(row['accuracy']):.1f} %",
-        f"{row['relative_cost']:.0%}",
-        f"{row['relative_time']:.0%}",
+        _share(row["relative_cost"]),
+        _share(row["relative_time"]),
+        _share(row["relative_time_in_runtime"]),
         f"{row['median_ms']:.2f}",
         f"{row['p95_ms']:.2f}",
         f"{row['images_per_s']:.0f}",
+        _share(row["differs"]),
     ]
+
+
+def _share(value: float) -> str:
+    return INFEASIBLE if math.isnan(value) else f"{value:.0%}"

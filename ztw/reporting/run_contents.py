@@ -18,6 +18,18 @@ NAMES = {
 }
 
 
+def headlines(
+    facts: Mapping[str, Any], protocol: str, times: Mapping[str, float] | None = None
+) -> dict[str, float]:
+    """What a method is looked up for, under short names: accuracy (and time) at each feasible budget.
+
+    protocol: whose accuracy; times: budget -> relative time, where it was measured.
+    """
+    wanted = [row for row in facts["metrics"] if (row["metric"], row["protocol"]) == ("accuracy", protocol)]
+    found = {f"accuracy_at_{row['budget']}": row["value"] for row in wanted if row["value"] is not None}
+    return found | {f"relative_time_at_{budget}": value for budget, value in (times or {}).items()}
+
+
 def metric_name(row: Mapping[str, Any]) -> str:
     """What a metric is called in MLflow, from a row of `ztw.reporting.results`; names are never parsed back."""
     if row["metric"] in NAMES:

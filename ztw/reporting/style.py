@@ -37,11 +37,18 @@ def style(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
     }
 
 
-def new_panels(count: int, width: float, height: float, grid: bool = True) -> tuple[Figure, list[Axes]]:
-    """A figure of `count` panels side by side that share their y axis; width and height in inches."""
+def new_panels(
+    count: int, width: float, height: float, grid: bool = True, rows: int = 1
+) -> tuple[Figure, list[Axes]]:
+    """A figure of `rows` rows of `count` panels side by side; all share their y axis, those of a column their x axis.
+
+    width, height: of the figure, in inches.
+    """
     sns.set_theme(style="whitegrid" if grid else "white", context="paper", font_scale=1.1)
-    figure, panels = plt.subplots(1, count, figsize=(width, height), sharey=True, squeeze=False)
-    return figure, list(panels[0])
+    figure, panels = plt.subplots(
+        rows, count, figsize=(width, height), sharex="col", sharey=True, squeeze=False
+    )
+    return figure, list(panels.flat)
 
 
 def draw_band(axes: Axes, rows: pd.DataFrame, x: str, y: str, **look: Any) -> None:

@@ -14,14 +14,16 @@ import shutil
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # before mlflow: its import starts telemetry, or does not
 os.environ["DO_NOT_TRACK"] = "true"  # MLflow does not know the usual 1
 
+import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
+import numpy as np
 from mlflow import MlflowClient
 from mlflow.entities import Experiment, Metric, Param
 from mlflow.exceptions import MlflowException
@@ -29,16 +31,21 @@ from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
 
 from ztw.errors import ZtwError, without_password
+from ztw.evaluation.network_folder import copy_network
 from ztw.files import read_json
 from ztw.progress import Note, Report
 from ztw.reporting import sqlite_store
-from ztw.reporting.run_contents import method_tag, metric_name, metrics_of, params_of, title_of
+from ztw.reporting.run_contents import headlines, method_tag, metric_name, metrics_of, params_of, title_of
 
 if TYPE_CHECKING:  # only a type: the wording of a key must not count as a change of what is tracked
     from ztw.study.settings import Cell
 
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")
 
+MODEL = "model"  # where it is among a run's files
+LOADER = (
+    "ztw.reporting.served"  # named, not imported: what loads a model later changes nothing that is tracked
+)
 PARENT = "mlflow.parentRunId"
 CELL = "ztw.cell"
 OWNER = "ztw.owner"
@@ -59,7 +66,9 @@ class CellResults:
     """What is logged of a cell; study: its name, code_version: what computed it.
 
     parts: kind ("backbone", "ics", "ensemble", "method") -> JSON files the jobs wrote; artifacts: name of
-    a run -> files to keep with it, "cell" for the cell's own.
+    a run -> files to keep with it, "cell" for the cell's own. protocol: whose accuracies are the headlines;
+    times: method -> budget -> relative time, of what was measured; models: method -> folder of its network, of
+    those that are logged as a model.
     """
 
     cell: Cell
@@ -67,6 +76,9 @@ class CellResults:
     code_version: str
     parts: Mapping[str, Sequence[str]]
     artifacts: Mapping[str, Sequence[str]]
+    protocol: str = "held-out"
+    times: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    models: Mapping[str, Path | str] = field(default_factory=dict)
 
 
 def store_uri(tracking: str, study_folder: Path | str) -> str:
@@ -288,6 +300,10 @@ def _log_cell(client: MlflowClient, experiment: str, owner: str, results: CellRe
             own = {**tags, PARENT: parent, "kind": kind, **method_tag(facts)}
             run = client.create_run(experiment, run_name=title, tags=own).info.run_id
             _log(client, run, facts)
+            if kind == "method":
+                _log_headlines(client, (run, parent), facts, results)
+            if kind == "method" and title in results.models:
+                _log_model(client, run, Path(results.models[title]))
             _end(client, run, [file, *results.artifacts.get(title, [])])
             ids[kind][title] = run
     _end(client, parent, results.artifacts.get("cell", []))
@@ -323,6 +339,46 @@ def _log(client: MlflowClient, run_id: str, facts: Mapping[str, Any]) -> None:
     params = [Param(*param) for param in params_of(facts).items()]
     for start in range(0, max(len(metrics), 1), 900):  # MLflow takes at most 1000 at a time
         client.log_batch(run_id, metrics=metrics[start : start + 900], params=[] if start else params)
+
+
+def _log_headlines(
+    client: MlflowClient, runs: tuple[str, str], facts: Mapping[str, Any], results: CellResults
+) -> None:
+    """A method's headlines: plain in its own run, with its name before them in the cell's."""
+    found = headlines(facts, results.protocol, results.times.get(facts["method"]))
+    for run, prefix in zip(runs, ("", f"{facts['method']}/"), strict=True):
+        client.log_batch(run, [Metric(f"{prefix}{name}", value, 0, 0) for name, value in found.items()])
+
+
+def _log_model(client: MlflowClient, run: str, network: Path) -> None:
+    """A network of `ztw.save` as a pyfunc model among a run's files, unless it has no rule to run with.
+
+    It gives, for images, what `ztw.reporting.served` says; it loads where ztw can be imported, and nothing in it is
+    pickled.
+    """
+    from mlflow.models import ModelSignature
+    from mlflow.pyfunc import save_model  # not for nothing: it takes a while, and warns of its own type hints
+    from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec
+
+    with tempfile.TemporaryDirectory() as scratch:
+        facts = copy_network(network, Path(scratch, "network"))
+        if not facts["rules"]:
+            return
+        shape = facts["input_shape"]
+        signature = ModelSignature(
+            Schema([TensorSpec(np.dtype("float32"), (-1, *shape))]),
+            Schema([ColSpec("long", "class"), ColSpec("double", "probability"), ColSpec("long", "exit")]),
+            ParamSchema([ParamSpec("budget", "string", str(facts["rules"][0]["budget"]))]),
+        )
+        save_model(
+            Path(scratch, MODEL),
+            loader_module=LOADER,
+            data_path=Path(scratch, "network"),
+            signature=signature,
+            input_example=np.zeros((1, *shape), np.float32),  # an image of the mean colour
+            pip_requirements=[f"torch=={facts['versions']['torch'].split('+')[0]}"],
+        )
+        client.log_artifacts(run, str(Path(scratch, MODEL)), MODEL)
 
 
 def read_values(

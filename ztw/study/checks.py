@@ -68,6 +68,11 @@ def check_names(study: Study) -> None:
         _check_part(f"ensembles.sets.{name}.kind", "ensemble", ensemble.kind)
     for name in study.methods:
         _check_method(study, name)
+    if study.latency.batch_sizes and "pytorch" not in study.latency.runtimes:
+        raise ZtwError(
+            f"latency.runtimes: {as_written(study.latency.runtimes)!r} must name pytorch, with which the others are"
+            " compared"
+        )
     if study.tracking not in ("sqlite", "none") and "://" not in study.tracking:
         raise ZtwError(
             f"tracking: {study.tracking!r} is unknown; known: sqlite, none, or a tracking server's URI"

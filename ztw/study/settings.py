@@ -193,6 +193,11 @@ class LatencySettings(Section):
         "an empty list switches the timing off", (1, 32, 256), unit="images"
     )
     images: int = key("how many images each is timed on (at least five batches)", 256, ge=1, unit="images")
+    runtimes: Listed[Literal["pytorch", "onnxruntime"]] = key(
+        "`pytorch`, with which the others are compared, and `onnxruntime`: every network exported once (3 to 10 s each"
+        " for a ResNet-20) and run in ONNX Runtime in float32, on the CPU only: on a GPU it is left out",
+        ("pytorch", "onnxruntime"),
+    )
 
 
 class HardwareSettings(Section):
@@ -282,6 +287,12 @@ class Study(HardwareSettings, CellNames):
         " the next call delivers its runs; its name and password in MLFLOW_TRACKING_USERNAME and _PASSWORD, or in the"
         " URI, from where they get into no other file; `none` switches it off",
         "sqlite",
+    )
+    tracked_models: Literal["first_seed", "all", "none"] = key(
+        "of which cells MLflow gets every method's network as a model, `runs:/<run of the method>/model`: it loads"
+        " with mlflow.pyfunc wherever ztw can be imported. A model holds its backbone, so that a cell takes as many"
+        " backbones as it has methods",
+        "first_seed",
     )
     _cells: dict[tuple[str, str], CellSettings] = PrivateAttr(default_factory=dict)
 
