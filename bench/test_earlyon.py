@@ -13,6 +13,8 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
 
 import pytest
 import torch
@@ -46,6 +48,7 @@ class Setting:
     theirs: nn.Module
     ours: ztw.EarlyExitNetwork
     folded: ztw.EarlyExitNetwork
+    runner: ztw.OnnxRunner
     images: Tensor
     thresholds: list[float]
     logits: Tensor
@@ -137,7 +140,9 @@ def prepared(arch: str) -> Setting:
     best = logits.topk(2).values
     clear = (above.abs() > CLEAR).all(0) & (best[..., 0] - best[..., 1] > 2 * ROUNDING).all(0)
     ours = build_ours(arch, theirs)
-    return Setting(theirs, ours, ztw.fold_batch_norm(ours), images, thresholds, logits, exits, clear)
+    path = ztw.export_onnx(ours, ztw.MaxSoftmax(thresholds), Path(mkdtemp(), "network.onnx"))
+    runner = ztw.OnnxRunner(path, threads=torch.get_num_threads(), cache=False)
+    return Setting(theirs, ours, ztw.fold_batch_norm(ours), runner, images, thresholds, logits, exits, clear)
 
 
 def one_by_one(theirs: nn.Module, part: Tensor) -> tuple[Tensor, Tensor]:
@@ -163,6 +168,12 @@ def folded(setting: Setting, part: Tensor) -> tuple[Tensor, Tensor]:
 def infer(setting: Setting, part: Tensor) -> tuple[Tensor, Tensor]:
     """ztw, each image at its own exit: logits (n, C), exits (n,)."""
     result = setting.ours.infer(part, ztw.MaxSoftmax(setting.thresholds))
+    return result.logits, result.exit_index
+
+
+def onnx(setting: Setting, part: Tensor) -> tuple[Tensor, Tensor]:
+    """The same in ONNX Runtime, for which earlyon has no form."""
+    result = setting.runner(part)
     return result.logits, result.exit_index
 
 
@@ -206,11 +217,11 @@ def test_earlyon_batched(benchmark, arch, batch):
     timed(benchmark, arch, batch, run, f"earlyon {earlyon.__version__}, the whole batch leaves together")
 
 
-@pytest.mark.parametrize("run", [infer, folded])
+@pytest.mark.parametrize("run", [infer, folded, onnx])
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize("arch", ARCHS)
 def test_ztw(benchmark, arch, batch, run):
-    what = "ztw infer" if run is infer else "ztw infer, ztw.fold_batch_norm"
+    what = {infer: "ztw infer", folded: "ztw infer, ztw.fold_batch_norm", onnx: "ztw.OnnxRunner"}[run]
     exits = timed(benchmark, arch, batch, run, what)
     setting = prepared(arch)
     assert_own_exits(setting, exits)
