@@ -43,5 +43,8 @@ def test_every_backbone(tmp_path, arch):
         logits, (logits.sum(0) + logits.std() * torch.randn(64, 10)).argmax(-1)
     )
     chosen = rule_through_the_middle(network, "max_softmax", per_exit=True)
-    path = ztw.export_onnx(network, chosen, tmp_path / "network.onnx")
-    assert_as_infer(network, chosen, ztw.OnnxRunner(path, threads=1, cache=False))
+    runner = ztw.OnnxRunner(
+        ztw.export_onnx(network, chosen, tmp_path / "network.onnx"), threads=1, cache=False
+    )
+    # random weights in 110 layers: 2e-4 between ONNX Runtime and PyTorch was seen
+    assert_as_infer(network, chosen, runner, tolerance=1e-3 if arch == "resnet110" else 1e-4)
