@@ -42,7 +42,7 @@ def why_not() -> str | None:
     if os.geteuid() != 0:
         return "only root can start Slurm's daemons"
     if "OWN_MOUNTS" not in os.environ:
-        return "call it with `make test-slurm`: it needs a mount namespace of its own"
+        return "it needs a mount namespace of its own, which `make test-slurm` makes where it may"
     if shutil.which("slurmctld") is None or shutil.which("munged") is None:
         if shutil.which("apt-get") is None:
             return "Slurm is not installed (slurm-wlm, munge), and there is no apt-get"
