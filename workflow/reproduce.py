@@ -205,9 +205,8 @@ def run_snakemake(command: list[str], study: Path, console: Console, patience: f
         finally:
             # nothing computes on without its screen: `reproduce | head`, a closed terminal
             stop(process, patience)
-            with contextlib.suppress(
-                ZtwError
-            ):  # of a Snakemake that had to be killed; the next call tries again
+            # where that fails, after a Snakemake that had to be killed, the next call tries again
+            with contextlib.suppress(ZtwError):
                 cancel_cluster_jobs(log)
         if process.returncode:
             screen.explain_failure()

@@ -67,9 +67,8 @@ def _locked(gpu: str) -> IO[str] | None:
         import fcntl
 
         folder.mkdir(mode=0o700, exist_ok=True)
-        if (
-            folder.is_symlink() or folder.stat().st_uid != os.getuid()
-        ):  # somebody else's, put there on purpose
+        # somebody else's, put there on purpose
+        if folder.is_symlink() or folder.stat().st_uid != os.getuid():
             return None
         file = (folder / "".join(char if char.isalnum() else "-" for char in gpu)).open("a")
     except (ImportError, OSError):

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ztw.data.decode import DECODERS
 from ztw.errors import ZtwError, unknown
 from ztw.exits.ensembles import ENSEMBLES, Ensemble, build_ensemble, fit_ensemble
-from ztw.exits.rules import ExitRule, State, ThresholdRule, exit_rule, exit_scores
+from ztw.exits.rules import ThresholdRule, exit_rule, exit_scores
 from ztw.exits.sweep import decide, sweep
 from ztw.exits.thresholds import THRESHOLDS, at, candidates
 from ztw.models.architectures import BACKBONES, build_backbone
@@ -62,7 +62,7 @@ def check_rule(name: str) -> None:
         for rows in (slice(0, 0), slice(0, 1), slice(20, 50)):
             _same(
                 scores[:, rows],
-                _scores(logits[:, rows], kind),
+                exit_scores(logits[:, rows], kind),
                 "score depends on which samples are in the batch",
             )
         if issubclass(kind, ThresholdRule):
@@ -338,16 +338,6 @@ def _toy(samples: int) -> tuple[EarlyExitNetwork, Tensor]:
             own_logits = network(images)[exit]
             linear.weight.mul_(2.5 / own_logits.std())
     return network, images
-
-
-def _scores(logits: Tensor, kind: type[ExitRule]) -> Tensor:
-    """As `exit_scores`, also of no samples."""
-    scores: list[Tensor] = []
-    state: State = ()
-    for one in logits:
-        score, state = kind.score(one, state)
-        scores.append(score.double())
-    return torch.stack(scores)
 
 
 class _BrokenError(Exception):

@@ -29,18 +29,22 @@ if TYPE_CHECKING:  # only types: the wording of a key must not count as a change
 FROM_ALLOWED_LOSS = ("allowed_loss", "risk_controlled")
 
 
+Rules = dict[float | str, ExitRule]  # by budget
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """What is known of a method in one cell.
 
     curves: a row a split and parameter; metrics: as `metric_rows`, NaN where a budget is
     infeasible; correct: "<protocol>@<budget>" -> uint8 (N,), which test samples it answers rightly
-    there, for the budgets that are feasible.
+    there, and rules: protocol -> budget -> what it runs with, for the budgets that are feasible.
     """
 
     curves: pd.DataFrame
     metrics: pd.DataFrame
     correct: dict[str, Tensor]
+    rules: dict[str, Rules]
 
 
 def evaluate_method(
@@ -58,6 +62,7 @@ def evaluate_method(
     counter; accuracy and cost are always the test split's.
     """
     correct: dict[str, Tensor] = {}
+    rules: dict[str, Rules] = {}
     temperatures = None if validation is None else fit_temperatures(validation.logits, validation.labels)
     metrics = [metric_rows(_of_exits(test, costs["macs"], temperatures))]
     for protocol in evaluation.protocols:
@@ -65,11 +70,11 @@ def evaluate_method(
         chooser = validation if protocol == "held-out" and validation is not None else test
         # how calibrated the answers at a budget are: of the first protocol, the one a reader looks at
         scale = temperatures if protocol == evaluation.protocols[0] else None
-        found, answered = _at_budgets(chooser, test, unit, method, evaluation, scale)
+        found, answered, rules[protocol] = _at_budgets(chooser, test, unit, method, evaluation, scale)
         metrics.append(metric_rows(found, protocol))
         correct |= {f"{protocol}@{budget}": value for budget, value in answered.items()}
     curves = method_curves(validation, test, costs["macs"], method, evaluation.points)
-    return Evaluation(curves, pd.concat(metrics, ignore_index=True), correct)
+    return Evaluation(curves, pd.concat(metrics, ignore_index=True), correct, rules)
 
 
 def _of_exits(test: Answers, unit: Costs, temperatures: Tensor | None) -> list[Metric]:
@@ -96,19 +101,21 @@ def _at_budgets(
     method: MethodSettings,
     evaluation: EvaluationSettings,
     temperatures: Tensor | None,
-) -> tuple[list[Metric], dict[float | str, Tensor]]:
-    """Metrics of the test split at every budget and allowed loss, and which samples are right there."""
+) -> tuple[list[Metric], dict[float | str, Tensor], Rules]:
+    """Metrics of the test split at every budget and allowed loss, which samples are right there, and by which rule."""
     offered = offered_to(chooser, unit, method, evaluation.points)
     curve = swept(chooser, unit, method.rule, offered)
     on_test = curve if chooser is test else swept(test, unit, method.rule, offered)
     metrics: list[Metric] = []
     correct: dict[float | str, Tensor] = {}
+    rules: Rules = {}
     picked = at_budget(curve, evaluation.budgets, unit.base)
     for budget, index in zip(evaluation.budgets, picked, strict=True):
         if index is None:
             found = [Metric(name, math.nan) for name in ("accuracy", "relative_cost", "parameter")]
         else:
-            answering, given = _answers(test.logits, at(method.rule, offered, index))
+            rules[budget] = at(method.rule, offered, index)
+            answering, given = _answers(test.logits, rules[budget])
             correct[budget] = (given.argmax(-1) == test.labels).byte()
             found = _of_row(on_test, index, unit)
             if temperatures is not None:
@@ -116,7 +123,7 @@ def _at_budgets(
         metrics += [metric._replace(budget=str(budget)) for metric in found]
     if method.thresholds in FROM_ALLOWED_LOSS and chooser is not test:
         metrics += _at_allowed_losses(test, on_test, unit, method.rule, evaluation)
-    return metrics, correct
+    return metrics, correct, rules
 
 
 def _of_row(curve: Curve, index: int, unit: Costs) -> list[Metric]:
@@ -167,7 +174,7 @@ def rules_at_budgets(
     labels: Tensor,
     method: MethodSettings,
     evaluation: EvaluationSettings,
-) -> dict[float | str, ExitRule]:
+) -> Rules:
     """The rule a method runs with at each feasible budget, thresholds chosen on these logits (K, N, C)."""
     answers, unit = Answers(logits, labels), Costs(macs(network), backbone_macs(network.backbone))
     offered = offered_to(answers, unit, method, evaluation.points)

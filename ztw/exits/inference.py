@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ztw.exits.ensembles import Ensemble, IncrementalEnsemble
+from ztw.exits.ensemble_base import Ensemble, IncrementalEnsemble
 from ztw.exits.rules import ExitRule, State
 
 

@@ -53,7 +53,9 @@ def evaluate(
         network.class_names = tuple(networks.record["class_names"])
         network.normalisation = _normalisation(networks, data)
         chooser = validation or test
-        rules = rules_at_budgets(network, chooser.logits, chooser.labels, method, evaluation)
+        rules = found.rules.get("held-out") or rules_at_budgets(
+            network, chooser.logits, chooser.labels, method, evaluation
+        )
         facts = network_facts(network, network.backbone.origin or {}, costs["macs"].cost, costs["macs"].base)
         facts |= {"method": name, "thresholds_chosen_on": "validation" if validation else "test"}
         files = _weights(networks, method)

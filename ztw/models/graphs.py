@@ -23,22 +23,8 @@ from ztw.models.tracing import trace_part
 
 OPERATORS = (
     *("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "neg", "pos", "abs", "invert"),
-    *(
-        "iadd",
-        "isub",
-        "imul",
-        "itruediv",
-        "eq",
-        "ne",
-        "lt",
-        "le",
-        "gt",
-        "ge",
-        "and_",
-        "or_",
-        "xor",
-        "getitem",
-    ),
+    *("iadd", "isub", "imul", "itruediv", "eq", "ne", "lt", "le", "gt", "ge", "and_", "or_", "xor"),
+    "getitem",
 )
 ATTRIBUTES = ("shape", "dtype", "device", "ndim", "T", "mT")  # of tensors, that a graph may read
 PLACE = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")  # of a module or tensor: it gets into generated code

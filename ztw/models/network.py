@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ztw.errors import ZtwError, unknown
-from ztw.exits.ensembles import Ensemble
+from ztw.exits.ensemble_base import Ensemble
 from ztw.exits.inference import ExitFunction, ExitResult, Route, infer
 from ztw.exits.rules import ExitRule
 from ztw.models.backbone import Backbone

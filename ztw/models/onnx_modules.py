@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ztw.errors import ZtwError
-from ztw.exits.ensembles import Ensemble, LinearEnsemble
+from ztw.exits.ensemble_base import Ensemble, LinearEnsemble
 from ztw.exits.inference import better
 from ztw.exits.logits import floored
 from ztw.exits.rules import ExitRule, State

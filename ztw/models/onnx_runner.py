@@ -217,7 +217,5 @@ class OnnxRunner:
         except RuntimeError:  # a user without a home
             return None
         key = hashlib.sha256(self.content)
-        key.update(
-            f"{onnxruntime.__version__} {device_name(torch.device('cpu'))} {os.uname().machine}".encode()
-        )
+        key.update(f"{onnxruntime.__version__} {device_name(torch.device('cpu'))}".encode())
         return (folder / "ztw" / "onnx" if cache is True else folder) / key.hexdigest()[:24]

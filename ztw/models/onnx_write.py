@@ -33,9 +33,8 @@ if TYPE_CHECKING:
 OPSET = 20
 FACTS = "ztw"  # the key of what we say of a network in the file's metadata
 SCHEMA = 1
-SAMPLES = (
-    4  # of the batch the exporter sees: neither 1, which it takes for a constant, nor a number of channels
-)
+# Of the batch the exporter sees: neither 1, which it takes for a constant, nor a usual number of channels.
+SAMPLES = 4
 PROBES = 16
 CLOSE = 1e-3  # of answers, against the largest
 CLEAR = 1e-3  # a score nearer its bound may fall on either side of it: rounding differs between runtimes
@@ -101,7 +100,7 @@ def need_onnx() -> None:
 def flat_graph(network: EarlyExitNetwork, rule: type[ExitRule]) -> tuple[ModelProto, Form]:
     """The graph of all exits, nothing stopped (`ztw.models.onnx_nesting`), with what it is."""
     from ztw.models.onnx_modules import AllExits, exportable
-    from ztw.models.onnx_nesting import only_batch_sizes
+    from ztw.models.onnx_steps import only_batch_sizes
 
     shape, classes = network.backbone.input_shape, network.backbone.classes
     module = AllExits(exportable(network), rule).eval()

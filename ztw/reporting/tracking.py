@@ -43,9 +43,8 @@ if TYPE_CHECKING:  # only a type: the wording of a key must not count as a chang
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")
 
 MODEL = "model"  # where it is among a run's files
-LOADER = (
-    "ztw.reporting.served"  # named, not imported: what loads a model later changes nothing that is tracked
-)
+# Named, not imported: what loads a model later changes nothing that is tracked.
+LOADER = "ztw.reporting.served"
 PARENT = "mlflow.parentRunId"
 CELL = "ztw.cell"
 OWNER = "ztw.owner"
@@ -357,7 +356,7 @@ def _log_model(client: MlflowClient, run: str, network: Path) -> None:
     pickled.
     """
     from mlflow.models import ModelSignature
-    from mlflow.pyfunc import save_model  # not for nothing: it takes a while, and warns of its own type hints
+    from mlflow.pyfunc import save_model  # slow to import, and few cells log models
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec
 
     with tempfile.TemporaryDirectory() as scratch:

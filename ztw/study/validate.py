@@ -88,9 +88,8 @@ def did_you_mean(name: object, known: Sequence[str]) -> str:
 def _known_keys(path: Sequence[Any]) -> list[str]:
     """The keys of the section at a path."""
     kind: Any = Study
-    names_come = (
-        False  # the next part is a user's name, or a place in a list: a method may be called like a key
-    )
+    # whether the next part is a user's name, or a place in a list: a method may be called like a key
+    names_come = False
     for part in path:
         if names_come or part not in kind.model_fields:
             names_come = False
