@@ -12,6 +12,8 @@ from typing import Any
 
 from ztw.errors import ZtwError
 
+RUN_AGAIN = "delete it and run again"
+
 
 @contextmanager
 def atomic(path: Path | str) -> Iterator[Path]:
@@ -36,7 +38,7 @@ def sealed(path: Path | str) -> Iterator[Path]:
         write_text(_seal(path), f"{sha256(scratch)}  {path.name}\n")
 
 
-def check_seal(path: Path | str, hint: str = "delete it and run again") -> None:
+def check_seal(path: Path | str, hint: str = RUN_AGAIN) -> None:
     """Raise ZtwError unless a file is what `sealed` wrote; one without a seal came from elsewhere and passes."""
     path = Path(path)
     try:
@@ -71,9 +73,9 @@ def write_json(path: Path | str, content: Any) -> None:
     write_sealed(path, json.dumps(content, indent=1, sort_keys=True) + "\n")
 
 
-def read_json(path: Path | str) -> Any:
-    """Read JSON; raises ZtwError naming the file when it is missing, broken or altered."""
-    check_seal(path)
+def read_json(path: Path | str, hint: str = RUN_AGAIN) -> Any:
+    """Read JSON; raises ZtwError naming the file when it is missing, broken or altered, then with `hint`."""
+    check_seal(path, hint)
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

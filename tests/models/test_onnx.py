@@ -278,6 +278,14 @@ def test_wrong_requests_are_told_in_one_line(exported, tmp_path):
         runner(np.zeros((1, 3, 9, 10)))
     with pytest.raises(ztw.ZtwError, match="provider 'Toaster': this ONNX Runtime has"):
         ztw.OnnxRunner(path, providers=["Toaster"])
+    with pytest.raises(ztw.ZtwError, match="provider 'CUDA': this ONNX Runtime has"):
+        ztw.OnnxRunner(path, providers="CUDA")
+    with pytest.raises(ztw.ZtwError, match="threads 0: must be a whole number of at least 1, or None"):
+        ztw.OnnxRunner(path, threads=0)
+    with pytest.raises(ztw.ZtwError, match="is a folder, must be the name of a file"):
+        ztw.export_onnx(network, rule, tmp_path)
+    with pytest.raises(ztw.ZtwError, match="quantise: ndarray, must be a tensor of images"):
+        ztw.export_onnx(network, rule, tmp_path / "n.onnx", quantise=np.zeros((1, 3, 10, 10)))  # type: ignore[arg-type]
     with pytest.raises(ztw.ZtwError, match="chunk 0: must be at least 1"):
         ztw.OnnxRunner(path, chunk=0)
     with pytest.raises(ztw.ZtwError, match=r"missing.onnx: cannot be read \(No such file"):

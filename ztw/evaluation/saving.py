@@ -100,7 +100,7 @@ def load(
     file = folder / FILE
     if not file.is_file():
         raise ZtwError(f"{file}: is not there; a network is a folder that ztw.save has written")
-    facts = read_json(file)
+    facts = read_json(file, "save the network again")
     if not isinstance(facts, dict) or facts.get("format") != FORMAT:
         raise ZtwError(f"{file}: is no network that ztw.save has written")
     if facts.get("version") != VERSION:

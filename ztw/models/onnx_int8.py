@@ -28,9 +28,12 @@ def quantised(flat: ModelProto, images: Tensor) -> ModelProto:
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
     dims = [dim.dim_value for dim in flat.graph.input[0].type.tensor_type.shape.dim[1:]]
+    if not isinstance(images, Tensor):
+        raise ZtwError(f"quantise: {type(images).__name__}, must be a tensor of images")
     if images.dim() != 4 or not len(images) or list(images.shape[1:]) != dims:
         raise ZtwError(
-            f"quantise: images of shape {tuple(images.shape)}, must be (samples, {', '.join(map(str, dims))}), not 0"
+            f"quantise: images of shape {tuple(images.shape)}, must be (samples, {', '.join(map(str, dims))}),"
+            " at least one"
         )
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)  # it recommends a preparation that the graph has had

@@ -55,7 +55,9 @@ class OnnxRunner:
 
         if chunk < 1:
             raise ZtwError(f"chunk {chunk!r}: must be at least 1")
-        for provider in providers:
+        if threads is not None and (not isinstance(threads, int) or threads < 1):
+            raise ZtwError(f"threads {threads!r}: must be a whole number of at least 1, or None")
+        for provider in [providers] if isinstance(providers, str) else providers:
             if provider not in (here := onnxruntime.get_available_providers()):
                 raise ZtwError(f"provider {provider!r}: this ONNX Runtime has {', '.join(here)}")
         try:
@@ -72,7 +74,8 @@ class OnnxRunner:
             raise ZtwError(
                 f"{path}: written by ztw {self.facts['ztw']}; this one reads up to schema {SCHEMA}"
             )
-        self.path, self.threads, self.providers, self.chunk = Path(path), threads, list(providers), chunk
+        self.path, self.threads, self.chunk = Path(path), threads, chunk
+        self.providers = [providers] if isinstance(providers, str) else list(providers)
         self.exits: int = self.facts["exits"]
         self.cost = torch.tensor(self.facts["macs"], dtype=torch.float64)
         self.backbone_cost: float = self.facts["backbone_macs"]

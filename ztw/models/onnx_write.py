@@ -48,6 +48,8 @@ def write_onnx(
 ) -> Path:
     """As `export_onnx`; change: made to the graph of all exits, which is then not compared with the network."""
     need_onnx()
+    if Path(path).is_dir():
+        raise ZtwError(f"{path}: is a folder, must be the name of a file, e.g. network.onnx")
     import onnx
 
     from ztw.models.onnx_nesting import nest
