@@ -65,9 +65,9 @@ def plan(config: Path) -> tuple[dict[str, int], int, float, float]:
 
 @cache
 def works(config: Path) -> list[tuple[dict[str, float], dict[str, float]]]:
-    """`cell_work` of every data set and architecture of a study."""
+    """`cell_work` of every data set and architecture of a study, static networks among them."""
     study = check_study(read_config(config))
-    return [cell_work(study, dataset, arch) for dataset, arch in study.cells]
+    return [cell_work(study, dataset, arch) for dataset, arch in study.backbones]
 
 
 def cell_work(study: Study, dataset: str, arch: str) -> tuple[dict[str, float], dict[str, float]]:
@@ -75,7 +75,8 @@ def cell_work(study: Study, dataset: str, arch: str) -> tuple[dict[str, float], 
 
     Work is in multiply-accumulates, of rules that compute on logits alone in logits.
     """
-    settings = study.cells[dataset, arch]
+    settings = study.backbones[dataset, arch]
+    sets = settings.ics.sets if (dataset, arch) in study.cells else {}
     classes = int(DATASETS[dataset].classes or 0)
     record = {
         "classes": classes,
@@ -83,7 +84,7 @@ def cell_work(study: Study, dataset: str, arch: str) -> tuple[dict[str, float], 
         "size": image_size(study.data, dataset),
     }
     build = BackboneBuild(**{key: getattr(settings.backbone, key) for key in BackboneBuild.model_fields})
-    networks = CellNetworks(Cell(dataset, arch, study.seeds[0]), CellFiles(""), settings.ics.sets, build)
+    networks = CellNetworks(Cell(dataset, arch, study.seeds[0]), CellFiles(""), sets, build)
     networks.__dict__["record"] = record  # of a data set that is not here
     backbone = networks.untrained_backbone()
     base, images = ztw.backbone_macs(backbone), IMAGES[dataset]
@@ -94,7 +95,7 @@ def cell_work(study: Study, dataset: str, arch: str) -> tuple[dict[str, float], 
     weights = parameter_bytes(backbone)
     work = Counter(train_backbone=settings.backbone.epochs * training * 3 * base)
     size = Counter(weights=weights)
-    for name, ics in settings.ics.sets.items():
+    for name, ics in sets.items():
         network = networks.attach(networks.untrained_backbone(), name)
         heads, exits = float(ztw.macs(network)[-1]) - base, len(network.heads) + 1
         if ics.trains_backbone:

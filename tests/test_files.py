@@ -53,7 +53,7 @@ def test_a_changed_digit_in_json_is_named(tmp_path):
     "read",
     [
         lambda path: read_curves([path]),
-        lambda path: read_metrics(path, "digits", "resnet8"),
+        read_metrics,
         lambda path: read_latency(path, "digits", "resnet8"),
         read_accuracies,
         read_noise,

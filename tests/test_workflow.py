@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 from mlflow import MlflowClient
+from rebuilt import assert_rebuilt
 from tiny_study import ROOT, TINY, changed_config, command, copy_of, run, tables
 
 import ztw
@@ -66,7 +67,10 @@ def test_every_method_s_network_can_be_loaded(finished, tmp_path):
     assert {path.name for path in (cell / "networks").iterdir()} == methods.keys()
     for name, method in methods.items():
         network, rule = ztw.load(cell / "networks" / name, budget="max")
-        logits, labels = read_predictions(cell / f"predictions/{method['ics']}/validation.safetensors")
+        place = cell / f"predictions/{method.get('ics')}"
+        if "static" in method:
+            place = cell.parents[1] / method["static"] / "seed0/backbone_predictions"
+        logits, labels = read_predictions(place / "validation.safetensors")
         images = cell_splits(
             read_study_record(
                 [f"{finished}/results/tiny/data/digits/{part}.json" for part in ("train", "test")]
@@ -115,6 +119,34 @@ def test_the_first_seed_s_networks_are_models_in_mlflow(finished):
                 == (f"{method}/relative_time_at_max" in of_cell)
                 == first
             )
+
+
+def test_a_published_study_is_made_again_from_its_files(finished, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "workflow"))
+    from publish import publish, rebuild
+
+    monkeypatch.chdir(finished)
+    target, study = tmp_path / "reference/tiny", Path("results/tiny")
+    publish(TINY, target, "a test", "this one", ["independent"])
+    rebuild(target, tmp_path / "again")
+    assert_rebuilt(target, tmp_path / "again")
+    for name in ("accuracy_at_budget", "differences", "per_exit", "allowed_loss", "comparison", "latency"):
+        assert (tmp_path / f"again/tables/{name}.csv").read_bytes() == (
+            study / f"tables/{name}.csv"
+        ).read_bytes(), name
+    facts = read_json(target / "provenance.json")
+    assert facts["seconds"]["all"] > 0
+    logits = study / "digits/resnet8/seed1/predictions/cascade/test.safetensors"
+    assert facts["logits_sha256"]["digits/resnet8/seed1/predictions/cascade/test.safetensors"] == sha256(
+        logits
+    )
+    found = ztw.load_predictions("tiny/digits/resnet8/seed0/independent", tmp_path / "reference")
+    expected = read_predictions(study / "digits/resnet8/seed0/predictions/independent/test.safetensors")
+    torch.testing.assert_close(found.test[0], expected[0], atol=0, rtol=2**-10)
+    network, _ = ztw.load(study / "digits/resnet8/seed0/networks/sdn")
+    assert torch.equal(found.cost, ztw.macs(network))
+    with pytest.raises(ztw.ZtwError, match="--logits other: no method of the study has that IC set"):
+        publish(TINY, target, "", "", ["other"])
 
 
 def test_every_file_of_numbers_is_sealed(finished):

@@ -11,8 +11,10 @@ if TYPE_CHECKING:
     from ztw.device import keep_freed_memory
     from ztw.errors import ZtwError
     from ztw.evaluation.agreement import Agreement, compare_exported
+    from ztw.evaluation.bootstrap import Difference, paired_difference
     from ztw.evaluation.choice import Choice, choose_threshold, predict
     from ztw.evaluation.metrics import accuracy_at_budget, at_budget, exit_accuracy, hindsight_improvability
+    from ztw.evaluation.reference import Predictions, load_predictions
     from ztw.evaluation.saving import load, save
     from ztw.exits.ensembles import ENSEMBLES, Ensemble, LinearEnsemble, fit_ensemble
     from ztw.exits.inference import ExitResult
@@ -48,6 +50,7 @@ _HOME = {
     "errors": ("ZtwError",),
     "models.costs": ("macs", "paper_ops"),
     "evaluation.agreement": ("Agreement", "compare_exported"),
+    "evaluation.bootstrap": ("Difference", "paired_difference"),
     "evaluation.choice": ("Choice", "choose_threshold", "predict"),
     "evaluation.metrics": (
         "accuracy_at_budget",
@@ -55,6 +58,7 @@ _HOME = {
         "exit_accuracy",
         "hindsight_improvability",
     ),
+    "evaluation.reference": ("Predictions", "load_predictions"),
     "evaluation.saving": ("load", "save"),
     "exits.ensembles": ("ENSEMBLES", "Ensemble", "LinearEnsemble", "fit_ensemble"),
     "exits.inference": ("ExitResult",),
@@ -95,6 +99,7 @@ __all__ = [
     "Candidates",
     "Choice",
     "Curve",
+    "Difference",
     "EarlyExitNetwork",
     "Ensemble",
     "Entropy",
@@ -105,6 +110,7 @@ __all__ = [
     "MaxSoftmaxOrBest",
     "OnnxRunner",
     "Patience",
+    "Predictions",
     "ThresholdChoice",
     "ThresholdRule",
     "ZtwError",
@@ -127,7 +133,9 @@ __all__ = [
     "hindsight_improvability",
     "keep_freed_memory",
     "load",
+    "load_predictions",
     "macs",
+    "paired_difference",
     "paper_ops",
     "predict",
     "register",

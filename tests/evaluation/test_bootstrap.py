@@ -166,3 +166,13 @@ def test_malformed_input_is_refused():
     for arguments, options, message in cases:
         with pytest.raises(ztw.ZtwError, match=message):
             compare(*arguments, **options)  # type: ignore[arg-type]
+
+
+def test_the_difference_of_two_methods_alone():
+    first = torch.tensor([1, 1, 1, 0, 1, 0, 1, 1] * 50, dtype=torch.bool)
+    second = torch.tensor([1, 0, 1, 0, 1, 1, 1, 0] * 50, dtype=torch.bool)
+    found = ztw.paired_difference(first, second, seed=3)
+    (row,) = pairs_at_budgets({1.0: {"a": {0: first}, "b": {0: second}}}, seed=3)
+    assert found == (0.125, row["low"], row["high"])
+    with pytest.raises(ztw.ZtwError, match="same test samples"):
+        ztw.paired_difference(first, second[1:])

@@ -13,6 +13,7 @@ import ztw
 from ztw.evaluation.timing import BACKBONE
 from ztw.files import read_json
 from ztw.jobs.measure_latency import LatencyPlan, measure_latency
+from ztw.models.network import static_network
 from ztw.progress import Note
 from ztw.study.settings import (
     Cell,
@@ -28,13 +29,17 @@ IMAGES = stripes(60)
 
 @dataclasses.dataclass(frozen=True)
 class Networks:
-    """What the job asks of a cell: one network with ICs of two exits for all methods."""
+    """What the job asks of a cell: one network with ICs of two exits for all methods, and a static one."""
 
     cell = Cell("stripes", "resnet8", 0)
     record: Any = None
 
+    def backbone(self) -> ztw.Backbone:
+        return small_network(placement=[0, 1]).backbone
+
     def of_method(self, method: MethodSettings) -> ztw.EarlyExitNetwork:
-        return small_network(placement=[0, 1])
+        network = small_network(placement=[0, 1])
+        return static_network(network.backbone) if method.static else network
 
     def answers(self, network: ztw.EarlyExitNetwork, method: MethodSettings, split: str) -> Any:
         return ztw.predict(network, IMAGES, report=None)
@@ -44,6 +49,7 @@ METHODS = {
     "sdn": MethodSettings(ics="i", rule="max_softmax"),
     "per-exit": MethodSettings(ics="i", rule="max_softmax", thresholds="per_exit"),
     "entropy": MethodSettings(ics="i", rule="entropy"),
+    "small": MethodSettings(static="resnet8"),
 }
 
 
@@ -81,6 +87,12 @@ def test_every_method_is_timed_in_both_runtimes(tmp_path):
     exported = [line for line in said if line.startswith("exporting")]
     assert exported == [f"exporting {BACKBONE}", "exporting sdn"], "methods share an export"
     assert not any(isinstance(line, Note) for line in said)
+
+
+def test_a_static_network_is_timed_once_in_each_runtime(tmp_path):
+    rows, _ = timed(tmp_path, ["sdn", "small"], "pytorch", "onnxruntime", sizes=(8,))
+    found = [(row["budget"], row["runtime"]) for row in rows if row["method"] == "small"]
+    assert found == [(None, "pytorch"), (None, "onnxruntime")]
 
 
 def test_what_onnx_cannot_hold_is_told_and_has_no_row(tmp_path, monkeypatch):

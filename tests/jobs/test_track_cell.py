@@ -40,7 +40,7 @@ def track(tmp_path, tracking: str) -> dict[str, Any]:
     track_cell(
         cell,
         "study",
-        {"sdn": MethodSettings(ics="i", rule="max_softmax")},
+        ({"sdn": MethodSettings(ics="i", rule="max_softmax")}, {"sdn": "frozen"}),
         "held-out",
         CellFacts(
             str(tmp_path / "tracking.json"),

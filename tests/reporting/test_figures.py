@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -17,11 +18,12 @@ from metrics_by_hand import metric, result, results
 from ztw.evaluation.timing import BACKBONE
 from ztw.reporting.exit_figures import exit_accuracies, exit_shares, improvabilities
 from ztw.reporting.figures import accuracy_against_cost, accuracy_against_time
-from ztw.reporting.style import save, style
+from ztw.reporting.style import FAMILIES, OTHERS, panels_of, save, style
 from ztw.study.settings import MethodSettings
 
 SDN = MethodSettings(ics="i", rule="max_softmax")
 PABEE = MethodSettings(ics="i", rule="patience")
+ALONE = {"sdn": "frozen"}
 
 
 @pytest.fixture(autouse=True)
@@ -74,9 +76,21 @@ def exits(accuracies: list[float], seed: int = 0, method: str = "sdn") -> pd.Dat
 
 
 @pytest.mark.parametrize("count", [1, 9, 12, 15, 40])
-def test_no_two_methods_look_the_same(count):
-    looks = style([f"method {index}" for index in range(count)])
-    assert len({(look["color"], look["marker"]) for look in looks.values()}) == count
+def test_no_two_methods_look_the_same_and_a_family_has_one_colour(count):
+    names = [f"method {index}" for index in range(count)]
+    looks = style(dict(zip(names, cycle(FAMILIES), strict=False)))
+    assert len({(look["color"], look["marker"], look["linestyle"]) for look in looks.values()}) == count
+    assert len({look["color"] for look in looks.values()}) == min(count, len(FAMILIES))
+
+
+def test_of_many_methods_a_panel_shows_one_family_and_six_at_most():
+    few = dict.fromkeys(["a", "b", "c"], "frozen") | dict.fromkeys(["d", "e", "f"], "recycled")
+    assert panels_of(few) == [("", ["a", "b", "c", "d", "e", "f"])]
+    many = {f"z{index}": "recycled" for index in range(7)} | few
+    baselines, first, second = panels_of(many)
+    assert baselines == (FAMILIES["frozen"][1], ["a", "b", "c"])
+    assert first == (f"{FAMILIES['recycled'][1]} (1/2)", ["z0", "z1", "z2", "z3", "z4"])
+    assert second[1] == ["z5", "z6", "d", "e", "f"]
 
 
 def test_a_curve_is_the_mean_of_the_seeds_in_a_band_of_one_standard_deviation():
@@ -87,7 +101,7 @@ def test_a_curve_is_the_mean_of_the_seeds_in_a_band_of_one_standard_deviation():
         curve("sdn", 1, [(0.0, 0.1, 0.1)], split="validation"),
     ]
     metrics = results(exits([0.6, 0.8]), exits([0.7, 0.9], seed=1))
-    (axes,) = accuracy_against_cost(pd.concat(curves), metrics, {"sdn": SDN}, "d, a").axes
+    (axes,) = accuracy_against_cost(pd.concat(curves), metrics, {"sdn": SDN}, ALONE, "d, a").axes
     shown = dict(points(labelled(axes, "sdn")))
     assert min(shown) == pytest.approx(0.6), "where every seed has a threshold"
     assert max(shown) == pytest.approx(1.01), "a step beyond the costliest"
@@ -98,26 +112,43 @@ def test_a_curve_is_the_mean_of_the_seeds_in_a_band_of_one_standard_deviation():
     assert band(axes, 1.0) == pytest.approx((0.85 - spread, 0.85 + spread))
     assert axes.get_title() == "d, a"
     assert axes.get_ylabel() == "test accuracy"
-    assert axes.get_xlabel() == "mean cost of a sample / cost of the backbone (MACs)"
+    assert axes.get_xlabel() == "mean cost of a sample / the backbone's (MACs)"
     assert legend(axes) == ["sdn", BACKBONE]
 
 
-def test_hollow_markers_are_the_exits_and_the_star_is_the_backbone():
-    curves = curve("sdn", 0, [(0.5, 0.5, 0.7)])
+def test_the_star_is_the_backbone_and_diamonds_are_static_networks():
+    curves = [
+        curve("sdn", 0, [(0.5, 0.5, 0.7)]),
+        *(curve("small", seed, [(0.0, 0.3, 0.6 + seed / 10)]) for seed in (0, 1)),
+        curve("smaller", 0, [(0.0, 0.1, 0.5)]),
+    ]
     metrics = results(exits([0.6, 0.8]), exits([0.7, 0.9], seed=1))
-    (axes,) = accuracy_against_cost(curves, metrics, {"sdn": SDN}, "d, a").axes
-    hollow = [line for line in axes.lines if line.get_markerfacecolor() == "none"]
-    assert [points(line) for line in hollow] == [[(0.5, pytest.approx(0.65)), (1.0, pytest.approx(0.85))]]
-    assert hollow[0].get_linestyle() == "None"
-    assert hollow[0].get_marker() == labelled(axes, "sdn").get_marker()
+    (axes,) = accuracy_against_cost(pd.concat(curves), metrics, {"sdn": SDN}, ALONE, "d, a").axes
     star = labelled(axes, BACKBONE)
     assert (star.get_marker(), points(star)) == ("*", [(1.0, pytest.approx(0.9))])
+    assert points(labelled(axes, "static networks")) == [(0.1, 0.5), (0.3, pytest.approx(0.65))]
+    assert [text.get_text() for text in axes.texts] == ["smaller", "small"]
+
+
+def test_many_methods_are_drawn_in_a_panel_a_family_the_others_faintly():
+    families = {f"z{index}": "recycled" for index in range(5)} | {"sdn": "frozen", "pabee": "frozen"}
+    curves = pd.concat([curve(name, 0, [(0.5, 0.5, 0.7), (0.9, 1.0, 0.8)]) for name in families])
+    metrics = results(*(exits([0.6, 0.8], method=name) for name in families))
+    figure = accuracy_against_cost(curves, metrics, dict.fromkeys(families, SDN), families, "d, a")
+    assert figure.get_suptitle() == "d, a"
+    for axes, (family, shown) in zip(figure.axes, panels_of(families), strict=True):
+        assert axes.get_title() == family
+        assert legend(axes) == [*shown, BACKBONE]
+        faint = [line for line in axes.lines if line.get_color() == OTHERS["color"]]
+        assert len(faint) == len(families) - len(shown)
 
 
 def test_no_star_where_no_ic_set_left_the_backbone_as_it_was():
     metrics = exits([0.6, 0.8])
     metrics = metrics[metrics["metric"] != "backbone_accuracy"]
-    (axes,) = accuracy_against_cost(curve("sdn", 0, [(0.5, 0.5, 0.7)]), metrics, {"sdn": SDN}, "t").axes
+    (axes,) = accuracy_against_cost(
+        curve("sdn", 0, [(0.5, 0.5, 0.7)]), metrics, {"sdn": SDN}, ALONE, "t"
+    ).axes
     assert legend(axes) == ["sdn"]
 
 
@@ -127,7 +158,9 @@ def test_patience_is_a_row_of_points():
         curve("pabee", 1, [(1.0, 0.6, 0.8), (2.0, 1.0, 0.9)]),
     ]
     metrics = results(exits([0.6, 0.8], method="pabee"), exits([0.7, 0.9], 1, "pabee"))
-    (axes,) = accuracy_against_cost(pd.concat(curves), metrics, {"pabee": PABEE}, "d, a").axes
+    (axes,) = accuracy_against_cost(
+        pd.concat(curves), metrics, {"pabee": PABEE}, {"pabee": "frozen"}, "d, a"
+    ).axes
     assert points(labelled(axes, "pabee")) == [
         (pytest.approx(0.55), pytest.approx(0.75)),
         (pytest.approx(1.0), pytest.approx(0.85)),
@@ -137,7 +170,7 @@ def test_patience_is_a_row_of_points():
 
 def test_accuracy_of_exits_with_its_band():
     metrics = results(exits([0.6, 0.8]), exits([0.7, 0.8], seed=1))
-    (axes,) = exit_accuracies(metrics, ["sdn"], "d, a").axes
+    (axes,) = exit_accuracies(metrics, ALONE, "d, a").axes
     assert points(labelled(axes, "sdn")) == [(1.0, pytest.approx(0.65)), (2.0, pytest.approx(0.8))]
     spread = 0.05 * math.sqrt(2)
     assert band(axes, 1.0) == pytest.approx((0.65 - spread, 0.65 + spread))
@@ -150,13 +183,13 @@ def test_methods_that_share_their_exits_share_a_line():
     metrics = results(
         *(exits([0.6, last], method=name) for name, last in (("a", 0.8), ("b", 0.9), ("c", 0.8)))
     )
-    (axes,) = exit_accuracies(metrics, ["a", "b", "c"], "d, a").axes
+    (axes,) = exit_accuracies(metrics, dict.fromkeys("abc", "frozen"), "d, a").axes
     assert legend(axes) == ["a, c", "b"]
     assert points(labelled(axes, "a, c"))[1] == (2.0, 0.8)
 
 
 def test_improvability_of_exits():
-    (axes,) = improvabilities(exits([0.6, 0.8]), ["sdn"], "d, a").axes
+    (axes,) = improvabilities(exits([0.6, 0.8]), ALONE, "d, a").axes
     assert points(labelled(axes, "sdn")) == [(1.0, pytest.approx(0.06)), (2.0, pytest.approx(0.08))]
     assert axes.get_ylabel() == "hindsight improvability (lower is better)"
 
@@ -209,7 +242,7 @@ def test_accuracy_against_time():
     ]
     times = pd.DataFrame(rows, columns=columns).assign(device="cpu", precision="fp32")
     times.loc[times["runtime"] == "pytorch", "precision"] = "bf16"
-    figure = accuracy_against_time(times, ["sdn", "pabee"], "d, a")
+    figure = accuracy_against_time(times, dict.fromkeys(["sdn", "pabee"], "frozen"), "d, a")
     panels = dict(zip(("torch one", "torch eight", "one", "eight"), figure.axes, strict=True))
     assert panels["torch one"].get_title() == "pytorch, bf16, batch size 1"
     assert panels["eight"].get_title() == "onnxruntime, fp32, batch size 8"
@@ -219,12 +252,13 @@ def test_accuracy_against_time():
     assert points(labelled(panels["eight"], BACKBONE)) == [(1.0, 0.9)]
     assert points(labelled(panels["torch eight"], BACKBONE)) == [(4.0, 0.9)]
     assert legend(panels["torch eight"]) == ["sdn", BACKBONE], "pabee meets no budget"
+    assert points(labelled(panels["eight"], "static networks")) == [(0.4, 0.7)]
     assert figure.get_suptitle() == "d, a, cpu"
 
 
 def test_equal_figures_are_equal_files(tmp_path):
     for stem in ("first", "second"):
-        save(exit_accuracies(exits([0.6, 0.8]), ["sdn"], "d, a"), tmp_path / stem)
+        save(exit_accuracies(exits([0.6, 0.8]), ALONE, "d, a"), tmp_path / stem)
     for kind in ("png", "pdf"):
         first, second = (Path(tmp_path / f"{stem}.{kind}").read_bytes() for stem in ("first", "second"))
         assert first == second

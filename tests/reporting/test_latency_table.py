@@ -56,6 +56,15 @@ def test_times_stand_beside_accuracy_and_cost(tmp_path):
     assert "measured on cpu, 2 threads, batch size 1, pytorch in fp32; time: 100 % is" in text
 
 
+def test_a_static_network_has_no_budget(tmp_path):
+    rows = [row(BACKBONE, None, 100.0), row("resnet8", None, 400.0)]
+    exits = [metric("accuracy", 0.8, exit=1), metric("relative_cost", 0.3, exit=1)]
+    table = latency_table([written(tmp_path, rows)], results(result(exits, "resnet8")))
+    shown = table[table["method"] == "resnet8"].iloc[0]
+    assert (shown["budget"], shown["accuracy"], shown["relative_cost"]) == ("-", 0.8, 0.3)
+    assert shown["relative_time"] == 0.25
+
+
 def test_the_backbone_in_its_fastest_runtime_is_what_all_are_compared_with(tmp_path):
     """The smallest median counts, at each batch size; other networks without budgets are rows as any other."""
     onnx = "onnxruntime"

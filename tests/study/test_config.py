@@ -53,7 +53,7 @@ WRONG = [
     (
         "methods.sdn.threshold",
         3,
-        "methods.sdn.threshold: unknown key; known: ics, ensemble, rule, thresholds",
+        "methods.sdn.threshold: unknown key; known: ics, ensemble, rule, thresholds, static",
     ),
     (
         "datasets",
@@ -64,6 +64,18 @@ WRONG = [
     ("compile", "maybe", "compile: 'maybe' must be auto, true or false"),
     ("archs", ["resnet21"], "archs.0: 'resnet21' is unknown; known: resnet8"),
     ("methods.new", {"ics": "independent", "rule": "x"}, "methods.new.rule: 'x' is unknown; known: max_soft"),
+    (
+        "methods.small",
+        {"static": "resnet21"},
+        "methods.small.static: 'resnet21' is unknown; known: resnet8, resnet14",
+    ),
+    ("methods.small", {"static": "vgg16_bn"}, "archs: 'vgg16_bn' needs images of at least 32 pixels a side"),
+    (
+        "methods.small",
+        {"static": "resnet8", "ics": "independent"},
+        "methods.small.ics: has no meaning with static, which has a single exit; leave it out",
+    ),
+    ("methods.small", {"rule": "entropy"}, "methods.small: the key 'ics' is missing"),
     ("methods.sdn.ensemble", "mean", "methods.sdn.ensemble: 'mean' is unknown; known: geometric"),
     ("methods.sdn.ics", "cascaded", "methods.sdn.ics: 'cascaded' is not in ics.sets; listed: independent"),
     ("ics.sets.odd", {"mode": "x"}, "ics.sets.odd.mode: 'x' is unknown; known: independent, cascade"),
@@ -400,6 +412,27 @@ def test_overrides_change_their_cells_only():
     assert cells["digits", "resnet14"].backbone.weight_decay == 0.25
     epochs = {key: cell.ics.sets["independent"].epochs for key, cell in cells.items()}
     assert epochs == {("digits", "resnet8"): 1, ("digits", "resnet14"): 3}
+
+
+def test_a_static_network_is_trained_as_the_section_of_backbones_or_an_override_says():
+    config = changed("methods.small", {"static": "resnet20"})
+    config["overrides"] = [{"archs": ["resnet20"], "backbone": {"weight_decay": 0.25}}]
+    study = check_study(config)
+    assert set(study.cells) == {("digits", "resnet8")}, "it is no cell"
+    assert study.statics == ("resnet14", "resnet20")
+    assert study.backbones["digits", "resnet14"].backbone == study.cells["digits", "resnet8"].backbone
+    assert study.backbones["digits", "resnet20"].backbone.weight_decay == 0.25
+
+
+def test_methods_are_drawn_by_how_their_exits_are_trained_and_connected():
+    families = check_study(TINY).families
+    assert "resnet14" not in families
+    assert {name: families[name] for name in ("pabee", "cascade", "ensemble", "pabee-original")} == {
+        "pabee": "frozen",
+        "cascade": "recycled",
+        "ensemble": "recycled",
+        "pabee-original": "together",
+    }
 
 
 def test_an_override_can_empty_a_list():

@@ -60,7 +60,8 @@ def test_an_editor_finds_no_mistake_in_a_shipped_study(path):
         {"epochs": 1},
         {"backbone": {"lr": "fast"}},
         {"overrides": [{"backbone": {"lrs": 1}}]},
-        {"methods": {"a": {"ics": "b"}}},
+        {"methods": {"a": {"rule": "entropy"}}},
+        {"methods": {"a": {"ics": "b", "static": "resnet8"}}},
         {"seeds": [-1]},
     ],
 )

@@ -54,6 +54,9 @@ SPLITS = ["train"] if any(e.fit_on == "train" for e in FITTED.values()) else []
 EVALUATED = ["validation"] if study.data.validation_fraction else []
 EVALUATED += ["test"]
 SPLITS += EVALUATED
+# Networks without exits that stand beside every cell, each a cell of its own with a backbone alone.
+STATICS = study.statics
+STATIC = f"{STUDY}/{{dataset}}/{{static}}/seed{{seed}}"
 TIMED = bool(study.latency.batch_sizes)
 FIGURES = ["accuracy_cost", "exit_accuracy", "hindsight_improvability", "exit_shares"]
 FIGURES += ["accuracy_time"] if TIMED else []
@@ -84,7 +87,7 @@ METHOD_SETTINGS = {name: method.model_dump() for name, method in study.methods.i
 
 wildcard_constraints:
     dataset="|".join(map(re.escape, study.datasets)),
-    arch="|".join(map(re.escape, study.archs)),
+    arch="|".join(map(re.escape, dict.fromkeys([*study.archs, *STATICS]))),
     seed="|".join(map(str, study.seeds)),
     ics="|".join(map(re.escape, ICS)),
     cell="|".join(map(re.escape, FIGURE_CELLS)),
@@ -101,8 +104,8 @@ METHOD = plugins_of("backbone", "head", "ensemble", "rule", "thresholds")
 
 
 def cell_of(wildcards):
-    """The sections of the study that hold in a cell."""
-    return study.cells[wildcards.dataset, wildcards.arch]
+    """The sections of the study that hold in a cell, a static network's too."""
+    return study.backbones[wildcards.dataset, wildcards.arch]
 
 
 def images_of(wildcards):
@@ -112,8 +115,21 @@ def images_of(wildcards):
 
 def build_of(wildcards):
     """How a cell's backbone is built, beside its name."""
-    backbone = cell_of(wildcards).backbone
-    return {key: getattr(backbone, key) for key in BackboneBuild.model_fields}
+    return _build(cell_of(wildcards))
+
+
+def _build(cell):
+    return {key: getattr(cell.backbone, key) for key in BackboneBuild.model_fields}
+
+
+def static_builds_of(wildcards):
+    """The same of the static networks beside a cell, by their architecture."""
+    return {arch: _build(study.backbones[wildcards.dataset, arch]) for arch in STATICS}
+
+
+def of_statics(path, **others):
+    """A path of STATIC, for every static network beside a cell."""
+    return expand(path, static=STATICS, **others, allow_missing=True)
 
 
 def sets_of(names):
@@ -175,6 +191,10 @@ def of_cells():
         files += [f"{CELL}/answers/{method}.safetensors"]
         files += [f"{CELL}/networks/{method}/network.json"]
     files += [f"{CELL}/runs.json"] if TRACKED else []
+    files += of_statics(f"{STATIC}/backbone.safetensors")
+    files += of_statics(
+        f"{STATIC}/backbone_predictions/{{split}}.safetensors", split=EVALUATED
+    )
     store = [f"{STUDY}/mlflow.db"] if study.tracking == "sqlite" else []
     records = [
         f"{STUDY}/data/{dataset}/{split}.json"

@@ -13,6 +13,10 @@ rule evaluate:
         ensembles=[
             f"{CELL}/ensembles/{ics}/{name}.safetensors" for ics, name in ENSEMBLES
         ],
+        statics=of_statics(f"{STATIC}/backbone.safetensors"),
+        static_predictions=of_statics(
+            f"{STATIC}/backbone_predictions/{{split}}.safetensors", split=EVALUATED
+        ),
     output:
         curves=expand(
             f"{CELL}/curves/{{method}}.parquet",
@@ -47,6 +51,7 @@ rule evaluate:
         runtime=doubling(30),
     params:
         build=build_of,
+        statics=static_builds_of,
         sets=sets_of(ICS),
         methods=METHOD_SETTINGS,
         evaluation=EVALUATION,

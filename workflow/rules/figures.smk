@@ -25,6 +25,7 @@ rule plot_figures:
     params:
         evaluation=EVALUATION,
         methods=METHOD_SETTINGS,
+        families=study.families,
         names=lambda wildcards: FIGURE_CELLS[wildcards.cell],
         stem=f"{STUDY}/figures/{{cell}}",
         plugins=plugins_of("rule"),

@@ -14,6 +14,7 @@ if TIMED:
             ensembles=[
                 f"{CELL}/ensembles/{ics}/{name}.safetensors" for ics, name in ENSEMBLES
             ],
+            statics=of_statics(f"{STATIC}/backbone.safetensors"),
         output:
             times=f"{CELL}/latency.json",
         log:
@@ -30,6 +31,7 @@ if TIMED:
         params:
             images=images_of,
             build=build_of,
+            statics=static_builds_of,
             sets=sets_of(ICS),
             methods=METHOD_SETTINGS,
             evaluation=EVALUATION,

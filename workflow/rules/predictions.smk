@@ -43,3 +43,44 @@ rule predict:
         code=code_digest("predict"),
     script:
         "../scripts/predict.py"
+
+
+# Of networks without exits that stand beside the cells (`static` rows), each once.
+if STATICS:
+
+    rule predict_backbone:
+        input:
+            data=ALL_DATA,
+            backbone=f"{CELL}/backbone.safetensors",
+        output:
+            logits=expand(
+                f"{CELL}/backbone_predictions/{{split}}.safetensors",
+                split=EVALUATED,
+                allow_missing=True,
+            ),
+            facts=expand(
+                f"{CELL}/backbone_predictions/{{split}}.json",
+                split=EVALUATED,
+                allow_missing=True,
+            ),
+        log:
+            log_of("predict_backbone"),
+        benchmark:
+            benchmark_of("predict_backbone")
+        conda:
+            ENVIRONMENT
+        threads: share_of_cores
+        resources:
+            mem_mb=doubling(2500),
+            runtime=doubling(30),
+            gpu=GPUS,
+        params:
+            images=images_of,
+            build=build_of,
+            batch_size=lambda wildcards: cell_of(wildcards).ics.batch_size,
+            splits=EVALUATED,
+            hardware=HARDWARE,
+            plugins=plugins_of("backbone"),
+            code=code_digest("predict_backbone"),
+        script:
+            "../scripts/predict_backbone.py"

@@ -48,6 +48,7 @@ rule track_cell:
                     f"{CELL}/ensembles/{ics}/{name}.safetensors"
                     for ics, name in ENSEMBLES
                 ),
+                *of_statics(f"{STATIC}/backbone.safetensors"),
             ],
         ),
         times=lambda wildcards: (
@@ -66,6 +67,7 @@ rule track_cell:
     params:
         study=STUDY_NAME,
         methods=METHOD_SETTINGS,
+        families=study.families,
         plugins=plugins_of("rule"),
         protocol=study.evaluation.protocols[0],
         code=code_digest("track_cell"),

@@ -1,7 +1,7 @@
 from typing import TYPE_CHECKING
 
 from ztw.device import make_reproducible
-from ztw.jobs.cell import CellFiles, CellNetworks
+from ztw.jobs.cell import CellFiles, CellNetworks, static_networks
 from ztw.jobs.evaluate import evaluate
 from ztw.progress import job_log
 from ztw.study.plugins import load_plugins
@@ -22,6 +22,12 @@ with job_log(snakemake.log[0], snakemake.rule, snakemake.wildcards) as report:
             files=CellFiles.of(snakemake.input, params.sets, params.splits, params.ensembles),
             sets={name: IcSet(**ics) for name, ics in params.sets.items()},
             build=BackboneBuild(**params.build),
+            statics=static_networks(
+                Cell.of(snakemake.wildcards),
+                snakemake.input,
+                {arch: BackboneBuild(**build) for arch, build in params.statics.items()},
+                params.splits,
+            ),
         ),
         methods={name: MethodSettings(**method) for name, method in params.methods.items()},
         evaluation=EvaluationSettings(**params.evaluation),

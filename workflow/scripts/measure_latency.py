@@ -1,7 +1,7 @@
 from typing import TYPE_CHECKING
 
 from ztw.device import make_reproducible
-from ztw.jobs.cell import CellFiles, CellNetworks
+from ztw.jobs.cell import CellFiles, CellNetworks, static_networks
 from ztw.jobs.measure_latency import LatencyPlan, measure_latency
 from ztw.progress import job_log
 from ztw.study.plugins import load_plugins
@@ -28,6 +28,11 @@ with job_log(snakemake.log[0], snakemake.rule, snakemake.wildcards) as report:
             files=CellFiles.of(snakemake.input, params.sets, ["validation"], params.ensembles),
             sets={name: IcSet(**ics) for name, ics in params.sets.items()},
             build=BackboneBuild(**params.build),
+            statics=static_networks(
+                Cell.of(snakemake.wildcards),
+                snakemake.input,
+                {arch: BackboneBuild(**build) for arch, build in params.statics.items()},
+            ),
         ),
         plan=LatencyPlan(
             methods={name: MethodSettings(**method) for name, method in params.methods.items()},

@@ -13,7 +13,10 @@ with job_log(snakemake.log[0], snakemake.rule, snakemake.wildcards) as report:
     load_plugins(params.plugins)
     plot_figures(
         names=params.names,
-        methods={name: MethodSettings(**method) for name, method in params.methods.items()},
+        methods=(
+            {name: MethodSettings(**method) for name, method in params.methods.items()},
+            params.families,
+        ),
         evaluation=EvaluationSettings(**params.evaluation),
         files=FigureFiles(files.metrics, files.curves, next(iter(files.times), None)),
         stem=params.stem,

@@ -14,7 +14,10 @@ with job_log(snakemake.log[0], snakemake.rule, snakemake.wildcards) as report:
     track_cell(
         cell=Cell.of(snakemake.wildcards),
         study=params.study,
-        methods={name: MethodSettings(**method) for name, method in params.methods.items()},
+        methods=(
+            {name: MethodSettings(**method) for name, method in params.methods.items()},
+            params.families,
+        ),
         protocol=params.protocol,
         files=CellFacts(
             files.store,

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping
 from itertools import combinations
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -59,6 +59,28 @@ def pairs_at_budgets(
             | {"within_noise": low <= 0 <= high, "seeds": seeds}
         )
     return rows
+
+
+class Difference(NamedTuple):
+    """Of two accuracies, first - second; low, high: its interval; all in [-1, 1]."""
+
+    difference: float
+    low: float
+    high: float
+
+
+def paired_difference(
+    first: Tensor, second: Tensor, resamples: int = 2000, level: float = 0.95, seed: int = 0
+) -> Difference:
+    """How much more often one method is right than another on the same test samples, and what noise allows to say.
+
+    first, second: bool (N,), which samples each answers rightly, in the same order; the others as in
+    `pairs_at_budgets`. Where the interval holds 0, the difference is within the noise of the test split.
+    Raises ZtwError for malformed input.
+    """
+    correct = {"": {"first": {0: first}, "second": {0: second}}}
+    (row,) = pairs_at_budgets(correct, resamples, level, seed)
+    return Difference(row["difference"], row["low"], row["high"])
 
 
 def _pairs(correct: Correct) -> Iterator[tuple]:

@@ -44,6 +44,9 @@ def read_curves(files: Iterable[str]) -> pd.DataFrame:
 
 def offered_to(answers: Answers, unit: Costs, method: MethodSettings, points: int) -> Candidates:
     """The thresholds a method may run with, as chosen on one split."""
+    if len(answers.logits) == 1:  # a static network has none
+        only = torch.zeros(1, dtype=torch.float64)
+        return Candidates(only, only)
     return candidates(method.thresholds, answers.logits, answers.labels, unit.cost, method.rule, points)
 
 

@@ -18,9 +18,6 @@ from ztw.evaluation.metrics import at_budget, exit_accuracy, hindsight_improvabi
 from ztw.exits.rules import ExitRule, exit_rule
 from ztw.exits.sweep import Curve, decide, scored
 from ztw.exits.thresholds import at
-from ztw.models.costs import macs
-from ztw.models.network import EarlyExitNetwork
-from ztw.models.operations import backbone_macs
 
 if TYPE_CHECKING:  # only types: the wording of a key must not count as a change of what is computed
     from ztw.study.settings import EvaluationSettings, MethodSettings
@@ -169,14 +166,9 @@ def _at_allowed_losses(
 
 
 def rules_at_budgets(
-    network: EarlyExitNetwork,
-    logits: Tensor,
-    labels: Tensor,
-    method: MethodSettings,
-    evaluation: EvaluationSettings,
+    answers: Answers, unit: Costs, method: MethodSettings, evaluation: EvaluationSettings
 ) -> Rules:
-    """The rule a method runs with at each feasible budget, thresholds chosen on these logits (K, N, C)."""
-    answers, unit = Answers(logits, labels), Costs(macs(network), backbone_macs(network.backbone))
+    """The rule a method runs with at each feasible budget, thresholds chosen on these answers."""
     offered = offered_to(answers, unit, method, evaluation.points)
     picked = at_budget(swept(answers, unit, method.rule, offered), evaluation.budgets, unit.base)
     return {

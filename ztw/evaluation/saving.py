@@ -23,7 +23,7 @@ from ztw.models.checkpoints import load_strictly
 from ztw.models.costs import macs
 from ztw.models.cut import as_backbone
 from ztw.models.graphs import describe_module, module_from
-from ztw.models.network import EarlyExitNetwork, build_network
+from ztw.models.network import EarlyExitNetwork, build_network, static_network
 from ztw.models.operations import backbone_macs
 from ztw.progress import Note, Report, on_screen
 from ztw.tensors import read_tensors, write_tensors
@@ -139,9 +139,12 @@ def _make(facts: dict[str, Any], folder: Path, model: nn.Module | None) -> Early
             f"its backbone takes {list(backbone.input_shape)} and has {backbone.classes} classes, expected"
             f" {facts['input_shape']} and {facts['classes']}"
         )
-    heads = {**facts["heads"], "init": "torch"}
-    network = build_network(backbone, facts["ics"], placement=facts["placement"], **heads)
-    network.anatomy = dict(facts["heads"])
+    if facts["placement"]:
+        heads = {**facts["heads"], "init": "torch"}
+        network = build_network(backbone, facts["ics"], placement=facts["placement"], **heads)
+        network.anatomy = dict(facts["heads"])
+    else:
+        network = static_network(backbone)
     if (ensemble := facts["ensemble"]) is not None:
         network.ensemble = build_ensemble(
             ensemble["kind"], network.exits, backbone.classes, ensemble["include_final"]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -14,7 +14,7 @@ from ztw.reporting.devices import COLUMNS, device_rows, mixed
 from ztw.reporting.differences import read_noise
 from ztw.reporting.latency_table import latency_table, write_latency
 from ztw.reporting.published import comparison_table, read_published
-from ztw.reporting.results import from_files, from_runs, write_metrics
+from ztw.reporting.results import Metrics, from_files, from_runs, write_metrics
 from ztw.reporting.tables import accuracy_table, allowed_loss_table, per_exit_table, write_csv, write_tables
 
 if TYPE_CHECKING:  # only a type: the wording of a key must not count as a change of what is computed
@@ -60,10 +60,21 @@ def aggregate(
         metrics = from_files(files.metrics)
     else:
         metrics = from_runs(files.store, files.runs, files.metrics, report)
+    write_all(metrics, device_rows(files.metrics), methods, evaluation, files, tables)
+
+
+def write_all(
+    metrics: Metrics,
+    devices: Sequence[Mapping[str, Any]],
+    methods: Sequence[str],
+    evaluation: EvaluationSettings,
+    files: ResultFiles,
+    tables: TableFiles,
+) -> None:
+    """Write them from the metrics, and from what all was computed on (see `ztw.reporting.devices`)."""
     accuracies = accuracy_table(metrics, methods, evaluation)
     compared = comparison_table(accuracies, read_published(files.published), evaluation.protocols)
     write_metrics(metrics, tables.metrics)
-    devices = device_rows(files.metrics)
     write_csv(pd.DataFrame(devices, columns=COLUMNS), tables.devices)
     noise = read_noise(files.differences)
     write_tables(accuracies, noise, mixed(devices), tables.csv, tables.md, tables.tex)

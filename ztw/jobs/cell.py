@@ -20,7 +20,7 @@ from ztw.files import read_json
 from ztw.models.architectures import build_backbone
 from ztw.models.backbone import Backbone
 from ztw.models.checkpoints import load_checkpoint
-from ztw.models.network import EarlyExitNetwork, build_network
+from ztw.models.network import EarlyExitNetwork, build_network, static_network
 from ztw.study.names import CIFAR_RESNETS
 from ztw.study.settings import Cell, HardwareSettings, MethodSettings
 from ztw.study.training_settings import Anatomy, BackboneBuild, IcSet
@@ -69,7 +69,8 @@ class CellFiles:
 class CellNetworks:
     """The networks of a cell.
 
-    sets: its IC sets; build: how its backbone is built. Everything it reads is checked to be this cell's, else
+    sets: its IC sets; build: how its backbone is built; statics: the networks without exits that stand beside it,
+    by their architecture, each with a cell of its own. Everything it reads is checked to be this cell's, else
     ZtwError.
     """
 
@@ -77,6 +78,11 @@ class CellNetworks:
     files: CellFiles
     sets: Mapping[str, IcSet]
     build: BackboneBuild = field(default_factory=BackboneBuild)
+    statics: Mapping[str, CellNetworks] = field(default_factory=dict)
+
+    def home(self, method: MethodSettings) -> CellNetworks:
+        """The cell that holds a method's files: this one, or a static network's own."""
+        return self.statics[method.static] if method.static else self
 
     @cached_property
     def record(self) -> dict[str, Any]:
@@ -126,6 +132,8 @@ class CellNetworks:
 
     def of_method(self, method: MethodSettings) -> EarlyExitNetwork:
         """The trained network a method answers with, its fitted ensemble included, on the CPU in eval mode."""
+        if method.static:
+            return static_network(self.home(method).backbone()).eval()
         network = self.network(method.ics)
         if method.ensemble is not None:
             file = self.files.ensembles[method.ics, method.ensemble]
@@ -133,7 +141,7 @@ class CellNetworks:
         return network
 
     def predictions(self, name: str, split: str) -> tuple[Tensor, Tensor]:
-        """(logits (K, N, C), labels (N,)) of an IC set's single exits on a split."""
+        """(logits (K, N, C), labels (N,)) of an IC set's single exits on a split, of "" of the backbone alone."""
         return read_predictions(self.files.predictions[name, split])
 
     @property
@@ -143,8 +151,27 @@ class CellNetworks:
 
     def answers(self, network: EarlyExitNetwork, method: MethodSettings, split: str) -> tuple[Tensor, Tensor]:
         """(logits (K, N, C), labels (N,)) a method decides and answers with: ensembled if it has an ensemble."""
-        logits, labels = self.predictions(method.ics, split)
+        logits, labels = self.home(method).predictions(method.ics, split)
         return (network.ensemble(logits) if network.ensemble else logits), labels
+
+
+def static_networks(
+    cell: Cell, files: Any, builds: Mapping[str, BackboneBuild], splits: Sequence[str] = ()
+) -> dict[str, CellNetworks]:
+    """The static networks beside a cell, by their architecture.
+
+    files: a rule's inputs, `data` and, in the order of `builds` and `splits`, `statics` and `static_predictions`.
+    """
+    of_split = iter(files.static_predictions if splits else ())
+    return {
+        arch: CellNetworks(
+            Cell(cell.dataset, arch, cell.seed),
+            CellFiles(files.data, backbone, predictions={("", split): next(of_split) for split in splits}),
+            {},
+            build,
+        )
+        for (arch, build), backbone in zip(builds.items(), files.statics, strict=True)
+    }
 
 
 def trained_part(network: EarlyExitNetwork, ics: IcSet) -> nn.Module:

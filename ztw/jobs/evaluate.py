@@ -15,6 +15,7 @@ from ztw.evaluation.metrics import exit_accuracy
 from ztw.evaluation.network_file import Weights, network_facts, write_network
 from ztw.files import read_json, sealed, sha256, write_json
 from ztw.jobs.cell import CellNetworks
+from ztw.models.backbone import Backbone
 from ztw.models.checkpoints import versions
 from ztw.models.costs import macs, paper_ops
 from ztw.models.network import IC_MODES, EarlyExitNetwork
@@ -33,7 +34,7 @@ def evaluate(
     report: Report,
 ) -> None:
     """Evaluate every method of a cell; outputs: method -> files of its (curves, metrics, right answers, network)."""
-    accuracy = _backbone_accuracy(networks)
+    accuracy, backbone = _backbone_accuracy(networks), networks.untrained_backbone()
     hashes: dict[Path, str] = {}
     for done, (name, (curves_file, metrics_file, answers_file, network_file)) in enumerate(
         outputs.items(), 1
@@ -41,7 +42,7 @@ def evaluate(
         method = methods[name]
         report(f"{name} ({done}/{len(outputs)})")
         network = networks.of_method(method)
-        costs = _costs(network, evaluation.protocols)
+        costs = _costs(network, backbone, evaluation.protocols)
         answers = {split: Answers(*networks.answers(network, method, split)) for split in networks.splits}
         validation, test = answers.get("validation"), answers["test"]
         found = evaluate_method(validation, test, costs, method, evaluation)
@@ -52,9 +53,8 @@ def evaluate(
         write_method(metrics_file, networks, (name, method), metrics)
         network.class_names = tuple(networks.record["class_names"])
         network.normalisation = _normalisation(networks, data)
-        chooser = validation or test
         rules = found.rules.get("held-out") or rules_at_budgets(
-            network, chooser.logits, chooser.labels, method, evaluation
+            validation or test, costs["macs"], method, evaluation
         )
         facts = network_facts(network, network.backbone.origin or {}, costs["macs"].cost, costs["macs"].base)
         facts |= {"method": name, "thresholds_chosen_on": "validation" if validation else "test"}
@@ -71,7 +71,10 @@ def _normalisation(networks: CellNetworks, data: DataSettings) -> tuple[tuple[fl
 
 def _weights(networks: CellNetworks, method: MethodSettings) -> list[Weights]:
     """The files of the cell that hold a method's weights."""
-    files, ics = networks.files, Path(networks.files.ics[method.ics])
+    files = networks.home(method).files
+    if method.static:
+        return [Weights(Path(str(files.backbone)), "backbone.")]
+    ics = Path(files.ics[method.ics])
     if networks.sets[method.ics].trains_backbone:
         parts = [Weights(ics)]
     else:
@@ -81,10 +84,11 @@ def _weights(networks: CellNetworks, method: MethodSettings) -> list[Weights]:
     return parts
 
 
-def _costs(network: EarlyExitNetwork, protocols: Sequence[str]) -> dict[str, Costs]:
-    costs = {"macs": Costs(macs(network), backbone_macs(network.backbone))}
+def _costs(network: EarlyExitNetwork, backbone: Backbone, protocols: Sequence[str]) -> dict[str, Costs]:
+    """Of a method's network; backbone: the cell's, which budgets are shares of."""
+    costs = {"macs": Costs(macs(network), backbone_macs(backbone))}
     if "published" in protocols:
-        costs["paper_ops"] = Costs(paper_ops(network), backbone_paper_ops(network.backbone))
+        costs["paper_ops"] = Costs(paper_ops(network), backbone_paper_ops(backbone))
     return costs
 
 
@@ -96,10 +100,11 @@ def _backbone_accuracy(networks: CellNetworks) -> float | None:
     return None
 
 
-def _computed(networks: CellNetworks, ics: str) -> list[dict[str, Any]]:
+def _computed(networks: CellNetworks, method: MethodSettings) -> list[dict[str, Any]]:
     """Where and how what a method's answers come from was computed, a part each."""
-    parts = {"backbone": networks.files.backbone, f"ics {ics}": networks.files.ics[ics]}
-    parts[f"predictions {ics}"] = networks.files.predictions[ics, "test"]
+    files, of = networks.home(method).files, method.static or method.ics
+    parts = {"backbone": files.backbone, f"ics {of}": files.ics.get(method.ics)}
+    parts[f"predictions {of}"] = files.predictions[method.ics, "test"]
     return [
         {"part": part, **{name: facts[name] for name in ("device", "precision", "threads", "host")}}
         for part, file in parts.items()
@@ -121,7 +126,7 @@ def write_method(
         "settings": method[1].model_dump(),
         "cost_unit": f"MACs (ptflops, backend {BACKEND})",
         "metrics": metric_records(metrics),
-        "computed": _computed(networks, method[1].ics),
+        "computed": _computed(networks, method[1]),
         "versions": versions(),
     }
     write_json(path, facts)

@@ -15,6 +15,7 @@ from torch import Tensor
 from ztw.data.splits import cell_splits
 from ztw.device import autocast, computed_on
 from ztw.errors import ZtwError
+from ztw.evaluation.curves import Answers, Costs
 from ztw.evaluation.methods import rules_at_budgets
 from ztw.evaluation.timing import BACKBONE, share_that_differs, take_batches, time_in_turn
 from ztw.exits.rules import ExitRule
@@ -22,9 +23,11 @@ from ztw.files import write_json
 from ztw.jobs.cell import CellNetworks, compute_on
 from ztw.models.backbone import Backbone
 from ztw.models.checkpoints import versions
+from ztw.models.costs import macs
 from ztw.models.network import EarlyExitNetwork
 from ztw.models.onnx_runner import OnnxRunner
 from ztw.models.onnx_write import need_onnx, write_onnx
+from ztw.models.operations import backbone_macs
 from ztw.progress import Note, Report
 from ztw.study.settings import (
     DataSettings,
@@ -115,23 +118,32 @@ def _has_onnx(latency: LatencySettings, device: torch.device, report: Report) ->
 def _calls(
     networks: CellNetworks, plan: LatencyPlan, device: torch.device, exports: Exports | None
 ) -> list[Call]:
-    """All that is timed; the backbone alone is the first method's, as all have one of the same shape."""
-    calls: list[Call] = []
+    """All that is timed: the backbone alone, static networks as they are, the others at every budget."""
+    backbone = networks.backbone().eval()
+    calls = _alone(BACKBONE, backbone, device, exports)
+    base = backbone_macs(backbone)
     for name, method in plan.methods.items():
         network = networks.of_method(method)
-        held_out = networks.answers(network, method, "validation")
-        rules = rules_at_budgets(network, *held_out, method, plan.evaluation)
+        if method.static:
+            calls += _alone(name, network.backbone, device, exports)
+            continue
+        held_out = Answers(*networks.answers(network, method, "validation"))
+        rules = rules_at_budgets(held_out, Costs(macs(network), base), method, plan.evaluation)
         network.to(device)
-        if not calls:
-            calls.append(Call(BACKBONE, None, PYTORCH, network.backbone))
-            if exports and (alone := exports.runner(BACKBONE, None, network.backbone, None)):
-                calls.append(Call(BACKBONE, None, ONNX, alone))
         of_method = partial(Call, name)
         calls += [of_method(at, PYTORCH, partial(network.infer, rule=rule)) for at, rule in rules.items()]
         shared = (method.ics, method.ensemble, method.rule)
         any_rule = next(iter(rules.values()), None)
         if exports and any_rule and (runner := exports.runner(name, shared, network, any_rule)):
             calls += [of_method(at, ONNX, partial(runner, rule=rule)) for at, rule in rules.items()]
+    return calls
+
+
+def _alone(name: str, backbone: Backbone, device: torch.device, exports: Exports | None) -> list[Call]:
+    """A network without exits, in every runtime."""
+    calls = [Call(name, None, PYTORCH, backbone.to(device))]
+    if exports and (runner := exports.runner(name, name, backbone, None)):
+        calls.append(Call(name, None, ONNX, runner))
     return calls
 
 

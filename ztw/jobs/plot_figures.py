@@ -31,13 +31,16 @@ class FigureFiles:
 
 def plot_figures(
     names: tuple[str, str],
-    methods: Mapping[str, MethodSettings],
+    methods: tuple[Mapping[str, MethodSettings], Mapping[str, str]],
     evaluation: EvaluationSettings,
     files: FigureFiles,
     stem: str,
     report: Report,
 ) -> None:
-    """Draw them all; names: data set, architecture; stem: of the files to write."""
+    """Draw them all; names: data set, architecture; stem: of the files to write.
+
+    methods: their settings, and the families of those with early exits.
+    """
     for name, figure in _figures(names, methods, evaluation, files):
         report(name)
         save(figure, f"{stem}-{name}")
@@ -45,19 +48,20 @@ def plot_figures(
 
 def _figures(
     names: tuple[str, str],
-    methods: Mapping[str, MethodSettings],
+    methods: tuple[Mapping[str, MethodSettings], Mapping[str, str]],
     evaluation: EvaluationSettings,
     files: FigureFiles,
 ) -> Iterator[tuple[str, Figure]]:
-    title, protocol, order = ", ".join(names), evaluation.protocols[0], list(methods)
-    metrics = read_metrics(files.metrics, *names)
+    title, protocol, (settings, families) = ", ".join(names), evaluation.protocols[0], methods
+    metrics = read_metrics(files.metrics)
+    metrics = metrics[metrics["dataset"].eq(names[0]) & metrics["arch"].eq(names[1])]
     curves = read_curves(files.curves)
-    yield "accuracy_cost", accuracy_against_cost(curves, metrics, methods, title)
-    yield "exit_accuracy", exit_accuracies(metrics, order, title)
-    yield "hindsight_improvability", improvabilities(metrics, order, title)
+    yield "accuracy_cost", accuracy_against_cost(curves, metrics, settings, families, title)
+    yield "exit_accuracy", exit_accuracies(metrics, families, title)
+    yield "hindsight_improvability", improvabilities(metrics, families, title)
     budgets = [str(budget) for budget in evaluation.budgets]
-    shares = exit_shares(metrics, order, budgets, protocol, f"{title}, thresholds: {protocol}")
+    shares = exit_shares(metrics, list(families), budgets, protocol, f"{title}, thresholds: {protocol}")
     yield "exit_shares", shares
     if files.times:
         times = read_latency(files.times, *names)
-        yield "accuracy_time", accuracy_against_time(times, order, title)
+        yield "accuracy_time", accuracy_against_time(times, families, title)

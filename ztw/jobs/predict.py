@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from ztw.data.dataset import Data
 from ztw.data.splits import cell_splits
@@ -54,14 +56,14 @@ def predict(
                 if not values.isfinite().all():
                     file = networks.files.ics[name]
                     raise ZtwError(f"{file}: its logits on {split} are not finite; train it again")
-                write_tensors(outputs[name, split], {"logits": values, "labels": labels})
-                facts = {
-                    "ics": name,
-                    "split": split,
-                    **computed_on(device, precision),
-                    "versions": versions(),
-                }
-                write_json(Path(outputs[name, split]).with_suffix(".json"), facts)
+                facts = {"ics": name, "split": split, **computed_on(device, precision)}
+                write_predictions(outputs[name, split], values, labels, facts)
+
+
+def write_predictions(path: str, logits: Tensor, labels: Tensor, facts: Mapping[str, Any]) -> None:
+    """Write logits (K, N, C) and labels (N,), and beside them in a JSON what they are and where they were computed."""
+    write_tensors(path, {"logits": logits, "labels": labels})
+    write_json(Path(path).with_suffix(".json"), {**facts, "versions": versions()})
 
 
 def _drawn(train: Data, samples: int | None, generator: torch.Generator) -> Data:

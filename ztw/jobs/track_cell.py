@@ -42,7 +42,7 @@ class CellFacts:
 def track_cell(
     cell: Cell,
     study: str,
-    methods: Mapping[str, MethodSettings],
+    methods: tuple[Mapping[str, MethodSettings], Mapping[str, str]],
     protocol: str,
     files: CellFacts,
     output: str,
@@ -50,25 +50,26 @@ def track_cell(
 ) -> None:
     """Draw accuracy against cost beside `output`, log everything, and write the runs' ids to `output`.
 
-    protocol: whose accuracies are the runs' headlines.
+    methods: their settings, and the families of those with early exits; protocol: whose accuracies are the runs'
+    headlines.
     When the server is away, `output` says so instead (UNDELIVERED): a study ends with its tables, and the next
     call of `reproduce` does this again. Raises ZtwError when the store cannot be used.
     """
     stem = str(Path(output).with_name("accuracy_cost"))
     title = f"{cell.dataset}, {cell.arch}, seed {cell.seed}"
     curves = read_curves(files.curves)
-    save(accuracy_against_cost(curves, from_files(files.metrics), methods, title), stem)
+    save(accuracy_against_cost(curves, from_files(files.metrics), *methods, title), stem)
     parts = {
         "backbone": [files.backbone],
         "ics": files.ics,
         "ensemble": files.ensembles,
         "method": files.metrics,
     }
-    artifacts = {method: [curve] for method, curve in zip(methods, files.curves, strict=True)}
+    artifacts = {method: [curve] for method, curve in zip(methods[0], files.curves, strict=True)}
     artifacts["cell"] = [f"{stem}.png", *([files.times] if files.times else [])]
     times = shortest_times(files.times) if files.times else {}
     folders = [Path(network).parent for network in files.networks]
-    models = dict(zip(methods, folders, strict=True)) if folders else {}
+    models = dict(zip(methods[0], folders, strict=True)) if folders else {}
     results = CellResults(cell, study, code_version(), parts, artifacts, protocol, times, models)
     try:
         runs = log_cell(read_json(files.store), results, report)

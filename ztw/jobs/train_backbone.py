@@ -17,7 +17,7 @@ from ztw.jobs.training import Computing
 from ztw.models.backbone import Backbone
 from ztw.models.checkpoints import save_checkpoint
 from ztw.models.import_weights import fetch_weights, load_foreign, read_foreign
-from ztw.models.network import EarlyExitNetwork
+from ztw.models.network import static_network
 from ztw.progress import Note, Report
 from ztw.study.settings import DataSettings, HardwareSettings
 from ztw.study.training_settings import BackboneSettings
@@ -122,6 +122,5 @@ def _check_accuracy(
 
 
 def _accuracy(backbone: Backbone, data: Data, precision: str, batch_size: int) -> float:
-    plain = EarlyExitNetwork(backbone, [], (), "independent")
-    (logits,), labels = predict([plain], data, batch_size, precision)
+    (logits,), labels = predict([static_network(backbone)], data, batch_size, precision)
     return float((logits[0].argmax(-1) == labels).double().mean())

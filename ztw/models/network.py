@@ -196,6 +196,13 @@ def _only_reads(head: nn.Module) -> bool:
     return bool(body) and type(body[0]) is nn.Conv2d and all(type(part) in known for part in body[1:])
 
 
+def static_network(backbone: Backbone) -> EarlyExitNetwork:
+    """A backbone alone, as the network whose one exit is its classifier."""
+    network = EarlyExitNetwork(backbone, [], (), "independent")
+    network.anatomy = {}
+    return network
+
+
 def build_network(
     backbone: Backbone,
     ics: str = "independent",

@@ -21,7 +21,7 @@ from ztw.exits.sweep import decide
 from ztw.files import atomic
 from ztw.models.backbone import Backbone
 from ztw.models.costs import macs
-from ztw.models.network import EarlyExitNetwork
+from ztw.models.network import EarlyExitNetwork, static_network
 from ztw.models.onnx_form import BOUNDS, EXIT_INDEX, IMAGES, LOGITS, Form, answer, score
 from ztw.models.operations import backbone_macs
 from ztw.version import __version__
@@ -59,7 +59,7 @@ def write_onnx(
             raise ZtwError(
                 f"export_onnx: {type(rule).__name__} for a Backbone, which has no exits; give None"
             )
-        network = EarlyExitNetwork(network, [], (), "independent")
+        network = static_network(network)
     elif not isinstance(network, EarlyExitNetwork):
         raise ZtwError(f"export_onnx: {type(network).__name__}, must be an EarlyExitNetwork or a Backbone")
     elif rule is None:

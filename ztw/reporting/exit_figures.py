@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -14,39 +14,52 @@ from matplotlib.ticker import MaxNLocator
 
 from ztw.reporting.readable import budget_name
 from ztw.reporting.results import Metrics
-from ztw.reporting.style import add_legend, draw_band, in_percent, new_panels, style
+from ztw.reporting.style import (
+    add_legends,
+    draw_band,
+    draw_faint,
+    in_percent,
+    label_all,
+    new_panels,
+    panels_of,
+    style,
+)
 
 
-def exit_accuracies(metrics: Metrics, methods: Sequence[str], title: str) -> Figure:
+def exit_accuracies(metrics: Metrics, families: Mapping[str, str], title: str) -> Figure:
     """Accuracy of every exit if all samples left there; methods that share their exits share a line."""
-    figure, axes = _by_exit(metrics[metrics["metric"] == "accuracy"], methods, title)
-    axes.set_ylabel("test accuracy at this exit")
-    return figure
+    return _by_exit(metrics[metrics["metric"] == "accuracy"], families, title, "test accuracy at this exit")
 
 
-def improvabilities(metrics: Metrics, methods: Sequence[str], title: str) -> Figure:
+def improvabilities(metrics: Metrics, families: Mapping[str, str], title: str) -> Figure:
     """Hindsight improvability of every exit; lower is better."""
-    figure, axes = _by_exit(metrics[metrics["metric"] == "hindsight_improvability"], methods, title)
-    axes.set_ylabel("hindsight improvability (lower is better)")
-    return figure
+    own = metrics[metrics["metric"] == "hindsight_improvability"]
+    return _by_exit(own, families, title, "hindsight improvability (lower is better)")
 
 
-def _by_exit(metrics: Metrics, methods: Sequence[str], title: str) -> tuple[Figure, Axes]:
-    """metrics: rows of one metric, of which those of exits are drawn."""
-    figure, (axes,) = new_panels(1, 6.4, 4.2)
+def _by_exit(metrics: Metrics, families: Mapping[str, str], title: str, what: str) -> Figure:
+    """metrics: rows of one metric, of which those of exits are drawn; families: see `style`."""
     own = metrics[metrics["exit"].gt(0) & metrics["protocol"].eq("")].sort_values(["seed", "exit"])
-    rows_of = {method: own[own["method"] == method] for method in methods}
+    rows_of = {method: own[own["method"] == method] for method in families}
     shared: dict[bytes, list[str]] = {}  # methods that differ by their rule only share their exits
     for method, rows in rows_of.items():
         shared.setdefault(rows["value"].to_numpy().tobytes(), []).append(method)
-    looks = style(methods)
-    for first, *others in shared.values():
-        draw_band(axes, rows_of[first], "exit", "value", label=", ".join([first, *others]), **looks[first])
-    axes.set(title=title, xlabel="exit")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    in_percent(axes.yaxis)
-    add_legend(axes)
-    return figure, axes
+    label = {first: ", ".join([first, *others]) for first, *others in shared.values()}
+    groups = panels_of({first: families[first] for first in label})
+    figure, panels = new_panels(len(groups), 6.4 if len(groups) == 1 else 3.6 * len(groups), 4.2)
+    looks = style(families)
+    for axes, (family, shown) in zip(panels, groups, strict=True):
+        for first in label:
+            if first in shown:
+                draw_band(axes, rows_of[first], "exit", "value", label=label[first], **looks[first])
+            else:
+                draw_faint(axes, rows_of[first], "exit", "value")
+        axes.set(title=family, xlabel="", ylabel=what)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        in_percent(axes.yaxis)
+    label_all(figure, panels, "exit", title)
+    add_legends(panels)
+    return figure
 
 
 def exit_shares(

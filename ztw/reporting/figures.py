@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import product
 from typing import TYPE_CHECKING
 
@@ -14,8 +14,22 @@ from matplotlib.figure import Figure
 from ztw.evaluation.metrics import accuracy_at_budget
 from ztw.exits.rules import ThresholdRule, exit_rule
 from ztw.exits.sweep import Curve
+from ztw.reporting.readable import INFEASIBLE
 from ztw.reporting.results import Metrics
-from ztw.reporting.style import BACKBONE, add_legend, draw_backbone, draw_band, in_percent, new_panels, style
+from ztw.reporting.style import (
+    BACKBONE,
+    OTHERS,
+    add_legends,
+    draw_backbone,
+    draw_band,
+    draw_faint,
+    draw_statics,
+    in_percent,
+    label_all,
+    new_panels,
+    panels_of,
+    style,
+)
 
 if TYPE_CHECKING:  # only a type: the wording of a key must not count as a change of what is drawn
     from ztw.study.settings import MethodSettings
@@ -24,40 +38,52 @@ GRID = np.linspace(0.02, 2.0, 199)  # shares of the backbone's cost at which see
 
 
 def accuracy_against_cost(
-    curves: pd.DataFrame, metrics: Metrics, methods: Mapping[str, MethodSettings], title: str
+    curves: pd.DataFrame,
+    metrics: Metrics,
+    methods: Mapping[str, MethodSettings],
+    families: Mapping[str, str],
+    title: str,
 ) -> Figure:
     """Accuracy against relative cost, a curve a method (mean over seeds, band = one standard deviation).
 
     curves: rows of all methods and seeds, of which the test split's are drawn; metrics: of the same
-    data set and architecture. A rule with few parameters is a row of points, not a curve. Small hollow markers are
-    the single exits, if all samples left there; the star is the backbone alone.
+    data set and architecture; families: see `style`. A rule with few parameters is a row of points, not a curve. The
+    star is the backbone alone, diamonds are other networks without early exits. Of many methods a panel shows a
+    family, the others faintly.
     """
-    figure, (axes,) = new_panels(1, 6.4, 4.2)
-    exits = _single_exits(metrics)
-    for method, look in style(methods).items():
-        rows = curves[curves["method"].eq(method) & curves["split"].eq("test")]
-        if issubclass(exit_rule(methods[method].rule), ThresholdRule):
-            draw_band(axes, _on_grid(rows), "cost", "accuracy", label=method, markevery=12, **look)
-        else:
-            points = rows.groupby("parameter")[["relative_cost", "accuracy"]].mean()
-            axes.plot(points["relative_cost"], points["accuracy"], label=method, markersize=5, **look)
-        hollow = {"marker": look["marker"], "ms": 3.5, "mfc": "none", "mec": look["color"], "ls": ""}
-        own = exits.loc[[method]]
-        axes.plot(own["relative_cost"], own["accuracy"], **hollow)
+    groups = panels_of(families)
+    figure, panels = new_panels(len(groups), 6.4 if len(groups) == 1 else 3.6 * len(groups), 4.2)
+    of_test = curves[curves["split"].eq("test")]
+    lines = {method: _line(of_test[of_test["method"].eq(method)], methods[method]) for method in families}
+    looks, statics = style(families), of_test[~of_test["method"].isin(list(families))]
     backbone = metrics.loc[metrics["metric"] == "backbone_accuracy", "value"]
-    if len(backbone):  # some IC set left the backbone as it was
-        draw_backbone(axes, 1.0, backbone.mean())
-    axes.set(title=title, ylabel="test accuracy")
-    axes.set_xlabel("mean cost of a sample / cost of the backbone (MACs)")
-    in_percent(axes.xaxis, axes.yaxis)
-    add_legend(axes)
+    for axes, (family, shown) in zip(panels, groups, strict=True):
+        for method in families:
+            if method not in shown:
+                draw_faint(axes, lines[method], "cost", "accuracy")
+        for place, method in enumerate(shown):
+            look = looks[method] | {"label": method}
+            if "seed" not in lines[method]:
+                axes.plot(lines[method]["cost"], lines[method]["accuracy"], markersize=5, **look)
+            else:  # markers where no other line has its own
+                draw_band(axes, lines[method], "cost", "accuracy", markevery=(3 * place, 18), **look)
+        if len(statics):
+            draw_statics(axes, statics, "relative_cost")
+        if len(backbone):  # some IC set left the backbone as it was
+            draw_backbone(axes, 1.0, backbone.mean())
+        axes.set(title=family or title, ylabel="test accuracy" if axes is panels[0] else "", xlabel="")
+        in_percent(axes.xaxis, axes.yaxis)
+    label_all(figure, panels, "mean cost of a sample / the backbone's (MACs)", title)
+    add_legends(panels)
     return figure
 
 
-def _single_exits(metrics: Metrics) -> pd.DataFrame:
-    """Mean relative cost and accuracy over seeds of every exit, by method and exit."""
-    own = metrics[metrics["exit"].gt(0) & metrics["metric"].isin(["relative_cost", "accuracy"])]
-    return own.pivot_table(index=["method", "exit"], columns="metric", values="value")
+def _line(rows: pd.DataFrame, method: MethodSettings) -> pd.DataFrame:
+    """cost, accuracy: of every seed at the same costs, or where a rule has few parameters of these, mean over seeds."""
+    if issubclass(exit_rule(method.rule), ThresholdRule):
+        return _on_grid(rows)
+    points = rows.groupby("parameter")[["relative_cost", "accuracy"]].mean()
+    return points.rename(columns={"relative_cost": "cost"})
 
 
 def _on_grid(rows: pd.DataFrame) -> pd.DataFrame:
@@ -67,7 +93,11 @@ def _on_grid(rows: pd.DataFrame) -> pd.DataFrame:
     largest = max(float(curve.cost.max()) for curve in curves)
     shown = ~np.isnan(accuracies).any(0) & (largest + GRID[1] - GRID[0] >= GRID)
     return pd.DataFrame(
-        {"cost": np.tile(GRID[shown], len(curves)), "accuracy": accuracies[:, shown].flatten()}
+        {
+            "cost": np.tile(GRID[shown], len(curves)),
+            "accuracy": accuracies[:, shown].flatten(),
+            "seed": np.repeat(np.arange(len(curves)), int(shown.sum())),
+        }
     )
 
 
@@ -78,30 +108,44 @@ def _curve(rows: pd.DataFrame) -> Curve:
     return Curve(column("parameter"), column("accuracy"), column("relative_cost"), torch.empty(len(rows), 0))
 
 
-def accuracy_against_time(times: pd.DataFrame, methods: Sequence[str], title: str) -> Figure:
-    """Accuracy against measured time, a row of panels a runtime, a panel a batch size, a curve a method.
+def accuracy_against_time(times: pd.DataFrame, families: Mapping[str, str], title: str) -> Figure:
+    """Accuracy against measured time, a panel a runtime and batch size, a curve a method.
 
-    times: of `read_latency`; a point is a budget but "max", thresholds chosen on the validation split. 100 % is the
-    backbone alone in the runtime that is fastest for it; the star is where it is in the panel's.
+    times: of `read_latency`; a point is a budget but "max", thresholds chosen on the validation split; families: see
+    `style`. 100 % is the backbone alone in the runtime that is fastest for it; the star is where it is in the panel's,
+    diamonds are other networks without early exits. Of many methods a column shows a family, the others faintly.
     """
     sizes, runtimes = sorted(times["batch_size"].unique()), list(times["runtime"].unique())
-    figure, panels = new_panels(len(sizes), 4.2 * len(sizes), 3.6 * len(runtimes) + 0.6, rows=len(runtimes))
-    for axes, (runtime, size) in zip(panels, product(runtimes, sizes), strict=True):
+    measured, groups = list(product(runtimes, sizes)), panels_of(families)
+    many = len(groups) > 1
+    columns, rows = (len(groups), len(measured)) if many else (len(sizes), len(runtimes))
+    figure, panels = new_panels(
+        columns, 3.8 * columns, 3.0 * rows + 1.2, rows=rows, share_x="row" if many else "col"
+    )
+    looks = style(families)
+    for axes, ((runtime, size), (family, shown)) in zip(panels, product(measured, groups), strict=True):
         here = times[times["runtime"].eq(runtime) & times["batch_size"].eq(size)]
-        for method, look in style(methods).items():
+        for method, look in looks.items():
             points = here[here["method"].eq(method) & here["budget"].ne("max")]
-            if len(points):
+            if len(points) and method in shown:
                 axes.plot(points["relative_time"], points["accuracy"], label=method, ms=5, lw=1.4, **look)
-        alone = here[here["method"].eq(BACKBONE)]
-        draw_backbone(axes, alone["relative_time"], alone["accuracy"])
+            elif len(points):
+                axes.plot(points["relative_time"], points["accuracy"], **OTHERS)
+        single = here[here["budget"].eq(INFEASIBLE)]
+        alone = single["method"].eq(BACKBONE)
+        if not alone.all():
+            draw_statics(axes, single[~alone], "relative_time")
+        draw_backbone(axes, single[alone]["relative_time"], single[alone]["accuracy"])
         axes.axvline(1.0, color="black", lw=0.8, ls=":")
-        axes.set_title(", ".join([runtime, *here["precision"].unique(), f"batch size {size}"]))
+        where = ", ".join([runtime, *here["precision"].unique(), f"batch size {size}"])
+        axes.set_title(f"{family}\n{where}" if family and axes in panels[:columns] else where, fontsize=9)
         axes.set_xlim(left=0)
         in_percent(axes.xaxis, axes.yaxis)
-        if size == sizes[0]:
-            axes.set_ylabel("test accuracy")
-    figure.supxlabel("measured time / time of the backbone alone in its fastest runtime")
+    for axes in panels[::columns]:
+        axes.set_ylabel("test accuracy")
+    for axes in panels[-columns:]:
+        axes.set_xlabel("measured time / the backbone's in its fastest runtime", size="small")
     figure.suptitle("{}, {device}".format(title, **times.iloc[0]))
-    add_legend(panels[len(sizes) - 1])
     figure.tight_layout()
+    add_legends(panels[-columns:] if many else [panels[columns - 1]], below=-0.32)
     return figure

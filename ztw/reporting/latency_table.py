@@ -101,13 +101,16 @@ def shortest_times(file: Path | str) -> dict[str, dict[str, float]]:
 
 
 def _known(metrics: Metrics) -> pd.DataFrame:
-    """Accuracy and relative cost of each method at each budget; the backbone's accuracy at "-"."""
+    """Accuracy and relative cost of each method at each budget; at "-" those of static networks, the backbone's too."""
     names, where = ["accuracy", "relative_cost"], [*IDENTITY, "budget"]
     held_out = metrics[metrics["protocol"].eq("held-out") & metrics["metric"].isin(names)]
     methods = held_out.pivot(index=where, columns="metric", values="value").reindex(columns=names)
     backbones = metrics[metrics["metric"] == "backbone_accuracy"].drop_duplicates(IDENTITY[:3])
     backbones = backbones.assign(method=BACKBONE, budget=INFEASIBLE).rename(columns={"value": "accuracy"})
-    return pd.concat([methods.reset_index(), backbones[[*where, "accuracy"]]])
+    exits = metrics[metrics["exit"].gt(0) & metrics["protocol"].eq("") & metrics["metric"].isin(names)]
+    alone = exits[exits.groupby(IDENTITY)["exit"].transform("max").eq(1)].assign(budget=INFEASIBLE)
+    statics = alone.pivot(index=where, columns="metric", values="value").reindex(columns=names)
+    return pd.concat([methods.reset_index(), statics.reset_index(), backbones[[*where, "accuracy"]]])
 
 
 def read_latency(path: Path | str, dataset: str, arch: str) -> pd.DataFrame:

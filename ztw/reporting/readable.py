@@ -119,7 +119,7 @@ def _title(dataset: str, arch: str, protocol: str, seeds: int) -> str:
     unit = "operations by the published counter" if protocol == "published" else "MACs"
     return (
         f"{dataset}, {arch}: test accuracy (%) within a share of the backbone's {unit}; thresholds chosen"
-        f" on the {split} split (protocol {protocol}); mean ± std, n = {seeds}"
+        f" on the {split} split (protocol {protocol}); {'mean ± std' if seeds > 1 else 'one seed'}, n = {seeds}"
     )
 
 

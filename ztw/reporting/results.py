@@ -86,13 +86,12 @@ def write_metrics(metrics: Metrics, path: Path | str) -> None:
         metrics.to_csv(scratch, index=False, lineterminator="\r\n")
 
 
-def read_metrics(path: Path | str, dataset: str, arch: str) -> Metrics:
-    """The metrics of one data set and architecture, as `write_metrics` wrote them."""
+def read_metrics(path: Path | str) -> Metrics:
+    """Every metric, as `write_metrics` wrote them."""
     check_seal(path)
-    metrics = pd.read_csv(
+    return pd.read_csv(
         path,
         dtype=TYPES,
         keep_default_na=False,  # a method may be called NA
         na_values={"value": [""]},
     )
-    return metrics[metrics["dataset"].eq(dataset) & metrics["arch"].eq(arch)]

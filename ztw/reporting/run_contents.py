@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from ztw.reporting.readable import INFEASIBLE
+
 # in the file of a cell's runs, instead of them, when the server was away: what was said of it
 UNDELIVERED = "undelivered"
 # names in MLflow that are not made of a row's parts
@@ -23,11 +25,17 @@ def headlines(
 ) -> dict[str, float]:
     """What a method is looked up for, under short names: accuracy (and time) at each feasible budget.
 
-    protocol: whose accuracy; times: budget -> relative time, where it was measured.
+    protocol: whose accuracy; times: budget -> relative time, where it was measured; that of a static network, which
+    has no budget, stands at all that it fits.
     """
     wanted = [row for row in facts["metrics"] if (row["metric"], row["protocol"]) == ("accuracy", protocol)]
-    found = {f"accuracy_at_{row['budget']}": row["value"] for row in wanted if row["value"] is not None}
-    return found | {f"relative_time_at_{budget}": value for budget, value in (times or {}).items()}
+    feasible = {row["budget"]: row["value"] for row in wanted if row["value"] is not None}
+    measured = dict(times or {})
+    if (alone := measured.pop(INFEASIBLE, None)) is not None:
+        measured |= dict.fromkeys(feasible, alone)
+    return {f"accuracy_at_{budget}": value for budget, value in feasible.items()} | {
+        f"relative_time_at_{budget}": value for budget, value in measured.items()
+    }
 
 
 def metric_name(row: Mapping[str, Any]) -> str:

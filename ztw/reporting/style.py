@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from ztw.files import atomic
 
@@ -21,32 +23,63 @@ matplotlib.use("Agg")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.2)), (0, (6, 2, 1, 2)), (0, (3, 1, 1, 1, 1, 1)))
 BACKBONE = "backbone alone"
+# family of methods -> (its colour in seaborn's palette for colour-blind eyes, its title)
+FAMILIES = {
+    "frozen": (0, "single exits, backbone frozen"),
+    "recycled": (3, "recycled: cascade, ensemble"),
+    "together": (2, "trained with the backbone"),
+}
+MOST = 6  # lines of one panel
+OTHERS: dict[str, Any] = {"color": "0.85", "lw": 0.9, "zorder": 0}  # of the other panels' methods
 
 
-def style(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Colour, marker and line of each method: never colour alone."""
-    colours = sns.color_palette("colorblind")  # its own ten: more would repeat with their markers
-    return {
-        method: {
-            "color": colours[index % len(colours)],
-            # one step further each time the colours start over, so that no two methods look the same
-            "marker": MARKERS[(index + index // len(colours)) % len(MARKERS)],
-            "linestyle": DASHES[(index + index // len(colours)) % len(DASHES)],
+def style(families: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Of each method the colour of its family, and a marker and a line of its own: never colour alone.
+
+    families: method -> its family, a name of FAMILIES.
+    """
+    colours, seen, looks = sns.color_palette("colorblind"), Counter[str](), {}
+    for method, family in families.items():
+        index = seen[family]
+        seen[family] += 1
+        looks[method] = {
+            "color": colours[FAMILIES[family][0]],
+            "marker": MARKERS[index % len(MARKERS)],
+            # one step further each time the markers start over, so that no two methods look the same
+            "linestyle": DASHES[(index + index // len(MARKERS)) % len(DASHES)],
         }
-        for index, method in enumerate(methods)
-    }
+    return looks
+
+
+def panels_of(families: Mapping[str, str]) -> list[tuple[str, list[str]]]:
+    """What stands together in a panel: (title, methods), one without a title for up to MOST methods, else by family."""
+    if len(families) <= MOST:
+        return [("", list(families))]
+    panels = []
+    for family, (_, title) in FAMILIES.items():
+        members = [method for method, own in families.items() if own == family]
+        count = ceil(len(members) / MOST)
+        for part in range(count):  # of about the same size
+            own = members[part * len(members) // count : (part + 1) * len(members) // count]
+            panels.append((title if count == 1 else f"{title} ({part + 1}/{count})", own))
+    return panels
 
 
 def new_panels(
-    count: int, width: float, height: float, grid: bool = True, rows: int = 1
+    count: int, width: float, height: float, grid: bool = True, rows: int = 1, share_x: str = "col"
 ) -> tuple[Figure, list[Axes]]:
     """A figure of `rows` rows of `count` panels side by side; all share their y axis, those of a column their x axis.
 
-    width, height: of the figure, in inches.
+    width, height: of the figure, in inches; share_x: "row" where those of a row share it instead.
     """
     sns.set_theme(style="whitegrid" if grid else "white", context="paper", font_scale=1.1)
     figure, panels = plt.subplots(
-        rows, count, figsize=(width, height), sharex="col", sharey=True, squeeze=False
+        rows,
+        count,
+        figsize=(width, height),
+        sharex="row" if share_x == "row" else "col",
+        sharey=True,
+        squeeze=False,
     )
     return figure, list(panels.flat)
 
@@ -57,20 +90,70 @@ def draw_band(axes: Axes, rows: pd.DataFrame, x: str, y: str, **look: Any) -> No
     sns.lineplot(rows, x=x, y=y, ax=axes, legend=False, ms=5, mec=look["color"], **band, **look)
 
 
+def draw_faint(axes: Axes, rows: pd.DataFrame, x: str, y: str) -> None:
+    """The means over seeds of a method that another panel shows."""
+    means = rows.groupby(x)[y].mean()
+    axes.plot(means.index, means, **OTHERS)
+
+
+def draw_statics(axes: Axes, points: pd.DataFrame, x: str) -> None:
+    """Networks without early exits, mean over seeds, each with its name.
+
+    points: columns x, accuracy, method, a row a seed.
+    """
+    means = points.groupby("method", sort=False)[[x, "accuracy"]].mean().sort_values(x)
+    look: dict[str, Any] = {
+        "marker": "D",
+        "ms": 5,
+        "color": "black",
+        "ls": (0, (1, 3)),
+        "lw": 1.0,
+        "zorder": 4,
+    }
+    axes.plot(means[x], means["accuracy"], label="static networks", **look)
+    for name, row in means.iterrows():
+        where: Any = {"xytext": (0, -11), "textcoords": "offset points", "ha": "center"}
+        axes.annotate(str(name), (row[x], row["accuracy"]), fontsize=6.5, **where)
+
+
 def draw_backbone(axes: Axes, x: Any, y: Any) -> None:
     """The backbone alone: a star."""
     axes.plot(x, y, marker="*", color="black", markersize=13, ls="", zorder=5, label=BACKBONE)
 
 
+def label_all(figure: Figure, panels: Sequence[Axes], x: str, title: str) -> None:
+    """A label of the x axis, the title on top: of the only panel, or of all."""
+    for axes in panels:
+        axes.set_xlabel(x)
+    if len(panels) == 1:
+        panels[0].set_title(title)
+        return
+    for axes in panels:
+        axes.xaxis.label.set_fontsize("small")
+        axes.title.set_fontsize("small")
+    figure.suptitle(title)
+    figure.tight_layout()
+
+
 def in_percent(*axes: Any) -> None:
     """Show shares on these axes (`axes.xaxis`, ...) as percent."""
     for axis in axes:
-        axis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+        axis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.6g}%"))
 
 
 def add_legend(axes: Axes) -> None:
     """The legend, to the right of the axes."""
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+
+
+def add_legends(panels: Sequence[Axes], below: float = -0.24) -> None:
+    """A legend to the right of the only panel, or one below each; below: where, as a share of a panel's height."""
+    if len(panels) == 1:
+        add_legend(panels[0])
+        return
+    for axes in panels:
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, below), frameon=False, ncol=2, fontsize=7.5)
 
 
 def save(figure: Figure, stem: Path | str) -> None:

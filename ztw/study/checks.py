@@ -24,7 +24,7 @@ from ztw.study.names import (
     smallest_image,
 )
 from ztw.study.parts import known
-from ztw.study.settings import Study
+from ztw.study.settings import MethodSettings, Study
 from ztw.study.torchvision_names import TORCHVISION_BLOCKS, TORCHVISION_PREFIX
 from ztw.study.training_settings import BackboneBuild, BackboneSettings, IcSet, Placement, Recipe
 from ztw.study.validate import as_written, did_you_mean
@@ -57,13 +57,15 @@ def check_names(study: Study) -> None:
                 " your own images go under data.image_folders"
             )
     cut = [f"{TORCHVISION_PREFIX}{name}" for name in TORCHVISION_BLOCKS]
-    for index, arch in enumerate(study.archs):
+    named = {f"archs.{index}": arch for index, arch in enumerate(study.archs)}
+    named |= {f"methods.{name}.static": m.static for name, m in study.methods.items() if m.static is not None}
+    for label, arch in named.items():
         if arch not in archs() and arch not in cut:
             near = get_close_matches(arch, cut, n=3, cutoff=0.5) or ["torchvision/<name>"]
-            raise ZtwError(f"archs.{index}: {arch!r} is unknown; known: {', '.join([*archs(), *near])}, ...")
+            raise ZtwError(f"{label}: {arch!r} is unknown; known: {', '.join([*archs(), *near])}, ...")
     for index, item in enumerate(study.overrides):
         _check_listed(f"overrides.{index}.datasets", item.datasets or (), study.datasets, "datasets")
-        _check_listed(f"overrides.{index}.archs", item.archs or (), study.archs, "archs")
+        _check_listed(f"overrides.{index}.archs", item.archs or (), [*study.archs, *study.statics], "archs")
     for name, ensemble in study.ensembles.sets.items():
         _check_part(f"ensembles.sets.{name}.kind", "ensemble", ensemble.kind)
     for name in study.methods:
@@ -97,6 +99,15 @@ def _check_listed(label: str, names: Iterable[str], listed: Sequence[str], where
 
 def _check_method(study: Study, name: str) -> None:
     method = study.methods[name]
+    if method.static is not None:
+        for key, field in MethodSettings.model_fields.items():
+            if key != "static" and getattr(method, key) != field.default:
+                raise ZtwError(
+                    f"methods.{name}.{key}: has no meaning with static, which has a single exit; leave it out"
+                )
+        return
+    if not method.ics:
+        raise ZtwError(f"methods.{name}: the key 'ics' is missing")
     _check_listed(f"methods.{name}.ics", [method.ics], list(study.ics.sets), "ics.sets")
     ensembles = list(study.ensembles.sets)
     if method.ensemble is not None and method.ensemble not in ensembles:

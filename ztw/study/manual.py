@@ -88,6 +88,7 @@ def editor_schema() -> Schema:
     definitions = schema["$defs"]
     definitions["IcSet"]["required"] = ["mode"]
     definitions["EnsembleSettings"]["required"] = ["kind"]
+    definitions["MethodSettings"]["oneOf"] = [{"required": ["ics"]}, {"required": ["static"]}]
     for name in ("IcSet", "EnsembleSettings"):  # what is left out comes from the section
         for found in definitions[name]["properties"].values():
             found.pop("default", None)

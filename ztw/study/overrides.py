@@ -19,13 +19,13 @@ Cells = dict[tuple[str, str], CellSettings]
 
 
 def study_cells(given: Given, study: Study) -> Cells:
-    """(data set, architecture) -> the sections that hold there.
+    """(data set, architecture) -> the sections that hold there, those of static networks too.
 
     given: the study as its file has it; study: the same, typed. Raises ZtwError.
     """
     check_names(study)
     cells, used = {}, set()
-    for dataset, arch in product(study.datasets, study.archs):
+    for dataset, arch in product(study.datasets, dict.fromkeys([*study.archs, *study.statics])):
         applied = [i for i, item in enumerate(study.overrides) if item.holds_for(dataset, arch)]
         try:
             cells[dataset, arch] = _cell(given, study, applied, (dataset, arch))
@@ -49,6 +49,8 @@ def _cell(given: Given, study: Study, applied: list[int], names: tuple[str, str]
         _check_same_for_all(study, here)
     check_cell(here, *names)
     check_honest(here)
+    if names[1] not in study.archs:  # a static network has no ICs
+        return CellSettings(here.data, here.backbone, here.ics)
     for name, ics in here.ics.sets.items():
         own = merged["ics"]["sets"][name]
 

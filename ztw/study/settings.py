@@ -141,7 +141,7 @@ class EnsemblesSettings(EnsembleFit):
 class MethodSettings(Section):
     """A method: a row of the tables."""
 
-    ics: str = key("a name of `ics.sets`")
+    ics: str = key("a name of `ics.sets`; must be there unless the row is `static`", "")
     ensemble: str | None = key(
         "`geometric`, `arithmetic`, `uniform`, or a name of `ensembles.sets`; `null` answers with single exits",
         None,
@@ -150,7 +150,9 @@ class MethodSettings(Section):
         "leave when ... `max_softmax`: the largest probability exceeds the threshold; `max_softmax_or_best`: the"
         " same, and where no exit passes the most confident of all answers (SDN); `entropy`: the entropy is below"
         " it; `patience`: t consecutive exits have agreed with the one before them, t from 0 (everything leaves at exit"
-        " 1) to K-1; the released comparison's p is t + 1, PABEE's own patience is t, but its 0 means the whole network"
+        " 1) to K-1; the released comparison's p is t + 1, PABEE's own patience is t, but its 0 means the whole"
+        " network",
+        "max_softmax",
     )
     thresholds: Annotated[str, part("thresholds")] = key(
         "how they are chosen on the split of the protocol. `shared`: one for all exits. `per_exit`: one each, by"
@@ -159,6 +161,12 @@ class MethodSettings(Section):
         " running to the end stays below the allowed one; that holds for an allowed loss fixed beforehand"
         " (`tables/allowed_loss.csv`), not for one picked by its cost (the columns of the main table)",
         "shared",
+    )
+    static: str | None = key(
+        "instead of every other key: a network without early exits, by its name as in `archs`. It is trained as the"
+        " cell's backbone is, by the section `backbone` (`overrides` can name it), and stands in the tables at every"
+        " budget that it fits: would a smaller network have done?",
+        None,
     )
 
 
@@ -223,7 +231,7 @@ class HardwareSettings(Section):
 
 @dataclass(frozen=True)
 class CellSettings:
-    """The sections of one data set and architecture, overrides applied."""
+    """The sections of one data set and architecture, overrides applied; a static network's ICs mean nothing."""
 
     data: DataSettings
     backbone: BackboneSettings
@@ -299,7 +307,28 @@ class Study(HardwareSettings, CellNames):
     @property
     def cells(self) -> dict[tuple[str, str], CellSettings]:
         """(data set, architecture) -> the sections that hold there."""
+        return {names: cell for names, cell in self._cells.items() if names[1] in self.archs}
+
+    @property
+    def backbones(self) -> dict[tuple[str, str], CellSettings]:
+        """The same, of static networks too: of all that are trained without exits."""
         return self._cells
+
+    @property
+    def statics(self) -> tuple[str, ...]:
+        """The architectures of the static networks, in the methods' order."""
+        return tuple(dict.fromkeys(method.static for method in self.methods.values() if method.static))
+
+    @property
+    def families(self) -> dict[str, str]:
+        """Method -> what it is drawn with, of all but static networks: by how its exits are trained and connected."""
+        return {name: self._family(method) for name, method in self.methods.items() if not method.static}
+
+    def _family(self, method: MethodSettings) -> str:
+        ics = self.ics.sets[method.ics]
+        if ics.trains_backbone:
+            return "together"
+        return "recycled" if method.ensemble or ics.mode.startswith("cascade") else "frozen"
 
     def sets(self, names: Iterable[str] | None = None) -> dict[str, IcSet]:
         """The IC sets as the section has them, before any override."""

@@ -1,0 +1,68 @@
+"""Published logits come back as they were, rounded to half precision."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import ztw
+from ztw.evaluation.reference import published, write_published
+from ztw.tensors import write_tensors
+
+COST = torch.tensor([1.0, 2.5], dtype=torch.float64)
+NAME = "study/digits/resnet8/seed0/independent"
+
+
+@pytest.fixture
+def root(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    splits = {
+        split: (
+            torch.randn(2, size, 10, generator=generator),
+            torch.randint(10, (size,), generator=generator),
+        )
+        for split, size in (("validation", 5), ("test", 9))
+    }
+    write_published(
+        tmp_path / "study/predictions/digits/resnet8/seed0/independent.safetensors", splits, COST, 2.25
+    )
+    return tmp_path, splits
+
+
+def test_they_come_back(root):
+    folder, splits = root
+    found = ztw.load_predictions(NAME, folder)
+    for split, (logits, labels) in splits.items():
+        again, same = getattr(found, split)
+        assert (again.dtype, same.dtype) == (torch.float32, torch.int64)
+        torch.testing.assert_close(again, logits, atol=0, rtol=2**-11)
+        assert torch.equal(same, labels)
+    assert torch.equal(found.cost, COST)
+    assert found.base_cost == 2.25
+    curve = ztw.sweep(*found.test, found.cost, "max_softmax")
+    assert curve.cost.max() <= 2.5
+
+
+@pytest.mark.parametrize("name", ["study", "study/digits/resnet8/seed0/other", "", "../study"])
+def test_an_unknown_name_is_told_with_the_known_ones(root, name):
+    with pytest.raises(ztw.ZtwError, match=f"predictions '{name}': not in .*; known: {NAME}"):
+        ztw.load_predictions(name, root[0])
+
+
+def test_without_any_that_is_said(tmp_path):
+    assert published(tmp_path) == []
+    with pytest.raises(ztw.ZtwError, match="known: none"):
+        ztw.load_predictions(NAME, tmp_path)
+
+
+def test_another_file_is_refused(root):
+    path = root[0] / "study/predictions/digits/resnet8/seed0/independent.safetensors"
+    write_tensors(path.with_name("other.safetensors"), {"weights": torch.zeros(2)})
+    with pytest.raises(ztw.ZtwError, match=r"other.safetensors: is no file of published predictions"):
+        ztw.load_predictions(NAME.replace("independent", "other"), root[0])
+
+
+def test_logits_beyond_half_precision_are_not_published(tmp_path):
+    splits = {"test": (torch.full((2, 1, 10), 1e6), torch.zeros(1, dtype=torch.long))}
+    with pytest.raises(ztw.ZtwError, match=r"logits beyond half precision's range, 1e\+06"):
+        write_published(tmp_path / "a.safetensors", splits, COST, 1.0)

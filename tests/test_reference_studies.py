@@ -1,0 +1,50 @@
+"""What is published can be made again from the files beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from rebuilt import assert_rebuilt
+
+import ztw
+from ztw.evaluation.reference import published
+from ztw.reporting.results import read_metrics
+from ztw.study.config import check_study, read_config
+
+REFERENCE = Path(__file__).parents[1] / "results/reference"
+STUDIES = sorted(path.parent for path in REFERENCE.glob("*/curves.parquet"))
+
+
+@pytest.mark.parametrize("study", STUDIES, ids=lambda path: path.name)
+def test_tables_and_figures_of_a_reference_study(study, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(REFERENCE.parents[1] / "workflow"))
+    from publish import rebuild
+
+    rebuild(study, tmp_path / "again")
+    assert_rebuilt(study, tmp_path / "again")
+
+
+@pytest.mark.parametrize("name", published())
+def test_published_predictions_have_the_accuracy_of_their_study(name):
+    found = ztw.load_predictions(name)
+    logits, labels = found.test
+    whole = float((logits[-1].argmax(-1) == labels).double().mean())
+    assert whole == pytest.approx(_of_last_exit(name), abs=5e-4)
+
+
+def _of_last_exit(name: str) -> float:
+    """Test accuracy of the last exit of the methods with that IC set, from the study's metrics."""
+    study, dataset, arch, seed, ics = name.split("/")
+    methods = check_study(read_config(REFERENCE / study / "config.yaml")).methods
+    metrics = read_metrics(REFERENCE / study / "tables/metrics.csv")
+    (method, *_) = [name for name, own in methods.items() if own.ics == ics and not own.ensemble]
+    own = metrics[
+        metrics["method"].eq(method)
+        & metrics["dataset"].eq(dataset)
+        & metrics["arch"].eq(arch)
+        & metrics["seed"].eq(int(seed.removeprefix("seed")))
+        & metrics["metric"].eq("accuracy")
+        & metrics["protocol"].eq("")
+    ]
+    return float(own.sort_values("exit")["value"].iloc[-1])
