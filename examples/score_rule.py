@@ -1,9 +1,6 @@
-"""Score an exit rule of one's own against ZTW's on the same published logits: no training, seconds.
+"""Score an exit rule of one's own against ZTW's on the same published logits: no training, seconds."""
 
-python examples/score_rule.py ["<study>/<data set>/<architecture>/seed<seed>/<IC set>"]
-"""
-
-import sys
+import argparse
 
 import my_parts  # noqa: F401  registers the rule "margin"
 import torch
@@ -24,8 +21,8 @@ def right_at(budget: float, rule: str, predictions: ztw.Predictions, ensemble: z
     return answers[leaves_at, torch.arange(len(labels))].argmax(-1) == labels
 
 
-def main(name: str = "quick/fashion_mnist/resnet20/seed0/cascade_detached") -> None:
-    """Both rules decide on ZTW's ensemble of the same exits."""
+def main(name: str) -> None:
+    """Both rules decide on ZTW's ensemble of the same exits; name: of published predictions."""
     predictions = ztw.load_predictions(name)
     ensemble = ztw.fit_ensemble(*predictions.validation)
     for budget in (0.25, 0.5, 0.75):
@@ -39,4 +36,6 @@ def main(name: str = "quick/fashion_mnist/resnet20/seed0/cascade_detached") -> N
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name", nargs="?", default="quick/fashion_mnist/resnet20/seed0/cascade_detached")
+    main(parser.parse_args().name)
