@@ -31,6 +31,9 @@ unexport PYTHONHOME
 
 .PHONY: reproduce test test-systems test-slow test-faults test-slurm bench lint format manual ui mlflow-server lock audit clean help
 
+# Tests run side by side: a thread that waits for another must not hold a core that some other test could use.
+test test-systems test-slow test-faults test-slurm: export OMP_WAIT_POLICY = passive
+
 reproduce: $(READY)
 	@python workflow/reproduce.py "$$CONFIG" $(if $(CORES),--cores "$$CORES") $(if $(PROFILE),--profile "$$PROFILE")
 

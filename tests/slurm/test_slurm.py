@@ -75,8 +75,13 @@ class Run:
             assert time.monotonic() < deadline, f"not {what} in {seconds} s\n{self.output.read_text()}"
             time.sleep(0.2)
 
-    def ended(self, seconds: float = 600) -> int:
-        return self.process.wait(seconds)
+    def ended(self, seconds: float = 1200) -> int:
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:  # leave no jobs to the next test
+            self.process.send_signal(signal.SIGINT)
+            self.process.wait(120)
+            raise
 
 
 def test_the_tables_are_those_of_a_local_run_though_the_controller_dies(
