@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 import pytest
-from metrics_by_hand import at_budget, result
+from metrics_by_hand import at_budget, result, results
 
 import ztw
 from ztw.reporting.published import comparison_table, read_published
@@ -26,9 +26,33 @@ def test_published_values_stand_beside_ours(tmp_path):
     (row,) = comparison_table(rows, published, ["held-out", "paper"]).to_dict("records")
     assert (row["source"], row["published"], row["protocol"]) == ("a paper", 88.0, "paper")
     assert row["difference"] == pytest.approx(2.0)
+    assert math.isnan(row["low"]), "one seed says nothing of its spread"
     (alone,) = comparison_table(rows, published.iloc[:0], ["paper"]).to_dict("records")
     assert math.isnan(alone["published"])
     assert alone["ours"] == 90.0
+
+
+def test_made_up_values_filled_in_for_three_seeds_get_an_interval(tmp_path):
+    """Worked by hand: accuracies 89, 90 and 91 % are 90 ± 1; t(0.975, 2) = 4.3027, and 4.3027 / sqrt(3) = 2.4841."""
+    path = tmp_path / "published.csv"
+    path.write_text(HEADER + "made up,1,d,a,sdn,0.5,88.0\nmade up,1,d,a,sdn,max,93.5\n")
+    evaluation = EvaluationSettings(budgets=(0.5, "max"), protocols=("paper",))
+    found = [
+        result(
+            [*at_budget("0.5", accuracy, 0.5, "paper"), *at_budget("max", accuracy, 1.0, "paper")], seed=seed
+        )
+        for seed, accuracy in enumerate((0.89, 0.90, 0.91))
+    ]
+    rows = comparison_table(
+        accuracy_table(results(*found), ["sdn"], evaluation), read_published(path), ["paper"]
+    )
+    half, full = rows.to_dict("records")
+    assert (half["difference"], half["low"], half["high"]) == (
+        pytest.approx(2.0),
+        pytest.approx(2.0 - 2.4841, abs=1e-4),
+        pytest.approx(2.0 + 2.4841, abs=1e-4),
+    )
+    assert full["high"] < 0, "below the published value by more than our seeds vary"
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
+from scipy import stats
 
 from ztw.errors import ZtwError
 
 KEY = ["dataset", "arch", "method", "budget"]
 PUBLISHED = ["source", "table", *KEY, "value"]
-COMPARISON = ["source", "table", *KEY, "published", "ours", "std", "n", "difference", "protocol"]
+COMPARISON = [
+    *("source", "table", *KEY, "published", "ours", "std", "n"),
+    *("difference", "low", "high", "protocol"),
+]
+LEVEL = 0.95  # of the interval
 
 
 def read_published(path: Path | str) -> pd.DataFrame:
@@ -38,14 +43,18 @@ def read_published(path: Path | str) -> pd.DataFrame:
 def comparison_table(table: pd.DataFrame, published: pd.DataFrame, protocols: Sequence[str]) -> pd.DataFrame:
     """Our accuracies (%) with the published ones beside them, NaN where there is none.
 
-    table: of `accuracy_table`. Ours are of the protocol nearest to the papers': `published`, else
-    `paper`, else the study's first.
+    low, high: of the difference, ours - published, by Student's t over our seeds, as if the published value had no
+    spread of its own (papers rarely tell it); NaN for one seed. table: of `accuracy_table`. Ours are of the protocol
+    nearest to the papers': `published`, else `paper`, else the study's first.
     """
     protocol = next((name for name in ("published", "paper") if name in protocols), protocols[0])
     ours = table[table["protocol"] == protocol]
     ours = ours.assign(budget=_plain(ours["budget"]), ours=100 * ours["mean"], std=100 * ours["std"])
     beside = ours.merge(published.rename(columns={"value": "published"}), on=KEY, how="left")
-    return beside.assign(difference=beside["ours"] - beside["published"])[COMPARISON]
+    difference = beside["ours"] - beside["published"]
+    half = stats.t.ppf((1 + LEVEL) / 2, beside["n"].where(beside["n"] > 1) - 1)
+    half = half * beside["std"] / beside["n"].pow(0.5)
+    return beside.assign(difference=difference, low=difference - half, high=difference + half)[COMPARISON]
 
 
 def _plain(budgets: pd.Series) -> pd.Series:
