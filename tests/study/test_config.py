@@ -34,7 +34,7 @@ from ztw.training.recipe import Recipe as TrainingRecipe
 
 ROOT = Path(__file__).parents[2]
 TINY = yaml.safe_load((ROOT / "tests/config/tiny.yaml").read_text())
-SHIPPED = sorted([*ROOT.glob("config/*.yaml"), *ROOT.glob("tests/config/*.yaml")])
+SHIPPED = sorted([*ROOT.glob("config/**/*.yaml"), *ROOT.glob("tests/config/*.yaml")])
 
 
 def changed(path: str, value: object) -> dict:
