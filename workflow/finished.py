@@ -33,7 +33,7 @@ class Finished:
         )
         self.asks = bool(
             study.data.image_folders
-            or any(cell.backbone.path for cell in study.cells.values())
+            or any(cell.backbone.path for cell in study.backbones.values())
             or any(name in DATASETS and DATASETS[name].streamed for name in study.datasets)
         )
 
