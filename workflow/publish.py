@@ -23,12 +23,15 @@ from torch import Tensor
 from ztw.errors import ZtwError
 from ztw.evaluation.curves import read_curves
 from ztw.evaluation.reference import write_published
+from ztw.evaluation.saving import load
 from ztw.exits.logits import read_predictions
 from ztw.files import read_json, sha256, write_json
 from ztw.jobs.aggregate import ResultFiles, TableFiles, write_all
 from ztw.jobs.compare_methods import compare_methods
 from ztw.jobs.plot_figures import FigureFiles, plot_figures
 from ztw.models.checkpoints import versions
+from ztw.models.costs import macs
+from ztw.models.operations import backbone_macs
 from ztw.progress import describe
 from ztw.reporting.readable import read_rows
 from ztw.reporting.results import read_metrics
@@ -121,19 +124,17 @@ def _publish_logits(folder: Path, target: Path, cell: Cell, name: str) -> None:
         split: read_predictions(place / f"predictions/{name}/{split}.safetensors")
         for split in ("validation", "test")
     }
-    networks = (read_json(file) for file in sorted(place.glob("networks/*/network.json")))
     of_set = [
-        facts["macs"]
-        for facts in networks
-        if any(Path(part["file"]).stem == name for part in facts["weights"])
+        file.parent
+        for file in sorted(place.glob("networks/*/network.json"))
+        if any(Path(part["file"]).stem == name for part in read_json(file)["weights"])
     ]
     if not of_set:
         raise ZtwError(f"--logits {name}: no method of the study has that IC set")
-    costs = of_set[0]
-    cost = torch.tensor(costs["exits"], dtype=torch.float64)
-    write_published(
-        target / "predictions" / str(cell) / f"{name}.safetensors", splits, cost, costs["backbone"]
-    )
+    network, _ = load(of_set[0])
+    network.ensemble = None  # what the single exits cost
+    path = target / "predictions" / str(cell) / f"{name}.safetensors"
+    write_published(path, splits, macs(network), backbone_macs(network.backbone))
 
 
 def _hide_host(path: Path) -> None:

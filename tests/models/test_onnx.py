@@ -41,6 +41,16 @@ def test_it_leaves_and_answers_as_infer(tmp_path, rule, mode, kind):
     assert_as_infer(network, chosen, ztw.OnnxRunner(path, threads=1, cache=False))
 
 
+@pytest.mark.parametrize("threads", [2, 3])
+def test_threads_carry_samples_of_their_own_and_keep_their_order(exported, threads):
+    network, rule, path = exported
+    runner = ztw.OnnxRunner(path, threads=threads, cache=False)
+    assert_as_infer(network, rule, runner)
+    images = images_for(network, 64)
+    expected = network.infer(images, rule).exit_index
+    assert torch.equal(ztw.OnnxRunner(path, threads=threads, chunk=5, cache=False)(images).exit_index, expected)
+
+
 @pytest.mark.parametrize("rule", ["max_softmax", "entropy"])
 def test_a_threshold_for_all_exits(exported, tmp_path, rule):
     network = exported[0]

@@ -7,7 +7,8 @@ import json
 import os
 import tempfile
 from collections.abc import Sequence
-from functools import cached_property
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,11 +34,13 @@ CHUNK = 32  # a larger batch keeps the activations of all levels alive: 0.9 GB a
 class OnnxRunner:
     """Early exits in ONNX Runtime: runner(images) answers what `EarlyExitNetwork.infer` answers.
 
-    path: what `export_onnx` wrote; threads: of one call, None = ONNX Runtime's choice; providers: its execution
+    path: what `export_onnx` wrote; threads: of one call, None = as many as PyTorch takes; providers: its execution
     providers in order of preference (those other than the CPU's have not been tested: they get the file as it is);
-    chunk: samples carried through the network together. On the CPU the graph is optimised for this machine when it is
-    first needed, once for single images and once for batches, and kept in the user's cache folder, by file, version
-    of ONNX Runtime and CPU; cache: another folder for it, or False for none.
+    chunk: samples carried through the network together. Threads share the work of a single image; of a batch each
+    carries samples of its own through it, because those still on their way are soon too few to share. On the CPU the
+    graph is optimised for this machine when it is first needed, once for single images and once for batches, and kept
+    in the user's cache folder, by file, version of ONNX Runtime and CPU; cache: another folder for it, or False for
+    none.
     Raises ZtwError for a file that is not ours, an unknown provider, and when the packages of ztw[onnx] are missing.
     """
 
@@ -74,7 +77,8 @@ class OnnxRunner:
             raise ZtwError(
                 f"{path}: written by ztw {self.facts['ztw']}; this one reads up to schema {SCHEMA}"
             )
-        self.path, self.threads, self.chunk = Path(path), threads, chunk
+        self.path, self.chunk = Path(path), chunk
+        self.threads: int = threads or torch.get_num_threads()
         self.providers = [providers] if isinstance(providers, str) else list(providers)
         self.exits: int = self.facts["exits"]
         self.cost = torch.tensor(self.facts["macs"], dtype=torch.float64)
@@ -99,8 +103,10 @@ class OnnxRunner:
         rule = self.rule if rule is None else rule
         if len(array) == 1:
             return self._result([self._run(self._single, array, rule)])
-        chunks = [array[start : start + self.chunk] for start in range(0, max(1, len(array)), self.chunk)]
-        return self._result([self._run(self._batched, chunk, rule) for chunk in chunks])
+        size = max(1, min(self.chunk, -(-len(array) // self._carriers)))
+        chunks = [array[start : start + size] for start in range(0, max(1, len(array)), size)]
+        run = partial(self._run, self._batched, rule=rule)
+        return self._result(list(map(run, chunks) if len(chunks) == 1 else self._pool.map(run, chunks)))
 
     def logits(self, images: Tensor | np.ndarray) -> Tensor:
         """What every exit answers, (K, N, classes) float32, nothing stopped: to choose thresholds on."""
@@ -153,6 +159,15 @@ class OnnxRunner:
     def _batched(self) -> onnxruntime.InferenceSession:
         return self._session("batched", False)
 
+    @property
+    def _carriers(self) -> int:
+        """Threads that carry samples of their own."""
+        return self.threads if self.providers == [CPU] else 1
+
+    @cached_property
+    def _pool(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(self._carriers)
+
     @cached_property
     def _flat(self) -> onnxruntime.InferenceSession:
         import onnx
@@ -166,14 +181,15 @@ class OnnxRunner:
     def _session(self, name: str, single: bool) -> onnxruntime.InferenceSession:
         """The graph for single images or for batches, optimised as a flat one and nested again: that way each
         subgraph is as fast as it would be alone, which ONNX Runtime does not reach on nested ones by itself."""
+        threads = self.threads if single or self.providers != [CPU] else 1  # of batches each has its own
         if self.providers != [CPU] or self.exits == 1:
-            return self._load(self.content, optimise=True)
+            return self._load(self.content, optimise=True, threads=threads)
         if self.folder is None:
-            return self._load(self._fast(single), optimise=False)
+            return self._load(self._fast(single), optimise=False, threads=threads)
         kept = self.folder / f"{name}.onnx"
         try:
             check_seal(kept)
-            return self._load(kept.read_bytes(), optimise=False)
+            return self._load(kept.read_bytes(), optimise=False, threads=threads)
         except (OSError, ZtwError):  # not there yet, or damaged
             content = self._fast(single)
         try:
@@ -181,7 +197,7 @@ class OnnxRunner:
                 scratch.write_bytes(content)
         except OSError:  # no room or no right: it is made again next time
             pass
-        return self._load(content, optimise=False)
+        return self._load(content, optimise=False, threads=threads)
 
     def _fast(self, single: bool) -> bytes:
         import onnx
@@ -195,7 +211,7 @@ class OnnxRunner:
             return nest(onnx.load(optimised), self.form, single).SerializeToString()
 
     def _load(
-        self, content: bytes, optimise: bool, write: Path | None = None
+        self, content: bytes, optimise: bool, write: Path | None = None, threads: int | None = None
     ) -> onnxruntime.InferenceSession:
         import onnxruntime
 
@@ -203,8 +219,7 @@ class OnnxRunner:
         levels = onnxruntime.GraphOptimizationLevel
         options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimise else levels.ORT_DISABLE_ALL
         options.log_severity_level = 3
-        if self.threads is not None:
-            options.intra_op_num_threads = self.threads
+        options.intra_op_num_threads = threads or self.threads
         if write is not None:
             options.optimized_model_filepath = str(write)
         return onnxruntime.InferenceSession(content, options, providers=self.providers)
