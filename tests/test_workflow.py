@@ -262,8 +262,8 @@ def test_parts_of_ones_own_with_no_change_in_ztw(tmp_path):
     """The example runs; an edit of its file runs again what can depend on it, and is seen by the quick second call."""
     shutil.copytree(ROOT / "examples", tmp_path / "examples", ignore=shutil.ignore_patterns("__pycache__"))
     config, plugin = Path("examples/my_parts.yaml"), tmp_path / "examples/my_parts.py"
-    study = (tmp_path / config).read_text().replace("images: 8}", "images: 8, runtimes: [pytorch]}")
-    (tmp_path / config).write_text(study + "tracking: none\n")  # what takes long has tests of its own
+    text = (tmp_path / config).read_text().replace("images: 8}", "images: 8, runtimes: [pytorch]}")
+    (tmp_path / config).write_text(text + "tracking: none\n")  # what takes long has tests of its own
     done = run(tmp_path, config)
     assert done.returncode == 0, done.stdout + done.stderr
     study = tmp_path / "results/my_parts"

@@ -48,7 +48,9 @@ def test_threads_carry_samples_of_their_own_and_keep_their_order(exported, threa
     assert_as_infer(network, rule, runner)
     images = images_for(network, 64)
     expected = network.infer(images, rule).exit_index
-    assert torch.equal(ztw.OnnxRunner(path, threads=threads, chunk=5, cache=False)(images).exit_index, expected)
+    assert torch.equal(
+        ztw.OnnxRunner(path, threads=threads, chunk=5, cache=False)(images).exit_index, expected
+    )
 
 
 @pytest.mark.parametrize("rule", ["max_softmax", "entropy"])
