@@ -37,5 +37,7 @@ def main(name: str) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("name", nargs="?", default="quick/fashion_mnist/resnet20/seed0/cascade_detached")
+    parser.add_argument(
+        "name", help="of published predictions, e.g. quick/fashion_mnist/resnet20/seed0/cascade_detached"
+    )
     main(parser.parse_args().name)
