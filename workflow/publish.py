@@ -120,10 +120,6 @@ def _unpacked(packed: Tensor, samples: int) -> Tensor:
 
 def _publish_logits(folder: Path, target: Path, cell: Cell, name: str) -> None:
     place = folder / str(cell)
-    splits = {
-        split: read_predictions(place / f"predictions/{name}/{split}.safetensors")
-        for split in ("validation", "test")
-    }
     of_set = [
         file.parent
         for file in sorted(place.glob("networks/*/network.json"))
@@ -133,6 +129,10 @@ def _publish_logits(folder: Path, target: Path, cell: Cell, name: str) -> None:
         raise ZtwError(f"--logits {name}: no method of the study has that IC set")
     network, _ = load(of_set[0])
     network.ensemble = None  # what the single exits cost
+    splits = {
+        split: read_predictions(place / f"predictions/{name}/{split}.safetensors")
+        for split in ("validation", "test")
+    }
     path = target / "predictions" / str(cell) / f"{name}.safetensors"
     write_published(path, splits, macs(network), backbone_macs(network.backbone))
 
