@@ -40,4 +40,7 @@ if __name__ == "__main__":
     parser.add_argument(
         "name", help="of published predictions, e.g. quick/fashion_mnist/resnet20/seed0/cascade_detached"
     )
-    main(parser.parse_args().name)
+    try:
+        main(parser.parse_args().name)
+    except ztw.ZtwError as error:
+        parser.error(str(error))

@@ -59,6 +59,8 @@ def test_it_leaves_what_the_readme_promises(finished):
     assert all(where <= row.keys() for row in read_json(cell / "latency.json")["rows"])
     parts = [part["part"] for part in read_json(cell / "metrics/ztw.json")["computed"]]
     assert parts == ["backbone", "ics cascade_detached", "predictions cascade_detached"]
+    parts = [part["part"] for part in read_json(cell / "metrics/resnet14.json")["computed"]]
+    assert parts == ["backbone resnet14", "predictions resnet14"], "not the cell's own backbone"
 
 
 def test_every_method_s_network_can_be_loaded(finished, tmp_path):

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from datetime import date
 from itertools import product
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pandas as pd
 import torch
@@ -29,7 +30,6 @@ from ztw.files import read_json, sha256, write_json
 from ztw.jobs.aggregate import ResultFiles, TableFiles, write_all
 from ztw.jobs.compare_methods import compare_methods
 from ztw.jobs.plot_figures import FigureFiles, plot_figures
-from ztw.models.checkpoints import versions
 from ztw.models.costs import macs
 from ztw.models.operations import backbone_macs
 from ztw.progress import describe
@@ -46,13 +46,39 @@ CURVE = ["dataset", "arch", "seed", "method", "split", "parameter", "accuracy", 
 
 
 def publish(config: Path, target: Path, what: str, machine: str, logits: list[str]) -> None:
-    """Copy what is small and make small what is not; the folder is written anew."""
+    """Copy what is small and make small what is not; a folder of before is replaced when the new one is whole."""
     study, folder = check_study(read_config(config)), Path("results") / study_name(config)
     if not (folder / "report.html").is_file():
         raise ZtwError(f"{folder}: is not finished; run make reproduce CONFIG={config} first")
-    shutil.rmtree(target, ignore_errors=True)
-    target.mkdir(parents=True)
-    shutil.copyfile(config, target / "config.yaml")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
+        made = Path(scratch, target.name)
+        made.mkdir()
+        _write(study, folder, made, logits)
+        shutil.copyfile(config, made / "config.yaml")
+        pipeline = pd.read_csv(folder / "tables/pipeline.csv").set_index("rule")
+        facts = {
+            "what": what,
+            "date": date.today().isoformat(),
+            "machine": machine,
+            "published_at": code_version(),
+            "versions": read_json(next(folder.rglob("metrics/*.json")))["versions"],
+            "seconds": {rule: round(float(seconds)) for rule, seconds in pipeline["seconds"].items()},
+            "logits_sha256": {
+                file.relative_to(folder).as_posix(): sha256(file)
+                for file in sorted(folder.rglob("*.safetensors"))
+                if any("predictions" in part for part in file.parts)
+            },
+        }
+        write_json(made / "provenance.json", facts)
+        for seal in made.rglob(".*.sha256"):  # git vouches for what is published
+            seal.unlink()
+        shutil.rmtree(target, ignore_errors=True)
+        made.rename(target)
+
+
+def _write(study: Study, folder: Path, target: Path, logits: list[str]) -> None:
+    """Tables, figures, curves, answers, times and logits."""
     for kind, patterns in {"tables": ("*.csv", "*.md", "*.tex"), "figures": ("*.png",)}.items():
         (target / kind).mkdir()
         for pattern in patterns:
@@ -73,24 +99,6 @@ def publish(config: Path, target: Path, what: str, machine: str, logits: list[st
         for dataset, arch in study.cells:
             _publish_logits(folder, target, Cell(dataset, arch, study.seeds[0]), name)
     _hide_host(target / "tables/devices.csv")
-    pipeline = pd.read_csv(folder / "tables/pipeline.csv").set_index("rule")
-    facts = {
-        "what": what,
-        "date": date.today().isoformat(),
-        "machine": machine,
-        "commit": code_version(),
-        "versions": versions(),
-        "seconds": {
-            rule: round(float(seconds)) for rule, seconds in pipeline["seconds"].items() if seconds >= 1
-        },
-        "logits_sha256": {
-            file.relative_to(folder).as_posix(): sha256(file)
-            for file in sorted(folder.rglob("predictions/*/test.safetensors"))
-        },
-    }
-    write_json(target / "provenance.json", facts)
-    for seal in target.rglob(".*.sha256"):  # git vouches for what is published
-        seal.unlink()
 
 
 def _cells(study: Study) -> list[Cell]:

@@ -128,6 +128,10 @@ def test_the_star_is_the_backbone_and_diamonds_are_static_networks():
     assert (star.get_marker(), points(star)) == ("*", [(1.0, pytest.approx(0.9))])
     assert points(labelled(axes, "static networks")) == [(0.1, 0.5), (0.3, pytest.approx(0.65))]
     assert [text.get_text() for text in axes.texts] == ["smaller", "small"]
+    (bars,) = (area for area in axes.collections if len(area.get_paths()) == 2)  # an error bar each
+    spread = 0.05 * math.sqrt(2)
+    ends = sorted(float(y) for path in bars.get_paths() for y in np.asarray(path.vertices)[:, 1])
+    assert ends == pytest.approx([0.5, 0.5, 0.65 - spread, 0.65 + spread]), "one seed has no spread"
 
 
 def test_many_methods_are_drawn_in_a_panel_a_family_the_others_faintly():

@@ -69,7 +69,11 @@ WRONG = [
         {"static": "resnet21"},
         "methods.small.static: 'resnet21' is unknown; known: resnet8, resnet14",
     ),
-    ("methods.small", {"static": "vgg16_bn"}, "archs: 'vgg16_bn' needs images of at least 32 pixels a side"),
+    (
+        "methods.small",
+        {"static": "vgg16_bn"},
+        "methods.small.static: 'vgg16_bn' needs images of at least 32 pixels a side",
+    ),
     (
         "methods.small",
         {"static": "resnet8", "ics": "independent"},

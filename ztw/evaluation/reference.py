@@ -41,7 +41,7 @@ def load_predictions(name: str, root: Path | str | None = None) -> Predictions:
     checkout's results/reference unless given. Raises ZtwError, with the names that are there, for an unknown one.
     """
     root = REFERENCE if root is None else Path(root)
-    study, _, rest = name.strip("/").partition("/")
+    study, _, rest = str(name).strip("/").partition("/")
     path = root / study / "predictions" / f"{rest}.safetensors"
     if not rest or not path.is_file():
         raise ZtwError(f"predictions {name!r}: not in {root}; known: {', '.join(published(root)) or 'none'}")

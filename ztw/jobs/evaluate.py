@@ -102,9 +102,12 @@ def _backbone_accuracy(networks: CellNetworks) -> float | None:
 
 def _computed(networks: CellNetworks, method: MethodSettings) -> list[dict[str, Any]]:
     """Where and how what a method's answers come from was computed, a part each."""
-    files, of = networks.home(method).files, method.static or method.ics
-    parts = {"backbone": files.backbone, f"ics {of}": files.ics.get(method.ics)}
-    parts[f"predictions {of}"] = files.predictions[method.ics, "test"]
+    files = networks.home(method).files
+    if method.static:
+        parts = {f"backbone {method.static}": files.backbone}
+    else:
+        parts = {"backbone": files.backbone, f"ics {method.ics}": files.ics[method.ics]}
+    parts[f"predictions {method.static or method.ics}"] = files.predictions[method.ics, "test"]
     return [
         {"part": part, **{name: facts[name] for name in ("device", "precision", "threads", "host")}}
         for part, file in parts.items()

@@ -100,12 +100,12 @@ class OnnxRunner:
         rule: with other thresholds than the file's, of the same kind. Raises ZtwError for images of another shape.
         """
         array = self._checked(images)
-        rule = self.rule if rule is None else rule
+        bounds = self._bounds(self.rule if rule is None else rule)
         if len(array) == 1:
-            return self._result([self._run(self._single, array, rule)])
+            return self._result([self._run(self._single, bounds, array)])
         size = max(1, min(self.chunk, -(-len(array) // self._carriers)))
         chunks = [array[start : start + size] for start in range(0, max(1, len(array)), size)]
-        run = partial(self._run, self._batched, rule=rule)
+        run = partial(self._run, self._batched, bounds)
         return self._result(list(map(run, chunks) if len(chunks) == 1 else self._pool.map(run, chunks)))
 
     def logits(self, images: Tensor | np.ndarray) -> Tensor:
@@ -128,21 +128,24 @@ class OnnxRunner:
             )
         return np.ascontiguousarray(array, dtype=np.float32)
 
-    def _bounds(self, rule: ExitRule) -> np.ndarray:
-        if rule is not self._last[0]:  # looked at with every image, so that it must not cost
+    def _bounds(self, rule: ExitRule | None) -> dict[str, np.ndarray]:
+        """The input that carries a rule's thresholds; none for a network without exits."""
+        if rule is None:
+            return {}
+        known, bounds = self._last
+        if rule is not known:  # looked at with every image, so that it must not cost
             if type(rule) is not type(self.rule):
                 raise ZtwError(
                     f"{self.path}: was exported for {type(self.rule).__name__}, not for {type(rule).__name__}"
                 )
-            self._last = (rule, float32_below(rule.bounds(self.exits)))
-        return self._last[1]
+            bounds = float32_below(rule.bounds(self.exits))
+            self._last = (rule, bounds)
+        return {BOUNDS: bounds}
 
     def _run(
-        self, session: onnxruntime.InferenceSession, array: np.ndarray, rule: ExitRule | None
+        self, session: onnxruntime.InferenceSession, bounds: dict[str, np.ndarray], array: np.ndarray
     ) -> list[np.ndarray]:
-        if rule is None:
-            return session.run(None, {IMAGES: array})
-        return session.run(None, {IMAGES: array, BOUNDS: self._bounds(rule)})
+        return session.run(None, {IMAGES: array, **bounds})
 
     def _result(self, found: list[list[np.ndarray]]) -> ExitResult:
         logits, *where = (

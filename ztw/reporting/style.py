@@ -97,11 +97,12 @@ def draw_faint(axes: Axes, rows: pd.DataFrame, x: str, y: str) -> None:
 
 
 def draw_statics(axes: Axes, points: pd.DataFrame, x: str) -> None:
-    """Networks without early exits, mean over seeds, each with its name.
+    """Networks without early exits, each with its name: mean over seeds and one standard deviation to either side.
 
     points: columns x, accuracy, method, a row a seed.
     """
-    means = points.groupby("method", sort=False)[[x, "accuracy"]].mean().sort_values(x)
+    by_method = points.groupby("method", sort=False)
+    means, spread = by_method[[x, "accuracy"]].mean().sort_values(x), by_method["accuracy"].std()
     look: dict[str, Any] = {
         "marker": "D",
         "ms": 5,
@@ -111,6 +112,9 @@ def draw_statics(axes: Axes, points: pd.DataFrame, x: str) -> None:
         "zorder": 4,
     }
     axes.plot(means[x], means["accuracy"], label="static networks", **look)
+    axes.errorbar(
+        means[x], means["accuracy"], spread[means.index].fillna(0), fmt="none", ecolor="black", elinewidth=1
+    )
     for name, row in means.iterrows():
         where: Any = {"xytext": (0, -11), "textcoords": "offset points", "ha": "center"}
         axes.annotate(str(name), (row[x], row["accuracy"]), fontsize=6.5, **where)

@@ -124,12 +124,18 @@ def _check_method(study: Study, name: str) -> None:
         )
 
 
+def _named(study: Study, arch: str) -> str:
+    """Where a study names an architecture."""
+    rows = (f"methods.{name}.static" for name, method in study.methods.items() if method.static == arch)
+    return "archs" if arch in study.archs else next(rows)
+
+
 def check_cell(study: Study, dataset: str, arch: str) -> None:
     """What a data set, an architecture and a source of weights ask of each other."""
     size, channels = image_size(study.data, dataset), image_channels(study.data, dataset)
     if size < smallest_image(arch):
         raise ZtwError(
-            f"archs: {arch!r} needs images of at least {smallest_image(arch)} pixels a side,"
+            f"{_named(study, arch)}: {arch!r} needs images of at least {smallest_image(arch)} pixels a side,"
             f" {dataset} has {size}"
         )
     if arch.startswith(TORCHVISION_PREFIX):
@@ -149,10 +155,12 @@ def check_cell(study: Study, dataset: str, arch: str) -> None:
 
 def _check_torchvision(study: Study, dataset: str, arch: str) -> None:
     if image_channels(study.data, dataset) == 1:
-        raise ZtwError(f"archs: {arch!r} needs colour images, those of {dataset} are grey")
+        raise ZtwError(f"{_named(study, arch)}: {arch!r} needs colour images, those of {dataset} are grey")
     size = image_size(study.data, dataset)
     if "vit_" in arch and size % (patch := int(arch.rpartition("_")[2])):
-        raise ZtwError(f"archs: {arch!r} needs a side that {patch} divides, {dataset} has {size} pixels")
+        raise ZtwError(
+            f"{_named(study, arch)}: {arch!r} needs a side that {patch} divides, {dataset} has {size} pixels"
+        )
     untrained = study.backbone.source == "torchvision" and not study.backbone.epochs
     if untrained and dataset in DATASETS and dataset != "imagenet":
         raise ZtwError(
