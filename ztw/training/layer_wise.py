@@ -1,4 +1,4 @@
-"""Exit after exit, all before it frozen (Scardapane et al. 2020, cascaded inference 2019)."""
+"""Exit after exit, all before it frozen (Scardapane et al. 2020)."""
 
 from __future__ import annotations
 
@@ -26,9 +26,8 @@ def train_layer_wise(
     """Train exit after exit in place, one phase each: the blocks since the last exit and the head.
 
     What belongs to earlier exits is frozen then, and so it stays. The recipe's epochs are shared out over
-    the K phases, the schedule with them (Scardapane et al. 2020; cascaded inference 2019 fine-tunes so from a
-    trained backbone). Ends in eval mode; the history holds the epochs of all phases. Raises ZtwError when a
-    loss is not finite.
+    the K phases, the schedule with them (Scardapane et al. 2020). Ends in eval mode; the history holds the
+    epochs of all phases. Raises ZtwError when a loss is not finite.
     """
     freeze(network)
     history: History = []
