@@ -61,10 +61,11 @@ def busy_network(
     mode: str = "independent",
     placement: Placement = "all",
     head: str = "conv",
+    width: float = 1.0,
 ) -> ztw.EarlyExitNetwork:
     """Exits on a backbone, in eval mode, so confident now and then that samples leave at every one."""
     torch.manual_seed(0)
-    network = ztw.build_network(backbone, mode, head, placement=placement)
+    network = ztw.build_network(backbone, mode, head, placement=placement, width=width)
     images = torch.randn(64, *backbone.input_shape)
     backbone.train()
     backbone(images)  # BatchNorm statistics of its own

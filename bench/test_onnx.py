@@ -19,22 +19,23 @@ from torch import Tensor
 import ztw
 from ztw.exits.rules import exit_scores
 
-# name -> (arch, side, placement, IC mode, ensemble)
+# name -> (arch, side, placement, width of the heads, IC mode, ensemble); ResNet-50 as in config/imagenet.yaml
 NETWORKS = {
-    "ResNet-50, 4 ICs": ("torchvision/resnet50", 224, (0.2, 0.4, 0.6, 0.8), "independent", False),
-    "ResNet-56, 9 ICs": ("resnet56", 32, "every 3", "independent", False),
-    "ResNet-56, 27 ICs, ensemble": ("resnet56", 32, "all", "cascade_detached", True),
+    "ResNet-50, 4 ICs": ("torchvision/resnet50", 224, (0, 4, 8, 12), 0.25, "independent", False),
+    "ResNet-56, 9 ICs": ("resnet56", 32, "every 3", 1.0, "independent", False),
+    "ResNet-56, 27 ICs, ensemble": ("resnet56", 32, "all", 1.0, "cascade_detached", True),
 }
 SHARES = (0.25, 0.5, 0.75, None)  # of the backbone's MACs; None: nobody leaves early
 BATCHES = (1, 32)
 IMAGES = {32: 64, 224: 32}  # side -> how many
+ROUNDS = {32: 9, 224: 3}  # side -> runs in turn
 
 
 @cache
 def prepared(name: str) -> tuple[ztw.EarlyExitNetwork, Tensor, Path, Path]:
     """(network, images, its file, its backbone's file)."""
-    arch, side, placement, mode, ensemble = NETWORKS[name]
-    network = busy_network(ztw.build_backbone(arch, size=side), mode, placement=placement)
+    arch, side, placement, width, mode, ensemble = NETWORKS[name]
+    network = busy_network(ztw.build_backbone(arch, size=side), mode, placement, width=width)
     images = torch.randn(IMAGES[side], 3, side, side, generator=torch.Generator().manual_seed(0))
     if ensemble:
         with torch.no_grad():
@@ -78,7 +79,8 @@ def test_backbone(benchmark, name, batch, threads):
     benchmark.group = f"ONNX Runtime: {name}, batch {batch}, {threads} threads"
     benchmark.extra_info.update(what="reference: the whole backbone in ONNX Runtime", reference=True)
     cut = [parts[start : start + batch] for start in range(0, len(parts), batch)]
-    benchmark.pedantic(lambda: [alone(part) for part in cut], rounds=5, warmup_rounds=1)
+    rounds = ROUNDS[images.shape[-1]]
+    benchmark.pedantic(lambda: [alone(part) for part in cut], rounds=rounds, warmup_rounds=1)
 
 
 @pytest.mark.parametrize("share", SHARES)
@@ -94,12 +96,13 @@ def test_early_exits(benchmark, name, batch, threads, share):
     run = lambda: [runner(part, rule) for part in cut]  # noqa: E731
     asked = "nobody leaves" if share is None else f"{share:.0%} of the MACs asked"
     benchmark.group = f"ONNX Runtime: {name}, batch {batch}, {threads} threads"
-    results = benchmark.pedantic(run, rounds=5, warmup_rounds=1)
+    rounds = ROUNDS[images.shape[-1]]
+    results = benchmark.pedantic(run, rounds=rounds, warmup_rounds=1)
     exits = torch.cat([result.exit_index for result in results])
     benchmark.extra_info.update(
         what=f"early exits, {asked}",
         macs=float(cost[exits].mean()) / base,
-        time_in_turn=side_by_side(run, lambda: [alone(part) for part in cut]),
+        time_in_turn=side_by_side(run, lambda: [alone(part) for part in cut], rounds),
     )
     expected = network.infer(images, rule)
     assert (exits == expected.exit_index).float().mean() > 0.98  # a score may lie on the threshold

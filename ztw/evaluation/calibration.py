@@ -11,7 +11,6 @@ from functools import cache
 
 import torch
 from scipy.optimize import brentq
-from scipy.stats import rankdata
 from torch import Tensor
 
 from ztw.errors import ZtwError
@@ -156,6 +155,8 @@ def _auroc(confidence: Tensor, correct: Tensor) -> float:
     wrong = len(correct) - right
     if not right or not wrong:
         return math.nan
+    from scipy.stats import rankdata  # slow to import
+
     ranks = torch.from_numpy(rankdata(confidence.numpy()))
     return float((ranks[correct].sum() - right * (right + 1) / 2) / (right * wrong))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from scipy.stats import beta
+from scipy.special import betaincinv
 from torch import Tensor
 
 from ztw.errors import unknown
@@ -128,7 +128,7 @@ class RiskControlled(ThresholdChoice):
         upper = torch.ones_like(lost)  # where every sample is lost
         some = lost < samples
         upper[some] = torch.from_numpy(
-            beta.ppf(1 - self.delta, (lost[some] + 1).numpy(), (samples - lost[some]).numpy())
+            betaincinv((lost[some] + 1).numpy(), (samples - lost[some]).numpy(), 1 - self.delta)
         )
         eps = geometric(self.highest, self.lowest, self.steps)
         # how many tests, from the first, pass without a failure in between

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
-from scipy import stats
+from scipy.special import stdtrit
 
 from ztw.errors import ZtwError
 
@@ -52,7 +52,7 @@ def comparison_table(table: pd.DataFrame, published: pd.DataFrame, protocols: Se
     ours = ours.assign(budget=_plain(ours["budget"]), ours=100 * ours["mean"], std=100 * ours["std"])
     beside = ours.merge(published.rename(columns={"value": "published"}), on=KEY, how="left")
     difference = beside["ours"] - beside["published"]
-    half = stats.t.ppf((1 + LEVEL) / 2, beside["n"].where(beside["n"] > 1) - 1)
+    half = stdtrit(beside["n"].where(beside["n"] > 1) - 1, (1 + LEVEL) / 2)
     half = half * beside["std"] / beside["n"].pow(0.5)
     return beside.assign(difference=difference, low=difference - half, high=difference + half)[COMPARISON]
 
