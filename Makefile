@@ -51,7 +51,7 @@ test-slow: $(READY)
 
 # Runs that are killed, damaged, starved of disk or memory, moved or called twice; what was lost, in a table: minutes.
 test-faults: $(READY)
-	python -m pytest tests/faults
+	python -m pytest -n 2 --dist loadfile tests/faults
 
 # A real Slurm of one node on this machine (installs slurm-wlm and munge where it may): minutes, as root.
 test-slurm: $(READY)

@@ -69,7 +69,13 @@ def main(name: str, batch: int = 1, threads: int = 1, runs: int = 100) -> None:
     runner = ztw.OnnxRunner(exits, threads, cache=False)
     bounds = float32_below(ztw.MaxSoftmax(2.0).bounds(network.exits))
     whole = spent(alone.read_bytes(), {IMAGES: array}, threads, True, runs)
-    early = spent(runner._fast(batch == 1), {IMAGES: array, BOUNDS: bounds}, threads, False, runs)
+    early = spent(
+        runner._fast("single" if batch == 1 else "batched"),
+        {IMAGES: array, BOUNDS: bounds},
+        threads,
+        False,
+        runs,
+    )
     print(f"{name}, batch {batch}, {threads} threads, nobody leaves\n")
     print("| operation | whole backbone (ms) | with all exits (ms) |\n|---|---:|---:|")
     for kind in sorted(early, key=lambda kind: -early[kind]):

@@ -130,6 +130,19 @@ def tell(request: pytest.FixtureRequest) -> Callable[..., None]:
     return lambda *row: rows.append(row)
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A process of several hands its rows to the one that prints them."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["rows"] = session.config.stash.get(ROWS, [])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """The rows of such a process (pytest-xdist)."""
+    rows = getattr(node, "workeroutput", {}).get("rows", [])
+    node.config.stash.setdefault(ROWS, []).extend(map(tuple, rows))
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Print it, numbered faults in their order."""
     told: list[tuple[str, ...]] = config.stash.get(ROWS, [])

@@ -14,7 +14,19 @@ from pathlib import Path
 
 import psutil
 import pytest
-from tiny_study import SMALL, command, errors, jobs_done, run, shown, tables, wait_for, worker, works_in
+from tiny_study import (
+    SMALL,
+    command,
+    copy_of,
+    errors,
+    jobs_done,
+    run,
+    shown,
+    tables,
+    wait_for,
+    worker,
+    works_in,
+)
 
 pytestmark = pytest.mark.usefixtures("data_root")
 
@@ -122,18 +134,19 @@ def test_killed_at_random_moments_it_ends_with_the_same_tables(undisturbed, tmp_
     )
 
 
-def test_a_killed_worker_is_told_in_one_line(tmp_path, tell):
-    process = subprocess.Popen(
-        command(SMALL), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+def test_a_killed_worker_is_told_in_one_line(finished, tmp_path, tell):
+    folder = copy_of(finished, tmp_path)
+    again = [*command(SMALL), "--", "--forcerun", "train_ics", "--until", "predict"]
+    process = subprocess.Popen(again, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     worker(process, "train_ics").send_signal(signal.SIGKILL)
     output, _ = process.communicate(timeout=900)
     assert process.returncode != 0
     (line,) = errors(output)
     assert "train_ics  digits-resnet8-seed0" in line
     assert "killed by SIGKILL" in line
-    done = run(tmp_path, SMALL)
+    done = run(folder, SMALL, "--", "--until", "predict")
     assert done.returncode == 0, shown(done)
+    assert jobs_done(done.stdout) >= {"train_ics", "predict"}
     assert "train_backbone" not in jobs_done(done.stdout)
     tell("2 kill -9 of one worker", "of train_ics", "one line; the next call goes on, the backbone stays")
 

@@ -48,9 +48,18 @@ def test_threads_carry_samples_of_their_own_and_keep_their_order(exported, threa
     assert_as_infer(network, rule, runner)
     images = images_for(network, 64)
     expected = network.infer(images, rule).exit_index
-    assert torch.equal(
-        ztw.OnnxRunner(path, threads=threads, chunk=5, cache=False)(images).exit_index, expected
-    )
+    for chunk in (5, 1):
+        runner = ztw.OnnxRunner(path, threads=threads, chunk=chunk, cache=False)
+        assert torch.equal(runner(images).exit_index, expected)
+
+
+def test_images_of_a_large_backbone_go_one_by_one(exported, monkeypatch):
+    network, rule, path = exported
+    assert ztw.OnnxRunner(path, cache=False).chunk == 32
+    monkeypatch.setattr("ztw.models.onnx_runner.LARGE", 1.0)
+    runner = ztw.OnnxRunner(path, threads=1, cache=False)
+    assert runner.chunk == 1
+    assert_as_infer(network, rule, runner)
 
 
 @pytest.mark.parametrize("rule", ["max_softmax", "entropy"])

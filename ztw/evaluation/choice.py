@@ -19,7 +19,7 @@ from ztw.exits.sweep import Curve, scored, sweep
 from ztw.exits.thresholds import Candidates, RiskControlled, at, candidates
 from ztw.models.costs import macs
 from ztw.models.network import EarlyExitNetwork
-from ztw.models.onnx_runner import OnnxRunner
+from ztw.models.onnx_runner import CHUNK, OnnxRunner
 from ztw.models.operations import backbone_macs
 from ztw.progress import Report, on_screen
 
@@ -158,7 +158,7 @@ def choose_threshold(
 def predict_onnx(runner: OnnxRunner, data: Any) -> tuple[Tensor, Tensor]:
     """What every exit answers in ONNX Runtime, ensemble and all: logits (K, N, C), labels (N,); data: as `predict`."""
     wanted = Wanted(runner.form.shape, runner.form.classes, torch.device("cpu"))
-    batches = as_data(data, wanted, "predict").batches(runner.chunk)
+    batches = as_data(data, wanted, "predict").batches(CHUNK)
     logits, labels = zip(*((runner.logits(images), labels) for images, labels in batches), strict=True)
     return torch.cat(logits, dim=1), torch.cat(labels)
 

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 CPU = "CPUExecutionProvider"
 CHUNK = 32  # a larger batch keeps the activations of all levels alive: 0.9 GB at 256 for a ResNet-56 with 27 exits
+LARGE = (
+    1e9  # MACs of a backbone from which a batch is no faster than its images one by one, as with ResNet-50
+)
 
 
 class OnnxRunner:
@@ -36,11 +39,11 @@ class OnnxRunner:
 
     path: what `export_onnx` wrote; threads: of one call, None = as many as PyTorch takes; providers: its execution
     providers in order of preference (those other than the CPU's have not been tested: they get the file as it is);
-    chunk: samples carried through the network together. Threads share the work of a single image; of a batch each
-    carries samples of its own through it, because those still on their way are soon too few to share. On the CPU the
-    graph is optimised for this machine when it is first needed, once for single images and once for batches, and kept
-    in the user's cache folder, by file, version of ONNX Runtime and CPU; cache: another folder for it, or False for
-    none.
+    chunk: samples carried through the network together, None = 32, or 1 where the backbone takes a GMAC or more.
+    Threads share the work of a single image; of a batch each carries samples of its own through it, because those
+    still on their way are soon too few to share. On the CPU the graph is optimised for this machine when it is first
+    needed, once for single images and once for batches, and kept in the user's cache folder, by file, version of
+    ONNX Runtime and CPU; cache: another folder for it, or False for none.
     Raises ZtwError for a file that is not ours, an unknown provider, and when the packages of ztw[onnx] are missing.
     """
 
@@ -49,15 +52,15 @@ class OnnxRunner:
         path: Path | str,
         threads: int | None = None,
         providers: Sequence[str] = (CPU,),
-        chunk: int = CHUNK,
+        chunk: int | None = None,
         cache: Path | str | bool = True,
     ) -> None:
         need_onnx()
         import onnx
         import onnxruntime
 
-        if chunk < 1:
-            raise ZtwError(f"chunk {chunk!r}: must be at least 1")
+        if chunk is not None and chunk < 1:
+            raise ZtwError(f"chunk {chunk!r}: must be at least 1, or None")
         if threads is not None and (not isinstance(threads, int) or threads < 1):
             raise ZtwError(f"threads {threads!r}: must be a whole number of at least 1, or None")
         for provider in [providers] if isinstance(providers, str) else providers:
@@ -77,12 +80,14 @@ class OnnxRunner:
             raise ZtwError(
                 f"{path}: written by ztw {self.facts['ztw']}; this one reads up to schema {SCHEMA}"
             )
-        self.path, self.chunk = Path(path), chunk
+        self.path = Path(path)
         self.threads: int = threads or torch.get_num_threads()
         self.providers = [providers] if isinstance(providers, str) else list(providers)
         self.exits: int = self.facts["exits"]
         self.cost = torch.tensor(self.facts["macs"], dtype=torch.float64)
         self.backbone_cost: float = self.facts["backbone_macs"]
+        one_by_one = self.backbone_cost >= LARGE and self.providers == [CPU]
+        self.chunk = chunk or (1 if one_by_one else CHUNK)
         self.class_names: list[str] | None = self.facts["class_names"]
         self.rule = None if self.facts["rule"] is None else rule_from(self.facts["rule"])
         self._last: tuple[Any, np.ndarray] = (None, np.empty(0))  # a rule, and its bounds
@@ -105,7 +110,7 @@ class OnnxRunner:
             return self._result([self._run(self._single, bounds, array)])
         size = max(1, min(self.chunk, -(-len(array) // self._carriers)))
         chunks = [array[start : start + size] for start in range(0, max(1, len(array)), size)]
-        run = partial(self._run, self._batched, bounds)
+        run = partial(self._run, self._each if size == 1 and len(array) else self._batched, bounds)
         return self._result(list(map(run, chunks) if len(chunks) == 1 else self._pool.map(run, chunks)))
 
     def logits(self, images: Tensor | np.ndarray) -> Tensor:
@@ -114,8 +119,8 @@ class OnnxRunner:
         if self.exits > 1:
             names = [answer(exit) for exit in range(self.exits)]
         parts = [
-            torch.from_numpy(np.stack(self._flat.run(names, {IMAGES: array[start : start + self.chunk]})))
-            for start in range(0, max(1, len(array)), self.chunk)
+            torch.from_numpy(np.stack(self._flat.run(names, {IMAGES: array[start : start + CHUNK]})))
+            for start in range(0, max(1, len(array)), CHUNK)
         ]
         logits = torch.cat(parts, dim=1)
         return logits.log_softmax(-1) if self.form.log_probabilities else logits
@@ -156,11 +161,16 @@ class OnnxRunner:
 
     @cached_property
     def _single(self) -> onnxruntime.InferenceSession:
-        return self._session("single", True)
+        return self._session("single", self.threads)
+
+    @cached_property
+    def _each(self) -> onnxruntime.InferenceSession:
+        """For single images side by side."""
+        return self._single if self._carriers == 1 else self._session("single", 1)
 
     @cached_property
     def _batched(self) -> onnxruntime.InferenceSession:
-        return self._session("batched", False)
+        return self._session("batched", 1 if self._carriers > 1 else self.threads)
 
     @property
     def _carriers(self) -> int:
@@ -181,20 +191,19 @@ class OnnxRunner:
         flat = model if self.exits == 1 else flatten(model, self.form)
         return self._load(flat.SerializeToString(), optimise=True)
 
-    def _session(self, name: str, single: bool) -> onnxruntime.InferenceSession:
+    def _session(self, name: str, threads: int) -> onnxruntime.InferenceSession:
         """The graph for single images or for batches, optimised as a flat one and nested again: that way each
         subgraph is as fast as it would be alone, which ONNX Runtime does not reach on nested ones by itself."""
-        threads = self.threads if single or self.providers != [CPU] else 1  # of batches each has its own
         if self.providers != [CPU] or self.exits == 1:
             return self._load(self.content, optimise=True, threads=threads)
         if self.folder is None:
-            return self._load(self._fast(single), optimise=False, threads=threads)
+            return self._load(self._fast(name), optimise=False, threads=threads)
         kept = self.folder / f"{name}.onnx"
         try:
             check_seal(kept)
             return self._load(kept.read_bytes(), optimise=False, threads=threads)
         except (OSError, ZtwError):  # not there yet, or damaged
-            content = self._fast(single)
+            content = self._fast(name)
         try:
             with sealed(kept) as scratch:
                 scratch.write_bytes(content)
@@ -202,7 +211,7 @@ class OnnxRunner:
             pass
         return self._load(content, optimise=False, threads=threads)
 
-    def _fast(self, single: bool) -> bytes:
+    def _fast(self, name: str) -> bytes:
         import onnx
 
         from ztw.models.onnx_nesting import flatten, nest
@@ -211,7 +220,7 @@ class OnnxRunner:
             flat = flatten(onnx.load_from_string(self.content), self.form)
             optimised = Path(folder, "flat.onnx")
             self._load(flat.SerializeToString(), optimise=True, write=optimised)
-            return nest(onnx.load(optimised), self.form, single).SerializeToString()
+            return nest(onnx.load(optimised), self.form, name == "single").SerializeToString()
 
     def _load(
         self, content: bytes, optimise: bool, write: Path | None = None, threads: int | None = None
