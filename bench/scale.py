@@ -29,7 +29,7 @@ from ztw.study.settings import Cell, Study
 from ztw.study.training_settings import BackboneBuild
 
 ROOT = Path(__file__).parents[1]
-MEASURED = ROOT / "results/reference/quick/pipeline.csv"
+MEASURED = ROOT / "results/reference/quick/tables/pipeline.csv"
 # (training, test) images of the data sets that files or digests fix
 IMAGES = {
     "fashion_mnist": (60_000, 10_000),

@@ -31,8 +31,8 @@ from tiny_study import (
 pytestmark = pytest.mark.usefixtures("data_root")
 
 KILLS, SEED = 20, 13
-EARLY = 0.2  # the share of kills that may come before any job has begun; the others come later
-LONGEST = 0.15  # from there to the kill, as a share of an undisturbed run
+EARLY, STARTING = 0.2, 4.0  # the share of kills that come at once, before most jobs; within so many seconds
+JOBS, AMID = 3, 1.5  # the others come after one to so many jobs have begun, within so many seconds
 
 
 def tree(process: subprocess.Popen) -> list[psutil.Process]:
@@ -75,18 +75,18 @@ def at_work(folder: Path) -> list[str]:
     )
 
 
-def wait_for_jobs(folder: Path, process: subprocess.Popen) -> None:
-    """Until Snakemake chooses jobs, or has nothing to do."""
-    log, since = folder / "results/tiny/logs/snakemake.log", time.time()
-    while process.poll() is None:
-        with contextlib.suppress(FileNotFoundError):
-            if log.stat().st_mtime > since and "Select jobs to execute" in log.read_text():
-                return
+def wait_for_jobs(folder: Path, process: subprocess.Popen, count: int) -> None:
+    """Until so many jobs have begun, or the run has ended."""
+    began, since = set[Path](), time.time()
+    while process.poll() is None and len(began) < count:
+        for log in folder.glob("results/tiny/logs/**/*.log"):
+            with contextlib.suppress(FileNotFoundError):
+                if log.name != "snakemake.log" and log.stat().st_mtime > since:
+                    began.add(log)
         time.sleep(0.05)
 
 
-def test_killed_at_random_moments_it_ends_with_the_same_tables(undisturbed, tmp_path, tell):
-    finished, seconds = undisturbed
+def test_killed_at_random_moments_it_ends_with_the_same_tables(finished, tmp_path, tell):
     draw, lost = random.Random(SEED), Counter[str]()
     done_before: dict[str, int] = {}
     again: set[str] = set()
@@ -96,10 +96,11 @@ def test_killed_at_random_moments_it_ends_with_the_same_tables(undisturbed, tmp_
             command(SMALL), cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         ) as process:
             started = time.monotonic()
-            if draw.random() > EARLY:
-                wait_for_jobs(tmp_path, process)
+            early = draw.random() < EARLY
+            if not early:
+                wait_for_jobs(tmp_path, process, draw.randint(1, JOBS))
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(draw.uniform(0, LONGEST * seconds))
+                process.wait(draw.uniform(0, STARTING if early else AMID))
                 ends += 1
             moment = time.monotonic() - started
             for one in tree(process):
