@@ -16,7 +16,7 @@ from rich.console import Console
 from ztw.errors import ZtwError
 
 MARK = "ZTW_RUN"  # in the environment of everything a run starts, so that a later run finds the orphans
-SCRATCH = re.compile(r"\..+\.\d+")
+SCRATCH = re.compile(r"\..+\.(\d+|[0-9a-f]{32})(-journal|-wal|-shm)?")
 
 
 @contextlib.contextmanager
@@ -99,7 +99,8 @@ def clear_stale_lock() -> None:
 
 
 def remove_scratch(study: Path) -> None:
-    """Remove the files that jobs of a killed run were writing: `ztw.files.atomic` names them .NAME.PROCESS."""
+    """Remove what jobs of a killed run were writing: .NAME.PROCESS of `ztw.files.atomic`, and stores half made,
+    with what SQLite puts beside them."""
     for path in study.rglob(".*"):
         if SCRATCH.fullmatch(path.name):
             path.unlink()

@@ -66,9 +66,10 @@ def complete(folder: Path) -> dict[str, int]:
     return kept
 
 
-def at_work(folder: Path) -> list[str]:
-    """The jobs that had begun and were not done."""
-    logs = [path for path in folder.rglob("results/tiny/logs/**/*.log") if path.name != "snakemake.log"]
+def at_work(folder: Path, since: float) -> list[str]:
+    """The jobs that have begun since then (Unix time) and were not done."""
+    found = folder.rglob("results/tiny/logs/**/*.log")
+    logs = [path for path in found if path.name != "snakemake.log" and path.stat().st_mtime > since]
     running = [path for path in logs if not re.search("^(done|error): ", path.read_text(), re.MULTILINE)]
     return sorted(
         str(path.relative_to(folder / "results/tiny/logs").parts[0]).removesuffix(".log") for path in running
@@ -95,7 +96,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_tables(finished, tmp_pat
         with subprocess.Popen(
             command(SMALL), cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         ) as process:
-            started = time.monotonic()
+            started, since = time.monotonic(), time.time()
             early = draw.random() < EARLY
             if not early:
                 wait_for_jobs(tmp_path, process, draw.randint(1, JOBS))
@@ -109,7 +110,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_tables(finished, tmp_pat
         psutil.wait_procs([p for p in psutil.process_iter() if works_in(p, tmp_path)], timeout=10)
         done_now = complete(tmp_path)
         again |= {name for name, when in done_before.items() if done_now.get(name) != when}
-        jobs = at_work(tmp_path)
+        jobs = at_work(tmp_path, since)
         lost.update(jobs)
         files = len(done_now.keys() - done_before.keys())
         tell(
