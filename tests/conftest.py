@@ -17,10 +17,12 @@ from ztw.data.decoded import ImageSet
 from ztw.models.placement import Placement
 from ztw.study.parts import forget
 
+LONGEST = ("test_workflow.py", "test_full_disk.py", "test_kills.py")
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The real DAG first: it takes half as long as all the others, which fill the other core meanwhile."""
-    items.sort(key=lambda item: item.path.name != "test_workflow.py")
+    """The longest files first, so that the others fill the other core meanwhile."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @pytest.fixture(autouse=True)

@@ -19,6 +19,11 @@ def unknown(what: str, name: object, known: Iterable[str]) -> ZtwError:
     return ZtwError(f"unknown {what} {name!r}; known: {', '.join(known)}")
 
 
+def dotted(keys: Iterable[object]) -> str:
+    """Where in a study, in one line whatever its keys hold."""
+    return ".".join(str(key) if str(key).isprintable() else repr(key) for key in keys)
+
+
 def without_password(text: str) -> str:
     """The text without the user names and passwords of the URIs in it."""
     return SECRETS.sub(r"\1=...", USER.sub("", text))

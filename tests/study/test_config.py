@@ -393,6 +393,8 @@ def test_a_config_in_another_encoding_is_named(tmp_path):
 def test_a_name_that_is_no_text_is_refused_wherever_the_study_comes_from():
     with pytest.raises(ztw.ZtwError, match="methods: the name False is not text; put it in quotes"):
         check_study({**TINY, "methods": {False: {"ics": "independent", "rule": "entropy"}}})
+    with pytest.raises(ztw.ZtwError, match=r"^'a\\nb': the name None is not text; put it in quotes$"):
+        check_study({**TINY, "a\nb": {None: None}})
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ztw.errors import ZtwError
+from ztw.errors import ZtwError, dotted
 from ztw.study.parts import known
 from ztw.study.section import Section
 from ztw.study.settings import EnsembleFit, EnsemblesSettings
@@ -22,7 +22,7 @@ def as_given(value: Any, place: str = "config") -> Any:
             if not isinstance(key, str):
                 raise ZtwError(f"{place}: the name {key!r} is not text; put it in quotes")
         inner = "" if place == "config" else f"{place}."
-        return {key: as_given(item, f"{inner}{key}") for key, item in value.items()}
+        return {key: as_given(item, inner + dotted([key])) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return tuple(as_given(item, f"{place}.{index}") for index, item in enumerate(value))
     return value

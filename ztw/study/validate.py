@@ -10,7 +10,7 @@ from typing import Any, get_args, get_origin
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from ztw.errors import ZtwError
+from ztw.errors import ZtwError, dotted
 from ztw.study.section import Section
 from ztw.study.settings import Study
 
@@ -42,13 +42,13 @@ def validated(resolved: dict[str, Any]) -> Study:
 def describe(error: ErrorDetails) -> str:
     """One line: key, value, what is allowed."""
     loc = [part for part in error["loc"] if part != "[key]"]
-    place, value, context = _place(loc), as_written(error["input"]), error.get("ctx", {})
+    place, value, context = dotted(loc), as_written(error["input"]), error.get("ctx", {})
     match error["type"]:
         case "extra_forbidden":
             known = _known_keys(loc[:-1])
             return f"{place}: unknown key; known: {', '.join(known)}{did_you_mean(loc[-1], known)}"
         case "missing":
-            return f"{_place(loc[:-1]) or 'config'}: the key {loc[-1]!r} is missing"
+            return f"{dotted(loc[:-1]) or 'config'}: the key {loc[-1]!r} is missing"
         case "literal_error":
             known = re.findall(r"'([^']*)'", context["expected"])
             return f"{place}: {value!r} is unknown; known: {', '.join(known)}{did_you_mean(value, known)}"
@@ -67,11 +67,6 @@ def describe(error: ErrorDetails) -> str:
             hint = _number_hint(value, kind == "int_type") if kind in ("int_type", "float_type") else ""
             return f"{place}: {value!r} is not of type {TYPES[kind]}{hint}"
     return f"{place}: {value!r}: {error['msg']}"
-
-
-def _place(loc: Sequence[Any]) -> str:
-    """Where in a study, in one line whatever its keys hold."""
-    return ".".join(str(part) if str(part).isprintable() else repr(part) for part in loc)
 
 
 def as_written(value: Any) -> Any:
