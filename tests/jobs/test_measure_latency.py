@@ -10,7 +10,7 @@ import torch
 from conftest import small_network, stripes
 
 import ztw
-from ztw.evaluation.timing import BACKBONE
+from ztw.evaluation.names import BACKBONE
 from ztw.files import read_json
 from ztw.jobs.measure_latency import LatencyPlan, measure_latency
 from ztw.models.network import static_network

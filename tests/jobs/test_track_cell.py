@@ -9,7 +9,7 @@ import pytest
 from metrics_by_hand import at_budget
 from mlflow import MlflowClient
 
-from ztw.evaluation.timing import BACKBONE
+from ztw.evaluation.names import BACKBONE
 from ztw.files import read_json, write_json
 from ztw.jobs.start_tracking import start_tracking
 from ztw.jobs.track_cell import CellFacts, track_cell

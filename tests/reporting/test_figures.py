@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from metrics_by_hand import metric, result, results
 
-from ztw.evaluation.timing import BACKBONE
+from ztw.evaluation.names import BACKBONE
 from ztw.reporting.exit_figures import exit_accuracies, exit_shares, improvabilities
 from ztw.reporting.figures import accuracy_against_cost, accuracy_against_time
 from ztw.reporting.style import FAMILIES, OTHERS, panels_of, save, style

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from metrics_by_hand import at_budget, metric, result, results
 
-from ztw.evaluation.timing import BACKBONE
+from ztw.evaluation.names import BACKBONE
 from ztw.files import write_json
 from ztw.reporting.latency_table import latency_table, read_latency, shortest_times, write_latency
 

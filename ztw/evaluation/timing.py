@@ -18,7 +18,6 @@ Row = dict[str, Any]
 
 WARM_UP = 2
 REPEATS = 3
-BACKBONE = "backbone alone"
 
 
 class Timed(NamedTuple):

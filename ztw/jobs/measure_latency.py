@@ -17,7 +17,8 @@ from ztw.device import autocast, computed_on
 from ztw.errors import ZtwError
 from ztw.evaluation.curves import Answers, Costs
 from ztw.evaluation.methods import rules_at_budgets
-from ztw.evaluation.timing import BACKBONE, share_that_differs, take_batches, time_in_turn
+from ztw.evaluation.names import BACKBONE
+from ztw.evaluation.timing import share_that_differs, take_batches, time_in_turn
 from ztw.exits.rules import ExitRule
 from ztw.files import write_json
 from ztw.jobs.cell import CellNetworks, compute_on

@@ -12,12 +12,12 @@ import torch
 from matplotlib.figure import Figure
 
 from ztw.evaluation.metrics import accuracy_at_budget
+from ztw.evaluation.names import BACKBONE
 from ztw.exits.rules import ThresholdRule, exit_rule
 from ztw.exits.sweep import Curve
 from ztw.reporting.readable import INFEASIBLE
 from ztw.reporting.results import Metrics
 from ztw.reporting.style import (
-    BACKBONE,
     OTHERS,
     add_legends,
     draw_backbone,

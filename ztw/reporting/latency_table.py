@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from ztw.evaluation.timing import BACKBONE
+from ztw.evaluation.names import BACKBONE
 from ztw.files import check_seal, read_json, write_sealed
 from ztw.reporting.readable import INFEASIBLE, budget_name, percent
 from ztw.reporting.rendering import markdown_table

@@ -16,13 +16,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from ztw.evaluation.names import BACKBONE
 from ztw.files import atomic
 
 matplotlib.use("Agg")
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.2)), (0, (6, 2, 1, 2)), (0, (3, 1, 1, 1, 1, 1)))
-BACKBONE = "backbone alone"
 # family of methods -> (its colour in seaborn's palette for colour-blind eyes, its title)
 FAMILIES = {
     "frozen": (0, "single exits, backbone frozen"),
