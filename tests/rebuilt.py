@@ -10,9 +10,8 @@ import pandas as pd
 
 # `pipeline` is of the run itself; in `devices` the names of hosts are left out
 MADE = ("accuracy_at_budget", "differences", "per_exit", "allowed_loss", "comparison", "latency", "metrics")
-SHADE = (
-    5e-4  # mean difference of pixels: 2e-7 when nothing differs, 1.3e-3 when one curve lies 0.1 points higher
-)
+# Mean difference of a picture's pixels: 2e-7 when nothing differs, 1.3e-3 when one curve lies 0.1 points higher
+SHADE = 5e-4
 
 
 def assert_rebuilt(published: Path, again: Path) -> None:

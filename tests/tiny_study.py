@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -18,6 +19,10 @@ SMALL = ROOT / "tests/faults/tiny.yaml"  # the same with less of everything, for
 TABLES = [f"results/tiny/tables/{name}" for name in ("accuracy_at_budget.csv", "metrics.csv")] + [
     f"results/tiny/tables/accuracy_at_budget.{kind}" for kind in ("md", "tex")
 ]
+
+
+# A shell's background job is started with SIGINT ignored, which the runs of the tests would inherit
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def command(config: Path = TINY) -> list[str]:

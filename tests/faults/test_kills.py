@@ -169,8 +169,6 @@ def test_a_run_ends_with_its_screen(tmp_path, tell):
 
 @pytest.mark.parametrize("sent", [signal.SIGHUP, signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_run(tmp_path, sent, tell):
-    # a shell's background job is started with SIGINT ignored, which children inherit
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(command(SMALL), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     wait_for(tmp_path / "results/tiny/data/digits/train.json", process)
     process.send_signal(sent)

@@ -46,8 +46,6 @@ class Run:
     def __init__(self, folder: Path, config: Path, profile: Path) -> None:
         self.folder, self.config = folder, config
         self.output = folder / "output.txt"
-        # a shell's background job is started with SIGINT ignored, which children inherit
-        signal.signal(signal.SIGINT, signal.default_int_handler)
         with self.output.open("a") as stream:
             self.process = subprocess.Popen(
                 command(config, "--profile", str(profile)), cwd=folder, stdout=stream, stderr=stream
