@@ -308,8 +308,11 @@ def test_wrong_requests_are_told_in_one_line(exported, tmp_path):
         ztw.export_onnx(network, rule, tmp_path)
     with pytest.raises(ztw.ZtwError, match="quantise: ndarray, must be a tensor of images"):
         ztw.export_onnx(network, rule, tmp_path / "n.onnx", quantise=np.zeros((1, 3, 10, 10)))  # type: ignore[arg-type]
-    with pytest.raises(ztw.ZtwError, match="chunk 0: must be at least 1"):
-        ztw.OnnxRunner(path, chunk=0)
+    for chunk in (0, 2.5, "32"):
+        with pytest.raises(
+            ztw.ZtwError, match=f"chunk {chunk!r}: must be a whole number of at least 1, or None"
+        ):
+            ztw.OnnxRunner(path, chunk=chunk)  # type: ignore[arg-type]
     with pytest.raises(ztw.ZtwError, match=r"missing.onnx: cannot be read \(No such file"):
         ztw.OnnxRunner(tmp_path / "missing.onnx")
     broken = tmp_path / "broken.onnx"

@@ -59,10 +59,9 @@ class OnnxRunner:
         import onnx
         import onnxruntime
 
-        if chunk is not None and chunk < 1:
-            raise ZtwError(f"chunk {chunk!r}: must be at least 1, or None")
-        if threads is not None and (not isinstance(threads, int) or threads < 1):
-            raise ZtwError(f"threads {threads!r}: must be a whole number of at least 1, or None")
+        for name, value in {"threads": threads, "chunk": chunk}.items():
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ZtwError(f"{name} {value!r}: must be a whole number of at least 1, or None")
         for provider in [providers] if isinstance(providers, str) else providers:
             if provider not in (here := onnxruntime.get_available_providers()):
                 raise ZtwError(f"provider {provider!r}: this ONNX Runtime has {', '.join(here)}")
