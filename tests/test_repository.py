@@ -95,10 +95,11 @@ def test_no_module_hides_a_public_name():
     assert top.isdisjoint(ztw.__all__)
 
 
-def test_a_study_and_its_provenance_need_no_torch():
-    code = (
-        "import sys, ztw.study.config, ztw.study.provenance, ztw.progress; sys.exit('torch' in sys.modules)"
-    )
+def test_a_study_and_jobs_that_compute_nothing_need_no_torch():
+    """It takes longer to import than all they do."""
+    jobs = ("start_tracking", "track_cell", "aggregate", "plot_figures", "report_pipeline")
+    modules = ["study.config", "study.provenance", "progress", *(f"jobs.{job}" for job in jobs)]
+    code = f"import sys, {', '.join(f'ztw.{module}' for module in modules)}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -22,7 +22,6 @@ import torch
 from torch import Tensor
 
 from ztw.errors import ZtwError
-from ztw.evaluation.curves import read_curves
 from ztw.evaluation.reference import write_published
 from ztw.evaluation.saving import load
 from ztw.exits.logits import read_predictions
@@ -34,7 +33,7 @@ from ztw.models.costs import macs
 from ztw.models.operations import backbone_macs
 from ztw.progress import describe
 from ztw.reporting.readable import read_rows
-from ztw.reporting.results import read_metrics
+from ztw.reporting.results import read_curves, read_metrics
 from ztw.study.config import check_study, read_config, study_name
 from ztw.study.provenance import code_version
 from ztw.study.settings import Cell, Study
@@ -185,7 +184,7 @@ def rebuild(published: Path, target: Path) -> None:
             str(tables / "metrics.csv"), [str(own)], str(tables / "latency.csv") if times else None
         )
         stem = str(figures / "-".join([dataset, *Path(arch).parts]))
-        plot_figures((dataset, arch), (study.methods, study.families), study.evaluation, files, stem, print)
+        plot_figures((dataset, arch), study.families, study.evaluation, files, stem, print)
 
 
 def _unpack_answers(study: Study, published: Path, target: Path) -> Iterator[tuple[tuple[Cell, str], str]]:

@@ -15,10 +15,9 @@ import pytest
 from tiny_study import SMALL, errors, jobs_done, run, shown, tables
 
 from ztw.errors import ZtwError
-from ztw.evaluation.curves import read_curves
 from ztw.files import check_seal, read_json
 from ztw.reporting.readable import read_rows
-from ztw.reporting.results import from_files, from_runs
+from ztw.reporting.results import from_files, from_runs, read_curves
 from ztw.tensors import read_tensors
 
 SEED = 13

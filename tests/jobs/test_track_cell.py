@@ -14,7 +14,7 @@ from ztw.files import read_json, write_json
 from ztw.jobs.start_tracking import start_tracking
 from ztw.jobs.track_cell import CellFacts, track_cell
 from ztw.reporting.results import from_files, from_runs
-from ztw.study.settings import Cell, MethodSettings
+from ztw.study.settings import Cell
 
 pytestmark = pytest.mark.filterwarnings("default")  # MLflow's own dependencies warn
 
@@ -40,7 +40,7 @@ def track(tmp_path, tracking: str) -> dict[str, Any]:
     track_cell(
         cell,
         "study",
-        ({"sdn": MethodSettings(ics="i", rule="max_softmax")}, {"sdn": "frozen"}),
+        (["sdn"], {"sdn": "frozen"}),
         "held-out",
         CellFacts(
             str(tmp_path / "tracking.json"),

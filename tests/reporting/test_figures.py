@@ -10,19 +10,19 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from metrics_by_hand import metric, result, results
 
+from ztw.evaluation.metrics import accuracy_at_budget
 from ztw.evaluation.names import BACKBONE
+from ztw.exits.sweep import Curve
 from ztw.reporting.exit_figures import exit_accuracies, exit_shares, improvabilities
-from ztw.reporting.figures import accuracy_against_cost, accuracy_against_time
+from ztw.reporting.figures import GRID, accuracy_against_cost, accuracy_against_time, accuracy_within
 from ztw.reporting.style import FAMILIES, OTHERS, panels_of, save, style
-from ztw.study.settings import MethodSettings
 
-SDN = MethodSettings(ics="i", rule="max_softmax")
-PABEE = MethodSettings(ics="i", rule="patience")
 ALONE = {"sdn": "frozen"}
 
 
@@ -94,14 +94,13 @@ def test_of_many_methods_a_panel_shows_one_family_and_six_at_most():
 
 
 def test_a_curve_is_the_mean_of_the_seeds_in_a_band_of_one_standard_deviation():
-    # thresholds between 0 and 1, all whole by chance: it is the method's rule that counts
     curves = [
-        curve("sdn", 0, [(0.0, 0.5, 0.7), (1.0, 1.0, 0.8)]),
-        curve("sdn", 1, [(0.0, 0.6, 0.8), (1.0, 1.0, 0.9)]),
+        curve("sdn", 0, [(0.0, 0.5, 0.7), (0.9, 1.0, 0.8)]),
+        curve("sdn", 1, [(0.0, 0.6, 0.8), (0.8, 1.0, 0.9)]),
         curve("sdn", 1, [(0.0, 0.1, 0.1)], split="validation"),
     ]
     metrics = results(exits([0.6, 0.8]), exits([0.7, 0.9], seed=1))
-    (axes,) = accuracy_against_cost(pd.concat(curves), metrics, {"sdn": SDN}, ALONE, "d, a").axes
+    (axes,) = accuracy_against_cost(pd.concat(curves), metrics, ALONE, "d, a").axes
     shown = dict(points(labelled(axes, "sdn")))
     assert min(shown) == pytest.approx(0.6), "where every seed has a threshold"
     assert max(shown) == pytest.approx(1.01), "a step beyond the costliest"
@@ -123,7 +122,7 @@ def test_the_star_is_the_backbone_and_diamonds_are_static_networks():
         curve("smaller", 0, [(0.0, 0.1, 0.5)]),
     ]
     metrics = results(exits([0.6, 0.8]), exits([0.7, 0.9], seed=1))
-    (axes,) = accuracy_against_cost(pd.concat(curves), metrics, {"sdn": SDN}, ALONE, "d, a").axes
+    (axes,) = accuracy_against_cost(pd.concat(curves), metrics, ALONE, "d, a").axes
     star = labelled(axes, BACKBONE)
     assert (star.get_marker(), points(star)) == ("*", [(1.0, pytest.approx(0.9))])
     assert points(labelled(axes, "static networks")) == [(0.1, 0.5), (0.3, pytest.approx(0.65))]
@@ -138,7 +137,7 @@ def test_many_methods_are_drawn_in_a_panel_a_family_the_others_faintly():
     families = {f"z{index}": "recycled" for index in range(5)} | {"sdn": "frozen", "pabee": "frozen"}
     curves = pd.concat([curve(name, 0, [(0.5, 0.5, 0.7), (0.9, 1.0, 0.8)]) for name in families])
     metrics = results(*(exits([0.6, 0.8], method=name) for name in families))
-    figure = accuracy_against_cost(curves, metrics, dict.fromkeys(families, SDN), families, "d, a")
+    figure = accuracy_against_cost(curves, metrics, families, "d, a")
     assert figure.get_suptitle() == "d, a"
     for axes, (family, shown) in zip(figure.axes, panels_of(families), strict=True):
         assert axes.get_title() == family
@@ -150,10 +149,20 @@ def test_many_methods_are_drawn_in_a_panel_a_family_the_others_faintly():
 def test_no_star_where_no_ic_set_left_the_backbone_as_it_was():
     metrics = exits([0.6, 0.8])
     metrics = metrics[metrics["metric"] != "backbone_accuracy"]
-    (axes,) = accuracy_against_cost(
-        curve("sdn", 0, [(0.5, 0.5, 0.7)]), metrics, {"sdn": SDN}, ALONE, "t"
-    ).axes
+    (axes,) = accuracy_against_cost(curve("sdn", 0, [(0.5, 0.5, 0.7)]), metrics, ALONE, "t").axes
     assert legend(axes) == ["sdn"]
+
+
+def test_a_budget_buys_in_figures_what_it_buys_in_tables():
+    generator = np.random.default_rng(0)
+    cost = generator.integers(1, 8, 40) / 8  # many of equal cost
+    rows = pd.DataFrame({"relative_cost": cost, "accuracy": generator.random(40)})
+    accuracy, costs = torch.tensor(rows["accuracy"]), torch.tensor(cost)
+    drawn = Curve(costs, accuracy, costs, torch.empty(40, 0))
+    expected = accuracy_at_budget(drawn, GRID.tolist(), 1.0).numpy()
+    assert np.isnan(expected[0])
+    assert len(np.unique(expected[~np.isnan(expected)])) == 7
+    np.testing.assert_array_equal(accuracy_within(rows, GRID), expected)
 
 
 def test_patience_is_a_row_of_points():
@@ -162,9 +171,7 @@ def test_patience_is_a_row_of_points():
         curve("pabee", 1, [(1.0, 0.6, 0.8), (2.0, 1.0, 0.9)]),
     ]
     metrics = results(exits([0.6, 0.8], method="pabee"), exits([0.7, 0.9], 1, "pabee"))
-    (axes,) = accuracy_against_cost(
-        pd.concat(curves), metrics, {"pabee": PABEE}, {"pabee": "frozen"}, "d, a"
-    ).axes
+    (axes,) = accuracy_against_cost(pd.concat(curves), metrics, {"pabee": "frozen"}, "d, a").axes
     assert points(labelled(axes, "pabee")) == [
         (pytest.approx(0.55), pytest.approx(0.75)),
         (pytest.approx(1.0), pytest.approx(0.85)),

@@ -24,11 +24,9 @@ rule plot_figures:
         ENVIRONMENT
     params:
         evaluation=EVALUATION,
-        methods=METHOD_SETTINGS,
         families=study.families,
         names=lambda wildcards: FIGURE_CELLS[wildcards.cell],
         stem=f"{STUDY}/figures/{{cell}}",
-        plugins=plugins_of("rule"),
         code=code_digest("plot_figures"),
     script:
         "../scripts/plot_figures.py"

@@ -66,9 +66,8 @@ rule track_cell:
         ENVIRONMENT
     params:
         study=STUDY_NAME,
-        methods=METHOD_SETTINGS,
+        methods=METHODS,
         families=study.families,
-        plugins=plugins_of("rule"),
         protocol=study.evaluation.protocols[0],
         code=code_digest("track_cell"),
     script:

@@ -2,22 +2,17 @@ from typing import TYPE_CHECKING
 
 from ztw.jobs.track_cell import CellFacts, track_cell
 from ztw.progress import job_log
-from ztw.study.plugins import load_plugins
-from ztw.study.settings import Cell, MethodSettings
+from ztw.study.settings import Cell
 
 if TYPE_CHECKING:
     from snakemake.script import snakemake
 
 params, files = snakemake.params, snakemake.input
 with job_log(snakemake.log[0], snakemake.rule, snakemake.wildcards) as report:
-    load_plugins(params.plugins)
     track_cell(
         cell=Cell.of(snakemake.wildcards),
         study=params.study,
-        methods=(
-            {name: MethodSettings(**method) for name, method in params.methods.items()},
-            params.families,
-        ),
+        methods=(params.methods, params.families),
         protocol=params.protocol,
         files=CellFacts(
             files.store,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,6 @@ from torch import Tensor
 
 from ztw.exits.sweep import Curve, sweep
 from ztw.exits.thresholds import Candidates, candidates
-from ztw.files import check_seal
 
 if TYPE_CHECKING:  # only types: the wording of a key must not count as a change of what is computed
     from ztw.study.settings import Cell, MethodSettings
@@ -32,14 +30,6 @@ class Costs:
 
     cost: Tensor
     base: float
-
-
-def read_curves(files: Iterable[str]) -> pd.DataFrame:
-    """The rows of several methods' curves, as the job `evaluate` wrote them; ZtwError for an altered file."""
-    files = list(files)
-    for file in files:
-        check_seal(file)
-    return pd.concat([pd.read_parquet(file) for file in files])
 
 
 def offered_to(answers: Answers, unit: Costs, method: MethodSettings, points: int) -> Candidates:

@@ -8,16 +8,15 @@ from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 
-from ztw.evaluation.curves import read_curves
 from ztw.progress import Report
 from ztw.reporting.exit_figures import exit_accuracies, exit_shares, improvabilities
 from ztw.reporting.figures import accuracy_against_cost, accuracy_against_time
 from ztw.reporting.latency_table import read_latency
-from ztw.reporting.results import read_metrics
+from ztw.reporting.results import read_curves, read_metrics
 from ztw.reporting.style import save
 
 if TYPE_CHECKING:  # only types: the wording of a key must not count as a change of what is drawn
-    from ztw.study.settings import EvaluationSettings, MethodSettings
+    from ztw.study.settings import EvaluationSettings
 
 
 @dataclass(frozen=True)
@@ -31,32 +30,29 @@ class FigureFiles:
 
 def plot_figures(
     names: tuple[str, str],
-    methods: tuple[Mapping[str, MethodSettings], Mapping[str, str]],
+    families: Mapping[str, str],
     evaluation: EvaluationSettings,
     files: FigureFiles,
     stem: str,
     report: Report,
 ) -> None:
-    """Draw them all; names: data set, architecture; stem: of the files to write.
-
-    methods: their settings, and the families of those with early exits.
-    """
-    for name, figure in _figures(names, methods, evaluation, files):
+    """Draw them all; names: data set, architecture; families: of the methods with early exits; stem: of the files."""
+    for name, figure in _figures(names, families, evaluation, files):
         report(name)
         save(figure, f"{stem}-{name}")
 
 
 def _figures(
     names: tuple[str, str],
-    methods: tuple[Mapping[str, MethodSettings], Mapping[str, str]],
+    families: Mapping[str, str],
     evaluation: EvaluationSettings,
     files: FigureFiles,
 ) -> Iterator[tuple[str, Figure]]:
-    title, protocol, (settings, families) = ", ".join(names), evaluation.protocols[0], methods
+    title, protocol = ", ".join(names), evaluation.protocols[0]
     metrics = read_metrics(files.metrics)
     metrics = metrics[metrics["dataset"].eq(names[0]) & metrics["arch"].eq(names[1])]
     curves = read_curves(files.curves)
-    yield "accuracy_cost", accuracy_against_cost(curves, metrics, settings, families, title)
+    yield "accuracy_cost", accuracy_against_cost(curves, metrics, families, title)
     yield "exit_accuracy", exit_accuracies(metrics, families, title)
     yield "hindsight_improvability", improvabilities(metrics, families, title)
     budgets = [str(budget) for budget in evaluation.budgets]

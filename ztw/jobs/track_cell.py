@@ -7,19 +7,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ztw.evaluation.curves import read_curves
 from ztw.files import read_json, write_json
 from ztw.progress import Report
 from ztw.reporting.figures import accuracy_against_cost
 from ztw.reporting.latency_table import shortest_times
-from ztw.reporting.results import from_files
+from ztw.reporting.results import from_files, read_curves
 from ztw.reporting.run_contents import UNDELIVERED
 from ztw.reporting.style import save
 from ztw.reporting.tracking import CellResults, ServerAwayError, log_cell
 from ztw.study.provenance import code_version
 
 if TYPE_CHECKING:  # only types: the wording of a key must not count as a change of what is tracked
-    from ztw.study.settings import Cell, MethodSettings
+    from ztw.study.settings import Cell
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +41,7 @@ class CellFacts:
 def track_cell(
     cell: Cell,
     study: str,
-    methods: tuple[Mapping[str, MethodSettings], Mapping[str, str]],
+    methods: tuple[Sequence[str], Mapping[str, str]],
     protocol: str,
     files: CellFacts,
     output: str,
@@ -50,7 +49,7 @@ def track_cell(
 ) -> None:
     """Draw accuracy against cost beside `output`, log everything, and write the runs' ids to `output`.
 
-    methods: their settings, and the families of those with early exits; protocol: whose accuracies are the runs'
+    methods: their names, and the families of those with early exits; protocol: whose accuracies are the runs'
     headlines.
     When the server is away, `output` says so instead (UNDELIVERED): a study ends with its tables, and the next
     call of `reproduce` does this again. Raises ZtwError when the store cannot be used.
@@ -58,7 +57,7 @@ def track_cell(
     stem = str(Path(output).with_name("accuracy_cost"))
     title = f"{cell.dataset}, {cell.arch}, seed {cell.seed}"
     curves = read_curves(files.curves)
-    save(accuracy_against_cost(curves, from_files(files.metrics), *methods, title), stem)
+    save(accuracy_against_cost(curves, from_files(files.metrics), methods[1], title), stem)
     parts = {
         "backbone": [files.backbone],
         "ics": files.ics,

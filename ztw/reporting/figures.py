@@ -4,17 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import product
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-import torch
 from matplotlib.figure import Figure
 
-from ztw.evaluation.metrics import accuracy_at_budget
 from ztw.evaluation.names import BACKBONE
-from ztw.exits.rules import ThresholdRule, exit_rule
-from ztw.exits.sweep import Curve
 from ztw.reporting.readable import INFEASIBLE
 from ztw.reporting.results import Metrics
 from ztw.reporting.style import (
@@ -31,30 +26,26 @@ from ztw.reporting.style import (
     style,
 )
 
-if TYPE_CHECKING:  # only a type: the wording of a key must not count as a change of what is drawn
-    from ztw.study.settings import MethodSettings
-
 GRID = np.linspace(0.02, 2.0, 199)  # shares of the backbone's cost at which seeds are averaged
 
 
 def accuracy_against_cost(
     curves: pd.DataFrame,
     metrics: Metrics,
-    methods: Mapping[str, MethodSettings],
     families: Mapping[str, str],
     title: str,
 ) -> Figure:
     """Accuracy against relative cost, a curve a method (mean over seeds, band = one standard deviation).
 
     curves: rows of all methods and seeds, of which the test split's are drawn; metrics: of the same
-    data set and architecture; families: see `style`. A rule with few parameters is a row of points, not a curve. The
+    data set and architecture; families: see `style`. A rule that counts, as patience, is a row of points. The
     star is the backbone alone, diamonds are other networks without early exits. Of many methods a panel shows a
     family, the others faintly.
     """
     groups = panels_of(families)
     figure, panels = new_panels(len(groups), 6.4 if len(groups) == 1 else 3.6 * len(groups), 4.2)
     of_test = curves[curves["split"].eq("test")]
-    lines = {method: _line(of_test[of_test["method"].eq(method)], methods[method]) for method in families}
+    lines = {method: _line(of_test[of_test["method"].eq(method)]) for method in families}
     looks, statics = style(families), of_test[~of_test["method"].isin(list(families))]
     backbone = metrics.loc[metrics["metric"] == "backbone_accuracy", "value"]
     for axes, (family, shown) in zip(panels, groups, strict=True):
@@ -78,9 +69,9 @@ def accuracy_against_cost(
     return figure
 
 
-def _line(rows: pd.DataFrame, method: MethodSettings) -> pd.DataFrame:
-    """cost, accuracy: of every seed at the same costs, or where a rule has few parameters of these, mean over seeds."""
-    if issubclass(exit_rule(method.rule), ThresholdRule):
+def _line(rows: pd.DataFrame) -> pd.DataFrame:
+    """cost, accuracy: of every seed at the same costs, or of a rule that counts, of each number, mean over seeds."""
+    if rows["parameter"].mod(1).any():
         return _on_grid(rows)
     points = rows.groupby("parameter")[["relative_cost", "accuracy"]].mean()
     return points.rename(columns={"relative_cost": "cost"})
@@ -88,24 +79,26 @@ def _line(rows: pd.DataFrame, method: MethodSettings) -> pd.DataFrame:
 
 def _on_grid(rows: pd.DataFrame) -> pd.DataFrame:
     """cost, accuracy of each seed at the shares of GRID that every seed reaches; rows: of one method."""
-    curves = [_curve(of_seed) for _, of_seed in rows.groupby("seed")]
-    accuracies = np.stack([accuracy_at_budget(curve, GRID.tolist(), 1.0).numpy() for curve in curves])
-    largest = max(float(curve.cost.max()) for curve in curves)
-    shown = ~np.isnan(accuracies).any(0) & (largest + GRID[1] - GRID[0] >= GRID)
+    accuracies = np.stack([accuracy_within(of_seed, GRID) for _, of_seed in rows.groupby("seed")])
+    reached = rows["relative_cost"].max() + GRID[1] - GRID[0] >= GRID
+    shown = ~np.isnan(accuracies).any(0) & reached
     return pd.DataFrame(
         {
-            "cost": np.tile(GRID[shown], len(curves)),
+            "cost": np.tile(GRID[shown], len(accuracies)),
             "accuracy": accuracies[:, shown].flatten(),
-            "seed": np.repeat(np.arange(len(curves)), int(shown.sum())),
+            "seed": np.repeat(np.arange(len(accuracies)), int(shown.sum())),
         }
     )
 
 
-def _curve(rows: pd.DataFrame) -> Curve:
-    def column(name: str) -> torch.Tensor:
-        return torch.tensor(rows[name].to_numpy(), dtype=torch.float64)
+def accuracy_within(rows: pd.DataFrame, budgets: np.ndarray) -> np.ndarray:
+    """Accuracies (B,) of one seed's curve at budgets (B,), shares of the backbone's cost; NaN where none is so cheap.
 
-    return Curve(column("parameter"), column("accuracy"), column("relative_cost"), torch.empty(len(rows), 0))
+    What `ztw.evaluation.metrics.accuracy_at_budget` says of the rows, without torch.
+    """
+    rows = rows.sort_values("relative_cost", kind="stable")
+    place = np.searchsorted(rows["relative_cost"], budgets * (1 + 1e-12), side="right") - 1
+    return np.where(place < 0, np.nan, rows["accuracy"].to_numpy()[place])
 
 
 def accuracy_against_time(times: pd.DataFrame, families: Mapping[str, str], title: str) -> Figure:

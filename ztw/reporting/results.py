@@ -1,4 +1,4 @@
-"""The methods' metrics as one tidy table, from MLflow or from the jobs' files. Imports no torch."""
+"""What the jobs measured, as tidy tables: metrics, from MLflow or from files, and curves. Imports no torch."""
 
 from __future__ import annotations
 
@@ -25,6 +25,14 @@ Metrics = pd.DataFrame
 def from_files(files: Iterable[str]) -> Metrics:
     """The metrics that the `evaluate` jobs wrote, a row each, METRIC_COLUMNS."""
     return _frame(read_json(file) for file in files)
+
+
+def read_curves(files: Iterable[str]) -> pd.DataFrame:
+    """The rows of several methods' curves, as the job `evaluate` wrote them; ZtwError for an altered file."""
+    files = list(files)
+    for file in files:
+        check_seal(file)
+    return pd.concat([pd.read_parquet(file) for file in files])
 
 
 def from_runs(
