@@ -32,6 +32,7 @@ AccountingStorageType=accounting_storage/none
 ReturnToService=2
 MinJobAge=600
 KillWait=20
+AuthInfo=cred_expire=30
 NodeName=localhost NodeAddr=127.0.0.1 CPUs={cpus} RealMemory=8000 State=UNKNOWN
 PartitionName=debug Nodes=localhost Default=YES MaxTime=INFINITE State=UP
 """

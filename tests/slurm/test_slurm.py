@@ -17,6 +17,7 @@ from tiny_study import ROOT, TINY, tables
 from ztw.tensors import read_tensors
 
 LONG = ROOT / "tests/config/long.yaml"
+EPOCHS = yaml.safe_load(LONG.read_text())["backbone"]["epochs"]
 CELL = Path("results/long/digits/resnet8/seed0")
 
 
@@ -115,7 +116,7 @@ def test_no_fault_costs_more_than_the_work_since_the_last_checkpoint(cluster, pr
 
     run.wait(lambda: run.resumed() > 0, "resumed after its time was over")
     at = run.resumed()
-    tell("over its time limit: SIGTERM, submitted again", f"nothing: resumed at epoch {at} of 240")
+    tell("over its time limit: SIGTERM, submitted again", f"nothing: resumed at epoch {at} of {EPOCHS}")
 
     run.wait(lambda: run.progress() > at, "going on")
     run.process.send_signal(signal.SIGINT)
@@ -127,13 +128,13 @@ def test_no_fault_costs_more_than_the_work_since_the_last_checkpoint(cluster, pr
     run = Run(work, LONG, profile)
     run.wait(lambda: run.resumed() > at, "gone on with by the same command")
     at = run.resumed()
-    tell("the same command again", f"nothing: resumed at epoch {at} of 240")
+    tell("the same command again", f"nothing: resumed at epoch {at} of {EPOCHS}")
     run.wait(lambda: run.progress() > at + 3, "going on")
     (job,) = cluster.jobs()
     cluster.ask("scancel", job)
     run.wait(lambda: run.resumed() > at, "resumed after scancel")
     at = run.resumed()
-    tell("scancel of a training", f"nothing: resumed at epoch {at} of 240")
+    tell("scancel of a training", f"nothing: resumed at epoch {at} of {EPOCHS}")
 
     run.wait(lambda: run.progress() > at + 3, "going on")
     reached = run.progress()
@@ -144,7 +145,7 @@ def test_no_fault_costs_more_than_the_work_since_the_last_checkpoint(cluster, pr
     last = run.resumed()
     tell(
         "a node set DOWN while it trained",
-        f"{max(0.0, reached - last):.1f} epochs: resumed at epoch {last} of 240",
+        f"{max(0.0, reached - last):.1f} epochs: resumed at epoch {last} of {EPOCHS}",
     )
     assert not (work / CELL / "checkpoints").exists()
 
