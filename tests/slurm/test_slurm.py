@@ -109,8 +109,10 @@ def test_no_fault_costs_more_than_the_work_since_the_last_checkpoint(cluster, pr
     work.mkdir()
     quick = yaml.safe_load((profile / "config.yaml").read_text())
     # Slurm looks every 30 s: the signal comes in a job's first 30 s, which may be before Python listens, and in those
-    # of the second try, of two minutes, after 5 to 35 s: the training takes longer on any machine
-    quick["set-resources"]["train_backbone"] = {"runtime": "attempt", "slurm_extra": "'--signal=TERM@85'"}
+    # of the second try, of two minutes, after 5 to 35 s: the training takes longer on any machine.
+    # No try asks for more memory than the node has.
+    signalled = {"runtime": "attempt", "mem_mb": 2500, "slurm_extra": "'--signal=TERM@85'"}
+    quick["set-resources"]["train_backbone"] = signalled
     limited = tmp_path / "limited"
     limited.mkdir()
     (limited / "config.yaml").write_text(yaml.safe_dump(quick))
