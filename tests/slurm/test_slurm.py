@@ -19,6 +19,7 @@ from ztw.tensors import read_tensors
 LONG = ROOT / "tests/config/long.yaml"
 EPOCHS = yaml.safe_load(LONG.read_text())["backbone"]["epochs"]
 CELL = Path("results/long/digits/resnet8/seed0")
+BACKBONE = ("--", str(CELL / "backbone.safetensors"))  # what is left of the study waits for Slurm, mostly
 
 
 @pytest.fixture(scope="module")
@@ -44,12 +45,15 @@ def command(config: Path, *options: str) -> list[str]:
 class Run:
     """A `make reproduce` at work in a folder."""
 
-    def __init__(self, folder: Path, config: Path, profile: Path) -> None:
+    def __init__(self, folder: Path, config: Path, profile: Path, *targets: str) -> None:
         self.folder, self.config = folder, config
         self.output = folder / "output.txt"
         with self.output.open("a") as stream:
             self.process = subprocess.Popen(
-                command(config, "--profile", str(profile)), cwd=folder, stdout=stream, stderr=stream
+                command(config, "--profile", str(profile), *targets),
+                cwd=folder,
+                stdout=stream,
+                stderr=stream,
             )
 
     @property
@@ -116,7 +120,7 @@ def test_no_fault_costs_more_than_the_work_since_the_last_checkpoint(cluster, pr
     limited = tmp_path / "limited"
     limited.mkdir()
     (limited / "config.yaml").write_text(yaml.safe_dump(quick))
-    run = Run(work, LONG, limited)
+    run = Run(work, LONG, limited, *BACKBONE)
 
     run.wait(lambda: run.resumed() > 0, "resumed after its time was over")
     at = run.resumed()
@@ -129,7 +133,7 @@ def test_no_fault_costs_more_than_the_work_since_the_last_checkpoint(cluster, pr
     assert "stopped; finished work is kept" in run.output.read_text()
     tell("Ctrl-C in the middle", "nothing left in squeue")
 
-    run = Run(work, LONG, profile)
+    run = Run(work, LONG, profile, *BACKBONE)
     run.wait(lambda: run.resumed() > at, "gone on with by the same command")
     at = run.resumed()
     tell("the same command again", f"nothing: resumed at epoch {at} of {EPOCHS}")
@@ -155,7 +159,7 @@ def test_no_fault_costs_more_than_the_work_since_the_last_checkpoint(cluster, pr
 
     shutil.copytree(tmp_path / "work/results/long/data", alone / "results/long/data")
     done = subprocess.run(
-        command(LONG, "--cores", "1", "--", str(CELL / "backbone.safetensors")),
+        command(LONG, "--cores", "1", *BACKBONE),
         cwd=alone,
         capture_output=True,
         text=True,
