@@ -71,7 +71,7 @@ def accuracy_against_cost(
 
 def _line(rows: pd.DataFrame) -> pd.DataFrame:
     """cost, accuracy: of every seed at the same costs, or of a rule that counts, of each number, mean over seeds."""
-    if rows["parameter"].mod(1).any():
+    if rows["parameter"].mod(1).any():  # a grid of thresholds is never whole: it begins 1e-6 below a score
         return _on_grid(rows)
     points = rows.groupby("parameter")[["relative_cost", "accuracy"]].mean()
     return points.rename(columns={"relative_cost": "cost"})
