@@ -133,6 +133,9 @@ def make_reproducible(threads: int) -> None:
     torch.set_num_threads(threads)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
+    # torch would fill all memory that it hands out, for programs that read what nobody wrote: 7 % of a training
+    # step on a CPU, 10 % of an inference
+    torch.utils.deterministic.fill_uninitialized_memory = False
 
 
 def device_name(device: torch.device) -> str:

@@ -14,6 +14,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from ztw.evaluation.names import BACKBONE
@@ -115,8 +116,10 @@ def draw_statics(axes: Axes, points: pd.DataFrame, x: str) -> None:
     axes.errorbar(
         means[x], means["accuracy"], spread[means.index].fillna(0), fmt="none", ecolor="black", elinewidth=1
     )
+    # beside and above: what a smaller network reaches lies above the early exits, where it lies below, the rim helps
+    where: Any = {"xytext": (-3, 4), "textcoords": "offset points", "ha": "right", "zorder": 5}
+    where["path_effects"] = [withStroke(linewidth=2.5, foreground="white")]
     for name, row in means.iterrows():
-        where: Any = {"xytext": (0, -11), "textcoords": "offset points", "ha": "center"}
         axes.annotate(str(name), (row[x], row["accuracy"]), fontsize=6.5, **where)
 
 
