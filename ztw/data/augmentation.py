@@ -15,8 +15,8 @@ ORDERS = tuple(permutations((BRIGHTNESS, CONTRAST, SATURATION)))  # the first is
 def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """uint8 (N, C, H, W) to float32 in channels_last memory, (x / 255 - mean) / std per channel."""
     shape = (1, -1, 1, 1)
-    scale = torch.tensor(std, device=images.device).view(shape).mul(255).reciprocal()
-    shift = torch.tensor(mean, device=images.device).view(shape).mul(255)
+    scale = torch.tensor(std).view(shape).mul(255).reciprocal().to(images.device, non_blocking=True)
+    shift = torch.tensor(mean).view(shape).mul(255).to(images.device, non_blocking=True)
     return (images.float() - shift).mul_(scale).contiguous(memory_format=torch.channels_last)
 
 
@@ -36,10 +36,11 @@ def augment(
     """
     count, _, height, width = images.shape
     if flip:
-        flipped = torch.rand(count, generator=generator).lt(0.5).to(images.device)
+        flipped = torch.rand(count, generator=generator).lt(0.5).to(images.device, non_blocking=True)
         images = torch.where(flipped.view(-1, 1, 1, 1), images.flip(-1), images)
     if padding:
-        offsets = torch.randint(2 * padding + 1, (2, count, 1), generator=generator).to(images.device)
+        offsets = torch.randint(2 * padding + 1, (2, count, 1), generator=generator)
+        offsets = offsets.to(images.device, non_blocking=True)
         rows = offsets[0] + torch.arange(height, device=images.device)  # (N, H)
         columns = offsets[1] + torch.arange(width, device=images.device)  # (N, W)
         padded = torch.nn.functional.pad(images, (padding,) * 4).permute(0, 2, 3, 1)

@@ -76,7 +76,7 @@ class ImageSet(Data):
 
     def _made(self, order: list[Tensor], draw: torch.Generator | None) -> Iterator[tuple[Tensor, Tensor]]:
         for indices in order:
-            indices = indices.to(self.device)
+            indices = indices.to(self.device, non_blocking=True)  # a GPU goes on meanwhile
             images = self._at(indices)
             if draw is not None:
                 jitter = (self.colour_jitter, self.jitter_order)

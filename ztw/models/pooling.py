@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def pooling_matrix(size: int, target: int) -> Tensor:
+def pooling_matrix(size: int, target: int, device: torch.device | str = "cpu") -> Tensor:
     """(target, size): adaptive average pooling of one axis as a matrix, with torch's window borders."""
-    matrix = torch.zeros(target, size)
+    matrix = torch.zeros(target, size, device=device)
     for row in range(target):
         start, end = row * size // target, -(-(row + 1) * size // target)
         matrix[row, start:end] = 1 / (end - start)
@@ -36,7 +36,7 @@ class _AveragePool(torch.autograd.Function):
     """Adaptive average pooling whose backward pass is two small matrix products.
 
     PyTorch's own backward takes four times as long on CPUs in channels_last memory and was more
-    than a third of a head's training step.
+    than a third of a head's training step. On GPUs that of windows which do not tile the map is not deterministic.
     """
 
     @staticmethod
@@ -47,8 +47,8 @@ class _AveragePool(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
         batch, channels, height, width = ctx.shape
-        over_rows = pooling_matrix(height, ctx.target).to(grad)  # (target, H)
-        over_columns = pooling_matrix(width, ctx.target).to(grad)  # (target, W)
+        over_rows = pooling_matrix(height, ctx.target, grad.device).to(grad)  # (target, H)
+        over_columns = pooling_matrix(width, ctx.target, grad.device).to(grad)  # (target, W)
         nhwc = grad.permute(0, 2, 3, 1)
         wide = (over_columns.T @ nhwc).reshape(batch, ctx.target, width * channels)
         full = (over_rows.T @ wide).view(batch, height, width, channels)
@@ -67,7 +67,8 @@ class MixedPool(nn.Module):
         """(N, C, H, W) -> (N, C, target, target)."""
         if not torch.is_grad_enabled() and x.shape[-2:] == (self.target, self.target):
             return x  # windows of one pixel: maximum and average are the pixel
-        pool = _AveragePool.apply if torch.is_grad_enabled() else _average_pool
+        ours = torch.is_grad_enabled() and (x.device.type == "cpu" or _window(x, self.target) is None)
+        pool = _AveragePool.apply if ours else _average_pool
         return torch.lerp(pool(x, self.target), _max_pool(x, self.target), self.alpha.to(x.dtype))
 
 
