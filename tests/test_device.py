@@ -58,10 +58,11 @@ def test_make_reproducible(monkeypatch):
             "where there is none, it computes all the same"
         )
         assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8", "what a user has set stays"
-        assert not torch.utils.deterministic.fill_uninitialized_memory, "nothing reads it: time for nothing"
+        filled = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+        assert not filled, "nothing reads it: time for nothing"
     finally:
         torch.use_deterministic_algorithms(False)
-        torch.utils.deterministic.fill_uninitialized_memory = True
+        torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
 
 
 def test_a_record_names_the_cpu_and_the_machine(monkeypatch):

@@ -83,7 +83,7 @@ def _write(study: Study, folder: Path, target: Path, logits: list[str]) -> None:
         for pattern in patterns:
             for file in sorted((folder / kind).glob(pattern)):
                 shutil.copyfile(file, target / kind / file.name)
-    _curves(study, folder).to_parquet(target / "curves.parquet", index=False, compression="zstd")
+    _write_curves(_curves(study, folder), target / "curves.parquet")
     answers, samples = {}, {}
     for cell, method in product(_cells(study), study.methods):
         for budget, right in read_tensors(folder / str(cell) / f"answers/{method}.safetensors").items():
@@ -113,6 +113,19 @@ def _curves(study: Study, folder: Path) -> pd.DataFrame:
     curves = read_curves(files)[CURVE].drop_duplicates()
     names = dict.fromkeys(("dataset", "arch", "method", "split"), "category")
     return curves.astype(names | {"seed": "int16", "accuracy": "float32", "relative_cost": "float32"})
+
+
+def _write_curves(curves: pd.DataFrame, path: Path) -> None:
+    """The bytes of a number one by one in streams of their own: two thirds of the file's size otherwise."""
+    numbers = [name for name in CURVE if curves[name].dtype.kind == "f"]
+    curves.to_parquet(
+        path,
+        index=False,
+        compression="zstd",
+        compression_level=19,
+        use_dictionary=[name for name in CURVE if name not in numbers],
+        column_encoding=dict.fromkeys(numbers, "BYTE_STREAM_SPLIT"),
+    )
 
 
 def _packed(right: Tensor) -> Tensor:

@@ -135,7 +135,7 @@ def make_reproducible(threads: int) -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
     # torch would fill all memory that it hands out, for programs that read what nobody wrote: 7 % of a training
     # step on a CPU, 10 % of an inference
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def device_name(device: torch.device) -> str:

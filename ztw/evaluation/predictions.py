@@ -9,8 +9,10 @@ from torch import Tensor
 
 from ztw.data.dataset import Data
 from ztw.device import autocast
-from ztw.models.network import EarlyExitNetwork
+from ztw.models.network import BOOST_TEMPERATURE, EarlyExitNetwork
 from ztw.progress import Progress, Report
+
+ROUNDING = 1e-4  # of sums of logits in float32
 
 
 @torch.inference_mode()
@@ -43,3 +45,16 @@ def predict(
         seen.append(labels.cpu())
         progress.step(lambda: f"{sum(map(len, seen))}/{len(data)} images")
     return [torch.cat(parts, dim=1) for parts in collected], torch.cat(seen)
+
+
+def silent_exits(logits: Tensor, additive: bool) -> list[int]:
+    """The exits, from 1, to whose answers an image adds nothing: a convolution whose ReLU never fires, most often.
+
+    logits (K, N, C) of a network's single exits; additive: whether an exit adds to a share of the previous one's,
+    which would hide it. An exit of a cascade that only repeats the previous one is not found.
+    """
+    own = logits.clone()
+    if additive:
+        own[1:] -= BOOST_TEMPERATURE * logits[:-1]
+    spread = (own.amax(1) - own.amin(1)).amax(-1)
+    return [exit + 1 for exit, value in enumerate(spread.tolist()) if value < ROUNDING]

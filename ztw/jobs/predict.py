@@ -17,7 +17,7 @@ from ztw.evaluation import predictions
 from ztw.files import write_json
 from ztw.jobs.cell import CellNetworks, compute_on, share_backbone
 from ztw.models.checkpoints import versions
-from ztw.progress import Report
+from ztw.progress import Note, Report
 from ztw.study.settings import DataSettings, HardwareSettings
 from ztw.study.training_settings import IcSet
 from ztw.tensors import write_tensors
@@ -56,6 +56,14 @@ def predict(
                 if not values.isfinite().all():
                     file = networks.files.ics[name]
                     raise ZtwError(f"{file}: its logits on {split} are not finite; train it again")
+                additive = loaded[name].mode.additive
+                if split == "test" and (silent := predictions.silent_exits(values, additive)):
+                    report(
+                        Note(
+                            f"IC set {name}: to exit {', '.join(map(str, silent))} all images are alike: the head has"
+                            " died in training; a lower lr or head: pool may help"
+                        )
+                    )
                 facts = {"ics": name, "split": split, **computed_on(device, precision)}
                 write_predictions(outputs[name, split], values, labels, facts)
 

@@ -1,0 +1,29 @@
+"""Exits to which all images are alike are found, also where the exit before hides them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import small_network, stripes
+
+from ztw.evaluation.predictions import predict, silent_exits
+
+
+@pytest.mark.parametrize("mode", ["independent", "boosted"])
+def test_a_head_that_died_in_training_is_found(mode):
+    torch.manual_seed(0)
+    network, data = small_network(mode), stripes()
+    (logits,), _ = predict([network], data)
+    assert silent_exits(logits, network.mode.additive) == []
+    with torch.no_grad():
+        network.heads[1].get_parameter("body.0.bias").fill_(-1e6)  # its ReLU never fires again
+    (logits,), _ = predict([network], data)
+    assert silent_exits(logits, network.mode.additive) == [2]
+
+
+def test_only_what_an_exit_adds_itself_counts():
+    previous = torch.randn(50, 3)
+    repeated = 0.5 * previous + torch.tensor([1.0, 2.0, 3.0])
+    logits = torch.stack([previous, repeated])
+    assert silent_exits(logits, additive=True) == [2]
+    assert silent_exits(logits, additive=False) == []
