@@ -61,7 +61,7 @@ def predict(
                     report(
                         Note(
                             f"IC set {name}: to exit {', '.join(map(str, silent))} all images are alike: the head has"
-                            " died in training; a lower lr or head: pool may help"
+                            " died in training; a lower lr may help"
                         )
                     )
                 facts = {"ics": name, "split": split, **computed_on(device, precision)}
