@@ -116,7 +116,7 @@ def _curves(study: Study, folder: Path) -> pd.DataFrame:
 
 
 def _write_curves(curves: pd.DataFrame, path: Path) -> None:
-    """The bytes of a number one by one in streams of their own: two thirds of the file's size otherwise."""
+    """A number's first bytes beside each other, its second ones, ...: a third less than plain zstd."""
     numbers = [name for name in CURVE if curves[name].dtype.kind == "f"]
     curves.to_parquet(
         path,

@@ -27,3 +27,4 @@ def test_only_what_an_exit_adds_itself_counts():
     logits = torch.stack([previous, repeated])
     assert silent_exits(logits, additive=True) == [2]
     assert silent_exits(logits, additive=False) == []
+    assert silent_exits(logits[:, :1], additive=True) == [], "one image is like itself"

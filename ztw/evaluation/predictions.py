@@ -51,8 +51,10 @@ def silent_exits(logits: Tensor, additive: bool) -> list[int]:
     """The exits, from 1, to whose answers an image adds nothing: a convolution whose ReLU never fires, most often.
 
     logits (K, N, C) of a network's single exits; additive: whether an exit adds to a share of the previous one's,
-    which would hide it. An exit of a cascade that only repeats the previous one is not found.
+    which would hide it. An exit of a cascade that only repeats the previous one is not found. None of a single image.
     """
+    if logits.shape[1] < 2:
+        return []
     own = logits.clone()
     if additive:
         own[1:] -= BOOST_TEMPERATURE * logits[:-1]
