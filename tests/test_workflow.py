@@ -63,6 +63,12 @@ def test_it_leaves_what_the_readme_promises(finished):
     assert parts == ["backbone resnet14", "predictions resnet14"], "not the cell's own backbone"
 
 
+def test_the_report_s_captions_are_rendered(finished):
+    report = (finished / "results/tiny/report.html").read_text()
+    assert "thresholds chosen on the validation split" in report
+    assert re.findall(r".{20}``[a-z].{20}", report) == [], "markup that reStructuredText did not take as such"
+
+
 def test_every_method_s_network_can_be_loaded(finished, tmp_path):
     cell = finished / "results/tiny/digits/resnet8/seed0"
     methods = yaml.safe_load(TINY.read_text())["methods"]
