@@ -143,7 +143,8 @@ def test_a_published_study_is_made_again_from_its_files(finished, tmp_path, monk
             study / f"tables/{name}.csv"
         ).read_bytes(), name
     facts = read_json(target / "provenance.json")
-    assert facts["seconds"]["all"] > 0
+    (of_run,) = facts["runs"]
+    assert of_run["seconds"]["all"] > 0
     logits = study / "digits/resnet8/seed1/predictions/cascade/test.safetensors"
     assert facts["logits_sha256"]["digits/resnet8/seed1/predictions/cascade/test.safetensors"] == sha256(
         logits
@@ -155,6 +156,58 @@ def test_a_published_study_is_made_again_from_its_files(finished, tmp_path, monk
     assert torch.equal(found.cost, ztw.macs(network))
     with pytest.raises(ztw.ZtwError, match="--logits other: no method of the study has that IC set"):
         publish(TINY, target, "", "", ["other"])
+
+
+def seeds_of(published: Path) -> pd.Series:
+    """Method -> of how many seeds its accuracy at any cost is."""
+    rows = pd.read_csv(published / "tables/accuracy_at_budget.csv")
+    return rows[rows["budget"].eq("max") & rows["protocol"].eq("held-out")].set_index("method")["n"]
+
+
+def test_seeds_and_methods_are_published_one_after_another(finished, tmp_path, monkeypatch):
+    """In the end as if at once; what is not there yet is an empty cell."""
+    monkeypatch.syspath_prepend(str(ROOT / "workflow"))
+    from publish import publish, rebuild
+
+    monkeypatch.chdir(copy_of(finished, tmp_path))
+    results, whole, target = Path("results/tiny"), tmp_path / "whole/tiny", tmp_path / "parts/tiny"
+    publish(TINY, whole, "", "", [])
+    away = tmp_path / "away"
+    for name in ("digits/resnet8/seed1/metrics", "digits/resnet8/seed0/metrics/pabee.json"):
+        (away / name).parent.mkdir(parents=True, exist_ok=True)
+        (results / name).rename(away / name)
+    publish(TINY, target, "in parts", "one", [], add=True)
+    rebuild(target, tmp_path / "again")
+    assert_rebuilt(target, tmp_path / "again")
+    seeds = seeds_of(target)
+    assert seeds["sdn"] == 1
+    assert "pabee" not in seeds
+    (results / "digits/resnet8/seed0/metrics").rename(away / "first")
+    (away / "digits/resnet8/seed1/metrics").rename(results / "digits/resnet8/seed1/metrics")
+    publish(TINY, target, "", "another", [], add=True)
+    seeds = seeds_of(target)
+    assert seeds["pabee"] == 1
+    assert seeds["sdn"] == 2
+    changed = changed_config(tmp_path, backbone={**yaml.safe_load(TINY.read_text())["backbone"], "lr": 0.05})
+    with pytest.raises(
+        ztw.ZtwError, match=r"tiny: .*, seed 0, was published with another backbone; compute it again, or"
+    ):
+        publish(changed, target, "", "", [], add=True)
+    (away / "first").rename(results / "digits/resnet8/seed0/metrics")
+    (away / "digits/resnet8/seed0/metrics/pabee.json").rename(
+        results / "digits/resnet8/seed0/metrics/pabee.json"
+    )
+    publish(TINY, target, "", "", [], add=True)
+    assert_rebuilt(whole, target)
+    facts = read_json(target / "provenance.json")
+    assert [run["machine"] for run in facts["runs"]] == ["one", "another", ""]
+    assert facts["what"] == "in parts"
+    assert facts["logits_sha256"] == read_json(whole / "provenance.json")["logits_sha256"]
+    shutil.rmtree(results / "digits")
+    with pytest.raises(
+        ztw.ZtwError, match="results/tiny: nothing of the study is finished; run make reproduce"
+    ):
+        publish(TINY, target, "", "", [], add=True)
 
 
 def test_every_file_of_numbers_is_sealed(finished):

@@ -1,8 +1,10 @@
 """Publish a finished study in results/reference/<study>: small, with all that its tables and figures are made of.
 
-usage: python workflow/publish.py CONFIG [--what TEXT] [--machine TEXT] [--logits SET ...]
+usage: python workflow/publish.py CONFIG [--add] [--what TEXT] [--machine TEXT] [--logits SET ...]
        python workflow/publish.py --rebuild FOLDER TARGET     a published study's tables and figures, made again
 
+--add: what is finished of the study's seeds and methods, beside what is published of it; the rest stays an empty cell.
+So seeds can be computed on several machines, by a config of the same file name that names fewer of them.
 --logits: the IC sets whose predictions for validation and test images (first seed) are published too.
 """
 
@@ -11,15 +13,15 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable
 from datetime import date
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pandas as pd
-import torch
-from torch import Tensor
+from published_cells import Contents, Pair, joined, of_published, of_run, plain, write_contents
 
 from ztw.errors import ZtwError
 from ztw.evaluation.reference import write_published
@@ -32,110 +34,129 @@ from ztw.jobs.plot_figures import FigureFiles, plot_figures
 from ztw.models.costs import macs
 from ztw.models.operations import backbone_macs
 from ztw.progress import describe
-from ztw.reporting.readable import read_rows
-from ztw.reporting.results import read_curves, read_metrics
 from ztw.study.config import check_study, read_config, study_name
 from ztw.study.provenance import code_version
 from ztw.study.settings import Cell, Study
-from ztw.tensors import read_metadata, read_tensors, write_tensors
+from ztw.tensors import write_tensors
 
 ROOT = Path(__file__).parents[1]
-# of the curves: what a figure or another choice of thresholds needs
-CURVE = ["dataset", "arch", "seed", "method", "split", "parameter", "accuracy", "relative_cost"]
 
 
-def publish(config: Path, target: Path, what: str, machine: str, logits: list[str]) -> None:
-    """Copy what is small and make small what is not; a folder of before is replaced when the new one is whole."""
+def publish(
+    config: Path, target: Path, what: str, machine: str, logits: list[str], add: bool = False
+) -> None:
+    """Put a study's results into `target`; a folder of before is replaced when the new one is whole.
+
+    add: what is finished of the study beside what `target` has of it, instead of the whole study; of a pair of a
+    cell and a method that is in both the new one counts. Raises ZtwError when nothing, or without `add` not all,
+    is finished, and when what is published was computed by another recipe.
+    """
     study, folder = check_study(read_config(config)), Path("results") / study_name(config)
-    if not (folder / "report.html").is_file():
+    if not add and not (folder / "report.html").is_file():
         raise ZtwError(f"{folder}: is not finished; run make reproduce CONFIG={config} first")
+    new = whole = of_run(study, folder)
+    facts = {"what": what, "runs": [_facts_of_run(folder, new, machine)], "logits_sha256": _logits(folder)}
     target.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
         made = Path(scratch, target.name)
         made.mkdir()
-        _write(study, folder, made, logits)
+        if add and target.is_dir():
+            before = of_published(study, target)
+            _check_same_recipes(target, study, before.pairs - new.pairs)
+            whole = joined(study, before, new)
+            for name in ("latency", "predictions"):
+                if (target / name).is_dir():
+                    shutil.copytree(target / name, made / name)
+            known = read_json(target / "provenance.json")
+            facts |= {
+                "what": what or known["what"],
+                "runs": [*known["runs"], *facts["runs"]],
+                "logits_sha256": known["logits_sha256"] | facts["logits_sha256"],
+            }
+        write_contents(whole, made)
+        _copy_times(study, folder, made)
+        for name, (dataset, arch) in product(logits, study.cells):
+            _publish_logits(folder, made, Cell(dataset, arch, study.seeds[0]), name)
         shutil.copyfile(config, made / "config.yaml")
-        pipeline = pd.read_csv(folder / "tables/pipeline.csv").set_index("rule")
-        facts = {
-            "what": what,
-            "date": date.today().isoformat(),
-            "machine": machine,
-            "published_at": code_version(),
-            "versions": read_json(next(folder.rglob("metrics/*.json")))["versions"],
-            "seconds": {rule: round(float(seconds)) for rule, seconds in pipeline["seconds"].items()},
-            "logits_sha256": {
-                file.relative_to(folder).as_posix(): sha256(file)
-                for file in sorted(folder.rglob("*.safetensors"))
-                if any("predictions" in part for part in file.parts)
-            },
-        }
         write_json(made / "provenance.json", facts)
+        rebuild(made, Path(scratch, "again"))
+        for kind, suffixes in {"tables": (".csv", ".md", ".tex"), "figures": (".png",)}.items():
+            (made / kind).mkdir(exist_ok=True)
+            for file in Path(scratch, "again", kind).iterdir():
+                if file.suffix in suffixes:
+                    shutil.copyfile(file, made / kind / file.name)
+        if not add:
+            shutil.copyfile(folder / "tables/pipeline.csv", made / "tables/pipeline.csv")
         for seal in made.rglob(".*.sha256"):  # git vouches for what is published
             seal.unlink()
         shutil.rmtree(target, ignore_errors=True)
         made.rename(target)
 
 
-def _write(study: Study, folder: Path, target: Path, logits: list[str]) -> None:
-    """Tables, figures, curves, answers, times and logits."""
-    for kind, patterns in {"tables": ("*.csv", "*.md", "*.tex"), "figures": ("*.png",)}.items():
-        (target / kind).mkdir()
-        for pattern in patterns:
-            for file in sorted((folder / kind).glob(pattern)):
-                shutil.copyfile(file, target / kind / file.name)
-    _write_curves(_curves(study, folder), target / "curves.parquet")
-    answers, samples = {}, {}
-    for cell, method in product(_cells(study), study.methods):
-        for budget, right in read_tensors(folder / str(cell) / f"answers/{method}.safetensors").items():
-            answers[f"{cell}/{method}/{budget}"] = _packed(right)
-            samples[str(cell)] = str(len(right))
-    write_tensors(target / "answers.safetensors", answers, samples)
-    for dataset, arch in study.cells if study.latency.batch_sizes else ():
-        place = Path(dataset, arch, f"seed{study.seeds[0]}", "latency.json")
-        (target / "latency" / place).parent.mkdir(parents=True)
-        shutil.copyfile(folder / place, target / "latency" / place)
-    for name in logits:
-        for dataset, arch in study.cells:
-            _publish_logits(folder, target, Cell(dataset, arch, study.seeds[0]), name)
-    _hide_host(target / "tables/devices.csv")
+def _facts_of_run(folder: Path, found: Contents, machine: str) -> dict[str, Any]:
+    """Where numbers come from; seconds: of the last call of `make reproduce`, by rule."""
+    pipeline = pd.read_csv(folder / "tables/pipeline.csv").set_index("rule")["seconds"]
+    methods: dict[str, list[str]] = {}
+    for cell, method in found.answers:
+        methods.setdefault(str(cell), []).append(method)
+    return {
+        "date": date.today().isoformat(),
+        "machine": machine,
+        "published_at": code_version(),
+        "versions": read_json(next(folder.rglob("metrics/*.json")))["versions"],
+        "seconds": {rule: round(float(seconds)) for rule, seconds in pipeline.items()},
+        "methods": {cell: " ".join(own) for cell, own in methods.items()},
+    }
 
 
-def _cells(study: Study) -> list[Cell]:
-    return [Cell(dataset, arch, seed) for dataset, arch in study.cells for seed in study.seeds]
+def _logits(folder: Path) -> dict[str, str]:
+    """File of predictions -> SHA-256."""
+    return {
+        file.relative_to(folder).as_posix(): sha256(file)
+        for file in sorted(folder.rglob("*.safetensors"))
+        if any("predictions" in part for part in file.parts)
+    }
 
 
-def _curves(study: Study, folder: Path) -> pd.DataFrame:
-    files = [
-        str(folder / str(cell) / f"curves/{method}.parquet")
-        for cell in _cells(study)
-        for method in study.methods
-    ]
-    curves = read_curves(files)[CURVE].drop_duplicates()
-    names = dict.fromkeys(("dataset", "arch", "method", "split"), "category")
-    return curves.astype(names | {"seed": "int16", "accuracy": "float32", "relative_cost": "float32"})
+def _check_same_recipes(target: Path, study: Study, kept: Iterable[Pair]) -> None:
+    """Raises ZtwError when one of these pairs of what is published would be computed otherwise today."""
+    before = check_study(read_config(target / "config.yaml"))
+    for cell, method in sorted(kept, key=str):
+        if method not in study.methods:
+            continue
+        old, new = _recipe(before, cell, method), _recipe(study, cell, method)
+        if changed := [name for name in new if new[name] != old[name]]:
+            raise ZtwError(
+                f"{target}: {method}, seed {cell.seed}, was published with another {', '.join(changed)};"
+                " compute it again, or publish without --add"
+            )
 
 
-def _write_curves(curves: pd.DataFrame, path: Path) -> None:
-    """A number's first bytes beside each other, its second ones, ...: a third less than plain zstd."""
-    numbers = [name for name in CURVE if curves[name].dtype.kind == "f"]
-    curves.to_parquet(
-        path,
-        index=False,
-        compression="zstd",
-        compression_level=19,
-        use_dictionary=[name for name in CURVE if name not in numbers],
-        column_encoding=dict.fromkeys(numbers, "BYTE_STREAM_SPLIT"),
-    )
+def _recipe(study: Study, cell: Cell, method: str) -> dict[str, Any]:
+    """Whatever decides on the numbers of a cell and a method."""
+    row = study.methods[method]
+    sections = study.backbones[cell.dataset, row.static or cell.arch]
+    return {
+        "row in methods": row,
+        "data": sections.data,
+        "backbone": sections.backbone,
+        "ics": None if row.static else sections.ics.sets[row.ics],
+        "ensembles": study.ensembles if row.ensemble else None,
+        "evaluation": study.evaluation,
+    }
 
 
-def _packed(right: Tensor) -> Tensor:
-    """0 or 1 (N,) -> 8 of them a byte."""
-    bits = torch.nn.functional.pad(right, (0, -len(right) % 8)).view(-1, 8)
-    return (bits << torch.arange(8, dtype=torch.uint8)).sum(1).to(torch.uint8)
-
-
-def _unpacked(packed: Tensor, samples: int) -> Tensor:
-    return (packed[:, None] >> torch.arange(8, dtype=torch.uint8) & 1).flatten()[:samples]
+def _copy_times(study: Study, folder: Path, target: Path) -> None:
+    """The measured times, where none are there."""
+    for dataset, arch in study.cells:
+        if any((target / "latency" / dataset / arch).rglob("latency.json")):
+            continue
+        for seed in study.seeds:
+            place = Path(dataset, arch, f"seed{seed}", "latency.json")
+            if (folder / place).is_file():
+                (target / "latency" / place).parent.mkdir(parents=True)
+                shutil.copyfile(folder / place, target / "latency" / place)
+                break
 
 
 def _publish_logits(folder: Path, target: Path, cell: Cell, name: str) -> None:
@@ -157,26 +178,25 @@ def _publish_logits(folder: Path, target: Path, cell: Cell, name: str) -> None:
     write_published(path, splits, macs(network), backbone_macs(network.backbone))
 
 
-def _hide_host(path: Path) -> None:
-    devices = pd.read_csv(path, keep_default_na=False, dtype=str)
-    hosts = {host: f"host {number}" for number, host in enumerate(dict.fromkeys(devices["host"]), 1)}
-    devices.assign(host=devices["host"].map(hosts)).to_csv(path, index=False, lineterminator="\r\n")
-
-
 def rebuild(published: Path, target: Path) -> None:
     """Make the tables and figures of a published study again, from its metrics, curves, answers and times alone."""
     study = check_study(read_config(published / "config.yaml"))
     tables, figures = target / "tables", target / "figures"
     tables.mkdir(parents=True)
     differences = str(tables / "differences.csv")
-    compare_methods(dict(_unpack_answers(study, published, target)), study.evaluation, differences, print)
+    contents = of_published(study, published)
+    answers = {}
+    for (cell, method), own in contents.answers.items():
+        answers[cell, method] = str(target / "answers" / str(cell) / f"{method}.safetensors")
+        write_tensors(answers[cell, method], own)
+    compare_methods(answers, study.evaluation, differences, print)
     times = [str(file) for file in sorted(published.glob("latency/**/latency.json"))]
     named = {
         name: str(tables / f"{name}.csv") for name in ("per_exit", "allowed_loss", "comparison", "devices")
     }
     write_all(
-        read_metrics(published / "tables/metrics.csv"),
-        read_rows(published / "tables/devices.csv"),
+        contents.metrics,
+        contents.devices,
         list(study.methods),
         study.evaluation,
         ResultFiles([], differences, times, ROOT / "config/published.csv"),
@@ -186,33 +206,17 @@ def rebuild(published: Path, target: Path) -> None:
             **named,
             times=[str(tables / f"latency.{kind}") for kind in ("csv", "md") if times],
         ),
+        partial=True,
     )
-    curves = pd.read_parquet(published / "curves.parquet").astype(
-        dict.fromkeys(CURVE[:2] + CURVE[3:5], "str")
-    )
+    curves = plain(contents.curves)
     for dataset, arch in study.cells:
-        own = target / f"{dataset}-{arch.replace('/', '-')}.parquet"
-        curves[curves["dataset"].eq(dataset) & curves["arch"].eq(arch)].to_parquet(own)
+        of_cell = target / f"{dataset}-{arch.replace('/', '-')}.parquet"
+        curves[curves["dataset"].eq(dataset) & curves["arch"].eq(arch)].to_parquet(of_cell)
         files = FigureFiles(
-            str(tables / "metrics.csv"), [str(own)], str(tables / "latency.csv") if times else None
+            str(tables / "metrics.csv"), [str(of_cell)], str(tables / "latency.csv") if times else None
         )
         stem = str(figures / "-".join([dataset, *Path(arch).parts]))
         plot_figures((dataset, arch), study.families, study.evaluation, files, stem, print)
-
-
-def _unpack_answers(study: Study, published: Path, target: Path) -> Iterator[tuple[tuple[Cell, str], str]]:
-    """(cell, method) -> a file of its answers as `evaluate` wrote them."""
-    file = published / "answers.safetensors"
-    packed, samples = read_tensors(file), read_metadata(file)
-    for cell, method in product(_cells(study), study.methods):
-        start, path = f"{cell}/{method}/", str(target / "answers" / str(cell) / f"{method}.safetensors")
-        own = {
-            name.removeprefix(start): _unpacked(bits, int(samples[str(cell)]))
-            for name, bits in packed.items()
-            if name.startswith(start)
-        }
-        write_tensors(path, own)
-        yield (cell, method), path
 
 
 def main() -> int:
@@ -221,6 +225,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, usage=argparse.SUPPRESS
     )
     parser.add_argument("config", nargs="?", type=Path)
+    parser.add_argument("--add", action="store_true", help="beside what is published of the study")
     parser.add_argument("--what", default="", help="what the study is, in a sentence")
     parser.add_argument("--machine", default="", help="what it was computed on")
     parser.add_argument("--logits", nargs="*", default=[], metavar="SET")
@@ -231,7 +236,7 @@ def main() -> int:
             rebuild(*given.rebuild)
         elif given.config:
             target = ROOT / "results/reference" / study_name(given.config)
-            publish(given.config, target, given.what, given.machine, given.logits)
+            publish(given.config, target, given.what, given.machine, given.logits, given.add)
         else:
             parser.error("give the CONFIG of a finished study, or --rebuild FOLDER TARGET")
     except (ZtwError, OSError) as error:

@@ -70,9 +70,13 @@ def write_all(
     evaluation: EvaluationSettings,
     files: ResultFiles,
     tables: TableFiles,
+    partial: bool = False,
 ) -> None:
-    """Write them from the metrics, and from what all was computed on (see `ztw.reporting.devices`)."""
-    accuracies = accuracy_table(metrics, methods, evaluation)
+    """Write them from the metrics, and from what all was computed on (see `ztw.reporting.devices`).
+
+    partial: see `ztw.reporting.tables.accuracy_table`.
+    """
+    accuracies = accuracy_table(metrics, methods, evaluation, partial)
     compared = comparison_table(accuracies, read_published(files.published), evaluation.protocols)
     write_metrics(metrics, tables.metrics)
     write_csv(pd.DataFrame(devices, columns=COLUMNS), tables.devices)

@@ -24,8 +24,14 @@ def device_rows(files: Iterable[str]) -> list[dict[str, Any]]:
         for part in facts["computed"]:
             row = {**{name: facts[name] for name in CELL}, **{name: part[name] for name in PART}}
             rows[*(row[name] for name in CELL), row["part"]] = row  # methods share their parts
-    kinds = _kinds(rows.values())
-    return [{**row, "kinds": len(kinds[row["dataset"], row["arch"]])} for row in rows.values()]
+    return with_kinds(rows.values())
+
+
+def with_kinds(rows: Iterable[Row]) -> list[dict[str, Any]]:
+    """The rows with how many pairs of device and precision their table mixes, counted anew."""
+    rows = list(rows)
+    kinds = _kinds(rows)
+    return [{**row, "kinds": len(kinds[row["dataset"], row["arch"]])} for row in rows]
 
 
 def _kinds(rows: Iterable[Row]) -> dict[tuple[str, str], dict[str, list[str]]]:

@@ -34,19 +34,23 @@ ALLOWED_LOSS = [
 ]
 
 
-def accuracy_table(metrics: Metrics, methods: Sequence[str], evaluation: EvaluationSettings) -> pd.DataFrame:
+def accuracy_table(
+    metrics: Metrics, methods: Sequence[str], evaluation: EvaluationSettings, partial: bool = False
+) -> pd.DataFrame:
     """Accuracy at every budget: one row per data set, architecture, protocol, method and budget.
 
     mean, std (n - 1) and relative_cost (of the test samples, mean) are over the n seeds for which
     the budget is feasible; NaN where it is for none. Methods, budgets and protocols keep their order.
-    Raises ZtwError when a method lacks a result.
+    partial: a method has no row where it has no result at all. Raises ZtwError when a method lacks a result.
     """
     wanted = pd.DataFrame(
         product(evaluation.protocols, methods, map(str, evaluation.budgets)),
         columns=["protocol", "method", "budget"],
     )
     seeds = _side_by_side(metrics, ["accuracy", "relative_cost"])
-    _check_complete(metrics, seeds, wanted)
+    if not partial:
+        _check_methods(metrics, methods)
+    _check_budgets(metrics, seeds, wanted)
     table = seeds.groupby([*CELL, *wanted]).agg(
         mean=("accuracy", "mean"),
         std=("accuracy", "std"),
@@ -54,7 +58,8 @@ def accuracy_table(metrics: Metrics, methods: Sequence[str], evaluation: Evaluat
         relative_cost=("relative_cost", "mean"),
     )
     order = metrics[CELL].drop_duplicates().merge(wanted, how="cross")
-    return order.merge(table.reset_index(), how="left")[COLUMNS]
+    found = order.merge(metrics[[*CELL, "method"]].drop_duplicates())
+    return found.merge(table.reset_index(), how="left")[COLUMNS]
 
 
 def _side_by_side(metrics: Metrics, names: list[str]) -> pd.DataFrame:
@@ -64,11 +69,15 @@ def _side_by_side(metrics: Metrics, names: list[str]) -> pd.DataFrame:
     return table.reindex(columns=names)
 
 
-def _check_complete(metrics: Metrics, seeds: pd.DataFrame, wanted: pd.DataFrame) -> None:
-    """Raise ZtwError for a method that some cell lacks, or for a budget that some seed of it lacks."""
-    for (dataset, arch), methods in metrics.groupby(CELL, sort=False)["method"]:
-        for method in wanted["method"][~wanted["method"].isin(methods)]:
-            raise ZtwError(f"table: no result of {method} on {dataset}/{arch}")
+def _check_methods(metrics: Metrics, methods: Sequence[str]) -> None:
+    """Raise ZtwError for a method that some cell lacks."""
+    for (dataset, arch), found in metrics.groupby(CELL, sort=False)["method"]:
+        if missing := [method for method in methods if method not in set(found)]:
+            raise ZtwError(f"table: no result of {missing[0]} on {dataset}/{arch}")
+
+
+def _check_budgets(metrics: Metrics, seeds: pd.DataFrame, wanted: pd.DataFrame) -> None:
+    """Raise ZtwError for a budget that some seed of a method lacks."""
     every = metrics[IDENTITY].drop_duplicates().merge(wanted, on="method")[list(seeds.index.names)]
     for row in every[~pd.MultiIndex.from_frame(every).isin(seeds.index)].itertuples():
         raise ZtwError(
