@@ -164,6 +164,10 @@ def seeds_of(published: Path) -> pd.Series:
     return rows[rows["budget"].eq("max") & rows["protocol"].eq("held-out")].set_index("method")["n"]
 
 
+def timed(published: Path) -> set[str]:
+    return set(pd.read_csv(published / "tables/latency.csv")["method"])
+
+
 def test_seeds_and_methods_are_published_one_after_another(finished, tmp_path, monkeypatch):
     """In the end as if at once; what is not there yet is an empty cell."""
     monkeypatch.syspath_prepend(str(ROOT / "workflow"))
@@ -182,12 +186,14 @@ def test_seeds_and_methods_are_published_one_after_another(finished, tmp_path, m
     seeds = seeds_of(target)
     assert seeds["sdn"] == 1
     assert "pabee" not in seeds
+    assert timed(target) == timed(whole) - {"pabee"}
     (results / "digits/resnet8/seed0/metrics").rename(away / "first")
     (away / "digits/resnet8/seed1/metrics").rename(results / "digits/resnet8/seed1/metrics")
     publish(TINY, target, "", "another", [], add=True)
     seeds = seeds_of(target)
     assert seeds["pabee"] == 1
     assert seeds["sdn"] == 2
+    assert timed(target) == timed(whole) - {"pabee"}
     changed = changed_config(tmp_path, backbone={**yaml.safe_load(TINY.read_text())["backbone"], "lr": 0.05})
     with pytest.raises(
         ztw.ZtwError, match=r"tiny: .*, seed 0, was published with another backbone; compute it again, or"

@@ -24,6 +24,7 @@ import pandas as pd
 from published_cells import Contents, Pair, joined, of_published, of_run, plain, write_contents
 
 from ztw.errors import ZtwError
+from ztw.evaluation.names import BACKBONE
 from ztw.evaluation.reference import write_published
 from ztw.evaluation.saving import load
 from ztw.exits.logits import read_predictions
@@ -62,11 +63,10 @@ def publish(
         made.mkdir()
         if add and target.is_dir():
             before = of_published(study, target)
-            _check_same_recipes(target, study, before.pairs - new.pairs)
             whole = joined(study, before, new)
-            for name in ("latency", "predictions"):
-                if (target / name).is_dir():
-                    shutil.copytree(target / name, made / name)
+            _check_same_recipes(target, study, whole.pairs - new.pairs)
+            if (target / "predictions").is_dir():
+                shutil.copytree(target / "predictions", made / "predictions")
             known = read_json(target / "provenance.json")
             facts |= {
                 "what": what or known["what"],
@@ -74,7 +74,9 @@ def publish(
                 "logits_sha256": known["logits_sha256"] | facts["logits_sha256"],
             }
         write_contents(whole, made)
-        _copy_times(study, folder, made)
+        for dataset, arch in study.cells:
+            cells = [Cell(dataset, arch, seed) for seed in study.seeds]
+            _copy_times(cells, target if add else None, folder, new, made)
         for name, (dataset, arch) in product(logits, study.cells):
             _publish_logits(folder, made, Cell(dataset, arch, study.seeds[0]), name)
         shutil.copyfile(config, made / "config.yaml")
@@ -94,8 +96,9 @@ def publish(
 
 
 def _facts_of_run(folder: Path, found: Contents, machine: str) -> dict[str, Any]:
-    """Where numbers come from; seconds: of the last call of `make reproduce`, by rule."""
-    pipeline = pd.read_csv(folder / "tables/pipeline.csv").set_index("rule")["seconds"]
+    """Where numbers come from; seconds: of the last whole call of `make reproduce`, by rule."""
+    pipeline = folder / "tables/pipeline.csv"
+    seconds = pd.read_csv(pipeline).set_index("rule")["seconds"].items() if pipeline.is_file() else ()
     methods: dict[str, list[str]] = {}
     for cell, method in found.answers:
         methods.setdefault(str(cell), []).append(method)
@@ -104,7 +107,7 @@ def _facts_of_run(folder: Path, found: Contents, machine: str) -> dict[str, Any]
         "machine": machine,
         "published_at": code_version(),
         "versions": read_json(next(folder.rglob("metrics/*.json")))["versions"],
-        "seconds": {rule: round(float(seconds)) for rule, seconds in pipeline.items()},
+        "seconds": {rule: round(float(took)) for rule, took in seconds},
         "methods": {cell: " ".join(own) for cell, own in methods.items()},
     }
 
@@ -122,8 +125,6 @@ def _check_same_recipes(target: Path, study: Study, kept: Iterable[Pair]) -> Non
     """Raises ZtwError when one of these pairs of what is published would be computed otherwise today."""
     before = check_study(read_config(target / "config.yaml"))
     for cell, method in sorted(kept, key=str):
-        if method not in study.methods:
-            continue
         old, new = _recipe(before, cell, method), _recipe(study, cell, method)
         if changed := [name for name in new if new[name] != old[name]]:
             raise ZtwError(
@@ -146,17 +147,25 @@ def _recipe(study: Study, cell: Cell, method: str) -> dict[str, Any]:
     }
 
 
-def _copy_times(study: Study, folder: Path, target: Path) -> None:
-    """The measured times, where none are there."""
-    for dataset, arch in study.cells:
-        if any((target / "latency" / dataset / arch).rglob("latency.json")):
-            continue
-        for seed in study.seeds:
-            place = Path(dataset, arch, f"seed{seed}", "latency.json")
-            if (folder / place).is_file():
-                (target / "latency" / place).parent.mkdir(parents=True)
-                shutil.copyfile(folder / place, target / "latency" / place)
-                break
+def _copy_times(cells: list[Cell], before: Path | None, run: Path, new: Contents, target: Path) -> None:
+    """The measured times of one seed: those published, or the run's.
+
+    Times of two runs never share a table, whose shares are of what the backbone took beside them: those of a method
+    that was computed anew are left out where the run did not time that seed.
+    """
+    of_run = {cell: {method for other, method in new.pairs if other == cell} for cell in cells}
+    known = [] if before is None else [(cell, before / f"latency/{cell}/latency.json") for cell in cells]
+    for cell, file in known:
+        if file.is_file() and not (of_run[cell] and (run / f"{cell}/latency.json").is_file()):
+            times = read_json(file)
+            rows = [row for row in times["rows"] if row["method"] not in of_run[cell]]
+            return write_json(target / f"latency/{cell}/latency.json", {**times, "rows": rows})
+    for cell in cells:
+        if (file := run / f"{cell}/latency.json").is_file():
+            times = read_json(file)
+            rows = [row for row in times["rows"] if row["method"] in {BACKBONE, *of_run[cell]}]
+            return write_json(target / f"latency/{cell}/latency.json", {**times, "rows": rows})
+    return None
 
 
 def _publish_logits(folder: Path, target: Path, cell: Cell, name: str) -> None:
