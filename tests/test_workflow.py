@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -193,12 +194,9 @@ def test_seeds_and_methods_are_published_one_after_another(finished, tmp_path, m
     seeds = seeds_of(target)
     assert seeds["pabee"] == 1
     assert seeds["sdn"] == 2
+    given = {run["machine"]: list(run["methods"]) for run in read_json(target / "provenance.json")["runs"]}
+    assert given == {"one": ["digits/resnet8/seed0"], "another": ["digits/resnet8/seed1"]}
     assert timed(target) == timed(whole) - {"pabee"}
-    changed = changed_config(tmp_path, backbone={**yaml.safe_load(TINY.read_text())["backbone"], "lr": 0.05})
-    with pytest.raises(
-        ztw.ZtwError, match=r"tiny: .*, seed 0, was published with another backbone; compute it again, or"
-    ):
-        publish(changed, target, "", "", [], add=True)
     (away / "first").rename(results / "digits/resnet8/seed0/metrics")
     (away / "digits/resnet8/seed0/metrics/pabee.json").rename(
         results / "digits/resnet8/seed0/metrics/pabee.json"
@@ -206,14 +204,50 @@ def test_seeds_and_methods_are_published_one_after_another(finished, tmp_path, m
     publish(TINY, target, "", "", [], add=True)
     assert_rebuilt(whole, target)
     facts = read_json(target / "provenance.json")
-    assert [run["machine"] for run in facts["runs"]] == ["one", "another", ""]
+    assert [run["machine"] for run in facts["runs"]] == [""], "of which everything is"
     assert facts["what"] == "in parts"
     assert facts["logits_sha256"] == read_json(whole / "provenance.json")["logits_sha256"]
-    shutil.rmtree(results / "digits")
-    with pytest.raises(
-        ztw.ZtwError, match="results/tiny: nothing of the study is finished; run make reproduce"
-    ):
-        publish(TINY, target, "", "", [], add=True)
+
+
+def test_what_cannot_be_added_to_a_published_study(finished, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "workflow"))
+    from publish import publish
+
+    monkeypatch.chdir(copy_of(finished, tmp_path))
+    target, of_cell = tmp_path / "reference/tiny", Path("results/tiny/digits/resnet8/seed0")
+    publish(TINY, target, "", "", [])
+    given = yaml.safe_load(TINY.read_text())
+
+    def refused(config: Path, message: str, add: bool = True) -> None:
+        before = {path: path.read_bytes() for path in target.rglob("*") if path.is_file()}
+        with pytest.raises(ztw.ZtwError, match=message):
+            publish(config, target, "", "", [], add)
+        assert before == {path: path.read_bytes() for path in target.rglob("*") if path.is_file()}
+
+    refused(
+        changed_config(tmp_path, seeds=[0]),
+        "reference/tiny: has .* of digits/resnet8/seed1, which the study does not name; it would be lost",
+    )
+    refused(
+        changed_config(tmp_path, backbone={**given["backbone"], "lr": 0.05}),
+        "backbone.json: computed with another lr than the study has",
+    )
+    (of_cell / "metrics/pabee.json").rename(tmp_path / "pabee.json")
+    refused(
+        TINY, "results/tiny: pabee of digits/resnet8/seed0 is not finished; run make reproduce", add=False
+    )
+    refused(
+        changed_config(tmp_path, evaluation={**given["evaluation"], "budgets": [0.9, "max"]}),
+        "pabee of digits/resnet8/seed0 was published with another evaluation; compute it again, or",
+    )
+    facts = read_json(target / "provenance.json")
+    facts["logits_sha256"]["digits/resnet8/seed0/predictions/independent/test.safetensors"] = "0" * 64
+    (target / "provenance.json").write_text(json.dumps(facts))
+    refused(
+        TINY, "digits/resnet8/seed0 was trained again, and pabee is of the first training; publish all its"
+    )
+    shutil.rmtree("results/tiny/digits")
+    refused(TINY, "results/tiny: nothing of the study is finished; run make reproduce")
 
 
 def test_every_file_of_numbers_is_sealed(finished):

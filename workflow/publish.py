@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-from collections.abc import Iterable
+from dataclasses import asdict
 from datetime import date
 from itertools import product
 from pathlib import Path
@@ -21,7 +21,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pandas as pd
-from published_cells import Contents, Pair, joined, of_published, of_run, plain, write_contents
+from published_cells import Contents, joined, of_published, of_run, pairs, plain, write_contents
+from published_checks import check_addition, check_settings
 
 from ztw.errors import ZtwError
 from ztw.evaluation.names import BACKBONE
@@ -37,7 +38,7 @@ from ztw.models.operations import backbone_macs
 from ztw.progress import describe
 from ztw.study.config import check_study, read_config, study_name
 from ztw.study.provenance import code_version
-from ztw.study.settings import Cell, Study
+from ztw.study.settings import Cell
 from ztw.tensors import write_tensors
 
 ROOT = Path(__file__).parents[1]
@@ -50,33 +51,33 @@ def publish(
 
     add: what is finished of the study beside what `target` has of it, instead of the whole study; of a pair of a
     cell and a method that is in both the new one counts. Raises ZtwError when nothing, or without `add` not all,
-    is finished, and when what is published was computed by another recipe.
+    is finished, when a result was computed with other settings than the config has, and when a result of `target`
+    would be lost, or stand beside one of another training of the same cell.
     """
     study, folder = check_study(read_config(config)), Path("results") / study_name(config)
-    if not add and not (folder / "report.html").is_file():
-        raise ZtwError(f"{folder}: is not finished; run make reproduce CONFIG={config} first")
     new = whole = of_run(study, folder)
+    if not add and (missing := [pair for pair in pairs(study) if pair not in new.pairs]):
+        cell, method = missing[0]
+        raise ZtwError(
+            f"{folder}: {method} of {cell} is not finished; run make reproduce CONFIG={config} first"
+        )
+    check_settings(study, folder, new)
     facts = {"what": what, "runs": [_facts_of_run(folder, new, machine)], "logits_sha256": _logits(folder)}
     target.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
         made = Path(scratch, target.name)
         made.mkdir()
-        if add and target.is_dir():
-            before = of_published(study, target)
+        published = target if add and target.is_dir() else None
+        if published:
+            before, known = of_published(study, published), read_json(published / "provenance.json")
+            check_addition(study, published, before, new)
             whole = joined(study, before, new)
-            _check_same_recipes(target, study, whole.pairs - new.pairs)
-            if (target / "predictions").is_dir():
-                shutil.copytree(target / "predictions", made / "predictions")
-            known = read_json(target / "provenance.json")
-            facts |= {
-                "what": what or known["what"],
-                "runs": [*known["runs"], *facts["runs"]],
-                "logits_sha256": known["logits_sha256"] | facts["logits_sha256"],
-            }
+            _keep_logits(published, made, new)
+            facts = _joined_facts(known, facts)
         write_contents(whole, made)
-        for dataset, arch in study.cells:
+        for dataset, arch in study.cells if study.latency.batch_sizes else ():
             cells = [Cell(dataset, arch, seed) for seed in study.seeds]
-            _copy_times(cells, target if add else None, folder, new, made)
+            _copy_times(cells, published, folder, new, made)
         for name, (dataset, arch) in product(logits, study.cells):
             _publish_logits(folder, made, Cell(dataset, arch, study.seeds[0]), name)
         shutil.copyfile(config, made / "config.yaml")
@@ -87,7 +88,7 @@ def publish(
             for file in Path(scratch, "again", kind).iterdir():
                 if file.suffix in suffixes:
                     shutil.copyfile(file, made / kind / file.name)
-        if not add:
+        if not published:
             shutil.copyfile(folder / "tables/pipeline.csv", made / "tables/pipeline.csv")
         for seal in made.rglob(".*.sha256"):  # git vouches for what is published
             seal.unlink()
@@ -102,13 +103,34 @@ def _facts_of_run(folder: Path, found: Contents, machine: str) -> dict[str, Any]
     methods: dict[str, list[str]] = {}
     for cell, method in found.answers:
         methods.setdefault(str(cell), []).append(method)
+    cell, method = next(iter(found.answers))
     return {
         "date": date.today().isoformat(),
         "machine": machine,
         "published_at": code_version(),
-        "versions": read_json(next(folder.rglob("metrics/*.json")))["versions"],
+        "versions": read_json(folder / str(cell) / f"metrics/{method}.json")["versions"],
         "seconds": {rule: round(float(took)) for rule, took in seconds},
         "methods": {cell: " ".join(own) for cell, own in methods.items()},
+    }
+
+
+def _joined_facts(known: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
+    """Of earlier runs only what still counts."""
+    (last,) = facts["runs"]
+    runs = []
+    for run in known["runs"]:
+        left = {
+            cell: " ".join(
+                method for method in own.split() if method not in last["methods"].get(cell, "").split()
+            )
+            for cell, own in run["methods"].items()
+        }
+        if counts := {cell: own for cell, own in left.items() if own}:
+            runs.append({**run, "methods": counts})
+    return {
+        "what": facts["what"] or known["what"],
+        "runs": [*runs, last],
+        "logits_sha256": known["logits_sha256"] | facts["logits_sha256"],
     }
 
 
@@ -121,51 +143,44 @@ def _logits(folder: Path) -> dict[str, str]:
     }
 
 
-def _check_same_recipes(target: Path, study: Study, kept: Iterable[Pair]) -> None:
-    """Raises ZtwError when one of these pairs of what is published would be computed otherwise today."""
-    before = check_study(read_config(target / "config.yaml"))
-    for cell, method in sorted(kept, key=str):
-        old, new = _recipe(before, cell, method), _recipe(study, cell, method)
-        if changed := [name for name in new if new[name] != old[name]]:
-            raise ZtwError(
-                f"{target}: {method}, seed {cell.seed}, was published with another {', '.join(changed)};"
-                " compute it again, or publish without --add"
-            )
+def _keep_logits(published: Path, target: Path, new: Contents) -> None:
+    """Published logits, but for cells that the run computed anew."""
+    anew = {str(cell) for cell, _ in new.answers}
+    for file in (published / "predictions").rglob("*.safetensors"):
+        place = file.relative_to(published)
+        if place.parent.relative_to("predictions").as_posix() not in anew:
+            (target / place).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target / place)
 
 
-def _recipe(study: Study, cell: Cell, method: str) -> dict[str, Any]:
-    """Whatever decides on the numbers of a cell and a method."""
-    row = study.methods[method]
-    sections = study.backbones[cell.dataset, row.static or cell.arch]
-    return {
-        "row in methods": row,
-        "data": sections.data,
-        "backbone": sections.backbone,
-        "ics": None if row.static else sections.ics.sets[row.ics],
-        "ensembles": study.ensembles if row.ensemble else None,
-        "evaluation": study.evaluation,
-    }
-
-
-def _copy_times(cells: list[Cell], before: Path | None, run: Path, new: Contents, target: Path) -> None:
-    """The measured times of one seed: those published, or the run's.
+def _copy_times(cells: list[Cell], published: Path | None, run: Path, new: Contents, target: Path) -> None:
+    """The measured times of one seed: those published, or the run's where it timed that seed and no fewer methods.
 
     Times of two runs never share a table, whose shares are of what the backbone took beside them: those of a method
-    that was computed anew are left out where the run did not time that seed.
+    that was computed anew are left out where the published ones stay.
     """
-    of_run = {cell: {method for other, method in new.pairs if other == cell} for cell in cells}
-    known = [] if before is None else [(cell, before / f"latency/{cell}/latency.json") for cell in cells]
-    for cell, file in known:
-        if file.is_file() and not (of_run[cell] and (run / f"{cell}/latency.json").is_file()):
-            times = read_json(file)
-            rows = [row for row in times["rows"] if row["method"] not in of_run[cell]]
-            return write_json(target / f"latency/{cell}/latency.json", {**times, "rows": rows})
-    for cell in cells:
-        if (file := run / f"{cell}/latency.json").is_file():
-            times = read_json(file)
-            rows = [row for row in times["rows"] if row["method"] in {BACKBONE, *of_run[cell]}]
-            return write_json(target / f"latency/{cell}/latency.json", {**times, "rows": rows})
-    return None
+    before = {cell: _times(published / f"latency/{cell}/latency.json") if published else [] for cell in cells}
+    of_run = {cell: _times(run / f"{cell}/latency.json") for cell in cells}
+    timed = [cell for times in (before, of_run) for cell in cells if times[cell]]
+    if not timed:
+        return
+    cell = timed[0]
+    anew = {method for other, method in new.pairs if other == cell}
+    rows = [row for row in of_run[cell] if row["method"] in {BACKBONE, *anew}]
+    if not (anew and _methods(before[cell]) <= _methods(rows)):
+        rows = [row for row in before[cell] if row["method"] not in anew]
+    if rows:
+        write_json(target / f"latency/{cell}/latency.json", {**asdict(cell), "rows": rows})
+
+
+def _times(file: Path) -> list[dict[str, Any]]:
+    """What was timed, without the name of the machine; nothing where there is no file."""
+    rows = read_json(file)["rows"] if file.is_file() else []
+    return [{key: row[key] for key in row if key != "host"} for row in rows]
+
+
+def _methods(rows: list[dict[str, Any]]) -> set[str]:
+    return {row["method"] for row in rows}
 
 
 def _publish_logits(folder: Path, target: Path, cell: Cell, name: str) -> None:
@@ -219,13 +234,18 @@ def rebuild(published: Path, target: Path) -> None:
     )
     curves = plain(contents.curves)
     for dataset, arch in study.cells:
+        there = {method for cell, method in contents.pairs if (cell.dataset, cell.arch) == (dataset, arch)}
+        if not there:
+            continue
         of_cell = target / f"{dataset}-{arch.replace('/', '-')}.parquet"
         curves[curves["dataset"].eq(dataset) & curves["arch"].eq(arch)].to_parquet(of_cell)
+        timed = any((published / "latency" / dataset / arch).glob("seed*/latency.json"))
         files = FigureFiles(
-            str(tables / "metrics.csv"), [str(of_cell)], str(tables / "latency.csv") if times else None
+            str(tables / "metrics.csv"), [str(of_cell)], str(tables / "latency.csv") if timed else None
         )
+        families = {method: family for method, family in study.families.items() if method in there}
         stem = str(figures / "-".join([dataset, *Path(arch).parts]))
-        plot_figures((dataset, arch), study.families, study.evaluation, files, stem, print)
+        plot_figures((dataset, arch), families, study.evaluation, files, stem, print)
 
 
 def main() -> int:

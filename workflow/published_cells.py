@@ -83,7 +83,9 @@ def of_published(study: Study, folder: Path) -> Contents:
     """What stands in results/reference."""
     file = folder / "answers.safetensors"
     packed, samples = read_tensors(file), read_metadata(file)
-    answers: dict[Pair, dict[str, Tensor]] = {pair: {} for pair in pairs(study)}
+    metrics = read_metrics(folder / "tables/metrics.csv")
+    there = set(_pairs_of(metrics[IDENTITY].drop_duplicates()))
+    answers: dict[Pair, dict[str, Tensor]] = {pair: {} for pair in pairs(study) if pair in there}
     for cell, method in answers:
         start = f"{cell}/{method}/"
         answers[cell, method] = {
@@ -92,7 +94,7 @@ def of_published(study: Study, folder: Path) -> Contents:
             if name.startswith(start)
         }
     return Contents(
-        read_metrics(folder / "tables/metrics.csv"),
+        metrics,
         read_rows(folder / "tables/devices.csv"),
         _small(pd.read_parquet(folder / "curves.parquet")),
         answers,
@@ -111,6 +113,12 @@ def joined(study: Study, before: Contents, new: Contents) -> Contents:
     )
 
 
+def backbone_accuracies(metrics: Metrics) -> dict[Cell, float]:
+    """Test accuracy of the cells' backbones alone."""
+    rows = metrics[metrics["metric"].eq("backbone_accuracy")]
+    return {cell: value for (cell, _), value in zip(_pairs_of(rows), rows["value"], strict=True)}
+
+
 def _joined_rows(
     order: Mapping[Pair, int], before: pd.DataFrame, new: pd.DataFrame, replaced: set[Pair]
 ) -> pd.DataFrame:
@@ -126,14 +134,15 @@ def _pairs_of(rows: pd.DataFrame) -> Iterator[Pair]:
 
 
 def _joined_devices(before: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row a part, the new one's host a number further than those there were."""
-    known = len(set(_hosts(before)))
-    moved = [
-        {**row, "host": f"host {known + int(row['host'].removeprefix('host '))}"}  # "host 1", "host 2", ...
-        for row in new
-    ]
+    """One row a part; new hosts have the numbers after those there are."""
+    known = max(map(_number, before))
+    moved = [{**row, "host": f"host {known + _number(row)}"} for row in new]
     of_part = {(row["dataset"], row["arch"], str(row["seed"]), row["part"]): row for row in [*before, *moved]}
     return with_kinds(of_part.values())
+
+
+def _number(row: Mapping[str, Any]) -> int:
+    return int(row["host"].removeprefix("host "))
 
 
 def write_contents(contents: Contents, target: Path) -> None:
@@ -155,7 +164,7 @@ def write_contents(contents: Contents, target: Path) -> None:
 
 def _small(curves: pd.DataFrame) -> pd.DataFrame:
     names = dict.fromkeys(("dataset", "arch", "method", "split"), "category")
-    return curves.astype(names | {"seed": "int16", "accuracy": "float32", "relative_cost": "float32"})
+    return curves.astype(names | {"seed": "int64", "accuracy": "float32", "relative_cost": "float32"})
 
 
 def plain(rows: pd.DataFrame) -> pd.DataFrame:
