@@ -3,8 +3,8 @@
 usage: python workflow/publish.py CONFIG [--add] [--what TEXT] [--machine TEXT] [--logits SET ...]
        python workflow/publish.py --rebuild FOLDER TARGET     a published study's tables and figures, made again
 
---add: what is finished of the study's seeds and methods, beside what is published of it; the rest stays an empty cell.
-So seeds can be computed on several machines, by a config of the same file name that names fewer of them.
+--add: what is finished of the study's seeds and methods, beside what is published of it; the rest is not in the tables.
+So seeds can be computed on several machines, by copies of CONFIG, in other folders, that name fewer of them.
 --logits: the IC sets whose predictions for validation and test images (first seed) are published too.
 """
 
