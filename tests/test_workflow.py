@@ -170,7 +170,7 @@ def timed(published: Path) -> set[str]:
 
 
 def test_seeds_and_methods_are_published_one_after_another(finished, tmp_path, monkeypatch):
-    """In the end as if at once; what is not there yet is an empty cell."""
+    """In the end as if at once; what is not there yet has no row."""
     monkeypatch.syspath_prepend(str(ROOT / "workflow"))
     from publish import publish, rebuild
 
@@ -230,7 +230,7 @@ def test_what_cannot_be_added_to_a_published_study(finished, tmp_path, monkeypat
     )
     refused(
         changed_config(tmp_path, backbone={**given["backbone"], "lr": 0.05}),
-        "backbone.json: computed with another lr than the study has",
+        "backbone.json: computed with lr 0.1, the study has 0.05; run make reproduce first",
     )
     (of_cell / "metrics/pabee.json").rename(tmp_path / "pabee.json")
     refused(

@@ -62,7 +62,8 @@ def publish(
             f"{folder}: {method} of {cell} is not finished; run make reproduce CONFIG={config} first"
         )
     check_settings(study, folder, new)
-    facts = {"what": what, "runs": [_facts_of_run(folder, new, machine)], "logits_sha256": _logits(folder)}
+    logits_of_run = _logits(folder)
+    facts = {"what": what, "runs": [_facts_of_run(folder, new, machine)], "logits_sha256": logits_of_run}
     target.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
         made = Path(scratch, target.name)
@@ -70,7 +71,9 @@ def publish(
         published = target if add and target.is_dir() else None
         if published:
             before, known = of_published(study, published), read_json(published / "provenance.json")
-            check_addition(study, published, before, new)
+            hashes = known["logits_sha256"]
+            changed = {file for file, own in logits_of_run.items() if hashes.get(file, own) != own}
+            check_addition(study, published, before, new, changed)
             whole = joined(study, before, new)
             _keep_logits(published, made, new)
             facts = _joined_facts(known, facts)

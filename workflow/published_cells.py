@@ -122,7 +122,7 @@ def backbone_accuracies(metrics: Metrics) -> dict[Cell, float]:
 def _joined_rows(
     order: Mapping[Pair, int], before: pd.DataFrame, new: pd.DataFrame, replaced: set[Pair]
 ) -> pd.DataFrame:
-    kept = before[[pair in order and pair not in replaced for pair in _pairs_of(before)]]
+    kept = before[[pair not in replaced for pair in _pairs_of(before)]]
     both = pd.concat([plain(kept), plain(new)], ignore_index=True)
     places = pd.Series([order[pair] for pair in _pairs_of(both)])
     return both.iloc[places.argsort(kind="stable")].reset_index(drop=True)

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from published_cells import Contents, backbone_accuracies, pairs
-from pydantic import BaseModel
 
 from ztw.errors import ZtwError
-from ztw.files import read_json, sha256
+from ztw.files import read_json
 from ztw.study.config import check_study, read_config
 from ztw.study.settings import Cell, Study
 
@@ -27,43 +26,39 @@ def check_settings(study: Study, folder: Path, found: Contents) -> None:
             expected[place / f"ics/{row.ics}.json"] = _sections(study, cell, method).ics.sets[row.ics]
         for file, settings in expected.items():
             recorded, wanted = read_json(file)["settings"], json.loads(settings.model_dump_json())
-            if changed := [name for name in wanted if recorded.get(name) != wanted[name]]:
-                raise ZtwError(
-                    f"{file}: computed with another {', '.join(changed)} than the study has; run make reproduce first"
-                )
+            for name in wanted:
+                if recorded.get(name) != wanted[name]:
+                    raise ZtwError(
+                        f"{file}: computed with {name} {recorded.get(name)}, the study has {wanted[name]};"
+                        " run make reproduce first"
+                    )
 
 
-def check_addition(study: Study, published: Path, before: Contents, new: Contents) -> None:
-    """Raises ZtwError when a published result would be lost, or stay beside what it cannot be compared with."""
+def check_addition(
+    study: Study, published: Path, before: Contents, new: Contents, changed_logits: set[str]
+) -> None:
+    """Raises ZtwError when a published result would be lost, or stay beside what it cannot be compared with.
+
+    changed_logits: files of predictions, relative to the folder of results, that are not those of what is published.
+    """
     if lost := before.pairs - set(pairs(study)):
         cell, method = min(lost, key=str)
         raise ZtwError(
             f"{published}: has {method} of {cell}, which the study does not name; it would be lost"
         )
     was = check_study(read_config(published / "config.yaml"))
+    then, now = backbone_accuracies(before.metrics), backbone_accuracies(new.metrics)
+    again = {cell for cell, _ in new.pairs}
     for cell, method in sorted(before.pairs - new.pairs, key=str):
-        old, now = _recipe(was, cell, method), _recipe(study, cell, method)
-        if changed := [name for name in now if now[name] != old[name]]:
+        old, wanted = _recipe(was, cell, method), _recipe(study, cell, method)
+        if changed := [name for name in wanted if wanted[name] != old[name]]:
             raise ZtwError(
                 f"{published}: {method} of {cell} was published with another {', '.join(changed)};"
                 " compute it again, or publish without --add"
             )
-    _check_trainings(study, published, before, new)
-
-
-def _check_trainings(study: Study, published: Path, before: Contents, new: Contents) -> None:
-    """Raises ZtwError when methods of one cell would come from two trainings of what they share."""
-    hashes, folder = (
-        read_json(published / "provenance.json")["logits_sha256"],
-        Path("results") / published.name,
-    )
-    was, now = backbone_accuracies(before.metrics), backbone_accuracies(new.metrics)
-    for cell, method in sorted(before.pairs - new.pairs, key=str):
-        other = cell in was and cell in now and was[cell] != now[cell]
-        for file in hashes if any(cell == again for again, _ in new.pairs) else ():
-            of_method = file.startswith(_predictions(study, cell, method)) and (folder / file).is_file()
-            other |= of_method and sha256(folder / file) != hashes[file]
-        if other:
+        other_backbone = cell in then and cell in now and then[cell] != now[cell]
+        other_logits = any(file.startswith(_predictions(study, cell, method)) for file in changed_logits)
+        if cell in again and (other_backbone or other_logits):
             raise ZtwError(
                 f"{published}: {cell} was trained again, and {method} is of the first training; publish all its"
                 " methods together"
@@ -86,14 +81,14 @@ def _sections(study: Study, cell: Cell, method: str) -> Any:
     return study.backbones[cell.dataset, _of_network(study, cell, method).arch]
 
 
-def _recipe(study: Study, cell: Cell, method: str) -> dict[str, BaseModel | tuple[Any, ...] | None]:
+def _recipe(study: Study, cell: Cell, method: str) -> dict[str, Any]:
     """Whatever decides on the numbers of a cell and a method, but where files lie."""
-    row, sections = study.methods[method], _sections(study, cell, method)
-    ensembles = study.ensembles
+    row, sections, ensembles = study.methods[method], _sections(study, cell, method), study.ensembles
+    folder = sections.data.image_folders.get(cell.dataset)
     return {
         "row in methods": row,
         "data": sections.data.model_copy(update={"root": None, "image_folders": {}}),
-        "size of the images": (own.size if (own := sections.data.image_folders.get(cell.dataset)) else None,),
+        "size of the images": folder and folder.size,
         "backbone": sections.backbone,
         "ics": None if row.static else sections.ics.sets[row.ics],
         "ensemble": (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -24,6 +25,9 @@ from ztw.reporting.style import (
     panels_of,
     style,
 )
+
+# exits: beyond that a line has its marks, and the legend its colours, at some of them
+MANY = 12
 
 
 def exit_accuracies(metrics: Metrics, families: Mapping[str, str], title: str) -> Figure:
@@ -48,10 +52,15 @@ def _by_exit(metrics: Metrics, families: Mapping[str, str], title: str, what: st
     groups = panels_of({first: families[first] for first in label})
     figure, panels = new_panels(len(groups), 6.4 if len(groups) == 1 else 3.6 * len(groups), 4.2)
     looks = style(families)
+    many = own["exit"].max() > MANY
     for axes, (family, shown) in zip(panels, groups, strict=True):
         for first in label:
             if first in shown:
-                draw_band(axes, rows_of[first], "exit", "value", label=label[first], **looks[first])
+                every = (
+                    (list(shown).index(first), len(shown)) if many else None
+                )  # a mark has its exit to itself
+                look = {"label": label[first], "markevery": every, **looks[first]}
+                draw_band(axes, rows_of[first], "exit", "value", **look)
             else:
                 draw_faint(axes, rows_of[first], "exit", "value")
         axes.set(title=family, xlabel="", ylabel=what)
@@ -97,6 +106,9 @@ def _stacked_bar(axes: Axes, position: int, shares: pd.Series, colours: Sequence
 
 
 def _exit_legend(figure: Figure, colours: Sequence) -> None:
-    handles = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in colours]
-    labels = [*(f"exit {k}" for k in range(1, len(colours))), "backbone"]
-    figure.legend(handles, labels, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    named = {f"exit {k}": colour for k, colour in enumerate(colours[:-1], 1)}
+    if len(colours) > MANY:
+        named = dict(list(named.items())[:: math.ceil(len(colours) / MANY)])
+    named["backbone"] = colours[-1]
+    handles = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in named.values()]
+    figure.legend(handles, list(named), loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
