@@ -40,7 +40,14 @@ class Computing:
         """The recipe of a section of the study."""
         given = {key: getattr(section, key) for key in training_settings.Recipe.model_fields}
         dropout = getattr(section, "frozen_dropout", False)
-        return Recipe(**given, precision=self.precision, compile=self.compile, frozen_dropout=dropout)
+        graph = self.device.type == "cuda" and self.compile == "auto"
+        return Recipe(
+            **given,
+            precision=self.precision,
+            compile=self.compile,
+            cuda_graph=graph,
+            frozen_dropout=dropout,
+        )
 
     def facts(self, history: History, checkpoints: Checkpoints) -> dict[str, Any]:
         """What is written down of a training: its history, where it was resumed, what it was computed on and with."""

@@ -33,7 +33,7 @@ def compiled(
     call.
     """
     auto = recipe.compile == "auto"
-    if not (pays if auto else recipe.compile):
+    if recipe.cuda_graph or not (pays if auto else recipe.compile):
         return function
     fast = torch.compile(function)
 

@@ -106,7 +106,7 @@ def train_jointly(
     network = loss.network
     network.requires_grad_(True).train()
     optimizer = make_optimizer(network.parameters(), recipe)
-    task = Task([f"joint {network.mode_name}"], _joint_step(loss, recipe), network, optimizer)
+    task = Task([f"joint {network.mode_name}"], _joint_step(loss, recipe), network, optimizer, loss.weights)
     (history,) = run_epochs(task, data, recipe, seed, report, checkpoints)
     network.eval()
     return history
@@ -123,11 +123,10 @@ def _joint_step(loss: JointLoss, recipe: Recipe) -> Step:
 
     forward = compiled(all_logits, recipe)
 
-    def step(images: Tensor, labels: Tensor, done: float) -> tuple[Tensor, Tensor]:
+    def step(images: Tensor, labels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         with autocast(images.device, recipe.precision):
             outputs = forward(images)
         losses = torch.stack([F.cross_entropy(output, labels) for output in outputs])
-        weights = loss.weights(done).to(losses)
         return (weights * losses).sum()[None], (outputs[-1].argmax(-1) == labels).sum()[None]
 
     return step

@@ -19,13 +19,14 @@ from ztw.device import autocast
 from ztw.errors import ZtwError
 from ztw.progress import Progress, Report
 from ztw.training.checkpoints import Checkpoints
+from ztw.training.cuda_graph import CapturedGradients, Gradients
 from ztw.training.recipe import Recipe, make_schedule, steps_per_epoch, total_steps
 
 # A row an epoch: epoch, loss, accuracy, lr, seconds, finished (Unix time).
 History = list[dict[str, float]]
-# images (N, C, H, W), labels (N,), share of the training that is done in [0, 1]
+# images (N, C, H, W), labels (N,), weights (W,) of the task at this point of the training
 # -> losses (M,) with gradient, right answers (M,), one per network
-Step = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]
+Step = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -33,19 +34,21 @@ class Task:
     """What is trained.
 
     names: what each of the M losses belongs to, for messages; step: computes them for a batch; module: all that
-    training changes; optimizer: of its weights.
+    training changes; optimizer: of its weights; weights: share of the training that is done, in [0, 1] -> what the
+    step gets beside the batch, on the CPU.
     """
 
     names: Sequence[str]
     step: Step
     module: nn.Module
     optimizer: torch.optim.Optimizer
+    weights: Callable[[float], Tensor] = lambda done: torch.ones(1)
 
 
 def cross_entropy_step(forward: Callable[[Tensor], Tensor], precision: str) -> Step:
     """The step of a single loss; forward: images (N, C, H, W) -> logits (N, classes)."""
 
-    def step(images: Tensor, labels: Tensor, done: float) -> tuple[Tensor, Tensor]:
+    def step(images: Tensor, labels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         with autocast(images.device, precision):
             logits = forward(images)
         return F.cross_entropy(logits, labels)[None], (logits.argmax(-1) == labels).sum()[None]
@@ -60,13 +63,19 @@ OF_EPOCHS = ("step", "seen", "seconds", "lr", "histories")
 class Training:
     """A training at work: all that it must have again to go on as if it had never stopped."""
 
-    def __init__(self, task: Task, recipe: Recipe, samples: int, seed: int) -> None:
+    def __init__(
+        self, task: Task, recipe: Recipe, samples: int, seed: int, report: Report | None = None
+    ) -> None:
         self.task, self.recipe = task, recipe
         self.steps, self.total = steps_per_epoch(recipe, samples), total_steps(recipe, samples)
         self.schedule = make_schedule(task.optimizer, recipe, samples)
         self.generator = torch.Generator().manual_seed(seed)
         self.histories: list[History] = [[] for _ in task.names]
         self.step = 0
+        self.gradients: Gradients = self._gradients
+        if recipe.cuda_graph:
+            trained = [weight for group in task.optimizer.param_groups for weight in group["params"]]
+            self.gradients = CapturedGradients(self._gradients, trained, recipe.batch_size, report)
         self.begin_epoch()
 
     def begin_epoch(self) -> None:
@@ -103,14 +112,19 @@ class Training:
 
     def train_on(self, images: Tensor, labels: Tensor) -> None:
         """One step of the optimizer."""
-        losses, right = self.task.step(images, labels, self.step / self.total)
-        self.task.optimizer.zero_grad(set_to_none=True)
-        losses.sum().backward()
+        weights = self.task.weights(self.step / self.total).to(images.device, non_blocking=True)
+        losses, right = self.gradients(images, labels, weights)
         self.task.optimizer.step()
         self.schedule.step()
         self.step += 1
         self.seen += len(labels)
-        self.sums = self.sums.to(losses.device) + torch.stack([losses.detach() * len(labels), right.float()])
+        self.sums = self.sums.to(losses.device) + torch.stack([losses * len(labels), right.float()])
+
+    def _gradients(self, images: Tensor, labels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        losses, right = self.task.step(images, labels, weights)
+        self.task.optimizer.zero_grad(set_to_none=True)
+        losses.sum().backward()
+        return losses.detach(), right
 
     def end_epoch(self) -> None:
         """Write an epoch down; raises ZtwError when a loss is not finite."""
@@ -184,7 +198,7 @@ def run_epochs(
     Returns a history for each of the task's losses. Raises ZtwError when one is not finite at the end of an
     epoch, and when a signal has ended it.
     """
-    training = Training(task, recipe, len(data), seed)
+    training = Training(task, recipe, len(data), seed, report)
     if checkpoints is None:
         _run(training, data, report)
         return training.histories

@@ -24,8 +24,9 @@ class Recipe:
     learning rate; schedule: one of SCHEDULES; milestones: epochs after which lr is multiplied by gamma;
     precision: "fp32" or "bf16"; optimizer: one of OPTIMIZERS, momentum is of SGD; compile: whether
     torch.compile builds the forward and backward pass first, "auto" = for a backbone where it is
-    `worth_compiling` and works; frozen_dropout: whether the dropout of a frozen backbone stays on while its ICs
-    are trained, as in ZTW's released code, drawn from torch's global generator.
+    `worth_compiling` and works; cuda_graph: whether a GPU gets a step captured once and replayed
+    (`ztw.training.cuda_graph`), nothing is compiled then; frozen_dropout: whether the dropout of a frozen backbone
+    stays on while its ICs are trained, as in ZTW's released code, drawn from torch's global generator.
     """
 
     epochs: float
@@ -39,6 +40,7 @@ class Recipe:
     precision: str = "fp32"
     optimizer: str = "sgd"
     compile: bool | Literal["auto"] = False
+    cuda_graph: bool = False
     frozen_dropout: bool = False
 
 

@@ -88,7 +88,7 @@ def _ics_step(networks: Sequence[EarlyExitNetwork], recipe: Recipe) -> Step:
 
     forward = compiled(all_logits, recipe)
 
-    def step(images: Tensor, labels: Tensor, done: float) -> tuple[Tensor, Tensor]:
+    def step(images: Tensor, labels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         with autocast(images.device, recipe.precision):
             outputs = forward(images)
         losses = [torch.stack([F.cross_entropy(ic, labels) for ic in output]).sum() for output in outputs]
