@@ -104,6 +104,31 @@ def test_compiled(benchmark, tmp_path, monkeypatch):
     benchmark.extra_info["compiling_s"] = found[True][0] - statistics.median(found[True][1:])
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_captured(benchmark):
+    """What a captured step (`ztw.training.cuda_graph`) gains an epoch on a GPU."""
+    device = pick_device()
+    precision = resolve_precision("auto", device)
+    backbone = ztw.build_backbone("resnet56").to(device)
+    networks = [ztw.build_network(backbone, mode) for mode in ("independent", "cascade", "cascade_detached")]
+    found = {}
+
+    def train() -> None:
+        for cuda_graph in (False, True):
+            recipe = Recipe(5, 128, 0.01, 1e-4, precision=precision, cuda_graph=cuda_graph)
+            backbone.requires_grad_(True)
+            found["backbone", cuda_graph] = train_backbone(backbone, images().to(device), recipe, 0)
+            found["ics", cuda_graph] = train_ics(networks, images().to(device), recipe, 0)[0]
+
+    benchmark.group = "ResNet-56: does a captured step pay on a GPU?"
+    benchmark.extra_info["what"] = f"{precision}, batch 128, five epochs of {IMAGES} images without and with"
+    benchmark.pedantic(train, rounds=1)
+    for (what, cuda_graph), history in found.items():
+        name = f"{what}_{'captured' if cuda_graph else 'usual'}"
+        seconds = statistics.median(float(epoch["seconds"]) for epoch in history[1:])
+        benchmark.extra_info[f"{name}_epoch_of_50000_s"] = EPOCH / IMAGES * seconds
+
+
 def matrix_product(device: torch.device, precision: str) -> float:
     """Operations a second of a large matrix product: what the machine reaches at best."""
     side, number = 4096, torch.bfloat16 if precision == "bf16" else torch.float32
