@@ -1,0 +1,41 @@
+"""Captured steps, as far as a machine without a GPU shows them (the rest: tests/test_gpu.py)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import same, small_network, state_of, stripes
+
+import ztw
+from ztw.jobs.training import Computing
+from ztw.study.training_settings import BackboneSettings
+from ztw.training import compiling
+from ztw.training.recipe import Recipe
+from ztw.training.separate import train_backbone, train_ics
+
+
+@pytest.mark.parametrize(
+    ("device", "compile", "expected"),
+    [("cuda", "auto", True), ("cuda:1", "auto", True), ("cuda", True, False), ("cuda", False, False)]
+    + [("cpu", "auto", False)],
+)
+def test_gpus_get_captured_steps_unless_the_study_says_otherwise(device, compile, expected):
+    computing = Computing(torch.device(device), "bf16", compile)
+    assert computing.recipe(BackboneSettings()).cuda_graph is expected
+
+
+def test_nothing_is_compiled_beside_it(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function: pytest.fail("compiled"))
+    monkeypatch.setattr(compiling, "WORTH_COMPILING", 1)
+    torch.manual_seed(0)
+    backbone = ztw.build_backbone("resnet8", 5, 1, 10)
+    train_backbone(backbone, stripes(), Recipe(1, 32, 0.1, 0.0, compile="auto", cuda_graph=True), seed=0)
+
+
+def test_a_cpu_computes_the_usual_way():
+    states = []
+    for cuda_graph in (False, True):
+        network = small_network("cascade_detached")
+        train_ics([network], stripes(), Recipe(2, 24, 0.01, 0.0, cuda_graph=cuda_graph), seed=0)
+        states.append(state_of(network))
+    assert same(*states)
