@@ -16,8 +16,7 @@ from ztw.training.separate import train_backbone, train_ics
 
 @pytest.mark.parametrize(
     ("device", "compile", "expected"),
-    [("cuda", "auto", True), ("cuda:1", "auto", True), ("cuda", True, False), ("cuda", False, False)]
-    + [("cpu", "auto", False)],
+    [("cuda", "auto", True), ("cuda:1", "auto", True), ("cuda", True, False), ("cpu", "auto", False)],
 )
 def test_gpus_get_captured_steps_unless_the_study_says_otherwise(device, compile, expected):
     computing = Computing(torch.device(device), "bf16", compile)
