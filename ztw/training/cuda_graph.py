@@ -67,7 +67,8 @@ class CapturedGradients:
             parameter.grad = None  # what a replay writes is then the gradient, not added to the one before
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph):
+            # threads that pin the next batches' memory meanwhile may do so
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self.outputs = self.compute(*self.inputs)
         except RuntimeError as error:
             self.failed = True
