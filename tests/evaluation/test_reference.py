@@ -41,6 +41,8 @@ def test_they_come_back(root):
     assert found.base_cost == 2.25
     curve = ztw.sweep(*found.test, found.cost, "max_softmax")
     assert curve.cost.max() <= 2.5
+    shown = "Predictions(2 exits, 10 classes, 5 validation and 9 test images; exits cost 44% to 111% of the backbone)"
+    assert str(found) == shown
 
 
 @pytest.mark.parametrize("name", ["study", "study/digits/resnet8/seed0/other", "", "../study"])

@@ -19,7 +19,7 @@ REFERENCE = Path(__file__).parents[2] / "results/reference"
 Answers = tuple[Tensor, Tensor]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Predictions:
     """What the single exits of a trained network say of images that nothing was trained on.
 
@@ -32,6 +32,14 @@ class Predictions:
     test: Answers
     cost: Tensor
     base_cost: float
+
+    def __repr__(self) -> str:
+        exits, images, classes = self.test[0].shape
+        return (
+            f"Predictions({exits} exits, {classes} classes, {len(self.validation[1])} validation and {images} test"
+            f" images; exits cost {self.cost[0] / self.base_cost:.0%} to {self.cost[-1] / self.base_cost:.0%} of the"
+            " backbone)"
+        )
 
 
 def load_predictions(name: str, root: Path | str | None = None) -> Predictions:
