@@ -21,6 +21,7 @@ from tiny_study import ROOT, TINY, changed_config, command, copy_of, run, tables
 import ztw
 from ztw.data.record import read_study_record
 from ztw.data.splits import cell_splits
+from ztw.device import device_name
 from ztw.exits.logits import read_predictions
 from ztw.exits.sweep import decide
 from ztw.files import read_json, sha256
@@ -146,6 +147,10 @@ def test_a_published_study_is_made_again_from_its_files(finished, tmp_path, monk
     facts = read_json(target / "provenance.json")
     (of_run,) = facts["runs"]
     assert of_run["seconds"]["all"] > 0
+    trained = of_run["trainings"]["digits/resnet8/seed1/ics/cascade.json"]
+    assert (trained["device"], trained["precision"]) == (device_name(torch.device("cpu")), "fp32")
+    assert trained["versions"]["torch"] == torch.__version__
+    assert "digits/resnet8/seed0/backbone.json" in of_run["trainings"]
     logits = study / "digits/resnet8/seed1/predictions/cascade/test.safetensors"
     assert facts["logits_sha256"]["digits/resnet8/seed1/predictions/cascade/test.safetensors"] == sha256(
         logits

@@ -100,7 +100,10 @@ def publish(
 
 
 def _facts_of_run(folder: Path, found: Contents, machine: str) -> dict[str, Any]:
-    """Where numbers come from; seconds: of the last whole call of `make reproduce`, by rule."""
+    """Where numbers come from; seconds: of the last whole call of `make reproduce`, by rule.
+
+    trainings: file of a network -> on what, with what and how long it was trained; IC sets trained alike share a pass.
+    """
     pipeline = folder / "tables/pipeline.csv"
     seconds = pd.read_csv(pipeline).set_index("rule")["seconds"].items() if pipeline.is_file() else ()
     methods: dict[str, list[str]] = {}
@@ -114,6 +117,20 @@ def _facts_of_run(folder: Path, found: Contents, machine: str) -> dict[str, Any]
         "versions": read_json(folder / str(cell) / f"metrics/{method}.json")["versions"],
         "seconds": {rule: round(float(took)) for rule, took in seconds},
         "methods": {cell: " ".join(own) for cell, own in methods.items()},
+        "trainings": _trainings(folder, {cell.dataset for cell, _ in found.answers}),
+    }
+
+
+def _trainings(folder: Path, datasets: set[str]) -> dict[str, dict[str, Any]]:
+    patterns = product(datasets, ("backbone.json", "ics/*.json"))
+    files = [file for dataset, pattern in patterns for file in (folder / dataset).rglob(pattern)]
+    facts = {file.relative_to(folder).as_posix(): read_json(file) for file in sorted(files)}
+    return {
+        name: {
+            "seconds": round(sum(row["seconds"] for row in of_one["history"])),
+            **{key: of_one[key] for key in ("device", "precision", "threads", "versions")},
+        }
+        for name, of_one in facts.items()
     }
 
 

@@ -127,7 +127,8 @@ def write_latency(table: pd.DataFrame, csv_path: str, md_path: str) -> None:
     write_csv(table, csv_path)
     blocks = []
     for (dataset, arch, size), rows in table.groupby(["dataset", "arch", "batch_size"], sort=False):
-        where = "{device}, {threads} threads".format(**rows.iloc[0])
+        first = rows.iloc[0]
+        where = f"{first['device']}, {first['threads']} thread{'s' * (int(first['threads']) != 1)}"
         how = ", ".join(f"{runtime} in {precision}" for runtime, precision in _precisions(rows))
         title = f"{dataset}, {arch}: measured on {where}, batch size {size}, {how}; {REFERENCE}"
         blocks.append(markdown_table(title, SHOWN, map(_texts, rows.to_dict("records"))))
