@@ -8,6 +8,7 @@ from conftest import same, small_network, state_of, stripes
 
 import ztw
 from ztw.jobs.training import Computing
+from ztw.study.parts import PARTS, Part
 from ztw.study.training_settings import BackboneSettings
 from ztw.training import compiling
 from ztw.training.recipe import Recipe
@@ -21,6 +22,13 @@ from ztw.training.separate import train_backbone, train_ics
 def test_gpus_get_captured_steps_unless_the_study_says_otherwise(device, compile, expected):
     computing = Computing(torch.device(device), "bf16", compile)
     assert computing.recipe(BackboneSettings()).cuda_graph is expected
+
+
+@pytest.mark.parametrize(("kind", "captured"), [("backbone", False), ("head", False), ("rule", True)])
+def test_networks_of_plugins_are_not_captured(kind, captured, monkeypatch):
+    monkeypatch.setitem(PARTS, (kind, "mine"), Part(object, {}, lambda: None))
+    computing = Computing(torch.device("cuda"), "bf16", "auto")
+    assert computing.recipe(BackboneSettings()).cuda_graph is captured
 
 
 def test_nothing_is_compiled_beside_it(monkeypatch):

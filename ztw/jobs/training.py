@@ -17,6 +17,7 @@ from ztw.models.checkpoints import save_checkpoint, versions
 from ztw.models.network import EarlyExitNetwork
 from ztw.progress import Report
 from ztw.study import training_settings
+from ztw.study.parts import own
 from ztw.study.settings import HardwareSettings
 from ztw.training.checkpoints import Checkpoints
 from ztw.training.loop import History
@@ -40,7 +41,9 @@ class Computing:
         """The recipe of a section of the study."""
         given = {key: getattr(section, key) for key in training_settings.Recipe.model_fields}
         dropout = getattr(section, "frozen_dropout", False)
-        graph = self.device.type == "cuda" and self.compile == "auto"
+        # what a plugin's network decides in Python would be captured once for all batches
+        of_a_plugin = bool(own("backbone") or own("head"))
+        graph = self.device.type == "cuda" and self.compile == "auto" and not of_a_plugin
         return Recipe(
             **given,
             precision=self.precision,

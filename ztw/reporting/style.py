@@ -117,10 +117,13 @@ def draw_statics(axes: Axes, points: pd.DataFrame, x: str) -> None:
         means[x], means["accuracy"], spread[means.index].fillna(0), fmt="none", ecolor="black", elinewidth=1
     )
     # beside and above: what a smaller network reaches lies above the early exits, where it lies below, the rim helps
-    where: Any = {"xytext": (-3, 4), "textcoords": "offset points", "ha": "right", "zorder": 5}
+    where: Any = {"textcoords": "offset points", "zorder": 5}
     where["path_effects"] = [withStroke(linewidth=2.5, foreground="white")]
+    left, right = axes.get_xlim()
     for name, row in means.iterrows():
-        axes.annotate(str(name), (row[x], row["accuracy"]), fontsize=6.5, **where)
+        at_axis = row[x] < left + 0.15 * (right - left)  # which a name must not cross
+        side: Any = {"xytext": (4, -8), "ha": "left"} if at_axis else {"xytext": (-3, 4), "ha": "right"}
+        axes.annotate(str(name), (row[x], row["accuracy"]), fontsize=6.5, **side, **where)
 
 
 def draw_backbone(axes: Axes, x: Any, y: Any) -> None:

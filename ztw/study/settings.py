@@ -226,8 +226,8 @@ class HardwareSettings(Section):
         " where there is a C++ compiler. It takes about a minute; on two CPU cores without AMX it gained 5 to 11 %"
         " of a ResNet-56's epoch and made IC training slower (`make bench` measures it on yours). On a GPU `auto`"
         " compiles nothing and captures every training's step as a CUDA graph: on an H100 a step of a ResNet-56 then"
-        " took 6.7 ms instead of 29.8, one of its three sets of 27 ICs 20 instead of 129; say `false` for a network of"
-        " your own that draws or decides in Python, batch by batch",
+        " took 6.7 ms instead of 29.8, a step of three sets of 27 ICs on it 20 instead of 129. Not where a plugin"
+        " brings a backbone or a head: it may draw or decide in Python, which would be captured once for all batches",
         "auto",
     )
 
