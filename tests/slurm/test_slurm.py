@@ -18,7 +18,7 @@ from ztw.tensors import read_tensors
 
 LONG = ROOT / "tests/config/long.yaml"
 EPOCHS = yaml.safe_load(LONG.read_text())["backbone"]["epochs"]
-CELL = Path("results/long/digits/resnet8/seed0")
+CELL = Path("results/long/digits/unhurried/seed0")
 BACKBONE = ("--", str(CELL / "backbone.safetensors"))  # what is left of the study waits for Slurm, mostly
 
 
@@ -58,7 +58,7 @@ class Run:
 
     @property
     def training(self) -> Path:
-        return self.folder / "results/long/logs/train_backbone/digits-resnet8-seed0.log"
+        return self.folder / "results/long/logs/train_backbone/digits-unhurried-seed0.log"
 
     def progress(self) -> float:
         """Epochs of the backbone that are done, as its log says; 0 where there is none."""
@@ -108,13 +108,14 @@ def test_the_tables_are_those_of_a_local_run_though_the_controller_dies(
 
 def test_no_fault_costs_more_than_the_work_since_the_last_checkpoint(cluster, profile, tmp_path, tell):
     alone = tmp_path / "alone"
-    alone.mkdir()
     work = tmp_path / "work"
-    work.mkdir()
+    for folder in (alone, work):
+        folder.mkdir()
+        (folder / "tests").symlink_to(ROOT / "tests")  # where the study looks for its backbone
     quick = yaml.safe_load((profile / "config.yaml").read_text())
     # Slurm looks every 30 s: the signal comes in a job's first 30 s, which may be before Python listens, and in those
-    # of the second try, of two minutes, after 5 to 35 s: the training takes longer on any machine.
-    # No try asks for more memory than the node has.
+    # of the second try, of two minutes, after 5 to 35 s: the training takes longer on any machine, as it waits in
+    # every step. No try asks for more memory than the node has.
     signalled = {"runtime": "attempt", "mem_mb": 2500, "slurm_extra": "'--signal=TERM@85'"}
     quick["set-resources"]["train_backbone"] = signalled
     limited = tmp_path / "limited"

@@ -1,0 +1,21 @@
+"""A ResNet-8 whose training takes minutes as a job of Slurm on any machine: what is tested is faults, not speed."""
+
+import os
+import time
+
+import ztw
+
+SECONDS = 0.1 if "SLURM_JOB_ID" in os.environ else 0.0  # a training step waits
+
+
+def wait(module, inputs):
+    if module.training:
+        time.sleep(SECONDS)
+
+
+@ztw.register("backbone", "unhurried", blocks=3, smallest_image=8)
+def unhurried(name, classes, channels, size, options):
+    backbone = ztw.build_backbone("resnet8", classes=classes, channels=channels, size=size)
+    backbone.arch = name
+    backbone.stages[0].register_forward_pre_hook(wait)
+    return backbone
