@@ -15,6 +15,7 @@ from ztw.jobs.fit_ensembles import fit_ensembles
 from ztw.jobs.predict import predict
 from ztw.jobs.training import Computing
 from ztw.models.checkpoints import save_checkpoint
+from ztw.progress import Note
 from ztw.study.config import check_study
 from ztw.study.settings import Cell, DataSettings, EnsembleSettings, HardwareSettings
 from ztw.study.training_settings import IcSet
@@ -94,6 +95,20 @@ def test_predictions_say_where_they_were_computed(networks, tmp_path, monkeypatc
     facts = read_json(tmp_path / "p.json")
     assert facts.pop("versions")["torch"] == torch.__version__
     assert facts == {"ics": "plain", "split": "test", **computed_on(torch.device("cpu"), "bf16")}
+
+
+def test_a_head_that_died_is_said(networks, tmp_path, monkeypatch):
+    logits = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0))
+    logits[1] = 1.0
+    monkeypatch.setattr("ztw.evaluation.predictions.predict", lambda *_: ([logits], torch.zeros(4).long()))
+    monkeypatch.setattr("ztw.jobs.predict.cell_splits", lambda *_: {"train": None, "test": torch.zeros(1)})
+    outputs = {("plain", "test"): str(tmp_path / "p.safetensors")}
+    alone = CellNetworks(networks.cell, networks.files, {"plain": networks.sets["plain"]})
+    said: list[str] = []
+    predict(alone, DataSettings(), HardwareSettings(device="cpu"), (4, None), outputs, said.append)
+    (note,) = said
+    assert isinstance(note, Note), "it stays on the screen"
+    assert note.startswith("IC set plain: to exit 2 all images are alike")
 
 
 def test_networks_share_one_backbone(networks):
