@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 from conftest import same, small_network, state_of, stripes
@@ -11,6 +14,7 @@ from ztw.jobs.training import Computing
 from ztw.study.parts import PARTS, Part
 from ztw.study.training_settings import BackboneSettings
 from ztw.training import compiling
+from ztw.training.loop import Task, Training, cross_entropy_step
 from ztw.training.recipe import Recipe
 from ztw.training.separate import train_backbone, train_ics
 
@@ -46,3 +50,26 @@ def test_a_cpu_computes_the_usual_way():
         train_ics([network], stripes(), Recipe(2, 24, 0.01, 0.0, cuda_graph=cuda_graph), seed=0)
         states.append(state_of(network))
     assert same(*states)
+
+
+def test_a_training_s_memory_is_freed_when_it_is_over():
+    """A captured graph that waited for Python's garbage collection would keep the activations of a step."""
+    network = torch.nn.Linear(3, 2)
+    task = Task(
+        ["a"], cross_entropy_step(network, "fp32"), network, torch.optim.SGD(network.parameters(), 0.1)
+    )
+    training = Training(task, Recipe(1, 4, 0.1, 0.0, cuda_graph=True), 8, seed=0)
+    training.train_on(torch.randn(4, 3), torch.zeros(4).long())
+    found = weakref.ref(training)
+    gc.disable()
+    try:
+        del training
+        assert found() is None
+    finally:
+        gc.enable()
+
+
+def test_nothing_holds_gradients_when_a_training_is_over():
+    backbone = ztw.build_backbone("resnet8", 5, 1, 10)
+    train_backbone(backbone, stripes(), Recipe(1, 32, 0.1, 0.0), seed=0)
+    assert all(weight.grad is None for weight in backbone.parameters())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -53,8 +55,8 @@ class CapturedGradients:
         return losses, right
 
     def _beside(self, *batch: Tensor) -> tuple[Tensor, Tensor]:
-        """On a stream of its own, as a capture is: autograd remembers streams."""
-        stream = torch.cuda.Stream()
+        """On the stream of the capture: autograd remembers streams, and each keeps memory of its own."""
+        stream = _side_stream(batch[0].device)
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             found = self.compute(*batch)
@@ -65,15 +67,31 @@ class CapturedGradients:
         self.inputs = [given.clone() for given in batch]  # keeps channels_last
         for parameter in self.parameters:
             parameter.grad = None  # what a replay writes is then the gradient, not added to the one before
-        graph = torch.cuda.CUDAGraph()
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        gc.collect()
+        collects = gc.isenabled()
+        gc.disable()  # an older graph that were freed meanwhile would end the capture
         try:
             # threads that pin the next batches' memory meanwhile may do so
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            with torch.cuda.graph(
+                graph, stream=_side_stream(batch[0].device), capture_error_mode="thread_local"
+            ):
                 self.outputs = self.compute(*self.inputs)
         except RuntimeError as error:
+            torch.cuda.set_stream(stream)  # a failed capture may not have left its own
             self.failed = True
-            reason = " ".join(str(error).split())[:160]
+            # the end of a broken capture fails, too, and says nothing of what broke it
+            reason = " ".join(str(error.__context__ or error).split())[:160]
             self.report(Note(f"the training step cannot be captured ({reason}); training goes on without"))
             return
+        finally:
+            if collects:
+                gc.enable()
         self.gradients = [parameter.grad for parameter in self.parameters]
         self.graph = graph
+
+
+@cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """The one stream of a process on which steps are warmed up and captured."""
+    return torch.cuda.Stream(device)

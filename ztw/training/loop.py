@@ -72,10 +72,11 @@ class Training:
         self.generator = torch.Generator().manual_seed(seed)
         self.histories: list[History] = [[] for _ in task.names]
         self.step = 0
-        self.gradients: Gradients = self._gradients
+        # of the task alone: a cycle would keep a graph and its memory until Python looks for cycles
+        self.gradients: Gradients = partial(_gradients, task)
         if recipe.cuda_graph:
             trained = [weight for group in task.optimizer.param_groups for weight in group["params"]]
-            self.gradients = CapturedGradients(self._gradients, trained, recipe.batch_size, report)
+            self.gradients = CapturedGradients(self.gradients, trained, recipe.batch_size, report)
         self.begin_epoch()
 
     def begin_epoch(self) -> None:
@@ -119,12 +120,6 @@ class Training:
         self.step += 1
         self.seen += len(labels)
         self.sums = self.sums.to(losses.device) + torch.stack([losses * len(labels), right.float()])
-
-    def _gradients(self, images: Tensor, labels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-        losses, right = self.task.step(images, labels, weights)
-        self.task.optimizer.zero_grad(set_to_none=True)
-        losses.sum().backward()
-        return losses.detach(), right
 
     def end_epoch(self) -> None:
         """Write an epoch down; raises ZtwError when a loss is not finite."""
@@ -185,6 +180,13 @@ def _set_global_generators(states: dict[str, Tensor]) -> None:
         torch.cuda.set_rng_state(states["cuda"])
 
 
+def _gradients(task: Task, images: Tensor, labels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    losses, right = task.step(images, labels, weights)
+    task.optimizer.zero_grad(set_to_none=True)
+    losses.sum().backward()
+    return losses.detach(), right
+
+
 def run_epochs(
     task: Task,
     data: Data,
@@ -227,6 +229,7 @@ def _run(
                 training.end_epoch()
             after_step(training.step)
             began = time.monotonic()
+    training.task.optimizer.zero_grad(set_to_none=True)  # the last ones hold a captured graph's memory
 
 
 def _status(training: Training, note: str) -> str:
