@@ -102,7 +102,9 @@ def _stacked_bar(axes: Axes, position: int, shares: pd.Series, colours: Sequence
         return
     lefts = np.concatenate([[0.0], shares.cumsum()[:-1]])
     own = [*colours[: len(shares) - 1], colours[-1]]  # the last is the backbone's, however many ICs
-    axes.barh(position, shares, left=lefts, color=own, edgecolor="white", linewidth=0.5)
+    # between many exits the rims would cover those where few leave
+    rims = 0.5 if len(colours) <= MANY else 0.0
+    axes.barh(position, shares, left=lefts, color=own, edgecolor="white", linewidth=rims)
 
 
 def _exit_legend(figure: Figure, colours: Sequence) -> None:

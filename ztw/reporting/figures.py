@@ -13,7 +13,6 @@ from ztw.evaluation.names import BACKBONE
 from ztw.reporting.readable import INFEASIBLE
 from ztw.reporting.results import Metrics
 from ztw.reporting.style import (
-    OTHERS,
     add_legends,
     draw_backbone,
     draw_band,
@@ -48,6 +47,8 @@ def accuracy_against_cost(
     lines = {method: _line(of_test[of_test["method"].eq(method)]) for method in families}
     looks, statics = style(families), of_test[~of_test["method"].isin(list(families))]
     backbone = metrics.loc[metrics["metric"] == "backbone_accuracy", "value"]
+    seeds = of_test[of_test["method"].isin(list(families))]["seed"].nunique()
+    measured = "test accuracy" + (f", mean ± std of {seeds} seeds" if seeds > 1 else "")
     for axes, (family, shown) in zip(panels, groups, strict=True):
         for method in families:
             if method not in shown:
@@ -62,7 +63,7 @@ def accuracy_against_cost(
             draw_statics(axes, statics, "relative_cost")
         if len(backbone):  # some IC set left the backbone as it was
             draw_backbone(axes, 1.0, backbone.mean())
-        axes.set(title=family or title, ylabel="test accuracy" if axes is panels[0] else "", xlabel="")
+        axes.set(title=family or title, ylabel=measured if axes is panels[0] else "", xlabel="")
         in_percent(axes.xaxis, axes.yaxis)
     label_all(figure, panels, "mean cost of a sample / the backbone's (MACs)", title)
     add_legends(panels)
@@ -113,7 +114,7 @@ def accuracy_against_time(times: pd.DataFrame, families: Mapping[str, str], titl
     many = len(groups) > 1
     columns, rows = (len(groups), len(measured)) if many else (len(sizes), len(runtimes))
     figure, panels = new_panels(
-        columns, 3.8 * columns, 3.0 * rows + 1.2, rows=rows, share_x="row" if many else "col"
+        columns, 3.8 * columns, 3.0 * rows + 1.2, rows=rows, share_x="row" if many else "none"
     )
     looks = style(families)
     for axes, ((runtime, size), (family, shown)) in zip(panels, product(measured, groups), strict=True):
@@ -123,7 +124,7 @@ def accuracy_against_time(times: pd.DataFrame, families: Mapping[str, str], titl
             if len(points) and method in shown:
                 axes.plot(points["relative_time"], points["accuracy"], label=method, ms=5, lw=1.4, **look)
             elif len(points):
-                axes.plot(points["relative_time"], points["accuracy"], **OTHERS)
+                draw_faint(axes, points, "relative_time", "accuracy")
         single = here[here["budget"].eq(INFEASIBLE)]
         alone = single["method"].eq(BACKBONE)
         if not alone.all():
@@ -132,8 +133,9 @@ def accuracy_against_time(times: pd.DataFrame, families: Mapping[str, str], titl
         axes.axvline(1.0, color="black", lw=0.8, ls=":")
         where = ", ".join([runtime, *here["precision"].unique(), f"batch size {size}"])
         axes.set_title(f"{family}\n{where}" if family and axes in panels[:columns] else where, fontsize=9)
-        axes.set_xlim(left=0)
         in_percent(axes.xaxis, axes.yaxis)
+    for axes in panels:  # when all is drawn: from then on an axis does not grow with its lines
+        axes.set_xlim(left=0)
     for axes in panels[::columns]:
         axes.set_ylabel("test accuracy")
     for axes in panels[-columns:]:

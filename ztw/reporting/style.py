@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -31,7 +31,8 @@ FAMILIES = {
     "together": (2, "trained with the backbone"),
 }
 MOST = 6  # lines of one panel
-OTHERS: dict[str, Any] = {"color": "0.85", "lw": 0.9, "zorder": 0}  # of the other panels' methods
+OTHERS = "in the other panels"  # what faint lines are called
+HANDLES: dict[str, Any] = {"frameon": False, "handlelength": 3.2}  # a whole period of the longest dashes
 
 
 def style(families: Mapping[str, str]) -> dict[str, dict[str, Any]]:
@@ -67,18 +68,23 @@ def panels_of(families: Mapping[str, str]) -> list[tuple[str, list[str]]]:
 
 
 def new_panels(
-    count: int, width: float, height: float, grid: bool = True, rows: int = 1, share_x: str = "col"
+    count: int,
+    width: float,
+    height: float,
+    grid: bool = True,
+    rows: int = 1,
+    share_x: Literal["none", "row"] = "none",
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of `rows` rows of `count` panels side by side; all share their y axis, those of a column their x axis.
+    """A figure of `rows` rows of `count` panels side by side; all share their y axis.
 
-    width, height: of the figure, in inches; share_x: "row" where those of a row share it instead.
+    width, height: of the figure, in inches; share_x: "row" where the panels of a row share their x axis, too.
     """
     sns.set_theme(style="whitegrid" if grid else "white", context="paper", font_scale=1.1)
     figure, panels = plt.subplots(
         rows,
         count,
         figsize=(width, height),
-        sharex="row" if share_x == "row" else "col",
+        sharex=share_x,
         sharey=True,
         squeeze=False,
     )
@@ -94,7 +100,7 @@ def draw_band(axes: Axes, rows: pd.DataFrame, x: str, y: str, **look: Any) -> No
 def draw_faint(axes: Axes, rows: pd.DataFrame, x: str, y: str) -> None:
     """The means over seeds of a method that another panel shows."""
     means = rows.groupby(x)[y].mean()
-    axes.plot(means.index, means, **OTHERS)
+    axes.plot(means.index, means, color="0.85", lw=0.9, zorder=0, label=OTHERS)
 
 
 def draw_statics(axes: Axes, points: pd.DataFrame, x: str) -> None:
@@ -152,18 +158,16 @@ def in_percent(*axes: Any) -> None:
         axis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.6g}%"))
 
 
-def add_legend(axes: Axes) -> None:
-    """The legend, to the right of the axes."""
-    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
-
-
 def add_legends(panels: Sequence[Axes], below: float = -0.24) -> None:
     """A legend to the right of the only panel, or one below each; below: where, as a share of a panel's height."""
-    if len(panels) == 1:
-        add_legend(panels[0])
-        return
     for axes in panels:
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, below), frameon=False, ncol=2, fontsize=7.5)
+        handles, labels = axes.get_legend_handles_labels()
+        once = dict(zip(labels, handles, strict=True))  # faint lines have one name
+        once |= {OTHERS: once.pop(OTHERS)} if OTHERS in once else {}  # which comes last
+        where: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5)}
+        if len(panels) > 1:
+            where = {"loc": "upper center", "bbox_to_anchor": (0.5, below), "ncol": 2, "fontsize": 7.5}
+        axes.legend(list(once.values()), list(once), **where, **HANDLES)
 
 
 def save(figure: Figure, stem: Path | str) -> None:
