@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,19 @@ def test_tables_and_figures_of_a_reference_study(study, tmp_path, monkeypatch):
 
     rebuild(study, tmp_path / "again")
     assert_rebuilt(study, tmp_path / "again")
+
+
+@pytest.mark.parametrize(("content", "message"), [(None, "is missing"), (b"garbage", r"cannot be read \(")])
+def test_a_study_without_readable_curves_is_one_line(content, message, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(REFERENCE.parents[1] / "workflow"))
+    from publish import rebuild
+
+    study = tmp_path / STUDIES[0].name
+    shutil.copytree(STUDIES[0], study, ignore=shutil.ignore_patterns("*.parquet", "predictions"))
+    if content:
+        (study / "curves.parquet").write_bytes(content)
+    with pytest.raises(ztw.ZtwError, match=f"curves.parquet: {message}"):
+        rebuild(study, tmp_path / "again")
 
 
 @pytest.mark.parametrize("name", published())

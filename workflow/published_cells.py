@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ztw.errors import ZtwError
+from ztw.progress import describe
 from ztw.reporting.devices import COLUMNS, device_rows, with_kinds
 from ztw.reporting.readable import read_rows
 from ztw.reporting.results import IDENTITY, Metrics, from_files, read_curves, read_metrics, write_metrics
@@ -96,9 +97,20 @@ def of_published(study: Study, folder: Path) -> Contents:
     return Contents(
         metrics,
         read_rows(folder / "tables/devices.csv"),
-        _small(pd.read_parquet(folder / "curves.parquet")),
+        _small(_read_curves(folder / "curves.parquet")),
         answers,
     )
+
+
+def _read_curves(path: Path) -> pd.DataFrame:
+    if not path.is_file():
+        raise ZtwError(f"{path}: is missing; every published study has one")
+    try:
+        return pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise ZtwError(
+            f"{path}: cannot be read ({describe(error)}); restore it as it was published"
+        ) from error
 
 
 def joined(study: Study, before: Contents, new: Contents) -> Contents:

@@ -163,7 +163,8 @@ def add_legends(panels: Sequence[Axes], below: float = -0.24) -> None:
     for axes in panels:
         handles, labels = axes.get_legend_handles_labels()
         once = dict(zip(labels, handles, strict=True))  # faint lines have one name
-        once |= {OTHERS: once.pop(OTHERS)} if OTHERS in once else {}  # which comes last
+        if OTHERS in once:  # the last
+            once[OTHERS] = once.pop(OTHERS)
         where: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5)}
         if len(panels) > 1:
             where = {"loc": "upper center", "bbox_to_anchor": (0.5, below), "ncol": 2, "fontsize": 7.5}

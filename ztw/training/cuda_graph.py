@@ -70,7 +70,7 @@ class CapturedGradients:
         graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         gc.collect()
         collects = gc.isenabled()
-        gc.disable()  # an older graph that were freed meanwhile would end the capture
+        gc.disable()  # an older graph, freed meanwhile, would end the capture
         try:
             # threads that pin the next batches' memory meanwhile may do so
             with torch.cuda.graph(
