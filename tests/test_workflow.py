@@ -24,7 +24,7 @@ from ztw.data.splits import cell_splits
 from ztw.device import device_name
 from ztw.exits.logits import read_predictions
 from ztw.exits.sweep import decide
-from ztw.files import read_json, sha256
+from ztw.files import read_json, sha256, write_json
 from ztw.reporting.devices import read_mixed
 from ztw.study.settings import DataSettings
 
@@ -202,6 +202,10 @@ def test_seeds_and_methods_are_published_one_after_another(finished, tmp_path, m
     given = {run["machine"]: list(run["methods"]) for run in read_json(target / "provenance.json")["runs"]}
     assert given == {"one": ["digits/resnet8/seed0"], "another": ["digits/resnet8/seed1"]}
     assert timed(target) == timed(whole) - {"pabee"}
+    of_first = read_json(results / "digits/resnet8/seed0/latency.json")
+    write_json(results / "digits/resnet8/seed1/latency.json", {**of_first, "seed": 1})
+    publish(TINY, target, "", "another", [], add=True)
+    assert timed(target) == timed(whole), "the seed of which more was timed"
     (away / "first").rename(results / "digits/resnet8/seed0/metrics")
     (away / "digits/resnet8/seed0/metrics/pabee.json").rename(
         results / "digits/resnet8/seed0/metrics/pabee.json"

@@ -174,21 +174,21 @@ def _keep_logits(published: Path, target: Path, new: Contents) -> None:
 
 
 def _copy_times(cells: list[Cell], published: Path | None, run: Path, new: Contents, target: Path) -> None:
-    """The measured times of one seed: those published, or the run's where it timed that seed and no fewer methods.
+    """The measured times of one seed: those with the most methods, published or of the run.
 
     Times of two runs never share a table, whose shares are of what the backbone took beside them: those of a method
     that was computed anew are left out where the published ones stay.
     """
-    before = {cell: _times(published / f"latency/{cell}/latency.json") if published else [] for cell in cells}
-    of_run = {cell: _times(run / f"{cell}/latency.json") for cell in cells}
-    timed = [cell for times in (before, of_run) for cell in cells if times[cell]]
-    if not timed:
-        return
-    cell = timed[0]
-    anew = {method for other, method in new.pairs if other == cell}
-    rows = [row for row in of_run[cell] if row["method"] in {BACKBONE, *anew}]
-    if not (anew and _methods(before[cell]) <= _methods(rows)):
-        rows = [row for row in before[cell] if row["method"] not in anew]
+    anew = {cell: {method for other, method in new.pairs if other == cell} for cell in cells}
+    found: list[tuple[Cell, list[dict[str, Any]]]] = []
+    if published:
+        for cell in cells:
+            rows = _times(published / f"latency/{cell}/latency.json")
+            found.append((cell, [row for row in rows if row["method"] not in anew[cell]]))
+    for cell in cells:
+        rows = _times(run / f"{cell}/latency.json")
+        found.append((cell, [row for row in rows if anew[cell] and row["method"] in {BACKBONE, *anew[cell]}]))
+    cell, rows = max(found, key=lambda of_cell: len({row["method"] for row in of_cell[1]}))
     if rows:
         write_json(target / f"latency/{cell}/latency.json", {**asdict(cell), "rows": rows})
 
@@ -197,10 +197,6 @@ def _times(file: Path) -> list[dict[str, Any]]:
     """What was timed, without the name of the machine; nothing where there is no file."""
     rows = read_json(file)["rows"] if file.is_file() else []
     return [{key: row[key] for key in row if key != "host"} for row in rows]
-
-
-def _methods(rows: list[dict[str, Any]]) -> set[str]:
-    return {row["method"] for row in rows}
 
 
 def _publish_logits(folder: Path, target: Path, cell: Cell, name: str) -> None:

@@ -187,7 +187,7 @@ def test_accuracy_of_exits_with_its_band():
     assert band(axes, 1.0) == pytest.approx((0.65 - spread, 0.65 + spread))
     assert band(axes, 2.0) == pytest.approx((0.8, 0.8))
     assert (axes.get_title(), axes.get_xlabel()) == ("d, a", "exit")
-    assert axes.get_ylabel() == "test accuracy at this exit"
+    assert axes.get_ylabel() == "test accuracy\nat this exit, mean ± std of 2 seeds"
 
 
 def test_methods_that_share_their_exits_share_a_line():
@@ -199,10 +199,24 @@ def test_methods_that_share_their_exits_share_a_line():
     assert points(labelled(axes, "a, c"))[1] == (2.0, 0.8)
 
 
+def test_legends_below_their_panels_do_not_meet():
+    families = {"sdn": "frozen"} | dict.fromkeys(("sdn-original-ic-only", "cascaded-inference"), "frozen")
+    families |= {f"ztw-of-another-kind-{k}": "recycled" for k in range(5)}
+    last = dict(zip(families, (0.9, 0.8, 0.8, 0.7, 0.71, 0.72, 0.73, 0.74), strict=True))
+    metrics = results(*(exits([0.6, own], method=method) for method, own in last.items()))
+    figure = exit_accuracies(metrics, families, "d, a")
+    figure.canvas.draw()
+    first, second = (axes.get_legend() for axes in figure.axes)
+    assert first is not None
+    assert second is not None
+    assert "sdn-original-ic-only, cascaded-inference" in legend(figure.axes[0])
+    assert first.get_window_extent().x1 < second.get_window_extent().x0
+
+
 def test_improvability_of_exits():
     (axes,) = improvabilities(exits([0.6, 0.8]), ALONE, "d, a").axes
     assert points(labelled(axes, "sdn")) == [(1.0, pytest.approx(0.06)), (2.0, pytest.approx(0.08))]
-    assert axes.get_ylabel() == "hindsight improvability (lower is better)"
+    assert axes.get_ylabel() == "hindsight improvability\n(lower is better)"
 
 
 def shares(values: list[float], seed: int, method: str = "sdn", budget: str = "0.5") -> pd.DataFrame:

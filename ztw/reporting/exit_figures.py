@@ -22,6 +22,7 @@ from ztw.reporting.style import (
     in_percent,
     label_all,
     new_panels,
+    over_seeds,
     panels_of,
     style,
 )
@@ -32,13 +33,13 @@ MANY = 12
 
 def exit_accuracies(metrics: Metrics, families: Mapping[str, str], title: str) -> Figure:
     """Accuracy of every exit if all samples left there; methods that share their exits share a line."""
-    return _by_exit(metrics[metrics["metric"] == "accuracy"], families, title, "test accuracy at this exit")
+    return _by_exit(metrics[metrics["metric"] == "accuracy"], families, title, "test accuracy\nat this exit")
 
 
 def improvabilities(metrics: Metrics, families: Mapping[str, str], title: str) -> Figure:
     """Hindsight improvability of every exit; lower is better."""
     own = metrics[metrics["metric"] == "hindsight_improvability"]
-    return _by_exit(own, families, title, "hindsight improvability (lower is better)")
+    return _by_exit(own, families, title, "hindsight improvability\n(lower is better)")
 
 
 def _by_exit(metrics: Metrics, families: Mapping[str, str], title: str, what: str) -> Figure:
@@ -53,6 +54,7 @@ def _by_exit(metrics: Metrics, families: Mapping[str, str], title: str, what: st
     figure, panels = new_panels(len(groups), 6.4 if len(groups) == 1 else 3.6 * len(groups), 4.2)
     looks = style(families)
     many = own["exit"].max() > MANY
+    measured = over_seeds(what, own["seed"].nunique())
     for axes, (family, shown) in zip(panels, groups, strict=True):
         for first in label:
             if first in shown:
@@ -63,7 +65,7 @@ def _by_exit(metrics: Metrics, families: Mapping[str, str], title: str, what: st
                 draw_band(axes, rows_of[first], "exit", "value", **look)
             else:
                 draw_faint(axes, rows_of[first], "exit", "value")
-        axes.set(title=family, xlabel="", ylabel=what)
+        axes.set(title=family, xlabel="", ylabel=measured if axes is panels[0] else "")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         in_percent(axes.yaxis)
     label_all(figure, panels, "exit", title)

@@ -21,6 +21,7 @@ from ztw.reporting.style import (
     in_percent,
     label_all,
     new_panels,
+    over_seeds,
     panels_of,
     style,
 )
@@ -48,7 +49,7 @@ def accuracy_against_cost(
     looks, statics = style(families), of_test[~of_test["method"].isin(list(families))]
     backbone = metrics.loc[metrics["metric"] == "backbone_accuracy", "value"]
     seeds = of_test[of_test["method"].isin(list(families))]["seed"].nunique()
-    measured = "test accuracy" + (f", mean ± std of {seeds} seeds" if seeds > 1 else "")
+    measured = over_seeds("test accuracy", seeds)
     for axes, (family, shown) in zip(panels, groups, strict=True):
         for method in families:
             if method not in shown:

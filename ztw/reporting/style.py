@@ -32,6 +32,7 @@ FAMILIES = {
 }
 MOST = 6  # lines of one panel
 OTHERS = "in the other panels"  # what faint lines are called
+LONG = 32  # letters of a name beside which a panel's legend has no room for a second column
 HANDLES: dict[str, Any] = {"frameon": False, "handlelength": 3.2}  # a whole period of the longest dashes
 
 
@@ -151,6 +152,11 @@ def label_all(figure: Figure, panels: Sequence[Axes], x: str, title: str) -> Non
     figure.tight_layout()
 
 
+def over_seeds(what: str, seeds: int) -> str:
+    """What an axis shows, and where it is of several seeds what line and band are."""
+    return what + (f", mean ± std of {seeds} seeds" if seeds > 1 else "")
+
+
 def in_percent(*axes: Any) -> None:
     """Show shares on these axes (`axes.xaxis`, ...) as percent."""
     for axis in axes:
@@ -167,7 +173,8 @@ def add_legends(panels: Sequence[Axes], below: float = -0.24) -> None:
             once[OTHERS] = once.pop(OTHERS)
         where: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5)}
         if len(panels) > 1:
-            where = {"loc": "upper center", "bbox_to_anchor": (0.5, below), "ncol": 2, "fontsize": 7.5}
+            columns = 1 if max(map(len, once)) > LONG else 2
+            where = {"loc": "upper center", "bbox_to_anchor": (0.5, below), "ncol": columns, "fontsize": 7.5}
         axes.legend(list(once.values()), list(once), **where, **HANDLES)
 
 
