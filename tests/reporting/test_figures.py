@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from itertools import cycle
+from itertools import combinations, cycle
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -131,6 +131,20 @@ def test_the_star_is_the_backbone_and_diamonds_are_static_networks():
     spread = 0.05 * math.sqrt(2)
     ends = sorted(float(y) for path in bars.get_paths() for y in np.asarray(path.vertices)[:, 1])
     assert ends == pytest.approx([0.5, 0.5, 0.65 - spread, 0.65 + spread]), "one seed has no spread"
+
+
+def test_names_of_static_networks_do_not_meet():
+    families = {f"z{index}": "recycled" for index in range(5)} | {"sdn": "frozen", "pabee": "frozen"}
+    curves = [curve(name, 0, [(0.5, 0.1, 0.6), (0.9, 1.5, 0.9)]) for name in families]
+    for name, cost in {"resnet20": 0.32, "resnet32": 0.55, "resnet44": 0.65}.items():
+        curves.append(curve(name, 0, [(0.0, cost, 0.87)]))
+    metrics = results(*(exits([0.6, 0.8], method=name) for name in families))
+    figure = accuracy_against_cost(pd.concat(curves), metrics, families, "d, a")
+    figure.canvas.draw()
+    for axes in figure.axes:
+        places = [text.get_window_extent() for text in axes.texts]
+        assert len(places) == 3
+        assert not any(one.overlaps(other) for one, other in combinations(places, 2))
 
 
 def test_many_methods_are_drawn_in_a_panel_a_family_the_others_faintly():

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from math import ceil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +33,7 @@ FAMILIES = {
 MOST = 6  # lines of one panel
 OTHERS = "in the other panels"  # what faint lines are called
 LONG = 32  # letters of a name beside which a panel's legend has no room for a second column
+NAME = 0.2  # of a panel's width, which a static network's name takes
 HANDLES: dict[str, Any] = {"frameon": False, "handlelength": 3.2}  # a whole period of the longest dashes
 
 
@@ -61,7 +62,7 @@ def panels_of(families: Mapping[str, str]) -> list[tuple[str, list[str]]]:
     panels = []
     for family, (_, title) in FAMILIES.items():
         members = [method for method, own in families.items() if own == family]
-        count = ceil(len(members) / MOST)
+        count = math.ceil(len(members) / MOST)
         for part in range(count):  # of about the same size
             own = members[part * len(members) // count : (part + 1) * len(members) // count]
             panels.append((title if count == 1 else f"{title} ({part + 1}/{count})", own))
@@ -127,9 +128,12 @@ def draw_statics(axes: Axes, points: pd.DataFrame, x: str) -> None:
     where: Any = {"textcoords": "offset points", "zorder": 5}
     where["path_effects"] = [withStroke(linewidth=2.5, foreground="white")]
     left, right = axes.get_xlim()
+    above = -math.inf  # where the last name above its mark ends
     for name, row in means.iterrows():
         at_axis = row[x] < left + 0.15 * (right - left)  # which a name must not cross
-        side: Any = {"xytext": (4, -8), "ha": "left"} if at_axis else {"xytext": (-3, 4), "ha": "right"}
+        below = at_axis or row[x] - above < NAME * (right - left)  # nor another name
+        side: Any = {"xytext": (4, -8), "ha": "left"} if below else {"xytext": (-3, 4), "ha": "right"}
+        above = above if below else row[x]
         axes.annotate(str(name), (row[x], row["accuracy"]), fontsize=6.5, **side, **where)
 
 
