@@ -174,7 +174,7 @@ def _keep_logits(published: Path, target: Path, new: Contents) -> None:
 
 
 def _copy_times(cells: list[Cell], published: Path | None, run: Path, new: Contents, target: Path) -> None:
-    """The measured times of one seed: those with the most methods, published or of the run.
+    """The measured times of one seed: those with the most methods, published or of the run; of equals those published.
 
     Times of two runs never share a table, whose shares are of what the backbone took beside them: those of a method
     that was computed anew are left out where the published ones stay.

@@ -133,18 +133,23 @@ def test_the_star_is_the_backbone_and_diamonds_are_static_networks():
     assert ends == pytest.approx([0.5, 0.5, 0.65 - spread, 0.65 + spread]), "one seed has no spread"
 
 
-def test_names_of_static_networks_do_not_meet():
+def test_names_of_static_networks_stand_beside_their_own_marks_and_do_not_meet():
     families = {f"z{index}": "recycled" for index in range(5)} | {"sdn": "frozen", "pabee": "frozen"}
     curves = [curve(name, 0, [(0.5, 0.1, 0.6), (0.9, 1.5, 0.9)]) for name in families]
-    for name, cost in {"resnet20": 0.32, "resnet32": 0.55, "resnet44": 0.65}.items():
+    costs = {"resnet8": 0.15, "resnet20": 0.32, "resnet26": 0.43, "resnet32": 0.55, "resnet44": 0.7}
+    for name, cost in costs.items():
         curves.append(curve(name, 0, [(0.0, cost, 0.87)]))
     metrics = results(*(exits([0.6, 0.8], method=name) for name in families))
     figure = accuracy_against_cost(pd.concat(curves), metrics, families, "d, a")
     figure.canvas.draw()
     for axes in figure.axes:
-        places = [text.get_window_extent() for text in axes.texts]
-        assert len(places) == 3
-        assert not any(one.overlaps(other) for one, other in combinations(places, 2))
+        places = {text.get_text(): text.get_window_extent() for text in axes.texts}
+        assert list(places) == list(costs)
+        assert not any(one.overlaps(other) for one, other in combinations(places.values(), 2))
+        marks = {name: axes.transData.transform((cost, 0.87))[0] for name, cost in costs.items()}
+        for name, place in places.items():
+            middle = (place.x0 + place.x1) / 2
+            assert min(marks, key=lambda other: abs(marks[other] - middle)) == name
 
 
 def test_many_methods_are_drawn_in_a_panel_a_family_the_others_faintly():

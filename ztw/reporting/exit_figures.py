@@ -54,7 +54,7 @@ def _by_exit(metrics: Metrics, families: Mapping[str, str], title: str, what: st
     figure, panels = new_panels(len(groups), 6.4 if len(groups) == 1 else 3.6 * len(groups), 4.2)
     looks = style(families)
     many = own["exit"].max() > MANY
-    measured = over_seeds(what, own["seed"].nunique())
+    measured = over_seeds(what, own[own["method"].isin(list(families))]["seed"].nunique())
     for axes, (family, shown) in zip(panels, groups, strict=True):
         for first in label:
             if first in shown:

@@ -23,6 +23,7 @@ from ztw.reporting.style import (
     new_panels,
     over_seeds,
     panels_of,
+    place_names,
     style,
 )
 
@@ -67,6 +68,7 @@ def accuracy_against_cost(
         axes.set(title=family or title, ylabel=measured if axes is panels[0] else "", xlabel="")
         in_percent(axes.xaxis, axes.yaxis)
     label_all(figure, panels, "mean cost of a sample / the backbone's (MACs)", title)
+    place_names(figure, panels)
     add_legends(panels)
     return figure
 
@@ -143,5 +145,6 @@ def accuracy_against_time(times: pd.DataFrame, families: Mapping[str, str], titl
         axes.set_xlabel("measured time / the backbone's in its fastest runtime", size="small")
     figure.suptitle("{}, {device}".format(title, **times.iloc[0]))
     figure.tight_layout()
+    place_names(figure, panels)
     add_legends(panels[-columns:] if many else [panels[columns - 1]], below=-0.32)
     return figure

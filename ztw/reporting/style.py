@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.transforms import Bbox
 
 from ztw.evaluation.names import BACKBONE
 from ztw.files import atomic
@@ -32,8 +33,10 @@ FAMILIES = {
 }
 MOST = 6  # lines of one panel
 OTHERS = "in the other panels"  # what faint lines are called
-LONG = 32  # letters of a name beside which a panel's legend has no room for a second column
-NAME = 0.2  # of a panel's width, which a static network's name takes
+LONG = 24  # letters of a name beside which a panel's legend has no room for a second column
+# where a static network's name may stand: points right of its mark and above, its side that is meant
+NAMES: tuple[Any, ...] = (((0, 5), "center"), ((0, -10), "center"), ((4, -8), "left"))
+MARK = 4  # pixels that a mark reaches to either side
 HANDLES: dict[str, Any] = {"frameon": False, "handlelength": 3.2}  # a whole period of the longest dashes
 
 
@@ -124,17 +127,29 @@ def draw_statics(axes: Axes, points: pd.DataFrame, x: str) -> None:
     axes.errorbar(
         means[x], means["accuracy"], spread[means.index].fillna(0), fmt="none", ecolor="black", elinewidth=1
     )
-    # beside and above: what a smaller network reaches lies above the early exits, where it lies below, the rim helps
-    where: Any = {"textcoords": "offset points", "zorder": 5}
-    where["path_effects"] = [withStroke(linewidth=2.5, foreground="white")]
-    left, right = axes.get_xlim()
-    above = -math.inf  # where the last name above its mark ends
+    look = {"fontsize": 6.5, "textcoords": "offset points", "zorder": 5}
+    look["path_effects"] = [withStroke(linewidth=2.5, foreground="white")]  # where they lie on a curve
     for name, row in means.iterrows():
-        at_axis = row[x] < left + 0.15 * (right - left)  # which a name must not cross
-        below = at_axis or row[x] - above < NAME * (right - left)  # nor another name
-        side: Any = {"xytext": (4, -8), "ha": "left"} if below else {"xytext": (-3, 4), "ha": "right"}
-        above = above if below else row[x]
-        axes.annotate(str(name), (row[x], row["accuracy"]), fontsize=6.5, **side, **where)
+        axes.annotate(str(name), (row[x], row["accuracy"]), xytext=(0, 0), **look)
+
+
+def place_names(figure: Figure, panels: Sequence[Axes]) -> None:
+    """Put the names that `draw_statics` wrote above or below their marks, where no other name, mark or axis is.
+
+    To be called when all else is drawn: only then it is known how large a panel is.
+    """
+    figure.draw_without_rendering()
+    for axes in panels:
+        lines = [line for line in axes.lines if line.get_label() in ("static networks", BACKBONE)]
+        marks = [mark for line in lines for mark in axes.transData.transform(line.get_xydata())]
+        taken = [Bbox([mark - MARK, mark + MARK]) for mark in marks]
+        for name in axes.texts:
+            for above, side in NAMES:
+                name.set(position=above, ha=side)
+                place = name.get_window_extent()
+                if place.x0 > axes.bbox.x0 and not any(place.overlaps(other) for other in taken):
+                    break
+            taken.append(place)
 
 
 def draw_backbone(axes: Axes, x: Any, y: Any) -> None:
@@ -177,7 +192,7 @@ def add_legends(panels: Sequence[Axes], below: float = -0.24) -> None:
             once[OTHERS] = once.pop(OTHERS)
         where: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5)}
         if len(panels) > 1:
-            columns = 1 if max(map(len, once)) > LONG else 2
+            columns = 1 if max(map(len, once), default=0) > LONG else 2
             where = {"loc": "upper center", "bbox_to_anchor": (0.5, below), "ncol": columns, "fontsize": 7.5}
         axes.legend(list(once.values()), list(once), **where, **HANDLES)
 
