@@ -189,7 +189,7 @@ def _copy_times(cells: list[Cell], published: Path | None, run: Path, new: Conte
         rows = _times(run / f"{cell}/latency.json")
         found.append((cell, [row for row in rows if anew[cell] and row["method"] in {BACKBONE, *anew[cell]}]))
     cell, rows = max(found, key=lambda of_cell: len({row["method"] for row in of_cell[1]}))
-    if rows:
+    if any(row["method"] != BACKBONE for row in rows):
         write_json(target / f"latency/{cell}/latency.json", {**asdict(cell), "rows": rows})
 
 

@@ -33,6 +33,7 @@ FAMILIES = {
 }
 MOST = 6  # lines of one panel
 OTHERS = "in the other panels"  # what faint lines are called
+STATIC = "static networks"  # what diamonds are called
 LONG = 24  # letters of a name beside which a panel's legend has no room for a second column
 # where a static network's name may stand: points right of its mark and above, its side that is meant
 NAMES: tuple[Any, ...] = (((0, 5), "center"), ((0, -10), "center"), ((4, -8), "left"))
@@ -123,7 +124,7 @@ def draw_statics(axes: Axes, points: pd.DataFrame, x: str) -> None:
         "lw": 1.0,
         "zorder": 4,
     }
-    axes.plot(means[x], means["accuracy"], label="static networks", **look)
+    axes.plot(means[x], means["accuracy"], label=STATIC, **look)
     axes.errorbar(
         means[x], means["accuracy"], spread[means.index].fillna(0), fmt="none", ecolor="black", elinewidth=1
     )
@@ -134,13 +135,13 @@ def draw_statics(axes: Axes, points: pd.DataFrame, x: str) -> None:
 
 
 def place_names(figure: Figure, panels: Sequence[Axes]) -> None:
-    """Put the names that `draw_statics` wrote above or below their marks, where no other name, mark or axis is.
+    """Put the names that `draw_statics` wrote where no other name, mark or axis is: above, below, else right below.
 
     To be called when all else is drawn: only then it is known how large a panel is.
     """
     figure.draw_without_rendering()
     for axes in panels:
-        lines = [line for line in axes.lines if line.get_label() in ("static networks", BACKBONE)]
+        lines = [line for line in axes.lines if line.get_label() in (STATIC, BACKBONE)]
         marks = [mark for line in lines for mark in axes.transData.transform(line.get_xydata())]
         taken = [Bbox([mark - MARK, mark + MARK]) for mark in marks]
         for name in axes.texts:
