@@ -146,6 +146,16 @@ def test_two_jobs_fetch_one_file_once(server, target):
     assert files(target) == ["file.bin"]
 
 
+def test_a_part_that_another_job_removes_meanwhile_is_begun_again(server, target, monkeypatch):
+    """The other one waits with it open, and is about to have the lock."""
+    part = target.with_name(".file.bin.part")
+    waits = iter([part.unlink, lambda: None])
+    monkeypatch.setattr("ztw.download._wait_for_turn", lambda stream: next(waits)())
+    download(server.url, target, SHA256)
+    assert target.read_bytes() == CONTENT
+    assert files(target) == ["file.bin"]
+
+
 def test_a_server_that_says_nothing_is_not_waited_for(server, target, monkeypatch):
     monkeypatch.setattr("ztw.download.TIMEOUT", 0.05)
     server.silent = True

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ztw.errors import ZtwError
+from ztw.files import is_at
 from ztw.files import sha256 as digest
 from ztw.progress import Report
 
@@ -43,8 +44,7 @@ def download(url: str, target: Path, sha256: str | None, report: Report = lambda
     part = target.with_name(f".{target.name}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("ab") as stream:
-            _wait_for_turn(stream)
+        with _begun(part) as stream:
             if not target.exists():
                 _receive(url, stream, report)
                 stream.flush()
@@ -53,9 +53,24 @@ def download(url: str, target: Path, sha256: str | None, report: Report = lambda
     except (OSError, http.client.HTTPException) as error:
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise ZtwError(f"{url}: cannot be downloaded to {target} ({reason})") from error
-    finally:
-        if part.exists() and not part.stat().st_size:
-            part.unlink()
+
+
+@contextmanager
+def _begun(part: Path) -> Iterator[IO[bytes]]:
+    """What there is of a file, open and locked: another job may be fetching the same; removed where it stays empty."""
+    while True:
+        with part.open("ab") as stream:
+            _wait_for_turn(stream)
+            if not is_at(stream, part):
+                continue  # the one before has removed it meanwhile, or is done with it
+            try:
+                yield stream
+            finally:
+                with suppress(OSError):  # systems that remove no open file
+                    stream.flush()
+                    if is_at(stream, part) and not os.fstat(stream.fileno()).st_size:
+                        part.unlink()
+            return
 
 
 def _check_scheme(url: str, sha256: str | None) -> None:
@@ -68,7 +83,6 @@ def _check_scheme(url: str, sha256: str | None) -> None:
 
 
 def _wait_for_turn(stream: IO[bytes]) -> None:
-    """Lock the part: another job may be fetching the same file."""
     with suppress(ImportError, OSError):  # Windows and some network file systems have no such locks
         import fcntl
 

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ztw.errors import ZtwError
 
@@ -36,6 +36,14 @@ def sealed(path: Path | str) -> Iterator[Path]:
         path = Path(path)
         # before the file: a run that ends in between leaves a seal that does not fit, never one that is missing
         write_text(_seal(path), f"{sha256(scratch)}  {path.name}\n")
+
+
+def is_at(file: IO[Any], path: Path) -> bool:
+    """Whether an open file is still the one at `path`: another process may have removed or moved it."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def check_seal(path: Path | str, hint: str = RUN_AGAIN) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from ztw.files import is_at
 from ztw.progress import Note, Report
 
 
@@ -20,20 +20,13 @@ def locked(path: Path, report: Report) -> Iterator[None]:
     while True:
         with path.open("a") as file:
             _wait_for_turn(file, report)
-            if not _is_at(file, path):
+            if not is_at(file, path):
                 continue  # the one before has removed it meanwhile
             try:
                 yield
             finally:
                 path.unlink(missing_ok=True)
             return
-
-
-def _is_at(file: IO[str], path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
 
 
 def _wait_for_turn(file: IO[str], report: Report) -> None:
