@@ -16,6 +16,7 @@ from torch import nn
 import ztw
 from ztw.exits.sweep import decide
 from ztw.models.onnx_nesting import flatten, nest
+from ztw.models.onnx_steps import inner_graphs
 from ztw.models.onnx_write import float32_below
 
 RULES, MODES, KINDS = list(ztw.RULES), list(ztw.IC_MODES), [None, *ztw.ENSEMBLES]
@@ -136,6 +137,25 @@ def test_the_flat_graph_comes_back_from_the_nested_one(exported):
     assert flatten(again, runner.form).SerializeToString() == flat.SerializeToString()
     onnx.checker.check_model(again, full_check=True)
     onnx.shape_inference.infer_shapes(again, strict_mode=True)
+
+
+def test_a_session_of_the_fast_form_holds_every_weight_once(exported, tmp_path):
+    """ONNX Runtime copies the weights of a level for every level around it."""
+    network, rule, path = exported
+    runner, images = ztw.OnnxRunner(path, threads=1, cache=tmp_path), images_for(network, 9)
+    for some, form in ((images, "batched"), (images[:1], "single")):
+        found, expected = runner(some), network.infer(some, rule)
+        assert torch.equal(found.exit_index, expected.exit_index)
+        torch.testing.assert_close(found.logits, expected.logits, atol=1e-4, rtol=1e-4)
+        graph = onnx.load(next(tmp_path.rglob(f"{form}.onnx"))).graph
+        assert len(graph.initializer) > 20
+        assert all(name.startswith("ztw:") for name in _weights_inside(graph))  # a number each
+
+
+def _weights_inside(graph):
+    for inner in (inner for node in graph.node for inner in inner_graphs(node)):
+        yield from (tensor.name for tensor in inner.initializer)
+        yield from _weights_inside(inner)
 
 
 def test_any_runtime_can_use_the_file_as_it_is(exported):

@@ -219,7 +219,7 @@ class OnnxRunner:
             flat = flatten(onnx.load_from_string(self.content), self.form)
             optimised = Path(folder, "flat.onnx")
             self._load(flat.SerializeToString(), optimise=True, write=optimised)
-            return nest(onnx.load(optimised), self.form, name == "single").SerializeToString()
+            return nest(onnx.load(optimised), self.form, name == "single", optimised=True).SerializeToString()
 
     def _load(
         self, content: bytes, optimise: bool, write: Path | None = None, threads: int | None = None
