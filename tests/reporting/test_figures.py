@@ -184,6 +184,13 @@ def test_a_budget_buys_in_figures_what_it_buys_in_tables():
     np.testing.assert_array_equal(accuracy_within(rows, GRID), expected)
 
 
+def test_a_curve_is_drawn_to_its_dearest_point():
+    """Heads of a small backbone can cost many times what it costs itself."""
+    rows = [(0.1, 0.9, 0.5), (0.5, 3.0, 0.6), (0.9, 11.6, 0.7)]
+    (axes,) = accuracy_against_cost(curve("sdn", 0, rows), exits([0.5, 0.7]), ALONE, "t").axes
+    assert points(labelled(axes, "sdn"))[-1] == pytest.approx((11.6, 0.7))
+
+
 def test_patience_is_a_row_of_points():
     curves = [
         curve("pabee", 0, [(1.0, 0.5, 0.7), (2.0, 1.0, 0.8)]),

@@ -27,7 +27,9 @@ from ztw.reporting.style import (
     style,
 )
 
-GRID = np.linspace(0.02, 2.0, 199)  # shares of the backbone's cost at which seeds are averaged
+GRID = np.linspace(
+    0.02, 2.0, 199
+)  # shares of the backbone's cost at which seeds are averaged, if none is dearer
 
 
 def accuracy_against_cost(
@@ -46,7 +48,8 @@ def accuracy_against_cost(
     groups = panels_of(families)
     figure, panels = new_panels(len(groups), 6.4 if len(groups) == 1 else 3.6 * len(groups), 4.2)
     of_test = curves[curves["split"].eq("test")]
-    lines = {method: _line(of_test[of_test["method"].eq(method)]) for method in families}
+    grid = GRID * max(1.0, of_test["relative_cost"].max() / GRID[-1])
+    lines = {method: _line(of_test[of_test["method"].eq(method)], grid) for method in families}
     looks, statics = style(families), of_test[~of_test["method"].isin(list(families))]
     backbone = metrics.loc[metrics["metric"] == "backbone_accuracy", "value"]
     seeds = of_test[of_test["method"].isin(list(families))]["seed"].nunique()
@@ -73,22 +76,24 @@ def accuracy_against_cost(
     return figure
 
 
-def _line(rows: pd.DataFrame) -> pd.DataFrame:
+def _line(rows: pd.DataFrame, grid: np.ndarray) -> pd.DataFrame:
     """cost, accuracy: of every seed at the same costs, or of a rule that counts, of each number, mean over seeds."""
-    if rows["parameter"].mod(1).any():  # a grid of thresholds is never whole: it begins 1e-6 below a score
-        return _on_grid(rows)
+    if (
+        rows["parameter"].mod(1).any()
+    ):  # thresholds between scores are never whole: they begin 1e-6 below a score
+        return _on_grid(rows, grid)
     points = rows.groupby("parameter")[["relative_cost", "accuracy"]].mean()
     return points.rename(columns={"relative_cost": "cost"})
 
 
-def _on_grid(rows: pd.DataFrame) -> pd.DataFrame:
-    """cost, accuracy of each seed at the shares of GRID that every seed reaches; rows: of one method."""
-    accuracies = np.stack([accuracy_within(of_seed, GRID) for _, of_seed in rows.groupby("seed")])
-    reached = rows["relative_cost"].max() + GRID[1] - GRID[0] >= GRID
+def _on_grid(rows: pd.DataFrame, grid: np.ndarray) -> pd.DataFrame:
+    """cost, accuracy of each seed at the costs that every seed reaches; rows: of one method, grid: of costs."""
+    accuracies = np.stack([accuracy_within(of_seed, grid) for _, of_seed in rows.groupby("seed")])
+    reached = rows["relative_cost"].max() + grid[1] - grid[0] >= grid
     shown = ~np.isnan(accuracies).any(0) & reached
     return pd.DataFrame(
         {
-            "cost": np.tile(GRID[shown], len(accuracies)),
+            "cost": np.tile(grid[shown], len(accuracies)),
             "accuracy": accuracies[:, shown].flatten(),
             "seed": np.repeat(np.arange(len(accuracies)), int(shown.sum())),
         }
