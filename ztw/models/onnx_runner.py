@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 CPU = "CPUExecutionProvider"
 CHUNK = 32  # a larger batch keeps the activations of all levels alive: 0.9 GB at 256 for a ResNet-56 with 27 exits
+NESTED = 2  # of the kept forms: raise it when `nest` writes others
 LARGE = (
     1e9  # MACs of a backbone from which a batch is no faster than its images one by one, as with ResNet-50
 )
@@ -246,5 +247,5 @@ class OnnxRunner:
         except RuntimeError:  # a user without a home
             return None
         key = hashlib.sha256(self.content)
-        key.update(f"{onnxruntime.__version__} {device_name(torch.device('cpu'))}".encode())
+        key.update(f"{onnxruntime.__version__} {NESTED} {device_name(torch.device('cpu'))}".encode())
         return (folder / "ztw" / "onnx" if cache is True else folder) / key.hexdigest()[:24]

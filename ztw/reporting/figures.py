@@ -48,11 +48,12 @@ def accuracy_against_cost(
     groups = panels_of(families)
     figure, panels = new_panels(len(groups), 6.4 if len(groups) == 1 else 3.6 * len(groups), 4.2)
     of_test = curves[curves["split"].eq("test")]
-    grid = GRID * max(1.0, of_test["relative_cost"].max() / GRID[-1])
+    of_methods = of_test[of_test["method"].isin(list(families))]
+    grid = GRID * max(1.0, of_methods["relative_cost"].max() / GRID[-1])
     lines = {method: _line(of_test[of_test["method"].eq(method)], grid) for method in families}
     looks, statics = style(families), of_test[~of_test["method"].isin(list(families))]
     backbone = metrics.loc[metrics["metric"] == "backbone_accuracy", "value"]
-    seeds = of_test[of_test["method"].isin(list(families))]["seed"].nunique()
+    seeds = of_methods["seed"].nunique()
     measured = over_seeds("test accuracy", seeds)
     for axes, (family, shown) in zip(panels, groups, strict=True):
         for method in families:
