@@ -158,20 +158,21 @@ def test_convolutions_in_int8_keep_their_weights_beside_them(exported, tmp_path)
     images = images_for(network, 64)
     path = ztw.export_onnx(network, rule, tmp_path / "int8.onnx", quantise=images)
     runner = ztw.OnnxRunner(path, threads=1, cache=tmp_path)
-    runner(images[:9]), runner(images[:1])
-
-    def beside(graph):
-        own = {tensor.name for tensor in graph.initializer}
-        for node in graph.node:
-            if node.op_type == "QLinearConv":
-                yield node.input[3] in own
-            for inner in inner_graphs(node):
-                yield from beside(inner)
-
-    for form in ("batched", "single"):
-        found = list(beside(onnx.load(next(tmp_path.rglob(f"{form}.onnx"))).graph))
+    for count, form in ((9, "batched"), (1, "single")):
+        runner(images[:count])
+        found = list(_weights_beside(onnx.load(next(tmp_path.rglob(f"{form}.onnx"))).graph))
         assert len(found) > 3
         assert all(found)
+
+
+def _weights_beside(graph):
+    """Of every convolution in int8, whether its weights are of the graph that it is in."""
+    own = {tensor.name for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "QLinearConv":
+            yield node.input[3] in own
+        for inner in inner_graphs(node):
+            yield from _weights_beside(inner)
 
 
 def _weights_inside(graph):

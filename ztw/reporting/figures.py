@@ -27,9 +27,8 @@ from ztw.reporting.style import (
     style,
 )
 
-GRID = np.linspace(
-    0.02, 2.0, 199
-)  # shares of the backbone's cost at which seeds are averaged, if none is dearer
+# Shares of the backbone's cost at which seeds are averaged; stretched where a curve goes beyond.
+GRID = np.linspace(0.02, 2.0, 199)
 
 
 def accuracy_against_cost(
@@ -79,9 +78,7 @@ def accuracy_against_cost(
 
 def _line(rows: pd.DataFrame, grid: np.ndarray) -> pd.DataFrame:
     """cost, accuracy: of every seed at the same costs, or of a rule that counts, of each number, mean over seeds."""
-    if (
-        rows["parameter"].mod(1).any()
-    ):  # thresholds between scores are never whole: they begin 1e-6 below a score
+    if rows["parameter"].mod(1).any():  # thresholds are never whole: they begin 1e-6 below a score
         return _on_grid(rows, grid)
     points = rows.groupby("parameter")[["relative_cost", "accuracy"]].mean()
     return points.rename(columns={"relative_cost": "cost"})
