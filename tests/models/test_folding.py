@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
 import ztw
+from ztw.models import folding
 
 
 def used(backbone: ztw.Backbone) -> ztw.Backbone:
@@ -104,3 +106,81 @@ def test_what_is_no_network_is_refused():
         ztw.ZtwError, match="fold_batch_norm: Linear, must be an EarlyExitNetwork or a Backbone"
     ):
         ztw.fold_batch_norm(nn.Linear(2, 2))  # type: ignore[type-var]
+
+
+class Doubling(nn.BatchNorm2d):
+    def forward(self, input: Tensor) -> Tensor:
+        return 2 * super().forward(input)
+
+
+class Rectifying(nn.Conv2d):
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input).relu()
+
+
+def hooked(module: nn.Module) -> nn.Module:
+    module.register_forward_hook(lambda part, given, output: output.relu())
+    return module
+
+
+def hooked_before(module: nn.Module) -> nn.Module:
+    module.register_forward_pre_hook(lambda part, given: (given[0] + 1,))
+    return module
+
+
+def with_another_forward(module: nn.Module) -> nn.Module:
+    before = module.forward
+    module.forward = lambda x: before(x).relu()
+    return module
+
+
+def backbone_of(*parts: nn.Module) -> ztw.Backbone:
+    classifier = nn.Sequential(nn.Flatten(), nn.Linear(3 * 4 * 4, 5))
+    return used(ztw.Backbone("mine", [nn.Sequential(*parts)], classifier, (3, 4, 4)))
+
+
+MORE_THAN_THEIR_CLASS = {
+    "subclass of BatchNorm": lambda: (nn.Conv2d(3, 3, 1), Doubling(3)),
+    "subclass of a convolution": lambda: (Rectifying(3, 3, 1), nn.BatchNorm2d(3)),
+    "hook after the BatchNorm": lambda: (nn.Conv2d(3, 3, 1), hooked(nn.BatchNorm2d(3))),
+    "hook before the BatchNorm": lambda: (nn.Conv2d(3, 3, 1), hooked_before(nn.BatchNorm2d(3))),
+    "hook after the convolution": lambda: (hooked(nn.Conv2d(3, 3, 1)), nn.BatchNorm2d(3)),
+    "forward of its own": lambda: (nn.Conv2d(3, 3, 1), with_another_forward(nn.BatchNorm2d(3))),
+}
+
+
+@pytest.mark.parametrize("parts", MORE_THAN_THEIR_CLASS.values(), ids=MORE_THAN_THEIR_CLASS)
+@torch.no_grad()
+def test_a_module_that_does_more_than_its_class_is_left_alone(parts):
+    backbone = backbone_of(*parts())
+    images = torch.randn(5, 3, 4, 4)
+    folded = ztw.fold_batch_norm(backbone)
+    torch.testing.assert_close(folded(images), backbone(images))
+    assert norms(folded) == 1
+
+
+@torch.no_grad()
+def test_a_batch_norm_that_contains_the_activation_is_left_alone():
+    """As in timm's EfficientNet, whose BatchNormAct2d tracing keeps as one module."""
+    classifier = nn.Sequential(nn.Flatten(), nn.Linear(48, 5))
+    model = nn.Sequential(nn.Sequential(nn.Conv2d(3, 3, 1), BatchNormAct2d(3)), classifier).eval()
+    backbone = used(ztw.as_backbone(model, (3, 4, 4), at=["0"]))
+    images = torch.randn(5, 3, 4, 4)
+    folded = ztw.fold_batch_norm(backbone)
+    torch.testing.assert_close(folded(images), backbone(images))
+    assert norms(folded) == 1
+
+
+@torch.no_grad()
+def test_a_hook_on_a_stage_stays():
+    backbone = backbone_of(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
+    hooked(backbone.stages[0])
+    images = torch.randn(5, 3, 4, 4)
+    torch.testing.assert_close(ztw.fold_batch_norm(backbone)(images), backbone(images))
+
+
+def test_a_copy_that_computes_something_else_is_refused(monkeypatch):
+    monkeypatch.setattr(folding, "fuse_conv_bn_eval", lambda convolution, norm: convolution)
+    backbone = backbone_of(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
+    with pytest.raises(ztw.ZtwError, match=r"mine: with folded BatchNorms its logits differ by up to \d"):
+        ztw.fold_batch_norm(backbone)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
+import timm
 import torch
 from onnx_networks import assert_as_infer, network_of, rule_through_the_middle, spread_out
 from torch import nn
@@ -48,3 +49,25 @@ def test_every_backbone(tmp_path, arch):
     )
     # random weights in 110 layers: 2e-4 between ONNX Runtime and PyTorch was seen
     assert_as_infer(network, chosen, runner, tolerance=1e-3 if arch == "resnet110" else 1e-4)
+
+
+@pytest.mark.parametrize("name", ["efficientnet_b0", "mobilenetv4_conv_small", "regnety_002"])
+def test_models_of_timm(tmp_path, name):
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=10).train()
+    with torch.no_grad():
+        for part in model.modules():
+            if isinstance(part, nn.BatchNorm2d):
+                part.momentum = None  # statistics of exactly these images
+        model(torch.randn(16, 3, 64, 64))
+    backbone = ztw.as_backbone(model.eval(), (3, 64, 64))
+    network = ztw.build_network(backbone, "cascade_detached", "pool", placement=[0.3, 0.6]).eval()
+    spread_out(network)
+    images = torch.randn(4, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            ztw.fold_batch_norm(network)(images), network(images), atol=1e-3, rtol=1e-3
+        )
+    rule = rule_through_the_middle(network, "max_softmax", per_exit=True)
+    path = ztw.export_onnx(network, rule, tmp_path / "network.onnx")
+    assert_as_infer(network, rule, ztw.OnnxRunner(path, threads=1, cache=False))

@@ -6,25 +6,35 @@ import copy
 from collections import Counter
 from typing import TypeVar
 
+import torch
 from torch import fx, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ztw.errors import ZtwError
 from ztw.models.backbone import Backbone
+from ztw.models.inputs import HOOKS
 from ztw.models.network import EarlyExitNetwork
 
 Network = TypeVar("Network", Backbone, EarlyExitNetwork)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+CLOSE = 1e-3  # of the largest logit
 
 
 def fold_batch_norm(network: Network) -> Network:
-    """A copy, in eval mode, that computes the same with fewer passes over the activations.
+    """Copy a network for inference, with its BatchNorms folded into the convolutions before them.
 
-    network: an EarlyExitNetwork, or a Backbone alone. A BatchNorm is folded where it follows a convolution
-    that is used there only; others stay. The copy is for inference only: training needs the BatchNorms.
-    Answers agree up to rounding; take costs (`ztw.macs`) from the network itself, for a folded convolution
-    has a bias that is counted. Raises ZtwError for anything else, and for a stage that torch.fx cannot trace.
+    A BatchNorm is folded where it follows a convolution that is used there only. Both must be exactly PyTorch's: a
+    subclass, a hook or a parametrization may compute something else, so these stay as they are.
+    The copy is in eval mode. It is compared with the original on two random images, and its logits agree up to
+    rounding. Take costs (`ztw.macs`) from the original, because the bias of a folded convolution counts.
+
+    Args:
+        network: an EarlyExitNetwork, or a Backbone alone.
+
+    Raises:
+        ZtwError: for anything else, for a stage that torch.fx cannot trace, and where the copy computes something else.
     """
     if not isinstance(network, Backbone | EarlyExitNetwork):
         raise ZtwError(
@@ -32,25 +42,44 @@ def fold_batch_norm(network: Network) -> Network:
         )
     folded = copy.deepcopy(network).eval()
     backbone = folded.backbone if isinstance(folded, EarlyExitNetwork) else folded
-    for number, stage in enumerate(backbone.stages):
-        backbone.stages[number] = _fold(stage, f"{backbone.arch}: stage {number}")
-    backbone.classifier = _fold(backbone.classifier, f"{backbone.arch}: classifier")
-    backbone.give_needs()
+    with torch.no_grad(), torch.backends.cudnn.flags(allow_tf32=False):
+        images = _images(backbone)
+        expected = folded(images)
+        for number, stage in enumerate(backbone.stages):
+            backbone.stages[number] = _fold(stage, f"{backbone.arch}: stage {number}")
+        backbone.classifier = _fold(backbone.classifier, f"{backbone.arch}: classifier")
+        backbone.give_needs()
+        _compare(backbone.arch, folded(images), expected)
     return folded
 
 
+def _images(backbone: Backbone) -> torch.Tensor:
+    like = next(backbone.parameters(), torch.empty(0))
+    images = torch.randn(2, *backbone.input_shape, generator=torch.Generator().manual_seed(0))
+    return images.to(like)
+
+
+def _compare(arch: str, found: torch.Tensor, expected: torch.Tensor) -> None:
+    scale = float(expected.nan_to_num().abs().max())
+    if not torch.allclose(found, expected, rtol=0, atol=CLOSE * max(1.0, scale), equal_nan=True):
+        difference = float((found - expected).abs().max())
+        raise ZtwError(
+            f"{arch}: with folded BatchNorms its logits differ by up to {difference:.3g}; use it as it is"
+        )
+
+
 def _fold(module: nn.Module, name: str) -> nn.Module:
-    if not any(isinstance(part, _BatchNorm) for part in module.modules()):
+    if not any(isinstance(part, BATCH_NORMS) for part in module.modules()) or _hooked(module):
         return module
     traced = _traced(module, name)
     _drop_dropout(traced)
     used = Counter(id(part) for node in traced.graph.nodes if (part := _read(traced, node)) is not None)
     for node in list(traced.graph.nodes):
         norm, before = _read(traced, node), (node.all_input_nodes or [None])[0]
-        if not isinstance(norm, _BatchNorm) or norm.running_mean is None or before is None:
+        if not _is_exactly(norm, BATCH_NORMS) or norm.running_mean is None or before is None:
             continue
         convolution = _read(traced, before)
-        if not isinstance(convolution, CONVOLUTIONS):
+        if not _is_exactly(convolution, CONVOLUTIONS) or before.op != "call_module":
             continue
         if used[id(convolution)] == 1 == len(before.users):
             traced.set_submodule(str(before.target), fuse_conv_bn_eval(convolution, norm))
@@ -59,6 +88,20 @@ def _fold(module: nn.Module, name: str) -> nn.Module:
     traced.delete_all_unused_submodules()
     traced.recompile()
     return traced
+
+
+def _is_exactly(module: nn.Module | None, kinds: tuple[type[nn.Module], ...]) -> bool:
+    """Whether a module computes what its class in PyTorch does, and nothing else.
+
+    A parametrization changes the class.
+    """
+    return type(module) in kinds and "forward" not in vars(module) and not _hooked(module)
+
+
+def _hooked(module: nn.Module | None) -> bool:
+    """Whether somebody has hooked a module's forward; our own hooks are registered again."""
+    before, after = (getattr(module, f"_forward{when}_hooks", {}) for when in ("_pre", ""))
+    return bool(after) or any(hook not in HOOKS.values() for hook in before.values())
 
 
 def _traced(module: nn.Module, name: str) -> fx.GraphModule:
@@ -83,7 +126,7 @@ def _read(traced: fx.GraphModule, node: fx.Node) -> nn.Module | None:
 def _drop_dropout(traced: fx.GraphModule) -> None:
     """Dropout does nothing at inference, but stands between a convolution and its BatchNorm."""
     for node in list(traced.graph.nodes):
-        if node.op == "call_module" and isinstance(_read(traced, node), nn.Dropout):
+        if node.op == "call_module" and _is_exactly(_read(traced, node), DROPOUTS):
             node.replace_all_uses_with(node.all_input_nodes[0])
             traced.graph.erase_node(node)
 
