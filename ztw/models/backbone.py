@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ztw.errors import unknown
 from ztw.models.inputs import Shape, examine, give
+from ztw.models.supported import check_supported
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Backbone(nn.Module):
     classifier: maps the last stage's output to logits (N, classes). Either may work in place or flatten by
     `view`: it is then given a copy, or a contiguous one, of what it is called with, and nobody sees a change.
     `origin`: the call it comes from, {"build_backbone": its arguments} or {"as_backbone": ...}, None for another.
+    Raises ZtwError for a part that cannot be copied or followed, such as a TorchScript module.
     """
 
     origin: dict[str, dict[str, Any]] | None = None
@@ -57,6 +59,7 @@ class Backbone(nn.Module):
         self.input_shape = input_shape
         self.stages = nn.ModuleList(stages)
         self.classifier = classifier
+        check_supported(self, arch)
         # Measured rather than computed, so that a new backbone needs no formula of its own.
         shapes, self.needs = list[Shape]([input_shape]), dict[str, list[str]]()
         for name, part in self._parts():

@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from ztw.errors import ZtwError
 from ztw.models.backbone import Backbone, Fp32Linear
 from ztw.models.inputs import to_channels_last
+from ztw.models.supported import check_supported
 from ztw.models.tracing import BY_HAND, Tracing, reason, trace_both, trace_patiently
 
 NAMED = 12  # modules an error names
@@ -48,6 +49,7 @@ def as_backbone(
     if at is not None and (isinstance(at, str) or not at):
         raise ZtwError(f"as_backbone: at={at!r}, must be a list of names of modules, at least one")
     name = type(model).__name__
+    check_supported(model, name)
     if other := {str(part.dtype) for part in model.parameters() if part.dtype != torch.float32}:
         raise ZtwError(
             f"{name}: has weights of {', '.join(sorted(other))}, must be torch.float32; call .float() first"

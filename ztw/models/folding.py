@@ -76,13 +76,14 @@ def _fold(module: nn.Module, name: str) -> nn.Module:
     used = Counter(id(part) for node in traced.graph.nodes if (part := _read(traced, node)) is not None)
     for node in list(traced.graph.nodes):
         norm, before = _read(traced, node), (node.all_input_nodes or [None])[0]
-        if not _is_exactly(norm, BATCH_NORMS) or norm.running_mean is None or before is None:
+        if norm is None or before is None or not _is_exactly(norm, BATCH_NORMS) or norm.running_mean is None:
             continue
         convolution = _read(traced, before)
-        if not _is_exactly(convolution, CONVOLUTIONS) or before.op != "call_module":
+        if convolution is None or not _is_exactly(convolution, CONVOLUTIONS):
             continue
         if used[id(convolution)] == 1 == len(before.users):
-            traced.set_submodule(str(before.target), fuse_conv_bn_eval(convolution, norm))
+            fused: nn.Module = fuse_conv_bn_eval(convolution, norm)  # type: ignore[type-var, arg-type]
+            traced.set_submodule(str(before.target), fused)
             node.replace_all_uses_with(before)
             traced.graph.erase_node(node)
     traced.delete_all_unused_submodules()
@@ -90,7 +91,7 @@ def _fold(module: nn.Module, name: str) -> nn.Module:
     return traced
 
 
-def _is_exactly(module: nn.Module | None, kinds: tuple[type[nn.Module], ...]) -> bool:
+def _is_exactly(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> bool:
     """Whether a module computes what its class in PyTorch does, and nothing else.
 
     A parametrization changes the class.
@@ -98,10 +99,10 @@ def _is_exactly(module: nn.Module | None, kinds: tuple[type[nn.Module], ...]) ->
     return type(module) in kinds and "forward" not in vars(module) and not _hooked(module)
 
 
-def _hooked(module: nn.Module | None) -> bool:
+def _hooked(module: nn.Module) -> bool:
     """Whether somebody has hooked a module's forward; our own hooks are registered again."""
-    before, after = (getattr(module, f"_forward{when}_hooks", {}) for when in ("_pre", ""))
-    return bool(after) or any(hook not in HOOKS.values() for hook in before.values())
+    before = module._forward_pre_hooks.values()
+    return bool(module._forward_hooks) or any(hook not in HOOKS.values() for hook in before)
 
 
 def _traced(module: nn.Module, name: str) -> fx.GraphModule:
@@ -126,7 +127,8 @@ def _read(traced: fx.GraphModule, node: fx.Node) -> nn.Module | None:
 def _drop_dropout(traced: fx.GraphModule) -> None:
     """Dropout does nothing at inference, but stands between a convolution and its BatchNorm."""
     for node in list(traced.graph.nodes):
-        if node.op == "call_module" and _is_exactly(_read(traced, node), DROPOUTS):
+        part = _read(traced, node)
+        if part is not None and _is_exactly(part, DROPOUTS):
             node.replace_all_uses_with(node.all_input_nodes[0])
             traced.graph.erase_node(node)
 

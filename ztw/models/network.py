@@ -21,6 +21,7 @@ from ztw.models.initialisation import initialise_head
 from ztw.models.inputs import examine, give, keep_contiguous, to_channels_last
 from ztw.models.placement import Placement, resolve_placement
 from ztw.models.pooling import MixedPool
+from ztw.models.supported import check_supported
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ class EarlyExitNetwork(nn.Module):
         self.mode = ic_mode(ics)
         self.ensemble: Ensemble | None = None
         for exit, head in enumerate(self.heads):
+            check_supported(head, f"head {exit + 1}")
             if not _only_reads(head):  # trying it would take long
                 self._protect_features(head, exit)
 
