@@ -1,15 +1,70 @@
-"""Tensors in safetensors files, written whole or not at all."""
+"""Tensors: what a caller gives as one, and safetensors files of them."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from numbers import Real
 from pathlib import Path
+from typing import Any, TypeGuard
 
+import numpy as np
 import safetensors
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ztw.errors import ZtwError
 from ztw.files import check_seal, sealed
+
+FLOATS = ("float32", "float64", "float16", "bfloat16")
+
+
+def as_tensor(given: Any, name: str) -> Tensor:
+    """Take a tensor, a numpy array or numbers in lists as a tensor; a numpy array keeps its memory where it can.
+
+    Args:
+        given: what a caller of the library has.
+        name: what an error calls it.
+
+    Raises:
+        ZtwError: for anything else.
+    """
+    if isinstance(given, Tensor):
+        return given
+    try:
+        array = np.ascontiguousarray(given) if np.ndim(given) else np.asarray(given)
+        return torch.from_numpy(array if array.flags.writeable else array.copy())
+    except (TypeError, ValueError) as error:
+        kind = f"an array of {given.dtype}" if isinstance(given, np.ndarray) else type(given).__name__
+        raise ZtwError(f"{name}: {kind}, must be a tensor or an array of numbers") from error
+
+
+def check_images(images: Tensor | np.ndarray, shape: Sequence[int]) -> None:
+    """Raise ZtwError unless images are what a network takes, the same rule for every form of a network.
+
+    Args:
+        images: (N, C, H, W); float32, or float64, float16 and bfloat16, which the caller converts.
+        shape: (C, H, W) of the network's images. Its costs hold for this size only.
+    """
+    if images.ndim != 4 or tuple(images.shape[1:]) != tuple(shape):
+        wanted = ", ".join(map(str, shape))
+        raise ZtwError(
+            f"images: shape {tuple(images.shape)}, must be (N, {wanted}) as the network takes them"
+        )
+    if (kind := str(images.dtype).removeprefix("torch.")) not in FLOATS:
+        raise ZtwError(
+            f"images: {kind}, must be float32 (other floating-point numbers are converted), normalised as the"
+            " network takes them"
+        )
+    # of any number and NaN the smallest and the largest are NaN
+    if len(images) and not all(math.isfinite(float(end)) for end in (images.min(), images.max())):
+        raise ZtwError("images: some pixels are NaN or infinite")
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether a value is a real number, numpy's too; True and False are not."""
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def write_tensors(

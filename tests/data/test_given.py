@@ -73,7 +73,7 @@ NAN[3] = torch.nan
 WRONG = [
     ((IMAGES[:, 0], LABELS), r"images: shape \(11, 4, 4\), must be \(N, 1, 4, 4\)"),
     ((IMAGES.expand(-1, 3, -1, -1), LABELS), r"images: shape \(11, 3, 4, 4\), must be \(N, 1, 4, 4\)"),
-    ((IMAGES.byte(), LABELS), "images: torch.uint8, must be floating-point numbers, normalised"),
+    ((IMAGES.byte(), LABELS), "images: uint8, must be float32 .*, normalised"),
     ((NAN, LABELS), "images: some pixels are NaN or infinite"),
     ((IMAGES, LABELS + 1), r"labels: must lie in 0..2, got 1..3"),
     ((IMAGES, LABELS.float()), "labels: torch.float32, must be integers"),
@@ -98,7 +98,7 @@ def test_images_and_labels_that_are_not_the_network_s(given, message, form):
         (IMAGES, r"data: Tensor, must be tensors \(images, labels\), a torch Dataset or a DataLoader"),
         ("folder", "data: str, must be"),
         (None, "data: NoneType, must be"),
-        ((IMAGES, "labels"), "data: tuple .*, must be"),
+        ((IMAGES, "labels"), "labels: str, must be"),
         (Endless(), "data: Endless, must be"),
         (DataLoader(Endless()), "data: DataLoader .*has no len.*, must be"),
         (TensorDataset(IMAGES[:0], LABELS[:0]), "the dataset is empty"),

@@ -131,7 +131,7 @@ def test_no_image_gives_no_answer():
 
 @pytest.mark.parametrize("shape", [(2, 3, 10, 10), (1, 10, 10)])
 def test_images_of_another_shape_are_refused(shape):
-    with pytest.raises(ztw.ZtwError, match=r"images: shape .*, must be \(samples, 1, height, width\)"):
+    with pytest.raises(ztw.ZtwError, match=r"images: shape .*, must be \(N, 1, 10, 10\)"):
         small_network().infer(torch.zeros(shape), ztw.MaxSoftmax(0.5))
 
 

@@ -337,7 +337,7 @@ def test_wrong_requests_are_told_in_one_line(exported, tmp_path):
     with pytest.raises(ztw.ZtwError, match="MaxSoftmax: 2 thresholds, must be one or 3"):
         ztw.export_onnx(network, ztw.MaxSoftmax((0.5, 0.5)), tmp_path / "n.onnx")
     runner = ztw.OnnxRunner(path, cache=False)
-    with pytest.raises(ztw.ZtwError, match=r"images: shape \(3, 10, 10\), must be \(samples, 3, 10, 10\)"):
+    with pytest.raises(ztw.ZtwError, match=r"images: shape \(3, 10, 10\), must be \(N, 3, 10, 10\)"):
         runner(torch.zeros(3, 10, 10))
     with pytest.raises(ztw.ZtwError, match=r"images: shape \(1, 3, 9, 10\)"):
         runner(np.zeros((1, 3, 9, 10)))

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, default_colla
 from ztw.data.dataset import Data, batch_indices
 from ztw.errors import ZtwError
 from ztw.exits.logits import class_labels
+from ztw.tensors import as_tensor, check_images
 
 FORMS = "must be tensors (images, labels), a torch Dataset or a DataLoader"
 
@@ -28,19 +29,8 @@ class Wanted:
 
     def check(self, images: Any, labels: Any) -> tuple[Tensor, Tensor]:
         """Images float32 (N, C, H, W) and labels int64 (N,), as given; raises ZtwError for anything else."""
-        if not isinstance(images, Tensor) or not isinstance(labels, Tensor):
-            raise ZtwError(
-                f"images, labels: {type(images).__name__}, {type(labels).__name__}, must be tensors"
-            )
-        if images.dim() != 4 or tuple(images.shape[1:]) != self.shape:
-            wanted = ", ".join(map(str, self.shape))
-            raise ZtwError(
-                f"images: shape {tuple(images.shape)}, must be (N, {wanted}) as the network takes them"
-            )
-        if not images.is_floating_point():
-            raise ZtwError(
-                f"images: {images.dtype}, must be floating-point numbers, normalised as the network takes them"
-            )
+        images, labels = as_tensor(images, "images"), as_tensor(labels, "labels")
+        check_images(images, self.shape)
         if labels.dim() != 1 or len(labels) != len(images):
             raise ZtwError(
                 f"labels: shape {tuple(labels.shape)}, must be ({len(images)},), the number of a class each"
@@ -51,9 +41,6 @@ class Wanted:
         low, high = int(labels.min()), int(labels.max())
         if low < 0 or high >= self.classes:
             raise ZtwError(f"labels: must lie in 0..{self.classes - 1}, got {low}..{high}")
-        for part in images.split(4096):  # never a mask of them all
-            if not part.isfinite().all():
-                raise ZtwError("images: some pixels are NaN or infinite")
         return images, labels
 
     def moved(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -217,8 +204,7 @@ def as_data(given: Any, wanted: Wanted, what: str = "data") -> Data:
         if isinstance(given, DataLoader):
             return _of_loader(given, wanted)
         if isinstance(given, tuple | list) and len(given) == 2:
-            images, labels = (part if isinstance(part, Tensor) else torch.as_tensor(part) for part in given)
-            return TensorData(*wanted.check(images, labels), wanted)
+            return TensorData(*wanted.check(*given), wanted)
         if isinstance(given, Dataset) and not isinstance(given, IterableDataset):
             if not len(given):  # type: ignore[arg-type]
                 raise ZtwError("the dataset is empty")

@@ -14,7 +14,7 @@ from scipy.optimize import brentq
 from torch import Tensor
 
 from ztw.errors import ZtwError
-from ztw.exits.logits import LOG_FLOOR, check_logits, class_labels
+from ztw.exits.logits import LOG_FLOOR, check_logits
 
 LARGEST_SCALE = 1e3  # 1 / T is looked for between its inverse and this
 LARGEST_LOG_SCALE = math.log(LARGEST_SCALE)
@@ -29,8 +29,8 @@ def overthinking(logits: Tensor, labels: Tensor) -> float:
     logits: (K, N, C); labels: integers (N,). Raises ZtwError for malformed input.
     What Kaya et al. (2019) call destructive overthinking.
     """
-    check_logits(logits, labels)
-    right = logits.argmax(-1) == class_labels(labels)
+    logits, labels, _ = check_logits(logits, labels)
+    right = logits.argmax(-1) == labels
     return float((right[:-1].any(0) & ~right[-1]).double().mean())
 
 
@@ -42,7 +42,7 @@ def fit_temperatures(logits: Tensor, labels: Tensor) -> Tensor:
     and constant ones, for which every T is as good, 1. A label of probability 0 keeps it at every T and does
     not count. Raises ZtwError for malformed input. Guo et al. 2017.
     """
-    check_logits(logits, labels)
+    logits, labels, _ = check_logits(logits, labels)
     return torch.tensor([_temperature(*_one_exit(exit, labels)) for exit in logits], dtype=torch.float64)
 
 
@@ -66,7 +66,7 @@ def calibration(
     - auroc: probability that a right answer has a higher confidence than a wrong one, ties counting half
       (Mann and Whitney's U / (right * wrong)); NaN when all answers are right or all are wrong
     """
-    check_logits(logits, labels)
+    logits, labels, _ = check_logits(logits, labels)
     _check_temperatures(temperatures, len(logits))
     edges, exits = _edges(bins), []
     for k, exit in enumerate(logits):  # one at a time: the memory is that of one exit

@@ -13,7 +13,7 @@ from ztw.device import resolve_precision
 from ztw.errors import ZtwError
 from ztw.evaluation import predictions
 from ztw.evaluation.metrics import at_budget
-from ztw.exits.logits import check_logits, class_labels
+from ztw.exits.logits import check_logits
 from ztw.exits.rules import ExitRule, exit_rule
 from ztw.exits.sweep import Curve, scored, sweep
 from ztw.exits.thresholds import Candidates, RiskControlled, at, candidates
@@ -22,6 +22,7 @@ from ztw.models.network import EarlyExitNetwork
 from ztw.models.onnx_runner import CHUNK, OnnxRunner
 from ztw.models.operations import backbone_macs
 from ztw.progress import Report, on_screen
+from ztw.tensors import is_number
 
 
 def predict(
@@ -171,18 +172,14 @@ def _check_network(network: Any, name: str) -> None:
 
 
 def _check_wish(budget: Any, allowed_loss: Any, risk: Any) -> None:
-    if budget not in (None, "max") and not (_is_number(budget) and budget > 0):
+    if budget not in (None, "max") and not (is_number(budget) and budget > 0):
         raise ZtwError(f"budget {budget!r}: must be a fraction of the backbone's cost above 0, or 'max'")
-    if allowed_loss is not None and not (_is_number(allowed_loss) and 0 <= allowed_loss < 1):
+    if allowed_loss is not None and not (is_number(allowed_loss) and 0 <= allowed_loss < 1):
         raise ZtwError(f"allowed_loss {allowed_loss!r}: must be a share of the samples in [0, 1)")
     if risk is not None:
         pair = isinstance(risk, tuple | list) and len(risk) == 2
-        if not pair or not all(_is_number(value) and 0 < value < 1 for value in risk):
+        if not pair or not all(is_number(value) and 0 < value < 1 for value in risk):
             raise ZtwError(f"risk {risk!r}: must be (eps, delta), both in (0, 1)")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _predicted(
@@ -191,13 +188,13 @@ def _predicted(
     """Predictions that were given, checked, or those of images."""
     if isinstance(held_out, tuple | list) and len(held_out) == 2 and getattr(held_out[0], "ndim", 0) == 3:
         logits, labels = held_out
-        check_logits(logits, labels)
+        logits, labels, _ = check_logits(logits, labels)
         if (logits.shape[0], logits.shape[2]) != (network.exits, network.backbone.classes):
             raise ZtwError(
                 f"logits: shape {tuple(logits.shape)}, the network has {network.exits} exits and"
                 f" {network.backbone.classes} classes"
             )
-        return logits.detach().cpu(), class_labels(labels).cpu()
+        return logits.detach().cpu(), labels.cpu()
     return predict(network, held_out, batch_size=batch_size, precision=precision, report=report)
 
 

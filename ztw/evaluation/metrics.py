@@ -8,8 +8,11 @@ import torch
 from torch import Tensor
 
 from ztw.errors import ZtwError
-from ztw.exits.logits import check_logits, class_labels
+from ztw.exits.logits import check_logits
 from ztw.exits.sweep import Curve
+from ztw.tensors import is_number
+
+PERCENT = 10  # a budget from here on that nothing costs is meant as a percentage
 
 
 def at_budget(curve: Curve, budgets: Sequence[float | str], base_cost: float) -> list[int | None]:
@@ -18,15 +21,19 @@ def at_budget(curve: Curve, budgets: Sequence[float | str], base_cost: float) ->
     budgets: fractions of `base_cost` (MACs of the backbone alone), each the largest mean cost
     allowed, or "max" for the most accurate parameter whatever it costs. Of the parameters within a
     budget the costliest is taken, of equally costly ones the most cautious: the paper's "largest
-    threshold whose mean cost is below". Raises ZtwError for a budget that is not positive.
+    threshold whose mean cost is below". Raises ZtwError for a budget that is not positive, and for a percentage.
     """
     chosen: list[int | None] = []
     for budget in budgets:
         if budget == "max":
             chosen.append(int(curve.accuracy.argmax()))
             continue
-        if isinstance(budget, str) or not budget > 0:
+        if not is_number(budget) or not budget > 0:
             raise ZtwError(f"budget {budget!r}: must be a fraction of the backbone's cost above 0, or 'max'")
+        if budget >= PERCENT and budget * base_cost > curve.cost.max():
+            raise ZtwError(
+                f"budget {budget!r}: must be a fraction of the backbone's cost; {budget:g} % is {budget / 100:g}"
+            )
         # one part in 1e12: the mean over exit fractions rounds
         within = (curve.cost <= budget * base_cost * (1 + 1e-12)).nonzero().flatten()
         if not len(within):
@@ -50,8 +57,8 @@ def accuracy_at_budget(curve: Curve, budgets: Sequence[float | str], base_cost: 
 
 def exit_accuracy(logits: Tensor, labels: Tensor) -> Tensor:
     """Accuracy (K,) of every exit if all samples left there."""
-    check_logits(logits, labels)
-    return (logits.argmax(-1) == class_labels(labels)).double().mean(1)
+    logits, labels, _ = check_logits(logits, labels)
+    return (logits.argmax(-1) == labels).double().mean(1)
 
 
 def hindsight_improvability(logits: Tensor, labels: Tensor) -> Tensor:
@@ -60,8 +67,8 @@ def hindsight_improvability(logits: Tensor, labels: Tensor) -> Tensor:
     HI_m = #{exit m wrong and some exit j < m right} / #{exit m wrong} (ZTW 2021).
     An exit that makes no error has nothing to improve: 0.
     """
-    check_logits(logits, labels)
-    right = logits.argmax(-1) == class_labels(labels)
+    logits, labels, _ = check_logits(logits, labels)
+    right = logits.argmax(-1) == labels
     right_before = torch.zeros_like(right)
     right_before[1:] = right.long().cumsum(0)[:-1] > 0
     wrong = (~right).sum(1)

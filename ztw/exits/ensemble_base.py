@@ -28,7 +28,7 @@ class Ensemble(nn.Module, ABC):
 
     def forward(self, logits: Tensor) -> Tensor:
         """logits (K, N, C) of single exits -> ensembled log-probabilities (K, N, C); NaN is refused."""
-        check_logits(logits)
+        logits = check_logits(logits).logits
         if logits.shape[0] != self.exits or logits.shape[2] != self.classes:
             raise ZtwError(
                 f"logits {tuple(logits.shape)}: ensemble of {self.exits} exits, {self.classes} classes"

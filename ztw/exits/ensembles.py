@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ztw.errors import unknown
 from ztw.exits.ensemble_base import Ensemble, LinearEnsemble
-from ztw.exits.logits import check_logits, class_labels, floored
+from ztw.exits.logits import check_logits, floored
 from ztw.exits.newton import minimise
 from ztw.exits.objectives import GeometricObjective, mixture_objective
 
@@ -132,8 +132,7 @@ def fit_ensemble(
     logits: (K, N, C) of the single exits; labels: int64 (N,); kind: a name of ENSEMBLES.
     Raises ZtwError for an unknown kind and for malformed input.
     """
-    check_logits(logits, labels)
-    labels = class_labels(labels)
+    logits, labels, _ = check_logits(logits, labels)
     ensemble = build_ensemble(kind, logits.shape[0], logits.shape[2], include_final)
     ensemble.fit(logits, labels)
     return ensemble

@@ -3,26 +3,49 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ztw.errors import ZtwError
-from ztw.tensors import read_tensors
+from ztw.tensors import as_tensor, read_tensors
 
 # A probability below this is 0 in float32; flooring it keeps log-probabilities finite.
 LOG_FLOOR = float(torch.tensor(torch.finfo(torch.float32).tiny).log())
 
 
-def check_logits(logits: Tensor, labels: Tensor | None = None, cost: Tensor | None = None) -> None:
-    """Raise ZtwError unless logits (K, N, C), labels (N,) and cost (K,) are what they should be.
+class Checked(NamedTuple):
+    """Tensors that `check_logits` has checked; what was not given is empty."""
 
-    Infinite values are refused as NaN is: no rule can compare them. labels: see `class_labels`.
+    logits: Tensor
+    labels: Tensor
+    cost: Tensor
+
+
+def check_logits(logits: Any, labels: Any = None, cost: Any = None) -> Checked:
+    """Check logits (K, N, C), labels (N,) and cost (K,), and take them as tensors.
+
+    Args:
+        logits: finite numbers; no rule can compare others.
+        labels: integers in 0..C-1; see `class_labels`.
+        cost: positive, strictly increasing.
+
+    Returns:
+        The logits, the labels in int64, and the cost in float64 on the CPU.
+
+    Raises:
+        ZtwError: naming what is wrong.
     """
+    logits = as_tensor(logits, "logits")
+    found = Checked(logits, torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.float64))
     if logits.dim() != 3 or 0 in logits.shape:
         raise ZtwError(f"logits: shape {tuple(logits.shape)}, must be (exits, samples, classes), none 0")
+    if not logits.is_floating_point():
+        raise ZtwError(f"logits: {logits.dtype}, must be floating-point numbers")
     _check_finite(logits)
     if labels is not None:
+        labels = as_tensor(labels, "labels")
         if labels.shape != logits.shape[1:2]:
             raise ZtwError(f"labels: shape {tuple(labels.shape)}, must be ({logits.shape[1]},)")
         labels = class_labels(labels)
@@ -30,11 +53,15 @@ def check_logits(logits: Tensor, labels: Tensor | None = None, cost: Tensor | No
             raise ZtwError(
                 f"labels: must lie in 0..{logits.shape[2] - 1}, got {int(labels.min())}..{int(labels.max())}"
             )
+        found = found._replace(labels=labels)
     if cost is not None:
+        cost = as_tensor(cost, "cost").double().cpu()
         if cost.shape != logits.shape[:1]:
             raise ZtwError(f"cost: shape {tuple(cost.shape)}, must be ({logits.shape[0]},)")
         if not (cost > 0).all() or not (cost.diff() > 0).all():
             raise ZtwError(f"cost: must be positive and strictly increasing, got {cost.tolist()}")
+        found = found._replace(cost=cost)
+    return found
 
 
 def _check_finite(logits: Tensor) -> None:

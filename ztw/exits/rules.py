@@ -17,7 +17,10 @@ import torch
 from torch import Tensor
 
 from ztw.errors import ZtwError, unknown
+from ztw.tensors import as_tensor, is_number
 
+# How far beyond the best score a threshold may lie, so that nothing passes it whatever rounding does
+BEYOND = 1.0
 State = tuple[Tensor, ...]  # what a rule remembers of earlier exits, each (N, ...)
 
 
@@ -79,7 +82,8 @@ def _threshold_grid(scores: Tensor, upper: float, points: int) -> Tensor:
 class ThresholdRule(ExitRule):
     """A rule with a threshold: one for all exits, or a sequence of one per exit, (K - 1,) or (K,).
 
-    The last exit takes everybody, so the last of K is ignored. Raises ZtwError for NaN. One of your own says
+    The last exit takes everybody, so the last of K is ignored. Raises ZtwError for NaN, and for a finite threshold far
+    beyond the best score, such as a percentage. One of your own says
     `score`, its best value `top` and its `worst`, and `sign = -1.0` where the threshold is an upper one: the score
     is then minus what is compared with it.
     """
@@ -90,18 +94,23 @@ class ThresholdRule(ExitRule):
     top: ClassVar[float]  # the best score there is, rounding aside
 
     def __post_init__(self) -> None:
-        values = torch.as_tensor(self.threshold, dtype=torch.float64)
-        if values.dim() > 1 or values.isnan().any():
-            raise ZtwError(f"threshold {self.threshold!r}: must be a number or one number per exit")
-        if values.dim():
-            object.__setattr__(self, "threshold", tuple(values.tolist()))
+        given, name = self.threshold, type(self).__name__
+        values = as_tensor(given, f"threshold {given!r}")
+        if values.dim() > 1 or values.dtype == torch.bool or values.isnan().any():
+            raise ZtwError(f"threshold {given!r}: must be a number or one number per exit")
+        values = values.double()
+        top = getattr(self, "top", math.inf)
+        if (values.isfinite() & (self.sign * values > top + BEYOND)).any():
+            end = f"at {'most' if self.sign > 0 else 'least'} {self.sign * top + 0.0:g}"
+            raise ZtwError(f"threshold {given!r}: of {name} must be {end}, its best score")
+        object.__setattr__(self, "threshold", values.item() if not values.dim() else tuple(values.tolist()))
 
     @property
     def bound(self) -> float | tuple[float, ...]:
         """The threshold(s) on the scale of the scores."""
         if isinstance(self.threshold, tuple):
             return tuple(self.sign * value for value in self.threshold)
-        return self.sign * float(self.threshold)  # type: ignore[arg-type]
+        return self.sign * self.threshold  # type: ignore[operator]
 
     @classmethod
     def thresholds(cls, bounds: Tensor) -> Tensor:
@@ -172,8 +181,9 @@ class Patience(ExitRule):
     t: int
 
     def __post_init__(self) -> None:
-        if self.t < 0:
-            raise ZtwError(f"patience {self.t!r}: must be at least 0")
+        if not is_number(self.t) or self.t < 0 or not float(self.t).is_integer():
+            raise ZtwError(f"patience {self.t!r}: must be a whole number of at least 0")
+        object.__setattr__(self, "t", int(self.t))
 
     @staticmethod
     def score(logits: Tensor, state: State) -> tuple[Tensor, State]:
@@ -204,11 +214,50 @@ RULES: dict[str, type[ExitRule]] = {
 }
 
 
-def exit_rule(name: str) -> type[ExitRule]:
-    """The class of a rule; raises ZtwError for an unknown name."""
-    if name not in RULES:
+def exit_rule(name: str | type[ExitRule]) -> type[ExitRule]:
+    """Look up the class of a rule by its name in RULES; raises ZtwError for an unknown name."""
+    if isinstance(name, type) and issubclass(name, ExitRule):
+        return name
+    if isinstance(name, ExitRule):
+        raise ZtwError(f"rule {name}: has a parameter already; give its name, e.g. {next(iter(RULES))!r}")
+    if not isinstance(name, str) or name not in RULES:
         raise unknown("exit rule", name, RULES)
     return RULES[name]
+
+
+def as_rule(given: ExitRule | str) -> ExitRule:
+    """Take a rule, or a text such as "max_softmax 0.9" or "patience 3", as a rule.
+
+    Args:
+        given: a rule; or its name in RULES and its parameter, or one parameter per exit, with spaces between.
+
+    Raises:
+        ZtwError: for anything else, such as a threshold without a rule.
+    """
+    if isinstance(given, ExitRule):
+        return given
+    if not isinstance(given, str) or not given.split():
+        raise ZtwError(
+            f"rule {_shown(given)}: must be an exit rule, e.g. ztw.MaxSoftmax(0.9) or 'max_softmax 0.9'"
+        )
+    name, *texts = given.split()
+    kind = exit_rule(name)
+    try:
+        values = [float(text) for text in texts]
+    except ValueError as error:
+        raise ZtwError(f"rule {given!r}: what follows the name must be numbers") from error
+    if not values:
+        raise ZtwError(f"rule {given!r}: needs its parameter, e.g. 'max_softmax 0.9'")
+    return kind(values[0] if len(values) == 1 else values)  # type: ignore[call-arg]
+
+
+def _shown(given: object) -> str:
+    """A value that is no rule, in an error."""
+    if isinstance(given, type):
+        return f"{given.__name__} (a class)"
+    return (
+        repr(given) if given is None or is_number(given) or isinstance(given, str) else type(given).__name__
+    )
 
 
 def exit_scores(logits: Tensor, rule: type[ExitRule]) -> Tensor:
@@ -247,13 +296,9 @@ def rule_from(facts: dict[str, Any]) -> ExitRule:
     if given.keys() != set(known):
         raise ZtwError(f"{facts['rule']}: has parameters {sorted(given)}, must be {', '.join(known)}")
     for name, value in given.items():
-        if not all(_is_number(item) for item in (value if isinstance(value, list) else [value])):
+        if not all(is_number(item) for item in (value if isinstance(value, list) else [value])):
             raise ZtwError(f"{facts['rule']}: {name} is {value!r}, must be a number or one number per exit")
     try:
         return kind(**given)
     except TypeError as error:
         raise ZtwError(f"{facts['rule']}: {given} cannot be its parameters ({error})") from error
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ztw.errors import ZtwError
 from ztw.exits.logits import check_logits, class_labels
-from ztw.exits.rules import ExitRule, ThresholdRule, exit_rule, exit_scores
+from ztw.exits.rules import ExitRule, ThresholdRule, as_rule, exit_rule, exit_scores
+from ztw.tensors import as_tensor
 
 
 @dataclass(frozen=True)
@@ -48,13 +49,12 @@ def sweep(
     whatever T is.
     """
     kind = exit_rule(rule)
-    cost = torch.as_tensor(cost, dtype=torch.float64).cpu()
-    check_logits(logits, labels, cost)
+    logits, labels, cost = check_logits(logits, labels, cost)
     scores, correct = scored(logits, labels, kind)
     if parameters is None:
         parameter = kind.grid(scores, points)
     else:
-        parameter = torch.as_tensor(parameters, dtype=torch.float64).cpu()
+        parameter = as_tensor(parameters, "parameters").double().cpu()
     if parameter.dim() == 2:
         left, right = _departures_per_exit(scores, correct, _bounds_per_exit(kind, parameter, len(cost)))
         parameter = torch.arange(len(parameter), dtype=torch.float64)
@@ -65,14 +65,15 @@ def sweep(
     return Curve(parameter, right / labels.numel(), exit_fraction @ cost, exit_fraction)
 
 
-def decide(logits: Tensor, rule: ExitRule) -> tuple[Tensor, Tensor]:
+def decide(logits: Tensor, rule: ExitRule | str) -> tuple[Tensor, Tensor]:
     """Where each sample leaves and which exit answers for it, as `infer` does; both int64 (N,).
 
-    logits: (K, N, C), of single exits or ensembles; rule: e.g. MaxSoftmax(0.9). The two differ only
+    logits: (K, N, C), of single exits or ensembles; rule: see `as_rule`. The two differ only
     for a rule that lets the most confident exit answer where none passes (`best_answers`).
     Raises ZtwError for malformed logits or thresholds for another number of exits.
     """
-    check_logits(logits)
+    logits = check_logits(logits).logits
+    rule = as_rule(rule)
     scores = exit_scores(logits.detach().cpu(), type(rule))
     last = len(scores) - 1
     passes = torch.ones_like(scores, dtype=torch.uint8)

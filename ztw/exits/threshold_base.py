@@ -72,8 +72,7 @@ def prepare_held_out(choice: str, logits: Tensor, labels: Tensor, cost: Tensor, 
     kind = exit_rule(rule)
     if not issubclass(kind, ThresholdRule):
         raise ZtwError(f"thresholds {choice!r}: the rule {rule} has none; use shared")
-    cost = torch.as_tensor(cost, dtype=torch.float64).cpu()
-    check_logits(logits, labels, cost)
+    logits, labels, cost = check_logits(logits, labels, cost)
     return HeldOut(kind, *scored(logits, labels, kind), cost / cost[-1], logits.shape[2])
 
 

@@ -55,7 +55,7 @@ class Shared(ThresholdChoice):
     ) -> Candidates:
         """Candidates (T,), about 2 * `points` of them."""
         kind = exit_rule(rule)
-        check_logits(logits, labels, torch.as_tensor(cost))
+        logits = check_logits(logits, labels, cost).logits
         grid = kind.grid(exit_scores(logits.detach().cpu(), kind), points)
         return Candidates(grid, grid)
 

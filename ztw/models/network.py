@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ztw.errors import ZtwError, unknown
 from ztw.exits.ensemble_base import Ensemble
 from ztw.exits.inference import ExitFunction, ExitResult, Route, infer
-from ztw.exits.rules import ExitRule
+from ztw.exits.rules import ExitRule, as_rule
 from ztw.models.backbone import Backbone
 from ztw.models.heads import HEADS, Head, HeadOptions
 from ztw.models.initialisation import initialise_head
@@ -22,6 +22,7 @@ from ztw.models.inputs import examine, give, keep_contiguous, to_channels_last
 from ztw.models.placement import Placement, resolve_placement
 from ztw.models.pooling import MixedPool
 from ztw.models.supported import check_supported
+from ztw.tensors import as_tensor, check_images
 
 
 @dataclass(frozen=True)
@@ -161,21 +162,24 @@ class EarlyExitNetwork(nn.Module):
             start = block + 1
 
     @torch.inference_mode()
-    def infer(self, images: Tensor, rule: ExitRule) -> ExitResult:
+    def infer(self, images: Tensor, rule: ExitRule | str) -> ExitResult:
         """Classify with early exits; samples that left are not computed further.
 
-        images: (N, C, H, W); rule: e.g. MaxSoftmax(0.9). The network must be in eval mode, else
-        ZtwError: BatchNorm would depend on who is still in the batch. Also ZtwError for a rule with
-        thresholds for another number of exits, and for images of another number of channels.
+        Args:
+            images: (N, C, H, W) of the network's size, float32, normalised as in training; a numpy array is taken,
+                other floating-point numbers are converted.
+            rule: e.g. MaxSoftmax(0.9) or "max_softmax 0.9".
+
+        Raises:
+            ZtwError: for other images, NaN and infinite ones included; for a rule with thresholds for another number
+                of exits; in training mode, where BatchNorm would depend on the samples that are still in the batch.
         """
         if self.training:
             raise ZtwError("infer: the network is in training mode; call .eval() first")
-        channels = self.backbone.input_shape[0]
-        if images.dim() != 4 or images.shape[1] != channels:
-            raise ZtwError(
-                f"images: shape {tuple(images.shape)}, must be (samples, {channels}, height, width)"
-            )
-        return infer(self.route(), images, rule)
+        images, rule = as_tensor(images, "images"), as_rule(rule)
+        check_images(images, self.backbone.input_shape)
+        like = next(self.backbone.parameters(), images)
+        return infer(self.route(), images.to(like.dtype), rule)
 
     def route(self) -> Route:
         """What `infer` needs of this network; looked up once a call, because a module's attributes are slow."""

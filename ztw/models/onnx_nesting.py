@@ -169,7 +169,8 @@ def _batch_level(steps: Steps, exit: int, deeper: GraphProto | None) -> GraphPro
     if deeper is None:
         return level.finish("exit", level.answer, mine)
     bound = level.add("Gather", [BOUNDS, number], "bound")
-    stays = level.add("LessOrEqual", [level.score, bound], "stays")
+    # not LessOrEqual: a score that is NaN passes nothing, as in `infer`
+    stays = level.add("Not", [level.add("Greater", [level.score, bound], "leaves")], "stays")
     places = level.add("NonZero", [stays], "places")
     rows = level.add("Reshape", [places, level.constant([-1], "flat")], "rows")
     left = level.add("Cast", [level.add("Size", [rows], "left")], "any", to=TensorProto.BOOL)

@@ -19,17 +19,20 @@ from torch import Tensor
 from ztw.device import device_name
 from ztw.errors import ZtwError
 from ztw.exits.inference import ExitResult
-from ztw.exits.rules import ExitRule, rule_from
+from ztw.exits.rules import ExitRule, as_rule, rule_from
 from ztw.files import check_seal, sealed
 from ztw.models.onnx_form import BOUNDS, IMAGES, LOGITS, Form, answer
 from ztw.models.onnx_write import FACTS, SCHEMA, float32_below, need_onnx
+from ztw.tensors import as_tensor, check_images
 
 if TYPE_CHECKING:
     import onnxruntime
 
 CPU = "CPUExecutionProvider"
 CHUNK = 32  # a larger batch keeps the activations of all levels alive: 0.9 GB at 256 for a ResNet-56 with 27 exits
-NESTED = 2  # of the kept forms: raise it when `nest` writes others
+NESTED = 3  # of the kept forms: raise it when `nest` writes others
+SESSIONS = ("_single", "_each", "_batched", "_flat", "_pool")  # made when first needed, in one process
+INHERITED: list[Any] = []  # sessions of a parent process, which end only with this one
 LARGE = (
     1e9  # MACs of a backbone from which a batch is no faster than its images one by one, as with ResNet-50
 )
@@ -98,14 +101,20 @@ class OnnxRunner:
             self.facts["log_probabilities"],
         )
         self.folder = self._cache_folder(cache)
+        self._process = os.getpid()
 
-    def __call__(self, images: Tensor | np.ndarray, rule: ExitRule | None = None) -> ExitResult:
-        """Classify images (N, C, H, W) float32, normalised as in training; samples that left are not computed further.
+    def __call__(self, images: Tensor | np.ndarray, rule: ExitRule | str | None = None) -> ExitResult:
+        """Classify images; samples that left are not computed further.
 
-        rule: with other thresholds than the file's, of the same kind. Raises ZtwError for images of another shape.
+        Args:
+            images: (N, C, H, W), see `EarlyExitNetwork.infer`.
+            rule: with other thresholds than the file's, of the same kind.
+
+        Raises:
+            ZtwError: for the images that `EarlyExitNetwork.infer` refuses, and for a rule of another kind.
         """
         array = self._checked(images)
-        bounds = self._bounds(self.rule if rule is None else rule)
+        bounds = self._bounds(self.rule if rule is None else as_rule(rule))
         if len(array) == 1:
             return self._result([self._run(self._single, bounds, array)])
         size = max(1, min(self.chunk, -(-len(array) // self._carriers)))
@@ -126,12 +135,21 @@ class OnnxRunner:
         return logits.log_softmax(-1) if self.form.log_probabilities else logits
 
     def _checked(self, images: Tensor | np.ndarray) -> np.ndarray:
-        array = images.detach().cpu().numpy() if isinstance(images, Tensor) else np.asarray(images)
-        if array.ndim != 4 or array.shape[1:] != self.form.shape:
-            raise ZtwError(
-                f"images: shape {array.shape}, must be (samples, {', '.join(map(str, self.form.shape))})"
-            )
-        return np.ascontiguousarray(array, dtype=np.float32)
+        """The images in float32. In numpy, because PyTorch's own threads hang in a forked process."""
+        if self._process != os.getpid():  # a fork: the threads of these sessions are in the parent
+            INHERITED.append([vars(self).pop(name, None) for name in SESSIONS])
+            self._process = os.getpid()
+        if isinstance(images, Tensor):
+            images = images.detach().cpu()
+            images = (images.float() if images.dtype == torch.bfloat16 else images).numpy()
+        elif not isinstance(images, np.ndarray):
+            images = as_tensor(images, "images").numpy()
+        check_images(images, self.form.shape)
+        return np.ascontiguousarray(images, dtype=np.float32)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy makes sessions of its own."""
+        return {name: value for name, value in vars(self).items() if name not in SESSIONS}
 
     def _bounds(self, rule: ExitRule | None) -> dict[str, np.ndarray]:
         """The input that carries a rule's thresholds; none for a network without exits."""
