@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ztw.errors import ZtwError
+from ztw.tensors import as_tensor
 
 Row = dict[str, Any]
 # budget -> method -> seed -> bool (N,)
@@ -106,6 +107,7 @@ def _columns(correct: Correct) -> tuple[dict[tuple[Hashable, ...], int], Tensor]
 
 
 def _checked(name: str, answers: Tensor) -> Tensor:
+    answers = as_tensor(answers, name)
     if answers.dim() != 1 or not 0 < len(answers) < LARGEST:
         raise ZtwError(f"{name}: shape {tuple(answers.shape)}, must be (samples,), 1 to {LARGEST - 1}")
     answers = answers.cpu()

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from numbers import Integral
 
 from ztw.errors import ZtwError
 from ztw.models.backbone import Backbone
 from ztw.models.operations import backbone_macs, stage_costs
 from ztw.study.names import placement_step
+from ztw.tensors import is_number
 
 Placement = str | Sequence[int] | Sequence[float]
+ALLOWED = "all, every <n>, block indices or fractions of the cost"
 
 
 def resolve_placement(backbone: Backbone, placement: Placement) -> tuple[int, ...]:
@@ -22,9 +25,14 @@ def resolve_placement(backbone: Backbone, placement: Placement) -> tuple[int, ..
     """
     if isinstance(placement, str):
         return _every_so_often(backbone, placement)
+    if not hasattr(placement, "__len__") or not hasattr(placement, "__getitem__"):
+        raise ZtwError(f"placement {placement!r}: must be {ALLOWED}")
     if not len(placement):
         raise ZtwError("placement []: must name at least one block")
-    if all(isinstance(item, int) for item in placement):
+    for item in placement:
+        if not is_number(item):
+            raise ZtwError(f"placement {item!r}: must be {ALLOWED}")
+    if all(isinstance(item, Integral) for item in placement):
         chosen = _by_index(backbone, placement)
     else:
         chosen = _by_cost(backbone, placement)
@@ -38,9 +46,7 @@ def resolve_placement(backbone: Backbone, placement: Placement) -> tuple[int, ..
 def _every_so_often(backbone: Backbone, placement: str) -> tuple[int, ...]:
     step, blocks = placement_step(placement), len(backbone.stages)
     if step is None:
-        raise ZtwError(
-            f"placement {placement!r}: must be all, every <n>, block indices or fractions of the cost"
-        )
+        raise ZtwError(f"placement {placement!r}: must be {ALLOWED}")
     if step > blocks:
         raise ZtwError(f"placement {placement!r}: {backbone.arch} has only {blocks} blocks")
     return tuple(range(step - 1, blocks, step))
