@@ -10,11 +10,19 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from onnx_networks import BATCHES, assert_as_infer, images_for, network_of, rule_through_the_middle
+from onnx_networks import (
+    BATCHES,
+    CLASSES,
+    assert_as_infer,
+    images_for,
+    network_of,
+    rule_through_the_middle,
+)
 from torch import nn
 
 import ztw
 from ztw.exits.sweep import decide
+from ztw.models import onnx_nesting
 from ztw.models.onnx_nesting import flatten, nest
 from ztw.models.onnx_steps import inner_graphs
 from ztw.models.onnx_write import float32_below
@@ -297,6 +305,36 @@ class Tokens(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.cat([self.token.expand(x.shape[0], -1, -1), x.flatten(2).transpose(1, 2)], 1)
+
+
+def test_more_exits_than_protobuf_reads_levels(tmp_path):
+    """Nested alone, the graph could have no more than 33 of them."""
+    torch.manual_seed(0)
+    stages = [nn.Sequential(nn.Flatten(), nn.Linear(12, 6)), *(nn.Linear(6, 6) for _ in range(33))]
+    backbone = ztw.Backbone("deep", stages, nn.Linear(6, CLASSES), (3, 2, 2))
+    heads = [nn.Linear(6, CLASSES) for _ in stages]
+    network = ztw.EarlyExitNetwork(backbone, heads, tuple(range(34)), "boosted").eval()
+    with torch.no_grad():
+        confidences = network(images_for(network, 64)).softmax(-1).amax(-1)
+    rule = ztw.MaxSoftmax(float(confidences.max(0).values.median()) - 1e-6)
+    runner = ztw.OnnxRunner(ztw.export_onnx(network, rule, tmp_path / "network.onnx"), cache=False)
+    assert_as_infer(network, rule, runner)
+    assert runner(images_for(network, 64)).exit_index.max() == 34
+
+
+@pytest.mark.parametrize("levels", [1, 2])
+def test_levels_may_be_functions(exported, monkeypatch, tmp_path, levels):
+    network, rule, path = exported
+    nested, form = onnx.load(path), ztw.OnnxRunner(path, cache=False).form
+    monkeypatch.setattr(onnx_nesting, "LEVELS", levels)
+    again = nest(flatten(nested, form), form)
+    assert len(again.functions) == 3 // levels
+    assert flatten(again, form).SerializeToString() == flatten(nested, form).SerializeToString()
+    again.metadata_props.extend(nested.metadata_props)
+    again.graph.initializer.extend(part for part in nested.graph.initializer if part.name == "bounds")
+    onnx.checker.check_model(again, full_check=True)
+    onnx.save(again, tmp_path / "again.onnx")
+    assert_as_infer(network, rule, ztw.OnnxRunner(tmp_path / "again.onnx", cache=False))
 
 
 def test_parts_that_look_at_the_batchs_size(tmp_path):

@@ -7,11 +7,11 @@ A flat graph has the input "images" and for every exit k the outputs `answer(k)`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from ztw.models.onnx_form import BOUNDS, EXIT_INDEX, IMAGES, LOGITS, Form, answer, score
 from ztw.models.onnx_steps import Steps, inner_graphs, reads, split
@@ -19,6 +19,11 @@ from ztw.models.onnx_steps import Steps, inner_graphs, reads, split
 # Names of the nodes that nesting adds, and of those it repeats at an exit: both are taken away again by `flatten`.
 OURS, REPEATED = "ztw:", "ztw-again:"
 IR_VERSION = 10
+# Protobuf reads no message within more than 100 others, and each level of nesting is three. So after so many levels the
+# rest is a function of the model, which stands beside its graph and which a runtime puts in its place.
+LEVELS = 30
+DOMAIN = "ztw"
+_OPSET = helper.make_opsetid(DOMAIN, 1)
 EIGHT_BITS = {TensorProto.INT8, TensorProto.UINT8}
 
 
@@ -127,11 +132,45 @@ def nest(flat: ModelProto, form: Form, single: bool = False, optimised: bool = F
             outside += [tensor for tensor in step.weights if tensor.data_type not in EIGHT_BITS]
             step.weights = [tensor for tensor in step.weights if tensor.data_type in EIGHT_BITS]
     deeper: GraphProto | None = None
+    functions: list[FunctionProto] = []
     for exit in reversed(range(form.exits)):
         deeper = (_single_level if single else _batch_level)(steps, exit, deeper)
+        if exit and exit % LEVELS == 0:
+            functions.append(_as_function(deeper, flat))
+            deeper = _call(functions[-1], deeper)
     assert deeper is not None
     deeper.initializer.extend(outside)
-    return _whole(deeper, flat, form)
+    return _whole(deeper, flat, form, functions)
+
+
+def _as_function(graph: GraphProto, like: ModelProto) -> FunctionProto:
+    """A level and all below it as a function of what they take from above, under the names these have there."""
+    constants = [
+        helper.make_node("Constant", [], [tensor.name], OURS + tensor.name, value=tensor)
+        for tensor in graph.initializer
+    ]
+    nodes = [*constants, *graph.node]
+    needed = dict.fromkeys(name for node in nodes for name in reads(node))
+    inputs = [name for name in needed if name not in _made(nodes)]
+    name, opsets = graph.name.replace(" ", "_"), [*like.opset_import, _OPSET]
+    return helper.make_function(DOMAIN, name, inputs, [item.name for item in graph.output], nodes, opsets)
+
+
+def _made(nodes: Iterable[NodeProto]) -> set[str]:
+    """The names of all values that some nodes make, or hold in the graphs inside them."""
+    found: set[str] = set()
+    for node in nodes:
+        found.update(node.output)
+        for graph in inner_graphs(node):
+            found |= _made(graph.node) | {tensor.name for tensor in graph.initializer}
+    return found
+
+
+def _call(function: FunctionProto, graph: GraphProto) -> GraphProto:
+    """A graph with the results of another, which is a function now."""
+    name = OURS + function.name
+    node = helper.make_node(function.name, function.input, function.output, name, domain=DOMAIN)
+    return helper.make_graph([node], graph.name, [], graph.output)
 
 
 def _alone(flat: ModelProto, form: Form) -> ModelProto:
@@ -200,7 +239,7 @@ def _branch(level: _Level, condition: str, then: GraphProto, otherwise: GraphPro
     return names
 
 
-def _whole(first: GraphProto, flat: ModelProto, form: Form) -> ModelProto:
+def _whole(first: GraphProto, flat: ModelProto, form: Form, functions: Sequence[FunctionProto]) -> ModelProto:
     """The outermost graph, with the inputs and outputs a caller sees."""
     ends = ("LogSoftmax" if form.log_probabilities else "Identity", "Identity")
     outputs = [
@@ -213,8 +252,9 @@ def _whole(first: GraphProto, flat: ModelProto, form: Form) -> ModelProto:
     if form.exits > 1:
         inputs.append(helper.make_tensor_value_info(BOUNDS, TensorProto.FLOAT, [form.exits - 1]))
     graph = helper.make_graph(list(first.node), "early exits", inputs, outputs, list(first.initializer))
+    opsets = [*flat.opset_import, *([_OPSET] if functions else [])]
     return helper.make_model(
-        graph, opset_imports=flat.opset_import, ir_version=IR_VERSION, producer_name="ztw"
+        graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="ztw", functions=functions
     )
 
 
@@ -224,6 +264,7 @@ def flatten(nested: ModelProto, form: Form) -> ModelProto:
     weights: list[TensorProto] = []
     names: dict[str, str] = {}  # here -> of the flat graph
     known: set[str] = set()
+    functions = {function.name: function for function in nested.functions}
 
     def take(node: NodeProto) -> None:
         flat = _renamed(node, names)
@@ -231,8 +272,8 @@ def flatten(nested: ModelProto, form: Form) -> ModelProto:
             known.update(flat.output)
             nodes.append(flat)
 
-    def walk(graph: GraphProto) -> None:
-        weights.extend(tensor for tensor in graph.initializer if not tensor.name.startswith((OURS, BOUNDS)))
+    def walk(graph: GraphProto | FunctionProto) -> None:
+        weights.extend(tensor for tensor in _weights(graph) if not tensor.name.startswith((OURS, BOUNDS)))
         for node in graph.node:
             if node.name.startswith(REPEATED):
                 copy = NodeProto()
@@ -248,9 +289,22 @@ def flatten(nested: ModelProto, form: Form) -> ModelProto:
                 names[node.output[0]] = names.get(node.input[0], node.input[0])
             elif node.op_type == "If":
                 walk(next(inner for inner in inner_graphs(node) if inner.name.startswith("exit")))
+            elif node.domain == DOMAIN:
+                walk(functions[node.op_type])
 
     walk(nested.graph)
     return _flat_model(nodes, weights, nested, form)
+
+
+def _weights(graph: GraphProto | FunctionProto) -> list[TensorProto]:
+    """The tensors of a graph; those of a function are the constants that `_as_function` made of them."""
+    if isinstance(graph, GraphProto):
+        return list(graph.initializer)
+    return [
+        helper.get_node_attr_value(node, "value")
+        for node in graph.node
+        if node.name == f"{OURS}{node.output[0]}"
+    ]
 
 
 def _flat_model(
@@ -266,6 +320,5 @@ def _flat_model(
             outputs.append(helper.make_tensor_value_info(score(exit), TensorProto.FLOAT, ["batch"]))
     images = helper.make_tensor_value_info(IMAGES, TensorProto.FLOAT, ["batch", *form.shape])
     graph = helper.make_graph(nodes, "all exits", [images], outputs, weights)
-    return helper.make_model(
-        graph, opset_imports=like.opset_import, ir_version=IR_VERSION, producer_name="ztw"
-    )
+    opsets = [item for item in like.opset_import if item.domain != DOMAIN]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="ztw")
