@@ -32,11 +32,12 @@ if TYPE_CHECKING:
     from ztw.exits.thresholds import THRESHOLDS, Candidates, candidates
     from ztw.models.architectures import BACKBONES, build_backbone
     from ztw.models.backbone import Backbone
+    from ztw.models.building import build_network
     from ztw.models.costs import macs, paper_ops
     from ztw.models.cut import as_backbone
     from ztw.models.folding import fold_batch_norm
     from ztw.models.heads import HEADS
-    from ztw.models.network import IC_MODES, EarlyExitNetwork, build_network
+    from ztw.models.network import IC_MODES, EarlyExitNetwork
     from ztw.models.onnx_export import export_onnx
     from ztw.models.onnx_runner import OnnxRunner
     from ztw.models.operations import backbone_macs, backbone_paper_ops
@@ -79,7 +80,8 @@ _HOME = {
     "models.cut": ("as_backbone",),
     "models.folding": ("fold_batch_norm",),
     "models.heads": ("HEADS",),
-    "models.network": ("IC_MODES", "EarlyExitNetwork", "build_network"),
+    "models.building": ("build_network",),
+    "models.network": ("IC_MODES", "EarlyExitNetwork"),
     "models.onnx_export": ("export_onnx",),
     "models.onnx_runner": ("OnnxRunner",),
     "models.operations": ("backbone_macs", "backbone_paper_ops"),

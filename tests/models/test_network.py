@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import pixel_network, small_network
+from torch import nn
 
 import ztw
 from ztw.device import autocast
@@ -101,3 +102,42 @@ def test_head_options_reach_every_head():
     assert [torch.nn.LayerNorm in kind for kind in kinds] == [False, True, True], "the first sees no logits"
     convolutions = [module for module in network.heads.modules() if isinstance(module, torch.nn.Conv2d)]
     assert [convolution.out_channels for convolution in convolutions] == [8, 16, 32]
+
+
+def own_cnn() -> ztw.Backbone:
+    """Of three convolutions, beside which heads with convolutions of their own are dear."""
+    sizes = [(3, 16), (16, 32), (32, 64)]
+    stages = [nn.Sequential(nn.Conv2d(a, b, 3, 2, 1), nn.ReLU()) for a, b in sizes]
+    classifier = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
+    return ztw.Backbone("own", stages, classifier, (3, 32, 32))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({}, "exits 1 to 3"),
+        ({"placement": [0]}, "exit 1"),
+        ({"head": "pool"}, None),
+        ({"width": 0.05}, None),
+    ],
+)
+def test_exits_that_cost_more_than_they_can_save_are_told(options, said, capsys):
+    network = ztw.build_network(own_cnn(), **options)
+    found = capsys.readouterr().err
+    if said is None:
+        assert not found
+    else:
+        relative = (ztw.macs(network) / ztw.backbone_macs(network.backbone)).tolist()[:-1]
+        costs = " to ".join(f"{cost:.2f}" for cost in dict.fromkeys((relative[0], relative[-1])))
+        assert min(relative) > 0.995
+        assert found == (
+            f"note: own: a sample that leaves at {said} saves nothing, because it costs {costs} of the backbone's MACs;"
+            " head='pool', a smaller width= or fewer exits cost less\n"
+        )
+    ztw.build_network(own_cnn(), report=None, **options)
+    assert not capsys.readouterr().err
+
+
+def test_the_paper_s_exits_on_a_resnet_are_not_told(capsys):
+    ztw.build_network(ztw.build_backbone("resnet20"))
+    assert not capsys.readouterr().err

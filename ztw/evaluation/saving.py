@@ -19,11 +19,12 @@ from ztw.exits.rules import ExitRule, rule_from
 from ztw.files import read_json, sha256
 from ztw.models.architectures import build_backbone
 from ztw.models.backbone import Backbone
+from ztw.models.building import build_network
 from ztw.models.checkpoints import load_strictly
 from ztw.models.costs import macs
 from ztw.models.cut import as_backbone
 from ztw.models.graphs import describe_module, module_from
-from ztw.models.network import EarlyExitNetwork, build_network, static_network
+from ztw.models.network import EarlyExitNetwork, static_network
 from ztw.models.operations import backbone_macs
 from ztw.progress import Note, Report, on_screen
 from ztw.tensors import read_tensors, write_tensors
@@ -141,7 +142,7 @@ def _make(facts: dict[str, Any], folder: Path, model: nn.Module | None) -> Early
         )
     if facts["placement"]:
         heads = {**facts["heads"], "init": "torch"}
-        network = build_network(backbone, facts["ics"], placement=facts["placement"], **heads)
+        network = build_network(backbone, facts["ics"], placement=facts["placement"], report=None, **heads)
         network.anatomy = dict(facts["heads"])
     else:
         network = static_network(backbone)

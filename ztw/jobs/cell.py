@@ -19,8 +19,9 @@ from ztw.exits.logits import read_predictions
 from ztw.files import read_json
 from ztw.models.architectures import build_backbone
 from ztw.models.backbone import Backbone
+from ztw.models.building import build_network
 from ztw.models.checkpoints import load_checkpoint
-from ztw.models.network import EarlyExitNetwork, build_network, static_network
+from ztw.models.network import EarlyExitNetwork, static_network
 from ztw.study.names import CIFAR_RESNETS
 from ztw.study.settings import Cell, HardwareSettings, MethodSettings
 from ztw.study.training_settings import Anatomy, BackboneBuild, IcSet
@@ -120,7 +121,7 @@ class CellNetworks:
         """Untrained ICs on a backbone, as a set of the study says."""
         ics = self.sets[name]
         options = {key: getattr(ics, key) for key in Anatomy.model_fields}
-        return build_network(backbone, ics.mode, **options)
+        return build_network(backbone, ics.mode, report=None, **options)
 
     def network(self, name: str) -> EarlyExitNetwork:
         """The trained network of one IC set, on the CPU in eval mode."""

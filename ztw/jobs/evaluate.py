@@ -17,10 +17,10 @@ from ztw.files import read_json, sealed, sha256, write_json
 from ztw.jobs.cell import CellNetworks
 from ztw.models.backbone import Backbone
 from ztw.models.checkpoints import versions
-from ztw.models.costs import macs, paper_ops
+from ztw.models.costs import costly_exits, macs, paper_ops
 from ztw.models.network import IC_MODES, EarlyExitNetwork
 from ztw.models.operations import BACKEND, backbone_macs, backbone_paper_ops
-from ztw.progress import Report
+from ztw.progress import Note, Report
 from ztw.study.settings import DataSettings, EvaluationSettings, MethodSettings
 from ztw.tensors import write_tensors
 
@@ -36,6 +36,7 @@ def evaluate(
     """Evaluate every method of a cell; outputs: method -> files of its (curves, metrics, right answers, network)."""
     accuracy, backbone = _backbone_accuracy(networks), networks.untrained_backbone()
     hashes: dict[Path, str] = {}
+    told: set[str] = set()  # IC sets whose cost has been looked at
     for done, (name, (curves_file, metrics_file, answers_file, network_file)) in enumerate(
         outputs.items(), 1
     ):
@@ -43,6 +44,10 @@ def evaluate(
         report(f"{name} ({done}/{len(outputs)})")
         network = networks.of_method(method)
         costs = _costs(network, backbone, evaluation.protocols)
+        if method.ics and method.ics not in told:
+            told.add(method.ics)
+            if line := costly_exits(f"ics {method.ics}", costs["macs"].cost, costs["macs"].base):
+                report(Note(line))
         answers = {split: Answers(*networks.answers(network, method, split)) for split in networks.splits}
         validation, test = answers.get("validation"), answers["test"]
         found = evaluate_method(validation, test, costs, method, evaluation)

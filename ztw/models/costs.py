@@ -32,6 +32,30 @@ def paper_ops(network: EarlyExitNetwork) -> Tensor:
     return _cumulative(network, module_paper_ops, added)
 
 
+def costly_exits(arch: str, cost: Tensor, base: float) -> str | None:
+    """Say in a line which exits save nothing, where that is at least half of the ICs; else None.
+
+    A sample that leaves at an exit has paid for all exits before it, too.
+
+    Args:
+        arch: what the line calls the network.
+        cost: (K,) cumulative MACs of its exits.
+        base: MACs of its backbone alone.
+    """
+    relative = (cost / base).tolist()[:-1]
+    useless = [exit + 1 for exit, cost in enumerate(relative) if round(cost, 2) >= 1]
+    if not useless or 2 * len(useless) < len(relative):
+        return None
+    first, last = useless[0], useless[-1]
+    where, costs = f"exit {first}", f"{relative[first - 1]:.2f}"
+    if last > first:
+        where, costs = f"exits {first} to {last}", f"{costs} to {relative[last - 1]:.2f}"
+    return (
+        f"{arch}: a sample that leaves at {where} saves nothing, because it costs {costs} of the"
+        " backbone's MACs; head='pool', a smaller width= or fewer exits cost less"
+    )
+
+
 def _cumulative(network: EarlyExitNetwork, count: Counter, added: list[float]) -> Tensor:
     """Cost (K,) of everything up to each exit; added: (K,), what combining exits costs at each."""
     backbone = network.backbone

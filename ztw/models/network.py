@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Self
 
@@ -16,10 +16,8 @@ from ztw.exits.ensemble_base import Ensemble
 from ztw.exits.inference import ExitFunction, ExitResult, Route, infer
 from ztw.exits.rules import ExitRule, as_rule
 from ztw.models.backbone import Backbone
-from ztw.models.heads import HEADS, Head, HeadOptions
-from ztw.models.initialisation import initialise_head
-from ztw.models.inputs import examine, give, keep_contiguous, to_channels_last
-from ztw.models.placement import Placement, resolve_placement
+from ztw.models.heads import Head
+from ztw.models.inputs import examine, give, keep_contiguous
 from ztw.models.pooling import MixedPool
 from ztw.models.supported import check_supported
 from ztw.tensors import as_tensor, check_images
@@ -207,41 +205,3 @@ def static_network(backbone: Backbone) -> EarlyExitNetwork:
     network = EarlyExitNetwork(backbone, [], (), "independent")
     network.anatomy = {}
     return network
-
-
-def build_network(
-    backbone: Backbone,
-    ics: str = "independent",
-    head: str = "conv",
-    placement: Placement = "all",
-    **head_options: Any,
-) -> EarlyExitNetwork:
-    """Put untrained ICs on a backbone.
-
-    ics: a name of IC_MODES; head: a name of HEADS; placement: see `resolve_placement`;
-    head_options: pooling, width, layer_norm, init of the heads, see `HeadOptions`.
-    Raises ZtwError for an unknown mode, head or option, and for an impossible placement.
-    """
-    if not isinstance(backbone, Backbone):
-        raise ZtwError(
-            f"build_network: {type(backbone).__name__}, must be a Backbone; ztw.as_backbone(model, input_shape) makes"
-            " one of a model of yours"
-        )
-    mode = ic_mode(ics)
-    if head not in HEADS:
-        raise unknown("head", head, HEADS)
-    options = HeadOptions.of(head_options)
-    blocks = resolve_placement(backbone, placement)
-    classes, size = backbone.classes, backbone.input_shape[-1]
-    seen = [classes if mode.cascade and exit else 0 for exit in range(len(blocks))]
-    heads = [
-        HEADS[head](backbone.feature_shapes[block], classes, previous, size, options)
-        for block, previous in zip(blocks, seen, strict=True)
-    ]
-    if options.init == "released":
-        for ic in heads:
-            initialise_head(ic, backbone.arch)
-    network = EarlyExitNetwork(backbone, heads, blocks, ics)
-    network.anatomy = {"head": head, **asdict(options)}
-    like = next(backbone.parameters(), torch.empty(0))
-    return to_channels_last(network.to(like.device))
