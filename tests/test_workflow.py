@@ -376,6 +376,7 @@ def test_parts_of_ones_own_with_no_change_in_ztw(tmp_path):
     (tmp_path / config).write_text(text + "tracking: none\n")  # what takes long has tests of its own
     done = run(tmp_path, config)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("ics independent: a sample that leaves at exits 2 to 3 saves nothing") == 1
     study = tmp_path / "results/my_parts"
     table = (study / "tables/accuracy_at_budget.csv").read_text()
     for method in ("sdn-margin", "median-margin"):
