@@ -95,8 +95,8 @@ class BackboneBuild(Section):
     )
     init: Literal["torch", "released"] = key(
         "random weights: `torch` = PyTorch's, `released` = normal, variance 2 / (kernel area x outputs) (Kaiming, fan"
-        " out) for the convolutions of ResNets, VGG and MobileNet, Xavier's for the Wide ResNet's. The paper's"
-        " architectures only",
+        " out) for the convolutions of ResNets and VGG, Xavier's for the Wide ResNet's, PyTorch's for MobileNet, which"
+        " has no initialiser in the released code. The paper's architectures only",
         "torch",
     )
 
@@ -129,7 +129,7 @@ class Anatomy(Section):
     )
     init: Literal["torch", "released"] = key(
         "as `backbone.init`, of the ICs: `released` also draws the share of maximum in a mixed pool from U(0, 1)"
-        " (`torch`: 0.5)",
+        " (`torch`: 0.5), on MobileNet nothing else",
         "torch",
     )
     placement: Annotated[Placement, *_PLACEMENT] = key(
