@@ -8,7 +8,7 @@ from itertools import pairwise
 from ztw.errors import ZtwError
 from ztw.models.backbone import Backbone
 from ztw.models.operations import backbone_macs, stage_costs
-from ztw.study.names import placement_step
+from ztw.study.names import listed_placement, placement_step
 
 Placement = str | Sequence[int] | Sequence[float]
 
@@ -17,9 +17,13 @@ def resolve_placement(backbone: Backbone, placement: Placement) -> tuple[int, ..
     """Turn a placement into block indices.
 
     placement: "all" = after every block; "every 3" = after every third; whole numbers = block indices
-    from 0; fractions in (0, 1] of the backbone's MACs = after the block whose cumulative cost is nearest.
+    from 0; fractions in (0, 1] of the backbone's MACs = after the block whose cumulative cost is nearest;
+    "sdn" = as SDN's authors place them (Kaya et al. 2019): fractions 0.15, 0.3 ... 0.9, on "mobilenet" blocks
+    2, 4, 6, 8 and 11.
     Raises ZtwError for a block beyond the last, a fraction outside (0, 1], or two heads on one block.
     """
+    if isinstance(placement, str):
+        placement = listed_placement(placement, backbone.arch)
     if isinstance(placement, str):
         return _every_so_often(backbone, placement)
     if not len(placement):
@@ -39,7 +43,7 @@ def _every_so_often(backbone: Backbone, placement: str) -> tuple[int, ...]:
     step, blocks = placement_step(placement), len(backbone.stages)
     if step is None:
         raise ZtwError(
-            f"placement {placement!r}: must be all, every <n>, block indices or fractions of the cost"
+            f"placement {placement!r}: must be all, every <n>, sdn, block indices or fractions of the cost"
         )
     if step > blocks:
         raise ZtwError(f"placement {placement!r}: {backbone.arch} has only {blocks} blocks")

@@ -20,6 +20,7 @@ from ztw.study.names import (
     image_channels,
     image_size,
     is_streamed,
+    listed_placement,
     placement_step,
     smallest_image,
 )
@@ -293,6 +294,7 @@ def _check_exit_weights(label: str, ics: IcSet, arch: str) -> None:
 
 
 def _heads(placement: Placement, arch: str) -> int:
+    placement = listed_placement(placement, arch)
     if not isinstance(placement, str):
         return len(placement)
     step = placement_step(placement)
@@ -301,10 +303,11 @@ def _heads(placement: Placement, arch: str) -> int:
 
 def check_placement(placement: Placement, arch: str, label: str) -> None:
     """Whether an architecture has the blocks that exits are to be placed on."""
+    placement = listed_placement(placement, arch)
     if isinstance(placement, str):
         if placement_step(placement) is None:
             raise ZtwError(
-                f"{label}: {placement!r} is unknown; known: all, every <n>, a list of block indices,"
+                f"{label}: {placement!r} is unknown; known: all, every <n>, sdn, a list of block indices,"
                 " a list of fractions"
             )
         if _heads(placement, arch) < 1:
