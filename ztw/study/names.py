@@ -5,8 +5,8 @@ from __future__ import annotations
 from ztw.study.facts import DATASETS
 from ztw.study.parts import own
 from ztw.study.settings import DataSettings
-from ztw.study.training_settings import SDN_SHARES, Placement
 from ztw.study.torchvision_names import TORCHVISION_BLOCKS, TORCHVISION_PREFIX
+from ztw.study.training_settings import SDN_SHARES, Placement
 
 CIFAR_RESNETS = tuple(f"resnet{depth}" for depth in (8, 14, 20, 26, 32, 38, 44, 56, 110))
 ARCHS = (*CIFAR_RESNETS, "vgg16_bn", "wide_resnet_32_4", "mobilenet")
