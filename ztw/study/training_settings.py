@@ -147,7 +147,8 @@ class Regime(Section):
 
     mode: Literal["independent", "cascade", "cascade_detached", "boosted"] = key(
         "`independent`: each IC by itself. `cascade`: each also sees the previous IC's logits."
-        " `cascade_detached`: the same with the gradient stopped there (ZTW). `boosted`: each exit adds to half of"
+        " `cascade_detached`: the same with the gradient stopped there (ZTW; its released code does not stop it at the"
+        " IC on VGG's fully connected layer, the paper does, and so do we). `boosted`: each exit adds to half of"
         " the previous one's logits, gradient stopped (BoostNet; with `training` `joint` or `layer_wise`)"
     )
     training: Literal["separate", "layer_wise", "joint"] = key(
