@@ -129,7 +129,7 @@ def test_the_systems_are_trained_as_by_their_authors():
     assert (ic_only.epochs, ic_only.milestones, ic_only.optimizer, ic_only.lr) == (25, (15,), "adam", 1e-3)
     assert (joint.epochs, joint.milestones, joint.optimizer, joint.lr) == (100, (35, 60, 85), "sgd", 0.1)
     assert ic_only.placement == joint.placement == "sdn"
-    assert (pabee.exit_weights, pabee.optimizer) == ("depth", "adam")
+    assert (pabee.exit_weights, pabee.optimizer, pabee.weight_decay) == ("depth", "adam", 0)
 
 
 @pytest.mark.parametrize("name", ["paper.yaml", "paper-published.yaml"])

@@ -303,7 +303,7 @@ def _heads(placement: Placement, arch: str) -> int:
 
 def check_placement(placement: Placement, arch: str, label: str) -> None:
     """Whether an architecture has the blocks that exits are to be placed on."""
-    placement = listed_placement(placement, arch)
+    listed, placement = as_written(placement), listed_placement(placement, arch)
     if isinstance(placement, str):
         if placement_step(placement) is None:
             raise ZtwError(
@@ -313,7 +313,6 @@ def check_placement(placement: Placement, arch: str, label: str) -> None:
         if _heads(placement, arch) < 1:
             raise ZtwError(f"{label}: {placement!r}: {arch} has only {blocks(arch)} blocks")
         return
-    listed = as_written(placement)
     if len(placement) > blocks(arch):
         raise ZtwError(f"{label}: {listed!r}: {len(placement)} exits, {arch} has {blocks(arch)} blocks")
     fractions = any(isinstance(item, float) for item in placement)
