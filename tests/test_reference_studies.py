@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -10,9 +11,11 @@ from rebuilt import assert_rebuilt
 
 import ztw
 from ztw.evaluation.reference import published
+from ztw.files import read_json
 from ztw.reporting.results import read_metrics
 from ztw.study.config import check_study, read_config
 
+CONFIG = Path(__file__).parents[1] / "config"
 REFERENCE = Path(__file__).parents[1] / "results/reference"
 STUDIES = sorted(path.parent for path in REFERENCE.glob("*/curves.parquet"))
 
@@ -37,6 +40,30 @@ def test_a_study_without_readable_curves_is_one_line(content, message, tmp_path,
         (study / "curves.parquet").write_bytes(content)
     with pytest.raises(ztw.ZtwError, match=f"curves.parquet: {message}"):
         rebuild(study, tmp_path / "again")
+
+
+# Methods whose training the code has changed since they were published; a new training takes them out
+BY_OLDER_CODE = {"cifar10-jpeg-resnet20-systems": {"sdn-original"}}
+
+
+@pytest.mark.parametrize(
+    "study", [path for path in STUDIES if path.name != "quick"], ids=lambda path: path.name
+)
+def test_what_the_study_would_train_otherwise_today_is_marked(study):
+    """By other settings than the study's file has now, or by older code: said beside the results and in the text."""
+    then, now = (
+        check_study(read_config(path))
+        for path in (study / "config.yaml", CONFIG / f"reference/{study.name}.yaml")
+    )
+    changed = {
+        name
+        for name, own in then.methods.items()
+        if own.ics and then.ics.sets[own.ics] != now.ics.sets[now.methods[name].ics]
+    } | BY_OLDER_CODE.get(study.name, set())
+    what, text = read_json(study / "provenance.json")["what"], (REFERENCE / "README.md").read_text()
+    (marks,) = re.findall(rf"\*\*Before a correction\*\* \({study.name}\): (.*?)\n\n", text, re.S) or ("",)
+    assert set(re.findall(r"before a correction: (.*?)\.", what)) == ({", ".join(sorted(changed))} - {""})
+    assert {name for name in then.methods if f"`{name}`" in marks} == changed
 
 
 @pytest.mark.parametrize("name", published())

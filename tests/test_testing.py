@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -35,6 +36,133 @@ class OpenBound(Margin):
     @property
     def bound(self):
         return super().bound if isinstance(self.threshold, tuple) else -10.0
+
+
+class NanWhereConfident(Margin):
+    """0 / 0 as soon as the probability of all other classes rounds to 0: such a sample never leaves."""
+
+    @staticmethod
+    def score(logits, state):
+        p = logits.softmax(-1).amax(-1)
+        return p * (1 - p) / (1 - p), ()
+
+
+class InfinityLessInfinity(Margin):
+    @staticmethod
+    def score(logits, state):
+        raised = logits.exp()
+        return raised.sum(-1).log() - (raised.sum(-1) - raised.amax(-1)).log(), ()
+
+
+class NoMaximumSubtracted(Margin):
+    """A softmax whose exponentials overflow above 88 and all vanish below -104."""
+
+    @staticmethod
+    def score(logits, state):
+        return logits.exp().amax(-1) / logits.exp().sum(-1), ()
+
+
+class Vanishing(Margin):
+    """Every exponential is 0 where the logits are ensembles' log-probabilities far below 0."""
+
+    @staticmethod
+    def score(logits, state):
+        return (logits.exp().amax(-1) + 1e-9).log() - logits.exp().sum(-1).log(), ()
+
+
+class LogOdds(ztw.ThresholdRule):
+    top = 20.0
+
+    @staticmethod
+    def score(logits, state):
+        return logits.softmax(-1).amax(-1).logit(), ()
+
+    @staticmethod
+    def worst(classes):
+        return math.log(1 / (classes - 1))
+
+
+class SignTurned(ztw.Entropy):
+    """The entropy itself instead of its negative: uncertain samples leave first."""
+
+    top = math.log(5)
+
+    @staticmethod
+    def score(logits, state):
+        return -ztw.Entropy.score(logits, state)[0], ()
+
+
+class SecondLargest(Margin):
+    @staticmethod
+    def score(logits, state):
+        return logits.softmax(-1).topk(2).values[:, 1], ()
+
+
+class FallsBeyond(Margin):
+    """Rises with the confidence up to 0.9, then falls: the surest samples stay to the end."""
+
+    @staticmethod
+    def score(logits, state):
+        p = logits.softmax(-1).amax(-1)
+        return torch.where(p > 0.9, 1 - p, p), ()
+
+
+class TurnedMean(Margin):
+    """With a state: the mean doubt over the exits so far."""
+
+    @staticmethod
+    def score(logits, state):
+        total, exits = state or (torch.zeros(len(logits)), torch.zeros(len(logits)))
+        total = total + 1 - logits.softmax(-1).amax(-1)
+        return total / (exits + 1), (total, exits + 1)
+
+
+class Mean(Margin):
+    """The largest mean probability over the exits so far."""
+
+    @staticmethod
+    def score(logits, state):
+        total, exits = state or (torch.zeros_like(logits), torch.zeros(len(logits)))
+        total, exits = total + logits.softmax(-1), exits + 1
+        return (total / exits[:, None]).amax(-1), (total, exits)
+
+
+class Settled(Margin):
+    """How little the probabilities have changed since the exit before; the first exit has its confidence."""
+
+    @staticmethod
+    def score(logits, state):
+        p = logits.softmax(-1)
+        change = (p - state[0]).abs().sum(-1) / 2 if state else 1 - p.amax(-1)
+        return 1 - change, (p,)
+
+
+class Difference(ztw.ThresholdRule):
+    """The raw logits' margin, which has no upper end."""
+
+    top = 100.0
+
+    @staticmethod
+    def score(logits, state):
+        largest = logits.topk(2).values
+        return largest[:, 0] - largest[:, 1], ()
+
+    @staticmethod
+    def worst(classes):
+        return 0.0
+
+
+class Surely(ztw.Patience):
+    """Agreements of which each is as sure as 0.3."""
+
+    @staticmethod
+    def score(logits, state):
+        agreements, state = ztw.Patience.score(logits, state)
+        return torch.where(logits.softmax(-1).amax(-1) > 0.3, agreements, -1.0), state
+
+    @property
+    def bound(self):
+        return self.t - 0.5 if self.t else -2.0
 
 
 class Unnormalised(Fitted):
@@ -120,6 +248,15 @@ CASES: list[tuple[str, Any, dict, str]] = [
     ("rule", OneGrid, {}, "at the first parameter of its grid not all leave at exit 1"),
     ("rule", Failing, {}, r"KeyError: 'no such thing' \(test_testing.py, line \d+\)"),
     ("rule", OpenBound, {}, "`sweep` and `decide` disagree"),
+    ("rule", NanWhereConfident, {}, "score is nan on logits from -30 to 0, must be finite"),
+    ("rule", InfinityLessInfinity, {}, "score is (nan|inf) on logits .* must be finite"),
+    ("rule", NoMaximumSubtracted, {}, "score is nan on logits from 10000 to 10000, must be finite"),
+    ("rule", Vanishing, {}, "score is .* on logits .* must be finite"),
+    ("rule", LogOdds, {}, "score is inf on logits from -30 to 0, must be finite"),
+    ("rule", SignTurned, {}, "a raised confidence delays an exit: at .* exit 4 instead of 1"),
+    ("rule", SecondLargest, {}, "a raised confidence delays an exit"),
+    ("rule", FallsBeyond, {}, "a raised confidence delays an exit"),
+    ("rule", TurnedMean, {}, "a raised confidence delays an exit"),
     ("ensemble", Unnormalised, {}, "its log-probabilities are not normalised"),
     ("ensemble", Forgetful, {}, "what is fitted is not in its state_dict: use register_buffer"),
     ("ensemble", Centred, {}, "an answer depends on which samples are in the batch"),
@@ -141,6 +278,12 @@ def test_what_breaks_the_contract_is_named(kind, part, facts, message):
     with pytest.raises(ztw.ZtwError, match=f"^{kind} 'own': .*({message})") as caught:
         testing.check_registered()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("part", [Margin, Mean, Settled, Difference, Surely])
+def test_a_rule_may_have_a_state_or_no_upper_end(part):
+    ztw.register("rule", "own", part)
+    testing.check_rule("own")
 
 
 @pytest.mark.parametrize("kind", ["rule", "ensemble", "head", "thresholds", "backbone", "dataset"])

@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ztw.data.decode import DECODERS
 from ztw.errors import ZtwError, unknown
 from ztw.exits.ensembles import ENSEMBLES, Ensemble, build_ensemble, fit_ensemble
-from ztw.exits.rules import ThresholdRule, exit_rule, exit_scores
+from ztw.exits.rules import ExitRule, ThresholdRule, exit_rule, exit_scores
 from ztw.exits.sweep import decide, sweep
 from ztw.exits.thresholds import THRESHOLDS, at, candidates
 from ztw.models.architectures import BACKBONES, build_backbone
@@ -33,6 +34,22 @@ from ztw.study.names import blocks
 from ztw.study.parts import PARTS, own
 
 CLOSE = 1e-4  # batch size changes the last bits of an answer
+APART = (0.0, 1.0, 10.0, 30.0, 100.0, 1e3, 1e4)  # how far a confident exit's logits lie apart
+RAISES = (
+    0.0,
+    0.25,
+    0.5,
+    1.0,
+    2.0,
+    4.0,
+    8.0,
+    16.0,
+    32.0,
+    64.0,
+    128.0,
+    1e3,
+    1e4,
+)  # what is added to the largest
 HEAD_SHAPES: tuple[tuple[int, ...], ...] = ((16, 9, 9), (8, 1, 1))  # of feature maps
 
 
@@ -51,8 +68,9 @@ def check_registered() -> None:
 
 
 def check_rule(name: str) -> None:
-    """A rule: scores of each sample by itself, NaN refused, its own grid from one end to the other, and `infer`,
-    `sweep` and `decide` at one, sample by sample, at batch sizes 1, 7, 16 and 0."""
+    """A rule: scores of each sample by itself, finite however confident it is, NaN refused, its own grid from one end
+    to the other, no exit delayed by a raised confidence, and `infer`, `sweep` and `decide` at one, sample by sample,
+    at batch sizes 1, 7, 16 and 0."""
     kind = exit_rule(name)
     with _checked(f"rule {name!r}"):
         logits, labels = draw(samples=60)
@@ -76,8 +94,51 @@ def check_rule(name: str) -> None:
         _require(rising, "grid does not run from the cheapest to the most cautious parameter")
         _require(curve.exit_fraction[0, 0] == 1, "at the first parameter of its grid not all leave at exit 1")
         _require(curve.exit_fraction[-1, -1] == 1, "at the last parameter of its grid not all run to the end")
+        _check_confident(kind, logits)
+        _check_raised(kind, logits)
     with torch.random.fork_rng(devices=[]):
         check_agreement(*_toy(samples=16), name)
+
+
+def _check_confident(kind: type[ExitRule], logits: Tensor) -> None:
+    """Whether scores are finite on logits from 0 to 1e4 apart: one class ahead, or each of the classes."""
+    exits, _, classes = logits.shape
+    shapes = torch.stack([torch.eye(classes)[0], torch.linspace(0, 1, classes)])
+    for apart, top in product(APART, (0.0, 1e4)):
+        rows = apart * (shapes - 1) + top
+        for score in exit_scores(rows.expand(exits, -1, -1), kind).flatten().tolist():
+            where = f"from {top - apart:g} to {top:g}"
+            _require(math.isfinite(score), f"score is {score} on logits {where}, must be finite")
+
+
+def _check_raised(kind: type[ExitRule], logits: Tensor) -> None:
+    """Whether no sample leaves later, at any parameter of the rule's grid, as its largest logit is raised.
+
+    All exits have the same logits, so that a rule with a state may compare them or add them up. What rounding can
+    change is let pass.
+    """
+    exits, rows = len(logits), logits.flatten(0, 1)
+    top = F.one_hot(rows.argmax(-1), rows.shape[-1])
+    raised = [(rows + by * top).expand(exits, -1, -1) for by in RAISES]
+    scores = torch.stack([exit_scores(of_one, kind) for of_one in raised])  # (R, K, N)
+    near = 1e-5 * (scores[0].abs().max() + scores.abs())
+    for parameter in kind.grid(scores.transpose(0, 1).flatten(1), 50).tolist():
+        bounds: Tensor = kind(parameter).bounds(exits)[:, None]  # type: ignore[call-arg]
+        sure, possible = (_first_passed(scores[:, :-1] + sign * near[:, :-1], bounds) for sign in (-1, 1))
+        late = (possible[1:] > sure.cummin(0).values[:-1]).nonzero()
+        if len(late):
+            by, sample = int(late[0, 0]) + 1, int(late[0, 1])
+            then, now = int(sure[:by, sample].min()) + 1, int(possible[by, sample]) + 1
+            raise _BrokenError(
+                f"a raised confidence delays an exit: at {parameter:g} a sample leaves at exit {now} instead of"
+                f" {then} once its largest logit is raised by {RAISES[by]:g}"
+            )
+
+
+def _first_passed(scores: Tensor, bounds: Tensor) -> Tensor:
+    """The first exit (R, N) whose score (R, K - 1, N) passes its bound (K - 1, 1); the last takes the rest."""
+    passes = F.pad((scores > bounds).to(torch.uint8), (0, 0, 0, 1), value=1)
+    return passes.argmax(1)
 
 
 def check_ensemble(name: str) -> None:

@@ -9,13 +9,14 @@ import torch
 from torch import nn
 
 import ztw
+from ztw.study.training_settings import BackboneSettings, IcsSettings
 
 
 def layers(module: nn.Module, kind: type[nn.Module]) -> list:
     return [part for part in module.modules() if isinstance(part, kind)]
 
 
-@pytest.mark.parametrize("arch", ["resnet20", "vgg16_bn", "mobilenet"])
+@pytest.mark.parametrize("arch", ["resnet20", "vgg16_bn"])
 def test_convolutions_have_variance_two_over_n(arch):
     torch.manual_seed(0)
     for conv in layers(ztw.build_backbone(arch, init="released"), nn.Conv2d):
@@ -39,6 +40,34 @@ def test_the_backbones_linears_are_small(arch):
     for linear in layers(ztw.build_backbone(arch, 200, init="released"), nn.Linear):
         assert linear.weight.std().item() == pytest.approx(0.01, rel=0.1)
         assert not linear.bias.any()
+
+
+def test_mobilenet_keeps_pytorchs_weights_as_it_has_no_initialiser_in_the_released_code():
+    found, shares = [], []
+    for init in ("torch", "released"):
+        torch.manual_seed(0)
+        backbone = ztw.build_backbone("mobilenet", init=init)
+        torch.manual_seed(1)
+        heads = ztw.build_network(backbone, placement=[0], init=init).heads
+        state = {**backbone.state_dict(), **heads.state_dict()}
+        shares.append(float(state.pop("0.body.2.alpha")))
+        found.append(state)
+    plain, drawn = found
+    assert all(torch.equal(plain[name], drawn[name]) for name in plain)
+    assert shares[0] == 0.5 != shares[1]
+    (*_, depthwise, _) = layers(backbone, nn.Conv2d)
+    assert depthwise.groups == 1024
+    (classifier,), (convolution,) = layers(backbone, nn.Linear), layers(heads, nn.Conv2d)
+    for layer, measured in ((depthwise, 0.194), (convolution, 0.024), (classifier, 0.018)):
+        assert layer.weight.std().item() == pytest.approx(measured, rel=0.05)
+
+
+def test_the_manual_says_so():
+    for settings in (BackboneSettings, IcsSettings):
+        meaning = settings.model_fields["init"].description
+        assert meaning
+        assert "MobileNet" in meaning
+        assert "VGG and MobileNet" not in meaning
 
 
 def test_heads_of_a_resnet():

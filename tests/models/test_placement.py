@@ -26,11 +26,32 @@ def test_a_share_of_the_cost_is_taken_to_the_nearest_block():
     assert resolve_placement(backbone, [0.4 * done[0] + 0.6 * done[1]]) == (1,)
 
 
+# Where SDN's code has its exits, blocks counted from 0
+SDN_BLOCKS = {
+    "resnet56": (3, 7, 11, 15, 19, 23),
+    "vgg16_bn": (1, 3, 5, 6, 8, 9),
+    "wide_resnet_32_4": (2, 4, 6, 8, 10, 12),
+    "mobilenet": (2, 4, 6, 8, 11),
+}
+
+
+@pytest.mark.parametrize("arch", SDN_BLOCKS)
+def test_sdns_placement_is_that_of_its_code(arch):
+    assert resolve_placement(ztw.build_backbone(arch), "sdn") == SDN_BLOCKS[arch]
+
+
+def test_sdns_placement_elsewhere_is_by_the_cost():
+    backbone = ztw.build_backbone("resnet20")
+    assert resolve_placement(backbone, "sdn") == resolve_placement(
+        backbone, [0.15, 0.3, 0.45, 0.6, 0.75, 0.9]
+    )
+
+
 @pytest.mark.parametrize(
     ("placement", "message"),
     [
         ("every 4", "placement 'every 4': resnet8 has only 3 blocks"),
-        ("some", "placement 'some': must be all, every <n>, block indices or fractions of the cost"),
+        ("some", "placement 'some': must be all, every <n>, sdn, block indices or fractions of the cost"),
         ([], "placement []: must name at least one block"),
         ([0, 3], "placement 3: resnet8 has blocks 0..2"),
         ([-1], "placement -1: resnet8 has blocks 0..2"),

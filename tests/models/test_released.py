@@ -92,6 +92,19 @@ def test_the_stop_gradient_makes_a_difference():
     assert not torch.allclose(reached, stopped)
 
 
+def test_the_gradient_is_stopped_at_vggs_fully_connected_ic_too():
+    """As the paper says; the released code does not stop it there."""
+    backbone = ztw.build_backbone("vgg16_bn", 7)
+    network = ztw.build_network(backbone, "cascade_detached", placement=[12, 13])
+    used(network)
+    network(torch.ones(2, 3, 32, 32))[1].sum().backward()
+    before, after = (next(head.parameters()).grad for head in network.heads)
+    assert before is not None
+    assert after is not None
+    assert not before.any()
+    assert after.any()
+
+
 # A released file's entries, in the order of its definition: (shape, last part of the name)
 def conv_entries(outputs: int, inputs: int, kernel: int = 3) -> list[tuple[str, tuple[int, ...]]]:
     return [("weight", (outputs, inputs, kernel, kernel)), ("bias", (outputs,))]

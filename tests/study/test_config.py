@@ -94,8 +94,9 @@ WRONG = [
     ("ics.placement", [0.5, 1.5], "ics.placement: 1.5: a fraction of the cost must lie in (0, 1]"),
     ("ics.placement", [0.0, 0.5], "ics.placement: 0.0: a fraction of the cost must lie in (0, 1]"),
     ("ics.placement", [1, 1], "ics.placement: [1, 1] must be increasing"),
-    ("ics.placement", "some", "ics.placement: 'some' is unknown; known: all, every <n>, a list of block"),
+    ("ics.placement", "some", "ics.placement: 'some' is unknown; known: all, every <n>, sdn, a list of b"),
     ("ics.placement", "every 4", "ics.placement: 'every 4': resnet8 has only 3 blocks"),
+    ("ics.placement", "sdn", "ics.placement: 'sdn': 6 exits, resnet8 has 3 blocks"),
     ("ics.placement", "every 0", "ics.placement: 'every 0' is unknown; known: all, every <n>"),
     ("ics.sets.own", {"mode": "cascade", "placement": [7]}, "ics.sets.own.placement: 7: resnet8 has blocks"),
     (

@@ -22,12 +22,26 @@ def test_exit_weights_by_hand():
     assert exit_weights(network, [0.5, 0, 2])(0.3).tolist() == [0.5, 0, 2]
     growing = exit_weights(network, "growing")
     costs = stage_costs(network.backbone).cumsum(0) / ztw.backbone_macs(network.backbone)
-    first, last = growing(0.0), growing(1.0)
-    torch.testing.assert_close(first, torch.tensor([0.01, 0.01, 1.0]))
-    torch.testing.assert_close(last, torch.tensor([float(costs[0]), float(costs[2]), 1.0]))
-    torch.testing.assert_close(growing(0.5), (first + last) / 2)
-    asked = exit_weights(network, "growing", [0.15, 0.9])(1.0)
-    torch.testing.assert_close(asked, torch.tensor([0.15, 0.9, 1.0]))
+    torch.testing.assert_close(growing(1.0), torch.tensor([float(costs[0]), float(costs[2]), 1.0]))
+    half = torch.tensor([0.01 + float(costs[0]) / 2, 0.01 + float(costs[2]) / 2, 1.0])
+    torch.testing.assert_close(growing(0.5), half)
+
+
+@pytest.mark.parametrize(
+    ("done", "expected"),
+    [
+        (0.01, [0.0115, 0.019, 1.0]),  # the first of 100 epochs: .01 + tau / 100
+        (0.5, [0.085, 0.46, 1.0]),
+        (0.93, [0.1495, 0.847, 1.0]),
+        (0.94, [0.15, 0.856, 1.0]),  # .01 + .141 = .151 is more than tau
+        (1.0, [0.15, 0.9, 1.0]),
+    ],
+)
+def test_growing_weights_are_those_of_sdns_code(done, expected):
+    """min(tau, .01 + tau e / E) in epoch e of E."""
+    network = small_network(placement=[0, 2])
+    for shares in ([0.15, 0.9], (0.15, 0.9, 1.0)):  # of more shares than ICs the first
+        torch.testing.assert_close(exit_weights(network, "growing", shares)(done), torch.tensor(expected))
 
 
 def test_unknown_weights_are_refused():
@@ -79,8 +93,11 @@ def test_joint_training_learns_with_the_backbone(mode, rescale):
     assert not network.training
 
 
-@pytest.mark.parametrize(("epochs", "steps"), [(2, 8), (1.5, 6)])
-def test_weights_grow_with_the_steps_of_the_training(epochs, steps):
+@pytest.mark.parametrize(
+    ("epochs", "expected"),
+    [(2, [0.5] * 4 + [1.0] * 4), (1.5, [1 / 1.5] * 4 + [1.0] * 2), (0.5, [1.0] * 2)],
+)
+def test_weights_grow_once_an_epoch(epochs, expected):
     asked: list[float] = []
 
     def weights(done: float) -> torch.Tensor:
@@ -89,7 +106,7 @@ def test_weights_grow_with_the_steps_of_the_training(epochs, steps):
 
     network = small_network(placement=[1])
     train_jointly(JointLoss(network, weights), stripes(), Recipe(epochs, 32, 0.01, 0.0), 1)
-    assert asked == pytest.approx([step / steps for step in range(steps)])
+    assert asked == pytest.approx(expected)
 
 
 def test_the_loss_is_the_weighted_sum_of_the_exits():

@@ -1,7 +1,8 @@
 """The weights a network starts with, where they are not PyTorch's: those of ZTW's released code.
 
 Read in its network definitions: normal weights of variance 2 / n, n = kernel^2 * outputs ("Kaiming, fan out"),
-for the convolutions of ResNet, VGG and MobileNet, and uniform ones by Xavier's rule for the Wide ResNet's.
+for the convolutions of ResNet and VGG, and uniform ones by Xavier's rule for the Wide ResNet's. MobileNet has no
+initialiser there: its weights and its heads' are PyTorch's own.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from ztw.models.pooling import MixedPool
 from ztw.study.names import ARCHS
 
 INITS = ("torch", "released")
-WIDE_RESNET, VGG = "wide_resnet_32_4", "vgg16_bn"
+WIDE_RESNET, VGG, MOBILENET = "wide_resnet_32_4", "vgg16_bn", "mobilenet"
 
 # N(0, sqrt(2 / n)) and U(-a, a), a = sqrt(2) * sqrt(6 / (fan in + fan out))
 _kaiming = partial(nn.init.kaiming_normal_, mode="fan_out", nonlinearity="relu")
@@ -23,7 +24,12 @@ _xavier = partial(nn.init.xavier_uniform_, gain=2**0.5)
 
 
 def initialise_backbone(backbone: Backbone) -> None:
-    """Draw the weights of one of the paper's backbones as the released code does; biases start at 0."""
+    """Draw the weights of one of the paper's backbones as the released code does; biases start at 0.
+
+    MobileNet keeps PyTorch's weights and biases.
+    """
+    if backbone.arch == MOBILENET:
+        return
     draw = _xavier if backbone.arch == WIDE_RESNET else _kaiming
     for part in backbone.modules():
         if isinstance(part, nn.Conv2d):
@@ -37,12 +43,13 @@ def initialise_backbone(backbone: Backbone) -> None:
 def initialise_head(head: nn.Module, arch: str) -> None:
     """Draw the weights of a head as the released code does on this backbone; alpha of a mixed pool from U(0, 1).
 
-    On torchvision's models it leaves all but alpha to PyTorch.
+    On MobileNet and torchvision's models it leaves all but alpha to PyTorch.
     """
+    drawn = arch in ARCHS and arch != MOBILENET
     for part in head.modules():
         if isinstance(part, MixedPool):
             nn.init.uniform_(part.alpha)
-        elif isinstance(part, nn.Conv2d) and arch in ARCHS:
+        elif isinstance(part, nn.Conv2d) and drawn:
             _kaiming(part.weight)
             _zero_bias(part, arch == VGG)
         elif isinstance(part, nn.Linear):

@@ -9,20 +9,24 @@ from numbers import Integral
 from ztw.errors import ZtwError
 from ztw.models.backbone import Backbone
 from ztw.models.operations import backbone_macs, stage_costs
-from ztw.study.names import placement_step
+from ztw.study.names import listed_placement, placement_step
 from ztw.tensors import is_number
 
 Placement = str | Sequence[int] | Sequence[float]
-ALLOWED = "all, every <n>, block indices or fractions of the cost"
+ALLOWED = "all, every <n>, sdn, block indices or fractions of the cost"
 
 
 def resolve_placement(backbone: Backbone, placement: Placement) -> tuple[int, ...]:
     """Turn a placement into block indices.
 
     placement: "all" = after every block; "every 3" = after every third; whole numbers = block indices
-    from 0; fractions in (0, 1] of the backbone's MACs = after the block whose cumulative cost is nearest.
+    from 0; fractions in (0, 1] of the backbone's MACs = after the block whose cumulative cost is nearest;
+    "sdn" = as SDN's authors place them (Kaya et al. 2019): fractions 0.15, 0.3 ... 0.9, on "mobilenet" blocks
+    2, 4, 6, 8 and 11.
     Raises ZtwError for a block beyond the last, a fraction outside (0, 1], or two heads on one block.
     """
+    if isinstance(placement, str):
+        placement = listed_placement(placement, backbone.arch)
     if isinstance(placement, str):
         return _every_so_often(backbone, placement)
     if not hasattr(placement, "__len__") or not hasattr(placement, "__getitem__"):

@@ -28,12 +28,26 @@ def _linear(module: nn.Module, x: Tensor, y: Tensor) -> float:
     return (2 * module.in_features - 1) * y.numel()
 
 
-def _kernel(x: Tensor, y: Tensor) -> int:
-    return -(-x.shape[-1] // y.shape[-1])  # an adaptive pool's side, as the counter estimates it
+def _kernel(module: nn.Module, x: Tensor, y: Tensor) -> int:
+    """The side of a pool's kernel: its own, or, of an adaptive one, what the counter takes it for."""
+    if not isinstance(module, nn.MaxPool2d | nn.AvgPool2d):
+        return -(-x.shape[-1] // y.shape[-1])
+    side = module.kernel_size
+    return side if isinstance(side, int) else side[0]
+
+
+def _max_pool(module: nn.Module, x: Tensor, y: Tensor) -> float:
+    return (_kernel(module, x, y) - 1) * y.numel()
+
+
+def _average_pool(module: nn.Module, x: Tensor, y: Tensor) -> float:
+    return _kernel(module, x, y) * y.numel()
 
 
 def _mixed_pool(module: nn.Module, x: Tensor, y: Tensor) -> float:
-    return (2 * _kernel(x, y) - 1) * y.numel()
+    if x.shape[-1] < 4:  # the released heads do not pool so small a map
+        return 0.0
+    return _max_pool(module, x, y) + _average_pool(module, x, y)
 
 
 # Operations of one module for one image, from its input and output; what is not listed costs nothing.
@@ -45,9 +59,10 @@ OPERATIONS: dict[type[nn.Module], Callable[[nn.Module, Tensor, Tensor], float]] 
     BasicBlock: lambda module, x, y: y.numel(),
     BlockReLU: lambda module, x, y: 0.0,
     nn.ReLU: lambda module, x, y: x.numel(),
-    nn.MaxPool2d: lambda module, x, y: (_kernel(x, y) - 1) * y.numel(),
-    nn.AdaptiveMaxPool2d: lambda module, x, y: (_kernel(x, y) - 1) * y.numel(),
-    nn.AdaptiveAvgPool2d: lambda module, x, y: _kernel(x, y) * y.numel(),
+    nn.MaxPool2d: _max_pool,
+    nn.AdaptiveMaxPool2d: _max_pool,
+    nn.AvgPool2d: _average_pool,
+    nn.AdaptiveAvgPool2d: _average_pool,
     MixedPool: _mixed_pool,
 }
 

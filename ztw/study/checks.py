@@ -20,6 +20,7 @@ from ztw.study.names import (
     image_channels,
     image_size,
     is_streamed,
+    listed_placement,
     placement_step,
     smallest_image,
 )
@@ -293,6 +294,7 @@ def _check_exit_weights(label: str, ics: IcSet, arch: str) -> None:
 
 
 def _heads(placement: Placement, arch: str) -> int:
+    placement = listed_placement(placement, arch)
     if not isinstance(placement, str):
         return len(placement)
     step = placement_step(placement)
@@ -301,16 +303,16 @@ def _heads(placement: Placement, arch: str) -> int:
 
 def check_placement(placement: Placement, arch: str, label: str) -> None:
     """Whether an architecture has the blocks that exits are to be placed on."""
+    listed, placement = as_written(placement), listed_placement(placement, arch)
     if isinstance(placement, str):
         if placement_step(placement) is None:
             raise ZtwError(
-                f"{label}: {placement!r} is unknown; known: all, every <n>, a list of block indices,"
+                f"{label}: {placement!r} is unknown; known: all, every <n>, sdn, a list of block indices,"
                 " a list of fractions"
             )
         if _heads(placement, arch) < 1:
             raise ZtwError(f"{label}: {placement!r}: {arch} has only {blocks(arch)} blocks")
         return
-    listed = as_written(placement)
     if len(placement) > blocks(arch):
         raise ZtwError(f"{label}: {listed!r}: {len(placement)} exits, {arch} has {blocks(arch)} blocks")
     fractions = any(isinstance(item, float) for item in placement)

@@ -6,11 +6,15 @@ from ztw.study.facts import DATASETS
 from ztw.study.parts import own
 from ztw.study.settings import DataSettings
 from ztw.study.torchvision_names import TORCHVISION_BLOCKS, TORCHVISION_PREFIX
+from ztw.study.training_settings import SDN_SHARES, Placement
 
 CIFAR_RESNETS = tuple(f"resnet{depth}" for depth in (8, 14, 20, 26, 32, 38, 44, 56, 110))
 ARCHS = (*CIFAR_RESNETS, "vgg16_bn", "wide_resnet_32_4", "mobilenet")
 BLOCKS = {"vgg16_bn": 14, "wide_resnet_32_4": 15, "mobilenet": 13}
 SMALLEST_IMAGE = {"vgg16_bn": 32}
+SDN_BLOCKS = {
+    "mobilenet": (2, 4, 6, 8, 11)
+}  # where its authors' exits are not at the blocks nearest SDN_SHARES
 NO_THRESHOLD = ("patience",)
 EXIT_WEIGHTS = ("uniform", "depth", "growing")
 # Options of a backbone that only some architectures have: option -> (who has it, as an error says it; their names)
@@ -65,6 +69,11 @@ def is_streamed(data: DataSettings, dataset: str) -> bool:
     if dataset in data.image_folders:
         return data.image_folders[dataset].stream
     return DATASETS[dataset].streamed
+
+
+def listed_placement(placement: Placement, arch: str) -> Placement:
+    """What `sdn` stands for on an architecture, block indices or shares of the cost; any other placement itself."""
+    return SDN_BLOCKS.get(arch, SDN_SHARES) if placement == "sdn" else placement
 
 
 def placement_step(placement: str) -> int | None:

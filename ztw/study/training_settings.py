@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 from ztw.study.section import Name, Section, Unique, is_number, key, one_of, part
 
 Placement = str | tuple[int | float, ...]
+# Where SDN's authors put exits (Kaya et al. 2019): shares of the backbone's cost, which are also their final weights
+SDN_SHARES = (0.15, 0.3, 0.45, 0.6, 0.75, 0.9)
 ExitWeights = str | tuple[int | float, ...]
 
 
@@ -17,7 +19,7 @@ def _numbers(value: Any) -> bool:
 
 _NUMBERS = {"type": "array", "minItems": 1, "items": {"type": "number"}}
 _PLACEMENT = one_of(
-    "all, every <n>, a list of block indices or a list of fractions",
+    "all, every <n>, sdn, a list of block indices or a list of fractions",
     lambda value: isinstance(value, str) or (_numbers(value) and len(value) > 0),
     {"anyOf": [{"type": "string"}, _NUMBERS]},
 )
@@ -95,8 +97,8 @@ class BackboneBuild(Section):
     )
     init: Literal["torch", "released"] = key(
         "random weights: `torch` = PyTorch's, `released` = normal, variance 2 / (kernel area x outputs) (Kaiming, fan"
-        " out) for the convolutions of ResNets, VGG and MobileNet, Xavier's for the Wide ResNet's. The paper's"
-        " architectures only",
+        " out) for the convolutions of ResNets and VGG, Xavier's for the Wide ResNet's, PyTorch's for MobileNet, which"
+        " has no initialiser in the released code. The paper's architectures only",
         "torch",
     )
 
@@ -129,12 +131,13 @@ class Anatomy(Section):
     )
     init: Literal["torch", "released"] = key(
         "as `backbone.init`, of the ICs: `released` also draws the share of maximum in a mixed pool from U(0, 1)"
-        " (`torch`: 0.5)",
+        " (`torch`: 0.5), on MobileNet nothing else",
         "torch",
     )
     placement: Annotated[Placement, *_PLACEMENT] = key(
         "after every block; `every 2`, `every 3`, ...; a list of block indices from 0 (`[2, 5, 8]`); or of"
-        " fractions of the backbone's cost (`[0.15, 0.3, 0.45]`), each taken to the nearest block",
+        " fractions of the backbone's cost (`[0.15, 0.3, 0.45]`), each taken to the nearest block; `sdn` = as SDN's"
+        " authors: fractions 0.15, 0.3, 0.45, 0.6, 0.75, 0.9, on `mobilenet` blocks 2, 4, 6, 8, 11",
         "all",
     )
 
@@ -144,7 +147,8 @@ class Regime(Section):
 
     mode: Literal["independent", "cascade", "cascade_detached", "boosted"] = key(
         "`independent`: each IC by itself. `cascade`: each also sees the previous IC's logits."
-        " `cascade_detached`: the same with the gradient stopped there (ZTW). `boosted`: each exit adds to half of"
+        " `cascade_detached`: the same with the gradient stopped there (ZTW; its released code does not stop it at the"
+        " IC on VGG's fully connected layer, the paper does, and so do we). `boosted`: each exit adds to half of"
         " the previous one's logits, gradient stopped (BoostNet; with `training` `joint` or `layer_wise`)"
     )
     training: Literal["separate", "layer_wise", "joint"] = key(
@@ -158,7 +162,9 @@ class Regime(Section):
     )
     exit_weights: Annotated[ExitWeights, *_EXIT_WEIGHTS] = key(
         "of a `joint` set: `uniform` = 1 each; `depth` = deeper exits weigh more, j / sum of j (PABEE);"
-        " `growing` = ICs grow to their share of the cost over the training (SDN); or a number for every exit",
+        " `growing` = each IC, in epoch e of E, min(tau, 0.01 + tau e / E), tau its share of the backbone's cost: of"
+        " the placement where it says one (of `sdn` 0.15, 0.3, ... in order), else of its block (SDN); or a number for"
+        " every exit",
         "uniform",
     )
     rescale_gradients: bool = key(
@@ -198,7 +204,9 @@ class IcSet(IcRecipe, Anatomy, Regime):
 
     @property
     def asked_shares(self) -> tuple[float, ...] | None:
-        """The shares of the backbone's cost at which the study asks for its exits, where it says so."""
+        """The shares of the backbone's cost at which the study asks for its exits, or more; None: it says none."""
+        if self.placement == "sdn":
+            return SDN_SHARES
         if isinstance(self.placement, str) or not any(isinstance(item, float) for item in self.placement):
             return None
         return self.placement

@@ -21,7 +21,7 @@ from ztw.training.compiling import compiled
 from ztw.training.loop import History, Step, Task, run_epochs
 from ztw.training.recipe import Recipe, make_optimizer
 
-# share of the training that is done, in [0, 1] -> weight of every exit's loss (K,)
+# share of the training that is done when the epoch at work ends, e / E in (0, 1] -> weight of every exit's loss (K,)
 Weights = Callable[[float], Tensor]
 
 
@@ -31,10 +31,11 @@ def exit_weights(
     """The weights of the exits' losses in joint training.
 
     kind: "uniform" = 1 each (BranchyNet 2016's code); "depth" = j / sum of j, deeper exits weigh more
-    (PABEE 2020); "growing" = 1 for the backbone's own exit, and for each IC from 0.01,
-    linearly over the training, to its share of the backbone's cost (SDN 2019): its block's, or the one
-    in `shares` (K - 1,), where it was asked for; or K numbers. Raises ZtwError for an unknown name or
-    another count of numbers.
+    (PABEE 2020, whose authors train with Adam, which no common factor of the weights changes; under SGD the last
+    of K exits has the weight 2 / (K + 1)); "growing" = 1 for the backbone's own exit, and for each IC
+    min(tau, 0.01 + tau e / E) in epoch e of E, as in SDN's code (2019), tau its share of the backbone's cost: its
+    block's, or the one in `shares` (K - 1 or more), where it was asked for; or K numbers. Raises ZtwError for an
+    unknown name or another count of numbers.
     """
     exits = network.exits
     if not isinstance(kind, str):
@@ -51,8 +52,8 @@ def exit_weights(
     if shares is None:
         done = stage_costs(network.backbone).cumsum(0) / backbone_macs(network.backbone)
         shares = done[list(network.placement)].tolist()
-    last = torch.tensor(shares, dtype=torch.float32)
-    return lambda done: torch.cat([0.01 + (last - 0.01).clamp(min=0) * done, torch.ones(1)])
+    last = torch.tensor(shares[: exits - 1], dtype=torch.float32)
+    return lambda done: torch.cat([torch.minimum(last, 0.01 + last * done), torch.ones(1)])
 
 
 def scale_gradient(x: Tensor, factor: float) -> Tensor:

@@ -34,8 +34,8 @@ class Task:
     """What is trained.
 
     names: what each of the M losses belongs to, for messages; step: computes them for a batch; module: all that
-    training changes; optimizer: of its weights; weights: share of the training that is done, in [0, 1] -> what the
-    step gets beside the batch, on the CPU.
+    training changes; optimizer: of its weights; weights: share of the training that is done when
+    the epoch at work ends, in (0, 1] -> what the step gets beside the batch, on the CPU.
     """
 
     names: Sequence[str]
@@ -113,7 +113,9 @@ class Training:
 
     def train_on(self, images: Tensor, labels: Tensor) -> None:
         """One step of the optimizer."""
-        weights = self.task.weights(self.step / self.total).to(images.device, non_blocking=True)
+        epoch = self.step // self.steps + 1
+        done = min(1.0, epoch / self.recipe.epochs)
+        weights = self.task.weights(done).to(images.device, non_blocking=True)
         losses, right = self.gradients(images, labels, weights)
         self.task.optimizer.step()
         self.schedule.step()

@@ -49,9 +49,10 @@ def train_ics(
     (image, label), or a DataLoader, whose batch size, order and augmentation are then used. regime: "separate" = the
     ICs on the frozen backbone, "joint" = backbone and ICs together, "layer_wise" = exit after exit, the epochs
     shared out over them. The defaults are ZTW's recipe (2021) for ICs: Adam, lr 1e-3, batches of 128, weight decay
-    5e-4; it trains 50 epochs, and lr falls to a tenth after epoch 15, as after each of `milestones`. weights: of the
-    exits' losses in joint training, see `ztw.training.joint.exit_weights`. seed: of order, augmentation and dropout.
-    precision: "fp32", "bf16" or "auto". checkpoints: a folder; the same call then goes on where it was stopped, in
+    5e-4 (1e-4 on its ResNet and MobileNet); it trains 50 epochs, and lr falls to a tenth after epoch 15, as after each
+    of `milestones`. weights: of the exits' losses in joint training, see `ztw.training.joint.exit_weights`. seed: of
+    order, augmentation and dropout. precision: "fp32", "bf16" or "auto".
+    checkpoints: a folder; the same call then goes on where it was stopped, in
     the middle of an epoch (a DataLoader with a generator of its own, or a dataset that draws from others than
     torch's, then gives other images than it would have). report: gets a line of progress now and then; None for
     silence.
