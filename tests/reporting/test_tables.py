@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from metrics_by_hand import at_budget, metric, result, results
@@ -13,7 +14,9 @@ import ztw
 from ztw.evaluation.curves import Answers, Costs
 from ztw.evaluation.methods import Evaluation, evaluate_method
 from ztw.evaluation.metric_rows import backbone_metrics, metric_records
+from ztw.evaluation.names import BACKBONE
 from ztw.reporting import tables
+from ztw.reporting.readable import Block, blocks, read_accuracies
 from ztw.reporting.results import read_metrics, write_metrics
 from ztw.study.settings import EvaluationSettings, MethodSettings
 
@@ -156,8 +159,8 @@ def test_what_the_files_say(tmp_path):
     csv, md, tex = (Path(name).read_text() for name in names)
     assert csv.splitlines()[:3] == [
         "dataset,arch,method,budget,mean,std,n,relative_cost,protocol",
-        "d,a,sdn,0.25,-,-,0,-,held-out",
-        "d,a,sdn,max,0.900000,-,1,1.200000,held-out",
+        "d,a,sdn,0.25,,,0,,held-out",
+        "d,a,sdn,max,0.900000,,1,1.200000,held-out",
     ]
     assert "| method | 25 % | Max |\n|---|---:|---:|\n" in md
     assert "| sdn | - | **90.0** |" in md
@@ -213,3 +216,72 @@ def test_allowed_loss_by_hand():
 def test_a_study_without_allowed_losses_has_an_empty_table(tmp_path):
     tables.write_csv(tables.allowed_loss_table(result(at_budget("0.5", 0.9, 0.5))), tmp_path / "a.csv")
     assert (tmp_path / "a.csv").read_text().split() == [",".join(tables.ALLOWED_LOSS)]
+
+
+def test_a_csv_is_empty_where_there_is_no_value(tmp_path):
+    """In every column of numbers, and in the budget of a network that has none; a reader of either form sees both."""
+    rows = [
+        {"budget": "0.5", "mean": math.nan, "std": 0.1, "n": 1},
+        {"budget": "-", "mean": 0.5, "std": math.nan, "n": 2},
+        {"budget": "max", "mean": 0.5, "std": 0.25, "n": 2},
+    ]
+    tables.write_csv(pd.DataFrame(rows), tmp_path / "new.csv")
+    lines = (tmp_path / "new.csv").read_text().splitlines()
+    assert lines == ["budget,mean,std,n", "0.5,,0.100000,1", ",0.500000,,2", "max,0.500000,0.250000,2"]
+    assert pd.read_csv(tmp_path / "new.csv")["mean"].dtype == "float64"
+    (tmp_path / "old.csv").write_text("budget,mean,std,n\n0.5,-,0.1,1\n-,0.5,-,2\nmax,0.5,0.25,2\n")
+    new, old = (read_accuracies(tmp_path / name) for name in ("new.csv", "old.csv"))
+    assert str(new) == str(old)
+    assert [row["budget"] for row in new] == ["0.5", "-", "max"]
+
+
+def with_backbones(
+    *accuracies: float, budgets: tuple = (0.5, 1.0, "max"), joint: bool = False
+) -> list[Block]:
+    """The blocks of one method beside backbones of these accuracies, a seed each."""
+    rows = [row for budget in budgets for row in at_budget(str(budget), 0.99, 0.5)]
+    found = results(
+        *(
+            result([*rows, *([] if joint else [metric("backbone_accuracy", accuracy)])], seed=seed)
+            for seed, accuracy in enumerate(accuracies)
+        )
+    )
+    table = tables.accuracy_table(found, ["sdn"], settings(budgets, ("held-out",)))
+    return blocks(tables.with_backbone(table, found).to_dict("records"))
+
+
+def test_the_backbone_s_own_accuracy_is_the_first_row():
+    """Where the budget is enough for it; one seed's that failed is seen by the spread, and it is no method to mark."""
+    (block,) = with_backbones(0.993, 0.753)
+    assert list(block.rows) == [BACKBONE, "sdn"]
+    assert [entry.text for entry in block.rows[BACKBONE]] == ["-", "87.3 ± 17.0", "87.3 ± 17.0"]
+    (block,) = with_backbones(0.999)
+    assert {entry.mark for entry in block.rows[BACKBONE]} == {""}
+    assert {entry.mark for entry in block.rows["sdn"]} == {"best"}, "compared with methods alone"
+
+
+def test_a_backbone_that_fits_no_budget_stands_in_the_title():
+    (block,) = with_backbones(0.993, 0.753, budgets=(0.25, 0.5))
+    assert block.title.endswith("; backbone alone: 87.3 ± 17.0")
+
+
+def test_where_every_set_trains_the_backbone_it_has_no_row():
+    (block,) = with_backbones(0.9, joint=True)
+    assert list(block.rows) == ["sdn"]
+
+
+def test_the_backbone_is_a_row_of_every_protocol_in_the_csv(tmp_path):
+    rows = [
+        *at_budget("max", 0.9, 1.2),
+        *at_budget("max", 0.9, 1.2, "paper"),
+        metric("backbone_accuracy", 0.8),
+    ]
+    found = result(rows)
+    table = tables.accuracy_table(found, ["sdn"], settings(("max",)))
+    tables.write_csv(tables.with_backbone(table, found), tmp_path / "t.csv")
+    assert (tmp_path / "t.csv").read_text().splitlines()[1:] == [
+        "d,a,backbone alone,,0.800000,,1,1.000000,held-out",
+        "d,a,sdn,max,0.900000,,1,1.200000,held-out",
+        "d,a,backbone alone,,0.800000,,1,1.000000,paper",
+        "d,a,sdn,max,0.900000,,1,1.200000,paper",
+    ]

@@ -15,7 +15,14 @@ from ztw.reporting.differences import read_noise
 from ztw.reporting.latency_table import latency_table, write_latency
 from ztw.reporting.published import comparison_table, read_published
 from ztw.reporting.results import Metrics, from_files, from_runs, write_metrics
-from ztw.reporting.tables import accuracy_table, allowed_loss_table, per_exit_table, write_csv, write_tables
+from ztw.reporting.tables import (
+    accuracy_table,
+    allowed_loss_table,
+    per_exit_table,
+    with_backbone,
+    write_csv,
+    write_tables,
+)
 
 if TYPE_CHECKING:  # only a type: the wording of a key must not count as a change of what is computed
     from ztw.study.settings import EvaluationSettings
@@ -81,7 +88,8 @@ def write_all(
     write_metrics(metrics, tables.metrics)
     write_csv(pd.DataFrame(devices, columns=COLUMNS), tables.devices)
     noise = read_noise(files.differences)
-    write_tables(accuracies, noise, mixed(devices), tables.csv, tables.md, tables.tex)
+    shown = with_backbone(accuracies, metrics)
+    write_tables(shown, noise, mixed(devices), tables.csv, tables.md, tables.tex)
     write_csv(per_exit_table(metrics), tables.per_exit)
     write_csv(allowed_loss_table(metrics), tables.allowed_loss)
     write_csv(compared, tables.comparison)

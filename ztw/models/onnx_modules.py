@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from ztw.exits.rules import ExitRule, State
 from ztw.models.folding import fold_batch_norm
 from ztw.models.heads import Head
 from ztw.models.network import EarlyExitNetwork
-from ztw.models.pooling import MixedPool, pooling_matrix
+from ztw.models.pooling import MixedPool
 
 
 class AllExits(nn.Module):
@@ -171,8 +172,9 @@ def plain_average(x: Tensor, target: int) -> Tensor:
     height, width = x.shape[-2:]
     if height % target == 0 == width % target:
         return F.avg_pool2d(x, (height // target, width // target))
-    matrix = torch.kron(pooling_matrix(height, target), pooling_matrix(width, target)).T.contiguous()
-    return (x.flatten(2) @ matrix).unflatten(2, (target, target))
+    # in NumPy, because the exporter would trace every step of it
+    matrix = np.kron(_shares(height, target), _shares(width, target)).T
+    return (x.flatten(2) @ torch.tensor(matrix.tolist())).unflatten(2, (target, target))
 
 
 def plain_max(x: Tensor, target: int) -> Tensor:
@@ -184,12 +186,23 @@ def plain_max(x: Tensor, target: int) -> Tensor:
     return F.max_pool2d(x.index_select(2, rows).index_select(3, columns), (tall, wide))
 
 
+def _shares(size: int, target: int) -> np.ndarray:
+    """(target, size): adaptive average pooling of one axis as a matrix."""
+    place, spans = np.arange(size), _spans(size, target)
+    return np.stack([((start <= place) & (place < end)) / (end - start) for start, end in spans])
+
+
+def _spans(size: int, target: int) -> list[tuple[int, int]]:
+    """Where adaptive pooling's windows start and end."""
+    return [(place * size // target, -(-(place + 1) * size // target)) for place in range(target)]
+
+
 def _windows(size: int, target: int) -> tuple[Tensor, int]:
     """The places of adaptive pooling's windows, one after another and all of one length, and that length.
 
     A place that is there twice does not change a maximum.
     """
-    spans = [(place * size // target, -(-(place + 1) * size // target)) for place in range(target)]
+    spans = _spans(size, target)
     longest = max(end - start for start, end in spans)
     places = [min(start + step, end - 1) for start, end in spans for step in range(longest)]
     return torch.tensor(places), longest

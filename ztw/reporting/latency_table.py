@@ -117,8 +117,10 @@ def read_latency(path: Path | str, dataset: str, arch: str) -> pd.DataFrame:
     """The rows of one data set and architecture, as `write_latency` wrote them."""
     check_seal(path)
     texts = dict.fromkeys(("dataset", "arch", "method", "budget", "runtime", "device", "precision"), str)
-    missing = {name: [INFEASIBLE] for name in ("accuracy", "relative_cost", "relative_time_in_runtime")}
+    empty = ["", INFEASIBLE]  # which earlier versions wrote
+    missing = dict.fromkeys(("accuracy", "relative_cost", "relative_time_in_runtime"), empty)
     rows = pd.read_csv(path, dtype=texts, keep_default_na=False, na_values=missing)
+    rows["budget"] = rows["budget"].replace("", INFEASIBLE)
     return rows[rows["dataset"].eq(dataset) & rows["arch"].eq(arch)]
 
 

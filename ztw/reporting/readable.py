@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from ztw.evaluation.names import BACKBONE
 from ztw.files import check_seal
 
-INFEASIBLE = "-"
+INFEASIBLE = "-"  # no value, and the budget of a network without exits; empty in a csv
 SAME = "≈"
 Mark = Literal["best", "same", ""]
 # (data set, architecture, protocol, budget, method, method) of the pairs that differ by no more than noise
@@ -44,7 +45,7 @@ class Block:
 
 
 def read_rows(path: Path | str) -> list[dict[str, Any]]:
-    """Rows of a csv table as text; raises ZtwError when it was altered."""
+    """Rows of a csv table as text, "" where there is no value; raises ZtwError when it was altered."""
     check_seal(path)
     with Path(path).open(newline="", encoding="utf-8") as stream:
         return list(csv.DictReader(stream))
@@ -54,7 +55,9 @@ def read_accuracies(path: Path | str) -> list[dict[str, Any]]:
     """The rows of `accuracy_at_budget.csv`, as `blocks` takes them."""
     rows = read_rows(path)
     for row in rows:
-        row |= {name: math.nan if row[name] == INFEASIBLE else float(row[name]) for name in ("mean", "std")}
+        row["budget"] = row["budget"] or INFEASIBLE
+        for name in ("mean", "std"):  # earlier versions wrote "-" where there was no value
+            row[name] = math.nan if row[name] in ("", INFEASIBLE) else float(row[name])
         row["n"] = int(row["n"])
     return rows
 
@@ -101,17 +104,33 @@ def blocks(
 def _block(
     dataset: str, arch: str, protocol: str, methods: Mapping[str, list[Mapping[str, Any]]], noise: Noise
 ) -> Block:
+    alone = [row for row in methods.get(BACKBONE, ()) if row["budget"] == INFEASIBLE]
+    compared = {method: rows for method, rows in methods.items() if rows != alone}
     seeds = max(row["n"] for rows in methods.values() for row in rows)
-    leaders = [_leader(column) for column in zip(*methods.values(), strict=True)]
-    entries = {
-        method: [
+    leaders = [_leader(column) for column in zip(*compared.values(), strict=True)]
+    budgets = [row["budget"] for row in next(iter(compared.values()))]
+    entries: dict[str, list[Entry]] = {}
+    if alone:
+        entries[BACKBONE] = [_of_backbone(alone[0], budget, seeds) for budget in budgets]
+    for method, rows in compared.items():
+        entries[method] = [
             Entry(accuracy_text(row, seeds), _mark(row, leader, noise))
             for row, leader in zip(rows, leaders, strict=True)
         ]
-        for method, rows in methods.items()
-    }
-    budgets = [budget_name(row["budget"]) for row in next(iter(methods.values()))]
-    return Block(_title(dataset, arch, protocol, seeds) + _note(noise), budgets, entries)
+    title = _title(dataset, arch, protocol, seeds) + _note(noise)
+    if alone and not any(map(_whole, budgets)):
+        title += f"; {BACKBONE}: {accuracy_text(alone[0], seeds)}"
+    return Block(title, list(map(budget_name, budgets)), entries)
+
+
+def _of_backbone(row: Mapping[str, Any], budget: str, seeds: int) -> Entry:
+    """The backbone's accuracy at a budget that it fits. It is no method: nothing is marked against it."""
+    return Entry(accuracy_text(row, seeds) if _whole(budget) else INFEASIBLE, "")
+
+
+def _whole(budget: str) -> bool:
+    """Whether a budget is enough for the whole backbone."""
+    return budget == "max" or float(budget) >= 1
 
 
 def _title(dataset: str, arch: str, protocol: str, seeds: int) -> str:

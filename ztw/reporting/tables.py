@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from ztw.errors import ZtwError
+from ztw.evaluation.names import BACKBONE
 from ztw.files import sealed, write_sealed
 from ztw.reporting.readable import INFEASIBLE, Noise, Notes, blocks
 from ztw.reporting.rendering import to_latex, to_markdown
@@ -60,6 +61,24 @@ def accuracy_table(
     order = metrics[CELL].drop_duplicates().merge(wanted, how="cross")
     found = order.merge(metrics[[*CELL, "method"]].drop_duplicates())
     return found.merge(table.reset_index(), how="left")[COLUMNS]
+
+
+def with_backbone(table: pd.DataFrame, metrics: Metrics) -> pd.DataFrame:
+    """The accuracy table with the backbone's own accuracy as the first row of every cell and protocol.
+
+    The row has no budget, because the backbone has no thresholds; mean, std and n are over the seeds. A cell without
+    the metric `backbone_accuracy` (every IC set trained the backbone as well) gets no row.
+    """
+    known = metrics[metrics["metric"].eq("backbone_accuracy")].drop_duplicates(IDENTITY[:3])
+    alone = known.groupby(CELL)["value"].agg(mean="mean", std="std", n="count")
+    rows: list[dict[Any, Any]] = []
+    for (dataset, arch, protocol), methods in table.groupby([*CELL, "protocol"], sort=False):
+        if (dataset, arch) in alone.index:
+            named = {"dataset": dataset, "arch": arch, "protocol": protocol, "method": BACKBONE}
+            own = {"budget": INFEASIBLE, "relative_cost": 1.0, **alone.loc[(dataset, arch)].to_dict()}
+            rows.append({**named, **own, "n": int(own["n"])})
+        rows += methods.to_dict("records")
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def _side_by_side(metrics: Metrics, names: list[str]) -> pd.DataFrame:
@@ -120,9 +139,10 @@ def _as_they_come(table: pd.DataFrame, metrics: Metrics) -> pd.DataFrame:
 
 
 def write_csv(table: pd.DataFrame, path: Path | str) -> None:
-    """The long table, six decimals, "-" where there is no value."""
+    """The long table, six decimals, empty where there is no value."""
+    plain = table.replace({"budget": {INFEASIBLE: None}}) if "budget" in table else table
     with sealed(path) as scratch:
-        table.to_csv(scratch, index=False, float_format="%.6f", na_rep=INFEASIBLE, lineterminator="\r\n")
+        plain.to_csv(scratch, index=False, float_format="%.6f", lineterminator="\r\n")
 
 
 def write_tables(

@@ -1,0 +1,21 @@
+"""Parts of a network in operations that an exporter takes quickly."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from ztw.models.onnx_modules import PlainPool
+from ztw.models.pooling import MixedPool
+
+
+@pytest.mark.parametrize("pool", [nn.AdaptiveAvgPool2d(4), nn.AdaptiveMaxPool2d(4), MixedPool(4)])
+@pytest.mark.parametrize("size", [(7, 7), (14, 9), (4, 6)])
+def test_a_pooling_is_exported_in_a_few_steps(pool, size):
+    """Windows that do not tile the map were built step by step, and the exporter traced every step."""
+    images, plain = torch.randn(3, 2, *size), PlainPool(pool.requires_grad_(False)).eval()
+    program = torch.export.export(plain, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    steps = [node for node in program.graph.nodes if node.op == "call_function"]
+    assert len(steps) < 20
+    torch.testing.assert_close(program.module()(images), pool(images))
