@@ -13,6 +13,21 @@ from typing import IO, Any
 from ztw.errors import ZtwError
 
 RUN_AGAIN = "delete it and run again"
+# What systems leave in folders that they serve or unpack, in lower case
+LEFT_BEHIND = frozenset(
+    {
+        *("@eadir", "#recycle", "#snapshot"),  # Synology
+        *("@recycle", "@recently-snapshot"),  # QNAP
+        "lost+found",  # Linux
+        *("__macosx", "network trash folder", "temporary items"),  # macOS
+        *("$recycle.bin", "system volume information", "thumbs.db", "desktop.ini"),  # Windows
+    }
+)
+
+
+def is_left_behind(name: str) -> bool:
+    """Whether a file or folder of this name is a system's, and none of the user's (macOS: `._` before a name)."""
+    return name.casefold() in LEFT_BEHIND or name.startswith("._")
 
 
 @contextmanager

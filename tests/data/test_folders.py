@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -52,13 +53,72 @@ def folder(tmp_path):
 def test_what_begins_with_a_dot_is_ignored(prepare, folder):
     put(folder / "train/.ipynb_checkpoints/0.png")
     put(folder / "train/cat/.ipynb_checkpoints/0.png")
-    (folder / "train/cat/._0.png").write_bytes(b"no image")
     (folder / "train/.DS_Store").write_bytes(b"")
     (folder / "val/dog/.gone.png").symlink_to("nowhere")
     put(folder / "test/.hidden/0.png")
     record, said = prepare(folder)
     assert (record["classes"], record["counts"]) == (2, {"train": 4, "test": 4})
     assert not any(": skipped " in line for line in said)
+
+
+LEFT = ("@eaDir", "#recycle", "#snapshot", "@Recycle", "lost+found", "__MACOSX", "$RECYCLE.BIN")
+
+
+@pytest.mark.parametrize("below", ["", "cat", "cat/deep"])
+def test_what_systems_leave_behind_is_counted(prepare, folder, below):
+    """At the level of the classes it would be a class, below it images of one."""
+    before, _ = prepare(folder)
+    for split in ("train", "val"):
+        place = folder / split / below
+        for name in LEFT:
+            put(place / name / "0.png")
+        for name in ("._0.png", "._1.png", "Thumbs.db", "desktop.ini"):
+            (place / name).write_bytes(b"no image")
+    (folder / "train/dog/System Volume Information").mkdir()
+    put(folder / "test/@eaDir/0.png")  # val/ is still the one with class folders
+    record, said = prepare(folder)
+    assert record == before
+    (train, test) = [line for line in said if ": skipped " in line]
+    counted = "1 #recycle, 1 #snapshot, 1 $RECYCLE.BIN, 2 ._*, 1 @Recycle, 1 @eaDir"
+    assert train.startswith(f"train: skipped {counted}, 1 System Volume Information, 1 Thumbs.db, 1 __MACOSX")
+    assert test.startswith(f"test: skipped {counted}, 1 Thumbs.db, 1 __MACOSX, 1 desktop.ini, 1 lost+found (")
+
+
+CAFE = {form: unicodedata.normalize(form, "caf\xe9") for form in ("NFC", "NFD")}
+
+
+@pytest.mark.parametrize("train", ["NFC", "NFD"])
+def test_classes_in_two_unicode_forms(prepare, tmp_path, train):
+    """macOS hands out NFD: a folder copied from there is another one, and its class sorts elsewhere."""
+    folder = fill(tmp_path / "mine", ("cafz", CAFE[train]))
+    (folder / "val" / CAFE[train]).rename(folder / "val" / CAFE["NFD" if train == "NFC" else "NFC"])
+    record, said = prepare(folder)
+    assert record["class_names"] == ["cafz", CAFE["NFC"]]
+    assert f"classes {CAFE['NFC']}: their folders' names are written in several Unicode forms" in str(said)
+    for split in ("train", "test"):
+        found = load_split(record, split)
+        assert found.labels.tolist() == [0, 0, 1, 1]
+        means = torch.cat([images for images, _ in found.batches(4)]).mean((1, 2, 3))
+        assert means[:2].max() < means[2:].min(), "the second of the two is the brighter one"
+
+
+def test_both_unicode_forms_in_one_split(prepare, tmp_path):
+    folder = fill(tmp_path / "mine", ("cat", CAFE["NFC"]))
+    put(folder / "train" / CAFE["NFD"] / "deep/9.png", 90)
+    (folder / "val" / CAFE["NFD"]).mkdir()
+    record, said = prepare(folder)
+    assert (record["classes"], record["counts"]) == (2, {"train": 5, "test": 4})
+    assert load_split(record, "train").labels.tolist() == [0, 0, 0, 1, 1]
+    assert len(torch.cat([images for images, _ in load_split(record, "train").batches(2)])) == 5
+    assert [line for line in said if "several Unicode forms" in line]
+    put(folder / "train" / CAFE["NFD"] / "deep/9.png", 91)
+    assert prepare(folder)[0]["decoded"]["train"] != record["decoded"]["train"]
+
+
+def test_one_unicode_form_alone_is_no_matter(prepare, tmp_path):
+    record, said = prepare(fill(tmp_path / "mine", ("cafz", CAFE["NFD"])))
+    assert record["class_names"] == ["cafz", CAFE["NFC"]]
+    assert not [line for line in said if "Unicode" in line]
 
 
 def test_images_that_lie_deeper_belong_to_the_class(prepare, folder):

@@ -8,7 +8,8 @@ import torch
 import ztw
 from ztw.data.decoded import ImageSet
 from ztw.data.prepare import prepare_dataset
-from ztw.data.splits import cell_splits, held_out_split, load_split
+from ztw.data.splits import cell_splits, held_out_counts, held_out_split, load_split
+from ztw.progress import Note
 from ztw.study.settings import DataSettings
 
 
@@ -25,6 +26,73 @@ def test_split_is_stratified_seeded_and_complete():
 def test_impossible_fractions_are_refused(fraction):
     with pytest.raises(ztw.ZtwError, match="validation fraction"):
         held_out_split(torch.arange(100) % 2, fraction, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "fraction", "expected"),
+    [
+        ([200, 4, 4, 4, 4, 4], 0.1, [17, 1, 1, 1, 1, 1]),
+        ([1000] + [4] * 50, 0.1, [70] + [1] * 50),
+        ([1000] + [20] * 10 + [4] * 50, 0.1, [75] + [2] * 5 + [1] * 55),
+        ([30, 1, 1, 5], 0.1, [3, 0, 0, 1]),
+        ([5] * 20, 0.1, [1] * 10 + [0] * 10),
+        ([3, 9, 9], 0.1, [0, 1, 1]),
+        ([2, 2, 10], 0.5, [1, 1, 5]),
+        ([2, 2, 10], 0.9, [1, 1, 9]),
+        ([10, 7], 0.9, [9, 6]),
+    ],
+)
+def test_each_class_that_can_has_a_held_out_image(sizes, fraction, expected):
+    """Equal parts where it is possible, the largest classes where it is not; the total is right."""
+    labels = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    train, held_out = held_out_split(labels, fraction, seed=1)
+    assert torch.bincount(labels[held_out], minlength=len(sizes)).tolist() == expected
+    assert len(train) + len(held_out) == len(labels)
+    most = sum(size - 1 for size in sizes)
+    assert len(held_out) == min(round(fraction * sum(sizes)), most)
+
+
+def test_totals_of_many_sizes():
+    for seed in range(200):
+        generator = torch.Generator().manual_seed(seed)
+        sizes = torch.randint(1, 4 + seed**2 // 10, (2 + seed % 30,), generator=generator)
+        fraction = 0.05 + 0.4 * seed / 200
+        counts = held_out_counts(sizes, fraction)
+        assert 0 <= round(fraction * int(sizes.sum())) - int(counts.sum()) <= int((sizes == 1).sum())
+        assert bool((counts < sizes).all())
+        if int(counts.sum()) >= int((sizes > 1).sum()):
+            assert bool((counts >= (sizes > 1).long()).all())
+
+
+@pytest.mark.parametrize(("classes", "size", "fraction"), [(10, 100, 0.1), (7, 15, 0.1), (200, 50, 0.25)])
+def test_classes_of_one_size_are_split_as_ever(classes, size, fraction):
+    """Published studies were made with these indices: each class's own permutation, its rounded share."""
+    labels = torch.arange(classes * size) % classes
+    generator = torch.Generator().manual_seed(5)
+    expected = torch.cat(
+        [
+            torch.arange(label, len(labels), classes)[torch.randperm(size, generator=generator)][
+                : round(fraction * size)
+            ]
+            for label in range(classes)
+        ]
+    )
+    assert held_out_split(labels, fraction, seed=5)[1].tolist() == expected.sort().values.tolist()
+
+
+def test_classes_without_a_held_out_image_are_named():
+    record = {"counts": {"train": 22}, "classes": 3, "class_names": ["cat", "dog", "owl"]}
+    labels = torch.tensor([0] * 20 + [1] + [2])
+    images = ImageSet(torch.zeros(22, 1, 8, 8).byte(), labels, 3, (0.0,), (1.0,))
+    said: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ztw.data.splits.open_split", lambda *_: images)
+        splits = cell_splits(record, DataSettings(), 0, said.append)
+        assert splits["validation"].labels.tolist() == [0, 0]
+        cell_splits(record, DataSettings(validation_fraction=0), 0, said.append)
+    (note,) = said
+    assert isinstance(note, Note)
+    assert note.startswith("validation: no image of 2 of 3 classes: dog, owl; thresholds are chosen without")
 
 
 @pytest.mark.parametrize(("source", "other"), [("train", "test"), ("test", "train")])

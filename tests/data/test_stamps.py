@@ -51,6 +51,9 @@ def test_what_is_hidden_and_where_the_folder_is_do_not_count(folder, tmp_path, m
     before = folder_stamp(folder)
     (folder / "train/.ipynb_checkpoints").mkdir()
     (folder / "train/cat/.DS_Store").write_bytes(b"")
+    (folder / "train/cat/@eaDir").mkdir()
+    (folder / "train/cat/@eaDir/a.png").write_bytes(b"")
+    (folder / "train/Thumbs.db").write_bytes(b"")
     folder.rename(tmp_path / "moved")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert folder_stamp("~/moved") == before

@@ -71,6 +71,13 @@ def test_tiny_imagenet_is_read_from_a_folder_or_a_zip(tiny_imagenet, tmp_path):
     assert prepare_dataset("tiny_imagenet", zipped.parent)["counts"] == record["counts"], "kept"
 
 
+def test_what_systems_leave_behind_in_it_is_not_read(tiny_imagenet, tmp_path):
+    for name in ("train/n1/images/._n1_0.JPEG", "train/@eaDir/images/n1_0.JPEG", "val/images/._val_0.JPEG"):
+        (tiny_imagenet / name).parent.mkdir(parents=True, exist_ok=True)
+        (tiny_imagenet / name).write_bytes(b"no image")
+    assert prepare_dataset("tiny_imagenet", tmp_path / "root")["counts"] == {"train": 6, "test": 4}
+
+
 def _append(path: Path) -> None:
     with path.open("ab") as file:
         file.write(b"x")

@@ -78,6 +78,14 @@ def test_risk_is_the_one_asked_for(network):
     assert float((early & (answers[-1].argmax(-1) == HELD_OUT[1])).double().mean()) <= 0.3
 
 
+def test_risk_without_held_out_images_of_a_class(network):
+    """A held-out part of a long-tailed data set as it was drawn before: of the first class alone."""
+    logits, labels = ztw.predict(network, HELD_OUT, report=None)
+    first = (labels == 0).nonzero().flatten()
+    with pytest.raises(ztw.ZtwError, match=r"no held-out sample of 4 of 5 classes \(1, 2, 3, 4\)"):
+        ztw.choose_threshold(network, (logits[:, first], labels[first]), risk=(0.1, 0.1))
+
+
 @pytest.mark.parametrize(
     ("how", "message"),
     [

@@ -49,7 +49,7 @@ def test_every_choice_keeps_the_contract(choice, rule):
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 3, 2), (2, 1, 1), (3, 4, 2)])
 def test_the_smallest_inputs(choice, shape):
     cost = torch.arange(1.0, shape[0] + 1)
-    labels = torch.zeros(shape[1]).long()
+    labels = torch.arange(shape[1]) % shape[2]  # of every class, without which no risk is controlled
     for rule in THRESHOLD_RULES:
         found = thresholds.candidates(choice, torch.randn(shape), labels, cost, rule)
         ztw.sweep(torch.randn(shape), labels, cost, rule, found.thresholds)
@@ -214,6 +214,20 @@ def test_too_little_data_for_a_guarantee_lets_nobody_leave():
     found = thresholds.candidates("risk_controlled", logits, labels, COST, "max_softmax")
     exit_index, _ = decide(100 * draw(500, seed=10)[0], thresholds.at("max_softmax", found, -1))
     assert exit_index.tolist() == [3] * 500
+
+
+@pytest.mark.parametrize(
+    ("left", "missing"), [([0], r"2 of 3 classes \(1, 2\)"), ([0, 2], r"1 of 3 classes \(1\)")]
+)
+def test_a_guarantee_without_samples_of_a_class_is_refused(left, missing):
+    """Held-out samples without a class say nothing of data that has it."""
+    logits, labels = draw(300, seed=8)
+    logits, labels = logits[..., :3], labels.clamp(max=2)
+    picks = torch.isin(labels, torch.tensor(left)).nonzero().flatten()
+    with pytest.raises(ztw.ZtwError, match=f"'risk_controlled': no held-out sample of {missing}") as caught:
+        thresholds.candidates("risk_controlled", logits[:, picks], labels[picks], COST, "max_softmax")
+    assert "\n" not in str(caught.value)
+    thresholds.candidates("shared", logits[:, picks], labels[picks], COST, "max_softmax")
 
 
 def test_the_run_to_the_end_has_no_risk_with_the_best_answer_either():

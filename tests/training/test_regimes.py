@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import same, small_network, state_of, stripes
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, TensorDataset
 
 import ztw
 from ztw.data.given import as_data, wanted_by
-from ztw.progress import Progress
+from ztw.progress import Note, Progress
 from ztw.training.checkpoints import Checkpoints
 from ztw.training.recipe import Recipe
 from ztw.training.regimes import REGIMES
@@ -53,18 +57,11 @@ def test_report_none_is_silent(capsys):
     assert capsys.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("form", ["tensors", "dataset", "loader"])
-def test_it_goes_on_where_it_was_stopped(form, tmp_path, monkeypatch):
-    """In the middle of an epoch, to the same weights."""
+def resumed(data: Callable[[], object], folder: Path, monkeypatch) -> tuple[bool, list[str]]:
+    """Stop a training in the middle of its second epoch and resume it.
 
-    def data() -> object:
-        dataset = TensorDataset(IMAGES, LABELS)
-        return {
-            "tensors": (IMAGES, LABELS),
-            "dataset": dataset,
-            "loader": DataLoader(dataset, 32, shuffle=True),
-        }[form]
-
+    Returns whether it ends with the weights of one that was not stopped, and what was said.
+    """
     whole = fresh()
     ztw.train_ics(whole, data(), 3, batch_size=32, report=None)
     told: list[str] = []
@@ -77,17 +74,135 @@ def test_it_goes_on_where_it_was_stopped(form, tmp_path, monkeypatch):
     monkeypatch.setattr(Progress, "step", stop)
     monkeypatch.setattr("ztw.training.regimes.Checkpoints", partial(Checkpoints, every=-1.0))
     with pytest.raises(KeyboardInterrupt):
-        ztw.train_ics(fresh(), data(), 3, batch_size=32, checkpoints=tmp_path / "kept", report=None)
+        ztw.train_ics(fresh(), data(), 3, batch_size=32, checkpoints=folder, report=None)
     monkeypatch.undo()
-    resumed, lines = fresh(), list[str]()
-    ztw.train_ics(resumed, data(), 3, batch_size=32, checkpoints=tmp_path / "kept", report=lines.append)
+    again, lines = fresh(), list[str]()
+    ztw.train_ics(again, data(), 3, batch_size=32, checkpoints=folder, report=lines.append)
+    return same(state_of(whole), state_of(again)), lines
+
+
+@pytest.mark.parametrize("form", ["tensors", "dataset", "loader"])
+def test_it_goes_on_where_it_was_stopped(form, tmp_path, monkeypatch):
+    """In the middle of an epoch, to the same weights."""
+
+    def data() -> object:
+        dataset = TensorDataset(IMAGES, LABELS)
+        return {
+            "tensors": (IMAGES, LABELS),
+            "dataset": dataset,
+            "loader": DataLoader(dataset, 32, shuffle=True),
+        }[form]
+
+    exactly, lines = resumed(data, tmp_path / "kept", monkeypatch)
     assert lines[0] == "resumed at epoch 1.3 of 3"
-    assert same(state_of(whole), state_of(resumed))
+    assert exactly
     lines.clear()
     ztw.train_ics(
         fresh(), data(), 3, batch_size=32, seed=1, checkpoints=tmp_path / "kept", report=lines.append
     )
     assert "of other settings, so not used; training from the start" in lines[0]
+
+
+class Noisy(Dataset):
+    """Images with noise from torch's generator, numpy's or Python's, whichever process draws it."""
+
+    def __init__(self, source: Callable[[], float]) -> None:
+        self.source = source
+
+    def __len__(self) -> int:
+        return len(LABELS)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return IMAGES[index] + self.source(), int(LABELS[index])
+
+
+class Stream(IterableDataset):
+    """The images in an order of its own, another one every time."""
+
+    def __init__(self) -> None:
+        self.generator = torch.Generator().manual_seed(0)
+
+    def __len__(self) -> int:
+        return len(LABELS)
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, int]]:
+        order = torch.randperm(len(LABELS), generator=self.generator).tolist()
+        return ((IMAGES[index], int(LABELS[index])) for index in order)
+
+
+class Drawing(Sampler[int]):
+    """An order drawn from a generator of its own."""
+
+    def __init__(self) -> None:
+        self.own = random.Random(0)
+
+    def __len__(self) -> int:
+        return len(LABELS)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.own.sample(range(len(LABELS)), len(LABELS)))
+
+
+SOURCES = {"torch": lambda: float(torch.randn(())), "numpy": np.random.randn, "Python": random.random}
+
+
+def seed_numpy(worker: int) -> None:
+    np.random.seed(torch.initial_seed() % 2**32)
+
+
+def noisy(source: str = "torch", **options: Any) -> DataLoader:
+    return DataLoader(Noisy(SOURCES[source]), 32, shuffle=True, **options)
+
+
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize(
+    "options", [{}, {"num_workers": 2}, {"num_workers": 1, "worker_init_fn": seed_numpy}], ids=str
+)
+def test_a_loader_that_augments_resumes_bit_for_bit(source, options, tmp_path, monkeypatch):
+    before = (
+        torch.get_rng_state(),
+        random.getstate(),
+        np.random.get_state(legacy=False)["state"]["key"].tolist(),
+    )
+    exactly, lines = resumed(lambda: noisy(source, **options), tmp_path, monkeypatch)
+    assert exactly
+    assert lines[0] == "resumed at epoch 1.3 of 3"
+    after = (
+        torch.get_rng_state(),
+        random.getstate(),
+        np.random.get_state(legacy=False)["state"]["key"].tolist(),
+    )
+    assert torch.equal(before[0], after[0])
+    assert before[1:] == after[1:], "the caller's generators are left as they were"
+
+
+@pytest.mark.parametrize(
+    ("loader", "reason"),
+    [
+        (
+            lambda: noisy(num_workers=1, persistent_workers=True),
+            "persistent_workers=True: its workers' generators go on from one epoch to the next",
+        ),
+        (
+            lambda: noisy(generator=torch.Generator().manual_seed(3)),
+            "it has a generator of its own, which goes on from one epoch to the next",
+        ),
+        (
+            lambda: DataLoader(TensorDataset(IMAGES, LABELS), 32, sampler=Drawing()),
+            "its sampler, Drawing, may draw from a generator of its own",
+        ),
+        (lambda: DataLoader(Stream(), 32), "its dataset, Stream, decides the order and may draw it"),
+    ],
+)
+def test_a_loader_that_cannot_resume_bit_for_bit_is_named(loader, reason, tmp_path, monkeypatch):
+    """Before anything is computed; nothing is said where nothing is kept."""
+    exactly, lines = resumed(loader, tmp_path, monkeypatch)
+    assert not exactly
+    assert isinstance(lines[0], Note)
+    assert lines[0].startswith(f"checkpoints: this DataLoader may not resume bit for bit: {reason}")
+    silent: list[str] = []
+    ztw.train_ics(fresh(), loader(), 1, report=silent.append)
+    assert not [line for line in silent if isinstance(line, Note)]
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import Counter
+import unicodedata
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from operator import attrgetter
@@ -15,6 +16,7 @@ import torch
 from ztw.data.images import shown
 from ztw.data.record import write_array
 from ztw.errors import ZtwError
+from ztw.files import is_left_behind
 from ztw.progress import Note, Report
 
 SPLITS = {"train": ("train",), "test": ("test", "val")}  # ours -> names of its folder
@@ -27,8 +29,8 @@ OUTSIDE = "images outside a class folder"
 class Listed:
     """The images of a split.
 
-    place: its folder; classes: their names, in the order of the labels; rows: (class, path below its
-    folder), in the order of the classes and of the paths; stamp: differs when a file was added, removed,
+    place: its folder; classes: their names, in the order of the labels; rows: (class, path below the
+    place), in the order of the classes and of the paths; stamp: differs when a file was added, removed,
     renamed or overwritten.
     """
 
@@ -44,14 +46,15 @@ class Listed:
 
     def paths(self) -> Iterator[str]:
         """Of every image."""
-        return (f"{self.place}/{name}/{file}" for name, file in self.rows)
+        return (f"{self.place}/{file}" for _, file in self.rows)
 
 
 def list_images(folder: Path, classes: int | None, report: Report) -> dict[str, Listed]:
     """The images of a folder that holds train/ and test/ (or val/), each with one folder per class.
 
     classes: how many there must be, None for any number; report: gets what is left out. Images of a class
-    may lie in folders of its folder. Names that begin with a dot are ignored.
+    may lie in folders of its folder. Names that begin with a dot are ignored, what systems leave behind is counted.
+    A class has one name in all Unicode forms, which file systems differ in: its NFC form.
     Raises ZtwError naming what is wrong: classes without images, dead links, a difference between the splits.
     """
     walks = {split: _Walk(place) for split, place in split_folders(folder, report).items()}
@@ -61,6 +64,7 @@ def list_images(folder: Path, classes: int | None, report: Report) -> dict[str, 
     for split, walk in walks.items():
         if walk.skipped:
             report(Note(f"{split}: skipped {_counted(walk.skipped)} (images are {' '.join(EXTENSIONS)})"))
+    _say_forms(walks.values(), report)
     found = {split: walk.listed() for split, walk in walks.items()}
     train, test = (listed.classes for listed in found.values())
     if classes is not None and len(train) != classes:
@@ -71,6 +75,26 @@ def list_images(folder: Path, classes: int | None, report: Report) -> dict[str, 
         differ = [shown(name) for name in in_order(set(train) ^ set(test))]
         raise ZtwError(f"image folder {shown(folder)!r}: classes differ between train and test: {differ}")
     return found
+
+
+def _say_forms(walks: Iterable[_Walk], report: Report) -> None:
+    """Name the classes whose folders are written in several Unicode forms."""
+    forms: defaultdict[str, set[str]] = defaultdict(set)
+    for walk in walks:
+        for folder in walk.folders:
+            forms[_nfc(folder)].add(folder)
+    several = [shown(name) for name in in_order(forms) if len(forms[name]) > 1]
+    if several:
+        report(
+            Note(
+                f"classes {', '.join(several)}: their folders' names are written in several Unicode forms"
+                " (macOS writes NFD, others NFC); they are matched by NFC, each is one class"
+            )
+        )
+
+
+def _nfc(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
 
 
 def in_order(names: Iterable[str]) -> list[str]:
@@ -96,7 +120,8 @@ def split_folders(folder: Path, report: Report) -> dict[str, Path]:
 
 
 def _has_class_folders(place: Path) -> bool:
-    return any(path.is_dir() and not path.name.startswith(".") for path in place.iterdir())
+    names = (path.name for path in place.iterdir() if path.is_dir())
+    return any(not name.startswith(".") and not is_left_behind(name) for name in names)
 
 
 class _Walk:
@@ -109,7 +134,8 @@ class _Walk:
         self.place = place
         self.rows: list[tuple[str, str]] = []
         self.skipped: Counter[str] = Counter()  # what kind of file -> how many
-        self.empty: list[str] = []  # classes without an image, and what they hold instead
+        self.folders: list[str] = []  # of classes, as they are written
+        self.empty: dict[str, str] = {}  # class -> its folder without an image, and what it holds instead
         self.dead: list[str] = []  # links
         self._digest = hashlib.sha256()
         for entry in self._entries(str(place)):
@@ -119,13 +145,16 @@ class _Walk:
                 self._class(entry)
 
     def _class(self, entry: os.DirEntry[str]) -> None:
-        images, skipped = len(self.rows), self.skipped.copy()
-        self._images(entry.path, entry.name, "")
+        images, skipped, label = len(self.rows), self.skipped.copy(), _nfc(entry.name)
+        self.folders.append(entry.name)
+        if label != entry.name:  # the order of the labels is the NFC names': it may have been another before
+            self._digest.update(b"NFC\n")
+        self._images(entry.path, label, f"{entry.name}/")
         if len(self.rows) == images:
-            self.empty.append(f"{shown(entry.name)!r} ({_counted(self.skipped - skipped) or 'empty'})")
+            self.empty[label] = f"{shown(entry.name)!r} ({_counted(self.skipped - skipped) or 'empty'})"
 
     def _images(self, folder: str, label: str, below: str) -> None:
-        """Note the images of a folder of a class; below: its path in the class folder, with a slash."""
+        """Note the images of a folder of a class; below: its path in the split's folder, with a slash."""
         stamps = []
         for entry in self._entries(folder):
             name = below + entry.name
@@ -134,21 +163,23 @@ class _Walk:
             elif _is_image(entry):
                 status = entry.stat()
                 self.rows.append((label, name))
-                stamps.append(f"{label}/{name}\0{status.st_size}\0{status.st_mtime_ns}\n")
+                stamps.append(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n")
             else:
                 self.skipped[_kind(entry)] += 1
         self._digest.update(os.fsencode("".join(stamps)))
 
     def _entries(self, folder: str) -> Iterator[os.DirEntry[str]]:
-        """What a folder holds, by name; without what is hidden, and links that lead nowhere or back."""
+        """What a folder holds, by name; without what is hidden or left behind, and links that lead nowhere or back."""
         try:
             entries = sorted(os.scandir(folder), key=attrgetter("name"))
         except OSError as error:
             raise ZtwError(f"image folder {shown(folder)!r}: cannot be read ({error.strerror})") from error
         for entry in entries:
-            if entry.name.startswith("."):
+            if is_left_behind(entry.name):
+                self.skipped["._*" if entry.name.startswith("._") else entry.name] += 1
+            elif entry.name.startswith("."):
                 continue
-            if entry.is_symlink() and leads_nowhere(entry):
+            elif entry.is_symlink() and leads_nowhere(entry):
                 self.dead.append(shown(entry.path))
             else:
                 yield entry
@@ -160,14 +191,18 @@ class _Walk:
             yield f"{len(self.dead)} dead links: {', '.join(self.dead[:NAMED])}{more}"
         if not self.rows and self.skipped[OUTSIDE]:
             yield f"{shown(self.place)!r}: is flat; move its images into one folder per class"
-        elif self.empty:
-            yield f"no image that can be read in {', '.join(self.empty)}"
+        elif empty := [text for name, text in self.empty.items() if name not in self.names()]:
+            yield f"no image that can be read in {', '.join(empty)}"
         elif not self.rows:
             yield f"{shown(self.place)!r}: has no images in class folders"
 
+    def names(self) -> set[str]:
+        """The classes that have an image."""
+        return {name for name, _ in self.rows}
+
     def listed(self) -> Listed:
         """The images that were found."""
-        classes = in_order({name for name, _ in self.rows})
+        classes = in_order(self.names())
         number = {name: label for label, name in enumerate(classes)}
         rows = sorted(self.rows, key=lambda row: (number[row[0]], row[1]))
         return Listed(self.place, classes, rows, self._digest.hexdigest())
@@ -202,7 +237,7 @@ def write_listing(target: Path, listed: Listed, split: str) -> None:
     text: uint8, all paths one after the other in the file system's bytes; ends: int64 (N,), where each ends
     in it; labels: int64 (N,).
     """
-    paths = [os.fsencode(f"{listed.place.name}/{name}/{file}") for name, file in listed.rows]
+    paths = [os.fsencode(f"{listed.place.name}/{file}") for _, file in listed.rows]
     ends = torch.tensor([len(path) for path in paths]).cumsum(0)
     text = torch.frombuffer(bytearray(b"".join(paths)), dtype=torch.uint8)
     for name, array in {"text": text, "ends": ends, "labels": listed.labels()}.items():

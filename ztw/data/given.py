@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import random
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+    default_collate,
+)
 
 from ztw.data.dataset import Data, batch_indices
 from ztw.errors import ZtwError
@@ -17,6 +30,14 @@ from ztw.exits.logits import class_labels
 from ztw.tensors import as_tensor, check_images
 
 FORMS = "must be tensors (images, labels), a torch Dataset or a DataLoader"
+# They draw from torch's global generator, or always the same
+SAMPLERS = (
+    SequentialSampler,
+    RandomSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+    DistributedSampler,
+)
 
 
 @dataclass(frozen=True)
@@ -152,8 +173,9 @@ class LoaderData(GivenData):
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """See `Data.batches`; the size is the loader's.
 
-        generator: seeds torch's global generator for the loader, where it has none of its own, so that an
-        epoch that is gone on with is the same; batches to skip are loaded all the same.
+        generator: seeds the global generators of torch, numpy and Python for the loader, so that an epoch that
+        is resumed is the same; batches to skip are loaded all the same. Raises ZtwError when there are fewer
+        batches than the loader's length says.
         """
         if generator is None:
             return (_checked(batch, self.wanted) for batch in self.loader)
@@ -161,19 +183,74 @@ class LoaderData(GivenData):
         return self._drawn(seed, skip)
 
     def _drawn(self, seed: int, skip: int) -> Iterator[tuple[Tensor, Tensor]]:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        drawing = _Generators(seed)
+        with drawing:
             batches = iter(self.loader)
-            state = torch.get_rng_state()
         for number in range(len(self.loader)):
-            with torch.random.fork_rng(devices=[]):
-                torch.set_rng_state(state)
+            with drawing:
                 batch = next(batches, None)
-                state = torch.get_rng_state()
             if batch is None:
-                return
+                raise ZtwError(
+                    f"data: the DataLoader has {number} batches, its length says {len(self.loader)}; correct"
+                    " the length of its dataset or sampler"
+                )
             if number >= skip:
                 yield _checked(batch, self.wanted)
+
+    def own_states(self) -> list[str]:
+        """What of the loader a checkpoint cannot hold, each with the reason: [] where it resumes bit for bit."""
+        loader, found = self.loader, []
+        if loader.num_workers and loader.persistent_workers:
+            found.append("persistent_workers=True: its workers' generators go on from one epoch to the next")
+        if not getattr(loader, "in_order", True):
+            found.append("in_order=False: its batches come as they are ready")
+        if isinstance(loader.dataset, IterableDataset):
+            return [*found, f"its dataset, {_kind(loader.dataset)}, decides the order and may draw it"]
+        sampler = loader.sampler if loader.batch_sampler is None else loader.batch_sampler
+        if type(sampler) is BatchSampler:
+            sampler = sampler.sampler
+        if loader.generator is not None or getattr(sampler, "generator", None) is not None:
+            found.append("it has a generator of its own, which goes on from one epoch to the next")
+        elif type(sampler) not in (*SAMPLERS, list, tuple, range):
+            found.append(f"its sampler, {_kind(sampler)}, may draw from a generator of its own")
+        return found
+
+
+class _Generators:
+    """Within it the global generators of torch (CPU), numpy and Python are at states of its own, from a seed on."""
+
+    def __init__(self, seed: int) -> None:
+        outside = _states()
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would change a GPU's, too
+        np.random.seed(seed % 2**32)
+        random.seed(seed)
+        self.other = _states()
+        _set_states(outside)
+
+    def __enter__(self) -> None:
+        self._swap()
+
+    def __exit__(self, *_: object) -> None:
+        self._swap()
+
+    def _swap(self) -> None:
+        here = _states()
+        _set_states(self.other)
+        self.other = here
+
+
+def _states() -> tuple[Tensor, Any, Any]:
+    return torch.get_rng_state(), np.random.get_state(), random.getstate()
+
+
+def _set_states(states: tuple[Tensor, Any, Any]) -> None:
+    torch.set_rng_state(states[0])
+    np.random.set_state(states[1])
+    random.setstate(states[2])
+
+
+def _kind(thing: object) -> str:
+    return type(thing).__name__
 
 
 def _checked(batch: Any, wanted: Wanted, collate: bool = False) -> tuple[Tensor, Tensor]:

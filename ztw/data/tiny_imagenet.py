@@ -18,6 +18,7 @@ from ztw.data.images import decode_in_threads, read_rgb
 from ztw.data.record import Split
 from ztw.data.sources import find_archive
 from ztw.errors import ZtwError
+from ztw.files import is_left_behind
 from ztw.progress import Report
 from ztw.study.facts import DatasetFacts
 
@@ -105,12 +106,14 @@ class FileTree:
         self._zip = None if path.is_dir() else open_zip(path)
 
     def names(self) -> list[str]:
-        """All files, sorted."""
+        """All files, sorted, without what systems leave behind."""
         if self._zip is None:
             found = (Path(place, file) for place, _, files in os.walk(self.path) for file in files)
-            return sorted(path.relative_to(self.path).as_posix() for path in found)
-        prefix = f"{self.path.stem}/"
-        return sorted(name.removeprefix(prefix) for name in self._zip.namelist() if name[-1] != "/")
+            names = [path.relative_to(self.path).as_posix() for path in found]
+        else:
+            prefix = f"{self.path.stem}/"
+            names = [name.removeprefix(prefix) for name in self._zip.namelist() if name[-1] != "/"]
+        return sorted(name for name in names if not any(map(is_left_behind, name.split("/"))))
 
     def read(self, name: str) -> bytes:
         """The content of a file."""

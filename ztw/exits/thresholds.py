@@ -12,8 +12,8 @@ import torch
 from scipy.special import betaincinv
 from torch import Tensor
 
-from ztw.errors import unknown
-from ztw.exits.logits import check_logits
+from ztw.errors import ZtwError, unknown
+from ztw.exits.logits import check_logits, class_labels
 from ztw.exits.per_exit_thresholds import PerExit
 from ztw.exits.rules import ExitRule, exit_rule, exit_scores
 from ztw.exits.sweep import departures
@@ -29,6 +29,7 @@ from ztw.exits.threshold_base import (
 )
 
 DELTA = 0.1  # the guarantee of `risk_controlled` may fail on this share of the draws of held-out data
+NAMED = 20  # classes that an error names
 
 
 def candidates(
@@ -106,7 +107,9 @@ class RiskControlled(ThresholdChoice):
     A sample's loss at a threshold is 1 when its early answer is wrong and the answer of the full run
     (with `best_answers` the most confident exit's) is right; the mean loss, the risk, bounds the
     accuracy lost against always running to the end. For ONE eps fixed beforehand and data drawn like
-    the held-out samples, P(risk <= eps) >= 1 - delta; choosing eps by its cost voids that.
+    the held-out samples, P(risk <= eps) >= 1 - delta; choosing eps by its cost voids that. Held-out
+    samples that lack a class say nothing of data that has it, and are refused; where rare classes have
+    a larger share of them than of the data, the guarantee is for that larger share.
     Fixed-sequence testing over a grid that does not depend on the data: from the most cautious
     threshold downwards while the Clopper-Pearson upper bound of the risk at level 1 - delta stays
     <= eps; where not even the first passes, nobody leaves early. parameter = eps, geometric.
@@ -122,6 +125,7 @@ class RiskControlled(ThresholdChoice):
     ) -> Candidates:
         """Candidates (T,); the risk at all thresholds comes from one pass."""
         held_out = prepare_held_out("risk_controlled", logits, labels, cost, rule)
+        _check_every_class(labels, held_out.classes)
         bounds = _fixed_grid(held_out, points)
         _, lost = departures(held_out.scores, ~held_out.correct & held_out.correct[-1], bounds)
         samples = held_out.scores.shape[1]
@@ -135,6 +139,19 @@ class RiskControlled(ThresholdChoice):
         passed = torch.searchsorted(upper.cummax(0).values, eps, side="right")
         closed_first = torch.cat([bounds.new_full((1,), held_out.closed_bound), bounds])
         return Candidates(eps, held_out.kind.thresholds(closed_first[passed]))
+
+
+def _check_every_class(labels: Tensor, classes: int) -> None:
+    """Raise ZtwError when the held-out samples lack a class: data that has it is not drawn like them."""
+    seen = torch.bincount(class_labels(labels), minlength=classes)
+    missing = [str(label) for label in (seen == 0).nonzero().flatten().tolist()]
+    if missing:
+        more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
+        raise ZtwError(
+            f"thresholds 'risk_controlled': no held-out sample of {len(missing)} of {classes} classes"
+            f" ({', '.join(missing[:NAMED])}{more}), so nothing can be guaranteed; hold out samples of every class,"
+            " or choose other thresholds"
+        )
 
 
 def _fixed_grid(held_out: HeldOut, points: int) -> Tensor:

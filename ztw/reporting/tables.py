@@ -73,9 +73,9 @@ def with_backbone(table: pd.DataFrame, metrics: Metrics) -> pd.DataFrame:
     alone = known.groupby(CELL)["value"].agg(mean="mean", std="std", n="count")
     rows: list[dict[Any, Any]] = []
     for (dataset, arch, protocol), methods in table.groupby([*CELL, "protocol"], sort=False):
-        if (dataset, arch) in alone.index:
+        if (own_cell := (str(dataset), str(arch))) in alone.index:
             named = {"dataset": dataset, "arch": arch, "protocol": protocol, "method": BACKBONE}
-            own = {"budget": INFEASIBLE, "relative_cost": 1.0, **alone.loc[(dataset, arch)].to_dict()}
+            own = {"budget": INFEASIBLE, "relative_cost": 1.0, **alone.loc[own_cell].to_dict()}
             rows.append({**named, **own, "n": int(own["n"])})
         rows += methods.to_dict("records")
     return pd.DataFrame(rows, columns=COLUMNS)
@@ -140,7 +140,9 @@ def _as_they_come(table: pd.DataFrame, metrics: Metrics) -> pd.DataFrame:
 
 def write_csv(table: pd.DataFrame, path: Path | str) -> None:
     """The long table, six decimals, empty where there is no value."""
-    plain = table.replace({"budget": {INFEASIBLE: None}}) if "budget" in table else table
+    plain = table
+    if "budget" in table:
+        plain = table.assign(budget=table["budget"].mask(table["budget"].eq(INFEASIBLE)))
     with sealed(path) as scratch:
         plain.to_csv(scratch, index=False, float_format="%.6f", lineterminator="\r\n")
 

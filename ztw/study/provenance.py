@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ztw.errors import ZtwError
+from ztw.files import is_left_behind
 from ztw.version import __version__
 
 ROOT = Path(__file__).parents[2]
@@ -25,7 +26,7 @@ def folder_stamp(folder: Path | str, names: Sequence[str] = ("train", "test", "v
     """Changes when a file in these folders of a folder is added, removed, renamed or overwritten.
 
     Of every file its path, size and time of change: a million take some seconds. What begins with a dot does
-    not count, nor where the folder is.
+    not count, nor what systems leave behind, nor where the folder is.
     """
     digest = hashlib.sha256()
     for name in names:
@@ -41,7 +42,7 @@ def _add_stamps(place: Path | str, below: str, digest: hashlib._Hash) -> None:
         return
     lines = []
     for entry in entries:
-        if entry.name.startswith("."):
+        if entry.name.startswith(".") or is_left_behind(entry.name):
             continue
         name = f"{below}/{entry.name}"
         if entry.is_dir() and not (entry.is_symlink() and _leads_back(entry)):

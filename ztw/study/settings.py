@@ -43,7 +43,9 @@ class DataSettings(Section):
     root: str | None = key("where data sets are kept; `null` is `$ZTW_DATA`, or else `~/.cache/ztw`", None)
     validation_fraction: float = key(
         "share of the images, per class, that become the validation split: nothing here is trained on it,"
-        " thresholds are chosen there. 0 = all images are trained on, as in the released code: possible with"
+        " thresholds are chosen there. A class of two images or more has at least one in it where the share allows"
+        " one of each class; a note names classes that have none."
+        " 0 = all images are trained on, as in the released code: possible with"
         " protocols `paper` and `published` alone, without latency and whatever else needs held-out images",
         0.1,
         ge=0,
@@ -158,7 +160,8 @@ class MethodSettings(Section):
         "how they are chosen on the split of the protocol. `shared`: one for all exits. `per_exit`: one each, by"
         " coordinate ascent on accuracy against cost. `allowed_loss`: one each, from an allowed loss of accuracy"
         " (cascaded inference). `risk_controlled`: one, such that with 90 % confidence the loss of accuracy against"
-        " running to the end stays below the allowed one; that holds for an allowed loss fixed beforehand"
+        " running to the end stays below the allowed one; that holds for data drawn like the held-out images, which"
+        " must have one of every class, and for an allowed loss fixed beforehand"
         " (`tables/allowed_loss.csv`), not for one picked by its cost (the columns of the main table)",
         "shared",
     )

@@ -15,7 +15,7 @@ from ztw.device import resolve_precision
 from ztw.errors import ZtwError, unknown
 from ztw.models.checkpoints import versions
 from ztw.models.network import EarlyExitNetwork
-from ztw.progress import Report, on_screen
+from ztw.progress import Note, Report, on_screen
 from ztw.training import separate
 from ztw.training.checkpoints import Checkpoints
 from ztw.training.joint import JointLoss, exit_weights, train_jointly
@@ -52,9 +52,10 @@ def train_ics(
     5e-4 (1e-4 on its ResNet and MobileNet); it trains 50 epochs, and lr falls to a tenth after epoch 15, as after each
     of `milestones`. weights: of the exits' losses in joint training, see `ztw.training.joint.exit_weights`. seed: of
     order, augmentation and dropout. precision: "fp32", "bf16" or "auto".
-    checkpoints: a folder; the same call then goes on where it was stopped, in
-    the middle of an epoch (a DataLoader with a generator of its own, or a dataset that draws from others than
-    torch's, then gives other images than it would have). report: gets a line of progress now and then; None for
+    checkpoints: a folder; the same call then resumes where it was stopped, in
+    the middle of an epoch, and ends with the same weights. It cannot with a Dataset that draws from others than
+    torch's global generator, nor with a DataLoader of which it says so: persistent workers, a generator of its own,
+    a sampler or an iterable dataset of your own. report: gets a line of progress now and then; None for
     silence.
     Returns a row an epoch: loss, accuracy (of the last exit that is trained), lr, seconds. Raises ZtwError for wrong
     arguments, images or labels, and for a loss that is not finite.
@@ -94,6 +95,8 @@ def train_ics(
     if checkpoints is not None:
         of = _identity(network, images, (recipe, regime, weights, seed))
         kept = Checkpoints(Path(checkpoints), of, report or (lambda line: None))
+        if isinstance(images, LoaderData) and (states := images.own_states()):
+            kept.report(Note(f"checkpoints: this DataLoader may not resume bit for bit: {'; '.join(states)}"))
     with torch.random.fork_rng([images.device] if images.device.type == "cuda" else []):
         torch.manual_seed(seed)
         if regime == "separate":
