@@ -12,7 +12,16 @@ import numpy as np
 import pytest
 import torch
 from conftest import same, small_network, state_of, stripes
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, TensorDataset
+from torch import nn
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    Sampler,
+    SequentialSampler,
+    TensorDataset,
+)
 
 import ztw
 from ztw.data.given import as_data, wanted_by
@@ -159,21 +168,20 @@ def noisy(source: str = "torch", **options: Any) -> DataLoader:
     "options", [{}, {"num_workers": 2}, {"num_workers": 1, "worker_init_fn": seed_numpy}], ids=str
 )
 def test_a_loader_that_augments_resumes_bit_for_bit(source, options, tmp_path, monkeypatch):
-    before = (
-        torch.get_rng_state(),
-        random.getstate(),
-        np.random.get_state(legacy=False)["state"]["key"].tolist(),
-    )
     exactly, lines = resumed(lambda: noisy(source, **options), tmp_path, monkeypatch)
     assert exactly
     assert lines[0] == "resumed at epoch 1.3 of 3"
-    after = (
-        torch.get_rng_state(),
-        random.getstate(),
-        np.random.get_state(legacy=False)["state"]["key"].tolist(),
-    )
-    assert torch.equal(before[0], after[0])
-    assert before[1:] == after[1:], "the caller's generators are left as they were"
+
+
+def test_a_loader_leaves_the_caller_s_generators_as_they_were():
+    def states() -> list[str]:
+        numpy_s = np.random.get_state(legacy=False)["state"]["key"].tolist()
+        return [repr(state) for state in (torch.get_rng_state().tolist(), random.getstate(), numpy_s)]
+
+    network, before = fresh(), states()
+    for source in SOURCES:
+        ztw.train_ics(network, noisy(source), 1, report=None)
+    assert states() == before
 
 
 @pytest.mark.parametrize(
@@ -212,6 +220,10 @@ def test_a_loader_that_cannot_resume_bit_for_bit_is_named(loader, reason, tmp_pa
         ({"epochs": 0}, "epochs 0: must be a number above 0"),
         ({"lr": float("nan")}, "lr nan: must be a number above 0"),
         ({"batch_size": 1}, "batch_size 1: must be a whole number of at least 2"),
+        ({"seed": 1.5}, "seed 1.5: must be a whole number"),
+        ({"weight_decay": -1}, "weight_decay -1: must be a number of at least 0"),
+        ({"milestones": 3}, "milestones 3: must be numbers of epochs"),
+        ({"checkpoints": 5}, "checkpoints 5: must be the path of a folder"),
         ({"optimizer": "lion"}, "unknown optimizer 'lion'; known: sgd, adam"),
         ({"precision": "fp16"}, "precision 'fp16': must be one of auto, bf16, fp32"),
         ({"regime": "joint", "weights": "heavy"}, "unknown exit_weights 'heavy'"),
@@ -221,6 +233,88 @@ def test_a_loader_that_cannot_resume_bit_for_bit_is_named(loader, reason, tmp_pa
 def test_wrong_arguments(how, message):
     with pytest.raises(ztw.ZtwError, match=message):
         ztw.train_ics(fresh(), **{"data": (IMAGES, LABELS), "report": None, **how})
+
+
+class Counted(IterableDataset):
+    """Samples one after the other; its length is what it says."""
+
+    def __init__(self, count: int, says: int) -> None:
+        self.count, self.says = count, says
+
+    def __len__(self) -> int:
+        return self.says
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, int]]:
+        return zip(IMAGES[: self.count], LABELS[: self.count].tolist(), strict=True)
+
+
+def narrow() -> ztw.EarlyExitNetwork:
+    """BatchNorm over images of one pixel, where a batch of one image has a single value a channel."""
+    torch.manual_seed(0)
+    stages = [
+        nn.Sequential(nn.Conv2d(inputs, 8, side, stride=side), nn.BatchNorm2d(8), nn.ReLU())
+        for inputs, side in ((1, 10), (8, 1))
+    ]
+    backbone = ztw.Backbone("narrow", stages, nn.Sequential(nn.Flatten(), nn.Linear(8, 5)), (1, 10, 10))
+    return ztw.build_network(backbone, head="pool")
+
+
+def in_batches(count: int) -> BatchSampler:
+    return BatchSampler(SequentialSampler(range(count)), 8, drop_last=False)
+
+
+LOADERS: dict[str, Callable[[], DataLoader]] = {
+    "batches of one": lambda: DataLoader(TensorDataset(IMAGES, LABELS), 1),
+    "a batch sampler": lambda: DataLoader(TensorDataset(IMAGES, LABELS), batch_sampler=in_batches(33)),
+    "an iterable dataset with a length": lambda: DataLoader(Counted(33, 33), 8),
+}
+
+
+@pytest.mark.parametrize("regime", ["separate", "joint"])
+@pytest.mark.parametrize("name", LOADERS)
+def test_loaders_whose_batches_are_of_one_image(name, regime):
+    """Each trains wherever BatchNorm has more than one value a channel, else it is one line."""
+    loader = LOADERS[name]()
+    network = fresh()
+    assert len(ztw.train_ics(network, loader, 1, regime=regime, report=None)) == 1
+    images = 96 if name == "batches of one" else 33
+    assert ztw.predict(network, LOADERS[name](), report=None)[1].tolist() == LABELS[:images].tolist()
+    if regime == "joint":
+        message = r"^a batch of 1 images is too small for a normalisation layer \(Expected more than 1 value"
+        with pytest.raises(ztw.ZtwError, match=message) as caught:
+            ztw.train_ics(narrow(), LOADERS[name](), 1, regime=regime, report=None)
+        assert "\n" not in str(caught.value)
+        assert "drop_last=True" in str(caught.value)
+
+
+def test_a_last_batch_of_one_image_is_left_out_where_the_samples_are_counted():
+    """As ever: of tensors, a dataset, and a loader whose dataset has a length."""
+    given = (IMAGES[:33], LABELS[:33])
+    loader = DataLoader(TensorDataset(*given), 8)
+    for data in (given, TensorDataset(*given), loader):
+        assert len(ztw.train_ics(narrow(), data, 1, regime="joint", batch_size=8, report=None)) == 1
+
+
+@pytest.mark.parametrize(("count", "batches"), [(0, 0), (33, 5)])
+def test_a_loader_with_fewer_batches_than_it_says(count, batches):
+    """It would be asked for the rest for ever."""
+    loader = DataLoader(Counted(count, 400), 8)
+    with pytest.raises(ztw.ZtwError, match=f"the DataLoader has {batches} batches, its length says 50"):
+        ztw.train_ics(fresh(), loader, 1, report=None)
+
+
+def test_gradients_that_were_switched_off():
+    network, expected = fresh(), fresh()
+    ztw.train_ics(expected, (IMAGES, LABELS), 1, report=None)
+    with torch.no_grad():
+        ztw.train_ics(network, (IMAGES, LABELS), 1, report=None)
+    assert same(state_of(network), state_of(expected))
+    network = fresh()
+    with torch.inference_mode():
+        ztw.train_ics(network, (IMAGES, LABELS), 1, report=None)
+        with pytest.raises(ztw.ZtwError, match=r"made in torch.inference_mode\(\); make it outside"):
+            ztw.train_ics(fresh(), (IMAGES, LABELS), 1, report=None)
+    assert same(state_of(network), state_of(expected))
 
 
 def test_networks_that_cannot_be_trained_so():

@@ -56,6 +56,7 @@ def cross_entropy_step(forward: Callable[[Tensor], Tensor], precision: str) -> S
     return step
 
 
+TOO_SMALL = "Expected more than 1 "  # how torch's errors of normalisation layers begin
 OF_SCHEDULE = ("last_epoch", "_step_count", "_last_lr")  # what its steps change
 OF_EPOCHS = ("step", "seen", "seconds", "lr", "histories")
 
@@ -112,11 +113,20 @@ class Training:
         return islice(batches, min(self.steps - done, self.total - self.step))
 
     def train_on(self, images: Tensor, labels: Tensor) -> None:
-        """One step of the optimizer."""
+        """One step of the optimizer; raises ZtwError for a batch that a normalisation layer cannot use."""
         epoch = self.step // self.steps + 1
         done = min(1.0, epoch / self.recipe.epochs)
         weights = self.task.weights(done).to(images.device, non_blocking=True)
-        losses, right = self.gradients(images, labels, weights)
+        try:
+            losses, right = self.gradients(images, labels, weights)
+        except ValueError as error:
+            if not str(error).startswith(TOO_SMALL):
+                raise
+            raise ZtwError(
+                f"a batch of {len(labels)} images is too small for a normalisation layer"
+                f" ({' '.join(str(error).split())}); give larger batches: a DataLoader a larger batch_size, or"
+                " drop_last=True"
+            ) from error
         self.task.optimizer.step()
         self.schedule.step()
         self.step += 1

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -68,14 +70,16 @@ def train_ics(
         raise unknown("regime", regime, REGIMES)
     if optimizer not in OPTIMIZERS:
         raise unknown("optimizer", optimizer, OPTIMIZERS)
-    for name, value in (("epochs", epochs), ("lr", lr)):
-        if not isinstance(value, int | float) or not 0 < value < float("inf"):
-            raise ZtwError(f"{name} {value!r}: must be a number above 0")
-    if not isinstance(batch_size, int) or batch_size < 2:
-        raise ZtwError(f"batch_size {batch_size!r}: must be a whole number of at least 2")
+    _check_numbers(epochs, lr, batch_size, weight_decay, milestones, seed)
+    if checkpoints is not None and not isinstance(checkpoints, str | Path):
+        raise ZtwError(f"checkpoints {checkpoints!r}: must be the path of a folder")
     if regime == "separate" and network.mode.additive:
         raise ZtwError(
             f"regime 'separate': not with ics={network.mode_name!r}, which trains the backbone's exit too"
+        )
+    if any(weight.is_inference() for weight in network.parameters()):
+        raise ZtwError(
+            "train_ics: the network was made in torch.inference_mode(); make it outside, to train it"
         )
     if not network.heads:
         raise ZtwError("train_ics: the network has no ICs")
@@ -97,7 +101,9 @@ def train_ics(
         kept = Checkpoints(Path(checkpoints), of, report or (lambda line: None))
         if isinstance(images, LoaderData) and (states := images.own_states()):
             kept.report(Note(f"checkpoints: this DataLoader may not resume bit for bit: {'; '.join(states)}"))
-    with torch.random.fork_rng([images.device] if images.device.type == "cuda" else []):
+    gpus = [images.device] if images.device.type == "cuda" else []
+    # whoever calls it may have switched gradients off
+    with torch.random.fork_rng(gpus), torch.inference_mode(False), torch.enable_grad():
         torch.manual_seed(seed)
         if regime == "separate":
             return separate.train_ics([network], images, recipe, seed, report, kept)[0]
@@ -105,6 +111,23 @@ def train_ics(
             loss = JointLoss(network, exit_weights(network, weights))
             return train_jointly(loss, images, recipe, seed, report, kept)
         return train_layer_wise(network, images, recipe, seed, report, kept)
+
+
+def _check_numbers(
+    epochs: Any, lr: Any, batch_size: Any, weight_decay: Any, milestones: Any, seed: Any
+) -> None:
+    """Raise ZtwError for an argument of a training that is no number, or out of its range."""
+    for name, value in (("epochs", epochs), ("lr", lr)):
+        if not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise ZtwError(f"{name} {value!r}: must be a number above 0")
+    if not isinstance(batch_size, int) or batch_size < 2:
+        raise ZtwError(f"batch_size {batch_size!r}: must be a whole number of at least 2")
+    if not isinstance(weight_decay, int | float) or not 0 <= weight_decay < math.inf:
+        raise ZtwError(f"weight_decay {weight_decay!r}: must be a number of at least 0")
+    if not isinstance(milestones, tuple | list) or not all(isinstance(m, int | float) for m in milestones):
+        raise ZtwError(f"milestones {milestones!r}: must be numbers of epochs, as (15, 25)")
+    if not isinstance(seed, Integral) or not -(2**63) <= int(seed) < 2**63:
+        raise ZtwError(f"seed {seed!r}: must be a whole number of at most 64 bits")
 
 
 def _identity(network: EarlyExitNetwork, data: Data, settings: tuple[Any, ...]) -> dict[str, str]:
