@@ -20,6 +20,15 @@ from ztw.errors import ZtwError
 PRECISIONS = ("auto", "bf16", "fp32")
 
 
+def check_default_dtype() -> None:
+    """Raise ZtwError where PyTorch makes other tensors than float32, in which all networks here compute."""
+    if (found := torch.get_default_dtype()) != torch.float32:
+        raise ZtwError(
+            f"PyTorch's default dtype is {found}, must be torch.float32 while networks are made, trained, counted"
+            " and run: call torch.set_default_dtype(torch.float32)"
+        )
+
+
 def pick_device(device: str = "auto") -> torch.device:
     """The device to compute on: "auto" = a GPU when there is one; raises ZtwError when it is not there."""
     if device == "auto":

@@ -14,9 +14,11 @@ ORDERS = tuple(permutations((BRIGHTNESS, CONTRAST, SATURATION)))  # the first is
 
 def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """uint8 (N, C, H, W) to float32 in channels_last memory, (x / 255 - mean) / std per channel."""
-    shape = (1, -1, 1, 1)
-    scale = torch.tensor(std).view(shape).mul(255).reciprocal().to(images.device, non_blocking=True)
-    shift = torch.tensor(mean).view(shape).mul(255).to(images.device, non_blocking=True)
+    scale, shift = (
+        torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1).mul(255) for values in (std, mean)
+    )
+    scale = scale.reciprocal().to(images.device, non_blocking=True)
+    shift = shift.to(images.device, non_blocking=True)
     return (images.float() - shift).mul_(scale).contiguous(memory_format=torch.channels_last)
 
 
@@ -36,7 +38,8 @@ def augment(
     """
     count, _, height, width = images.shape
     if flip:
-        flipped = torch.rand(count, generator=generator).lt(0.5).to(images.device, non_blocking=True)
+        flipped = torch.rand(count, generator=generator, dtype=torch.float32).lt(0.5)
+        flipped = flipped.to(images.device, non_blocking=True)
         images = torch.where(flipped.view(-1, 1, 1, 1), images.flip(-1), images)
     if padding:
         offsets = torch.randint(2 * padding + 1, (2, count, 1), generator=generator)
@@ -68,7 +71,8 @@ def jitter_colours(images: Tensor, strength: float, order: str, generator: torch
 
 def jitter_factors(count: int, strength: float, generator: torch.Generator) -> Tensor:
     """(3, count): factors of brightness, contrast and saturation, uniform in [1 - strength, 1 + strength]."""
-    return torch.empty(3, count).uniform_(1 - strength, 1 + strength, generator=generator)
+    factors = torch.empty(3, count, dtype=torch.float32)
+    return factors.uniform_(1 - strength, 1 + strength, generator=generator)
 
 
 def adjust_colours(images: Tensor, factors: Tensor, order: Sequence[int] = ORDERS[0]) -> Tensor:

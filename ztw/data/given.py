@@ -25,6 +25,7 @@ from torch.utils.data import (
 )
 
 from ztw.data.dataset import Data, batch_indices
+from ztw.device import check_default_dtype
 from ztw.errors import ZtwError
 from ztw.exits.logits import class_labels
 from ztw.tensors import as_tensor, check_images
@@ -306,7 +307,12 @@ def _of_loader(loader: DataLoader, wanted: Wanted) -> LoaderData:
 
 
 def wanted_by(network: Any) -> Wanted:
-    """What an EarlyExitNetwork takes and answers, and where it is."""
+    """What an EarlyExitNetwork takes and answers, and where it is; raises ZtwError unless it is of float32."""
+    check_default_dtype()
     backbone = network.backbone
     like = next(backbone.parameters(), torch.empty(0))
+    if other := {str(part.dtype) for part in network.parameters() if part.dtype != torch.float32}:
+        raise ZtwError(
+            f"the network has weights of {', '.join(sorted(other))}, must be torch.float32; call .float() first"
+        )
     return Wanted(tuple(backbone.input_shape), backbone.classes, like.device)

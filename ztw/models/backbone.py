@@ -9,6 +9,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from ztw.device import check_default_dtype
 from ztw.errors import unknown
 from ztw.models.inputs import Shape, examine, give
 from ztw.models.supported import check_supported
@@ -54,6 +55,7 @@ class Backbone(nn.Module):
     def __init__(
         self, arch: str, stages: Sequence[nn.Module], classifier: nn.Module, input_shape: tuple[int, int, int]
     ) -> None:
+        check_default_dtype()
         super().__init__()
         self.arch = arch
         self.input_shape = input_shape

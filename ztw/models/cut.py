@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from ztw.device import check_default_dtype
 from ztw.errors import ZtwError
 from ztw.models.backbone import Backbone, Fp32Linear
 from ztw.models.inputs import to_channels_last
@@ -39,6 +40,7 @@ def as_backbone(
     The result computes what the model computes, which is tried on a sample, and is in the model's mode.
     Raises ZtwError for what cannot be cut, with the reason and the remedy.
     """
+    check_default_dtype()
     if isinstance(model, Backbone):
         raise ZtwError("as_backbone: is a Backbone already; give it to build_network")
     if not isinstance(model, nn.Module):

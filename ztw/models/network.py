@@ -11,6 +11,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from ztw.device import check_default_dtype
 from ztw.errors import ZtwError, unknown
 from ztw.exits.ensemble_base import Ensemble
 from ztw.exits.inference import ExitFunction, ExitResult, Route, infer
@@ -77,6 +78,7 @@ class EarlyExitNetwork(nn.Module):
     def __init__(
         self, backbone: Backbone, heads: Sequence[nn.Module], placement: tuple[int, ...], ics: str
     ) -> None:
+        check_default_dtype()
         super().__init__()
         self.backbone = backbone
         self.heads = nn.ModuleList(heads)
@@ -172,6 +174,7 @@ class EarlyExitNetwork(nn.Module):
             ZtwError: for other images, NaN and infinite ones included; for a rule with thresholds for another number
                 of exits; in training mode, where BatchNorm would depend on the samples that are still in the batch.
         """
+        check_default_dtype()
         if self.training:
             raise ZtwError("infer: the network is in training mode; call .eval() first")
         images, rule = as_tensor(images, "images"), as_rule(rule)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ztw.device import check_default_dtype
 from ztw.errors import ZtwError
 from ztw.exits.rules import RULES, ExitRule, ThresholdRule, describe_rule, exit_scores
 from ztw.exits.sweep import decide
@@ -47,6 +48,7 @@ def write_onnx(
     change: Callable[[ModelProto], ModelProto] | None = None,
 ) -> Path:
     """As `export_onnx`; change: made to the graph of all exits, which is then not compared with the network."""
+    check_default_dtype()
     need_onnx()
     if Path(path).is_dir():
         raise ZtwError(f"{path}: is a folder, must be the name of a file, e.g. network.onnx")

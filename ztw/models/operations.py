@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ztw.device import check_default_dtype
 from ztw.models.backbone import Backbone
 from ztw.models.published_counter import module_paper_ops
 
@@ -20,6 +21,7 @@ BACKEND = "aten"
 
 def module_macs(module: nn.Module, *shapes: tuple[int, ...]) -> float:
     """MACs of one call of `module` on one sample; shapes: of each argument, without the batch axis."""
+    check_default_dtype()
     import ptflops  # imports torchvision: seconds that most jobs need not spend
 
     # ptflops sees no operation in inference mode

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from ztw.device import check_default_dtype
 from ztw.models.cifar_resnet import BasicBlock, BlockReLU
 from ztw.models.pooling import MixedPool
 
@@ -69,6 +70,7 @@ OPERATIONS: dict[type[nn.Module], Callable[[nn.Module, Tensor, Tensor], float]] 
 
 def module_paper_ops(module: nn.Module, *shapes: tuple[int, ...]) -> float:
     """Operations of one call of `module` on one sample; shapes: of each argument, without the batch axis."""
+    check_default_dtype()
     module = copy.deepcopy(module).cpu().eval()
     total = 0.0
 
