@@ -32,6 +32,7 @@ def test_environment_yml_pins_what_the_lock_pins():
         "pytest-xdist",
         "ruff",
         "snakefmt",
+        "timm",
     }
     needed = set(direct) - checks
     assert needed == {pin.split("==")[0] for pin in pins}

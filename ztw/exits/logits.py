@@ -77,8 +77,9 @@ def _check_finite(logits: Tensor) -> None:
             raise ZtwError(f"logits: {count} values are {name}, must be finite")
 
 
-def class_labels(labels: Tensor) -> Tensor:
-    """Labels (N,) of any integer type as int64, which indexing needs; raises ZtwError for others."""
+def class_labels(labels: Any) -> Tensor:
+    """Take labels (N,) of any integer type as int64, which indexing needs; raises ZtwError for others."""
+    labels = as_tensor(labels, "labels")
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise ZtwError(f"labels: {labels.dtype}, must be integers")
     return labels.long()
