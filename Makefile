@@ -132,7 +132,7 @@ audit: $(READY)
 	@python .ci/audit.py requirements.lock tools.lock bench/requirements.lock
 
 clean:
-	rm -rf .venv .tools .snakemake .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf .venv .tools .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache
 
 help:
 	@sed -n 's/^# make/make/p; s/^# \([A-Z]*=\)/\1/p' Makefile

@@ -119,4 +119,4 @@ def test_networks_of_another_dtype():
         with pytest.raises(
             ztw.ZtwError, match=r"the network has weights of torch.float64, must be torch.float32"
         ):
-            call(doubled, (IMAGES, LABELS), report=None)  # type: ignore[operator]
+            call(doubled, (IMAGES, LABELS), report=None)

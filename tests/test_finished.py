@@ -76,6 +76,16 @@ def test_an_edited_plugin_is_snakemakes_to_judge(call):
     assert not call()
 
 
+def test_an_edited_helper_of_a_plugin_is_snakemakes_to_judge(call):
+    Path("helper.py").write_text("")
+    Path("own.py").write_text(f"import helper\n{(ROOT / 'examples/my_parts.py').read_text()}")
+    Path("tiny.yaml").write_text(f"plugins: [own.py]\n{TINY.read_text()}")
+    call().note()
+    assert call()
+    Path("helper.py").write_text("# a comment\n")
+    assert not call()
+
+
 def test_code_that_is_edited_during_the_run_is_newer_than_the_results(call, monkeypatch, tmp_path):
     import finished
 

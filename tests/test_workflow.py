@@ -16,7 +16,7 @@ import torch
 import yaml
 from mlflow import MlflowClient
 from rebuilt import assert_rebuilt
-from tiny_study import ROOT, TINY, changed_config, command, copy_of, run, tables
+from tiny_study import ROOT, TINY, changed_config, command, copy_of, errors, run, shown, tables
 
 import ztw
 from ztw.data.record import read_study_record
@@ -281,6 +281,51 @@ def test_a_second_call_finds_nothing_to_do(finished):
     assert run(finished).stdout == again.stdout, "Snakemake finds the same"
     assert log.stat().st_mtime_ns > asked
     assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def planned(folder: Path, config: Path = TINY) -> set[str]:
+    """The rules whose jobs a dry run would start."""
+    done = run(folder, config, "--", "--dry-run")
+    assert done.returncode == 0, shown(done)
+    return set(re.findall(r"^(?:local)?rule (\w+):$", done.stdout, re.M))
+
+
+def test_profiles_that_a_run_was_not_given_change_nothing(finished, tmp_path, monkeypatch):
+    """With mtime alone as trigger a changed setting would run nothing, and the old table would be shown."""
+    folder = copy_of(finished, tmp_path)
+    for place in ("mine", "profiles/default", "default"):
+        (folder / place).mkdir(parents=True)
+        (folder / place / "config.yaml").write_text("rerun-triggers: [mtime]\nexecutor: no-such\n")
+    monkeypatch.setenv("SNAKEMAKE_PROFILE", str(folder / "mine"))
+    changed = changed_config(folder, evaluation={"budgets": [0.5]})
+    assert {"evaluate", "aggregate"} <= planned(folder, changed)
+    (folder / "mine/config.yaml").write_text("rerun-triggers: [mtime]\ncores: 1\n")
+    asked = [*command(changed)[:-2], "--profile", "mine", "--", "--dry-run"]
+    given = subprocess.run(asked, cwd=folder, capture_output=True, text=True, timeout=100)
+    assert re.search("^rule evaluate:$", given.stdout, re.M), "a given profile's triggers neither"
+
+
+def test_a_copy_with_new_times_is_known_by_its_content(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "copy", copy_function=shutil.copyfile)
+    assert planned(tmp_path / "copy") == set()
+    assert "train_ics" in planned(tmp_path / "copy", changed_config(tmp_path / "copy", seeds=[0, 1, 2]))
+
+
+def test_results_without_records_of_how_they_were_made_are_not_judged(finished, tmp_path):
+    (tmp_path / "copy").mkdir()
+    shutil.copytree(finished / "results", tmp_path / "copy/results", copy_function=shutil.copyfile)
+    done = run(tmp_path / "copy")
+    assert done.returncode == 1
+    (line,) = errors(shown(done))
+    assert "results/tiny: holds results, but .snakemake/ in this folder has no record" in line
+    assert "copy .snakemake along with results" in line
+    assert "-- --touch --forceall" in line
+    assert run(tmp_path / "copy", TINY, "--", "--touch", "--forceall").returncode == 0
+    assert planned(tmp_path / "copy") == set()
+    backbone = {"epochs": 1, "batch_size": 64, "lr": 0.05, "schedule": "one_cycle"}
+    assert "train_backbone" in planned(
+        tmp_path / "copy", changed_config(tmp_path / "copy", backbone=backbone)
+    )
 
 
 def test_without_tracking_the_tables_come_from_the_files(finished, tmp_path):

@@ -10,7 +10,7 @@ from pathlib import Path
 from ztw.files import read_json, write_text
 from ztw.reporting.run_contents import UNDELIVERED
 from ztw.study.facts import DATASETS
-from ztw.study.plugins import plugin_file
+from ztw.study.plugins import plugin_files
 from ztw.study.settings import Study
 
 ROOT = Path(__file__).parents[1]
@@ -26,7 +26,7 @@ class Finished:
         self.folder, self.mark = folder, folder / ".finished"
         code = (path for part in ("ztw", "workflow") for path in (ROOT / part).rglob("*") if path.is_file())
         sources = (path for path in code if path.suffix != ".pyc")
-        plugins = map(plugin_file, study.plugins)
+        plugins = (path for name in study.plugins for path in plugin_files(name))
         # before the run: what is edited while it computes is newer than its results
         self.sources = _stamps(
             [Path(config), ROOT / "environment.yml", Path(sys.executable), *sources, *plugins]

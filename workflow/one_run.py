@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import contextlib
 import fcntl
 import os
@@ -96,6 +98,25 @@ def clear_stale_lock() -> None:
             continue
     for lock in Path(".snakemake/locks").glob("*"):
         lock.unlink()
+
+
+def check_known(study: Path) -> None:
+    """Raise ZtwError where a study's results are here, but not Snakemake's records of how they were made.
+
+    Without records Snakemake looks at the times of files only: results of other settings would be taken, and a copy
+    with new times would be computed again.
+    """
+    if next(study.rglob("seed*/*.safetensors"), None) is None:
+        return
+    for record in Path(".snakemake/metadata").rglob("*"):
+        with contextlib.suppress(binascii.Error, UnicodeDecodeError):
+            if base64.b64decode(record.name, validate=True).decode().startswith(f"{study}/"):
+                return
+    raise ZtwError(
+        f"{study}: holds results, but .snakemake/ in this folder has no record of how they were made; copy .snakemake"
+        " along with results, or move the results away to compute them again, or take them as they are: the same"
+        " command with `-- --touch --forceall`"
+    )
 
 
 def remove_scratch(study: Path) -> None:

@@ -24,8 +24,8 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]  # its neighbours, and ztw itself
 from finished import Finished, undelivered
 from gpus import count_gpus
-from machine import ensure_user, usable_cores
-from one_run import MARK, cancel_cluster_jobs, only_run, remove_scratch
+from machine import ensure_user, ignore_settings, usable_cores
+from one_run import MARK, cancel_cluster_jobs, check_known, only_run, remove_scratch
 from screen import Screen, show_results
 
 from ztw.errors import ZtwError
@@ -45,6 +45,7 @@ FLAGS, ASKING_FLAGS = set("nFfkptlSDhv"), set("nlSDhv")
 PLAIN = {"✓": "+", "±": "+-", "≈": "~", "…": "...", "─": "-", "≥": ">=", "≤": "<="}
 # Seconds that a run has to stop in: a training's checkpoint, a cluster's answer.
 LOCAL_PATIENCE, CLUSTER_PATIENCE = 10.0, 60.0
+TRIGGERS = ("code", "input", "mtime", "params", "software-env")  # all that Snakemake knows
 SHELL_WORDS = re.compile(r"""[\s"'`$\\;&|<>()*?]""")
 
 
@@ -62,6 +63,7 @@ def main() -> int:
     arguments, extra = parser.parse_args(sys.argv[1:split]), sys.argv[split + 1 :]
     use_plain_characters()
     console = Console(highlight=False)
+    ignore_settings()
     try:
         check_python()
         settings = read_study(arguments.config)
@@ -76,6 +78,8 @@ def main() -> int:
             finished = Finished(arguments.config, settings, study)
             status = 0
             if extra or not finished:
+                if "--touch" not in extra:
+                    check_known(study)
                 check_plugins(settings)
                 for runs in undelivered(study):
                     runs.unlink()  # missing, the cell is logged again
@@ -159,9 +163,12 @@ def snakemake_command(arguments: argparse.Namespace, device: str) -> list[str]:
     """
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(HERE / "Snakefile")]
     command += ["--configfile", arguments.config]
+    # whatever a profile says: a changed setting runs a job again, a file that was only copied does not
+    command += ["--rerun-triggers", *TRIGGERS, "--max-checksum-file-size", "1GB"]
     if arguments.profile is None:
         gpus = count_gpus(device)
         command += ["--resources", f"gpu={gpus}"] if gpus else []
+        command += ["--workflow-profile", str(HERE / "profiles" / "default")]
         return [*command, "--cores", str(arguments.cores)]
     return [*command, "--workflow-profile", str(profile_folder(arguments.profile)), "--rerun-incomplete"]
 

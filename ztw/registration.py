@@ -15,10 +15,10 @@ from ztw.exits.ensembles import ENSEMBLES, Ensemble
 from ztw.exits.rules import RULES, ExitRule, ThresholdRule
 from ztw.exits.threshold_base import ThresholdChoice
 from ztw.exits.thresholds import THRESHOLDS
-from ztw.files import sha256
 from ztw.models.architectures import BACKBONES
 from ztw.models.heads import HEADS
 from ztw.study.facts import DATASETS, DatasetFacts
+from ztw.study.helpers import code_sha256, helpers
 from ztw.study.parts import PARTS, Part
 from ztw.study.torchvision_names import TORCHVISION_PREFIX
 
@@ -147,9 +147,11 @@ def _take_out(kind: str, name: str) -> None:
 
 
 def _code(name: str, read: Any) -> str:
-    """SHA-256 of the file a function is in."""
+    """SHA-256 of the file a function is in, with what it imports of the user's own."""
+    function = inspect.unwrap(read)
     try:
-        return sha256(Path(str(inspect.getsourcefile(inspect.unwrap(read)))))
+        path = Path(str(inspect.getsourcefile(function))).absolute()
+        return code_sha256(path, helpers(path, function.__module__ or ""))
     except (TypeError, OSError) as error:
         raise ZtwError(
             f"dataset {name!r}: must be a function in a file: when that changes, its images are decoded again"

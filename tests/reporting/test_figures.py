@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 from itertools import combinations, cycle
 from pathlib import Path
 
@@ -23,6 +26,7 @@ from ztw.reporting.exit_figures import exit_accuracies, exit_shares, improvabili
 from ztw.reporting.figures import GRID, accuracy_against_cost, accuracy_against_time, accuracy_within
 from ztw.reporting.style import FAMILIES, OTHERS, panels_of, save, style
 
+ROOT = Path(__file__).parents[2]
 ALONE = {"sdn": "frozen"}
 
 
@@ -318,3 +322,24 @@ def test_equal_figures_are_equal_files(tmp_path):
         first, second = (Path(tmp_path / f"{stem}.{kind}").read_bytes() for stem in ("first", "second"))
         assert first == second
         assert len(first) > 1000
+
+
+@pytest.mark.parametrize("place", ["matplotlibrc", "home/.config/matplotlib/matplotlibrc"])
+def test_a_matplotlibrc_changes_no_figure(tmp_path, place):
+    (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / place).write_text("text.usetex: True\naxes.facecolor: red\nsavefig.dpi: 30\n")
+    said = (
+        "import matplotlib, ztw.reporting.style\n"
+        "print(*map(matplotlib.rcParams.get, ('text.usetex', 'axes.facecolor')))"
+    )
+    environment = {**os.environ, "HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
+    environment.pop("XDG_CONFIG_HOME", None)
+    done = subprocess.run(
+        [sys.executable, "-c", said],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == ["False", "white"]

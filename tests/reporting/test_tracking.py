@@ -6,6 +6,7 @@ import base64
 import contextlib
 import dataclasses
 import math
+import os
 import shutil
 import sqlite3
 import subprocess
@@ -397,6 +398,25 @@ def test_a_store_that_is_gone_is_told(tmp_path):
     with pytest.raises(ztw.ZtwError, match=r"mlflow.db is gone; delete the study's tracking.json"):
         log(store, tmp_path)
     assert not (tmp_path / "mlflow.db").exists(), "opening it would have made an empty one"
+
+
+@pytest.mark.parametrize("name", ["a%20b", "a%2Fb", "a#b"])
+def test_artifacts_stay_in_the_study_whatever_its_path(tmp_path, name):
+    """MLflow reads %20 in a plain path as a space."""
+    study = tmp_path / name / "study"
+    log(start_store("sqlite", "study", study), study)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert list((study / "mlflow-artifacts").rglob("ztw.json"))
+
+
+@pytest.mark.parametrize("mask", [0o002, 0o022, 0o077])
+def test_a_store_has_the_mode_of_any_file(tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        start_store("sqlite", "study", tmp_path)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "mlflow.db").stat().st_mode & 0o777 == 0o666 & ~mask
 
 
 @pytest.mark.parametrize("name", ["elsewhere", "with space and ü%_"])

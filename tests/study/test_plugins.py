@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -14,8 +16,9 @@ from ztw.exits.rules import exit_rule
 from ztw.files import sha256
 from ztw.models.checkpoints import versions
 from ztw.study.config import check_study
-from ztw.study.parts import PARTS, forget
-from ztw.study.plugins import load_plugins, plugins_with
+from ztw.study.facts import DATASETS
+from ztw.study.parts import PARTS, PLUGINS, forget
+from ztw.study.plugins import load_plugins, plugin_files, plugins_with
 
 ROOT = Path(__file__).parents[2]
 TINY = yaml.safe_load((ROOT / "tests/config/tiny.yaml").read_text())
@@ -172,7 +175,172 @@ def test_an_installed_package(monkeypatch, tmp_path):
         assert "margin" in ztw.RULES
         assert versions()["plugins"] == {"early": sha256(tmp_path / "early_parts.py")}
         forget()
-    del sys.modules["early_parts"]
+    sys.modules.pop("early_parts", None)
+
+
+HELPED = """
+import ztw
+{imports}
+@ztw.register("head", "own")
+def own(shape, classes, previous, size, options):
+    {inside}
+    return {used}
+"""
+
+
+def helped(files: dict[str, str], imports: str = "", used: str = "helper.side", inside: str = "pass") -> str:
+    """A plugin whose head gives what its helpers say."""
+    for name, text in files.items():
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text(text)
+    return plugin(HELPED.format(imports=imports, inside=inside, used=used))
+
+
+def told() -> object:
+    head: Any = ztw.HEADS["own"]
+    return head(None, None, None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("files", "imports", "used", "inside"),
+    [
+        ({"helper.py": "side = 1"}, "import helper", "helper.side", "pass"),
+        ({"helper.py": "side = 1"}, "from helper import side", "side", "pass"),
+        ({"helper.py": "side = 1"}, "", "side", "from helper import side"),
+        (
+            {"helper.py": "side = 1"},
+            "from importlib import import_module",
+            "h.side",
+            "h = import_module('helper')",
+        ),
+        ({"far.py": "side = 1", "near.py": "from far import side"}, "import near", "near.side", "pass"),
+        ({"parts/deep/far.py": "side = 1"}, "from parts.deep import far", "far.side", "pass"),
+        (
+            {"pack/__init__.py": "from .far import side", "pack/far.py": "side = 1"},
+            "import pack",
+            "pack.side",
+            "pass",
+        ),
+    ],
+)
+def test_an_edit_of_a_helper_is_an_edit_of_the_plugin(files, imports, used, inside):
+    name = helped(files, imports, used, inside)
+    load_plugins([name])
+    (before,) = plugins_with([name], ["head"]).values()
+    assert before != sha256(Path(name))
+    assert told() == 1
+    (edited,) = (Path(file) for file, text in files.items() if "1" in text)
+    edited.write_text("side = 2")  # in the same second, of the same size
+    with pytest.raises(
+        ztw.ZtwError, match=r"^plugins: 'own.py': was edited while the study ran; run it again$"
+    ):
+        load_plugins({name: before})
+    load_plugins([name])
+    assert told() == 2
+    assert PLUGINS[name] != before
+    edited.write_text("side = 1")
+    load_plugins({name: before})
+    assert told() == 1
+    assert not list(Path().rglob("__pycache__"))
+
+
+def test_what_the_environment_locks_is_no_helper():
+    text = f"import json, numpy, yaml, ztw.exits.rules, importlib.metadata, os.path\n{HEAD}"
+    load_plugins([plugin(text)])
+    assert PLUGINS["own.py"] == sha256(Path("own.py"))
+    assert plugin_files("own.py") == [Path("own.py").absolute()]
+
+
+def test_a_helper_on_the_path_and_of_two_plugins_counts_for_both(monkeypatch, tmp_path):
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib/shared_side.py").write_text("side = 1")
+    monkeypatch.syspath_prepend(str(tmp_path / "lib"))
+    names = [
+        plugin(f"import shared_side\n{HEAD}", "a.py"),
+        plugin(f"import shared_side\n{HEAD.replace('own', 'other')}", "b.py"),
+    ]
+    load_plugins(names)
+    before = dict(PLUGINS)
+    assert list(map(plugin_files, names)) == [
+        [tmp_path / name, tmp_path / "lib/shared_side.py"] for name in names
+    ]
+    (tmp_path / "lib/shared_side.py").write_text("side = 2")
+    load_plugins(names)
+    assert all(PLUGINS[name] != before[name] for name in names)
+
+
+def test_images_are_decoded_again_when_a_helper_of_their_data_set_changes():
+    text = """
+import ztw
+import reading
+@ztw.register("dataset", "mine", classes=2, size=8, channels=1)
+def mine(): return reading.images()
+"""
+    digests = []
+    for images in ("1", "2"):
+        Path("reading.py").write_text(f"def images(): return {images}")
+        load_plugins([plugin(text)])
+        digests.append(DATASETS["mine"].digest)
+    assert digests[0] != digests[1] == PLUGINS["own.py"]
+
+
+def test_a_helper_that_registers_the_part_runs_again_with_the_plugin():
+    Path("helper.py").write_text(HEAD)
+    for text in ("import helper\n", "import helper\n# edited\n"):
+        load_plugins([plugin(text)])
+        assert ("head", "own") in PARTS
+
+
+@pytest.mark.parametrize("module", ["queue", "yaml", "taken"])
+def test_a_helper_has_a_name_of_its_own(module, monkeypatch, tmp_path):
+    """Python would import the other one, or give the helper to who wants the other."""
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib/taken.py").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path / "lib"))
+    importlib.import_module(module)
+    Path(f"{module}.py").write_text("side = 1")
+    expected = (
+        rf"^plugins: 'own.py': imports {module}: both .*/{module}.py and .* have this name; rename the first$"
+    )
+    with pytest.raises(ztw.ZtwError, match=expected):
+        load_plugins([plugin(f"import {module}\n{HEAD}")])
+    assert not PARTS
+    sys.modules.pop("taken", None)
+
+
+def test_a_fault_in_a_helper_is_told_with_the_plugins_line():
+    Path("helper.py").write_text("x = 1 +\n")
+    with pytest.raises(
+        ztw.ZtwError, match=r"^plugins: 'own.py', line 1: SyntaxError: .*\(helper.py, line 1\)$"
+    ):
+        load_plugins([plugin(f"import helper\n{HEAD}")])
+    Path("helper.py").write_text("x = 1\n")
+    load_plugins(["own.py"])
+
+
+def test_the_modules_of_an_editable_package_are_helpers(monkeypatch, tmp_path):
+    package = tmp_path / "src/early_pack"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "parts.py").write_text(
+        HELPED.format(imports="from .sub import side", inside="pass", used="side")
+    )
+    (package / "sub.py").write_text("side = 1")
+    info = tmp_path / "early_pack-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Name: early-pack\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[ztw.plugins]\nearly = early_pack.parts\n")
+    for place in (tmp_path, tmp_path / "src"):
+        monkeypatch.syspath_prepend(str(place))
+    load_plugins(["early"])
+    assert set(plugin_files("early")) == {package / f"{name}.py" for name in ("__init__", "parts", "sub")}
+    for edited, side in (("sub", 2), ("sub", 3), ("__init__", 3)):
+        before = dict(PLUGINS)
+        (package / f"{edited}.py").write_text(f"side = {side}")
+        with pytest.raises(ztw.ZtwError, match="was edited while the study ran"):
+            load_plugins(before)
+        load_plugins(["early"])
+        assert told() == side
 
 
 def test_the_rules_of_the_workflow_load_what_they_need():

@@ -165,7 +165,9 @@ def noisy(source: str = "torch", **options: Any) -> DataLoader:
 
 @pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize(
-    "options", [{}, {"num_workers": 2}, {"num_workers": 1, "worker_init_fn": seed_numpy}], ids=str
+    "options",
+    [{}, {"num_workers": 2}, {"num_workers": 1, "worker_init_fn": seed_numpy}],
+    ids=["alone", "two workers", "a worker that seeds"],
 )
 def test_a_loader_that_augments_resumes_bit_for_bit(source, options, tmp_path, monkeypatch):
     exactly, lines = resumed(lambda: noisy(source, **options), tmp_path, monkeypatch)

@@ -21,6 +21,7 @@ from matplotlib.transforms import Bbox
 from ztw.evaluation.names import BACKBONE
 from ztw.files import atomic
 
+matplotlib.rcdefaults()  # nobody's matplotlibrc: a figure is the same for everybody
 matplotlib.use("Agg")
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p")

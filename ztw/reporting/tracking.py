@@ -185,6 +185,7 @@ def _make_database(database: Path, report: Report) -> None:
         return
     database.parent.mkdir(parents=True, exist_ok=True)
     with _scratch(database) as scratch:
+        scratch.touch()  # with the mode of any other file; sqlite lets no group write its own
         _reachable(f"{SQLITE}{database}", lambda: _try(scratch))
         scratch.replace(database)
 
@@ -258,7 +259,8 @@ def open_store(
 
 def _make_experiment(client: MlflowClient, name: str, database: Path | None) -> Experiment:
     """The experiment, made by whoever comes first: cells that are delivered later start at once."""
-    place = str((database.parent / sqlite_store.ARTIFACTS).absolute()) if database else None
+    # a URI: MLflow reads %20 in a plain path as a space
+    place = (database.parent / sqlite_store.ARTIFACTS).absolute().as_uri() if database else None
     try:
         return client.get_experiment(client.create_experiment(name, artifact_location=place))
     except MlflowException:

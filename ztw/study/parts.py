@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ztw.study.helpers import HELPERS
+
 # kind -> its built-in names, in the order of its table
 BUILT_IN: dict[str, tuple[str, ...]] = {
     "rule": ("max_softmax", "max_softmax_or_best", "entropy", "patience"),
@@ -31,7 +33,7 @@ class Part:
 
 # (kind, name) -> the part
 PARTS: dict[tuple[str, str], Part] = {}
-# Plugins this process has loaded, as the study names them -> SHA-256 of the file
+# Plugins this process has loaded, as the study names them -> SHA-256 of the file, with its helpers
 PLUGINS: dict[str, str] = {}
 
 
@@ -52,4 +54,5 @@ def forget(plugin: str | None = None) -> None:
             part.remove()
             del PARTS[key]
     for name in [plugin] if plugin else list(PLUGINS):
-        PLUGINS.pop(name, None)
+        if PLUGINS.pop(name, None) is not None:
+            HELPERS.forget()  # one may have registered a part: it has to run again

@@ -11,46 +11,57 @@ import sys
 import traceback
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from importlib.machinery import SourceFileLoader
-from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from types import CodeType
 
 from ztw.errors import ZtwError, unknown
-from ztw.files import sha256
+from ztw.study.helpers import HELPERS, FromSource, Place, check_names, code_sha256, find_module, helpers
 from ztw.study.parts import PARTS, PLUGINS, forget
 
 GROUP = "ztw.plugins"  # of entry points
 
 
 def load_plugins(plugins: Iterable[str] | Mapping[str, str]) -> None:
-    """Run the code of plugins, each once a process, and again when its file has changed.
+    """Run the code of plugins, each once a process, and again when its file or a helper has changed.
 
+    A helper is a file of the user's own that the plugin imports (`ztw.study.helpers`).
     plugins: entries of a study's key `plugins`, with the SHA-256 each must have where a study has begun.
     Raises ZtwError, one line with the number of the line at fault, for one that is missing, fails, registers
     nothing, or has changed.
     """
     for name in plugins:
-        path = plugin_file(name)
+        path, found = _code_of(name)
         try:
-            found = sha256(path)
+            digest = code_sha256(path, found)
         except OSError as error:
             raise ZtwError(f"plugins: {name!r}: {error.strerror}") from error
-        if isinstance(plugins, Mapping) and plugins[name] != found:
+        if isinstance(plugins, Mapping) and plugins[name] != digest:
             raise ZtwError(f"plugins: {name!r}: was edited while the study ran; run it again")
-        if PLUGINS.get(name) != found:
-            _load(name, path)
-            PLUGINS[name] = found
+        if PLUGINS.get(name) != digest:
+            _load(name, path, found)
+            PLUGINS[name] = digest
+
+
+def plugin_files(name: str) -> list[Path]:
+    """The file of a plugin, then those of its helpers."""
+    path, found = _code_of(name)
+    return [path, *(place.file for place in found.values() if place.file not in (None, path))]
 
 
 def plugin_file(name: str) -> Path:
     """The file of a plugin: `name` itself if it ends in .py, else the module of an installed package's entry point."""
     if name.endswith(".py"):
         return Path(name).expanduser().absolute()
-    spec = find_spec(_entry_point(name))
-    if spec is None or spec.origin is None:
+    place = find_module(_entry_point(name))
+    if place is None or place.file is None:
         raise ZtwError(f"plugins: {name!r}: its module {_entry_point(name)} cannot be found")
-    return Path(spec.origin)
+    return place.file
+
+
+def _code_of(name: str) -> tuple[Path, dict[str, Place]]:
+    """The file of a plugin and its helpers."""
+    path = plugin_file(name)
+    return path, helpers(path, "" if name.endswith(".py") else _entry_point(name))
 
 
 def plugins_with(plugins: Iterable[str], kinds: Iterable[str]) -> dict[str, str]:
@@ -71,11 +82,13 @@ def _entry_point(name: str) -> str:
     return found[name]
 
 
-def _load(name: str, path: Path) -> None:
+def _load(name: str, path: Path, found: Mapping[str, Place]) -> None:
     """Run a plugin; all it registered, or nothing."""
     forget(name)
     before = set(PARTS)
     try:
+        check_names(found)
+        HELPERS.take_up(found)
         _run(name, path)
         if PARTS.keys() == before:
             raise ZtwError("registers nothing; call ztw.register(kind, name, part)")
@@ -84,25 +97,19 @@ def _load(name: str, path: Path) -> None:
     except BaseException as error:  # SystemExit, too
         for key in PARTS.keys() - before:
             PARTS.pop(key).remove()
+        HELPERS.forget()
         raise ZtwError(f"plugins: {name!r}{_fault(error, path)}") from error
     for key in PARTS.keys() - before:
         PARTS[key] = replace(PARTS[key], plugin=name)
 
 
-class _FromSource(SourceFileLoader):
-    """Without .pyc files: they are told stale by whole seconds, and nothing is left beside a user's file."""
-
-    def get_code(self, fullname: str) -> CodeType:
-        return self.source_to_code(self.get_data(self.path), self.path)
-
-
 def _run(name: str, path: Path) -> None:
     if not name.endswith(".py"):
-        module = _entry_point(name)
-        importlib.reload(sys.modules[module]) if module in sys.modules else importlib.import_module(module)
+        sys.modules.pop(_entry_point(name), None)
+        importlib.import_module(_entry_point(name))
         return
     title = f"ztw_plugin_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"  # two may be called own.py
-    spec = spec_from_file_location(title, path, loader=_FromSource(title, str(path)))
+    spec = spec_from_file_location(title, path, loader=FromSource(title, str(path)))
     assert spec is not None
     assert spec.loader is not None
     module_of_it = sys.modules[title] = module_from_spec(spec)

@@ -283,8 +283,9 @@ class Study(HardwareSettings, CellNames):
 
     plugins: Unique[str] = key(
         "parts of your own (`ztw.register`), then named like the built-in ones: Python files, their paths relative to"
-        " the folder the study is run in, or entry points of installed packages (group `ztw.plugins`). Their code"
-        " runs with your rights: read what others wrote first",
+        " the folder the study is run in, or entry points of installed packages (group `ztw.plugins`). They may import"
+        " files beside them, and an edit of such a file is an edit of the plugin. Their code runs with your rights:"
+        " read what others wrote first",
         (),
     )
     data: DataSettings = DataSettings()
