@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
 import unicodedata
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from PIL import Image
 
 import ztw
 from ztw.data.prepare import prepare_dataset
+from ztw.data.record import of_split
 from ztw.data.splits import load_split
 from ztw.study.settings import FolderSettings
 
@@ -158,6 +162,60 @@ def test_classes_without_an_image_are_all_named(prepare, folder):
     assert "train: no image that can be read in 'cow' (1 .gif), 'pig' (empty)" in message
     assert "test: no image that can be read in 'hen' (empty)" in message
     assert "\n" not in message
+
+
+def hashed(folder: Path, names: tuple[str, str] = ("train", "val")) -> str:
+    """What the shell's command of the manual says."""
+    command = f"find {' '.join(names)} -type f | LC_ALL=C sort | xargs -d '\\n' sha256sum | sha256sum"
+    return subprocess.run(command, shell=True, cwd=folder, capture_output=True, text=True).stdout.split()[0]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="GNU's xargs and sha256sum")
+def test_one_hash_of_all_images(folder, tmp_path):
+    """Of their paths and contents: the record of the test images has it, and a wrong one is an error with both."""
+
+    def prepared(stream: bool = False, **keys: Any) -> dict:
+        settings = FolderSettings(path=str(folder), size=8, stream=stream, **keys)
+        return prepare_dataset("mine", tmp_path / "root", {"mine": settings})
+
+    record = prepared()
+    right = record["images_sha256"]
+    assert right == hashed(folder)
+    assert prepared(sha256=right) == prepared() == record, "a study that names it trains nothing again"
+    assert of_split(record, "test")["images_sha256"] == right
+    assert "images_sha256" not in of_split(record, "train"), "it would train again for other test images"
+    assert "images_sha256" not in prepared(stream=True)
+    assert prepared(stream=True, sha256=right)["images_sha256"] == right
+    changes: list[Callable[[], object]] = [
+        lambda: put(folder / "val/cat/0.png", 99),
+        lambda: (folder / "train/dog/0.png").rename(folder / "train/dog/x.png"),
+        lambda: (folder / "train/dog/1.png").unlink(),
+        lambda: (folder / "val").rename(folder / "test"),
+    ]
+    for change in changes:
+        change()
+        for stream in (False, True):
+            with pytest.raises(
+                ztw.ZtwError, match=r"^data\.image_folders\.mine\.sha256: expected "
+            ) as caught:
+                prepared(stream, sha256=right)
+            assert right in str(caught.value)
+            assert hashed(folder, ("train", "test" if (folder / "test").exists() else "val")) in str(
+                caught.value
+            )
+
+
+def test_one_hash_whatever_the_unicode_form_and_what_is_left_behind(tmp_path):
+    found = []
+    for form in ("NFC", "NFD"):
+        folder = fill(tmp_path / form, ("cat", CAFE[form]))
+        put(folder / "train" / CAFE[form] / f"{CAFE[form]}.png")
+        settings = FolderSettings(path=str(folder), size=8)
+        found.append(prepare_dataset("mine", tmp_path / "root", {"mine": settings})["images_sha256"])
+        (folder / "train/.DS_Store").write_bytes(b"")
+        put(folder / "train/cat/@eaDir/0.png")
+        found.append(prepare_dataset("mine", tmp_path / "root2", {"mine": settings})["images_sha256"])
+    assert len(set(found)) == 1
 
 
 def test_dead_links_are_all_named(prepare, folder):

@@ -230,6 +230,11 @@ WRONG = [
     ("backbone.milestones", [1], "backbone.milestones: [1] has no meaning with schedule one_cycle"),
     ("ics.milestones", [5], "ics.milestones: 5 is not before the last of 1 epochs"),
     ("data.image_folders", {"digits": {"path": "x", "size": 8}}, "data.image_folders.digits: is the name of"),
+    (
+        "data.image_folders",
+        {"mine": {"path": "x", "size": 8, "sha256": "abc"}},
+        "data.image_folders.mine.sha256: 'abc'",
+    ),
     ("data.image_folders", {"mine": {"path": "x"}}, "data.image_folders.mine: the key 'size' is missing"),
     ("precision", "fp16", "precision: 'fp16' is unknown; known: auto, bf16, fp32"),
     ("tracking", "wandb", "tracking: 'wandb' is unknown; known: sqlite, none, or a tracking server's URI"),

@@ -82,7 +82,7 @@ def _say_forms(walks: Iterable[_Walk], report: Report) -> None:
     forms: defaultdict[str, set[str]] = defaultdict(set)
     for walk in walks:
         for folder in walk.folders:
-            forms[_nfc(folder)].add(folder)
+            forms[nfc(folder)].add(folder)
     several = [shown(name) for name in in_order(forms) if len(forms[name]) > 1]
     if several:
         report(
@@ -93,7 +93,8 @@ def _say_forms(walks: Iterable[_Walk], report: Report) -> None:
         )
 
 
-def _nfc(name: str) -> str:
+def nfc(name: str) -> str:
+    """A name in Unicode's form NFC: composed, "e" and its accent as one character."""
     return unicodedata.normalize("NFC", name)
 
 
@@ -145,7 +146,7 @@ class _Walk:
                 self._class(entry)
 
     def _class(self, entry: os.DirEntry[str]) -> None:
-        images, skipped, label = len(self.rows), self.skipped.copy(), _nfc(entry.name)
+        images, skipped, label = len(self.rows), self.skipped.copy(), nfc(entry.name)
         self.folders.append(entry.name)
         if label != entry.name:  # the order of the labels is the NFC names': it may have been another before
             self._digest.update(b"NFC\n")

@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ztw.data.checksums import images_sha256
 from ztw.data.decode import DECODERS, Splits, decode_folder
 from ztw.data.folders import Listed, list_images, write_listing
 from ztw.data.images import UnreadableImagesError, check_images, shown
 from ztw.data.lock import locked
-from ztw.data.record import joined, read_record, write_record, write_split
+from ztw.data.record import OF_ALL, joined, read_record, write_record, write_split
 from ztw.data.sources import find_files
 from ztw.errors import ZtwError, unknown
 from ztw.progress import Note, Report
@@ -62,11 +63,16 @@ def prepare_dataset(
         record |= {"mean": list(facts.mean), "std": list(facts.std)}
     if name in own("dataset"):
         record |= {"plugins": dict(PLUGINS)}
-    record |= {"name": name, "root": str(root), "image_folder": folder.model_dump() if folder else None}
+    record |= {"name": name, "root": str(root), "image_folder": _described(folder)}
     report(
         f"{record['counts']['train']} training and {record['counts']['test']} test images in {shown(root)}"
     )
     return record
+
+
+def _described(folder: FolderSettings | None) -> dict[str, Any] | None:
+    """What a record says of a folder of the user's: not the hash, so that naming it trains nothing again."""
+    return folder.model_dump(exclude={"sha256"}) if folder else None
 
 
 def _facts(name: str, folders: Mapping[str, FolderSettings]) -> DatasetFacts:
@@ -114,7 +120,8 @@ def _prepare_folder(name: str, folder: FolderSettings, root: Path, report: Repor
             records[split] = write_record(
                 targets[split], {**facts, "counts": {split: facts["counts"][split]}}
             )
-    return joined([record for record in records.values() if record])
+    record = joined([record for record in records.values() if record])
+    return record | _check_images(name, folder, listing, targets, report)
 
 
 def _prepare_streamed(
@@ -135,7 +142,27 @@ def _prepare_streamed(
         facts_of = {"channels": facts.channels, "counts": {split: len(listing[split].rows)}}
         records[split] = write_record(targets[split], facts_of | _named(listing[split].classes))
     record = joined([record for record in records.values() if record])
+    if folder.sha256 is not None:
+        record |= _check_images(name, folder, listing, targets, report)
     return record | {"streamed": True, "folder": str(path), "size": folder.size}
+
+
+def _check_images(
+    name: str,
+    folder: FolderSettings,
+    listing: Mapping[str, Listed],
+    targets: Mapping[str, Path],
+    report: Report,
+) -> dict[str, str]:
+    """What a record says of all images of a folder; raises ZtwError when they are not those that a study names."""
+    found = images_sha256(listing, targets, report)
+    if folder.sha256 not in (None, found):
+        raise ZtwError(
+            f"data.image_folders.{name}.sha256: expected {folder.sha256}, but the images in {shown(_path(folder))}"
+            f" have {found}: they are others, or have other names"
+        )
+    report(f"SHA-256 of all images of {name}: {found}")
+    return {OF_ALL: found}
 
 
 def _path(folder: FolderSettings) -> Path:

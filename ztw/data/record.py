@@ -22,6 +22,8 @@ from ztw.files import atomic, read_json, sha256, write_json
 
 # of a record: split -> how many images, split -> the folder of its files, file -> SHA-256
 PER_SPLIT = ("counts", "decoded", "sha256")
+# The hash of the images of all splits is in the record of "test", so that no training depends on it
+OF_ALL = "images_sha256"
 
 
 class NotAsRecordedError(ZtwError):
@@ -115,9 +117,9 @@ def _with_folder(record: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def joined(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """One record of several splits: facts of the whole set from the first, where they are told apart."""
+    """One record of several splits: facts of the whole set from the first that has them, where they are told apart."""
     per_split = {key: {k: v for record in records for k, v in record[key].items()} for key in PER_SPLIT}
-    return {**records[0], **per_split}
+    return {**records[-1], **records[0], **per_split}
 
 
 def read_study_record(files: str | Sequence[str]) -> dict[str, Any]:
@@ -131,7 +133,8 @@ def read_study_record(files: str | Sequence[str]) -> dict[str, Any]:
 
 def of_split(record: dict[str, Any], split: str) -> dict[str, Any]:
     """The part of a record that one split's images decide."""
-    return record | {
+    found = {key: value for key, value in record.items() if key != OF_ALL or split == "test"}
+    return found | {
         "counts": {split: record["counts"][split]},
         "decoded": {split: record["decoded"][split]},
         "sha256": {file: s for file, s in record["sha256"].items() if file.startswith(f"{split}-")},

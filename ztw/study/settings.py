@@ -35,6 +35,13 @@ class FolderSettings(Section):
     path: str = key("the folder that holds train/ and test/ (or val/), each with one folder per class")
     size: int = key("images are resized to `size` x `size`", ge=8, unit="pixels")
     stream: bool = key("read as they are needed, never held in memory", False)
+    sha256: str | None = key(
+        "one hash of all images, their paths and contents (below): the study stops where it has others. The record"
+        " `results/<study>/data/<name>/test.json` says what it is; of a streamed folder, which takes long to read,"
+        " only where the key is given",
+        None,
+        pattern="^[0-9a-f]{64}$",
+    )
 
 
 class DataSettings(Section):
@@ -84,8 +91,8 @@ class DataSettings(Section):
     )
     std: Annotated[tuple[Share, ...], Field(min_length=1)] | None = key("as `mean`", None)
     image_folders: dict[Name, FolderSettings] = key(
-        "your own images, name -> `path`, `size`, `stream`. `path` holds `train/` and `test/` (or `val/`), each"
-        " with one folder per class; images are resized to `size` x `size` pixels. With `stream: true` they are"
+        "your own images, name -> `path`, `size`, `stream`, `sha256`. `path` holds `train/` and `test/` (or `val/`),"
+        " each with one folder per class; images are resized to `size` x `size` pixels. With `stream: true` they are"
         " read as they are needed by one process a thread and never held in memory (ImageNet's resizing and crops;"
         " `mean` and `std` are ImageNet's unless given)",
         {},
