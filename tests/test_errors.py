@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import io
+from pathlib import Path
+
 import pytest
 
-from ztw.errors import without_password
+from ztw.data.archives import open_zip
+from ztw.data.images import read_rgb
+from ztw.download import download
+from ztw.errors import ZtwError, without_password
+from ztw.files import read_json
+from ztw.tensors import read_tensors
 
 
 @pytest.mark.parametrize(
@@ -27,3 +35,35 @@ from ztw.errors import without_password
 )
 def test_passwords_of_uris_are_left_out(text, left):
     assert without_password(text) == left
+
+
+def broken(path: Path) -> Path:
+    path.write_text("x")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("call", "why"),
+    [
+        (lambda path: read_json(path), "cannot be read (No such file or directory)"),
+        (lambda path: read_tensors(path), "not a safetensors file (No such file or directory); delete"),
+        (lambda path: open_zip(path), "no zip (No such file or directory)"),
+        (lambda path: read_rgb(path, str(path)), "unreadable image (No such file or directory)"),
+        (lambda path: read_rgb(broken(path), path.name), "unreadable image (cannot identify image file)"),
+        (lambda path: read_rgb(io.BytesIO(b"x"), str(path)), "unreadable image (cannot identify image file)"),
+        (lambda path: download(f"file://{path}", path.parent / "to", None), "to (No such file or directory)"),
+    ],
+)
+def test_a_path_is_named_once(tmp_path, call, why):
+    path = tmp_path / "a thing.json"
+    with pytest.raises(ZtwError) as caught:
+        call(path)
+    assert why in str(caught.value)
+    assert str(caught.value).count(path.name) == 1
+    assert "Errno" not in str(caught.value)
+
+
+def test_another_path_than_the_named_one_stays(tmp_path):
+    blocking = broken(tmp_path / "file")
+    with pytest.raises(ZtwError, match=rf"/file/to \(File exists: {blocking}\)$"):
+        download(f"file://{tmp_path}/else", blocking / "to", None)

@@ -38,6 +38,18 @@ def test_environment_yml_pins_what_the_lock_pins():
     assert needed == {pin.split("==")[0] for pin in pins}
 
 
+@pytest.mark.parametrize(
+    ("path", "ignored"),
+    [("data/cifar10.npy", True), ("ztw/data/new.py", False), ("tests/data/new.py", False)],
+)
+def test_git_ignores_the_data_beside_the_code_alone(path, ignored):
+    """docs/container.md puts data sets into data/ of the clone; the library has a folder of this name, too."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("no git checkout")
+    asked = subprocess.run(["git", "-C", str(ROOT), "check-ignore", "--quiet", path], check=False)
+    assert asked.returncode == (0 if ignored else 1)
+
+
 def test_the_readme_example_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from ztw.errors import ZtwError
+from ztw.errors import ZtwError, reason
 from ztw.files import is_at
 from ztw.files import sha256 as digest
 from ztw.progress import Report
@@ -51,8 +51,8 @@ def download(url: str, target: Path, sha256: str | None, report: Report = lambda
                 _check(part, url, sha256)
                 part.replace(target)
     except (OSError, http.client.HTTPException) as error:
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise ZtwError(f"{url}: cannot be downloaded to {target} ({reason})") from error
+        why = reason(error, url, target, part)[:160]
+        raise ZtwError(f"{url}: cannot be downloaded to {target} ({why})") from error
 
 
 @contextmanager

@@ -24,6 +24,23 @@ def dotted(keys: Iterable[object]) -> str:
     return ".".join(str(key) if str(key).isprintable() else repr(key) for key in keys)
 
 
+def reason(error: BaseException, *named: object) -> str:
+    """Say in one line why something failed, without the paths that the message around it names.
+
+    named: paths and URLs that the message names.
+    """
+    if isinstance(cause := getattr(error, "reason", None), OSError):  # of urllib
+        return reason(cause, *named)
+    text, names = " ".join(str(error).split()), [str(name) for name in named]
+    if isinstance(error, OSError) and error.strerror:
+        path = str(error.filename or "")
+        told = any(name.endswith(path) or path.endswith(name) for name in names)
+        return error.strerror if told or not path else f"{error.strerror}: {path}"
+    for name in names:
+        text = re.sub(rf":? ?(?:{re.escape(repr(name))}|{re.escape(name)})(?=[\s,;)]|$)", "", text)
+    return text or type(error).__name__
+
+
 def without_password(text: str) -> str:
     """The text without the user names and passwords of the URIs in it."""
     return SECRETS.sub(r"\1=...", USER.sub("", text))

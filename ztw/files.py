@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from ztw.errors import ZtwError
+from ztw.errors import ZtwError, reason
 
 RUN_AGAIN = "delete it and run again"
 # What systems leave in folders that they serve or unpack, in lower case
@@ -102,7 +102,7 @@ def read_json(path: Path | str, hint: str = RUN_AGAIN) -> Any:
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ZtwError(f"{path}: cannot be read ({error})") from error
+        raise ZtwError(f"{path}: cannot be read ({reason(error, path)})") from error
 
 
 def sha256(path: Path) -> str:

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ztw.errors import ZtwError
+from ztw.errors import ZtwError, reason
 from ztw.files import check_seal, sealed
 
 FLOATS = ("float32", "float64", "float16", "bfloat16")
@@ -79,7 +79,7 @@ def write_tensors(
             save_file(on_cpu, scratch, metadata)
             scratch.chmod(mode)
         except safetensors.SafetensorError as error:
-            raise ZtwError(f"{path}: cannot be written ({error})") from error
+            raise ZtwError(f"{path}: cannot be written ({reason(error, path)})") from error
 
 
 def read_tensors(path: Path | str, hint: str = "delete it and run again") -> dict[str, Tensor]:
@@ -88,7 +88,9 @@ def read_tensors(path: Path | str, hint: str = "delete it and run again") -> dic
     try:
         return load_file(path)
     except (OSError, safetensors.SafetensorError) as error:
-        raise ZtwError(f"{path}: missing, truncated or not a safetensors file ({error}); {hint}") from error
+        raise ZtwError(
+            f"{path}: missing, truncated or not a safetensors file ({reason(error, path)}); {hint}"
+        ) from error
 
 
 def read_metadata(path: Path | str) -> dict[str, str]:

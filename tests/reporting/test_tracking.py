@@ -200,7 +200,7 @@ def test_a_store_in_a_file_is_never_to_be_started(tmp_path):
 class Answering(BaseHTTPRequestHandler):
     """A server that answers every request with one status, after a while."""
 
-    status, seconds, asked = 503, 0.0, ""
+    status, seconds, asked, body = 503, 0.0, "", ""
 
     def do_GET(self):
         type(self).asked = self.headers.get("Authorization", "")
@@ -208,6 +208,7 @@ class Answering(BaseHTTPRequestHandler):
         with contextlib.suppress(OSError):
             self.send_response(self.status)
             self.end_headers()
+            self.wfile.write(self.body.encode())
 
     def log_message(self, *_):
         pass
@@ -256,6 +257,29 @@ def test_a_server_that_refuses_who_asks_is_an_error(tmp_path, server, monkeypatc
     with pytest.raises(ztw.ZtwError, match=r"cannot be used .*401") as caught:
         start_store(f"http://{server}", "study", tmp_path)
     assert not isinstance(caught.value, ServerAwayError)
+
+
+INVALID_HOST = "Invalid Host header - possible DNS rebinding attack detected"  # MLflow's own text
+DENIED = '{"error_code": "PERMISSION_DENIED", "message": "Permission denied"}'
+ALLOWED = r"name {server} in the server's MLFLOW_SERVER_ALLOWED_HOSTS"
+LOGIN = "check MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "hint"),
+    [
+        (403, INVALID_HOST, ALLOWED),
+        (403, "<html><h1>403 Forbidden</h1></html>", f"{ALLOWED}, or {LOGIN}"),
+        (403, DENIED, f"{ALLOWED}, or {LOGIN}"),
+        (401, "", LOGIN),
+    ],
+)
+def test_a_server_that_refuses_is_told_with_what_it_wants(tmp_path, server, monkeypatch, status, body, hint):
+    monkeypatch.setattr(Answering, "status", status)
+    monkeypatch.setattr(Answering, "body", body)
+    with pytest.raises(ztw.ZtwError) as caught:
+        start_store(f"http://{server}", "study", tmp_path)
+    assert str(caught.value).endswith(f"; {hint.format(server=server)}")
 
 
 @pytest.mark.parametrize("status", [401, 503])

@@ -9,7 +9,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import IO, Protocol
 
-from ztw.errors import ZtwError
+from ztw.errors import ZtwError, reason
 
 # The largest of the built-in data sets: a file of 248 MB, an archive that unpacks to 0.5 GB in 120,609 members
 LARGEST_FILE = 1 << 29  # bytes
@@ -62,7 +62,7 @@ def read_tar(stream: Readable, name: str, wanted: Collection[str]) -> dict[str, 
                 if len(found) == len(wanted):
                     break
     except UNREADABLE as error:
-        raise ZtwError(f"{name}: no whole tar archive ({error})") from error
+        raise ZtwError(f"{name}: no whole tar archive ({reason(error, name)})") from error
     if missing := sorted(set(wanted) - found.keys()):
         raise ZtwError(f"{name}: has no {', '.join(missing)}")
     return found
@@ -88,7 +88,7 @@ def open_zip(path: Path) -> zipfile.ZipFile:
     try:
         archive = zipfile.ZipFile(path)
     except (OSError, zipfile.BadZipFile) as error:
-        raise ZtwError(f"{path}: no zip ({error}); delete it to fetch it again") from error
+        raise ZtwError(f"{path}: no zip ({reason(error, path)}); delete it to fetch it again") from error
     members = archive.infolist()
     _check_count(len(members), str(path))
     for member in members:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ztw.errors import ZtwError
+from ztw.errors import ZtwError, reason
 from ztw.progress import Report
 
 SHOWN = 20  # unreadable images an error names
@@ -62,7 +62,7 @@ def read_rgb(file: Path | str | IO[bytes], name: str) -> Image.Image:
     except MemoryError:
         raise
     except Exception as error:  # Pillow fails on a broken file in any way there is
-        raise ZtwError(f"{shown(name)}: unreadable image ({' '.join(str(error).split())})") from error
+        raise ZtwError(f"{shown(name)}: unreadable image ({reason(error, name, file)})") from error
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

@@ -17,7 +17,7 @@ from ztw.data.archives import UNREADABLE, open_zip, read_zipped
 from ztw.data.images import decode_in_threads, read_rgb
 from ztw.data.record import Split
 from ztw.data.sources import find_archive
-from ztw.errors import ZtwError
+from ztw.errors import ZtwError, reason
 from ztw.files import is_left_behind
 from ztw.progress import Report
 from ztw.study.facts import DatasetFacts
@@ -123,7 +123,7 @@ class FileTree:
             return read_zipped(self._zip, f"{self.path.stem}/{name}")
         except UNREADABLE as error:
             raise ZtwError(
-                f"{self.path}: {name} cannot be read ({error}); put all of it there again"
+                f"{self.path}: {name} cannot be read ({reason(error, self.path / name)}); put all of it there again"
             ) from error
 
 

@@ -14,7 +14,7 @@ import torchvision
 from torch import nn
 
 from ztw.download import bounded_wait
-from ztw.errors import ZtwError, unknown
+from ztw.errors import ZtwError, reason, unknown
 from ztw.models.backbone import Backbone
 from ztw.models.cut import cut_model
 from ztw.study.torchvision_names import TORCHVISION_BLOCKS, TORCHVISION_PREFIX
@@ -74,9 +74,9 @@ def _downloading(name: str, url: str) -> Iterator[None]:
         with bounded_wait(), _weights_only():
             yield
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        reason = " ".join(str(error).split())[:160]
+        why = reason(error, folder / file, url)[:160]
         raise ZtwError(
-            f"{TORCHVISION_PREFIX}{name}: no pretrained weights ({reason}); by hand: put {file} (from {url})"
+            f"{TORCHVISION_PREFIX}{name}: no pretrained weights ({why}); by hand: put {file} (from {url})"
             f" into {folder}"
         ) from error
 

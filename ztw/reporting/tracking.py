@@ -53,6 +53,7 @@ SQLITE = "sqlite:///"
 ANSWERS_WITHIN = 20
 # In the environment of a study's jobs: `tracking` as the study has it, with its password. Params are written down.
 GIVEN = "ZTW_TRACKING"
+REFUSALS = ("UNAUTHENTICATED", "PERMISSION_DENIED")  # MLflow's names of the statuses 401 and 403
 AGAIN = "delete the study's tracking.json and runs.json files to log it again"
 
 
@@ -149,6 +150,12 @@ def _hint(uri: str, error: Exception) -> str:
         return "give sqlite, none, or the http address of a tracking server"
     if (database := _database(uri)) is not None:
         return f"close what else uses {database}, or delete it to have the runs logged again"
+    if (code := getattr(error, "error_code", "")) in REFUSALS:
+        login = "check MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        hosts = f"name {urlsplit(uri).netloc} in the server's MLFLOW_SERVER_ALLOWED_HOSTS"
+        if "Invalid Host header" in str(error):
+            return hosts
+        return login if code == "UNAUTHENTICATED" else f"{hosts}, or {login}"
     return "start it, or set tracking to sqlite or none"
 
 
