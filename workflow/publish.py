@@ -42,6 +42,7 @@ from ztw.study.settings import Cell
 from ztw.tensors import write_tensors
 
 ROOT = Path(__file__).parents[1]
+Times = dict[str, list[dict[str, Any]]]  # of latency.json: "rows", "left_out"
 
 
 def publish(
@@ -176,27 +177,37 @@ def _keep_logits(published: Path, target: Path, new: Contents) -> None:
 def _copy_times(cells: list[Cell], published: Path | None, run: Path, new: Contents, target: Path) -> None:
     """The measured times of one seed: those with the most methods, published or of the run; of equals those published.
 
-    Times of two runs never share a table, whose shares are of what the backbone took beside them: those of a method
-    that was computed anew are left out where the published ones stay.
+    Times of two runs never share a table, because they may be of two machines: those of a method that was computed
+    again are left out where the published ones stay.
     """
     anew = {cell: {method for other, method in new.pairs if other == cell} for cell in cells}
-    found: list[tuple[Cell, list[dict[str, Any]]]] = []
+    found: list[tuple[Cell, Times]] = []
     if published:
         for cell in cells:
-            rows = _times(published / f"latency/{cell}/latency.json")
-            found.append((cell, [row for row in rows if row["method"] not in anew[cell]]))
+            known = _times(published / f"latency/{cell}/latency.json")
+            found.append((cell, _of_methods(known, _methods(known) - anew[cell])))
     for cell in cells:
-        rows = _times(run / f"{cell}/latency.json")
-        found.append((cell, [row for row in rows if anew[cell] and row["method"] in {BACKBONE, *anew[cell]}]))
-    cell, rows = max(found, key=lambda of_cell: len({row["method"] for row in of_cell[1]}))
-    if any(row["method"] != BACKBONE for row in rows):
-        write_json(target / f"latency/{cell}/latency.json", {**asdict(cell), "rows": rows})
+        found.append((cell, _of_methods(_times(run / f"{cell}/latency.json"), anew[cell])))
+    cell, times = max(found, key=lambda of_cell: len(_methods(of_cell[1])))
+    if _methods(times) - {BACKBONE}:
+        write_json(target / f"latency/{cell}/latency.json", {**asdict(cell), **times})
 
 
-def _times(file: Path) -> list[dict[str, Any]]:
+def _times(file: Path) -> Times:
     """What was timed, without the name of the machine; nothing where there is no file."""
-    rows = read_json(file)["rows"] if file.is_file() else []
-    return [{key: row[key] for key in row if key != "host"} for row in rows]
+    facts = read_json(file) if file.is_file() else {"rows": []}
+    rows = [{key: row[key] for key in row if key != "host"} for row in facts["rows"]]
+    return {"rows": rows, "left_out": facts.get("left_out", [])}
+
+
+def _methods(times: Times) -> set[str]:
+    return {row["method"] for row in times["rows"]}
+
+
+def _of_methods(times: Times, methods: set[str]) -> Times:
+    """The times of some methods, and of the backbone beside them; in older files that is beside all."""
+    known = {None, BACKBONE, *methods} if methods else set()
+    return {key: [one for one in times[key] if one.get("beside", one["method"]) in known] for key in times}
 
 
 def _publish_logits(folder: Path, target: Path, cell: Cell, name: str) -> None:

@@ -74,12 +74,23 @@ class Progress:
             self.done < self.total and now - self.last < max(1.0, (now - self.started) / 100)
         ):
             return
-        self.last = now
-        self.report(f"{100 * self.done // self.total:3d} %  {text()}{self._left(now)}")
-        self.marks.append((self.done, now))
+        self._say(text(), now)
+
+    def begin(self, text: str) -> None:
+        """Say what a long step does, before it is done."""
+        if self.report is not None:
+            self._say(text, self.clock())
+
+    def _say(self, text: str, now: float) -> None:
+        if self.report is not None:
+            self.last = now
+            self.report(f"{100 * self.done // self.total:3d} %  {text}{self._left(now)}")
+            self.marks.append((self.done, now))
 
     def _left(self, now: float) -> str:
         """The time left, by the recent steps."""
+        if not self.marks:
+            return ""
         done, when = self.marks[0]
         if self.done == self.total:
             return f"  {clock(0)} left"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
+
 import pytest
 import torch
 
 from ztw.data.decoded import ImageSet
-from ztw.evaluation.timing import REPEATS, share_that_differs, take_batches, time_in_turn
+from ztw.evaluation.timing import Timing, share_that_differs, take_batches, time_in_turn, times_of
 from ztw.exits.inference import ExitResult
 
 CPU = torch.device("cpu")
@@ -23,25 +26,62 @@ class Clock:
 
 
 def test_every_batch_is_timed_in_turn_after_a_warm_up():
-    called, clock = [], Clock()
+    called: list[str] = []
+    clock, steps = Clock(), list[int]()
 
     def slow(batch: torch.Tensor) -> float:
-        called.append("slow")
-        hiccup = len(called) == 4  # only once, so that it does not count
-        clock.now += 5 if hiccup else 2 if batch.max() else 0.25
+        called.append(f"slow {int(batch.max())}")
+        hiccup = len(called) == 5  # only once, so that it does not count
+        clock.now += 5 if hiccup else 2 if batch.max() == 5 else 0.25
         return float(batch.max())
 
     def fast(batch: torch.Tensor) -> None:
-        called.append("fast")
+        called.append(f"fast {int(batch.max())}")
         clock.now += 0.125
 
-    batches = [torch.zeros(4, 1)] * 5 + [torch.ones(4, 1)]
-    found, other = time_in_turn([slow, fast], batches, CPU, clock)
-    assert called == (["slow"] * (2 + 6) + ["fast"] * (2 + 6)) * REPEATS, "two to warm up, six timed"
+    batches = [torch.full((4, 1), number) for number in range(6)]
+    found, other = time_in_turn([Timing(slow), Timing(fast)], batches, CPU, lambda: steps.append(1), clock)
+    first, second = [0, 1, 2, 3, 4, 5], [1, 2, 3, 4, 5, 0]
+    expected = [f"{name} {place}" for turn in (first, second) for name in ("slow", "fast") for place in turn]
+    assert called == ["slow 0", "fast 0", *expected], "one warm-up, then each turn starts with another batch"
     # a batch that is slow each time counts, a hiccup does not
-    assert found.answers == [0.0] * 5 + [1.0]
+    assert found.answers == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
     assert found.times == {"median_ms": 250, "p95_ms": 2000, "images_per_s": 24 / 3.25}
-    assert other.times == {"median_ms": 125, "p95_ms": 125, "images_per_s": 32}
+    assert other.times == {"median_ms": 125, "p95_ms": 125, "images_per_s": 48 / 1.5}
+    assert len(steps) == 2 * times_of(4)
+
+
+def test_single_images_are_timed_more_often():
+    called: list[torch.Tensor] = []
+    time_in_turn([Timing(called.append)], [torch.zeros(1, 1)] * 5, CPU)
+    assert len(called) == 1 + 5 * times_of(1)
+    assert times_of(1) > times_of(2)
+
+
+def test_the_same_work_at_two_budgets_has_the_same_times():
+    """Images that leave one network at the same exits; of another network, or at another exit, it is other work."""
+    called: Counter[str] = Counter()
+    clock = Clock()
+
+    def leaves(name: str, exit: int, *seconds: float) -> Callable[[torch.Tensor], ExitResult]:
+        def run(batch: torch.Tensor) -> ExitResult:
+            called[name] += 1
+            clock.now += seconds[min(called[name], len(seconds)) - 1]
+            return ExitResult(torch.zeros(1, 2), torch.tensor([exit]))
+
+        return run
+
+    calls = [
+        Timing(leaves("low", 0, 1.0, 1.0), "a"),
+        Timing(leaves("high", 0, 1.0, 0.5), "a"),
+        Timing(leaves("last", 2, 4.0), "a"),
+        Timing(leaves("other", 0, 8.0), "b"),
+    ]
+    times = [found.times["median_ms"] for found in time_in_turn(calls, [torch.zeros(1, 1)], CPU, clock=clock)]
+    assert times == [500, 500, 4000, 8000]
+    of_pair = called["low"] + called["high"] - 2  # without the warm-ups
+    assert of_pair == times_of(1), "not timed more often than other work"
+    assert called["last"] == called["other"] == 1 + times_of(1)
 
 
 def test_what_is_answered_otherwise_is_counted():

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -11,8 +14,11 @@ from conftest import small_network, stripes
 
 import ztw
 from ztw.evaluation.names import BACKBONE
+from ztw.evaluation.timing import time_in_turn
 from ztw.files import read_json
-from ztw.jobs.measure_latency import LatencyPlan, measure_latency
+from ztw.jobs.cell import CellFiles
+from ztw.jobs.latency_bench import LatencyPlan, without_onnx
+from ztw.jobs.measure_latency import measure_latency
 from ztw.models.network import static_network
 from ztw.progress import Note
 from ztw.study.settings import (
@@ -23,16 +29,46 @@ from ztw.study.settings import (
     LatencySettings,
     MethodSettings,
 )
+from ztw.study.training_settings import BackboneBuild, IcSet
 
 IMAGES = stripes(60)
+
+
+class DecodeError(Exception):
+    """As protobuf raises for a graph that is nested too deep."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Networks:
     """What the job asks of a cell: one network with ICs of two exits for all methods, and a static one."""
 
+    files: CellFiles
     cell = Cell("stripes", "resnet8", 0)
-    record: Any = None
+    build = BackboneBuild()
+    sets: ClassVar = {"i": IcSet(mode="independent", epochs=1)}
+    record: ClassVar[dict[str, Any]] = {"sha256": "images"}
+
+    @classmethod
+    def within(cls, folder: Path) -> Networks:
+        """With files that the job only hashes."""
+        for name in ("backbone", "ics", "logits", "weights"):
+            (folder / name).write_text(name) if not (folder / name).exists() else None
+        facts = {"kind": "geometric", "exits": 3, "classes": 5, "include_final": True, "seconds": 1}
+        if not (folder / "weights.json").exists():
+            (folder / "weights.json").write_text(json.dumps(facts))
+        names = {name: str(folder / name) for name in ("backbone", "ics", "logits", "weights")}
+        return cls(
+            CellFiles(
+                "record.json",
+                names["backbone"],
+                {"i": names["ics"]},
+                {("i", "validation"): names["logits"]},
+                {("i", "geometric"): names["weights"]},
+            )
+        )
+
+    def home(self, method: MethodSettings) -> Networks:
+        return self
 
     def backbone(self) -> ztw.Backbone:
         return small_network(placement=[0, 1]).backbone
@@ -49,44 +85,66 @@ METHODS = {
     "sdn": MethodSettings(ics="i", rule="max_softmax"),
     "per-exit": MethodSettings(ics="i", rule="max_softmax", thresholds="per_exit"),
     "entropy": MethodSettings(ics="i", rule="entropy"),
+    "ensemble": MethodSettings(ics="i", rule="max_softmax", ensemble="geometric"),
     "small": MethodSettings(static="resnet8"),
 }
 
 
 @pytest.fixture(autouse=True)
 def images(monkeypatch):
-    monkeypatch.setattr("ztw.jobs.measure_latency.cell_splits", lambda *_: {"test": IMAGES})
+    monkeypatch.setattr("ztw.jobs.latency_bench.cell_splits", lambda *_: {"test": IMAGES})
 
 
-def timed(tmp_path, methods: list[str], *runtimes: str, sizes: tuple[int, ...] = (1, 8), device: str = "cpu"):
-    """(rows, what was reported)."""
-    said: list[str] = []
+def plan_of(names: list[str], *runtimes: str, sizes: tuple[int, ...] = (1, 8), **changed: Any) -> LatencyPlan:
+    """The plan of some of METHODS, and what else is changed of it."""
     plan = LatencyPlan(
-        methods={name: METHODS[name] for name in methods},
+        methods={name: METHODS[name] for name in names},
         evaluation=EvaluationSettings(budgets=(0.8, "max"), points=50),
         latency=LatencySettings(batch_sizes=sizes, images=8, runtimes=runtimes),  # type: ignore[arg-type]
         data=DataSettings(),
-        hardware=HardwareSettings(precision="fp32", device=device),
+        hardware=HardwareSettings(precision="fp32", device="cpu"),
+        code="digest",
     )
-    measure_latency(Networks(), plan, str(tmp_path / "latency.json"), said.append)  # type: ignore[arg-type]
-    return read_json(tmp_path / "latency.json")["rows"], said
+    return dataclasses.replace(plan, **changed)
+
+
+def measured(
+    tmp_path, plan: LatencyPlan, networks: Networks | None = None
+) -> tuple[dict[str, Any], list[str]]:
+    """(what was written, what was reported)."""
+    said: list[str] = []
+    networks = networks or Networks.within(tmp_path)
+    measure_latency(networks, plan, str(tmp_path / "latency.json"), said.append)  # type: ignore[arg-type]
+    return read_json(tmp_path / "latency.json"), said
+
+
+def timed(tmp_path, methods: list[str], *runtimes: str, sizes: tuple[int, ...] = (1, 8)) -> Any:
+    """(rows, what was reported)."""
+    found, said = measured(tmp_path, plan_of(methods, *runtimes, sizes=sizes))
+    return found["rows"], said
 
 
 def test_every_method_is_timed_in_both_runtimes(tmp_path):
+    """Each beside the backbone alone."""
     rows, said = timed(tmp_path, ["sdn", "per-exit"], "pytorch", "onnxruntime")
-    expected: list[tuple[Any, ...]] = [(BACKBONE, None, "pytorch"), (BACKBONE, None, "onnxruntime")]
+    expected: list[tuple[Any, ...]] = []
     for method in ("sdn", "per-exit"):
+        expected += [(BACKBONE, None, "pytorch", method), (BACKBONE, None, "onnxruntime", method)]
         for runtime in ("pytorch", "onnxruntime"):
-            expected += [(method, budget, runtime) for budget in (0.8, "max")]
-    found = [(row["method"], row["budget"], row["runtime"], row["batch_size"]) for row in rows]
+            expected += [(method, budget, runtime, method) for budget in (0.8, "max")]
+    found = [
+        tuple(row[key] for key in ("method", "budget", "runtime", "beside", "batch_size")) for row in rows
+    ]
     assert found == [(*call, size) for size in (1, 8) for call in expected]
     assert all(row["median_ms"] > 0 for row in rows)
     assert {row["precision"] for row in rows} == {"fp32"}
     assert {row["threads"] for row in rows} == {torch.get_num_threads()}
     assert {row["differs"] for row in rows} == {0.0}, "the same answers from the same exits"
-    exported = [line for line in said if line.startswith("exporting")]
-    assert exported == [f"exporting {BACKBONE}", "exporting sdn"], "methods share an export"
     assert not any(isinstance(line, Note) for line in said)
+    exported = [line.split("%  ")[1] for line in said if "exporting" in line]
+    assert exported == [f"{BACKBONE}, exporting", "sdn, exporting"], "methods share an export"
+    assert said[-1].startswith("100 %  per-exit, batches of 8")
+    assert said[-1].endswith("0:00 left")
 
 
 def test_a_static_network_is_timed_once_in_each_runtime(tmp_path):
@@ -95,17 +153,42 @@ def test_a_static_network_is_timed_once_in_each_runtime(tmp_path):
     assert found == [(None, "pytorch"), (None, "onnxruntime")]
 
 
-def test_what_onnx_cannot_hold_is_told_and_has_no_row(tmp_path, monkeypatch):
-    def refuse(*_):
-        raise ztw.ZtwError("resnet8: ONNX cannot hold it (sort)")
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ztw.ZtwError("resnet8: ONNX cannot hold it (sort)"), "resnet8: ONNX cannot hold it (sort)"),
+        (RuntimeError("nested\ntoo deep"), "RuntimeError: nested too deep"),
+        (DecodeError("Error parsing message"), "DecodeError: Error parsing message"),
+        (RecursionError("maximum recursion depth"), "RecursionError: maximum recursion depth"),
+        (MemoryError(), "memory ran out: raise mem_mb of measure_latency"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+@pytest.mark.parametrize("place", ["export", "run"])
+def test_what_onnx_cannot_do_is_told_and_has_no_row(tmp_path, monkeypatch, place, error, reason):
+    """Whatever fails in an export, or in a first call of what was exported, the study goes on with PyTorch's times."""
 
-    monkeypatch.setattr("ztw.jobs.measure_latency.write_onnx", refuse)
-    rows, said = timed(tmp_path, ["sdn", "entropy"], "pytorch", "onnxruntime", sizes=(8,))
-    assert {row["runtime"] for row in rows} == {"pytorch"}
-    assert [line for line in said if isinstance(line, Note)] == [
-        f"{name}: not timed in ONNX Runtime: resnet8: ONNX cannot hold it (sort)"
-        for name in (BACKBONE, "sdn", "entropy")
-    ]
+    class Failing:
+        def __init__(self, *_, **__) -> None:
+            pass
+
+        def __call__(self, *_, **__) -> None:
+            raise error
+
+    def refuse(*_):
+        raise error
+
+    monkeypatch.setattr("ztw.jobs.exports.write_onnx", refuse if place == "export" else lambda *_: None)
+    monkeypatch.setattr("ztw.jobs.exports.OnnxRunner", Failing)
+    found, said = measured(tmp_path, plan_of(["sdn", "entropy"], "pytorch", "onnxruntime", sizes=(8,)))
+    assert {row["runtime"] for row in found["rows"]} == {"pytorch"}
+    told = {one["method"]: one["reason"] for one in found["left_out"]}
+    assert list(told) == [BACKBONE, "sdn", "entropy"]
+    assert all(text.startswith(reason) for text in told.values())
+    notes = [line for line in said if isinstance(line, Note)]
+    assert notes == [f"{name}: not timed in ONNX Runtime: {text}" for name, text in told.items()]
+    kept = (tmp_path / "latency/sdn.json").exists()
+    assert kept == isinstance(error, ztw.ZtwError), "another error may not happen again"
 
 
 def test_answers_that_differ_are_told(tmp_path, monkeypatch):
@@ -116,34 +199,150 @@ def test_answers_that_differ_are_told(tmp_path, monkeypatch):
         def __call__(self, images: torch.Tensor, rule: ztw.ExitRule | None = None) -> ztw.ExitResult:
             return ztw.ExitResult(torch.zeros(len(images), 5), torch.full((len(images),), 9))
 
-    monkeypatch.setattr("ztw.jobs.measure_latency.write_onnx", lambda *_: None)
-    monkeypatch.setattr("ztw.jobs.measure_latency.OnnxRunner", Wrong)
+    monkeypatch.setattr("ztw.jobs.exports.write_onnx", lambda *_: None)
+    monkeypatch.setattr("ztw.jobs.exports.OnnxRunner", Wrong)
     rows, said = timed(tmp_path, ["sdn"], "pytorch", "onnxruntime", sizes=(8,))
     assert [row["differs"] for row in rows if row["runtime"] == "onnxruntime"] == [1.0] * 3
     assert "sdn at budget 0.8: 100% of the images are answered otherwise in ONNX Runtime" in said
 
 
-@pytest.mark.parametrize("reason", ["cuda", "packages", "not asked for"])
+PACKAGES = "ONNX: the package onnx is not installed; pip install 'ztw[onnx]'"
+
+
+@pytest.mark.parametrize("reason", ["packages", "not asked for"])
 def test_without_onnx_runtime_pytorch_is_timed_alone(tmp_path, monkeypatch, reason):
     def missing():
-        raise ztw.ZtwError("ONNX: the package onnx is not installed; pip install 'ztw[onnx]'")
+        raise ztw.ZtwError(PACKAGES)
 
     if reason == "packages":
-        monkeypatch.setattr("ztw.jobs.measure_latency.need_onnx", missing)
+        monkeypatch.setattr("ztw.jobs.latency_bench.need_onnx", missing)
     runtimes = ("pytorch",) if reason == "not asked for" else ("pytorch", "onnxruntime")
-    if reason == "cuda":
-        from ztw.jobs.measure_latency import _has_onnx
+    found, said = measured(tmp_path, plan_of(["sdn"], *runtimes, sizes=(8,)))
+    assert [row["runtime"] for row in found["rows"]] == ["pytorch"] * 3
+    wanted = [PACKAGES] if reason == "packages" else []
+    assert [(one["method"], one["reason"]) for one in found["left_out"]] == [(None, text) for text in wanted]
+    assert [line for line in said if isinstance(line, Note)] == [
+        f"latency.runtimes: onnxruntime is left out: {text}" for text in wanted
+    ]
 
-        said: list[str] = []
-        assert not _has_onnx(LatencySettings(), torch.device("cuda"), said.append)
+
+def test_on_a_gpu_onnx_runtime_is_left_out():
+    assert without_onnx(LatencySettings(), torch.device("cuda")) == "the study computes on cuda"
+
+
+@pytest.fixture
+def timings(monkeypatch) -> list[int]:
+    """How many calls were timed together, each time."""
+    counts: list[int] = []
+
+    def counted(calls: Any, *others: Any) -> Any:
+        counts.append(len(calls))
+        return time_in_turn(calls, *others)
+
+    monkeypatch.setattr("ztw.jobs.latency_bench.time_in_turn", counted)
+    return counts
+
+
+def small_plan(*names: str, **changed: Any) -> LatencyPlan:
+    return plan_of(list(names), "pytorch", sizes=(8,), **changed)
+
+
+def test_a_method_that_was_timed_is_not_timed_again(tmp_path, timings):
+    first, _ = measured(tmp_path, small_plan("sdn"))
+    assert timings == [3]
+    both, said = measured(tmp_path, small_plan("entropy", "sdn"))
+    assert timings == [3, 3], "the one that is new, and the backbone beside it"
+    assert [row for row in both["rows"] if row["beside"] == "sdn"] == first["rows"]
+    assert [row["beside"] for row in both["rows"]] == ["entropy"] * 3 + ["sdn"] * 3, "in the study's order"
+    assert said[-1].startswith("100 %  entropy"), "the kept one is no part of the work"
+    assert measured(tmp_path, small_plan("entropy", "sdn"))[0] == both
+    assert len(timings) == 2
+
+
+def test_what_was_timed_before_a_kill_is_kept(tmp_path, timings, monkeypatch):
+    of_method = Networks.of_method
+
+    def killed(self: Networks, method: MethodSettings) -> ztw.EarlyExitNetwork:
+        if method.rule == "entropy":
+            raise KeyboardInterrupt
+        return of_method(self, method)
+
+    monkeypatch.setattr(Networks, "of_method", killed)
+    with pytest.raises(KeyboardInterrupt):
+        measured(tmp_path, small_plan("sdn", "entropy"))
+    monkeypatch.setattr(Networks, "of_method", of_method)
+    assert not (tmp_path / "latency.json").exists()
+    found, _ = measured(tmp_path, small_plan("sdn", "entropy"))
+    assert len(timings) == 2, "each method once"
+    assert {row["beside"] for row in found["rows"]} == {"sdn", "entropy"}
+
+
+DECIDES: dict[str, tuple[str, Callable[[Path], Any]]] = {
+    "code": ("code", lambda _: small_plan("ensemble", code="edited")),
+    "budgets": ("settings", lambda _: small_plan("ensemble", evaluation=EvaluationSettings(budgets=(0.7,)))),
+    "images": ("settings", lambda _: small_plan("ensemble", data=DataSettings(validation_fraction=0.3))),
+    "rule": (
+        "method",
+        lambda _: small_plan(
+            "ensemble", methods={"ensemble": METHODS["ensemble"].model_copy(update={"rule": "entropy"})}
+        ),
+    ),
+    "backbone": ("weights", lambda folder: (folder / "backbone").write_text("trained again")),
+    "ics": ("weights", lambda folder: (folder / "ics").write_text("trained again")),
+    "validation logits": ("weights", lambda folder: (folder / "logits").write_text("others")),
+    "ensemble": ("weights", lambda folder: (folder / "weights").write_text("fitted again")),
+    "kind of ensemble": (
+        "network",
+        lambda folder: (folder / "weights.json").write_text(
+            '{"kind": "uniform", "exits": 3, "classes": 5, "include_final": true}'
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("changed", DECIDES)
+def test_what_decides_a_time_has_it_measured_again(tmp_path, timings, changed):
+    part, change = DECIDES[changed]
+    measured(tmp_path, small_plan("ensemble"))
+    plan = change(tmp_path)
+    _, said = measured(tmp_path, plan if isinstance(plan, LatencyPlan) else small_plan("ensemble"))
+    assert len(timings) == 2
+    assert said[0] == f"ensemble: kept times are of other {part}; timed again"
+
+
+@pytest.mark.parametrize("changed", ["threads", "software", "data set"])
+def test_another_machine_or_data_set_has_all_measured_again(tmp_path, timings, changed, monkeypatch):
+    measured(tmp_path, small_plan("sdn"))
+    if changed == "threads":
+        monkeypatch.setattr(
+            "ztw.jobs.measure_latency.computed_on",
+            lambda *_: {"device": "cpu", "precision": "fp32", "threads": 9},
+        )
+    elif changed == "software":
+        monkeypatch.setattr("ztw.jobs.measure_latency.versions", lambda: {"torch": "9"})
     else:
-        rows, said = timed(tmp_path, ["sdn"], *runtimes, sizes=(8,))
-        assert [row["runtime"] for row in rows] == ["pytorch"] * 3
-    assert [line for line in said if isinstance(line, Note)] == {
-        "cuda": ["latency.runtimes: onnxruntime is left out, the study computes on cuda"],
-        "packages": [
-            "latency.runtimes: onnxruntime is left out: ONNX: the package onnx is not installed; pip install"
-            " 'ztw[onnx]'"
-        ],
-        "not asked for": [],
-    }[reason]
+        monkeypatch.setattr(Networks, "record", {"sha256": "others"})
+    measured(tmp_path, small_plan("sdn"))
+    assert len(timings) == 2
+
+
+def test_the_name_of_the_machine_and_how_an_ensemble_was_fitted_decide_nothing(
+    tmp_path, timings, monkeypatch
+):
+    """A container has another name at every start; a fit of the same weights, another duration."""
+    measured(tmp_path, small_plan("ensemble"))
+    monkeypatch.setattr("socket.gethostname", lambda: "another")
+    facts = json.loads((tmp_path / "weights.json").read_text())
+    (tmp_path / "weights.json").write_text(json.dumps({**facts, "seconds": 2}))
+    measured(tmp_path, small_plan("ensemble"))
+    assert len(timings) == 1
+
+
+def test_an_altered_file_of_times_is_not_used(tmp_path, timings):
+    measured(tmp_path, small_plan("sdn"))
+    file = tmp_path / "latency/sdn.json"
+    file.write_text(file.read_text().replace("median_ms", "median_us"))
+    found, said = measured(tmp_path, small_plan("sdn"))
+    assert len(timings) == 2
+    assert "altered since it was written" in said[0]
+    assert all(row["median_ms"] > 0 for row in found["rows"])

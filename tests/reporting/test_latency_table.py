@@ -9,8 +9,14 @@ import pytest
 from metrics_by_hand import at_budget, metric, result, results
 
 from ztw.evaluation.names import BACKBONE
-from ztw.files import write_json
-from ztw.reporting.latency_table import latency_table, read_latency, shortest_times, write_latency
+from ztw.files import read_json, write_json
+from ztw.reporting.latency_table import (
+    latency_table,
+    left_out,
+    read_latency,
+    shortest_times,
+    write_latency,
+)
 
 
 def row(
@@ -45,7 +51,7 @@ def test_times_stand_beside_accuracy_and_cost(tmp_path):
     assert table["accuracy"].tolist()[:2] == [0.93, 0.9]
     assert table["relative_cost"].tolist()[:2] == [1.0, 0.49]
     assert math.isnan(table["accuracy"][2]), "no such budget in the results"
-    write_latency(table, str(tmp_path / "l.csv"), str(tmp_path / "l.md"))
+    write_latency(table, {}, str(tmp_path / "l.csv"), str(tmp_path / "l.md"))
     back = read_latency(tmp_path / "l.csv", "d", "a")
     assert back["relative_time"].tolist() == [1.0, 0.625, 1.25]
     assert back["budget"].tolist() == ["-", "0.5", "1.0"]
@@ -83,7 +89,7 @@ def test_the_backbone_in_its_fastest_runtime_is_what_all_are_compared_with(tmp_p
     assert table["relative_time"].tolist() == [4.0, 1.0, 0.5, 2.0, 0.8, 1.0, 2.0, 0.5, 1.5]
     assert table["relative_time_in_runtime"].tolist()[:8] == [1.0, 1.0, 0.5, 0.5, 0.8, 1.0, 1.0, 0.5]
     assert math.isnan(table["relative_time_in_runtime"][8]), "the backbone was not timed there"
-    write_latency(table, str(tmp_path / "l.csv"), str(tmp_path / "l.md"))
+    write_latency(table, {}, str(tmp_path / "l.csv"), str(tmp_path / "l.md"))
     assert math.isnan(read_latency(tmp_path / "l.csv", "d", "a")["relative_time_in_runtime"][8])
     text = Path(tmp_path / "l.md").read_text()
     assert "| smaller |  | onnxruntime | - | - | 50% | 50% |" in text
@@ -102,3 +108,59 @@ def test_a_budget_is_found_as_the_study_writes_it(tmp_path, budget):
     table = latency_table([written(tmp_path, rows)], result(at_budget(str(budget), 0.9, 0.5)))
     assert table["accuracy"][1] == 0.9
     assert table["relative_cost"].tolist() == [1.0, 0.5], "the backbone's own cost, its accuracy unknown"
+
+
+def beside(method: str, *rows: dict) -> list[dict]:
+    """Rows that were measured together."""
+    return [{**row, "beside": method} for row in rows]
+
+
+def test_a_time_is_relative_to_the_backbone_that_was_timed_beside_it(tmp_path):
+    """The machine was half as fast when a method was added; the backbone's own row is the median over the methods."""
+    onnx = "onnxruntime"
+    rows = [
+        *beside(
+            "sdn",
+            row(BACKBONE, None, 100.0, median=4.0),
+            row(BACKBONE, None, 200.0, onnx, median=2.0),
+            row("sdn", 0.5, 400.0, onnx),
+        ),
+        *beside(
+            "ztw",
+            row(BACKBONE, None, 50.0, median=8.0),
+            row(BACKBONE, None, 100.0, onnx, median=4.0),
+            row("ztw", 0.5, 200.0, onnx),
+        ),
+    ]
+    table = latency_table([written(tmp_path, rows)], result(at_budget("0.5", 0.9, 0.49)))
+    assert table["method"].tolist() == [BACKBONE, BACKBONE, "sdn", "ztw"]
+    assert table["runtime"].tolist() == ["pytorch", onnx, onnx, onnx]
+    assert table["relative_time"].tolist() == [2.0, 1.0, 0.5, 0.5]
+    assert table["relative_time_in_runtime"].tolist() == [1.0, 1.0, 0.5, 0.5]
+    assert table["images_per_s"].tolist() == [75.0, 150.0, 400.0, 200.0]
+    assert table["median_ms"].tolist()[:2] == [6.0, 3.0]
+    assert shortest_times(tmp_path / "l.json") == {
+        BACKBONE: {"-": 1.0},
+        "sdn": {"0.5": 0.5},
+        "ztw": {"0.5": 0.5},
+    }
+
+
+def test_the_table_says_why_a_row_is_missing(tmp_path):
+    """Methods that share a reason share a line; a whole runtime may be missing."""
+    file = written(tmp_path, [row(BACKBONE, None, 100.0), row("sdn", 0.5, 50.0)])
+    missing = [
+        {"method": method, "runtime": "onnxruntime", "reason": reason}
+        for method, reason in (("sdn", "too deep"), ("ztw", "too deep"), (None, "the study computes on cuda"))
+    ]
+    facts = read_json(file)
+    write_json(file, {**facts, "left_out": missing})
+    table = latency_table([file], result(at_budget("0.5", 0.9, 0.49)))
+    write_latency(table, left_out([file]), str(tmp_path / "l.csv"), str(tmp_path / "l.md"))
+    end = (tmp_path / "l.md").read_text().split("\n\n")[-1]
+    assert end.splitlines() == [
+        "Not timed in onnxruntime: sdn, ztw (too deep).",
+        "Not timed in onnxruntime: all (the study computes on cuda).",
+    ]
+    write_json(file, facts)
+    assert left_out([file]) == {}, "a file of an earlier version says nothing of it"

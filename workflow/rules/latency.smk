@@ -1,4 +1,6 @@
-# Measured time, of the first seed: alone on the machine, because neighbours would be measured, too.
+# Measured time, of the first seed: alone on the machine, because neighbours would be measured, too. One job times all
+# methods, one after another, and keeps what it has of each in latency/<method>.json: not among its outputs, which
+# Snakemake would remove before it runs the job again.
 if TIMED:
 
     rule measure_latency:

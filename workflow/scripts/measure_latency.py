@@ -2,7 +2,8 @@ from typing import TYPE_CHECKING
 
 from ztw.device import make_reproducible
 from ztw.jobs.cell import CellFiles, CellNetworks, static_networks
-from ztw.jobs.measure_latency import LatencyPlan, measure_latency
+from ztw.jobs.latency_bench import LatencyPlan
+from ztw.jobs.measure_latency import measure_latency
 from ztw.progress import job_log
 from ztw.study.plugins import load_plugins
 from ztw.study.settings import (
@@ -40,6 +41,7 @@ with job_log(snakemake.log[0], snakemake.rule, snakemake.wildcards) as report:
             latency=LatencySettings(**params.latency),
             data=DataSettings(**params.images),
             hardware=HardwareSettings(**params.hardware),
+            code=[params.code, dict(params.plugins)],
         ),
         output=snakemake.output.times,
         report=report,

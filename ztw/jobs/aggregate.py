@@ -12,7 +12,7 @@ import pandas as pd
 from ztw.progress import Report
 from ztw.reporting.devices import COLUMNS, device_rows, mixed
 from ztw.reporting.differences import read_noise
-from ztw.reporting.latency_table import latency_table, write_latency
+from ztw.reporting.latency_table import latency_table, left_out, write_latency
 from ztw.reporting.published import comparison_table, read_published
 from ztw.reporting.results import Metrics, from_files, from_runs, write_metrics
 from ztw.reporting.tables import (
@@ -94,4 +94,4 @@ def write_all(
     write_csv(allowed_loss_table(metrics), tables.allowed_loss)
     write_csv(compared, tables.comparison)
     if tables.times:
-        write_latency(latency_table(files.times, metrics), *tables.times)
+        write_latency(latency_table(files.times, metrics), left_out(files.times), *tables.times)

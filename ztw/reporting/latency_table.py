@@ -7,11 +7,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from ztw.evaluation.names import BACKBONE
 from ztw.files import check_seal, read_json, write_sealed
-from ztw.reporting.readable import INFEASIBLE, budget_name, percent
+from ztw.reporting.readable import INFEASIBLE, Notes, budget_name, percent
 from ztw.reporting.rendering import markdown_table
 from ztw.reporting.results import IDENTITY, Metrics
 from ztw.reporting.tables import write_csv
@@ -48,6 +49,7 @@ SHOWN = (
     "images/s",
     "differs",
 )
+NUMBERS = COLUMNS[6:12]
 REFERENCE = (
     "time: 100 % is the backbone alone in the runtime that is fastest for it; differs: share of the timed images that"
     " leave elsewhere or get another class than in pytorch"
@@ -58,8 +60,9 @@ def latency_table(files: Iterable[str], metrics: Metrics) -> pd.DataFrame:
     """Measured times with accuracy and cost of the same seed's test split beside them.
 
     files: of the job `measure_latency`; metrics: see `ztw.reporting.results`. relative_time: as a share of what the
-    backbone alone takes for the same batches in the runtime that is fastest for it (smallest median);
-    relative_time_in_runtime: of what it takes in the row's own runtime, NaN where it was not timed there.
+    backbone alone took for the same batches, beside the row's method, in the runtime that is fastest for it (smallest
+    median); relative_time_in_runtime: of what it took in the row's own runtime, NaN where it was not timed there. The
+    backbone's own rows are medians of what was measured beside all methods.
     """
     times = pd.concat([_times(read_json(file)) for file in files], ignore_index=True)
     table = times.merge(_known(metrics), how="left", on=[*IDENTITY, "budget"])
@@ -70,20 +73,50 @@ def latency_table(files: Iterable[str], metrics: Metrics) -> pd.DataFrame:
 def _times(facts: dict[str, Any]) -> pd.DataFrame:
     """The rows of one file; what has no budget, as the backbone alone, has "-"."""
     found = [
-        {**row, "budget": INFEASIBLE if row["budget"] is None else str(row["budget"])}
-        for row in facts["rows"]
+        {"beside": "", **row, "budget": INFEASIBLE if row["budget"] is None else str(row["budget"])}
+        for row in facts["rows"]  # `beside` is missing where all methods were timed beside one another
     ]
     rows = pd.DataFrame(found).assign(**{name: facts[name] for name in IDENTITY[:3]})
     alone = rows[rows["method"] == BACKBONE].sort_values("median_ms", kind="stable")
-    fastest = alone.drop_duplicates("batch_size").set_index("batch_size")["images_per_s"]
-    own = alone.drop_duplicates(["batch_size", "runtime"]).set_index(["batch_size", "runtime"])[
-        "images_per_s"
-    ]
-    in_runtime = own.reindex(pd.MultiIndex.from_frame(rows[["batch_size", "runtime"]])).to_numpy()
-    return rows.assign(
-        relative_time=rows["batch_size"].map(fastest) / rows["images_per_s"],
-        relative_time_in_runtime=in_runtime / rows["images_per_s"],
+    fastest = _speed(rows, alone, ["beside", "batch_size"])
+    own = _speed(rows, alone, ["beside", "batch_size", "runtime"])
+    rows = rows.assign(
+        relative_time=fastest / rows["images_per_s"], relative_time_in_runtime=own / rows["images_per_s"]
     )
+    return _with_one_backbone(rows)
+
+
+def _speed(rows: pd.DataFrame, alone: pd.DataFrame, where: list[str]) -> np.ndarray:
+    """For every row the images a second of the backbone alone in the same place, its first row there."""
+    speeds = alone.drop_duplicates(where).set_index(where)["images_per_s"]
+    return speeds.reindex(pd.MultiIndex.from_frame(rows[where])).to_numpy()
+
+
+def _with_one_backbone(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows by batch size, one of the backbone alone in each runtime first: medians of its numbers."""
+    is_backbone, numbers = rows["method"] == BACKBONE, [name for name in NUMBERS if name in rows]
+    groups = rows[is_backbone].groupby(["batch_size", "runtime"], sort=False)
+    alone = groups.first().assign(**groups[numbers].median()).reset_index()
+    both = pd.concat([alone, rows[~is_backbone]], ignore_index=True)
+    sizes = list(rows["batch_size"].unique())
+    return both.sort_values(
+        "batch_size", key=lambda of: of.map(sizes.index), kind="stable", ignore_index=True
+    )
+
+
+def left_out(files: Iterable[str]) -> dict[tuple[str, str], str]:
+    """(data set, architecture) -> what stands under its tables: which rows are missing, and why; nothing if none is."""
+    lines: dict[tuple[str, str], str] = {}
+    for file in files:
+        facts = read_json(file)
+        reasons: dict[tuple[str, str], list[str]] = {}
+        for one in facts.get("left_out", ()):
+            reasons.setdefault((one["runtime"], one["reason"]), []).append(one["method"] or "all")
+        for (runtime, reason), methods in reasons.items():
+            line = f"Not timed in {runtime}: {', '.join(methods)} ({reason})."
+            place = facts["dataset"], facts["arch"]
+            lines[place] = f"{lines[place]}\n{line}" if place in lines else line
+    return lines
 
 
 def shortest_times(file: Path | str) -> dict[str, dict[str, float]]:
@@ -124,8 +157,11 @@ def read_latency(path: Path | str, dataset: str, arch: str) -> pd.DataFrame:
     return rows[rows["dataset"].eq(dataset) & rows["arch"].eq(arch)]
 
 
-def write_latency(table: pd.DataFrame, csv_path: str, md_path: str) -> None:
-    """The long table, and a readable one: a block for each cell and batch size."""
+def write_latency(table: pd.DataFrame, missing: Notes, csv_path: str, md_path: str) -> None:
+    """The long table, and a readable one: a block for each cell and batch size, and below it what is missing.
+
+    missing: see `left_out`.
+    """
     write_csv(table, csv_path)
     blocks = []
     for (dataset, arch, size), rows in table.groupby(["dataset", "arch", "batch_size"], sort=False):
@@ -133,7 +169,9 @@ def write_latency(table: pd.DataFrame, csv_path: str, md_path: str) -> None:
         where = f"{first['device']}, {first['threads']} thread{'s' * (int(first['threads']) != 1)}"
         how = ", ".join(f"{runtime} in {precision}" for runtime, precision in _precisions(rows))
         title = f"{dataset}, {arch}: measured on {where}, batch size {size}, {how}; {REFERENCE}"
-        blocks.append(markdown_table(title, SHOWN, map(_texts, rows.to_dict("records"))))
+        note = missing.get((str(dataset), str(arch)))
+        block = markdown_table(title, SHOWN, map(_texts, rows.to_dict("records")))
+        blocks.append(f"{block}\n{note}\n" if note else block)
     write_sealed(md_path, "\n".join(blocks))
 
 

@@ -70,13 +70,13 @@ def with_backbone(table: pd.DataFrame, metrics: Metrics) -> pd.DataFrame:
     the metric `backbone_accuracy` (every IC set trained the backbone as well) gets no row.
     """
     known = metrics[metrics["metric"].eq("backbone_accuracy")].drop_duplicates(IDENTITY[:3])
-    alone = known.groupby(CELL)["value"].agg(mean="mean", std="std", n="count")
+    alone = known.groupby(CELL).agg(mean=("value", "mean"), std=("value", "std"), n=("value", "count"))
+    of_cell = alone.to_dict("index")
     rows: list[dict[Any, Any]] = []
     for (dataset, arch, protocol), methods in table.groupby([*CELL, "protocol"], sort=False):
-        if (own_cell := (str(dataset), str(arch))) in alone.index:
+        if (dataset, arch) in of_cell:
             named = {"dataset": dataset, "arch": arch, "protocol": protocol, "method": BACKBONE}
-            own = {"budget": INFEASIBLE, "relative_cost": 1.0, **alone.loc[own_cell].to_dict()}
-            rows.append({**named, **own, "n": int(own["n"])})
+            rows.append({**named, "budget": INFEASIBLE, "relative_cost": 1.0, **of_cell[dataset, arch]})
         rows += methods.to_dict("records")
     return pd.DataFrame(rows, columns=COLUMNS)
 
@@ -140,11 +140,10 @@ def _as_they_come(table: pd.DataFrame, metrics: Metrics) -> pd.DataFrame:
 
 def write_csv(table: pd.DataFrame, path: Path | str) -> None:
     """The long table, six decimals, empty where there is no value."""
-    plain = table
     if "budget" in table:
-        plain = table.assign(budget=table["budget"].mask(table["budget"].eq(INFEASIBLE)))
+        table = table.assign(budget=table["budget"].where(table["budget"].ne(INFEASIBLE)))
     with sealed(path) as scratch:
-        plain.to_csv(scratch, index=False, float_format="%.6f", lineterminator="\r\n")
+        table.to_csv(scratch, index=False, float_format="%.6f", lineterminator="\r\n")
 
 
 def write_tables(
