@@ -124,3 +124,9 @@ def test_the_loss_is_the_weighted_sum_of_the_exits():
         sum(w * loss for w, loss in zip(weights.tolist(), losses, strict=True))
     )
     assert row["accuracy"] == 0.25
+
+
+@pytest.mark.parametrize("kind", [None, 3, (1, 2, 3, "a"), (1, 2, 3, None)])
+def test_weights_that_are_no_numbers_are_refused(kind):
+    with pytest.raises(ztw.ZtwError, match=r"exit_weights .*: must be uniform, .*, or 4 numbers"):
+        exit_weights(small_network(), kind)

@@ -16,6 +16,7 @@ from ztw.models.network import EarlyExitNetwork
 from ztw.models.operations import backbone_macs, stage_costs
 from ztw.progress import Report
 from ztw.study.names import EXIT_WEIGHTS
+from ztw.tensors import is_number
 from ztw.training.checkpoints import Checkpoints
 from ztw.training.compiling import compiled
 from ztw.training.loop import History, Step, Task, run_epochs
@@ -39,6 +40,8 @@ def exit_weights(
     """
     exits = network.exits
     if not isinstance(kind, str):
+        if not hasattr(kind, "__len__") or not all(map(is_number, kind)):
+            raise ZtwError(f"exit_weights {kind!r}: must be {', '.join(EXIT_WEIGHTS)}, or {exits} numbers")
         if len(kind) != exits:
             raise ZtwError(f"exit_weights: {len(kind)} numbers, the network has {exits} exits")
         return lambda done: torch.tensor(kind, dtype=torch.float32)
