@@ -24,7 +24,8 @@ def main(folder: Path, size: int = 32, samples: int = 512, epochs: float = 2) ->
     labels = torch.arange(samples) % 4
     images = torch.randn(samples, 3, size, size)
     images[torch.arange(samples), labels % 3] += 1.0 + (labels // 3)[:, None, None]  # brighter in one colour
-    training, held_out = (images[::2], labels[::2]), (images[1::2], labels[1::2])
+    half = samples // 2
+    training, held_out = (images[:half], labels[:half]), (images[half:], labels[half:])
 
     # pretrained=True downloads weights; freeze nothing or all, train as you like
     model = timm.create_model("vit_tiny_patch16_224", img_size=size, num_classes=4, pretrained=False)
