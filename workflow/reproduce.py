@@ -166,9 +166,9 @@ def snakemake_command(arguments: argparse.Namespace, device: str) -> list[str]:
     # whatever a profile says: a changed setting runs a job again, a file that was only copied does not
     command += ["--rerun-triggers", *TRIGGERS, "--max-checksum-file-size", "1GB"]
     if arguments.profile is None:
+        command += ["--workflow-profile", str(HERE / "profiles" / "default")]
         gpus = count_gpus(device)
         command += ["--resources", f"gpu={gpus}"] if gpus else []
-        command += ["--workflow-profile", str(HERE / "profiles" / "default")]
         return [*command, "--cores", str(arguments.cores)]
     return [*command, "--workflow-profile", str(profile_folder(arguments.profile)), "--rerun-incomplete"]
 

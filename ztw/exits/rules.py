@@ -92,6 +92,7 @@ class ThresholdRule(ExitRule):
 
     sign: ClassVar[float] = 1.0  # bound = sign * threshold
     top: ClassVar[float]  # the best score there is, rounding aside
+    strict: ClassVar[bool] = False  # whether a threshold far beyond `top` is a slip and refused
 
     def __post_init__(self) -> None:
         given, name = self.threshold, type(self).__name__
@@ -99,7 +100,7 @@ class ThresholdRule(ExitRule):
         if values.dim() > 1 or values.dtype == torch.bool or values.isnan().any():
             raise ZtwError(f"threshold {given!r}: must be a number or one number per exit")
         values = values.double()
-        top = getattr(self, "top", math.inf)
+        top = self.top if self.strict else math.inf
         if (values.isfinite() & (self.sign * values > top + BEYOND)).any():
             end = f"at {'most' if self.sign > 0 else 'least'} {self.sign * top + 0.0:g}"
             raise ZtwError(f"threshold {given!r}: of {name} must be {end}, its best score")
@@ -133,6 +134,7 @@ class MaxSoftmax(ThresholdRule):
     """Leave when the largest softmax probability exceeds `threshold` (SDN 2019, ZTW 2021)."""
 
     top = 1.0
+    strict = True
 
     @staticmethod
     def score(logits: Tensor, state: State) -> tuple[Tensor, State]:
@@ -156,6 +158,7 @@ class Entropy(ThresholdRule):
 
     sign = -1.0
     top = 0.0
+    strict = True
 
     @staticmethod
     def score(logits: Tensor, state: State) -> tuple[Tensor, State]:
