@@ -195,7 +195,7 @@ def test_a_loader_leaves_the_caller_s_generators_as_they_were():
         ),
         (
             lambda: noisy(generator=torch.Generator().manual_seed(3)),
-            "it has a generator of its own, which goes on from one epoch to the next",
+            "it has a generator of its own, which no checkpoint holds",
         ),
         (
             lambda: DataLoader(TensorDataset(IMAGES, LABELS), 32, sampler=Drawing()),

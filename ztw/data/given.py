@@ -211,7 +211,7 @@ class LoaderData(GivenData):
         if type(sampler) is BatchSampler:
             sampler = sampler.sampler
         if loader.generator is not None or getattr(sampler, "generator", None) is not None:
-            found.append("it has a generator of its own, which goes on from one epoch to the next")
+            found.append("it has a generator of its own, which no checkpoint holds")
         elif type(sampler) not in (*SAMPLERS, list, tuple, range):
             found.append(f"its sampler, {_kind(sampler)}, may draw from a generator of its own")
         return found
