@@ -19,7 +19,8 @@ SETTINGS = {
 # Of MLflow's variables a run keeps how a server is reached, and not which: that is the study's key `tracking`
 ACCESS = re.compile(
     r"MLFLOW_(TRACKING_(USERNAME|PASSWORD|TOKEN|AUTH|AWS_SIGV4|INSECURE_TLS|SERVER_CERT_PATH|CLIENT_CERT_PATH)"
-    r"|S3_\w+|HTTP_\w+|\w*TIMEOUT\w*|DISABLE_TELEMETRY)"
+    r"|WORKSPACE|S3_\w+|GCS_\w+|BOTO_\w+|KERBEROS_\w+|MYSQL_SSL_\w+|SQLALCHEMYSTORE_\w+|PYARROW_EXTRA_CONF"
+    r"|HTTP_\w+|ALLOW_HTTP_REDIRECTS|\w*TIMEOUT\w*|\w*MULTIPART\w*|DISABLE_TELEMETRY)"
 )
 
 

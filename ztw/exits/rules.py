@@ -82,8 +82,8 @@ def _threshold_grid(scores: Tensor, upper: float, points: int) -> Tensor:
 class ThresholdRule(ExitRule):
     """A rule with a threshold: one for all exits, or a sequence of one per exit, (K - 1,) or (K,).
 
-    The last exit takes everybody, so the last of K is ignored. Raises ZtwError for NaN, and for a finite threshold far
-    beyond the best score, such as a percentage. One of your own says
+    The last exit takes everybody, so the last of K is ignored. Raises ZtwError for NaN, and where the rule is
+    `strict` for a finite threshold far beyond the best score, such as a percentage. One of your own says
     `score`, its best value `top` and its `worst`, and `sign = -1.0` where the threshold is an upper one: the score
     is then minus what is compared with it.
     """
