@@ -45,7 +45,8 @@ FLAGS, ASKING_FLAGS = set("nFfkptlSDhv"), set("nlSDhv")
 PLAIN = {"✓": "+", "±": "+-", "≈": "~", "…": "...", "─": "-", "≥": ">=", "≤": "<="}
 # Seconds that a run has to stop in: a training's checkpoint, a cluster's answer.
 LOCAL_PATIENCE, CLUSTER_PATIENCE = 10.0, 60.0
-TRIGGERS = ("code", "input", "mtime", "params", "software-env")  # all that Snakemake knows
+# All that Snakemake knows but "code": for that the time of a script counts, a clone's is new; params have its digest.
+TRIGGERS = ("input", "mtime", "params", "software-env")
 SHELL_WORDS = re.compile(r"""[\s"'`$\\;&|<>()*?]""")
 
 
