@@ -63,6 +63,16 @@ def test_a_path_is_named_once(tmp_path, call, why):
     assert "Errno" not in str(caught.value)
 
 
+def test_a_published_file_that_is_broken_is_named_once(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "workflow"))
+    from published_cells import _read_curves
+
+    path = broken(tmp_path / "curves.parquet")
+    with pytest.raises(ZtwError, match="cannot be read") as caught:
+        _read_curves(path)
+    assert str(caught.value).count(path.name) == 1
+
+
 def test_another_path_than_the_named_one_stays(tmp_path):
     blocking = broken(tmp_path / "file")
     with pytest.raises(ZtwError, match=rf"/file/to \(File exists: {blocking}\)$"):

@@ -119,27 +119,3 @@ def test_a_home_stays_as_it_is(machine, monkeypatch, tmp_path):
     assert os.environ["HOME"] == str(tmp_path)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     assert data_root() == tmp_path / ".cache/ztw"
-
-
-REMOVED = (
-    *("SNAKEMAKE_PROFILE", "MATPLOTLIBRC", "MPLBACKEND", "PYTHONOPTIMIZE", "PYTHONWARNINGS", "PYTHONINSPECT"),
-    *("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_REGISTRY_URI"),
-)
-KEPT = (
-    *("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_INSECURE_TLS"),
-    *(
-        "MLFLOW_WORKSPACE",
-        "MLFLOW_MYSQL_SSL_CA",
-        "MLFLOW_SQLALCHEMYSTORE_POOL_SIZE",
-        "MLFLOW_GCS_DEFAULT_TIMEOUT",
-    ),
-    *("MLFLOW_S3_ENDPOINT_URL", "MLFLOW_HTTP_REQUEST_TIMEOUT", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES"),
-)
-
-
-def test_settings_of_other_work_are_ignored(machine, monkeypatch):
-    for name in (*REMOVED, *KEPT):
-        monkeypatch.setenv(name, "1")
-    machine.ignore_settings()
-    assert [name for name in REMOVED if name in os.environ] == []
-    assert [name for name in KEPT if name not in os.environ] == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import errno
 import os
 import subprocess
@@ -121,3 +122,24 @@ def test_a_slurm_that_does_not_cancel_is_told(scancel, monkeypatch, tmp_path):
         ztw.ZtwError, match=r"\(Unable to contact\); cancel them \(scancel --name 1234-abcd\)"
     ):
         cancel_cluster_jobs(log)
+
+
+@pytest.mark.parametrize("kind", ["metadata", "incomplete", None])
+def test_results_are_known_by_a_record_of_snakemake(only_run, kind):
+    """Of how a file was made, or that it was being made when a run was killed; its name may be in parts."""
+    from one_run import check_known
+
+    study, name = Path("results/tiny"), f"results/tiny/digits/{'long' * 50}/seed0/backbone.safetensors"
+    others = [study / "mlflow-artifacts/model.safetensors", study / "seed0/checkpoints/step-7.safetensors"]
+    for path in (Path(name), *others):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    if kind is None:
+        with pytest.raises(ztw.ZtwError, match=r"^results/tiny: holds results, .* how they were made; copy"):
+            check_known(study)
+        return
+    encoded = base64.urlsafe_b64encode(name.encode()).decode()
+    record = Path(".snakemake", kind, f"@{encoded[:200]}", encoded[200:])
+    record.parent.mkdir(parents=True)
+    record.touch()
+    check_known(study)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -326,6 +327,27 @@ def test_results_without_records_of_how_they_were_made_are_not_judged(finished, 
     assert "train_backbone" in planned(
         tmp_path / "copy", changed_config(tmp_path / "copy", backbone=backbone)
     )
+
+
+def test_results_of_which_some_have_no_record_are_not_judged(finished, tmp_path):
+    """A seed that was copied here from another machine: it may be of other settings."""
+    folder = copy_of(finished, tmp_path)
+    (folder / "results/tiny/.finished").unlink()
+    for record in (folder / ".snakemake/metadata").iterdir():
+        if "/seed1/backbone." in base64.urlsafe_b64decode(record.name).decode():
+            record.unlink()
+    done = run(folder)
+    (line,) = errors(shown(done))
+    assert "how 2 of them (results/tiny/digits/resnet14/seed1/backbone.safetensors, ...) were made" in line
+
+
+def test_a_clone_s_new_scripts_run_nothing_again(finished, tmp_path):
+    """Git gives files the time of the checkout: older results are of the same code all the same."""
+    folder = copy_of(finished, tmp_path)
+    for path in (path for path in folder.rglob("*") if path.is_file()):
+        long_ago = path.stat().st_mtime_ns - 10**18
+        os.utime(path, ns=(long_ago, long_ago))
+    assert planned(folder) == set()
 
 
 def test_without_tracking_the_tables_come_from_the_files(finished, tmp_path):

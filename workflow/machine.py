@@ -1,38 +1,14 @@
-"""What the machine grants this run: its cores, a user with a name and a home, and none of the user's settings."""
+"""What the machine grants this run: its cores, and a user with a name and a home."""
 
 from __future__ import annotations
 
 import contextlib
 import getpass
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from ztw.files import data_root
-
-# Settings of other work that would change this run: a profile, warnings that are errors, a plotting backend
-SETTINGS = {
-    *("SNAKEMAKE_PROFILE", "MATPLOTLIBRC", "MPLBACKEND"),
-    *("PYTHONOPTIMIZE", "PYTHONWARNINGS", "PYTHONINSPECT", "PYTHONDEVMODE", "PYTHONSAFEPATH"),
-}
-# Of MLflow's variables a run keeps how a server is reached, and not which: that is the study's key `tracking`
-ACCESS = re.compile(
-    r"MLFLOW_(TRACKING_(USERNAME|PASSWORD|TOKEN|AUTH|AWS_SIGV4|INSECURE_TLS|SERVER_CERT_PATH|CLIENT_CERT_PATH)"
-    r"|WORKSPACE|S3_\w+|GCS_\w+|BOTO_\w+|KERBEROS_\w+|MYSQL_SSL_\w+|SQLALCHEMYSTORE_\w+|PYARROW_EXTRA_CONF"
-    r"|HTTP_\w+|ALLOW_HTTP_REDIRECTS|\w*TIMEOUT\w*|\w*MULTIPART\w*|DISABLE_TELEMETRY)"
-)
-
-
-def ignore_settings() -> None:
-    """Remove from the environment what a user has set for other work: a run depends on its study alone.
-
-    Files with such settings are ignored where they would be read: Snakemake gets our profile by its path, and figures
-    start from matplotlib's own defaults.
-    """
-    for name in list(os.environ):
-        if name in SETTINGS or (name.startswith("MLFLOW_") and not ACCESS.fullmatch(name)):
-            del os.environ[name]
 
 
 def usable_cores(root: Path = Path("/")) -> int:

@@ -18,6 +18,7 @@ from rich.console import Console
 from ztw.errors import ZtwError
 
 MARK = "ZTW_RUN"  # in the environment of everything a run starts, so that a later run finds the orphans
+OF_OTHERS = {"checkpoints", "mlflow-artifacts"}  # folders in a study that Snakemake knows nothing of
 SCRATCH = re.compile(r"\..+\.(\d+|[0-9a-f]{32})(-journal|-wal|-shm)?")
 
 
@@ -104,19 +105,29 @@ def check_known(study: Path) -> None:
     """Raise ZtwError where a study's results are here, but not Snakemake's records of how they were made.
 
     Without records Snakemake looks at the times of files only: results of other settings would be taken, and a copy
-    with new times would be computed again.
+    with new times would be computed again. A file that was being made when a run was killed has a record of that.
     """
-    if next(study.rglob("seed*/*.safetensors"), None) is None:
+    tensors = study.rglob("*.safetensors")  # all else is made of them
+    results = {str(path) for path in tensors if OF_OTHERS.isdisjoint(path.parts)}
+    unknown = sorted(results - _recorded("metadata") - _recorded("incomplete"))
+    if not unknown:
         return
-    for record in Path(".snakemake/metadata").rglob("*"):
-        with contextlib.suppress(binascii.Error, UnicodeDecodeError):
-            if base64.b64decode(record.name, validate=True).decode().startswith(f"{study}/"):
-                return
+    which = "they" if len(unknown) == len(results) else f"{len(unknown)} of them ({unknown[0]}, ...)"
     raise ZtwError(
-        f"{study}: holds results, but .snakemake/ in this folder has no record of how they were made; copy .snakemake"
-        " along with results, or move the results away to compute them again, or take them as they are: the same"
-        " command with `-- --touch --forceall`"
+        f"{study}: holds results, but .snakemake/ in this folder has no record of how {which} were made;"
+        " copy .snakemake along with results, or move these results away to compute them again, or take them as they"
+        " are: the same command with `-- --touch --forceall`"
     )
+
+
+def _recorded(kind: str) -> set[str]:
+    """The files that Snakemake has a record of: its own are named after theirs, in base64, long names in parts."""
+    folder, found = Path(".snakemake") / kind, set()
+    for record in folder.rglob("*"):
+        name = "".join(part.removeprefix("@") for part in record.relative_to(folder).parts)
+        with contextlib.suppress(binascii.Error, UnicodeDecodeError):  # a folder, or of others
+            found.add(base64.urlsafe_b64decode(name).decode())
+    return found
 
 
 def remove_scratch(study: Path) -> None:

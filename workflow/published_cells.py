@@ -12,8 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ztw.errors import ZtwError
-from ztw.progress import describe
+from ztw.errors import ZtwError, reason
 from ztw.reporting.devices import COLUMNS, device_rows, with_kinds
 from ztw.reporting.readable import read_rows
 from ztw.reporting.results import IDENTITY, Metrics, from_files, read_curves, read_metrics, write_metrics
@@ -109,7 +108,7 @@ def _read_curves(path: Path) -> pd.DataFrame:
         return pd.read_parquet(path)
     except (OSError, ValueError) as error:
         raise ZtwError(
-            f"{path}: cannot be read ({describe(error)}); restore it as it was published"
+            f"{path}: cannot be read ({reason(error, path)}); restore it as it was published"
         ) from error
 
 

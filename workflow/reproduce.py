@@ -24,13 +24,14 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]  # its neighbours, and ztw itself
 from finished import Finished, undelivered
 from gpus import count_gpus
-from machine import ensure_user, ignore_settings, usable_cores
+from machine import ensure_user, usable_cores
 from one_run import MARK, cancel_cluster_jobs, check_known, only_run, remove_scratch
 from screen import Screen, show_results
 
 from ztw.errors import ZtwError
 from ztw.progress import describe
 from ztw.study.config import check_study, read_config, study_name
+from ztw.study.environment import search_path, settings_of_others
 from ztw.study.settings import Study
 
 # Snakemake's arguments with which it computes nothing: what it says is then what was asked for.
@@ -45,12 +46,14 @@ FLAGS, ASKING_FLAGS = set("nFfkptlSDhv"), set("nlSDhv")
 PLAIN = {"✓": "+", "±": "+-", "≈": "~", "…": "...", "─": "-", "≥": ">=", "≤": "<="}
 # Seconds that a run has to stop in: a training's checkpoint, a cluster's answer.
 LOCAL_PATIENCE, CLUSTER_PATIENCE = 10.0, 60.0
-TRIGGERS = ("code", "input", "mtime", "params", "software-env")  # all that Snakemake knows
+# All that Snakemake knows but "code": for that the time of a script counts, a clone's is new; params have its digest.
+TRIGGERS = ("input", "mtime", "params", "software-env")
 SHELL_WORDS = re.compile(r"""[\s"'`$\\;&|<>()*?]""")
 
 
 def main() -> int:
     """Run the study; returns the exit status."""
+    clear_environment()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, usage=argparse.SUPPRESS
     )
@@ -63,7 +66,6 @@ def main() -> int:
     arguments, extra = parser.parse_args(sys.argv[1:split]), sys.argv[split + 1 :]
     use_plain_characters()
     console = Console(highlight=False)
-    ignore_settings()
     try:
         check_python()
         settings = read_study(arguments.config)
@@ -93,6 +95,17 @@ def main() -> int:
         console.print(f"[bold red]error:[/] {escape(describe(error))}", soft_wrap=True)
         return 1
     return status
+
+
+def clear_environment() -> None:
+    """Start this process again where variables are set that a run ignores: Python has read some of them already.
+
+    What it starts imports the ztw beside it, wherever the environment has another.
+    """
+    if ignored := settings_of_others(os.environ):
+        kept = {name: value for name, value in os.environ.items() if name not in ignored}
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], kept)
+    os.environ["PYTHONPATH"] = search_path(str(HERE.parent.absolute()), os.environ)
 
 
 def cores(text: str) -> int:
@@ -161,7 +174,8 @@ def snakemake_command(arguments: argparse.Namespace, device: str) -> list[str]:
 
     As many jobs with a network at once as there are GPUs.
     """
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(HERE / "Snakefile")]
+    # -P: not what lies in this folder under the name of a module
+    command = [sys.executable, "-Pm", "snakemake", "--snakefile", str(HERE / "Snakefile")]
     command += ["--configfile", arguments.config]
     # whatever a profile says: a changed setting runs a job again, a file that was only copied does not
     command += ["--rerun-triggers", *TRIGGERS, "--max-checksum-file-size", "1GB"]

@@ -37,7 +37,7 @@ def reason(error: BaseException, *named: object) -> str:
         told = any(name.endswith(path) or path.endswith(name) for name in names)
         return error.strerror if told or not path else f"{error.strerror}: {path}"
     for name in names:
-        text = re.sub(rf":? ?(?:{re.escape(repr(name))}|{re.escape(name)})(?=[\s,;)]|$)", "", text)
+        text = re.sub(rf":? ?(?:{re.escape(repr(name))}|{re.escape(name)})(?=[\s,;:)]|$)", "", text)
     return text or type(error).__name__
 
 

@@ -22,6 +22,7 @@ PACKAGE = {
     "ztw/late.py": "Y = 1\n",
     "ztw/other.py": "Z = 1\n",
     "ztw/jobs/__init__.py": "",
+    "workflow/scripts/train.py": "from ztw.jobs.train import train\ntrain()\n",
     "ztw/jobs/shared.py": "from ztw import files\nkey('what it means', 3)\n",
     "ztw/jobs/train.py": (
         "from ztw.version import __version__\n"
@@ -68,6 +69,9 @@ def test_the_closure_follows_every_import_that_runs(package):
         ("ztw/late.py", "Y = 2\n", True),
         ("ztw/models/__init__.py", "X = 1\n", True),
         ("ztw/jobs/shared.py", "from ztw import files\nkey('what it means', 4)\n", True),
+        ("workflow/scripts/train.py", "from ztw.jobs.train import train\ntrain(2)\n", True),
+        ("workflow/scripts/train.py", "from ztw.jobs.train import train\n# why\ntrain()\n", False),
+        ("workflow/scripts/other.py", "Z = 2\n", False),
         ("ztw/other.py", "Z = 2\n", False),
         ("ztw/only_types.py", "X = 2\n", False),
         ("ztw/version.py", "__version__ = '2'\n", False),

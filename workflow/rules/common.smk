@@ -7,6 +7,7 @@ from ztw.errors import ZtwError, without_password
 from ztw.progress import describe
 from ztw.files import data_root
 from ztw.study.config import check_study, read_config, study_name
+from ztw.study.environment import search_path, settings_of_others
 from ztw.study.facts import DATASETS
 from ztw.study.plugins import plugins_with
 from ztw.study.provenance import code_digest, file_stamp, folder_stamp
@@ -14,7 +15,9 @@ from ztw.study.training_settings import BackboneBuild
 
 # What `--sdm conda` installs for every rule; scripts find ztw itself beside it.
 ENVIRONMENT = Path(workflow.basedir).parent / "environment.yml"
-os.environ.update(PYTHONPATH=str(ENVIRONMENT.parent))
+# As `reproduce` does: a node of a cluster may set its own.
+for name in settings_of_others(os.environ):
+    del os.environ[name]
 
 try:
     for file in workflow.overwrite_configfiles:
@@ -28,6 +31,13 @@ try:
     )
 except ZtwError as error:
     raise WorkflowError(describe(error))
+
+# Plugins may import what else a user has on this path; so may they in jobs of a cluster.
+os.environ.update(
+    PYTHONPATH=search_path(
+        str(ENVIRONMENT.parent), os.environ, others=bool(study.plugins)
+    )
+)
 
 # A password in `tracking` is for the jobs that log alone, in their environment: Snakemake writes params, the config
 # that scripts get, and the config files it shows in the report into files.

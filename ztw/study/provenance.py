@@ -73,14 +73,16 @@ def file_stamp(path: os.DirEntry[str] | Path | str | None) -> str | None:
 
 
 def code_digest(job: str, root: Path = ROOT) -> str:
-    """Digest of all code of ztw that the job `ztw.jobs.<job>` can run: its import closure.
+    """Digest of all code that a job runs: its script, and of ztw the import closure of `ztw.jobs.<job>`.
 
     Comments, docstrings, formatting and the descriptions of a study's keys do not count, so that only a
-    real edit re-runs a job. root: the folder that holds ztw/.
+    real edit re-runs a job. root: the folder that holds ztw/ and workflow/.
     """
     digest = hashlib.sha256()
     for module in import_closure(f"ztw.jobs.{job}", root):
         digest.update(module.encode() + _tree(module, root)[1])
+    if (script := root / f"workflow/scripts/{job}.py").exists():
+        digest.update("\n".join(_what_runs(script)[0]).encode())
     return digest.hexdigest()[:16]
 
 
@@ -102,9 +104,7 @@ def import_closure(module: str, root: Path = ROOT) -> list[str]:
 @cache
 def _tree(module: str, root: Path) -> tuple[frozenset[str], bytes]:
     """What a module imports from ztw, and what it does."""
-    does: list[str] = []
-    imports: list[ast.Import | ast.ImportFrom] = []
-    _walk(ast.parse(_file(module, root).read_text(encoding="utf-8")), does, imports)
+    does, imports = _what_runs(_file(module, root))
     named: set[str] = set()
     for node in imports:
         if isinstance(node, ast.Import):
@@ -114,6 +114,14 @@ def _tree(module: str, root: Path) -> tuple[frozenset[str], bytes]:
             named |= {source, *(f"{source}.{alias.name}" for alias in node.names)}
     ours = {name for name in named if name.split(".")[0] == "ztw" and _exists(name, root)}
     return frozenset(ours), "\n".join(does).encode()
+
+
+def _what_runs(path: Path) -> tuple[list[str], list[ast.Import | ast.ImportFrom]]:
+    """What of a file runs, and its imports among that."""
+    does: list[str] = []
+    imports: list[ast.Import | ast.ImportFrom] = []
+    _walk(ast.parse(path.read_text(encoding="utf-8")), does, imports)
+    return does, imports
 
 
 def _walk(node: Any, does: list[str], imports: list[ast.Import | ast.ImportFrom]) -> None:
