@@ -75,17 +75,16 @@ class Progress:
         ):
             return
         self._say(text(), now)
+        self.marks.append((self.done, now))
 
     def begin(self, text: str) -> None:
-        """Say what a long step does, before it is done."""
-        if self.report is not None:
-            self._say(text, self.clock())
+        """Say that a step which takes long has started."""
+        self._say(text, self.clock())
 
     def _say(self, text: str, now: float) -> None:
         if self.report is not None:
             self.last = now
             self.report(f"{100 * self.done // self.total:3d} %  {text}{self._left(now)}")
-            self.marks.append((self.done, now))
 
     def _left(self, now: float) -> str:
         """The time left, by the recent steps."""

@@ -17,7 +17,7 @@ from ztw.evaluation.names import BACKBONE
 from ztw.evaluation.timing import time_in_turn
 from ztw.files import read_json
 from ztw.jobs.cell import CellFiles
-from ztw.jobs.latency_bench import LatencyPlan, without_onnx
+from ztw.jobs.latency_bench import LatencyPlan, in_groups, without_onnx
 from ztw.jobs.measure_latency import measure_latency
 from ztw.models.network import static_network
 from ztw.progress import Note
@@ -125,7 +125,7 @@ def timed(tmp_path, methods: list[str], *runtimes: str, sizes: tuple[int, ...] =
 
 
 def test_every_method_is_timed_in_both_runtimes(tmp_path):
-    """Each beside the backbone alone."""
+    """In turn, and each with the times of the backbone beside it."""
     rows, said = timed(tmp_path, ["sdn", "per-exit"], "pytorch", "onnxruntime")
     expected: list[tuple[Any, ...]] = []
     for method in ("sdn", "per-exit"):
@@ -143,7 +143,7 @@ def test_every_method_is_timed_in_both_runtimes(tmp_path):
     assert not any(isinstance(line, Note) for line in said)
     exported = [line.split("%  ")[1] for line in said if "exporting" in line]
     assert exported == [f"{BACKBONE}, exporting", "sdn, exporting"], "methods share an export"
-    assert said[-1].startswith("100 %  per-exit, batches of 8")
+    assert said[-1].startswith("100 %  sdn to per-exit, batches of 8")
     assert said[-1].endswith("0:00 left")
 
 
@@ -260,6 +260,7 @@ def test_a_method_that_was_timed_is_not_timed_again(tmp_path, timings):
 
 
 def test_what_was_timed_before_a_kill_is_kept(tmp_path, timings, monkeypatch):
+    monkeypatch.setattr("ztw.jobs.latency_bench.GROUP", 1)
     of_method = Networks.of_method
 
     def killed(self: Networks, method: MethodSettings) -> ztw.EarlyExitNetwork:
@@ -275,6 +276,14 @@ def test_what_was_timed_before_a_kill_is_kept(tmp_path, timings, monkeypatch):
     found, _ = measured(tmp_path, small_plan("sdn", "entropy"))
     assert len(timings) == 2, "each method once"
     assert {row["beside"] for row in found["rows"]} == {"sdn", "entropy"}
+
+
+@pytest.mark.parametrize(("count", "sizes"), [(1, [1]), (5, [5]), (6, [3, 3]), (9, [4, 5]), (11, [3, 4, 4])])
+def test_methods_are_timed_in_even_groups(count, sizes):
+    methods = {str(number): METHODS["sdn"] for number in range(count)}
+    groups = in_groups(methods)
+    assert [len(group) for group in groups] == sizes
+    assert [name for group in groups for name in group] == list(methods)
 
 
 DECIDES: dict[str, tuple[str, Callable[[Path], Any]]] = {

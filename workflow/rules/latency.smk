@@ -1,5 +1,5 @@
-# Measured time, of the first seed: alone on the machine, because neighbours would be measured, too. One job times all
-# methods, one after another, and keeps what it has of each in latency/<method>.json: not among its outputs, which
+# Measured time, of the first seed: alone on the machine, because neighbours would be measured, too. One job times the
+# methods, a few in turn, and keeps what it has of each in latency/<method>.json: not among its outputs, which
 # Snakemake would remove before it runs the job again.
 if TIMED:
 

@@ -18,7 +18,9 @@ Row = dict[str, Any]
 
 # How often work is timed; its fastest time counts. Measured on the quick study: a third time lowers the spread of the
 # relative times of single images, but not that of batches of 64.
-TIMES, TIMES_OF_SINGLE = 2, 3
+TURNS, TURNS_OF_SINGLE = 2, 4
+# Turns of one or two methods lie within seconds, which may be a slow phase of the machine: they get twice as many.
+FEW = 2
 
 
 @dataclass(frozen=True)
@@ -39,33 +41,34 @@ class Timed(NamedTuple):
 def time_in_turn(
     calls: Sequence[Timing],
     batches: Sequence[Tensor],
+    turns: int,
     device: torch.device,
     step: Callable[[], None] = lambda: None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[Timed]:
     """Time calls on every batch, after a warm-up: latency of a batch, and images a second.
 
-    batches: (B, C, H, W) each, on `device`; step: called `steps_of` times for each call; clock: the time in seconds.
+    batches: (B, C, H, W) each, on `device`; turns: how often work is timed; step: called after every turn of a
+    call; clock: the time in seconds.
     The calls take turns, so that a machine whose speed drifts slows none more than another, and every turn starts with
     another batch, because the first call after another network is slower. Work counts at its fastest, because a machine
     has other things to do now and then. A batch that leaves one network at the same exits at two budgets is the same
-    work: both have its times, and what has enough of them is not timed again.
+    work: it is timed once a turn, and both have its times.
     """
-    turns = times_of(len(batches[0]))
-    work = WorkTimes(turns, device, clock)
+    work = WorkTimes(device, clock)
     for call in calls:  # whatever is made when a network is first called
         call.run(batches[0])
     for turn in range(turns):
         for number, call in enumerate(calls):
             for place in _from(turn, len(batches)):
-                work.time(number, call, place, batches[place])
+                work.time(turn, (number, place), call, batches[place])
             step()
     return [work.of_call(number, batches) for number in range(len(calls))]
 
 
-def times_of(size: int) -> int:
-    """How often batches of a size are timed."""
-    return TIMES_OF_SINGLE if size == 1 else TIMES
+def turns_of(size: int, methods: int) -> int:
+    """How often batches of a size are timed, so many methods being timed in turn."""
+    return (TURNS_OF_SINGLE if size == 1 else TURNS) * (2 if methods <= FEW else 1)
 
 
 def _from(start: int, count: int) -> list[int]:
@@ -74,33 +77,32 @@ def _from(start: int, count: int) -> list[int]:
 
 
 class WorkTimes:
-    """Seconds of every kind of work, at most `enough` each, so that none has more chances than another to be fast."""
+    """Seconds of every kind of work, one a turn, so that none has more chances than another to be fast."""
 
-    def __init__(self, enough: int, device: torch.device, clock: Callable[[], float]) -> None:
-        self.enough, self.clock = enough, clock
+    def __init__(self, device: torch.device, clock: Callable[[], float]) -> None:
+        self.clock = clock
         self.wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-        self.seconds: dict[Hashable, list[float]] = {}
+        self.seconds: dict[Hashable, dict[int, float]] = {}  # work -> turn -> seconds
         self.done: dict[tuple[int, int], tuple[Hashable, Any]] = {}  # (call, batch) -> its work, its answer
 
-    def time(self, number: int, call: Timing, place: int, batch: Tensor) -> None:
-        """Time a call on a batch, unless its work is known well enough."""
-        if (number, place) in self.done and len(self.seconds[self.done[number, place][0]]) >= self.enough:
+    def time(self, turn: int, at: tuple[int, int], call: Timing, batch: Tensor) -> None:
+        """Time a call on a batch, unless its work is known and has been timed in this turn; at: (call, batch)."""
+        if at in self.done and turn in self.seconds[self.done[at][0]]:
             return
         self.wait()
         started = self.clock()
         answer = call.run(batch)
         self.wait()
         seconds = self.clock() - started
+        number, place = at
         work = (number if call.network is None else call.network, place, _exits(answer))
-        self.done[number, place] = work, answer
-        found = self.seconds.setdefault(work, [])
-        if len(found) < self.enough:
-            found.append(seconds)
+        self.done[at] = work, answer
+        self.seconds.setdefault(work, {}).setdefault(turn, seconds)
 
     def of_call(self, number: int, batches: Sequence[Tensor]) -> Timed:
         """What a call took for these batches."""
         works, answers = zip(*(self.done[number, place] for place in range(len(batches))), strict=True)
-        fastest = sorted(min(self.seconds[work]) for work in works)
+        fastest = sorted(min(self.seconds[work].values()) for work in works)
         return Timed(_summary(fastest, sum(map(len, batches))), list(answers))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from ztw.evaluation.timing import (
     share_that_differs,
     take_batches,
     time_in_turn,
-    times_of,
+    turns_of,
 )
 from ztw.exits.rules import ExitRule
 from ztw.jobs.cell import CellNetworks
@@ -43,6 +44,9 @@ from ztw.study.settings import (
 
 PYTORCH, ONNX = "pytorch", "onnxruntime"
 Found = dict[str, list[dict[str, Any]]]  # "rows", "left_out"
+# Methods that are timed in turn. More spread a call's turns over more time, in which a machine has fast and slow
+# phases; fewer lose less when the job is killed, and hold fewer networks.
+GROUP = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,66 +104,80 @@ class Bench:
         self.backbone = networks.backbone().eval()
         self.macs = backbone_macs(self.backbone)
         self.backbone.to(self.device)
-        self.turns = sum(map(times_of, sizes))
-        self.progress = Progress(sum(map(self._steps, missing.values())), report)
+        self.groups = in_groups(missing)
+        self.progress = Progress(sum(map(self._steps, self.groups)), report)
 
     @property
     def runtimes(self) -> int:
         """How many runtimes there are to time in."""
         return 1 if ONNX not in self.plan.latency.runtimes or self.without_onnx else 2
 
-    def _steps(self, method: MethodSettings) -> int:
-        """Steps of a method that ONNX can hold and whose budgets are all feasible."""
-        calls = 1 if method.static else len(self.plan.evaluation.budgets)
-        return 1 + (1 + calls) * self.runtimes * self.turns
+    def _steps(self, group: Mapping[str, MethodSettings]) -> int:
+        """Steps of a group whose methods ONNX can hold and whose budgets are all feasible."""
+        budgets = len(self.plan.evaluation.budgets)
+        calls = 1 + sum(1 if method.static else budgets for method in group.values())
+        return len(group) + calls * self.runtimes * self._turns(len(group))
 
-    def measure(self, name: str, method: MethodSettings) -> tuple[Found, bool]:
-        """What is found of a method, and whether it would be found again, so that it can be kept."""
-        calls, left_out = self._calls(name, method)
-        self.progress.total += 1 + len(calls) * self.turns - self._steps(method)
-        self.progress.step(lambda: name)
+    def _turns(self, methods: int) -> int:
+        return sum(turns_of(size, methods) for size in self.batches)
+
+    def measure(self, group: dict[str, MethodSettings]) -> dict[str, tuple[Found, bool]]:
+        """What is found of every method of a group, and whether it would be found again, so that it can be kept."""
+        left_out: dict[str, LeftOut] = {}
+        calls = self._alone(BACKBONE, self.backbone, left_out)
+        for name, method in group.items():
+            calls += self._calls(name, method, left_out)
+            self.progress.done += 1
+        self.progress.total += len(group) + len(calls) * self._turns(len(group)) - self._steps(group)
+        names = " to ".join(dict.fromkeys([next(iter(group)), next(reversed(group))]))
         rows: list[dict[str, Any]] = []
         for size, batches in self.batches.items():
             with torch.inference_mode(), autocast(self.device, self.precision):
-                step = partial(self.progress.step, partial("{}, batches of {}".format, name, size))
-                timed = time_in_turn([call.timing for call in calls], batches, self.device, step)
-            rows += self._rows(name, size, calls, timed)
-        told: list[dict[str, Any]] = [
-            {"method": of, "runtime": ONNX, "reason": one.reason} for of, one in left_out.items()
-        ]
-        if self.without_onnx:
-            told.append({"method": None, "runtime": ONNX, "reason": self.without_onnx})
-        return {"rows": rows, "left_out": told}, all(one.lasting for one in left_out.values())
+                step = partial(self.progress.step, partial("{}, batches of {}".format, names, size))
+                turns = turns_of(size, len(group))
+                timed = time_in_turn([call.timing for call in calls], batches, turns, self.device, step)
+            rows += self._rows(size, calls, timed)
+        return {name: self._of_method(name, rows, left_out) for name in group}
 
-    def _rows(
-        self, name: str, size: int, calls: Sequence[Call], timed: Sequence[Timed]
-    ) -> list[dict[str, Any]]:
+    def _rows(self, size: int, calls: Sequence[Call], timed: Sequence[Timed]) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = []
         reference: dict[tuple[str, Any], list[Any]] = {}
         for call, found in zip(calls, timed, strict=True):  # PyTorch's come first
             expected = reference.setdefault((call.method, call.budget), found.answers)
-            facts = {"method": call.method, "budget": call.budget, "runtime": call.runtime, "beside": name}
+            facts = {"method": call.method, "budget": call.budget, "runtime": call.runtime}
             facts |= {"batch_size": size, "differs": share_that_differs(found.answers, expected)}
             rows.append({**facts, **found.times, **self.where[call.runtime]})
         return rows
 
-    def _calls(self, name: str, method: MethodSettings) -> tuple[list[Call], dict[str, LeftOut]]:
-        """The backbone alone, and a method at every budget, or once if it is static; who is left out, and why."""
-        left_out: dict[str, LeftOut] = {}
-        calls = self._alone(BACKBONE, self.backbone, left_out)
+    def _of_method(
+        self, name: str, rows: Sequence[dict[str, Any]], left_out: Mapping[str, LeftOut]
+    ) -> tuple[Found, bool]:
+        """The part of a group's results that is of one method and of the backbone beside it."""
+        names = BACKBONE, name
+        own = [{**row, "beside": name} for row in rows if row["method"] in names]
+        missing = {of: left_out[of] for of in names if of in left_out}
+        told: list[dict[str, Any]] = [
+            {"method": of, "runtime": ONNX, "reason": one.reason} for of, one in missing.items()
+        ]
+        if self.without_onnx:
+            told.append({"method": None, "runtime": ONNX, "reason": self.without_onnx})
+        return {"rows": own, "left_out": told}, all(one.lasting for one in missing.values())
+
+    def _calls(self, name: str, method: MethodSettings, left_out: dict[str, LeftOut]) -> list[Call]:
+        """A method at every budget, or once if it is static; who is left out in ONNX Runtime goes into `left_out`."""
         network = self.networks.of_method(method)
         if method.static:
-            return calls + self._alone(name, network.backbone.to(self.device), left_out), left_out
+            return self._alone(name, network.backbone.to(self.device), left_out)
         held_out = Answers(*self.networks.answers(network, method, "validation"))
         costs = Costs(macs(network), self.macs)
         rules = rules_at_budgets(held_out, costs, method, self.plan.evaluation)
         network.to(self.device)
         of_method = partial(Call, name)
-        calls += [of_method(at, PYTORCH, partial(network.infer, rule=rule)) for at, rule in rules.items()]
+        calls = [of_method(at, PYTORCH, partial(network.infer, rule=rule)) for at, rule in rules.items()]
         shared = (method.ics, method.ensemble, method.rule)
         if rules and (runner := self._runner(name, shared, network, list(rules.values()), left_out)):
             calls += [of_method(at, ONNX, partial(runner, rule=rule)) for at, rule in rules.items()]
-        return calls, left_out
+        return calls
 
     def _alone(self, name: str, backbone: Backbone, left_out: dict[str, LeftOut]) -> list[Call]:
         """A network without exits, in every runtime."""
@@ -186,6 +204,14 @@ class Bench:
             left_out[name] = found
             return None
         return found
+
+
+def in_groups(methods: Mapping[str, MethodSettings]) -> list[dict[str, MethodSettings]]:
+    """The methods in groups of GROUP at most, as even as they can be."""
+    names = list(methods)
+    count = -(-len(names) // GROUP)
+    ends = [place * len(names) // max(1, count) for place in range(count + 1)]
+    return [{name: methods[name] for name in names[start:end]} for start, end in pairwise(ends)]
 
 
 def without_onnx(latency: LatencySettings, device: torch.device) -> str | None:

@@ -1,4 +1,4 @@
-"""The job that times a cell's methods on this machine, a method at a time."""
+"""The job that times a cell's methods on this machine, those that have not been timed yet."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ FEW = 0.02
 def measure_latency(networks: CellNetworks, plan: LatencyPlan, output: str, report: Report) -> None:
     """Time every method at every budget in every runtime; writes rows as JSON.
 
-    A method is timed in turn with the backbone alone, whose times beside it are rows, too: `beside` of a row is the
-    method. Its times are kept in a file of its own in the folder `latency` beside `output`, and are not measured again
-    while nothing changes that decides them. Thresholds are those chosen on the validation split, for ONNX Runtime the
-    same as for PyTorch. `differs` of a row is the share of the timed images that leave elsewhere or get another class
-    than in PyTorch. What ONNX Runtime cannot run here is in `left_out`, with the reason, and a Note says so.
+    A few methods are timed in turn with the backbone alone, whose times beside a method are rows, too: `beside` of a
+    row is the method. Its times are kept in a file of its own in the folder `latency` beside `output`, and are not
+    measured again while nothing changes that decides them. Thresholds are those chosen on the validation split, for
+    ONNX Runtime the same as for PyTorch. `differs` of a row is the share of the timed images that leave elsewhere or
+    get another class than in PyTorch. What ONNX Runtime cannot run here is in `left_out`, with the reason, and a Note
+    says so.
     """
     device, precision = compute_on(plan.hardware)
     where = {PYTORCH: computed_on(device, precision), ONNX: computed_on(device, "fp32")}
@@ -37,11 +38,11 @@ def measure_latency(networks: CellNetworks, plan: LatencyPlan, output: str, repo
     missing = {name: method for name, method in plan.methods.items() if found[name] is None}
     if missing:
         bench = Bench(networks, plan, (device, precision), where, missing, report)
-    for name, method in missing.items():
-        measured, lasting = bench.measure(name, method)
-        found[name] = measured
-        if lasting:
-            kept.write(name, method, measured)
+        for group in bench.groups:
+            for name, (measured, lasting) in bench.measure(group).items():
+                found[name] = measured
+                if lasting:
+                    kept.write(name, missing[name], measured)
     results = [content for content in found.values() if content is not None]
     left_out = [one for content in results for one in content["left_out"]]
     rows = [row for content in results for row in content["rows"]]
