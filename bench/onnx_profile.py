@@ -20,8 +20,8 @@ import onnxruntime
 from test_onnx import prepared
 
 import ztw
-from ztw.models.onnx_form import BOUNDS, IMAGES
-from ztw.models.onnx_write import float32_below
+from ztw.onnx.form import BOUNDS, IMAGES
+from ztw.onnx.write import float32_below
 
 CARRIERS = ("If",)  # a subgraph's operations have times of their own
 

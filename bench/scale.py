@@ -21,10 +21,10 @@ import pandas as pd
 import yaml
 
 import ztw
+from ztw.catalogue.datasets import DATASETS
 from ztw.jobs.cell import CellFiles, CellNetworks
 from ztw.study.config import check_study, read_config
-from ztw.study.facts import DATASETS
-from ztw.study.names import image_channels, image_size
+from ztw.study.images import image_channels, image_size
 from ztw.study.settings import Cell, Study
 from ztw.study.training_settings import BackboneBuild
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import ztw
 from ztw.data.decoded import ImageSet
 from ztw.models.placement import Placement
-from ztw.study.parts import forget
+from ztw.study.plugins import forget
 
 LONGEST = ("test_workflow.py", "test_full_disk.py", "test_kills.py")
 

@@ -10,7 +10,7 @@ import pytest
 from rebuilt import assert_rebuilt
 
 import ztw
-from ztw.evaluation.reference import published
+from ztw.evaluation.published_logits import published
 from ztw.files import read_json
 from ztw.reporting.results import read_metrics
 from ztw.study.config import check_study, read_config

@@ -11,10 +11,10 @@ from torch import nn
 
 import ztw
 from ztw import testing
+from ztw.catalogue.parts import PARTS, PLUGINS
 from ztw.data.prepare import prepare_dataset
 from ztw.data.splits import open_split
-from ztw.study.parts import PARTS, PLUGINS, forget
-from ztw.study.plugins import load_plugins
+from ztw.study.plugins import forget, load_plugins
 from ztw.study.settings import DataSettings
 
 

@@ -16,8 +16,8 @@ import pytest
 import tiny_study
 
 import ztw
+from ztw.catalogue.datasets import DATASETS
 from ztw.study.config import check_study, read_config, study_name
-from ztw.study.facts import DATASETS
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted(path for part in ("ztw", "workflow", "bench") for path in (ROOT / part).rglob("*.py"))

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from hashlib import sha256
 from pathlib import Path
 
+from ztw.catalogue.datasets import DATASETS
 from ztw.files import read_json, write_text
-from ztw.reporting.run_contents import UNDELIVERED
-from ztw.study.facts import DATASETS
+from ztw.reporting.mlflow_names import UNDELIVERED
 from ztw.study.plugins import plugin_files
 from ztw.study.settings import Study
 

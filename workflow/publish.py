@@ -26,7 +26,7 @@ from published_checks import check_addition, check_settings
 
 from ztw.errors import ZtwError
 from ztw.evaluation.names import BACKBONE
-from ztw.evaluation.reference import write_published
+from ztw.evaluation.published_logits import write_published
 from ztw.evaluation.saving import load
 from ztw.exits.logits import read_predictions
 from ztw.files import read_json, sha256, write_json

@@ -10,11 +10,11 @@ from ztw.version import __version__
 if TYPE_CHECKING:
     from ztw.device import keep_freed_memory
     from ztw.errors import ZtwError
-    from ztw.evaluation.agreement import Agreement, compare_exported
     from ztw.evaluation.bootstrap import Difference, paired_difference
-    from ztw.evaluation.choice import Choice, choose_threshold, predict
+    from ztw.evaluation.compare import Agreement, compare_exported
     from ztw.evaluation.metrics import accuracy_at_budget, at_budget, exit_accuracy, hindsight_improvability
-    from ztw.evaluation.reference import Predictions, load_predictions
+    from ztw.evaluation.operating_point import Choice, choose_threshold, predict
+    from ztw.evaluation.published_logits import Predictions, load_predictions
     from ztw.evaluation.saving import load, save
     from ztw.exits.ensembles import ENSEMBLES, Ensemble, LinearEnsemble, fit_ensemble
     from ztw.exits.inference import ExitResult
@@ -38,9 +38,9 @@ if TYPE_CHECKING:
     from ztw.models.folding import fold_batch_norm
     from ztw.models.heads import HEADS
     from ztw.models.network import IC_MODES, EarlyExitNetwork
-    from ztw.models.onnx_export import export_onnx
-    from ztw.models.onnx_runner import OnnxRunner
     from ztw.models.operations import backbone_macs, backbone_paper_ops
+    from ztw.onnx.export import export_onnx
+    from ztw.onnx.runner import OnnxRunner
     from ztw.registration import register
     from ztw.training.regimes import train_ics
 
@@ -50,16 +50,16 @@ _HOME = {
     "device": ("keep_freed_memory",),
     "errors": ("ZtwError",),
     "models.costs": ("macs", "paper_ops"),
-    "evaluation.agreement": ("Agreement", "compare_exported"),
+    "evaluation.compare": ("Agreement", "compare_exported"),
     "evaluation.bootstrap": ("Difference", "paired_difference"),
-    "evaluation.choice": ("Choice", "choose_threshold", "predict"),
+    "evaluation.operating_point": ("Choice", "choose_threshold", "predict"),
     "evaluation.metrics": (
         "accuracy_at_budget",
         "at_budget",
         "exit_accuracy",
         "hindsight_improvability",
     ),
-    "evaluation.reference": ("Predictions", "load_predictions"),
+    "evaluation.published_logits": ("Predictions", "load_predictions"),
     "evaluation.saving": ("load", "save"),
     "exits.ensembles": ("ENSEMBLES", "Ensemble", "LinearEnsemble", "fit_ensemble"),
     "exits.inference": ("ExitResult",),
@@ -82,8 +82,8 @@ _HOME = {
     "models.heads": ("HEADS",),
     "models.building": ("build_network",),
     "models.network": ("IC_MODES", "EarlyExitNetwork"),
-    "models.onnx_export": ("export_onnx",),
-    "models.onnx_runner": ("OnnxRunner",),
+    "onnx.export": ("export_onnx",),
+    "onnx.runner": ("OnnxRunner",),
     "models.operations": ("backbone_macs", "backbone_paper_ops"),
     "training.regimes": ("train_ics",),
     "registration": ("register",),

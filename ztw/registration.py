@@ -9,6 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ztw.catalogue.datasets import DATASETS, DatasetFacts
+from ztw.catalogue.parts import PARTS, Part
+from ztw.catalogue.torchvision import TORCHVISION_PREFIX
 from ztw.data.decode import DECODERS, decode_own
 from ztw.errors import ZtwError, unknown
 from ztw.exits.ensembles import ENSEMBLES, Ensemble
@@ -17,10 +20,7 @@ from ztw.exits.threshold_base import ThresholdChoice
 from ztw.exits.thresholds import THRESHOLDS
 from ztw.models.architectures import BACKBONES
 from ztw.models.heads import HEADS
-from ztw.study.facts import DATASETS, DatasetFacts
 from ztw.study.helpers import code_sha256, helpers
-from ztw.study.parts import PARTS, Part
-from ztw.study.torchvision_names import TORCHVISION_PREFIX
 
 # kind -> the table its parts are in
 TABLES: dict[str, MutableMapping[str, Any]] = {

@@ -19,6 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ztw.catalogue.architectures import blocks
+from ztw.catalogue.datasets import DATASETS
+from ztw.catalogue.parts import PARTS, own
 from ztw.data.decode import DECODERS
 from ztw.errors import ZtwError, unknown
 from ztw.exits.ensembles import ENSEMBLES, Ensemble, build_ensemble, fit_ensemble
@@ -29,9 +32,6 @@ from ztw.models.architectures import BACKBONES, build_backbone
 from ztw.models.backbone import Backbone
 from ztw.models.heads import HEADS, HeadOptions
 from ztw.models.network import EarlyExitNetwork
-from ztw.study.facts import DATASETS
-from ztw.study.names import blocks
-from ztw.study.parts import PARTS, own
 
 CLOSE = 1e-4  # batch size changes the last bits of an answer
 APART = (0.0, 1.0, 10.0, 30.0, 100.0, 1e3, 1e4)  # how far a confident exit's logits lie apart

@@ -14,9 +14,9 @@ import torch
 from prepared import decoded
 
 import ztw
+from ztw.catalogue.datasets import DATASETS
 from ztw.data.decode import FASHION
 from ztw.data.prepare import prepare_dataset
-from ztw.study.facts import DATASETS
 
 
 def test_digits(tmp_path):

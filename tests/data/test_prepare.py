@@ -9,9 +9,9 @@ from PIL import Image
 from prepared import decoded
 
 import ztw
+from ztw.catalogue.datasets import DATASETS
 from ztw.data.prepare import prepare_dataset
 from ztw.files import data_root
-from ztw.study.facts import DATASETS
 from ztw.study.settings import FolderSettings
 
 

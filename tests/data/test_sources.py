@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 import ztw
+from ztw.catalogue.datasets import DATASETS
 from ztw.data import sources
 from ztw.data.prepare import prepare_dataset
 from ztw.data.splits import load_split
-from ztw.study.facts import DATASETS
 
 
 @pytest.fixture

@@ -7,8 +7,9 @@ import torch
 
 import ztw
 from ztw.data.decoded import ImageSet
+from ztw.data.hold_out import held_out_counts, held_out_split
 from ztw.data.prepare import prepare_dataset
-from ztw.data.splits import cell_splits, held_out_counts, held_out_split, load_split
+from ztw.data.splits import cell_splits, load_split
 from ztw.progress import Note
 from ztw.study.settings import DataSettings
 

@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 
 import ztw
+from ztw.catalogue.datasets import DATASETS
 from ztw.data.augmentation import normalise
 from ztw.data.prepare import prepare_dataset
 from ztw.data.splits import load_split
 from ztw.data.streamed import StreamedSet, centre_crop, random_resized_crop
-from ztw.study.facts import DATASETS
 from ztw.study.settings import FolderSettings
 
 

@@ -12,8 +12,8 @@ from PIL import Image
 from prepared import decoded
 
 import ztw
+from ztw.catalogue.datasets import DATASETS
 from ztw.data.prepare import prepare_dataset
-from ztw.study.facts import DATASETS
 
 
 @pytest.fixture

@@ -16,10 +16,10 @@ import torchvision
 from torch import nn
 
 import ztw
+from ztw.catalogue.torchvision import TORCHVISION_BLOCKS
 from ztw.models.cut import cut_model
 from ztw.models.import_weights import load_foreign
 from ztw.models.torchvision_cut import WEIGHTS, cut
-from ztw.study.torchvision_names import TORCHVISION_BLOCKS
 
 # one of each family: architecture -> side of the images
 FAMILIES = {

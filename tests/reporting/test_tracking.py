@@ -26,8 +26,8 @@ from mlflow import MlflowClient
 import ztw
 from ztw.evaluation.network_file import Weights, write_network
 from ztw.files import read_json, write_json
+from ztw.reporting.mlflow_names import metric_name
 from ztw.reporting.results import from_files, from_runs
-from ztw.reporting.run_contents import metric_name
 from ztw.reporting.sqlite_store import put_aside
 from ztw.reporting.tracking import (
     CellResults,

@@ -15,6 +15,9 @@ import pytest
 import yaml
 
 import ztw
+from ztw.catalogue.architectures import ARCHS, OPTION_OWNERS, blocks
+from ztw.catalogue.datasets import DATASETS
+from ztw.catalogue.parts import BUILT_IN, NO_THRESHOLD
 from ztw.device import PRECISIONS
 from ztw.exits.rules import ThresholdRule
 from ztw.exits.thresholds import THRESHOLDS
@@ -23,9 +26,6 @@ from ztw.models.cifar_resnet import IC_FEATURES, SHORTCUTS
 from ztw.models.initialisation import INITS
 from ztw.models.pooling import POOLINGS
 from ztw.study.config import check_study, read_config
-from ztw.study.facts import DATASETS
-from ztw.study.names import ARCHS, NO_THRESHOLD, OPTION_OWNERS, blocks
-from ztw.study.parts import BUILT_IN
 from ztw.study.section import Section
 from ztw.study.settings import HardwareSettings
 from ztw.study.training_settings import BackboneBuild, BackboneSettings, IcSet, Recipe

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from ztw.catalogue.datasets import DATASETS, IMAGE_FOLDER
 from ztw.study.config import check_study, read_config
-from ztw.study.facts import DATASETS, IMAGE_FOLDER
 from ztw.study.settings import Study
 
 CONFIG = Path(__file__).parents[2] / "config"

@@ -12,13 +12,13 @@ import pytest
 import yaml
 
 import ztw
+from ztw.catalogue.datasets import DATASETS
+from ztw.catalogue.parts import PARTS, PLUGINS
 from ztw.exits.rules import exit_rule
 from ztw.files import sha256
 from ztw.models.checkpoints import versions
 from ztw.study.config import check_study
-from ztw.study.facts import DATASETS
-from ztw.study.parts import PARTS, PLUGINS, forget
-from ztw.study.plugins import load_plugins, plugin_files, plugins_with
+from ztw.study.plugins import forget, load_plugins, plugin_files, plugins_with
 
 ROOT = Path(__file__).parents[2]
 TINY = yaml.safe_load((ROOT / "tests/config/tiny.yaml").read_text())

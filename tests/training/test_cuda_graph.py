@@ -10,8 +10,8 @@ import torch
 from conftest import same, small_network, state_of, stripes
 
 import ztw
+from ztw.catalogue.parts import PARTS, Part
 from ztw.jobs.training import Computing
-from ztw.study.parts import PARTS, Part
 from ztw.study.training_settings import BackboneSettings
 from ztw.training import compiling
 from ztw.training.loop import Task, Training, cross_entropy_step

@@ -24,7 +24,7 @@ from torch.utils.data import (
 )
 
 import ztw
-from ztw.data.given import as_data, wanted_by
+from ztw.data.user_data import as_data, wanted_by
 from ztw.progress import Note, Progress
 from ztw.training.checkpoints import Checkpoints
 from ztw.training.recipe import Recipe

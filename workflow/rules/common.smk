@@ -8,7 +8,7 @@ from ztw.progress import describe
 from ztw.files import data_root
 from ztw.study.config import check_study, read_config, study_name
 from ztw.study.environment import search_path, settings_of_others
-from ztw.study.facts import DATASETS
+from ztw.catalogue.datasets import DATASETS
 from ztw.study.plugins import plugins_with
 from ztw.study.provenance import code_digest, file_stamp, folder_stamp
 from ztw.study.training_settings import BackboneBuild

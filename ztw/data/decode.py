@@ -12,17 +12,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ztw.catalogue.datasets import DatasetFacts
 from ztw.data.archives import read_tar
 from ztw.data.folders import Listed
+from ztw.data.hold_out import held_out_split
 from ztw.data.images import decode_in_threads, read_rgb
-from ztw.data.optional import needed
 from ztw.data.record import Split
-from ztw.data.splits import held_out_split
 from ztw.data.tiny_imagenet import decode_tiny_imagenet
 from ztw.errors import ZtwError
 from ztw.exits.logits import class_labels
 from ztw.progress import Report
-from ztw.study.facts import DatasetFacts
 
 Splits = dict[str, Split]
 # What a user's own data set gives: split ("train", "test") -> images uint8 (N, C, size, size), labels (N,)
@@ -55,7 +54,13 @@ def _in_memory(images: Tensor, labels: Tensor, class_names: list[str] | None = N
 
 
 def _decode_digits(name: str, facts: DatasetFacts, root: Path, report: Report) -> Splits:
-    digits = needed("sklearn.datasets", "scikit-learn", name).load_digits()
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise ZtwError(
+            f"{name}: needs scikit-learn, which cannot be imported ({error}): pip install 'ztw[workflow]'"
+        ) from error
+    digits = load_digits()
     images = torch.tensor(digits.images * (255 / 16)).round().byte()[:, None]
     labels = torch.tensor(digits.target).long()
     train, test = held_out_split(labels, fraction=0.2, seed=0)
@@ -63,7 +68,8 @@ def _decode_digits(name: str, facts: DatasetFacts, root: Path, report: Report) -
 
 
 def _decode_svhn(name: str, facts: DatasetFacts, root: Path, report: Report) -> Splits:
-    loadmat = needed("scipy.io", "scipy", name).loadmat
+    from scipy.io import loadmat  # slow
+
     splits = {}
     for split, file in zip(("train", "test"), facts.files or {}, strict=True):
         content = loadmat(root / file)  # X: (32, 32, 3, N), y: (N, 1) with 10 for the digit 0

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ztw.catalogue.datasets import DATASETS, IMAGE_FOLDER, STREAMED_FOLDER, DatasetFacts
+from ztw.catalogue.parts import PLUGINS, own
 from ztw.data.checksums import images_sha256
 from ztw.data.decode import DECODERS, Splits, decode_folder
 from ztw.data.folders import Listed, list_images, write_listing
@@ -24,8 +26,6 @@ from ztw.data.record import OF_ALL, joined, read_record, write_record, write_spl
 from ztw.data.sources import find_files
 from ztw.errors import ZtwError, unknown
 from ztw.progress import Note, Report
-from ztw.study.facts import DATASETS, IMAGE_FOLDER, STREAMED_FOLDER, DatasetFacts
-from ztw.study.parts import PLUGINS, own
 from ztw.study.settings import FolderSettings
 
 DECODER = 3  # raised when decoding or what is written changes, so that old files are not reused

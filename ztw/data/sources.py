@@ -12,12 +12,12 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from ztw.catalogue.datasets import DatasetFacts
 from ztw.data.archives import copy_bounded, read_tar
 from ztw.download import download
 from ztw.errors import ZtwError
 from ztw.files import sha256
 from ztw.progress import Report
-from ztw.study.facts import DatasetFacts
 
 # folders that hold the files, or each as FILE.gz
 SYSTEM_COPIES = {"fashion_mnist": Path("/usr/share/datasets/fashion-mnist")}

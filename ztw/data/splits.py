@@ -5,18 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ztw.data.again import make_again
 from ztw.data.dataset import Data
 from ztw.data.decoded import ImageSet
+from ztw.data.hold_out import held_out_split
 from ztw.data.images import shown
 from ztw.data.record import NotAsRecordedError, open_array
 from ztw.data.streamed import StreamedSet
 from ztw.errors import ZtwError
 from ztw.progress import Note, Report
-from ztw.study.settings import DataSettings
+from ztw.study.settings import DataSettings, FolderSettings
 
 # What a study may choose; where it is null the record says it
 CHOSEN = ("flip", "crop_padding", "colour_jitter", "jitter_order", "mean", "std")
@@ -56,7 +55,7 @@ def _arrays(record: dict[str, Any], split: str, report: Report) -> dict[str, Ten
         return {name: open_array(record, split, name) for name in names}
     except NotAsRecordedError as error:
         report(Note(f"{error}; making it again"))
-    make_again(record, report)
+    _prepare_again(record, report)
     try:
         return {name: open_array(record, split, name) for name in names}
     except NotAsRecordedError as error:
@@ -64,6 +63,17 @@ def _arrays(record: dict[str, Any], split: str, report: Report) -> dict[str, Ten
             f"{error}, and cannot be made again as it was: the images of {record['name']}, or what decodes them,"
             " changed since this study began; delete the study's data/ and run again, which trains again"
         ) from error
+
+
+def _prepare_again(record: dict[str, Any], report: Report) -> None:
+    """Prepare the data set of a record again, in the same place; several jobs at once do it once."""
+    from ztw.data.prepare import (
+        prepare_dataset,  # not followed by code digests: `ztw.study.provenance.NOT_FOLLOWED`
+    )
+
+    name, folder = record["name"], record["image_folder"]
+    folders = {name: FolderSettings(**folder)} if folder else {}
+    prepare_dataset(name, record["root"], folders, report)
 
 
 def open_split(
@@ -106,58 +116,3 @@ def _without_held_out(names: list[str], classes: int) -> str:
         f"validation: no image of {len(names)} of {classes} classes: {', '.join(map(shown, names[:NAMED]))}{more};"
         " thresholds are chosen without them. Raise data.validation_fraction, or add images of them"
     )
-
-
-def held_out_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Split training samples into (train, validation) indices, stratified by class and seeded.
-
-    labels: int64 (N,); fraction: share of the samples that is held out, in (0, 1); how many of each class,
-    `held_out_counts` says.
-    Raises ZtwError when the fraction leaves either part empty.
-    """
-    if not 0 < fraction < 1:
-        raise ZtwError(f"validation fraction {fraction!r}: must lie strictly between 0 and 1")
-    generator = torch.Generator().manual_seed(seed)
-    held_out = torch.zeros(len(labels), dtype=torch.bool)
-    classes, sizes = labels.unique(return_counts=True)
-    for label, count in zip(classes, held_out_counts(sizes, fraction).tolist(), strict=True):
-        members = (labels == label).nonzero().flatten()
-        members = members[torch.randperm(len(members), generator=generator)]
-        held_out[members[:count]] = True
-    if held_out.all() or not held_out.any():
-        raise ZtwError(f"validation fraction {fraction!r} of {len(labels)} images leaves a part empty")
-    return (~held_out).nonzero().flatten(), held_out.nonzero().flatten()
-
-
-def held_out_counts(sizes: Tensor, fraction: float) -> Tensor:
-    """Say how many samples of each class are held out: int64 (C,), round(fraction * N) in all.
-
-    sizes: int64 (C,), samples of each class. Of a class of two samples or more at least one is held out and at
-    least one is not, of a class of one none: the total is smaller where that asks for it. Where the total is
-    smaller than the number of classes, the largest get one each. Classes of one size get the same number each,
-    which can change the total by half a sample a class.
-    """
-    fewest, most = (sizes > 1).long(), (sizes - 1).clamp(min=0)
-    total = min(round(fraction * int(sizes.sum())), int(most.sum()))
-    rounded = (fraction * sizes.double()).round().long()  # half to even
-    alike = bool((sizes == sizes[0]).all()) or int(rounded.sum()) == total
-    if alike and bool((rounded >= fewest).all() and (rounded <= most).all()):
-        return rounded
-    if total <= int(fewest.sum()):
-        counts = torch.zeros_like(sizes)
-        counts[sizes.argsort(descending=True, stable=True)[:total]] = 1
-        return counts
-    return _apportioned(sizes.double(), fewest, most, total)
-
-
-def _apportioned(sizes: Tensor, fewest: Tensor, most: Tensor, total: int) -> Tensor:
-    """Share out `total` in proportion to sizes (C,), within bounds, by the largest remainder: int64 (C,)."""
-    low, high = 0.0, 1.0  # of the share at which the bounded parts add up to the total
-    for _ in range(60):
-        share = (low + high) / 2
-        parts = (share * sizes).clamp(fewest, most)
-        low, high = (share, high) if float(parts.sum()) < total else (low, share)
-    counts = (parts + 1e-6).long()
-    rest = total - int(counts.sum())
-    counts[(parts - counts).argsort(descending=True, stable=True)[:rest]] += 1
-    return counts

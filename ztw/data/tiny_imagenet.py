@@ -13,6 +13,7 @@ from typing import IO
 import numpy as np
 import torch
 
+from ztw.catalogue.datasets import DatasetFacts
 from ztw.data.archives import UNREADABLE, open_zip, read_zipped
 from ztw.data.images import decode_in_threads, read_rgb
 from ztw.data.record import Split
@@ -20,7 +21,6 @@ from ztw.data.sources import find_archive
 from ztw.errors import ZtwError, reason
 from ztw.files import is_left_behind
 from ztw.progress import Report
-from ztw.study.facts import DatasetFacts
 
 
 def decode_tiny_imagenet(name: str, facts: DatasetFacts, root: Path, report: Report) -> dict[str, Split]:

@@ -23,7 +23,7 @@ from ztw.models.building import build_network
 from ztw.models.checkpoints import load_strictly
 from ztw.models.costs import macs
 from ztw.models.cut import as_backbone
-from ztw.models.graphs import describe_module, module_from
+from ztw.models.module_json import describe_module, module_from
 from ztw.models.network import EarlyExitNetwork, static_network
 from ztw.models.operations import backbone_macs
 from ztw.progress import Note, Report, on_screen

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ztw.catalogue.architectures import CIFAR_RESNETS
 from ztw.data.record import read_study_record
 from ztw.device import keep_freed_memory, own_gpu, pick_device, resolve_precision
 from ztw.exits.ensembles import Ensemble, build_ensemble
@@ -22,7 +23,6 @@ from ztw.models.backbone import Backbone
 from ztw.models.building import build_network
 from ztw.models.checkpoints import load_checkpoint
 from ztw.models.network import EarlyExitNetwork, static_network
-from ztw.study.names import CIFAR_RESNETS
 from ztw.study.settings import Cell, HardwareSettings, MethodSettings
 from ztw.study.training_settings import Anatomy, BackboneBuild, IcSet
 

@@ -14,8 +14,8 @@ from ztw.errors import ZtwError
 from ztw.exits.rules import ExitRule
 from ztw.models.backbone import Backbone
 from ztw.models.network import EarlyExitNetwork
-from ztw.models.onnx_runner import OnnxRunner
-from ztw.models.onnx_write import write_onnx
+from ztw.onnx.runner import OnnxRunner
+from ztw.onnx.write import write_onnx
 from ztw.progress import describe, memory_ran_out
 
 

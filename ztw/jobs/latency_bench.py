@@ -31,8 +31,8 @@ from ztw.jobs.exports import Exports, LeftOut
 from ztw.models.backbone import Backbone
 from ztw.models.costs import macs
 from ztw.models.network import EarlyExitNetwork
-from ztw.models.onnx_write import need_onnx
 from ztw.models.operations import backbone_macs
+from ztw.onnx.write import need_onnx
 from ztw.progress import Progress, Report
 from ztw.study.settings import (
     DataSettings,

@@ -11,8 +11,8 @@ from ztw.files import read_json, write_json
 from ztw.progress import Report
 from ztw.reporting.figures import accuracy_against_cost
 from ztw.reporting.latency_table import shortest_times
+from ztw.reporting.mlflow_names import UNDELIVERED
 from ztw.reporting.results import from_files, read_curves
-from ztw.reporting.run_contents import UNDELIVERED
 from ztw.reporting.style import save
 from ztw.reporting.tracking import CellResults, ServerAwayError, log_cell
 from ztw.study.provenance import code_version

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 
+from ztw.catalogue.parts import own
 from ztw.device import computed_on
 from ztw.files import sha256
 from ztw.jobs.cell import CellNetworks, compute_on, trained_part
@@ -17,7 +18,6 @@ from ztw.models.checkpoints import save_checkpoint, versions
 from ztw.models.network import EarlyExitNetwork
 from ztw.progress import Report
 from ztw.study import training_settings
-from ztw.study.parts import own
 from ztw.study.settings import HardwareSettings
 from ztw.training.checkpoints import Checkpoints
 from ztw.training.loop import History

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
+from ztw.catalogue.architectures import CIFAR_RESNETS, OPTION_OWNERS
+from ztw.catalogue.torchvision import TORCHVISION_PREFIX
 from ztw.errors import ZtwError, unknown
 from ztw.models.backbone import Backbone, BackboneOptions
 from ztw.models.cifar import mobilenet, vgg16_bn, wide_resnet_32_4
 from ztw.models.cifar_resnet import IC_FEATURES, SHORTCUTS, cifar_resnet
 from ztw.models.initialisation import INITS, initialise_backbone
-from ztw.study.names import CIFAR_RESNETS, OPTION_OWNERS
-from ztw.study.torchvision_names import TORCHVISION_PREFIX
 
 BACKBONES: dict[str, Callable[..., Backbone]] = {
     **{name: cifar_resnet(int(name.removeprefix("resnet"))) for name in CIFAR_RESNETS},

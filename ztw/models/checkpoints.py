@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ztw.catalogue.parts import PLUGINS
 from ztw.errors import ZtwError
 from ztw.files import read_json, write_json
-from ztw.study.parts import PLUGINS
 from ztw.tensors import read_tensors, write_tensors
 from ztw.version import __version__
 

@@ -11,9 +11,9 @@ from functools import partial
 
 from torch import nn
 
+from ztw.catalogue.architectures import ARCHS
 from ztw.models.backbone import Backbone
 from ztw.models.pooling import MixedPool
-from ztw.study.names import ARCHS
 
 INITS = ("torch", "released")
 WIDE_RESNET, VGG, MOBILENET = "wide_resnet_32_4", "vgg16_bn", "mobilenet"

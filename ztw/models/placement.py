@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from itertools import pairwise
 from numbers import Integral
 
+from ztw.catalogue.architectures import listed_placement, placement_step
 from ztw.errors import ZtwError
 from ztw.models.backbone import Backbone
 from ztw.models.operations import backbone_macs, stage_costs
-from ztw.study.names import listed_placement, placement_step
 from ztw.tensors import is_number
 
 Placement = str | Sequence[int] | Sequence[float]

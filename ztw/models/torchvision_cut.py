@@ -13,11 +13,11 @@ import torch
 import torchvision
 from torch import nn
 
+from ztw.catalogue.torchvision import TORCHVISION_BLOCKS, TORCHVISION_PREFIX
 from ztw.download import bounded_wait
 from ztw.errors import ZtwError, reason, unknown
 from ztw.models.backbone import Backbone
 from ztw.models.cut import cut_model
-from ztw.study.torchvision_names import TORCHVISION_BLOCKS, TORCHVISION_PREFIX
 
 WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # torch's name for it
 WEIGHTS = ("DEFAULT", "IMAGENET1K_V1")  # torchvision's names for the best weights it has, and for its first

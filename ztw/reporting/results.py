@@ -12,7 +12,7 @@ import pandas as pd
 from ztw.errors import ZtwError
 from ztw.files import check_seal, read_json, sealed
 from ztw.progress import Report
-from ztw.reporting.run_contents import UNDELIVERED
+from ztw.reporting.mlflow_names import UNDELIVERED
 
 IDENTITY = ["dataset", "arch", "seed", "method"]
 # protocol, budget: "" where a metric has none, budget as the study writes it ("0.25", "1.0", "max"), or the

@@ -35,7 +35,7 @@ from ztw.evaluation.network_folder import copy_network
 from ztw.files import read_json
 from ztw.progress import Note, Report
 from ztw.reporting import sqlite_store
-from ztw.reporting.run_contents import headlines, method_tag, metric_name, metrics_of, params_of, title_of
+from ztw.reporting.mlflow_names import headlines, method_tag, metric_name, metrics_of, params_of, title_of
 
 if TYPE_CHECKING:  # only a type: the wording of a key must not count as a change of what is tracked
     from ztw.study.settings import Cell
@@ -44,7 +44,7 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")
 
 MODEL = "model"  # where it is among a run's files
 # Named, not imported: what loads a model later changes nothing that is tracked.
-LOADER = "ztw.reporting.served"
+LOADER = "ztw.reporting.mlflow_model"
 PARENT = "mlflow.parentRunId"
 CELL = "ztw.cell"
 OWNER = "ztw.owner"
@@ -361,8 +361,8 @@ def _log_headlines(
 def _log_model(client: MlflowClient, run: str, network: Path) -> None:
     """A network of `ztw.save` as a pyfunc model among a run's files, unless it has no rule to run with.
 
-    It gives, for images, what `ztw.reporting.served` says; it loads where ztw can be imported, and nothing in it is
-    pickled.
+    It gives, for images, what `ztw.reporting.mlflow_model` says. It loads where ztw can be imported; nothing in it
+    is pickled.
     """
     from mlflow.models import ModelSignature
     from mlflow.pyfunc import save_model  # slow to import, and few cells log models

@@ -9,24 +9,20 @@ from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from itertools import pairwise
 
-from ztw.errors import ZtwError
-from ztw.study.facts import DATASETS
-from ztw.study.names import (
-    EXIT_WEIGHTS,
+from ztw.catalogue.architectures import (
     OPTION_OWNERS,
     archs,
     blocks,
-    has_threshold,
-    image_channels,
-    image_size,
-    is_streamed,
     listed_placement,
     placement_step,
     smallest_image,
 )
-from ztw.study.parts import known
+from ztw.catalogue.datasets import DATASETS
+from ztw.catalogue.parts import EXIT_WEIGHTS, has_threshold, known
+from ztw.catalogue.torchvision import TORCHVISION_BLOCKS, TORCHVISION_PREFIX
+from ztw.errors import ZtwError
+from ztw.study.images import image_channels, image_size, is_streamed
 from ztw.study.settings import MethodSettings, Study
-from ztw.study.torchvision_names import TORCHVISION_BLOCKS, TORCHVISION_PREFIX
 from ztw.study.training_settings import BackboneBuild, BackboneSettings, IcSet, Placement, Recipe
 from ztw.study.validate import as_written, did_you_mean
 

@@ -14,9 +14,9 @@ from dataclasses import replace
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
+from ztw.catalogue.parts import PARTS, PLUGINS
 from ztw.errors import ZtwError, unknown
 from ztw.study.helpers import HELPERS, FromSource, Place, check_names, code_sha256, find_module, helpers
-from ztw.study.parts import PARTS, PLUGINS, forget
 
 GROUP = "ztw.plugins"  # of entry points
 
@@ -127,3 +127,14 @@ def _fault(error: BaseException, path: Path) -> str:
     else:
         text = str(error) if isinstance(error, ZtwError) else f"{type(error).__name__}: {error}"
     return f"{f', line {lines[-1]}' if lines else ''}: {' '.join(text.split())}"
+
+
+def forget(plugin: str | None = None) -> None:
+    """Take a plugin's parts out of their tables; without one, all of a user's own."""
+    for key, part in list(PARTS.items()):
+        if plugin is None or part.plugin == plugin:
+            part.remove()
+            del PARTS[key]
+    for name in [plugin] if plugin else list(PLUGINS):
+        if PLUGINS.pop(name, None) is not None:
+            HELPERS.forget()  # one may have registered a part: it has to run again

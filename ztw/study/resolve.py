@@ -6,8 +6,8 @@ import copy
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ztw.catalogue.parts import known
 from ztw.errors import ZtwError, dotted
-from ztw.study.parts import known
 from ztw.study.section import Section
 from ztw.study.settings import EnsembleFit, EnsemblesSettings
 from ztw.study.training_settings import Anatomy, BackboneSettings, IcsSettings, Recipe

@@ -16,7 +16,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from ztw.study.parts import BUILT_IN
+from ztw.catalogue.parts import BUILT_IN
 
 
 class Section(BaseModel):

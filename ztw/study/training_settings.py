@@ -5,11 +5,9 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
+from ztw.catalogue.architectures import SDN_SHARES, Placement
 from ztw.study.section import Name, Section, Unique, is_number, key, one_of, part
 
-Placement = str | tuple[int | float, ...]
-# Where SDN's authors put exits (Kaya et al. 2019): shares of the backbone's cost, which are also their final weights
-SDN_SHARES = (0.15, 0.3, 0.45, 0.6, 0.75, 0.9)
 ExitWeights = str | tuple[int | float, ...]
 
 

@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ztw.catalogue.parts import EXIT_WEIGHTS
 from ztw.data.dataset import Data
 from ztw.device import autocast
 from ztw.errors import ZtwError, unknown
 from ztw.models.network import EarlyExitNetwork
 from ztw.models.operations import backbone_macs, stage_costs
 from ztw.progress import Report
-from ztw.study.names import EXIT_WEIGHTS
 from ztw.tensors import is_number
 from ztw.training.checkpoints import Checkpoints
 from ztw.training.compiling import compiled

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ztw.data.dataset import Data
-from ztw.data.given import LoaderData, TensorData, as_data, wanted_by
+from ztw.data.user_data import LoaderData, TensorData, as_data, wanted_by
 from ztw.device import resolve_precision
 from ztw.errors import ZtwError, unknown
 from ztw.models.checkpoints import versions

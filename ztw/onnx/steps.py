@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from ztw.models.onnx_form import IMAGES, answer, score
+from ztw.onnx.form import IMAGES, answer, score
 
 
 @dataclass

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from ztw.models.onnx_form import BOUNDS, EXIT_INDEX, IMAGES, LOGITS, Form, answer, score
-from ztw.models.onnx_steps import Steps, inner_graphs, reads, split
+from ztw.onnx.form import BOUNDS, EXIT_INDEX, IMAGES, LOGITS, Form, answer, score
+from ztw.onnx.steps import Steps, inner_graphs, reads, split
 
 # Names of the nodes that nesting adds, and of those it repeats at an exit: both are taken away again by `flatten`.
 OURS, REPEATED = "ztw:", "ztw-again:"

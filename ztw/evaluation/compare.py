@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from ztw.errors import ZtwError
-from ztw.evaluation.choice import predict, predict_onnx
 from ztw.evaluation.metrics import exit_accuracy
+from ztw.evaluation.operating_point import predict, predict_onnx
 from ztw.exits.rules import ExitRule
 from ztw.exits.sweep import decide
 from ztw.models.network import EarlyExitNetwork
-from ztw.models.onnx_runner import OnnxRunner
+from ztw.onnx.runner import OnnxRunner
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from onnx import ModelProto
 from torch import Tensor
 
 from ztw.errors import ZtwError
-from ztw.models.onnx_form import IMAGES
+from ztw.onnx.form import IMAGES
 
 BATCH = 32  # images whose activations are looked at together
 

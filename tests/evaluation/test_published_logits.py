@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import ztw
-from ztw.evaluation.reference import published, write_published
+from ztw.evaluation.published_logits import published, write_published
 from ztw.tensors import write_tensors
 
 COST = torch.tensor([1.0, 2.5], dtype=torch.float64)

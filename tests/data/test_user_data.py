@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import ztw
-from ztw.data.given import Wanted, as_data
+from ztw.data.user_data import Wanted, as_data
 from ztw.training.recipe import Recipe, steps_per_epoch
 
 WANTED = Wanted((1, 4, 4), 3, torch.device("cpu"))

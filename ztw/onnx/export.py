@@ -10,7 +10,7 @@ from torch import Tensor
 from ztw.exits.rules import ExitRule
 from ztw.models.backbone import Backbone
 from ztw.models.network import EarlyExitNetwork
-from ztw.models.onnx_write import need_onnx, write_onnx
+from ztw.onnx.write import need_onnx, write_onnx
 
 
 def export_onnx(
@@ -33,6 +33,6 @@ def export_onnx(
     if quantise is None:
         return write_onnx(network, rule, path)
     need_onnx()
-    from ztw.models.onnx_int8 import quantised
+    from ztw.onnx.int8 import quantised
 
     return write_onnx(network, rule, path, partial(quantised, images=quantise))

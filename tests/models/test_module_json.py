@@ -14,7 +14,7 @@ from own_models import Swish
 from torch import nn
 
 import ztw
-from ztw.models.graphs import NotDescribedError, describe_module, module_from
+from ztw.models.module_json import NotDescribedError, describe_module, module_from
 
 LEAVES = [
     (nn.Conv2d(4, 6, 3, (2, 1), 1, groups=2, bias=False, padding_mode="reflect"), (4, 8, 8)),

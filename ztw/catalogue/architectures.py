@@ -1,13 +1,13 @@
-"""What a study may name, and what must be known of it before anything runs. Imports no torch."""
+"""Facts about architectures: names, blocks a head can sit on, options. Imports no torch."""
 
 from __future__ import annotations
 
-from ztw.study.facts import DATASETS
-from ztw.study.parts import own
-from ztw.study.settings import DataSettings
-from ztw.study.torchvision_names import TORCHVISION_BLOCKS, TORCHVISION_PREFIX
-from ztw.study.training_settings import SDN_SHARES, Placement
+from ztw.catalogue.parts import own
+from ztw.catalogue.torchvision import TORCHVISION_BLOCKS, TORCHVISION_PREFIX
 
+Placement = str | tuple[int | float, ...]
+# Where SDN's authors put exits (Kaya et al. 2019): shares of the backbone's cost, which are also their final weights
+SDN_SHARES = (0.15, 0.3, 0.45, 0.6, 0.75, 0.9)
 CIFAR_RESNETS = tuple(f"resnet{depth}" for depth in (8, 14, 20, 26, 32, 38, 44, 56, 110))
 ARCHS = (*CIFAR_RESNETS, "vgg16_bn", "wide_resnet_32_4", "mobilenet")
 BLOCKS = {"vgg16_bn": 14, "wide_resnet_32_4": 15, "mobilenet": 13}
@@ -15,8 +15,6 @@ SMALLEST_IMAGE = {"vgg16_bn": 32}
 SDN_BLOCKS = {
     "mobilenet": (2, 4, 6, 8, 11)
 }  # where its authors' exits are not at the blocks nearest SDN_SHARES
-NO_THRESHOLD = ("patience",)
-EXIT_WEIGHTS = ("uniform", "depth", "growing")
 # Options of a backbone that only some architectures have: option -> (who has it, as an error says it; their names)
 OPTION_OWNERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "shortcut": ("the CIFAR ResNets have", CIFAR_RESNETS),
@@ -24,11 +22,6 @@ OPTION_OWNERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "last_norm_momentum": ("wide_resnet_32_4 has", ("wide_resnet_32_4",)),
     "init": ("the paper's architectures have", ARCHS),
 }
-
-
-def has_threshold(rule: str) -> bool:
-    """Whether a rule has a threshold that can be chosen."""
-    return own("rule")[rule]["threshold"] if rule in own("rule") else rule not in NO_THRESHOLD
 
 
 def archs() -> list[str]:
@@ -50,25 +43,6 @@ def blocks(arch: str) -> int:
     if arch in BLOCKS:
         return BLOCKS[arch]
     return (int(arch.removeprefix("resnet")) - 2) // 2
-
-
-def image_size(data: DataSettings, dataset: str) -> int:
-    """Side of a data set's images in pixels."""
-    if dataset in data.image_folders:
-        return data.image_folders[dataset].size
-    return DATASETS[dataset].size or 0
-
-
-def image_channels(data: DataSettings, dataset: str) -> int:
-    """1 for grey images, 3 for colour; those of a folder are read as colour."""
-    return 3 if dataset in data.image_folders else DATASETS[dataset].channels
-
-
-def is_streamed(data: DataSettings, dataset: str) -> bool:
-    """Whether a data set's images are read as they are needed."""
-    if dataset in data.image_folders:
-        return data.image_folders[dataset].stream
-    return DATASETS[dataset].streamed
 
 
 def listed_placement(placement: Placement, arch: str) -> Placement:

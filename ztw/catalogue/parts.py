@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ztw.study.helpers import HELPERS
-
 # kind -> its built-in names, in the order of its table
 BUILT_IN: dict[str, tuple[str, ...]] = {
     "rule": ("max_softmax", "max_softmax_or_best", "entropy", "patience"),
@@ -15,6 +13,10 @@ BUILT_IN: dict[str, tuple[str, ...]] = {
     "head": ("conv", "pool"),
     "thresholds": ("shared", "per_exit", "allowed_loss", "risk_controlled"),
 }
+
+
+NO_THRESHOLD = ("patience",)  # rules
+EXIT_WEIGHTS = ("uniform", "depth", "growing")  # of joint training
 
 
 @dataclass(frozen=True)
@@ -47,12 +49,6 @@ def known(kind: str) -> list[str]:
     return [*BUILT_IN[kind], *own(kind)]
 
 
-def forget(plugin: str | None = None) -> None:
-    """Take a plugin's parts out of their tables; without one, all of a user's own."""
-    for key, part in list(PARTS.items()):
-        if plugin is None or part.plugin == plugin:
-            part.remove()
-            del PARTS[key]
-    for name in [plugin] if plugin else list(PLUGINS):
-        if PLUGINS.pop(name, None) is not None:
-            HELPERS.forget()  # one may have registered a part: it has to run again
+def has_threshold(rule: str) -> bool:
+    """Whether a rule has a threshold that can be chosen."""
+    return own("rule")[rule]["threshold"] if rule in own("rule") else rule not in NO_THRESHOLD

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from ztw.models.onnx_modules import PlainPool
 from ztw.models.pooling import MixedPool
+from ztw.onnx.modules import PlainPool
 
 
 @pytest.mark.parametrize("pool", [nn.AdaptiveAvgPool2d(4), nn.AdaptiveMaxPool2d(4), MixedPool(4)])

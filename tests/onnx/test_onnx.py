@@ -22,10 +22,10 @@ from torch import nn
 
 import ztw
 from ztw.exits.sweep import decide
-from ztw.models import onnx_nesting
-from ztw.models.onnx_nesting import flatten, nest
-from ztw.models.onnx_steps import inner_graphs
-from ztw.models.onnx_write import float32_below
+from ztw.onnx import nesting
+from ztw.onnx.nesting import flatten, nest
+from ztw.onnx.steps import inner_graphs
+from ztw.onnx.write import float32_below
 
 RULES, MODES, KINDS = list(ztw.RULES), list(ztw.IC_MODES), [None, *ztw.ENSEMBLES]
 # Every pair of (rule, mode), (rule, ensemble) and (mode, ensemble) is there. All triples: tests/slow.
@@ -65,7 +65,7 @@ def test_threads_carry_samples_of_their_own_and_keep_their_order(exported, threa
 def test_images_of_a_large_backbone_go_one_by_one(exported, monkeypatch):
     network, rule, path = exported
     assert ztw.OnnxRunner(path, cache=False).chunk == 32
-    monkeypatch.setattr("ztw.models.onnx_runner.LARGE", 1.0)
+    monkeypatch.setattr("ztw.onnx.runner.LARGE", 1.0)
     runner = ztw.OnnxRunner(path, threads=1, cache=False)
     assert runner.chunk == 1
     assert_as_infer(network, rule, runner)
@@ -265,7 +265,7 @@ def test_the_fast_form_is_kept_and_used(exported, tmp_path, monkeypatch):
     first = ztw.OnnxRunner(path, cache=tmp_path)(images)
     ztw.OnnxRunner(path, cache=tmp_path)(images[:1])
     assert sorted(file.name for file in tmp_path.rglob("*.onnx")) == ["batched.onnx", "single.onnx"]
-    monkeypatch.setattr("ztw.models.onnx_runner.OnnxRunner._fast", lambda *_: pytest.fail("made again"))
+    monkeypatch.setattr("ztw.onnx.runner.OnnxRunner._fast", lambda *_: pytest.fail("made again"))
     again = ztw.OnnxRunner(path, cache=tmp_path)(images)
     assert torch.equal(first.logits, again.logits)
     # another network of the same name is another one
@@ -326,7 +326,7 @@ def test_more_exits_than_protobuf_reads_levels(tmp_path):
 def test_levels_may_be_functions(exported, monkeypatch, tmp_path, levels):
     network, rule, path = exported
     nested, form = onnx.load(path), ztw.OnnxRunner(path, cache=False).form
-    monkeypatch.setattr(onnx_nesting, "LEVELS", levels)
+    monkeypatch.setattr(nesting, "LEVELS", levels)
     again = nest(flatten(nested, form), form)
     assert len(again.functions) == 3 // levels
     assert flatten(again, form).SerializeToString() == flatten(nested, form).SerializeToString()

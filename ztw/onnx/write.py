@@ -23,8 +23,8 @@ from ztw.files import atomic
 from ztw.models.backbone import Backbone
 from ztw.models.costs import macs
 from ztw.models.network import EarlyExitNetwork, static_network
-from ztw.models.onnx_form import BOUNDS, EXIT_INDEX, IMAGES, LOGITS, Form, answer, score
 from ztw.models.operations import backbone_macs
+from ztw.onnx.form import BOUNDS, EXIT_INDEX, IMAGES, LOGITS, Form, answer, score
 from ztw.version import __version__
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def write_onnx(
         raise ZtwError(f"{path}: is a folder, must be the name of a file, e.g. network.onnx")
     import onnx
 
-    from ztw.models.onnx_nesting import nest
+    from ztw.onnx.nesting import nest
 
     if isinstance(network, Backbone):
         if rule is not None:
@@ -102,9 +102,9 @@ def need_onnx() -> None:
 
 
 def flat_graph(network: EarlyExitNetwork, rule: type[ExitRule]) -> tuple[ModelProto, Form]:
-    """The graph of all exits, nothing stopped (`ztw.models.onnx_nesting`), with what it is."""
-    from ztw.models.onnx_modules import AllExits, exportable
-    from ztw.models.onnx_steps import only_batch_sizes
+    """The graph of all exits, nothing stopped (`ztw.onnx.nesting`), with what it is."""
+    from ztw.onnx.modules import AllExits, exportable
+    from ztw.onnx.steps import only_batch_sizes
 
     shape, classes = network.backbone.input_shape, network.backbone.classes
     module = AllExits(exportable(network), rule).eval()

@@ -21,8 +21,8 @@ from ztw.errors import ZtwError
 from ztw.exits.inference import ExitResult
 from ztw.exits.rules import ExitRule, as_rule, rule_from
 from ztw.files import check_seal, sealed
-from ztw.models.onnx_form import BOUNDS, IMAGES, LOGITS, Form, answer
-from ztw.models.onnx_write import FACTS, SCHEMA, float32_below, need_onnx
+from ztw.onnx.form import BOUNDS, IMAGES, LOGITS, Form, answer
+from ztw.onnx.write import FACTS, SCHEMA, float32_below, need_onnx
 from ztw.tensors import as_tensor, check_images
 
 if TYPE_CHECKING:
@@ -203,7 +203,7 @@ class OnnxRunner:
     def _flat(self) -> onnxruntime.InferenceSession:
         import onnx
 
-        from ztw.models.onnx_nesting import flatten
+        from ztw.onnx.nesting import flatten
 
         model = onnx.load_from_string(self.content)
         flat = model if self.exits == 1 else flatten(model, self.form)
@@ -232,7 +232,7 @@ class OnnxRunner:
     def _fast(self, name: str) -> bytes:
         import onnx
 
-        from ztw.models.onnx_nesting import flatten, nest
+        from ztw.onnx.nesting import flatten, nest
 
         with tempfile.TemporaryDirectory() as folder:
             flat = flatten(onnx.load_from_string(self.content), self.form)

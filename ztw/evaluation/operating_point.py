@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ztw.data.given import LoaderData, Wanted, as_data, wanted_by
+from ztw.data.user_data import LoaderData, Wanted, as_data, wanted_by
 from ztw.device import resolve_precision
 from ztw.errors import ZtwError
 from ztw.evaluation import predictions
@@ -19,8 +19,8 @@ from ztw.exits.sweep import Curve, scored, sweep
 from ztw.exits.thresholds import Candidates, RiskControlled, at, candidates
 from ztw.models.costs import macs
 from ztw.models.network import EarlyExitNetwork
-from ztw.models.onnx_runner import CHUNK, OnnxRunner
 from ztw.models.operations import backbone_macs
+from ztw.onnx.runner import CHUNK, OnnxRunner
 from ztw.progress import Report, on_screen
 from ztw.tensors import is_number
 

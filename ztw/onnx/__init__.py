@@ -1,0 +1,1 @@
+"""One ONNX graph that stops at its exits: written, quantised, run."""
