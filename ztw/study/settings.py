@@ -99,6 +99,17 @@ class DataSettings(Section):
     )
 
 
+    @property
+    def training_records(self) -> tuple[str, ...]:
+        """The data set's splits that a training depends on: of the test images where the validation split is."""
+        return ("train", "test") if self.validation_from == "test" else ("train",)
+
+    @property
+    def evaluated(self) -> tuple[str, ...]:
+        """The splits that methods are evaluated on."""
+        return ("validation", "test") if self.validation_fraction else ("test",)
+
+
 class OverrideSettings(Section):
     """An item of `overrides`; what it changes is checked once it is merged into the sections."""
 
