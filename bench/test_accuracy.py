@@ -77,7 +77,7 @@ def test_accuracy(benchmark, train, splits):
     def all_seeds() -> None:
         for seed in SEEDS:
             torch.manual_seed(seed)
-            backbone = ztw.build_backbone("resnet20", classes=10, channels=1, size=28)
+            backbone = ztw.build_backbone("resnet20", num_classes=10, channels=1, size=28)
             train(backbone, splits[0], seed)
             found.append(accuracy(backbone, splits[1]))
 

@@ -46,7 +46,7 @@ def main(
     print(
         f"{choice.chosen_by}: accuracy {choice.accuracy:.3f} at {choice.relative_cost:.2f} of the backbone's MACs"
     )
-    ztw.save(network, folder, rule=choice.rule, classes=training.classes, normalisation=(MEAN, STD))
+    ztw.save(network, folder, rule=choice.rule, class_names=training.classes, normalisation=(MEAN, STD))
     return choice
 
 

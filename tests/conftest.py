@@ -61,7 +61,7 @@ def small_network(mode: str = "independent", placement: Placement = "all") -> zt
     Its answers are diverse and confident, so that samples leave everywhere.
     """
     torch.manual_seed(3)
-    backbone = ztw.build_backbone("resnet8", classes=5, channels=1, size=10)
+    backbone = ztw.build_backbone("resnet8", num_classes=5, channels=1, size=10)
     network = ztw.build_network(backbone, mode, placement=placement)
     images = torch.randn(64, 1, 10, 10)
     with torch.no_grad():

@@ -77,7 +77,7 @@ def test_it_comes_back(name, tmp_path):
 def test_in_a_fresh_process_without_the_model_s_code(tmp_path):
     network, rule = network_of(Cnn(), at=["conv1", "act"]), ztw.Entropy([1 / 3, 0.1 + 0.2])
     names, normalisation = ("a", "b b", "ü", 'd"', "[e]"), ((0.5, 0.4, 0.3), (0.1, 0.2, 0.3))
-    ztw.save(network, tmp_path / "net", rule, classes=names, normalisation=normalisation)
+    ztw.save(network, tmp_path / "net", rule, class_names=names, normalisation=normalisation)
     torch.save({"images": IMAGES, "logits": network(IMAGES)}, tmp_path / "expected.pt")
     code = (
         "import sys, torch, ztw\n"
@@ -174,9 +174,9 @@ def edit(folder: Path, **changes) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"version": 2}, "version 2 of the format, this ztw reads 1"),
+        ({"version": 1}, "version 1 of the format, this ztw reads 2"),
         ({"format": "x"}, "is no network that ztw.save has written"),
-        ({"classes": 6}, "its backbone takes .* and has 5 classes"),
+        ({"num_classes": 6}, "its backbone takes .* and has 5 classes"),
         ({"placement": [0, 2]}, "does not fit the network"),
         ({"placement": [0, 9]}, "placement 9: resnet8 has blocks 0..2"),
         ({"placement": [0]}, "does not fit the network"),
@@ -246,8 +246,8 @@ def test_a_budget_it_has_no_rule_for(saved):
     [
         ({"rule": 0.9}, "rule 0.9: must be an exit rule, e.g. ztw.MaxSoftmax"),
         ({"rule": ztw.MaxSoftmax([0.1])}, "MaxSoftmax: 1 thresholds, must be one or 3"),
-        ({"classes": ["a"]}, r'classes: \["a"\], must be 5 names'),
-        ({"classes": "abcde"}, "must be 5 names"),
+        ({"class_names": ["a"]}, r'class_names: \["a"\], must be 5 names'),
+        ({"class_names": "abcde"}, "must be 5 names"),
         ({"normalisation": 0.5}, r"normalisation 0.5: must be \(mean, std\), 1 numbers each"),
         ({"normalisation": ([0.5], [0.0])}, "std above 0"),
     ],

@@ -44,7 +44,7 @@ def test_an_ensemble_of_few_samples_sees_every_class(tmp_path):
 @pytest.fixture
 def networks(tmp_path) -> CellNetworks:
     """A cell whose two sets are written down untrained, one with a backbone of its own."""
-    write_json(tmp_path / "d.json", {"classes": 5, "channels": 1, "size": 10})
+    write_json(tmp_path / "d.json", {"num_classes": 5, "channels": 1, "size": 10})
     own: dict[str, Any] = {"mode": "independent", "epochs": 1.0, "placement": (0, 1)}
     sets = {"plain": IcSet(**own), "joint": IcSet(**own, training="joint")}
     ics = {name: str(tmp_path / f"{name}.safetensors") for name in sets}

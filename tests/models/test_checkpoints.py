@@ -18,7 +18,7 @@ from ztw.progress import describe
 @pytest.fixture
 def saved(tmp_path):
     backbone = ztw.build_backbone("resnet8", 5, 1, 10)
-    save_checkpoint(tmp_path / "b.safetensors", backbone, {"arch": "resnet8", "classes": 5})
+    save_checkpoint(tmp_path / "b.safetensors", backbone, {"arch": "resnet8", "num_classes": 5})
     return tmp_path / "b.safetensors", backbone
 
 
@@ -26,7 +26,7 @@ def test_round_trip(saved):
     path, backbone = saved
     other = ztw.build_backbone("resnet8", 5, 1, 10)
     facts = load_checkpoint(path, other, {"arch": "resnet8"})
-    assert facts == {"arch": "resnet8", "classes": 5}
+    assert facts == {"arch": "resnet8", "num_classes": 5}
     own, loaded = backbone.state_dict(), other.state_dict()
     assert all(torch.equal(own[name], loaded[name]) for name in own)
 

@@ -19,7 +19,7 @@ def conv(inputs: int, outputs: int, kernel: int, side: int, bias: bool = False) 
 
 
 def test_resnet8_by_hand():
-    backbone = ztw.build_backbone("resnet8", classes=10, channels=3, size=32)
+    backbone = ztw.build_backbone("resnet8", num_classes=10, channels=3, size=32)
     first = conv(3, 16, 3, 32) + 2 * conv(16, 16, 3, 32)
     second = conv(16, 32, 3, 16) + conv(32, 32, 3, 16) + conv(16, 32, 1, 16)
     third = conv(32, 64, 3, 8) + conv(64, 64, 3, 8) + conv(32, 64, 1, 8)
@@ -29,7 +29,7 @@ def test_resnet8_by_hand():
 
 @pytest.mark.parametrize("mode", ["independent", "cascade_detached"])
 def test_heads_cascade_and_ensemble_are_counted(mode):
-    backbone = ztw.build_backbone("resnet8", classes=10, channels=3, size=32)
+    backbone = ztw.build_backbone("resnet8", num_classes=10, channels=3, size=32)
     network = ztw.build_network(backbone, mode, placement=[0, 2])
     stages = stage_costs(backbone)
     sees = 10 if mode == "cascade_detached" else 0
@@ -63,8 +63,8 @@ PUBLISHED = [
 
 @pytest.mark.parametrize(("arch", "cifar", "tiny", "operations"), PUBLISHED)
 def test_base_networks_are_the_published_ones(arch, cifar, tiny, operations):
-    for classes, size, millions in ((10, 32, cifar), (200, 64, tiny)):
-        backbone = ztw.build_backbone(arch, classes, size=size)
+    for num_classes, size, millions in ((10, 32, cifar), (200, 64, tiny)):
+        backbone = ztw.build_backbone(arch, num_classes, size=size)
         count = sum(parameter.numel() for parameter in backbone.parameters())
         assert count / 1e6 == pytest.approx(millions, rel=1e-3)
     base = ztw.backbone_paper_ops(ztw.build_backbone(arch))

@@ -114,7 +114,7 @@ def norm_entries(width: int) -> list[tuple[str, tuple[int, ...]]]:
     return [(name, (width,)) for name in ("weight", "bias", "running_mean", "running_var")]
 
 
-def released_wide_resnet(classes: int) -> dict[str, Tensor]:
+def released_wide_resnet(num_classes: int) -> dict[str, Tensor]:
     """Stem; per block norm, convolution, norm, convolution, shortcut; last norm, Linear."""
     entries, width_in = conv_entries(16, 3), 16
     for width in (64, 128, 256):
@@ -123,7 +123,7 @@ def released_wide_resnet(classes: int) -> dict[str, Tensor]:
             entries += norm_entries(width) + conv_entries(width, width)
             entries += conv_entries(width, width_in, 1) if width_in != width else []
             width_in = width
-    entries += [*norm_entries(256), ("weight", (classes, 256)), ("bias", (classes,))]
+    entries += [*norm_entries(256), ("weight", (num_classes, 256)), ("bias", (num_classes,))]
     torch.manual_seed(1)
     values = {f"layers.{index}.{name}": torch.rand(shape) for index, (name, shape) in enumerate(entries)}
     return {name: value / (value[0].numel() if value.dim() > 1 else 1) for name, value in values.items()}

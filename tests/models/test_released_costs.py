@@ -45,7 +45,7 @@ def relu(width: int, side: int) -> int:
     return width * side**2
 
 
-def resnet56(size: int, classes: int) -> Iterator[Block]:
+def resnet56(size: int, num_classes: int) -> Iterator[Block]:
     side, width_in = 32, 16
     stem = conv(3, 16, side) + norm(16, side) + relu(16, side)
     for width in (16, 32, 64):
@@ -55,10 +55,10 @@ def resnet56(size: int, classes: int) -> Iterator[Block]:
             shortcut = conv(width_in, width, side, 1) + norm(width, side) if width != width_in else 0
             yield stem + convs + 2 * norm(width, side) + 2 * relu(width, side) + shortcut, width, side
             stem, width_in = 0, width
-    yield side * 64 + linear(64, classes), 64, 0  # average pooling of windows of 8 pixels a side
+    yield side * 64 + linear(64, num_classes), 64, 0  # average pooling of windows of 8 pixels a side
 
 
-def vgg16_bn(size: int, classes: int) -> Iterator[Block]:
+def vgg16_bn(size: int, num_classes: int) -> Iterator[Block]:
     side, width_in = size, 3
     for index, width in enumerate(CONVOLUTIONS):
         cost = conv(width_in, width, side, bias=True) + norm(width, side) + relu(width, side)
@@ -67,10 +67,10 @@ def vgg16_bn(size: int, classes: int) -> Iterator[Block]:
         width_in = width
     first, second = (512, 512) if size == 32 else (2048, 1024)
     yield linear(512 * side**2, first) + first, first, 0
-    yield linear(first, second) + linear(second, classes), second, 0
+    yield linear(first, second) + linear(second, num_classes), second, 0
 
 
-def wide_resnet_32_4(size: int, classes: int) -> Iterator[Block]:
+def wide_resnet_32_4(size: int, num_classes: int) -> Iterator[Block]:
     side, width_in = 32, 16
     stem = conv(3, 16, side, bias=True)
     for width in (64, 128, 256):
@@ -81,10 +81,10 @@ def wide_resnet_32_4(size: int, classes: int) -> Iterator[Block]:
             cost += conv(width_in, width, side, 1, bias=True) if width != width_in else 0
             yield stem + cost, width, side
             stem, width_in = 0, width
-    yield norm(256, side) + relu(256, side) + side * 256 + linear(256, classes), 256, 0
+    yield norm(256, side) + relu(256, side) + side * 256 + linear(256, num_classes), 256, 0
 
 
-def mobilenet(size: int, classes: int) -> Iterator[Block]:
+def mobilenet(size: int, num_classes: int) -> Iterator[Block]:
     side, width_in = size, 32
     stem = conv(3, 32, side) + norm(32, side) + relu(32, side)
     for index, width in enumerate(SEPARABLE):
@@ -93,16 +93,16 @@ def mobilenet(size: int, classes: int) -> Iterator[Block]:
         cost += conv(width_in, width, side, 1) + norm(width, side) + relu(width, side)
         yield stem + cost, width, side
         stem, width_in = 0, width
-    yield side * 1024 + linear(1024, classes), 1024, 0
+    yield side * 1024 + linear(1024, num_classes), 1024, 0
 
 
 ARCHS = {f.__name__: f for f in (resnet56, vgg16_bn, wide_resnet_32_4, mobilenet)}
 
 
-def head(block: Block, size: int, classes: int, previous: int) -> int:
+def head(block: Block, size: int, num_classes: int, previous: int) -> int:
     _, width, side = block
     if not side:
-        return linear(width + previous, classes)
+        return linear(width + previous, num_classes)
     if size == 64:
         convolved, side = (side + (4 if side > 8 else 2) - 3) // 2 + 1, side // 2
     else:
@@ -111,24 +111,24 @@ def head(block: Block, size: int, classes: int, previous: int) -> int:
     pooled, window = (4, side // 4) if side >= 4 else (side, 0)
     if window:
         cost += width * pooled**2 * (window - 1) + width * pooled**2 * window
-    return cost + linear(width * pooled**2 + previous, classes)
+    return cost + linear(width * pooled**2 + previous, num_classes)
 
 
 def released_costs(arch: str, dataset: str, cascade: bool) -> tuple[list[int], int]:
     """Operations of a sample at every exit, and those of the network alone."""
-    size, classes = DATASETS[dataset]
-    *blocks, (last, _, _) = ARCHS[arch](size, classes)
+    size, num_classes = DATASETS[dataset]
+    *blocks, (last, _, _) = ARCHS[arch](size, num_classes)
     exits, spent = [], 0
     for index, block in enumerate(blocks):
-        spent += block[0] + head(block, size, classes, classes if cascade and index else 0)
+        spent += block[0] + head(block, size, num_classes, num_classes if cascade and index else 0)
         exits.append(spent)
     return [*exits, spent + last], sum(cost for cost, _, _ in blocks) + last
 
 
 @pytest.mark.parametrize(("arch", "dataset"), list(product(ARCHS, DATASETS)))
 def test_all_cells_of_the_paper(arch, dataset):
-    size, classes = DATASETS[dataset]
-    backbone = ztw.build_backbone(arch, classes, size=size)
+    size, num_classes = DATASETS[dataset]
+    backbone = ztw.build_backbone(arch, num_classes, size=size)
     for mode in ("independent", "cascade"):
         exits, base = released_costs(arch, dataset, mode == "cascade")
         assert ztw.backbone_paper_ops(backbone) == base

@@ -88,7 +88,7 @@ class Middle(ztw.Ensemble):
 
 def test_an_ensemble_that_is_not_linear(tmp_path):
     network = network_of("independent", None)
-    network.ensemble = Middle(network.exits, network.backbone.classes)
+    network.ensemble = Middle(network.exits, network.backbone.num_classes)
     rule = rule_through_the_middle(network, "max_softmax", per_exit=True)
     assert_as_infer(
         network, rule, ztw.OnnxRunner(ztw.export_onnx(network, rule, tmp_path / "n.onnx"), cache=False)
@@ -290,7 +290,7 @@ class ByTheBatch(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.linear = nn.Linear(4 * 6 * 6, CLASSES := 3)
-        self.classes = CLASSES
+        self.num_classes = CLASSES
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.linear(x.contiguous().view(x.shape[0], -1))

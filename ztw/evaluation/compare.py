@@ -35,7 +35,10 @@ def compare_exported(
     rule: None = the file's. Raises ZtwError for a file of another network, by its exits and classes.
     """
     rule = runner.rule if rule is None else rule
-    if rule is None or (network.exits, network.backbone.classes) != (runner.exits, runner.form.classes):
+    if rule is None or (network.exits, network.backbone.num_classes) != (
+        runner.exits,
+        runner.form.num_classes,
+    ):
         raise ZtwError(f"{runner.path}: was not exported from this network")
     logits, labels = predict(network, held_out, report=None)
     before = logits if network.ensemble is None else network.ensemble(logits)

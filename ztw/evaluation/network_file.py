@@ -46,7 +46,7 @@ def network_facts(
         "version": VERSION,
         "arch": network.backbone.arch,
         "input_shape": list(network.backbone.input_shape),
-        "classes": network.backbone.classes,
+        "num_classes": network.backbone.num_classes,
         "class_names": None if network.class_names is None else list(network.class_names),
         "normalisation": mean_and_std and {"mean": list(mean_and_std[0]), "std": list(mean_and_std[1])},
         "ics": network.mode_name,

@@ -158,7 +158,7 @@ def choose_threshold(
 
 def predict_onnx(runner: OnnxRunner, data: Any) -> tuple[Tensor, Tensor]:
     """What every exit answers in ONNX Runtime, ensemble and all: logits (K, N, C), labels (N,); data: as `predict`."""
-    wanted = Wanted(runner.form.shape, runner.form.classes, torch.device("cpu"))
+    wanted = Wanted(runner.form.shape, runner.form.num_classes, torch.device("cpu"))
     batches = as_data(data, wanted, "predict").batches(CHUNK)
     logits, labels = zip(*((runner.logits(images), labels) for images, labels in batches), strict=True)
     return torch.cat(logits, dim=1), torch.cat(labels)
@@ -189,10 +189,10 @@ def _predicted(
     if isinstance(held_out, tuple | list) and len(held_out) == 2 and getattr(held_out[0], "ndim", 0) == 3:
         logits, labels = held_out
         logits, labels, _ = check_logits(logits, labels)
-        if (logits.shape[0], logits.shape[2]) != (network.exits, network.backbone.classes):
+        if (logits.shape[0], logits.shape[2]) != (network.exits, network.backbone.num_classes):
             raise ZtwError(
                 f"logits: shape {tuple(logits.shape)}, the network has {network.exits} exits and"
-                f" {network.backbone.classes} classes"
+                f" {network.backbone.num_classes} classes"
             )
         return logits.detach().cpu(), labels.cpu()
     return predict(network, held_out, batch_size=batch_size, precision=precision, report=report)

@@ -34,9 +34,9 @@ class Predictions:
     base_cost: float
 
     def __repr__(self) -> str:
-        exits, images, classes = self.test[0].shape
+        exits, images, num_classes = self.test[0].shape
         return (
-            f"Predictions({exits} exits, {classes} classes, {len(self.validation[1])} validation and {images} test"
+            f"Predictions({exits} exits, {num_classes} classes, {len(self.validation[1])} validation and {images} test"
             f" images; exits cost {self.cost[0] / self.base_cost:.0%} to {self.cost[-1] / self.base_cost:.0%} of the"
             " backbone)"
         )

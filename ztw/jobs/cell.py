@@ -98,7 +98,7 @@ class CellNetworks:
             "arch": self.cell.arch,
             "dataset": self.cell.dataset,
             "seed": self.cell.seed,
-            "classes": record["classes"],
+            "num_classes": record["num_classes"],
             "input_shape": [record["channels"], record["size"], record["size"]],
             # weights of the one place fit the other, where they answer something else
             "ic_features": self.build.ic_features if self.cell.arch in CIFAR_RESNETS else None,
@@ -106,7 +106,7 @@ class CellNetworks:
 
     def untrained_backbone(self, weights: str | None = None) -> Backbone:
         """The cell's backbone with random weights, or torchvision's."""
-        size = (self.record["classes"], self.record["channels"], self.record["size"])
+        size = (self.record["num_classes"], self.record["channels"], self.record["size"])
         options = {key: getattr(self.build, key) for key in BackboneBuild.model_fields}
         return build_backbone(self.cell.arch, *size, weights=weights, **options)
 
@@ -191,6 +191,6 @@ def share_backbone(networks: list[EarlyExitNetwork], device: torch.device) -> li
 def load_ensemble(path: Path | str, ics: str, title: str) -> Ensemble:
     """A fitted ensemble; raises ZtwError when its files are broken or it is another IC set's."""
     facts = read_json(Path(path).with_suffix(".json"))
-    ensemble = build_ensemble(facts["kind"], facts["exits"], facts["classes"], facts["include_final"])
+    ensemble = build_ensemble(facts["kind"], facts["exits"], facts["num_classes"], facts["include_final"])
     load_checkpoint(path, ensemble, {"ics": ics, "ensemble": title})
     return ensemble

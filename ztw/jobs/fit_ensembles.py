@@ -44,7 +44,7 @@ def _facts(ensemble: Ensemble, settings: EnsembleSettings, logits: Tensor, label
     return {
         "kind": settings.kind,
         "exits": ensemble.exits,
-        "classes": ensemble.classes,
+        "num_classes": ensemble.num_classes,
         "include_final": settings.include_final,
         "fit_on": settings.fit_on,
         "samples": len(labels),

@@ -50,10 +50,10 @@ def build_network(
         raise unknown("head", head, HEADS)
     options = HeadOptions.of(head_options)
     blocks = resolve_placement(backbone, placement)
-    classes, size = backbone.classes, backbone.input_shape[-1]
-    seen = [classes if mode.cascade and exit else 0 for exit in range(len(blocks))]
+    num_classes, size = backbone.num_classes, backbone.input_shape[-1]
+    seen = [num_classes if mode.cascade and exit else 0 for exit in range(len(blocks))]
     heads = [
-        HEADS[head](backbone.feature_shapes[block], classes, previous, size, options)
+        HEADS[head](backbone.feature_shapes[block], num_classes, previous, size, options)
         for block, previous in zip(blocks, seen, strict=True)
     ]
     if options.init == "released":

@@ -18,15 +18,15 @@ def macs(network: EarlyExitNetwork) -> Tensor:
     ensemble = network.ensemble
     added = [0.0 if ensemble is None else ensemble.macs(exit) for exit in range(network.exits)]
     if network.mode.additive:  # one multiplication a class, at every exit that has a predecessor
-        added = [value + network.backbone.classes * (exit > 0) for exit, value in enumerate(added)]
+        added = [value + network.backbone.num_classes * (exit > 0) for exit, value in enumerate(added)]
     return _cumulative(network, module_macs, added)
 
 
 def paper_ops(network: EarlyExitNetwork) -> Tensor:
     """The same by the published operation counter, trap included: to compare with published figures only."""
-    ensemble, classes = network.ensemble, network.backbone.classes
+    ensemble, num_classes = network.ensemble, network.backbone.num_classes
     added = [
-        ensemble_paper_ops(exit, classes) if ensemble is not None and ensemble.ensembled(exit) else 0.0
+        ensemble_paper_ops(exit, num_classes) if ensemble is not None and ensemble.ensembled(exit) else 0.0
         for exit in range(network.exits)
     ]
     return _cumulative(network, module_paper_ops, added)
@@ -64,7 +64,7 @@ def _cumulative(network: EarlyExitNetwork, count: Counter, added: list[float]) -
     for exit, (block, head) in enumerate(zip(network.placement, network.heads, strict=True)):
         shapes = [backbone.feature_shapes[block]]
         if network.mode.cascade and exit:
-            shapes.append((backbone.classes,))
+            shapes.append((backbone.num_classes,))
         exits_so_far += count(head, *shapes) + added[exit]
         costs.append(float(stages[block]) + exits_so_far)
     exits_so_far += count(backbone.classifier, backbone.feature_shapes[-1]) + added[-1]

@@ -93,7 +93,7 @@ class EarlyExitNetwork(nn.Module):
 
     def _protect_features(self, head: nn.Module, exit: int) -> None:
         """Give a head a copy of its features where it would overwrite them: others read them too."""
-        previous = [(self.backbone.classes,)] if self.mode.cascade and exit else []
+        previous = [(self.backbone.num_classes,)] if self.mode.cascade and exit else []
         features = self.backbone.feature_shapes[self.placement[exit]]
         give(head, examine(head, features, *previous)[1])
 
@@ -191,7 +191,7 @@ class EarlyExitNetwork(nn.Module):
             [(stages, self.exit_function(exit)) for exit, stages in enumerate(self.segments())],
             [largest[min(block, len(largest) - 1)] for block in firsts],
             self.mode.cascade or self.mode.additive,
-            self.backbone.classes,
+            self.backbone.num_classes,
             self.ensemble,
         )
 

@@ -86,6 +86,6 @@ def module_paper_ops(module: nn.Module, *shapes: tuple[int, ...]) -> float:
     return total
 
 
-def ensemble_paper_ops(exit: int, classes: int) -> float:
+def ensemble_paper_ops(exit: int, num_classes: int) -> float:
     """What the published counter adds for the ensemble of one exit (from 0)."""
-    return float((exit + 1) * classes + exit * classes + classes)
+    return float((exit + 1) * num_classes + exit * num_classes + num_classes)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 OPSET = 20
 FACTS = "ztw"  # the key of what we say of a network in the file's metadata
-SCHEMA = 1
+SCHEMA = 2
 # Of the batch the exporter sees: neither 1, which it takes for a constant, nor a usual number of channels.
 SAMPLES = 4
 PROBES = 16
@@ -106,7 +106,7 @@ def flat_graph(network: EarlyExitNetwork, rule: type[ExitRule]) -> tuple[ModelPr
     from ztw.onnx.modules import AllExits, exportable
     from ztw.onnx.steps import only_batch_sizes
 
-    shape, classes = network.backbone.input_shape, network.backbone.classes
+    shape, num_classes = network.backbone.input_shape, network.backbone.num_classes
     module = AllExits(exportable(network), rule).eval()
     names = [name(exit) for exit in range(network.exits) for name in (answer, score)][:-1]
     with _quiet(), torch.no_grad():
@@ -127,7 +127,7 @@ def flat_graph(network: EarlyExitNetwork, rule: type[ExitRule]) -> tuple[ModelPr
     assert program is not None
     flat = program.model_proto
     only_batch_sizes(flat)
-    return flat, Form(network.exits, classes, shape, network.ensemble is not None)
+    return flat, Form(network.exits, num_classes, shape, network.ensemble is not None)
 
 
 @contextmanager
@@ -151,7 +151,7 @@ def describe(network: EarlyExitNetwork, rule: ExitRule | None, bounds: Tensor) -
         "ztw": __version__,
         "arch": backbone.arch,
         "exits": network.exits,
-        "classes": backbone.classes,
+        "num_classes": backbone.num_classes,
         "class_names": network.class_names,
         "input_shape": list(backbone.input_shape),
         "normalisation": network.normalisation,
