@@ -58,14 +58,14 @@ def random_logits(exits: int, samples: int, num_classes: int) -> tuple[Tensor, T
 @torch.no_grad()
 def busy_network(
     backbone: ztw.Backbone,
-    mode: str = "independent",
+    connection: str = "independent",
     placement: Placement = "all",
     head: str = "conv",
     width: float = 1.0,
 ) -> ztw.EarlyExitNetwork:
     """Exits on a backbone, in eval mode, so confident now and then that samples leave at every one."""
     torch.manual_seed(0)
-    network = ztw.build_network(backbone, mode, head, placement=placement, width=width)
+    network = ztw.build_network(backbone, connection, head, placement=placement, width=width)
     images = torch.randn(64, *backbone.input_shape)
     backbone.train()
     backbone(images)  # BatchNorm statistics of its own

@@ -110,7 +110,10 @@ def test_captured(benchmark):
     device = pick_device()
     precision = resolve_precision("auto", device)
     backbone = ztw.build_backbone("resnet56").to(device)
-    networks = [ztw.build_network(backbone, mode) for mode in ("independent", "cascade", "cascade_detached")]
+    networks = [
+        ztw.build_network(backbone, connection)
+        for connection in ("independent", "cascade", "cascade_detached")
+    ]
     found = {}
 
     def train() -> None:
@@ -148,7 +151,10 @@ def test_plain_ics(benchmark):
     )
     device = pick_device()
     backbone = ztw.build_backbone("resnet56").to(device, memory_format=torch.contiguous_format).eval()
-    networks = [ztw.build_network(backbone, mode).to(device) for mode in ("independent", "cascade_detached")]
+    networks = [
+        ztw.build_network(backbone, connection).to(device)
+        for connection in ("independent", "cascade_detached")
+    ]
 
     def epoch() -> None:
         for network in networks:
@@ -172,7 +178,10 @@ def test_ics(benchmark):
     precision = resolve_precision("auto", device)
     describe(benchmark, "ICs of sdn and ztw", f"ztw, {precision}, batch 128, both in one pass")
     backbone = ztw.build_backbone("resnet56").to(device).eval()
-    networks = [ztw.build_network(backbone, mode).to(device) for mode in ("independent", "cascade_detached")]
+    networks = [
+        ztw.build_network(backbone, connection).to(device)
+        for connection in ("independent", "cascade_detached")
+    ]
     recipe = Recipe(1, 128, 1e-3, 1e-4, precision=precision, optimizer="adam")
     train = waited(lambda: train_ics(networks, images().to(device), recipe, 0))
     benchmark.pedantic(train, rounds=2, warmup_rounds=1)

@@ -58,7 +58,7 @@ def main(folder: Path, samples: int = 4000, epochs: int = 5) -> ztw.Choice:
     train(model, *training, epochs)
 
     backbone = ztw.as_backbone(model, input_shape=(1, 16, 16), at=["conv1", "conv2"])
-    network = ztw.build_network(backbone, ics="cascade_detached", head="pool")
+    network = ztw.build_network(backbone, connection="cascade_detached", head="pool")
     ztw.train_ics(network, training, epochs=epochs)
     network.ensemble = ztw.fit_ensemble(*ztw.predict(network, held_out))
     choice = ztw.choose_threshold(network, held_out, budget=0.7)

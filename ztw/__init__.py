@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from ztw.models.cut import as_backbone
     from ztw.models.folding import fold_batch_norm
     from ztw.models.heads import HEADS
-    from ztw.models.network import IC_MODES, EarlyExitNetwork
+    from ztw.models.network import CONNECTIONS, EarlyExitNetwork
     from ztw.models.operations import backbone_macs, backbone_paper_ops
     from ztw.onnx.export import export_onnx
     from ztw.onnx.runner import OnnxRunner
@@ -81,7 +81,7 @@ _HOME = {
     "models.folding": ("fold_batch_norm",),
     "models.heads": ("HEADS",),
     "models.building": ("build_network",),
-    "models.network": ("IC_MODES", "EarlyExitNetwork"),
+    "models.network": ("CONNECTIONS", "EarlyExitNetwork"),
     "onnx.export": ("export_onnx",),
     "onnx.runner": ("OnnxRunner",),
     "models.operations": ("backbone_macs", "backbone_paper_ops"),
@@ -91,9 +91,9 @@ _HOME = {
 
 __all__ = [
     "BACKBONES",
+    "CONNECTIONS",
     "ENSEMBLES",
     "HEADS",
-    "IC_MODES",
     "RULES",
     "THRESHOLDS",
     "Agreement",

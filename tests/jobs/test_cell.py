@@ -45,7 +45,7 @@ def test_an_ensemble_of_few_samples_sees_every_class(tmp_path):
 def networks(tmp_path) -> CellNetworks:
     """A cell whose two sets are written down untrained, one with a backbone of its own."""
     write_json(tmp_path / "d.json", {"num_classes": 5, "channels": 1, "size": 10})
-    own: dict[str, Any] = {"mode": "independent", "epochs": 1.0, "placement": (0, 1)}
+    own: dict[str, Any] = {"connection": "independent", "epochs": 1.0, "placement": (0, 1)}
     sets = {"plain": IcSet(**own), "joint": IcSet(**own, training="joint")}
     ics = {name: str(tmp_path / f"{name}.safetensors") for name in sets}
     files = CellFiles(str(tmp_path / "d.json"), str(tmp_path / "b.safetensors"), ics)
@@ -54,7 +54,7 @@ def networks(tmp_path) -> CellNetworks:
     for name, file in ics.items():
         network = cell.attach(cell.untrained_backbone(), name)
         part = network if name == "joint" else network.heads
-        facts = {"ics": name, "mode": "independent", "placement": [0, 1]}
+        facts = {"ics": name, "connection": "independent", "placement": [0, 1]}
         save_checkpoint(file, part, {**cell.identity, **facts})
     return cell
 
@@ -134,7 +134,7 @@ def test_a_recipe_is_the_study_s():
         "archs": ["resnet8"],
         "seeds": [0],
         "backbone": {"epochs": 3, "milestones": [2], "gamma": 0.5},
-        "ics": {"epochs": 1, "sets": {"a": {"mode": "cascade"}}},
+        "ics": {"epochs": 1, "sets": {"a": {"connection": "cascade"}}},
         "methods": {"m": {"ics": "a", "rule": "entropy"}},
     }
     study = check_study(config)

@@ -45,7 +45,7 @@ class Networks:
     files: CellFiles
     cell = Cell("stripes", "resnet8", 0)
     build = BackboneBuild()
-    sets: ClassVar = {"i": IcSet(mode="independent", epochs=1)}
+    sets: ClassVar = {"i": IcSet(connection="independent", epochs=1)}
     record: ClassVar[dict[str, Any]] = {"sha256": "images"}
 
     @classmethod

@@ -77,7 +77,9 @@ def test_a_failed_write_leaves_the_old_file_and_no_scratch(tmp_path):
 
 def test_another_placement_or_mode_is_refused(tmp_path):
     network = ztw.build_network(ztw.build_backbone("resnet14"), placement=[0])
-    save_checkpoint(tmp_path / "i.safetensors", network.heads, {"mode": "independent", "placement": [0]})
+    save_checkpoint(
+        tmp_path / "i.safetensors", network.heads, {"connection": "independent", "placement": [0]}
+    )
     moved = ztw.build_network(network.backbone, placement=[1])  # same shapes, another block
     with pytest.raises(ztw.ZtwError, match=r"placement is \[0\], expected \[1\]"):
         load_checkpoint(tmp_path / "i.safetensors", moved.heads, {"placement": list(moved.placement)})

@@ -62,7 +62,7 @@ IN_PLACE: dict[str, Callable[[], nn.Module]] = {
 
 
 def network_of(
-    first: Callable[[], nn.Module], head: Callable[[], nn.Module] = nn.Identity, mode="independent"
+    first: Callable[[], nn.Module], head: Callable[[], nn.Module] = nn.Identity, connection="independent"
 ):
     """Every stage, the classifier and, if wanted, every head begin with such a module."""
     torch.manual_seed(1)
@@ -73,7 +73,7 @@ def network_of(
     classifier = nn.Sequential(first(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(24, 4))
     backbone = ztw.Backbone("toy", [stage(3), stage(6), stage(6)], classifier, (3, 8, 8))
     heads = [nn.Sequential(head(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(24, 4)) for _ in range(3)]
-    network = ztw.EarlyExitNetwork(backbone, heads, (0, 1, 2), mode).eval()
+    network = ztw.EarlyExitNetwork(backbone, heads, (0, 1, 2), connection).eval()
     return network.to(memory_format=torch.channels_last)
 
 

@@ -27,12 +27,12 @@ def test_resnet8_by_hand():
     assert ztw.backbone_macs(backbone) == first + second + third + linear(64, 10)
 
 
-@pytest.mark.parametrize("mode", ["independent", "cascade_detached"])
-def test_heads_cascade_and_ensemble_are_counted(mode):
+@pytest.mark.parametrize("connection", ["independent", "cascade_detached"])
+def test_heads_cascade_and_ensemble_are_counted(connection):
     backbone = ztw.build_backbone("resnet8", num_classes=10, channels=3, size=32)
-    network = ztw.build_network(backbone, mode, placement=[0, 2])
+    network = ztw.build_network(backbone, connection, placement=[0, 2])
     stages = stage_costs(backbone)
-    sees = 10 if mode == "cascade_detached" else 0
+    sees = 10 if connection == "cascade_detached" else 0
     head1 = conv(16, 16, 3, 32, bias=True) + linear(16 * 16, 10)
     head2 = conv(64, 64, 3, 8, bias=True) + linear(64 * 16 + sees, 10)
     both = stages.sum() + head1 + head2
@@ -105,7 +105,9 @@ def test_attention_is_counted():
 
 def test_a_boosted_exit_adds_one_multiplication_a_class():
     backbone = ztw.build_backbone("resnet8")
-    plain, boosted = (ztw.macs(ztw.build_network(backbone, mode)) for mode in ("independent", "boosted"))
+    plain, boosted = (
+        ztw.macs(ztw.build_network(backbone, connection)) for connection in ("independent", "boosted")
+    )
     assert (boosted - plain).tolist() == [0, 10, 20, 30]
 
 

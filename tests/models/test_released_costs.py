@@ -129,10 +129,10 @@ def released_costs(arch: str, dataset: str, cascade: bool) -> tuple[list[int], i
 def test_all_cells_of_the_paper(arch, dataset):
     size, num_classes = DATASETS[dataset]
     backbone = ztw.build_backbone(arch, num_classes, size=size)
-    for mode in ("independent", "cascade"):
-        exits, base = released_costs(arch, dataset, mode == "cascade")
+    for connection in ("independent", "cascade"):
+        exits, base = released_costs(arch, dataset, connection == "cascade")
         assert ztw.backbone_paper_ops(backbone) == base
-        assert ztw.paper_ops(ztw.build_network(backbone, mode)).tolist() == exits
+        assert ztw.paper_ops(ztw.build_network(backbone, connection)).tolist() == exits
 
 
 @pytest.mark.parametrize(
@@ -174,10 +174,10 @@ def test_imagenets_resnet50_by_hand():
     assert ztw.backbone_paper_ops(ztw.build_backbone("torchvision/resnet50", 1000, size=224)) == cost
 
 
-@pytest.mark.parametrize("mode", ["independent", "cascade_detached"])
-def test_exits_of_imagenets_resnet50(mode):
+@pytest.mark.parametrize("connection", ["independent", "cascade_detached"])
+def test_exits_of_imagenets_resnet50(connection):
     backbone = ztw.build_backbone("torchvision/resnet50", 1000, size=224)
-    network = ztw.build_network(backbone, mode, placement=[0, 4, 8, 12], width=0.25, layer_norm=True)
+    network = ztw.build_network(backbone, connection, placement=[0, 4, 8, 12], width=0.25, layer_norm=True)
     shares = ztw.paper_ops(network) / ztw.backbone_paper_ops(backbone)
     assert [round(100 * share, 1) for share in shares.tolist()][:-1] == [11.4, 39.5, 67.5, 91.8]
     assert round(100 * float(shares[-1]), 1) == 111.6

@@ -27,7 +27,7 @@ from ztw.onnx.nesting import flatten, nest
 from ztw.onnx.steps import inner_graphs
 from ztw.onnx.write import float32_below
 
-RULES, MODES, KINDS = list(ztw.RULES), list(ztw.IC_MODES), [None, *ztw.ENSEMBLES]
+RULES, MODES, KINDS = list(ztw.RULES), list(ztw.CONNECTIONS), [None, *ztw.ENSEMBLES]
 # Every pair of (rule, mode), (rule, ensemble) and (mode, ensemble) is there. All triples: tests/slow.
 # each rule twice, with every mode and kind of ensemble; all of them together are in tests/slow/test_exports.py
 PAIRS = [(RULES[i], MODES[(i + j) % 4], KINDS[(i + 2 * j + 1) % 4]) for i in range(4) for j in range(2)]
@@ -42,9 +42,9 @@ def exported(tmp_path_factory):
     return network, rule, path
 
 
-@pytest.mark.parametrize(("rule", "mode", "kind"), PAIRS)
-def test_it_leaves_and_answers_as_infer(tmp_path, rule, mode, kind):
-    network = network_of(mode, kind)
+@pytest.mark.parametrize(("rule", "connection", "kind"), PAIRS)
+def test_it_leaves_and_answers_as_infer(tmp_path, rule, connection, kind):
+    network = network_of(connection, kind)
     chosen = rule_through_the_middle(network, rule, per_exit=True)
     path = ztw.export_onnx(network, chosen, tmp_path / "network.onnx")
     assert_as_infer(network, chosen, ztw.OnnxRunner(path, threads=1, cache=False))

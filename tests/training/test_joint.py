@@ -78,11 +78,11 @@ def test_rescaling_changes_no_answer():
         torch.testing.assert_close(torch.stack(rescaled_logits(network, images)), network(images))
 
 
-@pytest.mark.parametrize("mode", list(ztw.IC_MODES))
+@pytest.mark.parametrize("connection", list(ztw.CONNECTIONS))
 @pytest.mark.parametrize("rescale", [False, True])
-def test_joint_training_learns_with_the_backbone(mode, rescale):
+def test_joint_training_learns_with_the_backbone(connection, rescale):
     torch.manual_seed(0)
-    network = ztw.build_network(ztw.build_backbone("resnet8", 5, 1, 10), mode)
+    network = ztw.build_network(ztw.build_backbone("resnet8", 5, 1, 10), connection)
     backbone, heads = state_of(network.backbone), state_of(network.heads)
     loss = JointLoss(network, exit_weights(network, "growing"), rescale)
     history = train_jointly(loss, stripes(), RECIPE, 1)

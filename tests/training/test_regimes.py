@@ -320,7 +320,7 @@ def test_gradients_that_were_switched_off():
 
 
 def test_networks_that_cannot_be_trained_so():
-    with pytest.raises(ztw.ZtwError, match="regime 'separate': not with ics='boosted'"):
+    with pytest.raises(ztw.ZtwError, match="regime 'separate': not with connection='boosted'"):
         ztw.train_ics(fresh("boosted"), (IMAGES, LABELS), 1)
     with pytest.raises(ztw.ZtwError, match="train_ics: Backbone, must be an EarlyExitNetwork"):
         ztw.train_ics(fresh().backbone, (IMAGES, LABELS), 1)  # type: ignore[arg-type]

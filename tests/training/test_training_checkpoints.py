@@ -50,7 +50,7 @@ def backbone(recipe: Recipe, report, checkpoints) -> tuple[nn.Module, list]:
 
 def ics(recipe: Recipe, report, checkpoints) -> tuple[nn.Module, list]:
     shared = dropping()
-    networks = [ztw.build_network(shared, mode) for mode in ("independent", "cascade_detached")]
+    networks = [ztw.build_network(shared, connection) for connection in ("independent", "cascade_detached")]
     return nn.ModuleList(networks), train_ics(networks, data(), recipe, 3, report, checkpoints)
 
 

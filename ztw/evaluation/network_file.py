@@ -49,7 +49,7 @@ def network_facts(
         "num_classes": network.backbone.num_classes,
         "class_names": None if network.class_names is None else list(network.class_names),
         "normalisation": mean_and_std and {"mean": list(mean_and_std[0]), "std": list(mean_and_std[1])},
-        "ics": network.mode_name,
+        "connection": network.connection.name,
         "placement": list(network.placement),
         "heads": network.anatomy,
         "ensemble": None if network.ensemble is None else _ensemble_facts(network.ensemble),

@@ -142,7 +142,9 @@ def _make(facts: dict[str, Any], folder: Path, model: nn.Module | None) -> Early
         )
     if facts["placement"]:
         heads = {**facts["heads"], "init": "torch"}
-        network = build_network(backbone, facts["ics"], placement=facts["placement"], report=None, **heads)
+        network = build_network(
+            backbone, facts["connection"], placement=facts["placement"], report=None, **heads
+        )
         network.anatomy = dict(facts["heads"])
     else:
         network = static_network(backbone)

@@ -121,13 +121,13 @@ class CellNetworks:
         """Untrained ICs on a backbone, as a set of the study says."""
         ics = self.sets[name]
         options = {key: getattr(ics, key) for key in Anatomy.model_fields}
-        return build_network(backbone, ics.mode, report=None, **options)
+        return build_network(backbone, ics.connection, report=None, **options)
 
     def network(self, name: str) -> EarlyExitNetwork:
         """The trained network of one IC set, on the CPU in eval mode."""
         ics = self.sets[name]
         network = self.attach(self.backbone(), name)
-        trained_as = {"ics": name, "mode": ics.mode, "placement": list(network.placement)}
+        trained_as = {"ics": name, "connection": ics.connection, "placement": list(network.placement)}
         load_checkpoint(self.files.ics[name], trained_part(network, ics), {**self.identity, **trained_as})
         return network.eval()
 

@@ -18,7 +18,7 @@ from ztw.jobs.cell import CellNetworks
 from ztw.models.backbone import Backbone
 from ztw.models.checkpoints import versions
 from ztw.models.costs import costly_exits, macs, paper_ops
-from ztw.models.network import IC_MODES, EarlyExitNetwork
+from ztw.models.network import CONNECTIONS, EarlyExitNetwork
 from ztw.models.operations import BACKEND, backbone_macs, backbone_paper_ops
 from ztw.progress import Note, Report
 from ztw.study.settings import DataSettings, EvaluationSettings, MethodSettings
@@ -100,7 +100,7 @@ def _costs(network: EarlyExitNetwork, backbone: Backbone, protocols: Sequence[st
 def _backbone_accuracy(networks: CellNetworks) -> float | None:
     """Test accuracy of the backbone alone: the last exit of a set that left it as it was, None without one."""
     for name, ics in networks.sets.items():
-        if not ics.trains_backbone and not IC_MODES[ics.mode].additive:
+        if not ics.trains_backbone and not CONNECTIONS[ics.connection].additive:
             return float(exit_accuracy(*networks.predictions(name, "test"))[-1])
     return None
 

@@ -56,7 +56,7 @@ def predict(
                 if not values.isfinite().all():
                     file = networks.files.ics[name]
                     raise ZtwError(f"{file}: its logits on {split} are not finite; train it again")
-                additive = loaded[name].mode.additive
+                additive = loaded[name].connection.additive
                 if split == "test" and (silent := predictions.silent_exits(values, additive)):
                     report(
                         Note(

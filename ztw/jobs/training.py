@@ -86,7 +86,7 @@ def save_ics(
         **networks.identity,
         "class_names": networks.record["class_names"],
         "ics": name,
-        "mode": ics.mode,
+        "connection": ics.connection,
         "placement": list(network.placement),
         "settings": ics.model_dump(),
         **trained,

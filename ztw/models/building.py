@@ -13,7 +13,7 @@ from ztw.models.costs import costly_exits, macs
 from ztw.models.heads import HEADS, HeadOptions
 from ztw.models.initialisation import initialise_head
 from ztw.models.inputs import to_channels_last
-from ztw.models.network import EarlyExitNetwork, ic_mode
+from ztw.models.network import EarlyExitNetwork, connection_of
 from ztw.models.operations import backbone_macs
 from ztw.models.placement import Placement, resolve_placement
 from ztw.progress import Note, Report, on_screen
@@ -21,7 +21,7 @@ from ztw.progress import Note, Report, on_screen
 
 def build_network(
     backbone: Backbone,
-    ics: str = "independent",
+    connection: str = "independent",
     head: str = "conv",
     placement: Placement = "all",
     report: Report | None = on_screen,
@@ -31,27 +31,27 @@ def build_network(
 
     Args:
         backbone: e.g. of `build_backbone` or `as_backbone`.
-        ics: a name of IC_MODES, how the ICs are connected.
+        connection: a name of CONNECTIONS, how the ICs are connected.
         head: a name of HEADS.
         placement: after which blocks they sit, see `resolve_placement`.
         report: gets one line where most exits cost more than they can save; None for silence.
         head_options: pooling, width, layer_norm, init of the heads, see `HeadOptions`.
 
     Raises:
-        ZtwError: for an unknown mode, head or option, and for an impossible placement.
+        ZtwError: for an unknown connection, head or option, and for an impossible placement.
     """
     if not isinstance(backbone, Backbone):
         raise ZtwError(
             f"build_network: {type(backbone).__name__}, must be a Backbone; ztw.as_backbone(model, input_shape) makes"
             " one of a model of yours"
         )
-    mode = ic_mode(ics)
     if head not in HEADS:
         raise unknown("head", head, HEADS)
     options = HeadOptions.of(head_options)
     blocks = resolve_placement(backbone, placement)
     num_classes, size = backbone.num_classes, backbone.input_shape[-1]
-    seen = [num_classes if mode.cascade and exit else 0 for exit in range(len(blocks))]
+    cascade = connection_of(connection).cascade
+    seen = [num_classes if cascade and exit else 0 for exit in range(len(blocks))]
     heads = [
         HEADS[head](backbone.feature_shapes[block], num_classes, previous, size, options)
         for block, previous in zip(blocks, seen, strict=True)
@@ -59,7 +59,7 @@ def build_network(
     if options.init == "released":
         for ic in heads:
             initialise_head(ic, backbone.arch)
-    network = EarlyExitNetwork(backbone, heads, blocks, ics)
+    network = EarlyExitNetwork(backbone, heads, blocks, connection)
     network.anatomy = {"head": head, **asdict(options)}
     like = next(backbone.parameters(), torch.empty(0))
     network = to_channels_last(network.to(like.device))

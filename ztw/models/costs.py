@@ -17,7 +17,7 @@ def macs(network: EarlyExitNetwork) -> Tensor:
     """
     ensemble = network.ensemble
     added = [0.0 if ensemble is None else ensemble.macs(exit) for exit in range(network.exits)]
-    if network.mode.additive:  # one multiplication a class, at every exit that has a predecessor
+    if network.connection.additive:  # one multiplication a class, at every exit that has a predecessor
         added = [value + network.backbone.num_classes * (exit > 0) for exit, value in enumerate(added)]
     return _cumulative(network, module_macs, added)
 
@@ -63,7 +63,7 @@ def _cumulative(network: EarlyExitNetwork, count: Counter, added: list[float]) -
     exits_so_far, costs = 0.0, []
     for exit, (block, head) in enumerate(zip(network.placement, network.heads, strict=True)):
         shapes = [backbone.feature_shapes[block]]
-        if network.mode.cascade and exit:
+        if network.connection.cascade and exit:
             shapes.append((backbone.num_classes,))
         exits_so_far += count(head, *shapes) + added[exit]
         costs.append(float(stages[block]) + exits_so_far)

@@ -110,7 +110,9 @@ def train_jointly(
     network = loss.network
     network.requires_grad_(True).train()
     optimizer = make_optimizer(network.parameters(), recipe)
-    task = Task([f"joint {network.mode_name}"], _joint_step(loss, recipe), network, optimizer, loss.weights)
+    task = Task(
+        [f"joint {network.connection.name}"], _joint_step(loss, recipe), network, optimizer, loss.weights
+    )
     (history,) = run_epochs(task, data, recipe, seed, report, checkpoints)
     network.eval()
     return history

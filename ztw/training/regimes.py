@@ -73,9 +73,9 @@ def train_ics(
     _check_numbers(epochs, lr, batch_size, weight_decay, milestones, seed)
     if checkpoints is not None and not isinstance(checkpoints, str | Path):
         raise ZtwError(f"checkpoints {checkpoints!r}: must be the path of a folder")
-    if regime == "separate" and network.mode.additive:
+    if regime == "separate" and network.connection.additive:
         raise ZtwError(
-            f"regime 'separate': not with ics={network.mode_name!r}, which trains the backbone's exit too"
+            f"regime 'separate': not with connection={network.connection.name!r}, which trains the backbone's exit too"
         )
     if any(weight.is_inference() for weight in network.parameters()):
         raise ZtwError(
@@ -133,7 +133,7 @@ def _check_numbers(
 def _identity(network: EarlyExitNetwork, data: Data, settings: tuple[Any, ...]) -> dict[str, str]:
     """What a checkpoint must share with the training that goes on from it: not the weights that it replaces."""
     shapes = {name: list(value.shape) for name, value in network.state_dict().items()}
-    anatomy = {"ics": network.mode_name, "placement": list(network.placement), "shapes": shapes}
+    anatomy = {"connection": network.connection.name, "placement": list(network.placement), "shapes": shapes}
     known = {
         "samples": str(len(data)),
         "labels": _digest(data.labels) if isinstance(data, TensorData) else "",

@@ -70,7 +70,7 @@ def train_ics(
             if isinstance(part, nn.Dropout):
                 part.train()
     heads = nn.ModuleList([network.heads for network in networks])
-    names = [f"ICs {network.mode_name}" for network in networks]
+    names = [f"ICs {network.connection.name}" for network in networks]
     task = Task(names, _ics_step(networks, recipe), heads, make_optimizer(heads.parameters(), recipe))
     histories = run_epochs(task, data, recipe, seed, report, checkpoints)
     for network in networks:
