@@ -50,7 +50,7 @@ def train(model: nn.Module, images: Tensor, labels: Tensor, epochs: int) -> None
             optimizer.step()
 
 
-def main(folder: Path, samples: int = 4000, epochs: int = 5) -> ztw.Choice:
+def main(folder: Path, samples: int = 4000, epochs: int = 5) -> ztw.OperatingPoint:
     """The whole way; writes the network to `folder`."""
     torch.manual_seed(0)
     training, held_out, test = stripes(samples, 0), stripes(samples // 2, 1), stripes(samples // 2, 2)
@@ -61,12 +61,12 @@ def main(folder: Path, samples: int = 4000, epochs: int = 5) -> ztw.Choice:
     network = ztw.build_network(backbone, connection="cascade_detached", head="pool")
     ztw.train_ics(network, training, epochs=epochs)
     network.ensemble = ztw.fit_ensemble(*ztw.predict(network, held_out))
-    choice = ztw.choose_threshold(network, held_out, budget=0.7)
+    point = ztw.choose_threshold(network, held_out, budget=0.7)
     print(
-        f"{choice.chosen_by}: accuracy {choice.accuracy:.3f} at {choice.relative_cost:.2f} of the backbone's MACs"
+        f"{point.chosen_by}: accuracy {point.accuracy:.3f} at {point.relative_cost:.2f} of the backbone's MACs"
     )
 
-    ztw.save(network, folder, rule=choice.rule, class_names=[f"row {3 * label}" for label in range(5)])
+    ztw.save(network, folder, rule=point.rule, class_names=[f"row {3 * label}" for label in range(5)])
     loaded, rule = ztw.load(folder)  # in any other process: nothing of this file is needed
     assert rule is not None
     result = loaded.infer(test[0], rule)
@@ -76,7 +76,7 @@ def main(folder: Path, samples: int = 4000, epochs: int = 5) -> ztw.Choice:
     runner = ztw.OnnxRunner(ztw.export_onnx(loaded, rule, folder / "network.onnx"), threads=1)
     same = (runner(test[0]).exit_index == result.exit_index).double().mean()
     print(f"in ONNX Runtime {same:.1%} of them leave at the same exits")
-    return choice
+    return point
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ztw.evaluation.bootstrap import Difference, paired_difference
     from ztw.evaluation.compare import Agreement, compare_exported
     from ztw.evaluation.metrics import accuracy_at_budget, at_budget, exit_accuracy, hindsight_improvability
-    from ztw.evaluation.operating_point import Choice, choose_threshold, predict
+    from ztw.evaluation.operating_point import OperatingPoint, choose_threshold, predict
     from ztw.evaluation.published_logits import Predictions, load_predictions
     from ztw.evaluation.saving import load, save
     from ztw.exits.ensembles import ENSEMBLES, Ensemble, LinearEnsemble, fit_ensemble
@@ -52,7 +52,7 @@ _HOME = {
     "models.costs": ("macs", "paper_ops"),
     "evaluation.compare": ("Agreement", "compare_exported"),
     "evaluation.bootstrap": ("Difference", "paired_difference"),
-    "evaluation.operating_point": ("Choice", "choose_threshold", "predict"),
+    "evaluation.operating_point": ("OperatingPoint", "choose_threshold", "predict"),
     "evaluation.metrics": (
         "accuracy_at_budget",
         "at_budget",
@@ -99,7 +99,6 @@ __all__ = [
     "Agreement",
     "Backbone",
     "Candidates",
-    "Choice",
     "Curve",
     "Difference",
     "EarlyExitNetwork",
@@ -111,6 +110,7 @@ __all__ = [
     "MaxSoftmax",
     "MaxSoftmaxOrBest",
     "OnnxRunner",
+    "OperatingPoint",
     "Patience",
     "Predictions",
     "ThresholdChoice",

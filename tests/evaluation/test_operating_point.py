@@ -38,21 +38,21 @@ def test_predict(network, capsys):
 @pytest.mark.parametrize("rule", list(ztw.RULES))
 @pytest.mark.parametrize("wish", [{"budget": 1.0}, {"budget": "max"}, {"allowed_loss": 0.05}])
 def test_what_a_choice_says_holds(network, rule, wish):
-    choice = ztw.choose_threshold(network, HELD_OUT, **wish, rule=rule, points=50, report=None)
+    point = ztw.choose_threshold(network, HELD_OUT, **wish, rule=rule, points=50, report=None)
     answers = network.ensemble(ztw.predict(network, HELD_OUT, report=None)[0])
-    left, answering = decide(answers, choice.rule)
+    left, answering = decide(answers, point.rule)
     right = answers[answering, torch.arange(200)].argmax(-1) == HELD_OUT[1]
     cost = ztw.macs(network)[left].mean()
-    assert choice.accuracy == pytest.approx(float(right.double().mean()))
-    assert choice.cost == pytest.approx(float(cost))
-    assert choice.relative_cost == pytest.approx(float(cost) / ztw.backbone_macs(network.backbone))
-    assert choice.exit_fraction == pytest.approx([float((left == k).double().mean()) for k in range(4)])
+    assert point.accuracy == pytest.approx(float(right.double().mean()))
+    assert point.cost == pytest.approx(float(cost))
+    assert point.relative_cost == pytest.approx(float(cost) / ztw.backbone_macs(network.backbone))
+    assert point.exit_fraction == pytest.approx([float((left == k).double().mean()) for k in range(4)])
     if wish.get("budget") == 1.0:
-        assert choice.relative_cost <= 1.0
+        assert point.relative_cost <= 1.0
     if "allowed_loss" in wish:
         full = ztw.choose_threshold(network, HELD_OUT, budget=9.0, rule=rule, points=50, report=None)
-        assert choice.accuracy >= full.accuracy - 0.05
-        assert choice.cost <= full.cost
+        assert point.accuracy >= full.accuracy - 0.05
+        assert point.cost <= full.cost
 
 
 @pytest.mark.parametrize("thresholds", list(ztw.THRESHOLDS))
@@ -60,10 +60,10 @@ def test_every_way_of_choosing(network, thresholds):
     predicted = ztw.predict(network, HELD_OUT, report=None)
     wishes: list[dict[str, Any]] = [{"budget": 1.2}, {"allowed_loss": 0.02}]
     for wish in wishes:
-        choice = ztw.choose_threshold(network, predicted, **wish, thresholds=thresholds)
-        assert f"{thresholds} thresholds of max_softmax, on 200 held-out samples" in choice.chosen_by
-        assert isinstance(choice.rule, ztw.MaxSoftmax)
-        assert isinstance(choice.rule.threshold, tuple) == (thresholds in ("per_exit", "allowed_loss"))
+        point = ztw.choose_threshold(network, predicted, **wish, thresholds=thresholds)
+        assert f"{thresholds} thresholds of max_softmax, on 200 held-out samples" in point.chosen_by
+        assert isinstance(point.rule, ztw.MaxSoftmax)
+        assert isinstance(point.rule.threshold, tuple) == (thresholds in ("per_exit", "allowed_loss"))
 
 
 def test_risk_is_the_one_asked_for(network):

@@ -433,10 +433,10 @@ def test_int8_says_what_it_changes_and_gets_thresholds_of_its_own(exported, tmp_
         torch.tensor(found.exported_accuracy), torch.tensor(found.accuracy), atol=0.1, rtol=0
     )
     assert 0 < found.exits_changed < 0.2
-    choice = ztw.choose_threshold(runner, held_out, budget=1.2, report=None)
-    exits, _ = decide(runner.logits(images), choice.rule)
-    assert torch.equal(runner(images, choice.rule).exit_index, exits)
-    assert choice.accuracy == float((runner(images, choice.rule).logits.argmax(-1) == labels).double().mean())
-    assert choice.relative_cost <= 1.2
+    point = ztw.choose_threshold(runner, held_out, budget=1.2, report=None)
+    exits, _ = decide(runner.logits(images), point.rule)
+    assert torch.equal(runner(images, point.rule).exit_index, exits)
+    assert point.accuracy == float((runner(images, point.rule).logits.argmax(-1) == labels).double().mean())
+    assert point.relative_cost <= 1.2
     with pytest.raises(ztw.ZtwError, match=r"quantise: images of shape \(0, 3, 10, 10\), must be"):
         ztw.export_onnx(network, rule, tmp_path / "n.onnx", quantise=images[:0])

@@ -60,7 +60,7 @@ def predict(
 
 
 @dataclass(frozen=True)
-class Choice:
+class OperatingPoint:
     """A rule, and what it gives on the held-out samples it was chosen on.
 
     accuracy in [0, 1]; cost: mean MACs a sample; relative_cost: as a share of the backbone's; exit_fraction: the share
@@ -88,7 +88,7 @@ def choose_threshold(
     batch_size: int = 256,
     precision: str = "fp32",
     report: Report | None = on_screen,
-) -> Choice:
+) -> OperatingPoint:
     """The thresholds that meet one wish on held-out samples, of the network's ensemble where it has one.
 
     network: or an OnnxRunner, e.g. of a network in int8, whose thresholds have to be its own.
@@ -146,7 +146,7 @@ def choose_threshold(
     else:
         index = 0
     wish = f"{given[0]} {wishes[given[0]]}"
-    return Choice(
+    return OperatingPoint(
         rule=at(rule, offered, index),
         accuracy=float(curve.accuracy[index]),
         cost=float(curve.cost[index]),
