@@ -20,7 +20,7 @@ import ztw
 from ztw.data.decoded import ImageSet
 from ztw.device import pick_device, resolve_precision
 from ztw.training.recipe import Recipe
-from ztw.training.separate import train_backbone, train_ics
+from ztw.training.separate import train_backbone, train_separately
 
 IMAGES = 1024
 EPOCH = 50_000
@@ -121,7 +121,7 @@ def test_captured(benchmark):
             recipe = Recipe(5, 128, 0.01, 1e-4, precision=precision, cuda_graph=cuda_graph)
             backbone.requires_grad_(True)
             found["backbone", cuda_graph] = train_backbone(backbone, images().to(device), recipe, 0)
-            found["ics", cuda_graph] = train_ics(networks, images().to(device), recipe, 0)[0]
+            found["ics", cuda_graph] = train_separately(networks, images().to(device), recipe, 0)[0]
 
     benchmark.group = "ResNet-56: does a captured step pay on a GPU?"
     benchmark.extra_info["what"] = f"{precision}, batch 128, five epochs of {IMAGES} images without and with"
@@ -183,5 +183,5 @@ def test_ics(benchmark):
         for connection in ("independent", "cascade_detached")
     ]
     recipe = Recipe(1, 128, 1e-3, 1e-4, precision=precision, optimizer="adam")
-    train = waited(lambda: train_ics(networks, images().to(device), recipe, 0))
+    train = waited(lambda: train_separately(networks, images().to(device), recipe, 0))
     benchmark.pedantic(train, rounds=2, warmup_rounds=1)

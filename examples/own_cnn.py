@@ -59,7 +59,7 @@ def main(folder: Path, samples: int = 4000, epochs: int = 5) -> ztw.OperatingPoi
 
     backbone = ztw.as_backbone(model, input_shape=(1, 16, 16), at=["conv1", "conv2"])
     network = ztw.build_network(backbone, connection="cascade_detached", head="pool")
-    ztw.train_ics(network, training, epochs=epochs)
+    ztw.train_exits(network, training, epochs=epochs)
     network.ensemble = ztw.fit_ensemble(*ztw.predict(network, held_out))
     point = ztw.choose_threshold(network, held_out, budget=0.7)
     print(

@@ -31,7 +31,7 @@ def main(folder: Path, size: int = 32, samples: int = 512, epochs: float = 2) ->
     model = timm.create_model("vit_tiny_patch16_224", img_size=size, num_classes=4, pretrained=False)
     backbone = ztw.as_backbone(model, input_shape=(3, size, size))  # a stage per transformer block
     network = ztw.build_network(backbone, placement=[2, 5, 8])
-    ztw.train_ics(network, training, epochs=epochs, regime="joint", batch_size=32)
+    ztw.train_exits(network, training, epochs=epochs, regime="joint", batch_size=32)
     network.ensemble = ztw.fit_ensemble(*ztw.predict(network, held_out))
     point = ztw.choose_threshold(network, held_out, risk=(0.05, 0.1))
     print(

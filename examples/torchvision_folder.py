@@ -41,7 +41,7 @@ def main(
     if torch.cuda.is_available():
         network.cuda()
     loader = DataLoader(training, batch_size=32, shuffle=True)
-    ztw.train_ics(network, loader, epochs=epochs, regime="joint", checkpoints=folder / "checkpoints")
+    ztw.train_exits(network, loader, epochs=epochs, regime="joint", checkpoints=folder / "checkpoints")
     point = ztw.choose_threshold(network, DataLoader(held_out, batch_size=64), allowed_loss=0.01)
     print(
         f"{point.chosen_by}: accuracy {point.accuracy:.3f} at {point.relative_cost:.2f} of the backbone's MACs"

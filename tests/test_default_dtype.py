@@ -37,7 +37,7 @@ NEED_A_NETWORK: dict[str, Callable[[ztw.EarlyExitNetwork, str], object]] = {
     "as_backbone": lambda network, path: ztw.as_backbone(nn.Sequential(nn.Flatten()), (1, 10, 10)),
     "Backbone": lambda network, path: ztw.Backbone("toy", [nn.Flatten()], nn.Linear(100, 5), (1, 10, 10)),
     "build_network": lambda network, path: ztw.build_network(network.backbone),
-    "train_ics": lambda network, path: ztw.train_ics(network, (IMAGES, LABELS), 1, report=None),
+    "train_exits": lambda network, path: ztw.train_exits(network, (IMAGES, LABELS), 1, report=None),
     "predict": lambda network, path: ztw.predict(network, (IMAGES, LABELS), report=None),
     "infer": lambda network, path: network.infer(IMAGES, RULE),
     "macs": lambda network, path: ztw.macs(network),
@@ -115,7 +115,7 @@ def test_what_needs_no_network_computes_the_same(compute, tmp_path):
 
 def test_networks_of_another_dtype():
     doubled = small_network().double()
-    for call in (ztw.train_ics, ztw.predict):
+    for call in (ztw.train_exits, ztw.predict):
         with pytest.raises(
             ztw.ZtwError, match=r"the network has weights of torch.float64, must be torch.float32"
         ):

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from ztw.onnx.export import export_onnx
     from ztw.onnx.runner import OnnxRunner
     from ztw.registration import register
-    from ztw.training.regimes import train_ics
+    from ztw.training.regimes import train_exits
 
 # Where each public name lives. They are imported on first use, because checking a config must not
 # wait for torch.
@@ -85,7 +85,7 @@ _HOME = {
     "onnx.export": ("export_onnx",),
     "onnx.runner": ("OnnxRunner",),
     "models.operations": ("backbone_macs", "backbone_paper_ops"),
-    "training.regimes": ("train_ics",),
+    "training.regimes": ("train_exits",),
     "registration": ("register",),
 }
 
@@ -143,7 +143,7 @@ __all__ = [
     "register",
     "save",
     "sweep",
-    "train_ics",
+    "train_exits",
 ]
 
 

@@ -18,7 +18,7 @@ HELD_OUT = next(stripes(200).batches(200))
 @pytest.fixture(scope="module")
 def network() -> ztw.EarlyExitNetwork:
     network = small_network("cascade_detached")
-    ztw.train_ics(network, HELD_OUT, 5, lr=0.01, batch_size=32, report=None)
+    ztw.train_exits(network, HELD_OUT, 5, lr=0.01, batch_size=32, report=None)
     logits, labels = ztw.predict(network, HELD_OUT, report=None)
     network.ensemble = ztw.fit_ensemble(logits, labels)
     return network
@@ -30,7 +30,7 @@ def test_predict(network, capsys):
     assert "200/200 images" in capsys.readouterr().err
     assert (logits.shape, logits.dtype) == ((4, 200, 5), torch.float32)
     assert labels.tolist() == HELD_OUT[1].tolist()
-    (expected,), _ = predictions.predict([network.eval()], stripes(200))
+    (expected,), _ = predictions.predict_networks([network.eval()], stripes(200))
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
     logits.requires_grad_()  # no tensor of inference mode
 

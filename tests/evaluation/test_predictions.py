@@ -6,18 +6,18 @@ import pytest
 import torch
 from conftest import small_network, stripes
 
-from ztw.evaluation.predictions import predict, silent_exits
+from ztw.evaluation.predictions import predict_networks, silent_exits
 
 
 @pytest.mark.parametrize("connection", ["independent", "boosted"])
 def test_a_head_that_died_in_training_is_found(connection):
     torch.manual_seed(0)
     network, data = small_network(connection), stripes()
-    (logits,), _ = predict([network], data)
+    (logits,), _ = predict_networks([network], data)
     assert silent_exits(logits, network.connection.additive) == []
     with torch.no_grad():
         network.heads[1].get_parameter("body.0.bias").fill_(-1e6)  # its ReLU never fires again
-    (logits,), _ = predict([network], data)
+    (logits,), _ = predict_networks([network], data)
     assert silent_exits(logits, network.connection.additive) == [2]
 
 

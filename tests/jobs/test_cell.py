@@ -75,7 +75,7 @@ def test_networks_of_another_cell_are_refused(networks):
 
 def test_predictions_that_are_not_finite_are_refused(networks, tmp_path, monkeypatch):
     broken = [torch.full((3, 4, 5), torch.nan)], torch.zeros(4).long()
-    monkeypatch.setattr("ztw.evaluation.predictions.predict", lambda *_: broken)
+    monkeypatch.setattr("ztw.evaluation.predictions.predict_networks", lambda *_: broken)
     monkeypatch.setattr("ztw.jobs.predict.cell_splits", lambda *_: {"train": None, "test": torch.zeros(1)})
     outputs = {("plain", "test"): str(tmp_path / "p.safetensors")}
     alone = CellNetworks(networks.cell, networks.files, {"plain": networks.sets["plain"]})
@@ -86,7 +86,7 @@ def test_predictions_that_are_not_finite_are_refused(networks, tmp_path, monkeyp
 
 def test_predictions_say_where_they_were_computed(networks, tmp_path, monkeypatch):
     found = [torch.zeros(3, 4, 5)], torch.zeros(4).long()
-    monkeypatch.setattr("ztw.evaluation.predictions.predict", lambda *_: found)
+    monkeypatch.setattr("ztw.evaluation.predictions.predict_networks", lambda *_: found)
     monkeypatch.setattr("ztw.jobs.predict.cell_splits", lambda *_: {"train": None, "test": torch.zeros(1)})
     outputs = {("plain", "test"): str(tmp_path / "p.safetensors")}
     alone = CellNetworks(networks.cell, networks.files, {"plain": networks.sets["plain"]})
@@ -100,7 +100,9 @@ def test_predictions_say_where_they_were_computed(networks, tmp_path, monkeypatc
 def test_a_head_that_died_is_said(networks, tmp_path, monkeypatch):
     logits = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0))
     logits[1] = 1.0
-    monkeypatch.setattr("ztw.evaluation.predictions.predict", lambda *_: ([logits], torch.zeros(4).long()))
+    monkeypatch.setattr(
+        "ztw.evaluation.predictions.predict_networks", lambda *_: ([logits], torch.zeros(4).long())
+    )
     monkeypatch.setattr("ztw.jobs.predict.cell_splits", lambda *_: {"train": None, "test": torch.zeros(1)})
     outputs = {("plain", "test"): str(tmp_path / "p.safetensors")}
     alone = CellNetworks(networks.cell, networks.files, {"plain": networks.sets["plain"]})

@@ -17,7 +17,7 @@ from ztw.jobs.train_ics import train_ics
 from ztw.jobs.train_network import train_network
 from ztw.study.settings import Cell, DataSettings, HardwareSettings
 from ztw.study.training_settings import BackboneBuild, BackboneSettings, IcSet
-from ztw.training.checkpoints import Checkpoints
+from ztw.training.resume import Checkpoints
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import ztw
 from ztw.data.decoded import ImageSet
-from ztw.evaluation.predictions import predict
+from ztw.evaluation.predictions import predict_networks
 from ztw.models.torchvision_cut import cut_model
 
 
@@ -140,7 +140,7 @@ def test_networks_that_share_a_backbone_do_not_disturb_each_other():
     data = ImageSet(images, torch.zeros(12, dtype=torch.long), 4, (0.5,) * 3, (0.2,) * 3)
     with torch.no_grad():
         expected = network(next(data.batches(12))[0])
-    for logits in predict([network, other], data)[0]:
+    for logits in predict_networks([network, other], data)[0]:
         torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
 
 

@@ -30,7 +30,7 @@ class Agreement:
 def compare_exported(
     network: EarlyExitNetwork, runner: OnnxRunner, held_out: Any, rule: ExitRule | None = None
 ) -> Agreement:
-    """Compare a network with its exported form, e.g. in int8; held_out: images and labels, see `ztw.train_ics`.
+    """Compare a network with its exported form, e.g. in int8; held_out: images and labels, see `ztw.train_exits`.
 
     rule: None = the file's. Raises ZtwError for a file of another network, by its exits and classes.
     """

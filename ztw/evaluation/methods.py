@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ztw.evaluation.calibration import calibration, fit_temperatures, overthinking
-from ztw.evaluation.curves import Answers, Costs, method_curves, offered_to, swept
+from ztw.evaluation.curves import Costs, SplitPredictions, method_curves, offered_to, swept
 from ztw.evaluation.metric_rows import Metric, metric_rows
 from ztw.evaluation.metrics import at_budget, exit_accuracy, hindsight_improvability
 from ztw.exits.rules import ExitRule, exit_rule
@@ -45,8 +45,8 @@ class Evaluation:
 
 
 def evaluate_method(
-    validation: Answers | None,
-    test: Answers,
+    validation: SplitPredictions | None,
+    test: SplitPredictions,
     costs: Mapping[str, Costs],
     method: MethodSettings,
     evaluation: EvaluationSettings,
@@ -74,7 +74,7 @@ def evaluate_method(
     return Evaluation(curves, pd.concat(metrics, ignore_index=True), correct, rules)
 
 
-def _of_exits(test: Answers, unit: Costs, temperatures: Tensor | None) -> list[Metric]:
+def _of_exits(test: SplitPredictions, unit: Costs, temperatures: Tensor | None) -> list[Metric]:
     """What each exit is worth if all samples left there, and how often the last one is a loss."""
     per_exit = {
         "accuracy": exit_accuracy(test.logits, test.labels),
@@ -92,8 +92,8 @@ def _of_exits(test: Answers, unit: Costs, temperatures: Tensor | None) -> list[M
 
 
 def _at_budgets(
-    chooser: Answers,
-    test: Answers,
+    chooser: SplitPredictions,
+    test: SplitPredictions,
     unit: Costs,
     method: MethodSettings,
     evaluation: EvaluationSettings,
@@ -150,7 +150,7 @@ def _calibration(given: Tensor, labels: Tensor, temperatures: Tensor) -> list[Me
 
 
 def _at_allowed_losses(
-    test: Answers, curve: Curve, unit: Costs, rule: str, evaluation: EvaluationSettings
+    test: SplitPredictions, curve: Curve, unit: Costs, rule: str, evaluation: EvaluationSettings
 ) -> list[Metric]:
     """What each allowed loss of accuracy cost on the test split; the allowed loss stands as the budget."""
     # of the last exit, or of who answers there
@@ -166,7 +166,7 @@ def _at_allowed_losses(
 
 
 def rules_at_budgets(
-    answers: Answers, unit: Costs, method: MethodSettings, evaluation: EvaluationSettings
+    answers: SplitPredictions, unit: Costs, method: MethodSettings, evaluation: EvaluationSettings
 ) -> Rules:
     """The rule a method runs with at each feasible budget, thresholds chosen on these answers."""
     offered = offered_to(answers, unit, method, evaluation.points)

@@ -35,7 +35,7 @@ def predict(
 ) -> tuple[Tensor, Tensor]:
     """Logits of every single exit, nothing stopped, in eval mode; the network's own mode stays.
 
-    data: images and labels, see `ztw.train_ics`; precision: "fp32", "bf16" or "auto".
+    data: images and labels, see `ztw.train_exits`; precision: "fp32", "bf16" or "auto".
     Returns (logits float32 (K, N, C), labels int64 (N,)), on the CPU. Raises ZtwError for images and labels that are
     not the network's, and for logits that are not finite.
     """
@@ -48,7 +48,9 @@ def predict(
     modes = {module: module.training for module in network.modules()}
     try:
         precision = resolve_precision(precision, images.device)
-        (logits,), labels = predictions.predict([network], images, batch_size, precision, report=report)
+        (logits,), labels = predictions.predict_networks(
+            [network], images, batch_size, precision, report=report
+        )
     finally:
         for module, training in modes.items():
             module.training = training
@@ -92,7 +94,7 @@ def choose_threshold(
     """The thresholds that meet one wish on held-out samples, of the network's ensemble where it has one.
 
     network: or an OnnxRunner, e.g. of a network in int8, whose thresholds have to be its own.
-    held_out: images and labels that nothing was trained on, see `ztw.train_ics`, or what `predict` has returned for
+    held_out: images and labels that nothing was trained on, see `ztw.train_exits`, or what `predict` has returned for
     them. One of: budget = the largest mean cost, as a share of the backbone's MACs, or "max": the most accurate
     whatever it costs; allowed_loss = the largest loss of accuracy against running to the end, at the smallest cost;
     risk = (eps, delta): with probability 1 - delta over draws of held-out samples no more than a share eps of all

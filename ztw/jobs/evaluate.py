@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from ztw.evaluation.curves import Answers, Costs, label
+from ztw.evaluation.curves import Costs, SplitPredictions, label
 from ztw.evaluation.methods import evaluate_method, rules_at_budgets
 from ztw.evaluation.metric_rows import backbone_metrics, metric_records
 from ztw.evaluation.metrics import exit_accuracy
@@ -48,7 +48,9 @@ def evaluate(
             told.add(method.ics)
             if line := costly_exits(f"ics {method.ics}", costs["macs"].cost, costs["macs"].base):
                 report(Note(line))
-        answers = {split: Answers(*networks.answers(network, method, split)) for split in networks.splits}
+        answers = {
+            split: SplitPredictions(*networks.answers(network, method, split)) for split in networks.splits
+        }
         validation, test = answers.get("validation"), answers["test"]
         found = evaluate_method(validation, test, costs, method, evaluation)
         metrics = pd.concat([found.metrics, backbone_metrics(costs["macs"].base, accuracy)])

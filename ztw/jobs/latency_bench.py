@@ -14,7 +14,7 @@ from torch import Tensor
 from ztw.data.splits import cell_splits
 from ztw.device import autocast
 from ztw.errors import ZtwError
-from ztw.evaluation.curves import Answers, Costs
+from ztw.evaluation.curves import Costs, SplitPredictions
 from ztw.evaluation.methods import rules_at_budgets
 from ztw.evaluation.names import BACKBONE
 from ztw.evaluation.timing import (
@@ -168,7 +168,7 @@ class Bench:
         network = self.networks.of_method(method)
         if method.static:
             return self._alone(name, network.backbone.to(self.device), left_out)
-        held_out = Answers(*self.networks.answers(network, method, "validation"))
+        held_out = SplitPredictions(*self.networks.answers(network, method, "validation"))
         costs = Costs(macs(network), self.macs)
         rules = rules_at_budgets(held_out, costs, method, self.plan.evaluation)
         network.to(self.device)

@@ -51,7 +51,9 @@ def predict(
                 augmenter = torch.Generator()
                 augmenter.set_state(state)
             images = parts[split].to(device)
-            logits, labels = predictions.predict(together, images, batch_size, precision, augmenter, report)
+            logits, labels = predictions.predict_networks(
+                together, images, batch_size, precision, augmenter, report
+            )
             for name, values in zip(names, logits, strict=True):
                 if not values.isfinite().all():
                     file = networks.files.ics[name]

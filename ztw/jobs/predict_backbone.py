@@ -28,7 +28,7 @@ def predict_backbone(
     parts = cell_splits(networks.record, data, networks.cell.seed, report)
     network = static_network(networks.backbone()).to(device).eval()
     for split, path in outputs.items():
-        (logits,), labels = predictions.predict(
+        (logits,), labels = predictions.predict_networks(
             [network], parts[split].to(device), batch_size, precision, None, report
         )
         if not logits.isfinite().all():

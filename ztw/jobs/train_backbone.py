@@ -10,7 +10,7 @@ import torch
 from ztw.data.dataset import Data
 from ztw.data.splits import cell_splits, open_split
 from ztw.errors import ZtwError
-from ztw.evaluation.predictions import predict
+from ztw.evaluation.predictions import predict_networks
 from ztw.files import data_root, sha256
 from ztw.jobs.cell import CellNetworks
 from ztw.jobs.training import Computing
@@ -21,7 +21,7 @@ from ztw.models.network import static_network
 from ztw.progress import Note, Report
 from ztw.study.settings import DataSettings, HardwareSettings
 from ztw.study.training_settings import BackboneSettings
-from ztw.training.checkpoints import Checkpoints
+from ztw.training.resume import Checkpoints
 from ztw.training.separate import train_backbone as train
 
 PRETRAINED = {"default": "DEFAULT", "v1": "IMAGENET1K_V1"}  # what torchvision calls them
@@ -123,5 +123,5 @@ def _check_accuracy(
 
 
 def _accuracy(backbone: Backbone, data: Data, precision: str, batch_size: int) -> float:
-    (logits,), labels = predict([static_network(backbone)], data, batch_size, precision)
+    (logits,), labels = predict_networks([static_network(backbone)], data, batch_size, precision)
     return float((logits[0].argmax(-1) == labels).double().mean())

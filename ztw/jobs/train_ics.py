@@ -10,9 +10,9 @@ from ztw.data.splits import cell_splits
 from ztw.jobs.cell import CellNetworks, share_backbone
 from ztw.jobs.training import Computing, save_ics
 from ztw.study.settings import DataSettings, HardwareSettings
-from ztw.training.checkpoints import Checkpoints
 from ztw.training.recipe import Recipe
-from ztw.training.separate import train_ics as train
+from ztw.training.resume import Checkpoints
+from ztw.training.separate import train_separately
 
 
 def train_ics(
@@ -34,7 +34,7 @@ def train_ics(
         torch.manual_seed(seed)  # of dropout: the same whatever sets there are
         share_backbone(together, computing.device)
         kept = checkpoints.phase(f"pass-{number}")
-        histories = train(together, training, recipe, seed, checkpoints.report, kept)
+        histories = train_separately(together, training, recipe, seed, checkpoints.report, kept)
         for name, network, history in zip(names, together, histories, strict=True):
             save_ics(networks, name, network, computing.facts(history, checkpoints), outputs[name])
     checkpoints.clear()

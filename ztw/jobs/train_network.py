@@ -8,9 +8,9 @@ from ztw.data.splits import cell_splits
 from ztw.jobs.cell import CellNetworks
 from ztw.jobs.training import Computing, save_ics
 from ztw.study.settings import DataSettings, HardwareSettings
-from ztw.training.checkpoints import Checkpoints
 from ztw.training.joint import JointLoss, exit_weights, train_jointly
 from ztw.training.layer_wise import train_layer_wise
+from ztw.training.resume import Checkpoints
 
 
 def train_network(

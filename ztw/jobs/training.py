@@ -19,9 +19,9 @@ from ztw.models.network import EarlyExitNetwork
 from ztw.progress import Report
 from ztw.study import training_settings
 from ztw.study.settings import HardwareSettings
-from ztw.training.checkpoints import Checkpoints
 from ztw.training.loop import History
 from ztw.training.recipe import Recipe
+from ztw.training.resume import Checkpoints
 
 
 @dataclass(frozen=True)

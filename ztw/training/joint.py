@@ -17,10 +17,10 @@ from ztw.models.network import EarlyExitNetwork
 from ztw.models.operations import backbone_macs, stage_costs
 from ztw.progress import Report
 from ztw.tensors import is_number
-from ztw.training.checkpoints import Checkpoints
 from ztw.training.compiling import compiled
 from ztw.training.loop import History, Step, Task, run_epochs
 from ztw.training.recipe import Recipe, make_optimizer
+from ztw.training.resume import Checkpoints
 
 # share of the training that is done when the epoch at work ends, e / E in (0, 1] -> weight of every exit's loss (K,)
 Weights = Callable[[float], Tensor]

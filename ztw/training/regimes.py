@@ -18,17 +18,17 @@ from ztw.errors import ZtwError, unknown
 from ztw.models.checkpoints import versions
 from ztw.models.network import EarlyExitNetwork
 from ztw.progress import Note, Report, on_screen
-from ztw.training import separate
-from ztw.training.checkpoints import Checkpoints
 from ztw.training.joint import JointLoss, exit_weights, train_jointly
 from ztw.training.layer_wise import train_layer_wise
 from ztw.training.loop import History
 from ztw.training.recipe import OPTIMIZERS, Recipe
+from ztw.training.resume import Checkpoints
+from ztw.training.separate import train_separately
 
 REGIMES = ("separate", "joint", "layer_wise")
 
 
-def train_ics(
+def train_exits(
     network: EarlyExitNetwork,
     data: Any,
     epochs: float = 5,
@@ -64,7 +64,7 @@ def train_ics(
     """
     if not isinstance(network, EarlyExitNetwork):
         raise ZtwError(
-            f"train_ics: {type(network).__name__}, must be an EarlyExitNetwork; build_network makes one"
+            f"train_exits: {type(network).__name__}, must be an EarlyExitNetwork; build_network makes one"
         )
     if regime not in REGIMES:
         raise unknown("regime", regime, REGIMES)
@@ -79,11 +79,11 @@ def train_ics(
         )
     if any(weight.is_inference() for weight in network.parameters()):
         raise ZtwError(
-            "train_ics: the network was made in torch.inference_mode(); make it outside, to train it"
+            "train_exits: the network was made in torch.inference_mode(); make it outside, to train it"
         )
     if not network.heads:
-        raise ZtwError("train_ics: the network has no ICs")
-    images = as_data(data, wanted_by(network), "train_ics")
+        raise ZtwError("train_exits: the network has no ICs")
+    images = as_data(data, wanted_by(network), "train_exits")
     if isinstance(images, LoaderData):
         batch_size = images.batch_size
     recipe = Recipe(
@@ -106,7 +106,7 @@ def train_ics(
     with torch.random.fork_rng(gpus), torch.inference_mode(False), torch.enable_grad():
         torch.manual_seed(seed)
         if regime == "separate":
-            return separate.train_ics([network], images, recipe, seed, report, kept)[0]
+            return train_separately([network], images, recipe, seed, report, kept)[0]
         if regime == "joint":
             loss = JointLoss(network, exit_weights(network, weights))
             return train_jointly(loss, images, recipe, seed, report, kept)
