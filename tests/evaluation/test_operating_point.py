@@ -18,8 +18,8 @@ HELD_OUT = next(stripes(200).batches(200))
 @pytest.fixture(scope="module")
 def network() -> ztw.EarlyExitNetwork:
     network = small_network("cascade_detached")
-    ztw.train_exits(network, HELD_OUT, 5, lr=0.01, batch_size=32, report=None)
-    logits, labels = ztw.predict(network, HELD_OUT, report=None)
+    ztw.train_exits(network, HELD_OUT, 5, lr=0.01, batch_size=32, progress=False)
+    logits, labels = ztw.predict(network, HELD_OUT, progress=False)
     network.ensemble = ztw.fit_ensemble(logits, labels)
     return network
 
@@ -38,8 +38,8 @@ def test_predict(network, capsys):
 @pytest.mark.parametrize("rule", list(ztw.RULES))
 @pytest.mark.parametrize("wish", [{"budget": 1.0}, {"budget": "max"}, {"allowed_loss": 0.05}])
 def test_what_a_choice_says_holds(network, rule, wish):
-    point = ztw.choose_threshold(network, HELD_OUT, **wish, rule=rule, points=50, report=None)
-    answers = network.ensemble(ztw.predict(network, HELD_OUT, report=None)[0])
+    point = ztw.choose_threshold(network, HELD_OUT, **wish, rule=rule, points=50, progress=False)
+    answers = network.ensemble(ztw.predict(network, HELD_OUT, progress=False)[0])
     left, answering = decide(answers, point.rule)
     right = answers[answering, torch.arange(200)].argmax(-1) == HELD_OUT[1]
     cost = ztw.macs(network)[left].mean()
@@ -50,14 +50,14 @@ def test_what_a_choice_says_holds(network, rule, wish):
     if wish.get("budget") == 1.0:
         assert point.relative_cost <= 1.0
     if "allowed_loss" in wish:
-        full = ztw.choose_threshold(network, HELD_OUT, budget=9.0, rule=rule, points=50, report=None)
+        full = ztw.choose_threshold(network, HELD_OUT, budget=9.0, rule=rule, points=50, progress=False)
         assert point.accuracy >= full.accuracy - 0.05
         assert point.cost <= full.cost
 
 
 @pytest.mark.parametrize("thresholds", list(ztw.THRESHOLDS))
 def test_every_way_of_choosing(network, thresholds):
-    predicted = ztw.predict(network, HELD_OUT, report=None)
+    predicted = ztw.predict(network, HELD_OUT, progress=False)
     wishes: list[dict[str, Any]] = [{"budget": 1.2}, {"allowed_loss": 0.02}]
     for wish in wishes:
         point = ztw.choose_threshold(network, predicted, **wish, thresholds=thresholds)
@@ -67,7 +67,7 @@ def test_every_way_of_choosing(network, thresholds):
 
 
 def test_risk_is_the_one_asked_for(network):
-    predicted = ztw.predict(network, HELD_OUT, report=None)
+    predicted = ztw.predict(network, HELD_OUT, progress=False)
     cautious = ztw.choose_threshold(network, predicted, risk=(0.02, 0.1))
     bold = ztw.choose_threshold(network, predicted, risk=(0.3, 0.5))
     assert cautious.chosen_by.startswith("risk (0.02, 0.1), risk_controlled thresholds")
@@ -80,7 +80,7 @@ def test_risk_is_the_one_asked_for(network):
 
 def test_risk_without_held_out_images_of_a_class(network):
     """A held-out part of a long-tailed data set as it was drawn before: of the first class alone."""
-    logits, labels = ztw.predict(network, HELD_OUT, report=None)
+    logits, labels = ztw.predict(network, HELD_OUT, progress=False)
     first = (labels == 0).nonzero().flatten()
     with pytest.raises(ztw.ZtwError, match=r"no held-out sample of 4 of 5 classes \(1, 2, 3, 4\)"):
         ztw.choose_threshold(network, (logits[:, first], labels[first]), risk=(0.1, 0.1))
@@ -113,7 +113,7 @@ def test_risk_without_held_out_images_of_a_class(network):
     ],
 )
 def test_wrong_wishes(network, how, message):
-    predicted = ztw.predict(network, HELD_OUT, report=None)
+    predicted = ztw.predict(network, HELD_OUT, progress=False)
     with pytest.raises(ztw.ZtwError, match=message) as caught:
         ztw.choose_threshold(network, predicted, **how)
     assert "\n" not in str(caught.value)

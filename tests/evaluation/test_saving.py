@@ -47,7 +47,7 @@ def test_it_comes_back(name, tmp_path):
     network = MODELS[name]().eval()
     told: list[str] = []
     rng = torch.get_rng_state()
-    ztw.save(network, tmp_path / "net", report=told.append)
+    ztw.save(network, tmp_path / "net", progress=told.append)
     again, rule = ztw.load(tmp_path / "net")
     assert torch.equal(rng, torch.get_rng_state())
     assert told == []
@@ -66,7 +66,7 @@ def test_it_comes_back(name, tmp_path):
         {"build_backbone"} if name.startswith("built") else {"stages", "classifier"}
     )
     assert again.backbone.arch == network.backbone.arch
-    ztw.save(again, tmp_path / "copy", report=told.append)
+    ztw.save(again, tmp_path / "copy", progress=told.append)
     assert (tmp_path / "copy/weights.safetensors").read_bytes() == (
         tmp_path / "net/weights.safetensors"
     ).read_bytes()
@@ -106,7 +106,7 @@ def test_in_a_fresh_process_without_the_model_s_code(tmp_path):
 def test_what_cannot_be_put_into_words_needs_the_model(how, tmp_path):
     network = network_of(Blocks(how))
     told: list[str] = []
-    ztw.save(network, tmp_path / "net", ztw.Patience(1), report=told.append)
+    ztw.save(network, tmp_path / "net", ztw.Patience(1), progress=told.append)
     assert len(told) == 1
     assert "to be loaded with ztw.load(" in told[0]
     assert "model=<a new one of your model>): Block: is no module of torch.nn or torchvision.ops" in told[0]
@@ -139,7 +139,7 @@ class Hidden(nn.Module):
 
 def test_a_backbone_cut_by_hand(tmp_path):
     network, told = ztw.build_network(by_hand()).eval(), list[str]()
-    ztw.save(network, tmp_path / "net", report=told.append)
+    ztw.save(network, tmp_path / "net", progress=told.append)
     assert "model=<a Backbone made as this one>" in told[0]
     with pytest.raises(ztw.ZtwError, match="give load model=<a Backbone made as the saved one>"):
         ztw.load(tmp_path / "net")

@@ -78,7 +78,7 @@ class Networks:
         return static_network(network.backbone) if method.static else network
 
     def answers(self, network: ztw.EarlyExitNetwork, method: MethodSettings, split: str) -> Any:
-        return ztw.predict(network, IMAGES, report=None)
+        return ztw.predict(network, IMAGES, progress=False)
 
 
 METHODS = {

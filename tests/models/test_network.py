@@ -134,7 +134,7 @@ def test_exits_that_cost_more_than_they_can_save_are_told(options, said, capsys)
             f"note: own: a sample that leaves at {said} saves nothing, because it costs {costs} of the backbone's MACs;"
             " head='pool', a smaller width= or fewer exits cost less\n"
         )
-    ztw.build_network(own_cnn(), report=None, **options)
+    ztw.build_network(own_cnn(), progress=False, **options)
     assert not capsys.readouterr().err
 
 

@@ -433,7 +433,7 @@ def test_int8_says_what_it_changes_and_gets_thresholds_of_its_own(exported, tmp_
         torch.tensor(found.exported_accuracy), torch.tensor(found.accuracy), atol=0.1, rtol=0
     )
     assert 0 < found.exits_changed < 0.2
-    point = ztw.choose_threshold(runner, held_out, budget=1.2, report=None)
+    point = ztw.choose_threshold(runner, held_out, budget=1.2, progress=False)
     exits, _ = decide(runner.logits(images), point.rule)
     assert torch.equal(runner(images, point.rule).exit_index, exits)
     assert point.accuracy == float((runner(images, point.rule).logits.argmax(-1) == labels).double().mean())

@@ -40,7 +40,7 @@ def compare_exported(
         runner.form.num_classes,
     ):
         raise ZtwError(f"{runner.path}: was not exported from this network")
-    logits, labels = predict(network, held_out, report=None)
+    logits, labels = predict(network, held_out, progress=False)
     before = logits if network.ensemble is None else network.ensemble(logits)
     after, _ = predict_onnx(runner, held_out)
     (left, answering), (left_after, answering_after) = decide(before, rule), decide(after, rule)

@@ -21,7 +21,7 @@ from ztw.models.costs import macs
 from ztw.models.network import EarlyExitNetwork
 from ztw.models.operations import backbone_macs
 from ztw.onnx.runner import CHUNK, OnnxRunner
-from ztw.progress import Report, on_screen
+from ztw.progress import Report, reporter
 from ztw.tensors import is_number
 
 
@@ -31,15 +31,17 @@ def predict(
     *,
     batch_size: int = 256,
     precision: str = "fp32",
-    report: Report | None = on_screen,
+    progress: bool | Report = True,
 ) -> tuple[Tensor, Tensor]:
     """Logits of every single exit, nothing stopped, in eval mode; the network's own mode stays.
 
-    data: images and labels, see `ztw.train_exits`; precision: "fp32", "bf16" or "auto".
+    data: images and labels, see `ztw.train_exits`; precision: "fp32", "bf16" or "auto"; progress: see
+    `train_exits`.
     Returns (logits float32 (K, N, C), labels int64 (N,)), on the CPU. Raises ZtwError for images and labels that are
     not the network's, and for logits that are not finite.
     """
     _check_network(network, "predict")
+    report = reporter(progress)
     images = as_data(data, wanted_by(network), "predict")
     if isinstance(images, LoaderData):
         batch_size = images.batch_size
@@ -89,7 +91,7 @@ def choose_threshold(
     points: int = 1000,
     batch_size: int = 256,
     precision: str = "fp32",
-    report: Report | None = on_screen,
+    progress: bool | Report = True,
 ) -> OperatingPoint:
     """The thresholds that meet one wish on held-out samples, of the network's ensemble where it has one.
 
@@ -122,7 +124,7 @@ def choose_threshold(
         answers, labels = predict_onnx(network, held_out)
         cost, base = network.cost, network.backbone_cost
     else:
-        logits, labels = _predicted(network, held_out, batch_size, precision, report)
+        logits, labels = _predicted(network, held_out, batch_size, precision, progress)
         cost, base = macs(network), backbone_macs(network.backbone)
         answers = logits if network.ensemble is None else network.ensemble(logits)
     if risk is not None:
@@ -185,7 +187,7 @@ def _check_wish(budget: Any, allowed_loss: Any, risk: Any) -> None:
 
 
 def _predicted(
-    network: EarlyExitNetwork, held_out: Any, batch_size: int, precision: str, report: Report | None
+    network: EarlyExitNetwork, held_out: Any, batch_size: int, precision: str, progress: bool | Report
 ) -> tuple[Tensor, Tensor]:
     """Predictions that were given, checked, or those of images."""
     if isinstance(held_out, tuple | list) and len(held_out) == 2 and getattr(held_out[0], "ndim", 0) == 3:
@@ -197,7 +199,7 @@ def _predicted(
                 f" {network.backbone.num_classes} classes"
             )
         return logits.detach().cpu(), labels.cpu()
-    return predict(network, held_out, batch_size=batch_size, precision=precision, report=report)
+    return predict(network, held_out, batch_size=batch_size, precision=precision, progress=progress)
 
 
 def _allowed(curve: Curve, offered: Candidates, wanted: float, parameter: float | None) -> int:

@@ -26,7 +26,7 @@ from ztw.models.cut import as_backbone
 from ztw.models.module_json import describe_module, module_from
 from ztw.models.network import EarlyExitNetwork, static_network
 from ztw.models.operations import backbone_macs
-from ztw.progress import Note, Report, on_screen
+from ztw.progress import Note, Report, reporter
 from ztw.tensors import read_tensors, write_tensors
 
 WEIGHTS = "weights.safetensors"
@@ -39,7 +39,7 @@ def save(
     *,
     class_names: Sequence[str] | None = None,
     normalisation: tuple[Sequence[float], Sequence[float]] | None = None,
-    report: Report | None = on_screen,
+    progress: bool | Report = True,
 ) -> None:
     """Write a network into the folder `path`: weights.safetensors, and network.json with all the rest, readable.
 
@@ -47,12 +47,12 @@ def save(
     and std per channel, of pixels in [0, 1], that its images are normalised with. Both stay with the network, and
     are its `class_names` and `normalisation` where they are not given. The ensemble is saved, too.
     What was written is loaded again and must answer as the network does. A backbone that cannot be put into words (a
-    module of yours that torch.fx cannot follow) is saved all the same: `report` gets a line that load needs `model=`.
+    module of yours that torch.fx cannot follow) is saved all the same: `progress` gets a line that load needs `model=`.
     Raises ZtwError for wrong arguments, heads that are not of `build_network`, and what cannot be written.
     """
     if not isinstance(network, EarlyExitNetwork):
         raise ZtwError(f"save: {type(network).__name__}, must be an EarlyExitNetwork")
-    folder = Path(path)
+    folder, report = Path(path), reporter(progress)
     if folder.exists() and not folder.is_dir():
         raise ZtwError(f"{folder}: is a file, must be a folder or not there yet")
     if rule is not None:
@@ -143,7 +143,7 @@ def _make(facts: dict[str, Any], folder: Path, model: nn.Module | None) -> Early
     if facts["placement"]:
         heads = {**facts["heads"], "init": "torch"}
         network = build_network(
-            backbone, facts["connection"], placement=facts["placement"], report=None, **heads
+            backbone, facts["connection"], placement=facts["placement"], progress=False, **heads
         )
         network.anatomy = dict(facts["heads"])
     else:

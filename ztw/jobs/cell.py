@@ -121,7 +121,7 @@ class CellNetworks:
         """Untrained ICs on a backbone, as a set of the study says."""
         ics = self.sets[name]
         options = {key: getattr(ics, key) for key in Anatomy.model_fields}
-        return build_network(backbone, ics.connection, report=None, **options)
+        return build_network(backbone, ics.connection, progress=False, **options)
 
     def network(self, name: str) -> EarlyExitNetwork:
         """The trained network of one IC set, on the CPU in eval mode."""

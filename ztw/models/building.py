@@ -16,7 +16,7 @@ from ztw.models.inputs import to_channels_last
 from ztw.models.network import EarlyExitNetwork, connection_of
 from ztw.models.operations import backbone_macs
 from ztw.models.placement import Placement, resolve_placement
-from ztw.progress import Note, Report, on_screen
+from ztw.progress import Note, Report, reporter
 
 
 def build_network(
@@ -24,7 +24,7 @@ def build_network(
     connection: str = "independent",
     head: str = "conv",
     placement: Placement = "all",
-    report: Report | None = on_screen,
+    progress: bool | Report = True,
     **head_options: Any,
 ) -> EarlyExitNetwork:
     """Put untrained internal classifiers (ICs) on a backbone.
@@ -34,7 +34,8 @@ def build_network(
         connection: a name of CONNECTIONS, how the ICs are connected.
         head: a name of HEADS.
         placement: after which blocks they sit, see `resolve_placement`.
-        report: gets one line where most exits cost more than they can save; None for silence.
+        progress: where a line goes if most exits cost more than they can save: True = stderr, False = nowhere, or a
+            function.
         head_options: pooling, width, layer_norm, init of the heads, see `HeadOptions`.
 
     Raises:
@@ -45,6 +46,7 @@ def build_network(
             f"build_network: {type(backbone).__name__}, must be a Backbone; ztw.as_backbone(model, input_shape) makes"
             " one of a model of yours"
         )
+    report = reporter(progress)
     if head not in HEADS:
         raise unknown("head", head, HEADS)
     options = HeadOptions.of(head_options)

@@ -17,7 +17,7 @@ from ztw.device import resolve_precision
 from ztw.errors import ZtwError, unknown
 from ztw.models.checkpoints import versions
 from ztw.models.network import EarlyExitNetwork
-from ztw.progress import Note, Report, on_screen
+from ztw.progress import Note, Report, reporter
 from ztw.training.joint import JointLoss, exit_weights, train_jointly
 from ztw.training.layer_wise import train_layer_wise
 from ztw.training.loop import History
@@ -43,7 +43,7 @@ def train_exits(
     seed: int = 0,
     precision: str = "fp32",
     checkpoints: Path | str | None = None,
-    report: Report | None = on_screen,
+    progress: bool | Report = True,
 ) -> History:
     """Train a network's exits in place, where the network is; ends in eval mode.
 
@@ -57,8 +57,8 @@ def train_exits(
     checkpoints: a folder; the same call then resumes where it was stopped, in
     the middle of an epoch, and ends with the same weights. It cannot with a Dataset that draws from others than
     torch's global generator, nor with a DataLoader of which it says so: persistent workers, a generator of its own,
-    a sampler or an iterable dataset of your own. report: gets a line of progress now and then; None for
-    silence.
+    a sampler or an iterable dataset of your own. progress: True = a line now and then on stderr,
+    False = silence, or a function that takes a line.
     Returns a row an epoch: loss, accuracy (of the last exit that is trained), lr, seconds. Raises ZtwError for wrong
     arguments, images or labels, and for a loss that is not finite.
     """
@@ -66,6 +66,7 @@ def train_exits(
         raise ZtwError(
             f"train_exits: {type(network).__name__}, must be an EarlyExitNetwork; build_network makes one"
         )
+    report = reporter(progress)
     if regime not in REGIMES:
         raise unknown("regime", regime, REGIMES)
     if optimizer not in OPTIMIZERS:
