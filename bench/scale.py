@@ -87,7 +87,7 @@ def cell_work(study: Study, dataset: str, arch: str) -> tuple[dict[str, float], 
     networks = CellNetworks(Cell(dataset, arch, study.seeds[0]), CellFiles(""), sets, build)
     networks.__dict__["record"] = record  # of a data set that is not here
     backbone = networks.untrained_backbone()
-    base, images = ztw.backbone_macs(backbone), IMAGES[dataset]
+    base, images = ztw.macs(backbone), IMAGES[dataset]
     training = images[0] * (1 - settings.data.validation_fraction)
     fitted = [study.ensembles.sets[m.ensemble] for m in study.methods.values() if m.ensemble]
     samples = max((e.samples or training for e in fitted if e.fit_on == "train"), default=0)

@@ -33,7 +33,7 @@ def test_evaluation(benchmark):
         SplitPredictions(logits[:, :25_000], labels[:25_000]),
         SplitPredictions(logits[:, 25_000:], labels[25_000:]),
     )
-    costs = {"macs": Costs(torch.arange(1.0, 6.0).double(), 5.0)}
+    costs = {"ztw": Costs(torch.arange(1.0, 6.0).double(), 5.0)}
     benchmark.group = "ImageNet's size: evaluation of 50,000 x 5 x 1000 logits"
     benchmark.extra_info["what"] = "ztw evaluate_method, a method, both protocols"
     run = lambda: evaluate_method(*half, costs, METHOD, EVALUATION)  # noqa: E731

@@ -25,7 +25,7 @@ def cell(exits: int, samples: int) -> None:
         SplitPredictions(answers[:, part], labels[part]) for part in (slice(samples), slice(samples, None))
     ]
     cost = torch.arange(1.0, exits + 1).double()
-    evaluate_method(*halves, {"macs": Costs(cost, float(exits))}, METHOD, EVALUATION)
+    evaluate_method(*halves, {"ztw": Costs(cost, float(exits))}, METHOD, EVALUATION)
 
 
 @pytest.mark.parametrize("factor", FACTORS)
@@ -41,6 +41,6 @@ def test_exits(benchmark, factor):
     benchmark.extra_info.update(what=f"{4 * factor} exits", grows="exits", factor=factor)
     logits, labels = random_logits(4 * factor, 10_000, 10)
     halves = [SplitPredictions(logits[:, part], labels[part]) for part in (slice(5000), slice(5000, None))]
-    costs = {"macs": Costs(torch.arange(1.0, 4 * factor + 1).double(), 4.0 * factor)}
+    costs = {"ztw": Costs(torch.arange(1.0, 4 * factor + 1).double(), 4.0 * factor)}
     run = lambda: evaluate_method(*halves, costs, METHOD, EVALUATION)  # noqa: E731
     benchmark.pedantic(run, rounds=3, warmup_rounds=1)

@@ -62,7 +62,7 @@ def test_backbone(benchmark, batch):
     recipe = Recipe(1, batch, 0.1, 1e-4, precision=precision)
     train = waited(lambda: train_backbone(backbone, images().to(device), recipe, 0))
     benchmark.pedantic(train, rounds=3, warmup_rounds=1)
-    operations = 3 * 2 * ztw.backbone_macs(backbone) * IMAGES / benchmark.stats.stats.median
+    operations = 3 * 2 * ztw.macs(backbone) * IMAGES / benchmark.stats.stats.median
     benchmark.extra_info["share_of_a_matrix_product"] = operations / matrix_product(device, precision)
 
 

@@ -70,7 +70,7 @@ def test_network(ics, placement, kind):
     assert cost.dtype == torch.float64
     assert cost[0] > 0
     assert cost.diff().gt(0).all()
-    assert cost[-1] > ztw.backbone_macs(network.backbone)
+    assert cost[-1] > ztw.macs(network.backbone)
 
 
 @pytest.mark.parametrize("ics", list(ztw.CONNECTIONS))

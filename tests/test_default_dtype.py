@@ -41,8 +41,8 @@ NEED_A_NETWORK: dict[str, Callable[[ztw.EarlyExitNetwork, str], object]] = {
     "predict": lambda network, path: ztw.predict(network, (IMAGES, LABELS), progress=False),
     "infer": lambda network, path: network.infer(IMAGES, RULE),
     "macs": lambda network, path: ztw.macs(network),
-    "paper_ops": lambda network, path: ztw.paper_ops(network),
-    "backbone_macs": lambda network, path: ztw.backbone_macs(network.backbone),
+    "published": lambda network, path: ztw.macs(network, "published"),
+    "of a backbone": lambda network, path: ztw.macs(network.backbone),
     "choose_threshold": lambda network, path: ztw.choose_threshold(
         network, (IMAGES, LABELS), budget=1.0, progress=False
     ),

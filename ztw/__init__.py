@@ -33,12 +33,11 @@ if TYPE_CHECKING:
     from ztw.models.architectures import BACKBONES, build_backbone
     from ztw.models.backbone import Backbone
     from ztw.models.building import build_network
-    from ztw.models.costs import macs, paper_ops
+    from ztw.models.costs import macs
     from ztw.models.cut import as_backbone
     from ztw.models.folding import fold_batch_norm
     from ztw.models.heads import HEADS
     from ztw.models.network import CONNECTIONS, EarlyExitNetwork
-    from ztw.models.operations import backbone_macs, backbone_paper_ops
     from ztw.onnx.export import export_onnx
     from ztw.onnx.runner import OnnxRunner
     from ztw.registration import register
@@ -49,7 +48,7 @@ if TYPE_CHECKING:
 _HOME = {
     "device": ("keep_freed_memory",),
     "errors": ("ZtwError",),
-    "models.costs": ("macs", "paper_ops"),
+    "models.costs": ("macs",),
     "evaluation.compare": ("Agreement", "compare_exported"),
     "evaluation.bootstrap": ("Difference", "paired_difference"),
     "evaluation.operating_point": ("OperatingPoint", "choose_threshold", "predict"),
@@ -84,7 +83,6 @@ _HOME = {
     "models.network": ("CONNECTIONS", "EarlyExitNetwork"),
     "onnx.export": ("export_onnx",),
     "onnx.runner": ("OnnxRunner",),
-    "models.operations": ("backbone_macs", "backbone_paper_ops"),
     "training.regimes": ("train_exits",),
     "registration": ("register",),
 }
@@ -120,8 +118,6 @@ __all__ = [
     "accuracy_at_budget",
     "as_backbone",
     "at_budget",
-    "backbone_macs",
-    "backbone_paper_ops",
     "build_backbone",
     "build_network",
     "candidates",
@@ -138,7 +134,6 @@ __all__ = [
     "load_predictions",
     "macs",
     "paired_difference",
-    "paper_ops",
     "predict",
     "register",
     "save",

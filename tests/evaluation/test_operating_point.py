@@ -45,7 +45,7 @@ def test_what_a_choice_says_holds(network, rule, wish):
     cost = ztw.macs(network)[left].mean()
     assert point.accuracy == pytest.approx(float(right.double().mean()))
     assert point.cost == pytest.approx(float(cost))
-    assert point.relative_cost == pytest.approx(float(cost) / ztw.backbone_macs(network.backbone))
+    assert point.relative_cost == pytest.approx(float(cost) / ztw.macs(network.backbone))
     assert point.exit_fraction == pytest.approx([float((left == k).double().mean()) for k in range(4)])
     if wish.get("budget") == 1.0:
         assert point.relative_cost <= 1.0

@@ -127,7 +127,7 @@ def test_exits_that_cost_more_than_they_can_save_are_told(options, said, capsys)
     if said is None:
         assert not found
     else:
-        relative = (ztw.macs(network) / ztw.backbone_macs(network.backbone)).tolist()[:-1]
+        relative = (ztw.macs(network) / ztw.macs(network.backbone)).tolist()[:-1]
         costs = " to ".join(f"{cost:.2f}" for cost in dict.fromkeys((relative[0], relative[-1])))
         assert min(relative) > 0.995
         assert found == (

@@ -16,7 +16,7 @@ from torch import nn
 import ztw
 from ztw.models.heads import HeadOptions, stride_and_padding
 from ztw.models.pooling import MixedPool
-from ztw.models.published_counter import module_paper_ops
+from ztw.models.published_counter import module_operations
 
 # data set -> (side of the images, classes)
 DATASETS = {"cifar10": (32, 10), "cifar100": (32, 100), "tiny_imagenet": (64, 200)}
@@ -131,8 +131,8 @@ def test_all_cells_of_the_paper(arch, dataset):
     backbone = ztw.build_backbone(arch, num_classes, size=size)
     for connection in ("independent", "cascade"):
         exits, base = released_costs(arch, dataset, connection == "cascade")
-        assert ztw.backbone_paper_ops(backbone) == base
-        assert ztw.paper_ops(ztw.build_network(backbone, connection)).tolist() == exits
+        assert ztw.macs(backbone, "published") == base
+        assert ztw.macs(ztw.build_network(backbone, connection), "published").tolist() == exits
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_all_cells_of_the_paper(arch, dataset):
 )
 def test_operations_of_a_pool_by_hand(pool, side, pooled, operations):
     """operations: of one output pixel, kernel side - 1 for a maximum and kernel side for an average."""
-    assert module_paper_ops(pool, (64, side, side)) == operations * 64 * pooled**2
+    assert module_operations(pool, (64, side, side)) == operations * 64 * pooled**2
 
 
 def bottleneck(inputs: int, width: int, side: int, stride: int) -> int:
@@ -171,14 +171,14 @@ def test_imagenets_resnet50_by_hand():
             cost += bottleneck(inputs, width, side, stride)
             side, inputs = side // stride, 4 * width
     cost += 7 * 2048 + linear(2048, 1000)
-    assert ztw.backbone_paper_ops(ztw.build_backbone("torchvision/resnet50", 1000, size=224)) == cost
+    assert ztw.macs(ztw.build_backbone("torchvision/resnet50", 1000, size=224), "published") == cost
 
 
 @pytest.mark.parametrize("connection", ["independent", "cascade_detached"])
 def test_exits_of_imagenets_resnet50(connection):
     backbone = ztw.build_backbone("torchvision/resnet50", 1000, size=224)
     network = ztw.build_network(backbone, connection, placement=[0, 4, 8, 12], width=0.25, layer_norm=True)
-    shares = ztw.paper_ops(network) / ztw.backbone_paper_ops(backbone)
+    shares = ztw.macs(network, "published") / ztw.macs(backbone, "published")
     assert [round(100 * share, 1) for share in shares.tolist()][:-1] == [11.4, 39.5, 67.5, 91.8]
     assert round(100 * float(shares[-1]), 1) == 111.6
 

@@ -43,7 +43,7 @@ def oracle() -> tuple[SplitPredictions, torch.Tensor]:
 def evaluated(
     validation: SplitPredictions, test: SplitPredictions, cost: torch.Tensor, budgets: tuple
 ) -> Evaluation:
-    return evaluate_method(validation, test, {"macs": Costs(cost, 100.0)}, SDN, settings(budgets))
+    return evaluate_method(validation, test, {"ztw": Costs(cost, 100.0)}, SDN, settings(budgets))
 
 
 def values(found: Evaluation, name: str, protocol: str = "", budget: str = "") -> list[float]:
@@ -82,7 +82,7 @@ def test_the_oracle_table_is_known():
 def test_where_nothing_is_held_out_the_test_split_is_all_there_is():
     answers, cost = oracle()
     both = evaluated(answers, answers, cost, BUDGETS)
-    costs = {"macs": Costs(cost, 100.0)}
+    costs = {"ztw": Costs(cost, 100.0)}
     found = evaluate_method(None, answers, costs, SDN, settings(protocols=("paper",)))
     assert values(found, "accuracy", "paper", "0.75") == values(both, "accuracy", "paper", "0.75") == [1.0]
     assert set(found.curves["split"]) == {"test"}

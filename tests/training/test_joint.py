@@ -21,7 +21,7 @@ def test_exit_weights_by_hand():
     torch.testing.assert_close(exit_weights(network, "depth")(0.3), torch.tensor([1.0, 2.0, 3.0]) / 6)
     assert exit_weights(network, [0.5, 0, 2])(0.3).tolist() == [0.5, 0, 2]
     growing = exit_weights(network, "growing")
-    costs = stage_costs(network.backbone).cumsum(0) / ztw.backbone_macs(network.backbone)
+    costs = stage_costs(network.backbone).cumsum(0) / ztw.macs(network.backbone)
     torch.testing.assert_close(growing(1.0), torch.tensor([float(costs[0]), float(costs[2]), 1.0]))
     half = torch.tensor([0.01 + float(costs[0]) / 2, 0.01 + float(costs[2]) / 2, 1.0])
     torch.testing.assert_close(growing(0.5), half)

@@ -54,23 +54,23 @@ def evaluate_method(
     """Sweep one method and pick its thresholds for every budget.
 
     validation: None where nothing is held out; protocols and thresholds then need none, and nothing is scaled
-    by a temperature. costs: "macs", and "paper_ops" where a protocol wants it. Protocol `held-out` picks on the
-    validation split, `paper` and `published` on the test split, the last by the published operation
-    counter; accuracy and cost are always the test split's.
+    by a temperature. costs: by counter, "ztw", and "published" where a protocol needs it. Protocol `held-out` picks
+    on the validation split, `paper` and `published` on the test split, the last by the published counter; accuracy
+    and cost are always the test split's.
     """
     correct: dict[str, Tensor] = {}
     rules: dict[str, Rules] = {}
     temperatures = None if validation is None else fit_temperatures(validation.logits, validation.labels)
-    metrics = [metric_rows(_of_exits(test, costs["macs"], temperatures))]
+    metrics = [metric_rows(_of_exits(test, costs["ztw"], temperatures))]
     for protocol in evaluation.protocols:
-        unit = costs["paper_ops" if protocol == "published" else "macs"]
+        unit = costs["published" if protocol == "published" else "ztw"]
         chooser = validation if protocol == "held-out" and validation is not None else test
         # how calibrated the answers at a budget are: of the first protocol, the one a reader looks at
         scale = temperatures if protocol == evaluation.protocols[0] else None
         found, answered, rules[protocol] = _at_budgets(chooser, test, unit, method, evaluation, scale)
         metrics.append(metric_rows(found, protocol))
         correct |= {f"{protocol}@{budget}": value for budget, value in answered.items()}
-    curves = method_curves(validation, test, costs["macs"], method, evaluation.points)
+    curves = method_curves(validation, test, costs["ztw"], method, evaluation.points)
     return Evaluation(curves, pd.concat(metrics, ignore_index=True), correct, rules)
 
 

@@ -19,7 +19,6 @@ from ztw.exits.sweep import Curve, scored, sweep
 from ztw.exits.thresholds import Candidates, RiskControlled, at, candidates
 from ztw.models.costs import macs
 from ztw.models.network import EarlyExitNetwork
-from ztw.models.operations import backbone_macs
 from ztw.onnx.runner import CHUNK, OnnxRunner
 from ztw.progress import Report, reporter
 from ztw.tensors import is_number
@@ -125,7 +124,7 @@ def choose_threshold(
         cost, base = network.cost, network.backbone_cost
     else:
         logits, labels = _predicted(network, held_out, batch_size, precision, progress)
-        cost, base = macs(network), backbone_macs(network.backbone)
+        cost, base = macs(network), macs(network.backbone)
         answers = logits if network.ensemble is None else network.ensemble(logits)
     if risk is not None:
         eps, delta = risk

@@ -25,7 +25,6 @@ from ztw.models.costs import macs
 from ztw.models.cut import as_backbone
 from ztw.models.module_json import describe_module, module_from
 from ztw.models.network import EarlyExitNetwork, static_network
-from ztw.models.operations import backbone_macs
 from ztw.progress import Note, Report, reporter
 from ztw.tensors import read_tensors, write_tensors
 
@@ -65,7 +64,7 @@ def save(
         network.normalisation = _normalisation(normalisation, network)
     rules: list[tuple[float | str | None, ExitRule]] = [] if rule is None else [(None, rule)]
     like = copy.deepcopy(network).cpu().eval()  # answers as the loaded one does, on the same kernels
-    cost, base = macs(like), backbone_macs(like.backbone)
+    cost, base = macs(like), macs(like.backbone)
     write_tensors(folder / WEIGHTS, _unshared(like.state_dict()))
     reasons: list[str] = []
     for described in _descriptions(like.backbone, reasons):

@@ -31,7 +31,6 @@ from ztw.jobs.exports import Exports, LeftOut
 from ztw.models.backbone import Backbone
 from ztw.models.costs import macs
 from ztw.models.network import EarlyExitNetwork
-from ztw.models.operations import backbone_macs
 from ztw.onnx.write import need_onnx
 from ztw.progress import Progress, Report
 from ztw.study.settings import (
@@ -102,7 +101,7 @@ class Bench:
         self.without_onnx = without_onnx(plan.latency, self.device)
         self.exports = Exports([batches[0] for batches in self.batches.values()])
         self.backbone = networks.backbone().eval()
-        self.macs = backbone_macs(self.backbone)
+        self.macs = macs(self.backbone)
         self.backbone.to(self.device)
         self.groups = in_groups(missing)
         self.progress = Progress(sum(map(self._steps, self.groups)), report)

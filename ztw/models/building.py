@@ -14,7 +14,6 @@ from ztw.models.heads import HEADS, HeadOptions
 from ztw.models.initialisation import initialise_head
 from ztw.models.inputs import to_channels_last
 from ztw.models.network import EarlyExitNetwork, connection_of
-from ztw.models.operations import backbone_macs
 from ztw.models.placement import Placement, resolve_placement
 from ztw.progress import Note, Report, reporter
 
@@ -66,7 +65,7 @@ def build_network(
     like = next(backbone.parameters(), torch.empty(0))
     network = to_channels_last(network.to(like.device))
     if report is not None:
-        line = costly_exits(backbone.arch, macs(network), backbone_macs(backbone))
+        line = costly_exits(backbone.arch, macs(network), macs(backbone))
         if line is not None:
             report(Note(line))
     return network

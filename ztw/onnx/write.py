@@ -23,7 +23,6 @@ from ztw.files import atomic
 from ztw.models.backbone import Backbone
 from ztw.models.costs import macs
 from ztw.models.network import EarlyExitNetwork, static_network
-from ztw.models.operations import backbone_macs
 from ztw.onnx.form import BOUNDS, EXIT_INDEX, IMAGES, LOGITS, Form, answer, score
 from ztw.version import __version__
 
@@ -159,7 +158,7 @@ def describe(network: EarlyExitNetwork, rule: ExitRule | None, bounds: Tensor) -
         "rule": None if rule is None else describe_rule(rule),
         "bounds": bounds.tolist(),
         "macs": macs(network).tolist(),
-        "backbone_macs": backbone_macs(backbone),
+        "backbone_macs": macs(backbone),
     }
 
 
