@@ -41,16 +41,16 @@ class OneByOne(Dataset):
         return self.transform(self.pixels[index]), int(self.labels[index])
 
 
-def random_logits(exits: int, samples: int, classes: int) -> tuple[Tensor, Tensor]:
+def random_logits(exits: int, samples: int, num_classes: int) -> tuple[Tensor, Tensor]:
     """logits float32 (K, N, C) that know the labels the better the deeper the exit, labels (N,)."""
     generator = torch.Generator().manual_seed(0)
-    labels = torch.randint(classes, (samples,), generator=generator)
-    known = torch.nn.functional.one_hot(labels, classes).float()
+    labels = torch.randint(num_classes, (samples,), generator=generator)
+    known = torch.nn.functional.one_hot(labels, num_classes).float()
     depth = torch.linspace(1, 4, exits)
-    logits = torch.empty(exits, samples, classes)
-    shared = torch.randn(samples, classes, generator=generator)
+    logits = torch.empty(exits, samples, num_classes)
+    shared = torch.randn(samples, num_classes, generator=generator)
     for exit in range(exits):
-        own = torch.randn(samples, classes, generator=generator)
+        own = torch.randn(samples, num_classes, generator=generator)
         logits[exit] = 1.2 * shared + 0.8 * own + depth[exit] * known
     return logits, labels
 
@@ -58,14 +58,14 @@ def random_logits(exits: int, samples: int, classes: int) -> tuple[Tensor, Tenso
 @torch.no_grad()
 def busy_network(
     backbone: ztw.Backbone,
-    mode: str = "independent",
+    connection: str = "independent",
     placement: Placement = "all",
     head: str = "conv",
     width: float = 1.0,
 ) -> ztw.EarlyExitNetwork:
     """Exits on a backbone, in eval mode, so confident now and then that samples leave at every one."""
     torch.manual_seed(0)
-    network = ztw.build_network(backbone, mode, head, placement=placement, width=width)
+    network = ztw.build_network(backbone, connection, head, placement=placement, width=width)
     images = torch.randn(64, *backbone.input_shape)
     backbone.train()
     backbone(images)  # BatchNorm statistics of its own

@@ -77,9 +77,9 @@ def cell_work(study: Study, dataset: str, arch: str) -> tuple[dict[str, float], 
     """
     settings = study.backbones[dataset, arch]
     sets = settings.ics.sets if (dataset, arch) in study.cells else {}
-    classes = int(DATASETS[dataset].classes or 0)
+    num_classes = int(DATASETS[dataset].num_classes or 0)
     record = {
-        "classes": classes,
+        "num_classes": num_classes,
         "channels": image_channels(study.data, dataset),
         "size": image_size(study.data, dataset),
     }
@@ -87,7 +87,7 @@ def cell_work(study: Study, dataset: str, arch: str) -> tuple[dict[str, float], 
     networks = CellNetworks(Cell(dataset, arch, study.seeds[0]), CellFiles(""), sets, build)
     networks.__dict__["record"] = record  # of a data set that is not here
     backbone = networks.untrained_backbone()
-    base, images = ztw.backbone_macs(backbone), IMAGES[dataset]
+    base, images = ztw.macs(backbone), IMAGES[dataset]
     training = images[0] * (1 - settings.data.validation_fraction)
     fitted = [study.ensembles.sets[m.ensemble] for m in study.methods.values() if m.ensemble]
     samples = max((e.samples or training for e in fitted if e.fit_on == "train"), default=0)
@@ -107,10 +107,10 @@ def cell_work(study: Study, dataset: str, arch: str) -> tuple[dict[str, float], 
             )
         work["predict"] += seen * (base + heads)
         size["weights"] += parameter_bytes(network) - (0 if ics.trains_backbone else weights)
-        size["predictions"] += seen * exits * classes * 4
+        size["predictions"] += seen * exits * num_classes * 4
         methods = [m for m in study.methods.values() if m.ics == name]
-        work["evaluate"] += len(methods) * (seen - samples) * exits * classes
-        work["fit_ensembles"] += sum(bool(m.ensemble) for m in methods) * samples * exits**2 * classes
+        work["evaluate"] += len(methods) * (seen - samples) * exits * num_classes
+        work["fit_ensembles"] += sum(bool(m.ensemble) for m in methods) * samples * exits**2 * num_classes
     return dict(work), dict(size)
 
 

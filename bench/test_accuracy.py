@@ -54,9 +54,7 @@ def plain(backbone: ztw.Backbone, data: ImageSet, seed: int) -> None:
 
 def fast(backbone: ztw.Backbone, data: ImageSet, seed: int) -> None:
     device = pick_device()
-    recipe = Recipe(
-        EPOCHS, BATCH, LR, DECAY, schedule="one_cycle", compute=Compute.on(device)
-    )
+    recipe = Recipe(EPOCHS, BATCH, LR, DECAY, schedule="one_cycle", compute=Compute.on(device))
     train_backbone(backbone.to(device), data.to(device), recipe, seed)
     backbone.cpu()
 
@@ -77,7 +75,7 @@ def test_accuracy(benchmark, train, splits):
     def all_seeds() -> None:
         for seed in SEEDS:
             torch.manual_seed(seed)
-            backbone = ztw.build_backbone("resnet20", classes=10, channels=1, size=28)
+            backbone = ztw.build_backbone("resnet20", num_classes=10, channels=1, size=28)
             train(backbone, splits[0], seed)
             found.append(accuracy(backbone, splits[1]))
 

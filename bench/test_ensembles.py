@@ -17,9 +17,9 @@ TIMED_EPOCHS = 1
 def adam(logits: Tensor, labels: Tensor, epochs: int) -> list[float]:
     """The straightforward loop, all exits at once: Adam 5e-4, batch 512; returns every exit's mean loss."""
     log_probs = logits.log_softmax(-1)
-    exits, _, classes = logits.shape
+    exits, _, num_classes = logits.shape
     weight = torch.zeros(exits, exits, requires_grad=True)
-    bias = torch.zeros(exits, classes, requires_grad=True)
+    bias = torch.zeros(exits, num_classes, requires_grad=True)
     mask = torch.ones(exits, exits).tril() / torch.arange(1, exits + 1)[:, None]
     optimizer = torch.optim.Adam([weight, bias], 5e-4)
 
@@ -37,7 +37,7 @@ def adam(logits: Tensor, labels: Tensor, epochs: int) -> list[float]:
         return losses(log_probs[:, :10_000], labels[:10_000]).tolist()
 
 
-@pytest.fixture(params=list(SIZES), ids=lambda classes: f"{classes}-classes", scope="module")
+@pytest.fixture(params=list(SIZES), ids=lambda num_classes: f"{num_classes}-classes", scope="module")
 def data(request):
     return random_logits(*SIZES[request.param])
 

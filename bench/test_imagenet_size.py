@@ -13,7 +13,7 @@ from PIL import Image
 import ztw
 from ztw.data.prepare import prepare_dataset
 from ztw.data.splits import load_split
-from ztw.evaluation.curves import Answers, Costs
+from ztw.evaluation.curves import Costs, SplitPredictions
 from ztw.evaluation.methods import evaluate_method
 from ztw.study.settings import EvaluationSettings, FolderSettings, MethodSettings
 
@@ -29,8 +29,11 @@ def peak_gib() -> float:
 def test_evaluation(benchmark):
     """All of it: sweeps of both splits, calibration, temperatures, two protocols."""
     logits, labels = random_logits(5, 50_000, 1000)
-    half = Answers(logits[:, :25_000], labels[:25_000]), Answers(logits[:, 25_000:], labels[25_000:])
-    costs = {"macs": Costs(torch.arange(1.0, 6.0).double(), 5.0)}
+    half = (
+        SplitPredictions(logits[:, :25_000], labels[:25_000]),
+        SplitPredictions(logits[:, 25_000:], labels[25_000:]),
+    )
+    costs = {"ztw": Costs(torch.arange(1.0, 6.0).double(), 5.0)}
     benchmark.group = "ImageNet's size: evaluation of 50,000 x 5 x 1000 logits"
     benchmark.extra_info["what"] = "ztw evaluate_method, a method, both protocols"
     run = lambda: evaluate_method(*half, costs, METHOD, EVALUATION)  # noqa: E731

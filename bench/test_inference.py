@@ -29,7 +29,7 @@ def prepared(arch: str):
     network = busy_network(ztw.build_backbone(arch), placement=PLACEMENT[arch], head=HEADS[arch])
     network.to(pick_device())
     images = torch.randn(256, 3, 32, 32).to(pick_device(), memory_format=torch.channels_last)
-    return network, images, ztw.macs(network), ztw.backbone_macs(network.backbone)
+    return network, images, ztw.macs(network), ztw.macs(network.backbone)
 
 
 def in_batches(images: torch.Tensor, size: int) -> tuple[torch.Tensor, ...]:

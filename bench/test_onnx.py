@@ -19,7 +19,7 @@ from torch import Tensor
 import ztw
 from ztw.exits.rules import exit_scores
 
-# name -> (arch, side, placement, width of the heads, IC mode, ensemble); ResNet-50 as in config/imagenet.yaml
+# name -> (arch, side, placement, width of the heads, connection, ensemble); ResNet-50 as in config/imagenet.yaml
 NETWORKS = {
     "ResNet-50, 4 ICs": ("torchvision/resnet50", 224, (0, 4, 8, 12), 0.25, "independent", False),
     "ResNet-56, 9 ICs": ("resnet56", 32, "every 3", 1.0, "independent", False),
@@ -34,8 +34,8 @@ ROUNDS = {32: 9, 224: 3}  # side -> runs in turn
 @cache
 def prepared(name: str) -> tuple[ztw.EarlyExitNetwork, Tensor, Path, Path]:
     """(network, images, its file, its backbone's file)."""
-    arch, side, placement, width, mode, ensemble = NETWORKS[name]
-    network = busy_network(ztw.build_backbone(arch, size=side), mode, placement, width=width)
+    arch, side, placement, width, connection, ensemble = NETWORKS[name]
+    network = busy_network(ztw.build_backbone(arch, size=side), connection, placement, width=width)
     images = torch.randn(IMAGES[side], 3, side, side, generator=torch.Generator().manual_seed(0))
     if ensemble:
         with torch.no_grad():

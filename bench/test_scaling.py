@@ -7,7 +7,7 @@ import torch
 from common import random_logits
 
 import ztw
-from ztw.evaluation.curves import Answers, Costs
+from ztw.evaluation.curves import Costs, SplitPredictions
 from ztw.evaluation.methods import evaluate_method
 from ztw.study.settings import EvaluationSettings, MethodSettings
 
@@ -21,9 +21,11 @@ def cell(exits: int, samples: int) -> None:
     logits, labels = random_logits(exits, 2 * samples, 10)
     ensemble = ztw.fit_ensemble(logits[:, :samples], labels[:samples])
     answers = ensemble(logits)
-    halves = [Answers(answers[:, part], labels[part]) for part in (slice(samples), slice(samples, None))]
+    halves = [
+        SplitPredictions(answers[:, part], labels[part]) for part in (slice(samples), slice(samples, None))
+    ]
     cost = torch.arange(1.0, exits + 1).double()
-    evaluate_method(*halves, {"macs": Costs(cost, float(exits))}, METHOD, EVALUATION)
+    evaluate_method(*halves, {"ztw": Costs(cost, float(exits))}, METHOD, EVALUATION)
 
 
 @pytest.mark.parametrize("factor", FACTORS)
@@ -38,7 +40,7 @@ def test_exits(benchmark, factor):
     benchmark.group = "a cell's evaluation, as exits grow (5000 samples)"
     benchmark.extra_info.update(what=f"{4 * factor} exits", grows="exits", factor=factor)
     logits, labels = random_logits(4 * factor, 10_000, 10)
-    halves = [Answers(logits[:, part], labels[part]) for part in (slice(5000), slice(5000, None))]
-    costs = {"macs": Costs(torch.arange(1.0, 4 * factor + 1).double(), 4.0 * factor)}
+    halves = [SplitPredictions(logits[:, part], labels[part]) for part in (slice(5000), slice(5000, None))]
+    costs = {"ztw": Costs(torch.arange(1.0, 4 * factor + 1).double(), 4.0 * factor)}
     run = lambda: evaluate_method(*halves, costs, METHOD, EVALUATION)  # noqa: E731
     benchmark.pedantic(run, rounds=3, warmup_rounds=1)

@@ -32,7 +32,7 @@ def plain_sweep(
     return rows
 
 
-@pytest.fixture(params=list(SIZES), ids=lambda classes: f"28x10000x{classes}", scope="module")
+@pytest.fixture(params=list(SIZES), ids=lambda num_classes: f"28x10000x{num_classes}", scope="module")
 def data(request):
     logits, labels = random_logits(*SIZES[request.param])
     return logits, labels, torch.arange(1.0, 29.0)

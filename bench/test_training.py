@@ -20,7 +20,7 @@ import ztw
 from ztw.data.decoded import ImageSet
 from ztw.device import Compute, pick_device, resolve_precision
 from ztw.training.recipe import Recipe
-from ztw.training.separate import train_backbone, train_ics
+from ztw.training.separate import train_backbone, train_separately
 
 IMAGES = 1024
 EPOCH = 50_000
@@ -62,7 +62,7 @@ def test_backbone(benchmark, batch):
     recipe = Recipe(1, batch, 0.1, 1e-4, compute=Compute(device, precision))
     train = waited(lambda: train_backbone(backbone, images().to(device), recipe, 0))
     benchmark.pedantic(train, rounds=3, warmup_rounds=1)
-    operations = 3 * 2 * ztw.backbone_macs(backbone) * IMAGES / benchmark.stats.stats.median
+    operations = 3 * 2 * ztw.macs(backbone) * IMAGES / benchmark.stats.stats.median
     benchmark.extra_info["share_of_a_matrix_product"] = operations / matrix_product(device, precision)
 
 
@@ -110,7 +110,10 @@ def test_captured(benchmark):
     device = pick_device()
     precision = resolve_precision("auto", device)
     backbone = ztw.build_backbone("resnet56").to(device)
-    networks = [ztw.build_network(backbone, mode) for mode in ("independent", "cascade", "cascade_detached")]
+    networks = [
+        ztw.build_network(backbone, connection)
+        for connection in ("independent", "cascade", "cascade_detached")
+    ]
     found = {}
 
     def train() -> None:
@@ -118,7 +121,7 @@ def test_captured(benchmark):
             recipe = Recipe(5, 128, 0.01, 1e-4, compute=Compute(device, precision), cuda_graph=cuda_graph)
             backbone.requires_grad_(True)
             found["backbone", cuda_graph] = train_backbone(backbone, images().to(device), recipe, 0)
-            found["ics", cuda_graph] = train_ics(networks, images().to(device), recipe, 0)[0]
+            found["ics", cuda_graph] = train_separately(networks, images().to(device), recipe, 0)[0]
 
     benchmark.group = "ResNet-56: does a captured step pay on a GPU?"
     benchmark.extra_info["what"] = f"{precision}, batch 128, five epochs of {IMAGES} images without and with"
@@ -148,7 +151,10 @@ def test_plain_ics(benchmark):
     )
     device = pick_device()
     backbone = ztw.build_backbone("resnet56").to(device, memory_format=torch.contiguous_format).eval()
-    networks = [ztw.build_network(backbone, mode).to(device) for mode in ("independent", "cascade_detached")]
+    networks = [
+        ztw.build_network(backbone, connection).to(device)
+        for connection in ("independent", "cascade_detached")
+    ]
 
     def epoch() -> None:
         for network in networks:
@@ -172,7 +178,10 @@ def test_ics(benchmark):
     precision = resolve_precision("auto", device)
     describe(benchmark, "ICs of sdn and ztw", f"ztw, {precision}, batch 128, both in one pass")
     backbone = ztw.build_backbone("resnet56").to(device).eval()
-    networks = [ztw.build_network(backbone, mode).to(device) for mode in ("independent", "cascade_detached")]
+    networks = [
+        ztw.build_network(backbone, connection).to(device)
+        for connection in ("independent", "cascade_detached")
+    ]
     recipe = Recipe(1, 128, 1e-3, 1e-4, compute=Compute(device, precision), optimizer="adam")
-    train = waited(lambda: train_ics(networks, images().to(device), recipe, 0))
+    train = waited(lambda: train_separately(networks, images().to(device), recipe, 0))
     benchmark.pedantic(train, rounds=2, warmup_rounds=1)

@@ -18,7 +18,7 @@ class Margin(ztw.ThresholdRule):
         return largest[:, 0] - largest[:, 1], ()
 
     @staticmethod
-    def worst(classes: int) -> float:
+    def worst(num_classes: int) -> float:
         """Of the uniform distribution."""
         return 0.0
 

@@ -16,12 +16,12 @@ import ztw
 class Net(nn.Module):
     """A small CNN as people write them, functional calls and all."""
 
-    def __init__(self, classes: int) -> None:
+    def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(1, 16, 3, padding=1)
         self.conv2 = nn.Conv2d(16, 32, 3, padding=1)
         self.conv3 = nn.Conv2d(32, 32, 3, padding=1)
-        self.fc = nn.Linear(32 * 4 * 4, classes)
+        self.fc = nn.Linear(32 * 4 * 4, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """images (N, 1, 16, 16) -> logits (N, classes)."""
@@ -50,23 +50,23 @@ def train(model: nn.Module, images: Tensor, labels: Tensor, epochs: int) -> None
             optimizer.step()
 
 
-def main(folder: Path, samples: int = 4000, epochs: int = 5) -> ztw.Choice:
+def main(folder: Path, samples: int = 4000, epochs: int = 5) -> ztw.OperatingPoint:
     """The whole way; writes the network to `folder`."""
     torch.manual_seed(0)
     training, held_out, test = stripes(samples, 0), stripes(samples // 2, 1), stripes(samples // 2, 2)
-    model = Net(classes=5)
+    model = Net(num_classes=5)
     train(model, *training, epochs)
 
     backbone = ztw.as_backbone(model, input_shape=(1, 16, 16), at=["conv1", "conv2"])
-    network = ztw.build_network(backbone, ics="cascade_detached", head="pool")
-    ztw.train_ics(network, training, epochs=epochs)
+    network = ztw.build_network(backbone, connection="cascade_detached", head="pool")
+    ztw.train_exits(network, training, epochs=epochs)
     network.ensemble = ztw.fit_ensemble(*ztw.predict(network, held_out))
-    choice = ztw.choose_threshold(network, held_out, budget=0.7)
+    point = ztw.choose_threshold(network, held_out, budget=0.7)
     print(
-        f"{choice.chosen_by}: accuracy {choice.accuracy:.3f} at {choice.relative_cost:.2f} of the backbone's MACs"
+        f"{point.chosen_by}: accuracy {point.accuracy:.3f} at {point.relative_cost:.2f} of the backbone's MACs"
     )
 
-    ztw.save(network, folder, rule=choice.rule, classes=[f"row {3 * label}" for label in range(5)])
+    ztw.save(network, folder, rule=point.rule, class_names=[f"row {3 * label}" for label in range(5)])
     loaded, rule = ztw.load(folder)  # in any other process: nothing of this file is needed
     assert rule is not None
     result = loaded.infer(test[0], rule)
@@ -76,7 +76,7 @@ def main(folder: Path, samples: int = 4000, epochs: int = 5) -> ztw.Choice:
     runner = ztw.OnnxRunner(ztw.export_onnx(loaded, rule, folder / "network.onnx"), threads=1)
     same = (runner(test[0]).exit_index == result.exit_index).double().mean()
     print(f"in ONNX Runtime {same:.1%} of them leave at the same exits")
-    return choice
+    return point
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import torch
 import ztw
 
 
-def main(folder: Path, size: int = 32, samples: int = 512, epochs: float = 2) -> ztw.Choice | None:
+def main(folder: Path, size: int = 32, samples: int = 512, epochs: float = 2) -> ztw.OperatingPoint | None:
     """The whole way; writes the network to `folder`. None, and one line, where timm is not installed."""
     try:
         timm = import_module("timm")
@@ -31,14 +31,14 @@ def main(folder: Path, size: int = 32, samples: int = 512, epochs: float = 2) ->
     model = timm.create_model("vit_tiny_patch16_224", img_size=size, num_classes=4, pretrained=False)
     backbone = ztw.as_backbone(model, input_shape=(3, size, size))  # a stage per transformer block
     network = ztw.build_network(backbone, placement=[2, 5, 8])
-    ztw.train_ics(network, training, epochs=epochs, regime="joint", batch_size=32)
+    ztw.train_exits(network, training, epochs=epochs, regime="joint", batch_size=32)
     network.ensemble = ztw.fit_ensemble(*ztw.predict(network, held_out))
-    choice = ztw.choose_threshold(network, held_out, risk=(0.05, 0.1))
+    point = ztw.choose_threshold(network, held_out, risk=(0.05, 0.1))
     print(
-        f"{choice.chosen_by}: accuracy {choice.accuracy:.3f} at {choice.relative_cost:.2f} of the backbone's MACs"
+        f"{point.chosen_by}: accuracy {point.accuracy:.3f} at {point.relative_cost:.2f} of the backbone's MACs"
     )
-    ztw.save(network, folder, rule=choice.rule)
-    return choice
+    ztw.save(network, folder, rule=point.rule)
+    return point
 
 
 if __name__ == "__main__":

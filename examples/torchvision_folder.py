@@ -19,7 +19,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 
 def main(
     images: Path, folder: Path, size: int = 224, epochs: float = 5, weights: str | None = "DEFAULT"
-) -> ztw.Choice:
+) -> ztw.OperatingPoint:
     """The whole way; images: the folder, resized to `size` pixels; writes the network to `folder`.
 
     weights: of torchvision, "DEFAULT" downloads ImageNet's once. Backbone and exits are trained together here: their
@@ -41,13 +41,13 @@ def main(
     if torch.cuda.is_available():
         network.cuda()
     loader = DataLoader(training, batch_size=32, shuffle=True)
-    ztw.train_ics(network, loader, epochs=epochs, regime="joint", checkpoints=folder / "checkpoints")
-    choice = ztw.choose_threshold(network, DataLoader(held_out, batch_size=64), allowed_loss=0.01)
+    ztw.train_exits(network, loader, epochs=epochs, regime="joint", checkpoints=folder / "checkpoints")
+    point = ztw.choose_threshold(network, DataLoader(held_out, batch_size=64), allowed_loss=0.01)
     print(
-        f"{choice.chosen_by}: accuracy {choice.accuracy:.3f} at {choice.relative_cost:.2f} of the backbone's MACs"
+        f"{point.chosen_by}: accuracy {point.accuracy:.3f} at {point.relative_cost:.2f} of the backbone's MACs"
     )
-    ztw.save(network, folder, rule=choice.rule, classes=training.classes, normalisation=(MEAN, STD))
-    return choice
+    ztw.save(network, folder, rule=point.rule, class_names=training.classes, normalisation=(MEAN, STD))
+    return point
 
 
 if __name__ == "__main__":

@@ -55,14 +55,14 @@ def cost() -> torch.Tensor:
     return torch.tensor([1.0, 2.0, 4.0, 8.0], dtype=torch.float64)
 
 
-def small_network(mode: str = "independent", placement: Placement = "all") -> ztw.EarlyExitNetwork:
+def small_network(connection: str = "independent", placement: Placement = "all") -> ztw.EarlyExitNetwork:
     """A resnet8 for 10x10 grey images and 5 classes, in eval mode, with BatchNorm statistics of its own.
 
     Its answers are diverse and confident, so that samples leave everywhere.
     """
     torch.manual_seed(3)
-    backbone = ztw.build_backbone("resnet8", classes=5, channels=1, size=10)
-    network = ztw.build_network(backbone, mode, placement=placement)
+    backbone = ztw.build_backbone("resnet8", num_classes=5, channels=1, size=10)
+    network = ztw.build_network(backbone, connection, placement=placement)
     images = torch.randn(64, 1, 10, 10)
     with torch.no_grad():
         for _ in range(3):
@@ -77,12 +77,12 @@ def small_network(mode: str = "independent", placement: Placement = "all") -> zt
     return network
 
 
-def pixel_network(mode: str) -> ztw.EarlyExitNetwork:
+def pixel_network(connection: str) -> ztw.EarlyExitNetwork:
     """Three stages and heads that change nothing: the logits of every exit are the image's pixels."""
     stages = [nn.Sequential(nn.Flatten(), nn.Identity()), nn.Identity(), nn.Identity()]
     backbone = ztw.Backbone("toy", stages, nn.Identity(), (1, 1, 4))
     heads = [nn.Identity() for _ in range(3)]
-    return ztw.EarlyExitNetwork(backbone, heads, (0, 1, 2), mode)
+    return ztw.EarlyExitNetwork(backbone, heads, (0, 1, 2), connection)
 
 
 def stripes(count: int = 128) -> ImageSet:

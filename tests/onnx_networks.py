@@ -18,7 +18,7 @@ BATCHES = (0, 1, 7, 64)
 
 
 @cache
-def trained_looking(mode: str) -> ztw.EarlyExitNetwork:
+def trained_looking(connection: str) -> ztw.EarlyExitNetwork:
     """Three ICs and the last exit on four small blocks; logits of a usual spread, different at every exit."""
     torch.manual_seed(3)
     widths = (3, 8, 8, 8, 8)
@@ -28,7 +28,7 @@ def trained_looking(mode: str) -> ztw.EarlyExitNetwork:
     ]
     classifier = nn.Sequential(nn.Flatten(), nn.Linear(8 * 10 * 10, CLASSES))
     network = ztw.build_network(
-        ztw.Backbone("small", stages, classifier, (3, 10, 10)), mode, placement=(0, 1, 2)
+        ztw.Backbone("small", stages, classifier, (3, 10, 10)), connection, placement=(0, 1, 2)
     )
     network.eval()
     spread_out(network)
@@ -50,9 +50,9 @@ def spread_out(network: ztw.EarlyExitNetwork) -> None:
 
 
 @torch.no_grad()
-def network_of(mode: str, kind: str | None) -> ztw.EarlyExitNetwork:
+def network_of(connection: str, kind: str | None) -> ztw.EarlyExitNetwork:
     """That network with an ensemble of a kind, or without one."""
-    network = trained_looking(mode)
+    network = trained_looking(connection)
     logits = network(images_for(network, 200))
     noise = torch.randn(200, CLASSES, generator=torch.Generator().manual_seed(1))
     labels = (logits.sum(0) + 8 * noise).argmax(-1)  # every exit knows something of them, none everything

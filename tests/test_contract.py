@@ -1,4 +1,4 @@
-"""One contract for every entry of the tables of backbones, heads, IC modes, ensembles and rules."""
+"""One contract for every entry of the tables of backbones, heads, connections, ensembles and rules."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_dataset():
     testing.check_dataset("digits")
 
 
-@pytest.mark.parametrize("ics", list(ztw.IC_MODES))
+@pytest.mark.parametrize("ics", list(ztw.CONNECTIONS))
 @pytest.mark.parametrize("placement", ["all", [0, 2], [0.3, 0.9]])
 @pytest.mark.parametrize("kind", [None, *ztw.ENSEMBLES])
 def test_network(ics, placement, kind):
@@ -70,10 +70,10 @@ def test_network(ics, placement, kind):
     assert cost.dtype == torch.float64
     assert cost[0] > 0
     assert cost.diff().gt(0).all()
-    assert cost[-1] > ztw.backbone_macs(network.backbone)
+    assert cost[-1] > ztw.macs(network.backbone)
 
 
-@pytest.mark.parametrize("ics", list(ztw.IC_MODES))
+@pytest.mark.parametrize("ics", list(ztw.CONNECTIONS))
 @pytest.mark.parametrize("kind", [None, *ztw.ENSEMBLES, "median"])
 @pytest.mark.parametrize("rule", list(ztw.RULES))
 def test_infer_is_sweep_sample_by_sample(ics, kind, rule):

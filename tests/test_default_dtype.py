@@ -37,14 +37,14 @@ NEED_A_NETWORK: dict[str, Callable[[ztw.EarlyExitNetwork, str], object]] = {
     "as_backbone": lambda network, path: ztw.as_backbone(nn.Sequential(nn.Flatten()), (1, 10, 10)),
     "Backbone": lambda network, path: ztw.Backbone("toy", [nn.Flatten()], nn.Linear(100, 5), (1, 10, 10)),
     "build_network": lambda network, path: ztw.build_network(network.backbone),
-    "train_ics": lambda network, path: ztw.train_ics(network, (IMAGES, LABELS), 1, report=None),
-    "predict": lambda network, path: ztw.predict(network, (IMAGES, LABELS), report=None),
+    "train_exits": lambda network, path: ztw.train_exits(network, (IMAGES, LABELS), 1, progress=False),
+    "predict": lambda network, path: ztw.predict(network, (IMAGES, LABELS), progress=False),
     "infer": lambda network, path: network.infer(IMAGES, RULE),
     "macs": lambda network, path: ztw.macs(network),
-    "paper_ops": lambda network, path: ztw.paper_ops(network),
-    "backbone_macs": lambda network, path: ztw.backbone_macs(network.backbone),
+    "published": lambda network, path: ztw.macs(network, "published"),
+    "of a backbone": lambda network, path: ztw.macs(network.backbone),
     "choose_threshold": lambda network, path: ztw.choose_threshold(
-        network, (IMAGES, LABELS), budget=1.0, report=None
+        network, (IMAGES, LABELS), budget=1.0, progress=False
     ),
     "save": lambda network, path: ztw.save(network, path),
     "export_onnx": lambda network, path: ztw.export_onnx(network, RULE, path),
@@ -115,8 +115,8 @@ def test_what_needs_no_network_computes_the_same(compute, tmp_path):
 
 def test_networks_of_another_dtype():
     doubled = small_network().double()
-    for call in (ztw.train_ics, ztw.predict):
+    for call in (ztw.train_exits, ztw.predict):
         with pytest.raises(
             ztw.ZtwError, match=r"the network has weights of torch.float64, must be torch.float32"
         ):
-            call(doubled, (IMAGES, LABELS), report=None)
+            call(doubled, (IMAGES, LABELS), progress=False)

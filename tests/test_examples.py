@@ -28,9 +28,9 @@ def example(name: str) -> ModuleType:
 
 def test_own_cnn_is_loaded_without_its_class(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    choice = example("own_cnn").main(tmp_path / "net", samples=1200, epochs=4)
-    assert choice.relative_cost <= 0.7
-    assert choice.accuracy > 0.6
+    point = example("own_cnn").main(tmp_path / "net", samples=1200, epochs=4)
+    assert point.relative_cost <= 0.7
+    assert point.accuracy > 0.6
     printed = capsys.readouterr().out
     assert "test images: accuracy" in printed
     assert "in ONNX Runtime 100.0% of them leave at the same exits" in printed
@@ -41,7 +41,7 @@ def test_own_cnn_is_loaded_without_its_class(tmp_path, capsys, monkeypatch):
     )
     command = [sys.executable, "-W", "error", "-c", code, str(tmp_path / "net")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert repr(choice.rule) in done.stdout
+    assert repr(point.rule) in done.stdout
     assert "'row 3'" in done.stdout
 
 
@@ -54,21 +54,21 @@ def test_torchvision_folder(tmp_path):
         image = torch.randint(100, (3, 40, 40), generator=torch.Generator().manual_seed(number)) + 100 * label
         Image.fromarray(image.byte().permute(1, 2, 0).numpy()).save(place / f"{number}.png")
     main = example("torchvision_folder").main
-    choice = main(tmp_path / "images", tmp_path / "net", size=32, epochs=1, weights=None)
+    point = main(tmp_path / "images", tmp_path / "net", size=32, epochs=1, weights=None)
     network, rule = ztw.load(tmp_path / "net")
-    assert rule == choice.rule
+    assert rule == point.rule
     assert network.class_names == ("class0", "class1")
     assert network.normalisation == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     assert len(network.backbone.stages) == 8
 
 
 def test_timm_vit(tmp_path, capsys):
-    choice = example("timm_vit").main(tmp_path / "net", samples=64, epochs=0.5)
-    if choice is None:
+    point = example("timm_vit").main(tmp_path / "net", samples=64, epochs=0.5)
+    if point is None:
         assert capsys.readouterr().err == "timm is not installed: pip install timm\n"
         return
     network, rule = ztw.load(tmp_path / "net")
-    assert rule == choice.rule
+    assert rule == point.rule
     assert len(network.backbone.stages) == 12
 
 

@@ -8,10 +8,10 @@ from conftest import small_network, stripes
 
 import ztw
 from ztw.device import Compute
-from ztw.evaluation.predictions import predict
+from ztw.evaluation.predictions import predict_networks
 from ztw.training.joint import JointLoss, exit_weights, train_jointly
 from ztw.training.recipe import Recipe
-from ztw.training.separate import train_backbone, train_ics
+from ztw.training.separate import train_backbone, train_separately
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
@@ -40,8 +40,8 @@ def test_training_on_the_gpu():
     backbone = ztw.build_backbone("resnet8", 5, 1, 10).cuda()
     history = train_backbone(backbone, data, Recipe(4, 32, 0.1, 1e-4, compute=compute), seed=0)
     network = ztw.build_network(backbone, "cascade_detached").cuda()
-    train_ics([network], data, Recipe(2, 32, 0.01, 0.0, compute=compute), seed=0)
-    (logits,), labels = predict([network], data, compute=compute)
+    train_separately([network], data, Recipe(2, 32, 0.01, 0.0, compute=compute), seed=0)
+    (logits,), labels = predict_networks([network], data, compute=compute)
     assert history[-1]["loss"] < history[0]["loss"]
     assert logits.shape == (4, 128, 5)
     assert labels.device.type == "cpu"
@@ -66,7 +66,7 @@ def test_a_captured_step_trains_the_same(what, monkeypatch):
             return train_backbone(backbone, data, recipe, seed=0), backbone
         network = ztw.build_network(backbone, "cascade_detached").cuda()
         if what == "ics":
-            return train_ics([network], data, recipe, seed=0)[0], network
+            return train_separately([network], data, recipe, seed=0)[0], network
         loss = JointLoss(network, exit_weights(network, "growing"))  # weights that change from step to step
         return train_jointly(loss, data, recipe, seed=0), network
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ztw.errors import ZtwError
-from ztw.progress import Note, Progress, clock, job_log, on_screen
+from ztw.progress import Note, Progress, clock, job_log, on_screen, reporter
 
 
 def lines(durations: list[float], total: int) -> list[str]:
@@ -114,6 +114,13 @@ def test_on_screen_lines_and_notes(capsys):
     on_screen("10 %  epoch 1/2")
     on_screen(Note("left out"))
     assert capsys.readouterr().err == "10 %  epoch 1/2\nnote: left out\n"
+
+
+def test_who_gets_the_lines_of_a_public_function():
+    said: list[str] = []
+    assert reporter(True) is on_screen
+    assert reporter(False) is None
+    assert reporter(said.append) == said.append
 
 
 def test_on_a_terminal_the_last_line_only_stays(capsys, monkeypatch):

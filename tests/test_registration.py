@@ -27,7 +27,7 @@ class Margin(ztw.ThresholdRule):
         return largest[:, 0] - largest[:, 1], ()
 
     @staticmethod
-    def worst(classes):
+    def worst(num_classes):
         return 0.0
 
 
@@ -42,34 +42,34 @@ class Fitted(ztw.Ensemble):
 
     bias: torch.Tensor
 
-    def __init__(self, exits, classes, include_final=True):
-        super().__init__(exits, classes, include_final)
-        self.register_buffer("bias", torch.zeros(exits, classes))
+    def __init__(self, exits, num_classes, include_final=True):
+        super().__init__(exits, num_classes, include_final)
+        self.register_buffer("bias", torch.zeros(exits, num_classes))
 
     def combine(self, log_probs):
         return log_probs.amax(0) + self.bias[len(log_probs) - 1]
 
     def fit_exit(self, exit, log_probs, labels):
-        self.bias[exit] = torch.bincount(labels, minlength=self.classes).add(1).log()
+        self.bias[exit] = torch.bincount(labels, minlength=self.num_classes).add(1).log()
 
 
 class LinearHead(nn.Module):
-    def __init__(self, shape, classes, previous):
+    def __init__(self, shape, num_classes, previous):
         super().__init__()
-        self.linear = nn.Linear(shape[0] + previous, classes)
+        self.linear = nn.Linear(shape[0] + previous, num_classes)
 
     def forward(self, features, previous=None):
         mean = features.mean((2, 3))
         return self.linear(mean if previous is None else torch.cat([mean, previous], 1))
 
 
-def linear_head(shape, classes, previous, size, options):
-    return LinearHead(shape, classes, previous)
+def linear_head(shape, num_classes, previous, size, options):
+    return LinearHead(shape, num_classes, previous)
 
 
-def two_convolutions(name, classes, channels, size, options):
+def two_convolutions(name, num_classes, channels, size, options):
     stages = [nn.Conv2d(channels, 4, 3, 2, 1), nn.Conv2d(4, 8, 3, 2, 1)]
-    classifier = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, classes))
+    classifier = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes))
     return ztw.Backbone(name, stages, classifier, (channels, size, size))
 
 
@@ -85,10 +85,10 @@ def test_every_kind_is_in_its_table_and_keeps_the_contract(tmp_path):
     ztw.register("head", "linear", linear_head)
     ztw.register("thresholds", "half", Half)
     ztw.register("backbone", "two", two_convolutions, blocks=2)
-    ztw.register("dataset", "squares", squares, classes=3, size=8, channels=1)
+    ztw.register("dataset", "squares", squares, num_classes=3, size=8, channels=1)
     testing.check_registered()
     testing.check_dataset("squares")
-    backbone = ztw.build_backbone("two", classes=3, channels=1, size=8)
+    backbone = ztw.build_backbone("two", num_classes=3, channels=1, size=8)
     network = ztw.build_network(backbone, "cascade", head="linear").eval()
     images = torch.randn(20, 1, 8, 8)
     network.ensemble = ztw.fit_ensemble(network(images).detach(), torch.arange(20) % 3, "largest")
@@ -132,8 +132,8 @@ def test_a_decorator_gives_back_what_it_is_given():
         (("dataset", "digits", squares), {}, "dataset 'digits': is the name of a built-in one"),
         (
             ("dataset", "x", squares),
-            {"classes": 1, "size": 8, "channels": 1},
-            "classes 1, must be a whole number >= 2",
+            {"num_classes": 1, "size": 8, "channels": 1},
+            "num_classes 1, must be a whole number >= 2",
         ),
     ],
 )
@@ -166,7 +166,7 @@ def test_a_data_set_that_is_not_what_it_says(change, message, tmp_path):
         change(splits)
         return splits
 
-    ztw.register("dataset", "broken", broken, classes=3, size=8, channels=1)
+    ztw.register("dataset", "broken", broken, num_classes=3, size=8, channels=1)
     with pytest.raises(ztw.ZtwError, match=f"data set broken: .*{message}"):
         prepare_dataset("broken", tmp_path)
 

@@ -57,7 +57,7 @@ def test_the_readme_example_runs(tmp_path, monkeypatch):
     names: dict = {}
     exec(example, names)
     assert names["result"].exit_index.shape == (512,)
-    assert names["rule"] == names["choice"].rule
+    assert names["rule"] == names["point"].rule
     assert names["network"].exits == 4
 
 

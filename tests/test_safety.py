@@ -150,14 +150,14 @@ def test_names_in_a_study_are_plain_or_refused(name):
         "archs": ["resnet8"],
         "seeds": [0],
         "backbone": {"epochs": 1},
-        "ics": {"epochs": 1, "sets": {"a": {"mode": "cascade"}}},
+        "ics": {"epochs": 1, "sets": {"a": {"connection": "cascade"}}},
         "methods": {"m": {"ics": "a", "rule": "entropy"}},
     }
     check_study(study)
     folder = {"path": "x", "size": 8}
     for change in (
         {"methods": {name: study["methods"]["m"]}},  # type: ignore[index]
-        {"ics": {"epochs": 1, "sets": {name: {"mode": "cascade"}}}},
+        {"ics": {"epochs": 1, "sets": {name: {"connection": "cascade"}}}},
         {"ensembles": {"sets": {name: {"kind": "uniform"}}}},
         {"data": {"image_folders": {name: folder}}, "datasets": [name]},
         {"datasets": [name]},

@@ -103,7 +103,7 @@ def test_thresholds_that_let_nothing_or_everything_pass_are_taken(network):
 def test_a_percentage_is_no_budget(network, budget):
     message = f"budget {budget}: must be a fraction of the backbone's cost; {budget:g} % is {budget / 100:g}"
     with pytest.raises(api.ZtwError, match=message):
-        api.choose_threshold(network, (network(IMAGES).detach(), LABELS[:6]), budget=budget, report=None)
+        api.choose_threshold(network, (network(IMAGES).detach(), LABELS[:6]), budget=budget, progress=False)
     curve = api.sweep(LOGITS, LABELS, COST, "max_softmax")
     with pytest.raises(api.ZtwError, match=message):
         api.accuracy_at_budget(curve, [0.5, budget], 4.0)
@@ -126,7 +126,7 @@ def test_numpy_arrays_are_taken_wherever_tensors_are(network):
         found = api.candidates(choice, logits, labels, cost, "max_softmax")
         assert found.thresholds.equal(api.candidates(choice, LOGITS, LABELS, COST, "max_softmax").thresholds)
     held_out = (network(IMAGES).detach().numpy(), labels[:6])
-    assert api.choose_threshold(network, held_out, budget="max", report=None).accuracy >= 0
+    assert api.choose_threshold(network, held_out, budget="max", progress=False).accuracy >= 0
 
 
 @pytest.mark.parametrize(

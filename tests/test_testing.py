@@ -78,8 +78,8 @@ class LogOdds(ztw.ThresholdRule):
         return logits.softmax(-1).amax(-1).logit(), ()
 
     @staticmethod
-    def worst(classes):
-        return math.log(1 / (classes - 1))
+    def worst(num_classes):
+        return math.log(1 / (num_classes - 1))
 
 
 class SignTurned(ztw.Entropy):
@@ -148,7 +148,7 @@ class Difference(ztw.ThresholdRule):
         return largest[:, 0] - largest[:, 1], ()
 
     @staticmethod
-    def worst(classes):
+    def worst(num_classes):
         return 0.0
 
 
@@ -171,12 +171,12 @@ class Unnormalised(Fitted):
 
 
 class Forgetful(Fitted):
-    def __init__(self, exits, classes, include_final=True):
-        super().__init__(exits, classes, include_final)
-        self.seen = torch.zeros(classes)
+    def __init__(self, exits, num_classes, include_final=True):
+        super().__init__(exits, num_classes, include_final)
+        self.seen = torch.zeros(num_classes)
 
     def fit_exit(self, exit, log_probs, labels):
-        self.seen = torch.arange(self.classes).float()
+        self.seen = torch.arange(self.num_classes).float()
 
     def combine(self, log_probs):
         return log_probs.mean(0) + self.seen
@@ -203,7 +203,7 @@ class Otherwise(ztw.LinearEnsemble):
         return logits.log_softmax(-1)
 
     def linear(self):
-        return torch.ones(self.exits, self.exits).tril(), torch.zeros(self.exits, self.classes)
+        return torch.ones(self.exits, self.exits).tril(), torch.zeros(self.exits, self.num_classes)
 
     def finish(self, total):
         return total
@@ -229,12 +229,12 @@ class Trusting(ztw.ThresholdChoice):
         return ztw.Candidates(*[torch.tensor([0.5], dtype=torch.float64)] * 2)
 
 
-def half_head(shape, classes, previous, size, options):
-    return linear_head(shape, classes - 1, previous, size, options)
+def half_head(shape, num_classes, previous, size, options):
+    return linear_head(shape, num_classes - 1, previous, size, options)
 
 
-def deaf_head(shape, classes, previous, size, options):
-    head = linear_head(shape, classes, previous, size, options)
+def deaf_head(shape, num_classes, previous, size, options):
+    head = linear_head(shape, num_classes, previous, size, options)
     head.unused = nn.Linear(1, 1)
     return head
 

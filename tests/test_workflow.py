@@ -89,7 +89,7 @@ def test_every_method_s_network_can_be_loaded(finished, tmp_path):
             DataSettings(validation_fraction=0.2),
             seed=0,
         )["validation"]
-        again, _ = ztw.predict(network, images, report=None)
+        again, _ = ztw.predict(network, images, progress=False)
         torch.testing.assert_close(again, logits, atol=1e-4, rtol=1e-4)
         answers = logits if network.ensemble is None else network.ensemble(logits)
         assert rule is not None
@@ -104,7 +104,7 @@ def test_every_method_s_network_can_be_loaded(finished, tmp_path):
     ztw.save(network, tmp_path / "copy", rule)
     copied, same = ztw.load(tmp_path / "copy")
     assert same == rule
-    torch.testing.assert_close(ztw.predict(copied, images, report=None)[0], again)
+    torch.testing.assert_close(ztw.predict(copied, images, progress=False)[0], again)
     assert ztw.load(cell / "networks/ztw")[1] == ztw.load(cell / "networks/ztw", budget=0.9)[1], (
         "first feasible"
     )

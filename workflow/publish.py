@@ -34,7 +34,6 @@ from ztw.jobs.aggregate import ResultFiles, TableFiles, write_all
 from ztw.jobs.compare_methods import compare_methods
 from ztw.jobs.plot_figures import FigureFiles, plot_figures
 from ztw.models.costs import macs
-from ztw.models.operations import backbone_macs
 from ztw.progress import describe
 from ztw.study.config import check_study, read_config, study_name
 from ztw.study.provenance import code_version
@@ -226,7 +225,7 @@ def _publish_logits(folder: Path, target: Path, cell: Cell, name: str) -> None:
         for split in ("validation", "test")
     }
     path = target / "predictions" / str(cell) / f"{name}.safetensors"
-    write_published(path, splits, macs(network), backbone_macs(network.backbone))
+    write_published(path, splits, macs(network), macs(network.backbone))
 
 
 def rebuild(published: Path, target: Path) -> None:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ztw.evaluation.bootstrap import Difference, paired_difference
     from ztw.evaluation.compare import Agreement, compare_exported
     from ztw.evaluation.metrics import accuracy_at_budget, at_budget, exit_accuracy, hindsight_improvability
-    from ztw.evaluation.operating_point import Choice, choose_threshold, predict
+    from ztw.evaluation.operating_point import OperatingPoint, choose_threshold, predict
     from ztw.evaluation.published_logits import Predictions, load_predictions
     from ztw.evaluation.saving import load, save
     from ztw.exits.ensembles import ENSEMBLES, Ensemble, LinearEnsemble, fit_ensemble
@@ -33,26 +33,25 @@ if TYPE_CHECKING:
     from ztw.models.architectures import BACKBONES, build_backbone
     from ztw.models.backbone import Backbone
     from ztw.models.building import build_network
-    from ztw.models.costs import macs, paper_ops
+    from ztw.models.costs import macs
     from ztw.models.cut import as_backbone
     from ztw.models.folding import fold_batch_norm
     from ztw.models.heads import HEADS
-    from ztw.models.network import IC_MODES, EarlyExitNetwork
-    from ztw.models.operations import backbone_macs, backbone_paper_ops
+    from ztw.models.network import CONNECTIONS, EarlyExitNetwork
     from ztw.onnx.export import export_onnx
     from ztw.onnx.runner import OnnxRunner
     from ztw.registration import register
-    from ztw.training.regimes import train_ics
+    from ztw.training.regimes import train_exits
 
 # Where each public name lives. They are imported on first use, because checking a config must not
 # wait for torch.
 _HOME = {
     "device": ("keep_freed_memory",),
     "errors": ("ZtwError",),
-    "models.costs": ("macs", "paper_ops"),
+    "models.costs": ("macs",),
     "evaluation.compare": ("Agreement", "compare_exported"),
     "evaluation.bootstrap": ("Difference", "paired_difference"),
-    "evaluation.operating_point": ("Choice", "choose_threshold", "predict"),
+    "evaluation.operating_point": ("OperatingPoint", "choose_threshold", "predict"),
     "evaluation.metrics": (
         "accuracy_at_budget",
         "at_budget",
@@ -81,25 +80,23 @@ _HOME = {
     "models.folding": ("fold_batch_norm",),
     "models.heads": ("HEADS",),
     "models.building": ("build_network",),
-    "models.network": ("IC_MODES", "EarlyExitNetwork"),
+    "models.network": ("CONNECTIONS", "EarlyExitNetwork"),
     "onnx.export": ("export_onnx",),
     "onnx.runner": ("OnnxRunner",),
-    "models.operations": ("backbone_macs", "backbone_paper_ops"),
-    "training.regimes": ("train_ics",),
+    "training.regimes": ("train_exits",),
     "registration": ("register",),
 }
 
 __all__ = [
     "BACKBONES",
+    "CONNECTIONS",
     "ENSEMBLES",
     "HEADS",
-    "IC_MODES",
     "RULES",
     "THRESHOLDS",
     "Agreement",
     "Backbone",
     "Candidates",
-    "Choice",
     "Curve",
     "Difference",
     "EarlyExitNetwork",
@@ -111,6 +108,7 @@ __all__ = [
     "MaxSoftmax",
     "MaxSoftmaxOrBest",
     "OnnxRunner",
+    "OperatingPoint",
     "Patience",
     "Predictions",
     "ThresholdChoice",
@@ -120,8 +118,6 @@ __all__ = [
     "accuracy_at_budget",
     "as_backbone",
     "at_budget",
-    "backbone_macs",
-    "backbone_paper_ops",
     "build_backbone",
     "build_network",
     "candidates",
@@ -138,12 +134,11 @@ __all__ = [
     "load_predictions",
     "macs",
     "paired_difference",
-    "paper_ops",
     "predict",
     "register",
     "save",
     "sweep",
-    "train_ics",
+    "train_exits",
 ]
 
 

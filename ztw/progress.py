@@ -23,6 +23,18 @@ class Note(str):
     """A report that a user should have seen when the job is done: something was left out, replaced or made again."""
 
 
+def reporter(progress: bool | Report) -> Report | None:
+    """Return what gets the lines of a public function's `progress`: True is the screen, False nothing.
+
+    Raises ZtwError for what is neither of them nor a function.
+    """
+    if isinstance(progress, bool):
+        return on_screen if progress else None
+    if not callable(progress):
+        raise ZtwError(f"progress {progress!r}: must be True, False or a function that takes a line")
+    return progress
+
+
 def on_screen(line: str) -> None:
     """Say a line of a report to who calls the library: on stderr, where a terminal keeps the last one only."""
     if isinstance(line, Note) or not sys.stderr.isatty():

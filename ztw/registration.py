@@ -36,7 +36,7 @@ _BASES: dict[str, type] = {"rule": ExitRule, "ensemble": Ensemble, "thresholds":
 _FACTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "backbone": (("blocks",), ("smallest_image",)),
     "dataset": (
-        ("classes", "size", "channels"),
+        ("num_classes", "size", "channels"),
         ("mean", "std", "flip", "crop_padding", "colour_jitter"),
     ),
 }
@@ -48,13 +48,14 @@ def register(kind: str, name: str, part: Any = None, **facts: Any) -> Any:
     kind and part:
     rule        a class derived from ExitRule, mostly from ThresholdRule
     ensemble    a class derived from Ensemble
-    head        a function (feature shape, classes, previous logits, side of the images, options) -> module, see
+    head        a function (feature shape, num_classes, previous logits, side of the images, options) -> module, see
                 `ztw.models.heads`
     thresholds  a class derived from ThresholdChoice that needs no arguments
-    backbone    a function (name, classes, channels, size, options) -> Backbone; facts: blocks, how many stages it has,
-                and smallest_image, the smallest side of its images in pixels (1)
+    backbone    a function (name, num_classes, channels, size, options) -> Backbone; facts: blocks, how many stages it
+                has, and smallest_image, the smallest side of its images in pixels (1)
     dataset     a function () -> {"train": (images uint8 (N, C, size, size), labels (N,)), "test": (...)}; facts:
-                classes, size, channels, and, if you like, mean, std, flip, crop_padding, colour_jitter: `DatasetFacts`
+                num_classes, size, channels, and, if you like, mean, std, flip, crop_padding, colour_jitter:
+                `DatasetFacts`
 
     Raises ZtwError for an unknown kind, a name that is taken or not of letters, digits, _ and -, and a part that lacks
     something. `ztw.testing` checks what it does.
@@ -115,8 +116,8 @@ def _checked_facts(kind: str, label: str, facts: Mapping[str, Any]) -> dict[str,
     for fact in needed:
         if fact not in facts:
             raise ZtwError(f"{label}: the fact {fact!r} is missing")
-    for fact in ("blocks", "smallest_image", "classes", "size", "channels"):
-        least = 2 if fact == "classes" else 1
+    for fact in ("blocks", "smallest_image", "num_classes", "size", "channels"):
+        least = 2 if fact == "num_classes" else 1
         value = facts.get(fact, least)
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise ZtwError(f"{label}: {fact} {value!r}, must be a whole number >= {least}")

@@ -102,8 +102,8 @@ def check_rule(name: str) -> None:
 
 def _check_confident(kind: type[ExitRule], logits: Tensor) -> None:
     """Whether scores are finite on logits from 0 to 1e4 apart: one class ahead, or each of the classes."""
-    exits, _, classes = logits.shape
-    shapes = torch.stack([torch.eye(classes)[0], torch.linspace(0, 1, classes)])
+    exits, _, num_classes = logits.shape
+    shapes = torch.stack([torch.eye(num_classes)[0], torch.linspace(0, 1, num_classes)])
     for apart, top in product(APART, (0.0, 1e4)):
         rows = apart * (shapes - 1) + top
         for score in exit_scores(rows.expand(exits, -1, -1), kind).flatten().tolist():
@@ -178,7 +178,7 @@ def _check_ensemble(name: str, include_final: bool) -> None:
         _same(answers[-1], logits[-1].log_softmax(-1), "the last exit does not answer for itself")
     macs = [ensemble.macs(exit) for exit in range(len(logits))]
     _require(all(0 <= value < math.inf for value in macs), f"macs {macs}, must be at least 0 and finite")
-    again = build_ensemble(name, ensemble.exits, ensemble.classes, include_final)
+    again = build_ensemble(name, ensemble.exits, ensemble.num_classes, include_final)
     again.load_state_dict(ensemble.state_dict())
     _same(answers, again(logits), "what is fitted is not in its state_dict: use register_buffer")
 
@@ -272,7 +272,7 @@ def check_backbone(name: str, size: int = 32, channels: int = 3) -> None:
     with _checked(f"backbone {name!r}"), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         size = max(size, own("backbone").get(name, {}).get("smallest_image", 1))
-        backbone = build_backbone(name, classes=7, channels=channels, size=size)
+        backbone = build_backbone(name, num_classes=7, channels=channels, size=size)
         _require(isinstance(backbone, Backbone), f"gives {type(backbone).__name__}, must be a Backbone")
         stages = len(backbone.stages)
         _require(stages == blocks(name), f"has {stages} stages, must be its {blocks(name)} blocks")
@@ -375,12 +375,12 @@ def _between(scores: Tensor, points: int) -> Tensor:
     return middle[torch.linspace(0, len(middle) - 1, points).long()]
 
 
-def draw(samples: int, exits: int = 4, classes: int = 5) -> tuple[Tensor, Tensor]:
+def draw(samples: int, exits: int = 4, num_classes: int = 5) -> tuple[Tensor, Tensor]:
     """Logits (K, N, C) of exits that know more the later they are, and labels (N,): always the same."""
     generator = torch.Generator().manual_seed(0)
-    labels = torch.arange(samples) % classes
+    labels = torch.arange(samples) % num_classes
     easy = 1.5 * torch.randn(samples, generator=generator)
-    logits = torch.randn(exits, samples, classes, generator=generator)
+    logits = torch.randn(exits, samples, num_classes, generator=generator)
     logits[:, torch.arange(samples), labels] += 1 + 0.8 * torch.arange(exits)[:, None] + easy
     return 1.5 * logits, labels
 

@@ -110,7 +110,7 @@ def test_svhn_is_read_from_its_mat_files(tmp_path, monkeypatch):
     files = {file: hashlib.sha256((tmp_path / file).read_bytes()).hexdigest() for file in known.files or {}}
     monkeypatch.setitem(DATASETS, "svhn", dataclasses.replace(known, files=files))
     record = prepare_dataset("svhn", tmp_path)
-    assert (record["classes"], record["flip"], record["crop_padding"]) == (10, False, 4)
+    assert (record["num_classes"], record["flip"], record["crop_padding"]) == (10, False, 4)
     test = decoded(record, "test")
     assert test.labels.tolist() == [0, 1, 2, 9], "10 stands for the digit 0"
     assert torch.equal(test.images, torch.tensor(pixels).permute(3, 2, 0, 1))

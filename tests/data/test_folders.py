@@ -28,10 +28,10 @@ def put(path: Path, grey: int = 100) -> None:
     Image.new("RGB", (20, 20), (grey, grey // 2, 7 + grey % 3)).save(path)
 
 
-def fill(folder: Path, classes: tuple[str, ...] = ("cat", "dog")) -> Path:
+def fill(folder: Path, class_names: tuple[str, ...] = ("cat", "dog")) -> Path:
     """Two images of each class in each split."""
     for split in ("train", "val"):
-        for number, name in enumerate(classes):
+        for number, name in enumerate(class_names):
             for index in range(2):
                 put(folder / split / name / f"{index}.png", 20 * number + index)
     return folder
@@ -61,7 +61,7 @@ def test_what_begins_with_a_dot_is_ignored(prepare, folder):
     (folder / "val/dog/.gone.png").symlink_to("nowhere")
     put(folder / "test/.hidden/0.png")
     record, said = prepare(folder)
-    assert (record["classes"], record["counts"]) == (2, {"train": 4, "test": 4})
+    assert (record["num_classes"], record["counts"]) == (2, {"train": 4, "test": 4})
     assert not any(": skipped " in line for line in said)
 
 
@@ -111,7 +111,7 @@ def test_both_unicode_forms_in_one_split(prepare, tmp_path):
     put(folder / "train" / CAFE["NFD"] / "deep/9.png", 90)
     (folder / "val" / CAFE["NFD"]).mkdir()
     record, said = prepare(folder)
-    assert (record["classes"], record["counts"]) == (2, {"train": 5, "test": 4})
+    assert (record["num_classes"], record["counts"]) == (2, {"train": 5, "test": 4})
     assert load_split(record, "train").labels.tolist() == [0, 0, 0, 1, 1]
     assert len(torch.cat([images for images, _ in load_split(record, "train").batches(2)])) == 5
     assert [line for line in said if "several Unicode forms" in line]

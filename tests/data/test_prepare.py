@@ -65,7 +65,7 @@ def folder(tmp_path):
 def test_image_folder(folder, tmp_path):
     settings = {"mine": FolderSettings(path=str(folder), size=8)}
     record = prepare_dataset("mine", tmp_path / "root", settings)
-    assert (record["classes"], record["counts"]) == (2, {"train": 8, "test": 4})
+    assert (record["num_classes"], record["counts"]) == (2, {"train": 8, "test": 4})
     train = decoded(record, "train")
     assert train.images.shape == (8, 3, 8, 8)
     brightness = train.images.float().mean((1, 2, 3))

@@ -65,24 +65,24 @@ def test_totals_of_many_sizes():
             assert bool((counts >= (sizes > 1).long()).all())
 
 
-@pytest.mark.parametrize(("classes", "size", "fraction"), [(10, 100, 0.1), (7, 15, 0.1), (200, 50, 0.25)])
-def test_classes_of_one_size_are_split_as_ever(classes, size, fraction):
+@pytest.mark.parametrize(("num_classes", "size", "fraction"), [(10, 100, 0.1), (7, 15, 0.1), (200, 50, 0.25)])
+def test_classes_of_one_size_are_split_as_ever(num_classes, size, fraction):
     """Published studies were made with these indices: each class's own permutation, its rounded share."""
-    labels = torch.arange(classes * size) % classes
+    labels = torch.arange(num_classes * size) % num_classes
     generator = torch.Generator().manual_seed(5)
     expected = torch.cat(
         [
-            torch.arange(label, len(labels), classes)[torch.randperm(size, generator=generator)][
+            torch.arange(label, len(labels), num_classes)[torch.randperm(size, generator=generator)][
                 : round(fraction * size)
             ]
-            for label in range(classes)
+            for label in range(num_classes)
         ]
     )
     assert held_out_split(labels, fraction, seed=5)[1].tolist() == expected.sort().values.tolist()
 
 
 def test_classes_without_a_held_out_image_are_named():
-    record = {"counts": {"train": 22}, "classes": 3, "class_names": ["cat", "dog", "owl"]}
+    record = {"counts": {"train": 22}, "num_classes": 3, "class_names": ["cat", "dog", "owl"]}
     labels = torch.tensor([0] * 20 + [1] + [2])
     images = ImageSet(torch.zeros(22, 1, 8, 8).byte(), labels, 3, (0.0,), (1.0,))
     said: list[str] = []

@@ -53,7 +53,7 @@ def opened(record: dict, split: str, workers: int = 0) -> StreamedSet:
 def test_the_record_has_the_keys_of_a_decoded_one(record, tmp_path):
     decoded = prepare_dataset("digits", tmp_path / "root")
     assert set(record) == set(decoded) | {"streamed", "folder"}
-    assert (record["classes"], record["channels"], record["size"]) == (2, 3, 16)
+    assert (record["num_classes"], record["channels"], record["size"]) == (2, 3, 16)
     assert record["counts"] == {"train": 10, "test": 4}
     assert record["mean"] == [0.485, 0.456, 0.406], "ImageNet's"
     assert (record["flip"], record["crop_padding"], record["colour_jitter"]) == (True, 0, 0.0)
@@ -61,7 +61,7 @@ def test_the_record_has_the_keys_of_a_decoded_one(record, tmp_path):
 
 def test_paths_and_labels_stay_together(record, folder):
     train = opened(record, "train")
-    assert (len(train), train.classes, train.device.type) == (10, 2, "cpu")
+    assert (len(train), train.num_classes, train.device.type) == (10, 2, "cpu")
     assert train.labels.tolist() == [0] * 5 + [1] * 5, "classes in alphabetical order"
     names = [f"train/{name}/é{index}.png" for name in ("cat", "dog") for index in range(5)]
     assert [train.path(index).relative_to(folder).as_posix() for index in range(10)] == names
@@ -158,7 +158,9 @@ def test_centre_crop_of_odd_sizes(size):
 
 
 def imagenet(tmp_path, monkeypatch, folder):
-    monkeypatch.setitem(DATASETS, "imagenet", dataclasses.replace(DATASETS["imagenet"], classes=2, size=16))
+    monkeypatch.setitem(
+        DATASETS, "imagenet", dataclasses.replace(DATASETS["imagenet"], num_classes=2, size=16)
+    )
     folder.rename(tmp_path / "imagenet")
     return tmp_path / "imagenet"
 
@@ -170,7 +172,7 @@ def test_imagenet_is_streamed_from_below_the_root(tmp_path, monkeypatch, folder)
     (root / "test").mkdir()
     (root / "test" / "unlabelled.png").write_bytes(b"")
     record = prepare_dataset("imagenet", tmp_path)
-    assert (record["classes"], record["size"], record["streamed"]) == (2, 16, True)
+    assert (record["num_classes"], record["size"], record["streamed"]) == (2, 16, True)
     assert len(opened(record, "test")) == 4
 
 

@@ -42,7 +42,7 @@ def tiny_imagenet(tmp_path, monkeypatch):
         "tiny_imagenet",
         dataclasses.replace(
             DATASETS["tiny_imagenet"],
-            classes=2,
+            num_classes=2,
             counts={"train": 3, "test": 2},
             digest=digest.hexdigest(),
         ),

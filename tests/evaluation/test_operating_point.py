@@ -18,8 +18,8 @@ HELD_OUT = next(stripes(200).batches(200))
 @pytest.fixture(scope="module")
 def network() -> ztw.EarlyExitNetwork:
     network = small_network("cascade_detached")
-    ztw.train_ics(network, HELD_OUT, 5, lr=0.01, batch_size=32, report=None)
-    logits, labels = ztw.predict(network, HELD_OUT, report=None)
+    ztw.train_exits(network, HELD_OUT, 5, lr=0.01, batch_size=32, progress=False)
+    logits, labels = ztw.predict(network, HELD_OUT, progress=False)
     network.ensemble = ztw.fit_ensemble(logits, labels)
     return network
 
@@ -30,7 +30,7 @@ def test_predict(network, capsys):
     assert "200/200 images" in capsys.readouterr().err
     assert (logits.shape, logits.dtype) == ((4, 200, 5), torch.float32)
     assert labels.tolist() == HELD_OUT[1].tolist()
-    (expected,), _ = predictions.predict([network.eval()], stripes(200))
+    (expected,), _ = predictions.predict_networks([network.eval()], stripes(200))
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
     logits.requires_grad_()  # no tensor of inference mode
 
@@ -38,36 +38,36 @@ def test_predict(network, capsys):
 @pytest.mark.parametrize("rule", list(ztw.RULES))
 @pytest.mark.parametrize("wish", [{"budget": 1.0}, {"budget": "max"}, {"allowed_loss": 0.05}])
 def test_what_a_choice_says_holds(network, rule, wish):
-    choice = ztw.choose_threshold(network, HELD_OUT, **wish, rule=rule, points=50, report=None)
-    answers = network.ensemble(ztw.predict(network, HELD_OUT, report=None)[0])
-    left, answering = decide(answers, choice.rule)
+    point = ztw.choose_threshold(network, HELD_OUT, **wish, rule=rule, points=50, progress=False)
+    answers = network.ensemble(ztw.predict(network, HELD_OUT, progress=False)[0])
+    left, answering = decide(answers, point.rule)
     right = answers[answering, torch.arange(200)].argmax(-1) == HELD_OUT[1]
     cost = ztw.macs(network)[left].mean()
-    assert choice.accuracy == pytest.approx(float(right.double().mean()))
-    assert choice.cost == pytest.approx(float(cost))
-    assert choice.relative_cost == pytest.approx(float(cost) / ztw.backbone_macs(network.backbone))
-    assert choice.exit_fraction == pytest.approx([float((left == k).double().mean()) for k in range(4)])
+    assert point.accuracy == pytest.approx(float(right.double().mean()))
+    assert point.cost == pytest.approx(float(cost))
+    assert point.relative_cost == pytest.approx(float(cost) / ztw.macs(network.backbone))
+    assert point.exit_fraction == pytest.approx([float((left == k).double().mean()) for k in range(4)])
     if wish.get("budget") == 1.0:
-        assert choice.relative_cost <= 1.0
+        assert point.relative_cost <= 1.0
     if "allowed_loss" in wish:
-        full = ztw.choose_threshold(network, HELD_OUT, budget=9.0, rule=rule, points=50, report=None)
-        assert choice.accuracy >= full.accuracy - 0.05
-        assert choice.cost <= full.cost
+        full = ztw.choose_threshold(network, HELD_OUT, budget=9.0, rule=rule, points=50, progress=False)
+        assert point.accuracy >= full.accuracy - 0.05
+        assert point.cost <= full.cost
 
 
 @pytest.mark.parametrize("thresholds", list(ztw.THRESHOLDS))
 def test_every_way_of_choosing(network, thresholds):
-    predicted = ztw.predict(network, HELD_OUT, report=None)
+    predicted = ztw.predict(network, HELD_OUT, progress=False)
     wishes: list[dict[str, Any]] = [{"budget": 1.2}, {"allowed_loss": 0.02}]
     for wish in wishes:
-        choice = ztw.choose_threshold(network, predicted, **wish, thresholds=thresholds)
-        assert f"{thresholds} thresholds of max_softmax, on 200 held-out samples" in choice.chosen_by
-        assert isinstance(choice.rule, ztw.MaxSoftmax)
-        assert isinstance(choice.rule.threshold, tuple) == (thresholds in ("per_exit", "allowed_loss"))
+        point = ztw.choose_threshold(network, predicted, **wish, thresholds=thresholds)
+        assert f"{thresholds} thresholds of max_softmax, on 200 held-out samples" in point.chosen_by
+        assert isinstance(point.rule, ztw.MaxSoftmax)
+        assert isinstance(point.rule.threshold, tuple) == (thresholds in ("per_exit", "allowed_loss"))
 
 
 def test_risk_is_the_one_asked_for(network):
-    predicted = ztw.predict(network, HELD_OUT, report=None)
+    predicted = ztw.predict(network, HELD_OUT, progress=False)
     cautious = ztw.choose_threshold(network, predicted, risk=(0.02, 0.1))
     bold = ztw.choose_threshold(network, predicted, risk=(0.3, 0.5))
     assert cautious.chosen_by.startswith("risk (0.02, 0.1), risk_controlled thresholds")
@@ -80,7 +80,7 @@ def test_risk_is_the_one_asked_for(network):
 
 def test_risk_without_held_out_images_of_a_class(network):
     """A held-out part of a long-tailed data set as it was drawn before: of the first class alone."""
-    logits, labels = ztw.predict(network, HELD_OUT, report=None)
+    logits, labels = ztw.predict(network, HELD_OUT, progress=False)
     first = (labels == 0).nonzero().flatten()
     with pytest.raises(ztw.ZtwError, match=r"no held-out sample of 4 of 5 classes \(1, 2, 3, 4\)"):
         ztw.choose_threshold(network, (logits[:, first], labels[first]), risk=(0.1, 0.1))
@@ -113,7 +113,7 @@ def test_risk_without_held_out_images_of_a_class(network):
     ],
 )
 def test_wrong_wishes(network, how, message):
-    predicted = ztw.predict(network, HELD_OUT, report=None)
+    predicted = ztw.predict(network, HELD_OUT, progress=False)
     with pytest.raises(ztw.ZtwError, match=message) as caught:
         ztw.choose_threshold(network, predicted, **how)
     assert "\n" not in str(caught.value)

@@ -6,19 +6,19 @@ import pytest
 import torch
 from conftest import small_network, stripes
 
-from ztw.evaluation.predictions import predict, silent_exits
+from ztw.evaluation.predictions import predict_networks, silent_exits
 
 
-@pytest.mark.parametrize("mode", ["independent", "boosted"])
-def test_a_head_that_died_in_training_is_found(mode):
+@pytest.mark.parametrize("connection", ["independent", "boosted"])
+def test_a_head_that_died_in_training_is_found(connection):
     torch.manual_seed(0)
-    network, data = small_network(mode), stripes()
-    (logits,), _ = predict([network], data)
-    assert silent_exits(logits, network.mode.additive) == []
+    network, data = small_network(connection), stripes()
+    (logits,), _ = predict_networks([network], data)
+    assert silent_exits(logits, network.connection.additive) == []
     with torch.no_grad():
         network.heads[1].get_parameter("body.0.bias").fill_(-1e6)  # its ReLU never fires again
-    (logits,), _ = predict([network], data)
-    assert silent_exits(logits, network.mode.additive) == [2]
+    (logits,), _ = predict_networks([network], data)
+    assert silent_exits(logits, network.connection.additive) == [2]
 
 
 def test_only_what_an_exit_adds_itself_counts():

@@ -47,7 +47,7 @@ def test_it_comes_back(name, tmp_path):
     network = MODELS[name]().eval()
     told: list[str] = []
     rng = torch.get_rng_state()
-    ztw.save(network, tmp_path / "net", report=told.append)
+    ztw.save(network, tmp_path / "net", progress=told.append)
     again, rule = ztw.load(tmp_path / "net")
     assert torch.equal(rng, torch.get_rng_state())
     assert told == []
@@ -66,7 +66,7 @@ def test_it_comes_back(name, tmp_path):
         {"build_backbone"} if name.startswith("built") else {"stages", "classifier"}
     )
     assert again.backbone.arch == network.backbone.arch
-    ztw.save(again, tmp_path / "copy", report=told.append)
+    ztw.save(again, tmp_path / "copy", progress=told.append)
     assert (tmp_path / "copy/weights.safetensors").read_bytes() == (
         tmp_path / "net/weights.safetensors"
     ).read_bytes()
@@ -77,7 +77,7 @@ def test_it_comes_back(name, tmp_path):
 def test_in_a_fresh_process_without_the_model_s_code(tmp_path):
     network, rule = network_of(Cnn(), at=["conv1", "act"]), ztw.Entropy([1 / 3, 0.1 + 0.2])
     names, normalisation = ("a", "b b", "ü", 'd"', "[e]"), ((0.5, 0.4, 0.3), (0.1, 0.2, 0.3))
-    ztw.save(network, tmp_path / "net", rule, classes=names, normalisation=normalisation)
+    ztw.save(network, tmp_path / "net", rule, class_names=names, normalisation=normalisation)
     torch.save({"images": IMAGES, "logits": network(IMAGES)}, tmp_path / "expected.pt")
     code = (
         "import sys, torch, ztw\n"
@@ -106,7 +106,7 @@ def test_in_a_fresh_process_without_the_model_s_code(tmp_path):
 def test_what_cannot_be_put_into_words_needs_the_model(how, tmp_path):
     network = network_of(Blocks(how))
     told: list[str] = []
-    ztw.save(network, tmp_path / "net", ztw.Patience(1), report=told.append)
+    ztw.save(network, tmp_path / "net", ztw.Patience(1), progress=told.append)
     assert len(told) == 1
     assert "to be loaded with ztw.load(" in told[0]
     assert "model=<a new one of your model>): Block: is no module of torch.nn or torchvision.ops" in told[0]
@@ -139,7 +139,7 @@ class Hidden(nn.Module):
 
 def test_a_backbone_cut_by_hand(tmp_path):
     network, told = ztw.build_network(by_hand()).eval(), list[str]()
-    ztw.save(network, tmp_path / "net", report=told.append)
+    ztw.save(network, tmp_path / "net", progress=told.append)
     assert "model=<a Backbone made as this one>" in told[0]
     with pytest.raises(ztw.ZtwError, match="give load model=<a Backbone made as the saved one>"):
         ztw.load(tmp_path / "net")
@@ -174,14 +174,14 @@ def edit(folder: Path, **changes) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"version": 2}, "version 2 of the format, this ztw reads 1"),
+        ({"version": 1}, "version 1 of the format, this ztw reads 2"),
         ({"format": "x"}, "is no network that ztw.save has written"),
-        ({"classes": 6}, "its backbone takes .* and has 5 classes"),
+        ({"num_classes": 6}, "its backbone takes .* and has 5 classes"),
         ({"placement": [0, 2]}, "does not fit the network"),
         ({"placement": [0, 9]}, "placement 9: resnet8 has blocks 0..2"),
         ({"placement": [0]}, "does not fit the network"),
-        ({"ics": "independent"}, "does not fit the network; .*shape"),
-        ({"ics": "nope"}, "unknown IC mode 'nope'"),
+        ({"connection": "independent"}, "does not fit the network; .*shape"),
+        ({"connection": "nope"}, "unknown connection 'nope'"),
         ({"heads": {"head": "nope"}}, "unknown head 'nope'"),
         ({"heads": {"head": "pool"}}, "does not fit the network"),
         ({"heads": 3}, "is not as ztw.save writes it"),
@@ -246,8 +246,8 @@ def test_a_budget_it_has_no_rule_for(saved):
     [
         ({"rule": 0.9}, "rule 0.9: must be an exit rule, e.g. ztw.MaxSoftmax"),
         ({"rule": ztw.MaxSoftmax([0.1])}, "MaxSoftmax: 1 thresholds, must be one or 3"),
-        ({"classes": ["a"]}, r'classes: \["a"\], must be 5 names'),
-        ({"classes": "abcde"}, "must be 5 names"),
+        ({"class_names": ["a"]}, r'class_names: \["a"\], must be 5 names'),
+        ({"class_names": "abcde"}, "must be 5 names"),
         ({"normalisation": 0.5}, r"normalisation 0.5: must be \(mean, std\), 1 numbers each"),
         ({"normalisation": ([0.5], [0.0])}, "std above 0"),
     ],

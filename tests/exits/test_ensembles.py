@@ -17,12 +17,12 @@ def cross_entropy(log_probs: Tensor, labels: Tensor) -> Tensor:
     return -log_probs.gather(2, labels.expand(len(log_probs), -1)[..., None]).double().mean((1, 2))
 
 
-def real_logits(samples: int = 2000, exits: int = 5, classes: int = 10) -> tuple[Tensor, Tensor]:
+def real_logits(samples: int = 2000, exits: int = 5, num_classes: int = 10) -> tuple[Tensor, Tensor]:
     """Logits that grow more accurate from exit to exit, on labels they know something about."""
     generator = torch.Generator().manual_seed(0)
-    labels = torch.randint(classes, (samples,), generator=generator)
-    signal = torch.nn.functional.one_hot(labels, classes).float()
-    noise = torch.randn(exits, samples, classes, generator=generator)
+    labels = torch.randint(num_classes, (samples,), generator=generator)
+    signal = torch.nn.functional.one_hot(labels, num_classes).float()
+    noise = torch.randn(exits, samples, num_classes, generator=generator)
     strength = torch.linspace(0.5, 2.0, exits).view(-1, 1, 1)
     return 2 * (strength * signal + noise), labels
 

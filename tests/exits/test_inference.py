@@ -135,10 +135,10 @@ def test_images_of_another_shape_are_refused(shape):
         small_network().infer(torch.zeros(shape), ztw.MaxSoftmax(0.5))
 
 
-@pytest.mark.parametrize("mode", list(ztw.IC_MODES))
-def test_a_network_without_ics_is_its_backbone(mode):
+@pytest.mark.parametrize("connection", list(ztw.CONNECTIONS))
+def test_a_network_without_ics_is_its_backbone(connection):
     backbone = ztw.build_backbone("resnet8", 5, 1, 10)
-    network = ztw.EarlyExitNetwork(backbone, [], (), mode).eval()
+    network = ztw.EarlyExitNetwork(backbone, [], (), connection).eval()
     images = torch.randn(3, 1, 10, 10)
     torch.testing.assert_close(network(images)[0], backbone(images))
     torch.testing.assert_close(network.infer(images, ztw.MaxSoftmax(0.5)).logits, backbone(images))
@@ -155,10 +155,10 @@ class HalfHead(nn.Module):
         return self.head(*inputs).bfloat16()
 
 
-@pytest.mark.parametrize("mode", list(ztw.IC_MODES))
+@pytest.mark.parametrize("connection", list(ztw.CONNECTIONS))
 @pytest.mark.parametrize("samples", [1, 4])
-def test_heads_may_answer_in_another_precision(mode, samples):
-    network = small_network(mode)
+def test_heads_may_answer_in_another_precision(connection, samples):
+    network = small_network(connection)
     network.heads = nn.ModuleList(map(HalfHead, network.heads))
     result = network.infer(torch.randn(samples, 1, 10, 10), ztw.MaxSoftmax(0.9))
     assert result.logits.dtype == torch.float32

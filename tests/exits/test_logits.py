@@ -81,10 +81,10 @@ class Given(ztw.EarlyExitNetwork):
     """Answers the given logits: an image is the number of its sample."""
 
     def __init__(self, logits: Tensor) -> None:
-        classes = logits.shape[2]
+        num_classes = logits.shape[2]
         heads = [Look(table) for table in logits]
         backbone = ztw.Backbone("given", [nn.Identity() for _ in heads], heads[-1], (1, 1, 1))
-        assert backbone.classes == classes
+        assert backbone.num_classes == num_classes
         super().__init__(backbone, heads[:-1], tuple(range(len(heads) - 1)), "independent")
         self.eval()
 

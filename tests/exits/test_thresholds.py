@@ -17,12 +17,12 @@ THRESHOLD_RULES = [rule for rule in ztw.RULES if rule != "patience"]
 COST = torch.tensor([1.0, 2.0, 4.0, 8.0], dtype=torch.float64)
 
 
-def draw(samples, seed, exits=4, classes=5):
+def draw(samples, seed, exits=4, num_classes=5):
     """Logits (K, N, C) of exits that know more the later they are, and labels (N,)."""
     generator = torch.Generator().manual_seed(seed)
-    labels = torch.randint(classes, (samples,), generator=generator)
+    labels = torch.randint(num_classes, (samples,), generator=generator)
     easy = 1.5 * torch.randn(samples, generator=generator)
-    logits = torch.randn(exits, samples, classes, generator=generator)
+    logits = torch.randn(exits, samples, num_classes, generator=generator)
     for exit in range(exits):
         logits[exit, torch.arange(samples), labels] += 1.0 + 0.8 * exit + easy
     return 1.5 * logits, labels

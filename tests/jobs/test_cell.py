@@ -44,8 +44,8 @@ def test_an_ensemble_of_few_samples_sees_every_class(tmp_path):
 @pytest.fixture
 def networks(tmp_path) -> CellNetworks:
     """A cell whose two sets are written down untrained, one with a backbone of its own."""
-    write_json(tmp_path / "d.json", {"classes": 5, "channels": 1, "size": 10})
-    own: dict[str, Any] = {"mode": "independent", "epochs": 1.0, "placement": (0, 1)}
+    write_json(tmp_path / "d.json", {"num_classes": 5, "channels": 1, "size": 10})
+    own: dict[str, Any] = {"connection": "independent", "epochs": 1.0, "placement": (0, 1)}
     sets = {"plain": IcSet(**own), "joint": IcSet(**own, training="joint")}
     ics = {name: str(tmp_path / f"{name}.safetensors") for name in sets}
     files = CellFiles(str(tmp_path / "d.json"), str(tmp_path / "b.safetensors"), ics)
@@ -54,7 +54,7 @@ def networks(tmp_path) -> CellNetworks:
     for name, file in ics.items():
         network = cell.attach(cell.untrained_backbone(), name)
         part = network if name == "joint" else network.heads
-        facts = {"ics": name, "mode": "independent", "placement": [0, 1]}
+        facts = {"ics": name, "connection": "independent", "placement": [0, 1]}
         save_checkpoint(file, part, {**cell.identity, **facts})
     return cell
 
@@ -75,7 +75,7 @@ def test_networks_of_another_cell_are_refused(networks):
 
 def test_predictions_that_are_not_finite_are_refused(networks, tmp_path, monkeypatch):
     broken = [torch.full((3, 4, 5), torch.nan)], torch.zeros(4).long()
-    monkeypatch.setattr("ztw.evaluation.predictions.predict", lambda *_: broken)
+    monkeypatch.setattr("ztw.evaluation.predictions.predict_networks", lambda *_: broken)
     monkeypatch.setattr("ztw.jobs.predict.cell_splits", lambda *_: {"train": None, "test": torch.zeros(1)})
     outputs = {("plain", "test"): str(tmp_path / "p.safetensors")}
     alone = CellNetworks(networks.cell, networks.files, {"plain": networks.sets["plain"]})
@@ -86,7 +86,7 @@ def test_predictions_that_are_not_finite_are_refused(networks, tmp_path, monkeyp
 
 def test_predictions_say_where_they_were_computed(networks, tmp_path, monkeypatch):
     found = [torch.zeros(3, 4, 5)], torch.zeros(4).long()
-    monkeypatch.setattr("ztw.evaluation.predictions.predict", lambda *_: found)
+    monkeypatch.setattr("ztw.evaluation.predictions.predict_networks", lambda *_: found)
     monkeypatch.setattr("ztw.jobs.predict.cell_splits", lambda *_: {"train": None, "test": torch.zeros(1)})
     outputs = {("plain", "test"): str(tmp_path / "p.safetensors")}
     alone = CellNetworks(networks.cell, networks.files, {"plain": networks.sets["plain"]})
@@ -100,7 +100,9 @@ def test_predictions_say_where_they_were_computed(networks, tmp_path, monkeypatc
 def test_a_head_that_died_is_said(networks, tmp_path, monkeypatch):
     logits = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0))
     logits[1] = 1.0
-    monkeypatch.setattr("ztw.evaluation.predictions.predict", lambda *_: ([logits], torch.zeros(4).long()))
+    monkeypatch.setattr(
+        "ztw.evaluation.predictions.predict_networks", lambda *_: ([logits], torch.zeros(4).long())
+    )
     monkeypatch.setattr("ztw.jobs.predict.cell_splits", lambda *_: {"train": None, "test": torch.zeros(1)})
     outputs = {("plain", "test"): str(tmp_path / "p.safetensors")}
     alone = CellNetworks(networks.cell, networks.files, {"plain": networks.sets["plain"]})
@@ -134,7 +136,7 @@ def test_a_recipe_is_the_study_s():
         "archs": ["resnet8"],
         "seeds": [0],
         "backbone": {"epochs": 3, "milestones": [2], "gamma": 0.5},
-        "ics": {"epochs": 1, "sets": {"a": {"mode": "cascade"}}},
+        "ics": {"epochs": 1, "sets": {"a": {"connection": "cascade"}}},
         "methods": {"m": {"ics": "a", "rule": "entropy"}},
     }
     study = check_study(config)

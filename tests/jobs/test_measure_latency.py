@@ -45,7 +45,7 @@ class Networks:
     files: CellFiles
     cell = Cell("stripes", "resnet8", 0)
     build = BackboneBuild()
-    sets: ClassVar = {"i": IcSet(mode="independent", epochs=1)}
+    sets: ClassVar = {"i": IcSet(connection="independent", epochs=1)}
     record: ClassVar[dict[str, Any]] = {"sha256": "images"}
 
     @classmethod
@@ -53,7 +53,7 @@ class Networks:
         """With files that the job only hashes."""
         for name in ("backbone", "ics", "logits", "weights"):
             (folder / name).write_text(name) if not (folder / name).exists() else None
-        facts = {"kind": "geometric", "exits": 3, "classes": 5, "include_final": True, "seconds": 1}
+        facts = {"kind": "geometric", "exits": 3, "num_classes": 5, "include_final": True, "seconds": 1}
         if not (folder / "weights.json").exists():
             (folder / "weights.json").write_text(json.dumps(facts))
         names = {name: str(folder / name) for name in ("backbone", "ics", "logits", "weights")}
@@ -78,7 +78,7 @@ class Networks:
         return static_network(network.backbone) if method.static else network
 
     def answers(self, network: ztw.EarlyExitNetwork, method: MethodSettings, split: str) -> Any:
-        return ztw.predict(network, IMAGES, report=None)
+        return ztw.predict(network, IMAGES, progress=False)
 
 
 METHODS = {
@@ -303,7 +303,7 @@ DECIDES: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "kind of ensemble": (
         "network",
         lambda folder: (folder / "weights.json").write_text(
-            '{"kind": "uniform", "exits": 3, "classes": 5, "include_final": true}'
+            '{"kind": "uniform", "exits": 3, "num_classes": 5, "include_final": true}'
         ),
     ),
 }

@@ -17,7 +17,7 @@ from ztw.jobs.train_ics import train_ics
 from ztw.jobs.train_network import train_network
 from ztw.study.settings import Cell, DataSettings, HardwareSettings
 from ztw.study.training_settings import BackboneBuild, BackboneSettings, IcSet
-from ztw.training.checkpoints import Checkpoints
+from ztw.training.resume import Checkpoints
 
 
 @pytest.fixture
@@ -45,7 +45,13 @@ def test_every_network_is_written_with_the_names_of_its_classes(record, tmp_path
     made_ready(record, BackboneSettings(epochs=0.1, batch_size=64), Path(files["backbone"]))
     sets = {
         name: IcSet.model_validate(
-            {"mode": "independent", "epochs": 0.1, "placement": (0,), "batch_size": 64, "training": name}
+            {
+                "connection": "independent",
+                "epochs": 0.1,
+                "placement": (0,),
+                "batch_size": 64,
+                "training": name,
+            }
         )
         for name in ("separate", "joint")
     }
@@ -147,7 +153,7 @@ def test_a_network_cut_at_the_other_place_is_refused(record, tmp_path):
     assert read_json(tmp_path / "b.json")["ic_features"] == "after_relu"
     files = CellFiles(record, str(tmp_path / "b.safetensors"))
     CellNetworks(Cell("digits", "resnet8", 0), files, {}, settings).backbone()
-    sets = {"a": IcSet(mode="independent", epochs=1.0)}
+    sets = {"a": IcSet(connection="independent", epochs=1.0)}
     other = CellNetworks(Cell("digits", "resnet8", 0), files, sets, BackboneBuild())
     with pytest.raises(ztw.ZtwError, match="ic_features is 'after_relu', expected 'before_relu'"):
         other.backbone()

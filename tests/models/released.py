@@ -117,15 +117,15 @@ def head(weights: Iterable[Tensor], x: Tensor, size: int, previous: Tensor | Non
     return F.linear(x if previous is None else torch.cat([x, previous], dim=1), weight, bias)
 
 
-def ic_logits(heads: list[list[Tensor]], seen: list[Tensor], size: int, mode: str) -> list[Tensor]:
+def ic_logits(heads: list[list[Tensor]], seen: list[Tensor], size: int, connection: str) -> list[Tensor]:
     """Logits of all ICs, one after every block; mode: "independent", "cascade" or "cascade_detached".
 
     The gradient is stopped at every IC, as in the paper: the released code does not at VGG's fully connected layer.
     """
     outputs: list[Tensor] = []
     for weights, features in zip(heads, seen, strict=True):
-        previous = outputs[-1] if outputs and mode != "independent" else None
-        if previous is not None and mode == "cascade_detached":
+        previous = outputs[-1] if outputs and connection != "independent" else None
+        if previous is not None and connection == "cascade_detached":
             previous = previous.detach()
         outputs.append(head(weights, features, size, previous))
     return outputs

@@ -18,7 +18,7 @@ from ztw.progress import describe
 @pytest.fixture
 def saved(tmp_path):
     backbone = ztw.build_backbone("resnet8", 5, 1, 10)
-    save_checkpoint(tmp_path / "b.safetensors", backbone, {"arch": "resnet8", "classes": 5})
+    save_checkpoint(tmp_path / "b.safetensors", backbone, {"arch": "resnet8", "num_classes": 5})
     return tmp_path / "b.safetensors", backbone
 
 
@@ -26,7 +26,7 @@ def test_round_trip(saved):
     path, backbone = saved
     other = ztw.build_backbone("resnet8", 5, 1, 10)
     facts = load_checkpoint(path, other, {"arch": "resnet8"})
-    assert facts == {"arch": "resnet8", "classes": 5}
+    assert facts == {"arch": "resnet8", "num_classes": 5}
     own, loaded = backbone.state_dict(), other.state_dict()
     assert all(torch.equal(own[name], loaded[name]) for name in own)
 
@@ -77,7 +77,9 @@ def test_a_failed_write_leaves_the_old_file_and_no_scratch(tmp_path):
 
 def test_another_placement_or_mode_is_refused(tmp_path):
     network = ztw.build_network(ztw.build_backbone("resnet14"), placement=[0])
-    save_checkpoint(tmp_path / "i.safetensors", network.heads, {"mode": "independent", "placement": [0]})
+    save_checkpoint(
+        tmp_path / "i.safetensors", network.heads, {"connection": "independent", "placement": [0]}
+    )
     moved = ztw.build_network(network.backbone, placement=[1])  # same shapes, another block
     with pytest.raises(ztw.ZtwError, match=r"placement is \[0\], expected \[1\]"):
         load_checkpoint(tmp_path / "i.safetensors", moved.heads, {"placement": list(moved.placement)})

@@ -68,7 +68,7 @@ def test_by_hand():
         model, (3, 4, 4), stages=[nn.Sequential(nn.Flatten(), model.a, nn.ReLU())], classifier=model.b
     )
     assert all(part is not model.a for part in backbone.modules())
-    assert backbone.classes == 3
+    assert backbone.num_classes == 3
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import ztw
 from ztw.data.decoded import ImageSet
-from ztw.evaluation.predictions import predict
+from ztw.evaluation.predictions import predict_networks
 from ztw.models.torchvision_cut import cut_model
 
 
@@ -62,7 +62,7 @@ IN_PLACE: dict[str, Callable[[], nn.Module]] = {
 
 
 def network_of(
-    first: Callable[[], nn.Module], head: Callable[[], nn.Module] = nn.Identity, mode="independent"
+    first: Callable[[], nn.Module], head: Callable[[], nn.Module] = nn.Identity, connection="independent"
 ):
     """Every stage, the classifier and, if wanted, every head begin with such a module."""
     torch.manual_seed(1)
@@ -73,7 +73,7 @@ def network_of(
     classifier = nn.Sequential(first(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(24, 4))
     backbone = ztw.Backbone("toy", [stage(3), stage(6), stage(6)], classifier, (3, 8, 8))
     heads = [nn.Sequential(head(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(24, 4)) for _ in range(3)]
-    network = ztw.EarlyExitNetwork(backbone, heads, (0, 1, 2), mode).eval()
+    network = ztw.EarlyExitNetwork(backbone, heads, (0, 1, 2), connection).eval()
     return network.to(memory_format=torch.channels_last)
 
 
@@ -140,7 +140,7 @@ def test_networks_that_share_a_backbone_do_not_disturb_each_other():
     data = ImageSet(images, torch.zeros(12, dtype=torch.long), 4, (0.5,) * 3, (0.2,) * 3)
     with torch.no_grad():
         expected = network(next(data.batches(12))[0])
-    for logits in predict([network, other], data)[0]:
+    for logits in predict_networks([network, other], data)[0]:
         torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
 
 

@@ -12,9 +12,9 @@ from ztw.device import Compute
 from ztw.models.network import BOOST_TEMPERATURE
 
 
-@pytest.mark.parametrize(("mode", "reaches"), [("cascade", True), ("cascade_detached", False)])
-def test_where_the_cascade_sends_its_gradient(mode, reaches):
-    network = small_network(mode)
+@pytest.mark.parametrize(("connection", "reaches"), [("cascade", True), ("cascade_detached", False)])
+def test_where_the_cascade_sends_its_gradient(connection, reaches):
+    network = small_network(connection)
     features = list(network.backbone.features(torch.randn(8, 1, 10, 10)))
     features = [feature.detach() for feature in features]
     outputs = network.ic_logits(features)
@@ -46,9 +46,9 @@ def test_boosted_exits_add_to_half_of_the_one_before_without_gradient():
         torch.testing.assert_close(gradient, torch.ones_like(images), msg="only the exit's own part")
 
 
-@pytest.mark.parametrize("mode", list(ztw.IC_MODES))
-def test_logits_at_an_exit_are_those_of_all_exits(mode):
-    network, images = small_network(mode), torch.randn(3, 1, 10, 10)
+@pytest.mark.parametrize("connection", list(ztw.CONNECTIONS))
+def test_logits_at_an_exit_are_those_of_all_exits(connection):
+    network, images = small_network(connection), torch.randn(3, 1, 10, 10)
     with torch.no_grad():
         logits = network(images)
         for exit in range(network.exits):
@@ -68,7 +68,7 @@ def test_logits_are_float32_under_bf16():
     [
         (
             {"ics": "cascaded"},
-            "unknown IC mode 'cascaded'; known: independent, cascade, cascade_detached, boosted",
+            "unknown connection 'cascaded'; known: independent, cascade, cascade_detached, boosted",
         ),
         ({"head": "mlp"}, "unknown head 'mlp'; known: conv, pool"),
         ({"pooling": "min"}, "unknown pooling 'min'; known: mixed, avg, max"),
@@ -83,15 +83,15 @@ def test_what_is_unknown_is_named(asked, message):
 
 
 def test_a_network_of_an_unknown_mode_is_refused():
-    with pytest.raises(ztw.ZtwError, match="unknown IC mode 'joint'"):
+    with pytest.raises(ztw.ZtwError, match="unknown connection 'joint'"):
         ztw.EarlyExitNetwork(ztw.build_backbone("resnet8"), [], (), "joint")
 
 
-@pytest.mark.parametrize("mode", list(ztw.IC_MODES))
-def test_a_network_knows_its_mode_by_name(mode):
-    network = small_network(mode)
-    assert network.mode_name == mode
-    assert network.mode == ztw.IC_MODES[mode]
+@pytest.mark.parametrize("connection", list(ztw.CONNECTIONS))
+def test_a_network_knows_its_mode_by_name(connection):
+    network = small_network(connection)
+    assert network.connection.name == connection
+    assert network.connection == ztw.CONNECTIONS[connection]
 
 
 def test_head_options_reach_every_head():
@@ -127,14 +127,14 @@ def test_exits_that_cost_more_than_they_can_save_are_told(options, said, capsys)
     if said is None:
         assert not found
     else:
-        relative = (ztw.macs(network) / ztw.backbone_macs(network.backbone)).tolist()[:-1]
+        relative = (ztw.macs(network) / ztw.macs(network.backbone)).tolist()[:-1]
         costs = " to ".join(f"{cost:.2f}" for cost in dict.fromkeys((relative[0], relative[-1])))
         assert min(relative) > 0.995
         assert found == (
             f"note: own: a sample that leaves at {said} saves nothing, because it costs {costs} of the backbone's MACs;"
             " head='pool', a smaller width= or fewer exits cost less\n"
         )
-    ztw.build_network(own_cnn(), report=None, **options)
+    ztw.build_network(own_cnn(), progress=False, **options)
     assert not capsys.readouterr().err
 
 

@@ -19,7 +19,7 @@ def test_blocks(placement, blocks):
 
 def test_a_share_of_the_cost_is_taken_to_the_nearest_block():
     backbone = ztw.build_backbone("resnet8")
-    done = (stage_costs(backbone).cumsum(0) / ztw.backbone_macs(backbone)).tolist()
+    done = (stage_costs(backbone).cumsum(0) / ztw.macs(backbone)).tolist()
     nearer = 0.6 * done[0] + 0.4 * done[1]
     assert resolve_placement(backbone, [nearer]) == (0,)
     assert resolve_placement(backbone, [nearer, 1.0]) == (0, 2)

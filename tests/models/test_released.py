@@ -33,9 +33,9 @@ def used(module: nn.Module) -> nn.Module:
     return module.eval()
 
 
-def new_network(arch: str, size: int, mode: str) -> ztw.EarlyExitNetwork:
+def new_network(arch: str, size: int, connection: str) -> ztw.EarlyExitNetwork:
     torch.manual_seed(0)
-    network = ztw.build_network(ztw.build_backbone(arch, 7, size=size), mode)
+    network = ztw.build_network(ztw.build_backbone(arch, 7, size=size), connection)
     used(network)
     return network
 
@@ -45,15 +45,15 @@ def weights_of(head: nn.Module) -> list[Tensor]:
     return [parameter for _, parameter in head.named_parameters()]
 
 
-def compare(arch: str, size: int, mode: str) -> None:
+def compare(arch: str, size: int, connection: str) -> None:
     network, images, labels = (
-        new_network(arch, size, mode),
+        new_network(arch, size, connection),
         torch.randn(3, 3, size, size),
         torch.tensor([1, 0, 6]),
     )
     ours = network(images)
     seen, own = FAMILIES[arch](network.backbone.state_dict(keep_vars=True), images)
-    theirs = [*released.ic_logits([weights_of(head) for head in network.heads], seen, size, mode), own]
+    theirs = [*released.ic_logits([weights_of(head) for head in network.heads], seen, size, connection), own]
     torch.testing.assert_close(ours, torch.stack(theirs), atol=1e-4, rtol=1e-4)
     parameters = list(network.parameters())
     gradients = []
@@ -69,10 +69,10 @@ def compare(arch: str, size: int, mode: str) -> None:
         assert our.shape == parameter.shape
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("connection", MODES)
 @pytest.mark.parametrize("arch", FAMILIES)
-def test_logits_and_gradients_on_cifar(arch, mode):
-    compare(arch, 32, mode)
+def test_logits_and_gradients_on_cifar(arch, connection):
+    compare(arch, 32, connection)
 
 
 @pytest.mark.parametrize("arch", FAMILIES)
@@ -83,8 +83,8 @@ def test_logits_and_gradients_on_tiny_imagenet(arch):
 def test_the_stop_gradient_makes_a_difference():
     """Else the comparisons above would prove nothing about it."""
     gradients = []
-    for mode in ("cascade", "cascade_detached"):
-        network = new_network("resnet20", 32, mode)
+    for connection in ("cascade", "cascade_detached"):
+        network = new_network("resnet20", 32, connection)
         logits = network(torch.ones(2, 3, 32, 32))[:-1]
         loss = sum((F.cross_entropy(logit, torch.tensor([1, 2])) for logit in logits), torch.zeros(()))
         gradients.append(torch.autograd.grad(loss, weights_of(network.heads[0])[0])[0])
@@ -114,7 +114,7 @@ def norm_entries(width: int) -> list[tuple[str, tuple[int, ...]]]:
     return [(name, (width,)) for name in ("weight", "bias", "running_mean", "running_var")]
 
 
-def released_wide_resnet(classes: int) -> dict[str, Tensor]:
+def released_wide_resnet(num_classes: int) -> dict[str, Tensor]:
     """Stem; per block norm, convolution, norm, convolution, shortcut; last norm, Linear."""
     entries, width_in = conv_entries(16, 3), 16
     for width in (64, 128, 256):
@@ -123,7 +123,7 @@ def released_wide_resnet(classes: int) -> dict[str, Tensor]:
             entries += norm_entries(width) + conv_entries(width, width)
             entries += conv_entries(width, width_in, 1) if width_in != width else []
             width_in = width
-    entries += [*norm_entries(256), ("weight", (classes, 256)), ("bias", (classes,))]
+    entries += [*norm_entries(256), ("weight", (num_classes, 256)), ("bias", (num_classes,))]
     torch.manual_seed(1)
     values = {f"layers.{index}.{name}": torch.rand(shape) for index, (name, shape) in enumerate(entries)}
     return {name: value / (value[0].numel() if value.dim() > 1 else 1) for name, value in values.items()}

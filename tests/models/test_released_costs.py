@@ -16,7 +16,7 @@ from torch import nn
 import ztw
 from ztw.models.heads import HeadOptions, stride_and_padding
 from ztw.models.pooling import MixedPool
-from ztw.models.published_counter import module_paper_ops
+from ztw.models.published_counter import module_operations
 
 # data set -> (side of the images, classes)
 DATASETS = {"cifar10": (32, 10), "cifar100": (32, 100), "tiny_imagenet": (64, 200)}
@@ -45,7 +45,7 @@ def relu(width: int, side: int) -> int:
     return width * side**2
 
 
-def resnet56(size: int, classes: int) -> Iterator[Block]:
+def resnet56(size: int, num_classes: int) -> Iterator[Block]:
     side, width_in = 32, 16
     stem = conv(3, 16, side) + norm(16, side) + relu(16, side)
     for width in (16, 32, 64):
@@ -55,10 +55,10 @@ def resnet56(size: int, classes: int) -> Iterator[Block]:
             shortcut = conv(width_in, width, side, 1) + norm(width, side) if width != width_in else 0
             yield stem + convs + 2 * norm(width, side) + 2 * relu(width, side) + shortcut, width, side
             stem, width_in = 0, width
-    yield side * 64 + linear(64, classes), 64, 0  # average pooling of windows of 8 pixels a side
+    yield side * 64 + linear(64, num_classes), 64, 0  # average pooling of windows of 8 pixels a side
 
 
-def vgg16_bn(size: int, classes: int) -> Iterator[Block]:
+def vgg16_bn(size: int, num_classes: int) -> Iterator[Block]:
     side, width_in = size, 3
     for index, width in enumerate(CONVOLUTIONS):
         cost = conv(width_in, width, side, bias=True) + norm(width, side) + relu(width, side)
@@ -67,10 +67,10 @@ def vgg16_bn(size: int, classes: int) -> Iterator[Block]:
         width_in = width
     first, second = (512, 512) if size == 32 else (2048, 1024)
     yield linear(512 * side**2, first) + first, first, 0
-    yield linear(first, second) + linear(second, classes), second, 0
+    yield linear(first, second) + linear(second, num_classes), second, 0
 
 
-def wide_resnet_32_4(size: int, classes: int) -> Iterator[Block]:
+def wide_resnet_32_4(size: int, num_classes: int) -> Iterator[Block]:
     side, width_in = 32, 16
     stem = conv(3, 16, side, bias=True)
     for width in (64, 128, 256):
@@ -81,10 +81,10 @@ def wide_resnet_32_4(size: int, classes: int) -> Iterator[Block]:
             cost += conv(width_in, width, side, 1, bias=True) if width != width_in else 0
             yield stem + cost, width, side
             stem, width_in = 0, width
-    yield norm(256, side) + relu(256, side) + side * 256 + linear(256, classes), 256, 0
+    yield norm(256, side) + relu(256, side) + side * 256 + linear(256, num_classes), 256, 0
 
 
-def mobilenet(size: int, classes: int) -> Iterator[Block]:
+def mobilenet(size: int, num_classes: int) -> Iterator[Block]:
     side, width_in = size, 32
     stem = conv(3, 32, side) + norm(32, side) + relu(32, side)
     for index, width in enumerate(SEPARABLE):
@@ -93,16 +93,16 @@ def mobilenet(size: int, classes: int) -> Iterator[Block]:
         cost += conv(width_in, width, side, 1) + norm(width, side) + relu(width, side)
         yield stem + cost, width, side
         stem, width_in = 0, width
-    yield side * 1024 + linear(1024, classes), 1024, 0
+    yield side * 1024 + linear(1024, num_classes), 1024, 0
 
 
 ARCHS = {f.__name__: f for f in (resnet56, vgg16_bn, wide_resnet_32_4, mobilenet)}
 
 
-def head(block: Block, size: int, classes: int, previous: int) -> int:
+def head(block: Block, size: int, num_classes: int, previous: int) -> int:
     _, width, side = block
     if not side:
-        return linear(width + previous, classes)
+        return linear(width + previous, num_classes)
     if size == 64:
         convolved, side = (side + (4 if side > 8 else 2) - 3) // 2 + 1, side // 2
     else:
@@ -111,28 +111,28 @@ def head(block: Block, size: int, classes: int, previous: int) -> int:
     pooled, window = (4, side // 4) if side >= 4 else (side, 0)
     if window:
         cost += width * pooled**2 * (window - 1) + width * pooled**2 * window
-    return cost + linear(width * pooled**2 + previous, classes)
+    return cost + linear(width * pooled**2 + previous, num_classes)
 
 
 def released_costs(arch: str, dataset: str, cascade: bool) -> tuple[list[int], int]:
     """Operations of a sample at every exit, and those of the network alone."""
-    size, classes = DATASETS[dataset]
-    *blocks, (last, _, _) = ARCHS[arch](size, classes)
+    size, num_classes = DATASETS[dataset]
+    *blocks, (last, _, _) = ARCHS[arch](size, num_classes)
     exits, spent = [], 0
     for index, block in enumerate(blocks):
-        spent += block[0] + head(block, size, classes, classes if cascade and index else 0)
+        spent += block[0] + head(block, size, num_classes, num_classes if cascade and index else 0)
         exits.append(spent)
     return [*exits, spent + last], sum(cost for cost, _, _ in blocks) + last
 
 
 @pytest.mark.parametrize(("arch", "dataset"), list(product(ARCHS, DATASETS)))
 def test_all_cells_of_the_paper(arch, dataset):
-    size, classes = DATASETS[dataset]
-    backbone = ztw.build_backbone(arch, classes, size=size)
-    for mode in ("independent", "cascade"):
-        exits, base = released_costs(arch, dataset, mode == "cascade")
-        assert ztw.backbone_paper_ops(backbone) == base
-        assert ztw.paper_ops(ztw.build_network(backbone, mode)).tolist() == exits
+    size, num_classes = DATASETS[dataset]
+    backbone = ztw.build_backbone(arch, num_classes, size=size)
+    for connection in ("independent", "cascade"):
+        exits, base = released_costs(arch, dataset, connection == "cascade")
+        assert ztw.macs(backbone, "published") == base
+        assert ztw.macs(ztw.build_network(backbone, connection), "published").tolist() == exits
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_all_cells_of_the_paper(arch, dataset):
 )
 def test_operations_of_a_pool_by_hand(pool, side, pooled, operations):
     """operations: of one output pixel, kernel side - 1 for a maximum and kernel side for an average."""
-    assert module_paper_ops(pool, (64, side, side)) == operations * 64 * pooled**2
+    assert module_operations(pool, (64, side, side)) == operations * 64 * pooled**2
 
 
 def bottleneck(inputs: int, width: int, side: int, stride: int) -> int:
@@ -171,14 +171,14 @@ def test_imagenets_resnet50_by_hand():
             cost += bottleneck(inputs, width, side, stride)
             side, inputs = side // stride, 4 * width
     cost += 7 * 2048 + linear(2048, 1000)
-    assert ztw.backbone_paper_ops(ztw.build_backbone("torchvision/resnet50", 1000, size=224)) == cost
+    assert ztw.macs(ztw.build_backbone("torchvision/resnet50", 1000, size=224), "published") == cost
 
 
-@pytest.mark.parametrize("mode", ["independent", "cascade_detached"])
-def test_exits_of_imagenets_resnet50(mode):
+@pytest.mark.parametrize("connection", ["independent", "cascade_detached"])
+def test_exits_of_imagenets_resnet50(connection):
     backbone = ztw.build_backbone("torchvision/resnet50", 1000, size=224)
-    network = ztw.build_network(backbone, mode, placement=[0, 4, 8, 12], width=0.25, layer_norm=True)
-    shares = ztw.paper_ops(network) / ztw.backbone_paper_ops(backbone)
+    network = ztw.build_network(backbone, connection, placement=[0, 4, 8, 12], width=0.25, layer_norm=True)
+    shares = ztw.macs(network, "published") / ztw.macs(backbone, "published")
     assert [round(100 * share, 1) for share in shares.tolist()][:-1] == [11.4, 39.5, 67.5, 91.8]
     assert round(100 * float(shares[-1]), 1) == 111.6
 

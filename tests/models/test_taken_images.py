@@ -43,7 +43,7 @@ def forms(network, runner):
         "runner": lambda images: runner(images).logits,
         "runner, one by one": lambda images: torch.cat([runner(image[None]).logits for image in images]),
         "logits of the runner": runner.logits,
-        "predict": lambda images: ztw.predict(network, (images, LABELS), report=None)[0],
+        "predict": lambda images: ztw.predict(network, (images, LABELS), progress=False)[0],
     }
 
 

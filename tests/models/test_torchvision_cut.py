@@ -121,8 +121,8 @@ def test_number_of_blocks(name):
 
 
 def test_a_class_count_of_its_own_and_float32_logits():
-    backbone = ztw.build_backbone("torchvision/mobilenet_v3_small", classes=7, size=64).eval()
-    assert backbone.classes == 7
+    backbone = ztw.build_backbone("torchvision/mobilenet_v3_small", num_classes=7, size=64).eval()
+    assert backbone.num_classes == 7
     assert backbone.state_dict()["classifier.classifier.3.weight"].shape == (7, 1024)
     assert "stages.0.features.0.0.weight" in backbone.state_dict()
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -130,7 +130,9 @@ def test_a_class_count_of_its_own_and_float32_logits():
 
 
 def test_dropout_stochastic_depth_and_batchnorm_follow_the_mode():
-    backbone = copy.deepcopy(ztw.build_backbone("torchvision/efficientnet_b0", classes=7, size=32)).train()
+    backbone = copy.deepcopy(
+        ztw.build_backbone("torchvision/efficientnet_b0", num_classes=7, size=32)
+    ).train()
     images = torch.randn(4, 3, 32, 32)
     kinds = {type(module).__name__ for module in backbone.modules()}
     assert {"StochasticDepth", "Dropout", "BatchNorm2d", "Fp32Linear"} <= kinds
@@ -147,7 +149,7 @@ def test_dropout_stochastic_depth_and_batchnorm_follow_the_mode():
 
 
 def test_network_with_exits():
-    backbone = ztw.build_backbone("torchvision/resnet18", classes=5, size=64)
+    backbone = ztw.build_backbone("torchvision/resnet18", num_classes=5, size=64)
     network = ztw.build_network(backbone, "cascade_detached", placement=[1, 5]).eval()
     images = torch.randn(3, 3, 64, 64)
     with torch.no_grad():

@@ -27,7 +27,7 @@ from ztw.onnx.nesting import flatten, nest
 from ztw.onnx.steps import inner_graphs
 from ztw.onnx.write import float32_below
 
-RULES, MODES, KINDS = list(ztw.RULES), list(ztw.IC_MODES), [None, *ztw.ENSEMBLES]
+RULES, MODES, KINDS = list(ztw.RULES), list(ztw.CONNECTIONS), [None, *ztw.ENSEMBLES]
 # Every pair of (rule, mode), (rule, ensemble) and (mode, ensemble) is there. All triples: tests/slow.
 # each rule twice, with every mode and kind of ensemble; all of them together are in tests/slow/test_exports.py
 PAIRS = [(RULES[i], MODES[(i + j) % 4], KINDS[(i + 2 * j + 1) % 4]) for i in range(4) for j in range(2)]
@@ -42,9 +42,9 @@ def exported(tmp_path_factory):
     return network, rule, path
 
 
-@pytest.mark.parametrize(("rule", "mode", "kind"), PAIRS)
-def test_it_leaves_and_answers_as_infer(tmp_path, rule, mode, kind):
-    network = network_of(mode, kind)
+@pytest.mark.parametrize(("rule", "connection", "kind"), PAIRS)
+def test_it_leaves_and_answers_as_infer(tmp_path, rule, connection, kind):
+    network = network_of(connection, kind)
     chosen = rule_through_the_middle(network, rule, per_exit=True)
     path = ztw.export_onnx(network, chosen, tmp_path / "network.onnx")
     assert_as_infer(network, chosen, ztw.OnnxRunner(path, threads=1, cache=False))
@@ -88,7 +88,7 @@ class Middle(ztw.Ensemble):
 
 def test_an_ensemble_that_is_not_linear(tmp_path):
     network = network_of("independent", None)
-    network.ensemble = Middle(network.exits, network.backbone.classes)
+    network.ensemble = Middle(network.exits, network.backbone.num_classes)
     rule = rule_through_the_middle(network, "max_softmax", per_exit=True)
     assert_as_infer(
         network, rule, ztw.OnnxRunner(ztw.export_onnx(network, rule, tmp_path / "n.onnx"), cache=False)
@@ -290,7 +290,7 @@ class ByTheBatch(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.linear = nn.Linear(4 * 6 * 6, CLASSES := 3)
-        self.classes = CLASSES
+        self.num_classes = CLASSES
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.linear(x.contiguous().view(x.shape[0], -1))
@@ -433,10 +433,10 @@ def test_int8_says_what_it_changes_and_gets_thresholds_of_its_own(exported, tmp_
         torch.tensor(found.exported_accuracy), torch.tensor(found.accuracy), atol=0.1, rtol=0
     )
     assert 0 < found.exits_changed < 0.2
-    choice = ztw.choose_threshold(runner, held_out, budget=1.2, report=None)
-    exits, _ = decide(runner.logits(images), choice.rule)
-    assert torch.equal(runner(images, choice.rule).exit_index, exits)
-    assert choice.accuracy == float((runner(images, choice.rule).logits.argmax(-1) == labels).double().mean())
-    assert choice.relative_cost <= 1.2
+    point = ztw.choose_threshold(runner, held_out, budget=1.2, progress=False)
+    exits, _ = decide(runner.logits(images), point.rule)
+    assert torch.equal(runner(images, point.rule).exit_index, exits)
+    assert point.accuracy == float((runner(images, point.rule).logits.argmax(-1) == labels).double().mean())
+    assert point.relative_cost <= 1.2
     with pytest.raises(ztw.ZtwError, match=r"quantise: images of shape \(0, 3, 10, 10\), must be"):
         ztw.export_onnx(network, rule, tmp_path / "n.onnx", quantise=images[:0])

@@ -11,7 +11,7 @@ import torch
 from metrics_by_hand import at_budget, metric, result, results
 
 import ztw
-from ztw.evaluation.curves import Answers, Costs
+from ztw.evaluation.curves import Costs, SplitPredictions
 from ztw.evaluation.methods import Evaluation, evaluate_method
 from ztw.evaluation.metric_rows import backbone_metrics, metric_records
 from ztw.evaluation.names import BACKBONE
@@ -28,7 +28,7 @@ def settings(budgets: tuple = BUDGETS, protocols: tuple = ("held-out", "paper"))
     return EvaluationSettings(budgets=budgets, protocols=protocols, points=50)
 
 
-def oracle() -> tuple[Answers, torch.Tensor]:
+def oracle() -> tuple[SplitPredictions, torch.Tensor]:
     """Four exits at 25, 50, 75, 100 % of the cost; sample group k is sure and right from exit k on, unsure
     and wrong before."""
     group = torch.arange(4).repeat_interleave(25)
@@ -37,11 +37,13 @@ def oracle() -> tuple[Answers, torch.Tensor]:
     label_prob = torch.where(right, 0.99, 0.4)[..., None]
     is_label = torch.nn.functional.one_hot(labels, 2).bool()
     probs = torch.where(is_label, label_prob, 1 - label_prob)
-    return Answers(probs.log(), labels), torch.tensor([25.0, 50.0, 75.0, 100.0], dtype=torch.float64)
+    return SplitPredictions(probs.log(), labels), torch.tensor([25.0, 50.0, 75.0, 100.0], dtype=torch.float64)
 
 
-def evaluated(validation: Answers, test: Answers, cost: torch.Tensor, budgets: tuple) -> Evaluation:
-    return evaluate_method(validation, test, {"macs": Costs(cost, 100.0)}, SDN, settings(budgets))
+def evaluated(
+    validation: SplitPredictions, test: SplitPredictions, cost: torch.Tensor, budgets: tuple
+) -> Evaluation:
+    return evaluate_method(validation, test, {"ztw": Costs(cost, 100.0)}, SDN, settings(budgets))
 
 
 def values(found: Evaluation, name: str, protocol: str = "", budget: str = "") -> list[float]:
@@ -80,7 +82,7 @@ def test_the_oracle_table_is_known():
 def test_where_nothing_is_held_out_the_test_split_is_all_there_is():
     answers, cost = oracle()
     both = evaluated(answers, answers, cost, BUDGETS)
-    costs = {"macs": Costs(cost, 100.0)}
+    costs = {"ztw": Costs(cost, 100.0)}
     found = evaluate_method(None, answers, costs, SDN, settings(protocols=("paper",)))
     assert values(found, "accuracy", "paper", "0.75") == values(both, "accuracy", "paper", "0.75") == [1.0]
     assert set(found.curves["split"]) == {"test"}
@@ -92,7 +94,7 @@ def test_held_out_chooses_on_validation_and_reports_the_test_split():
     validation, cost = oracle()
     # on the test split everything is sure at exit 1, and wrong: a threshold chosen there would differ
     sure = torch.tensor([0.01, 0.99]).log().expand(4, 10, 2)
-    test = Answers(sure, torch.zeros(10).long())
+    test = SplitPredictions(sure, torch.zeros(10).long())
     found = evaluated(validation, test, cost, (0.75,))
     (parameter,) = values(found, "parameter", "held-out", "0.75")
     assert 0.6 <= parameter < 0.99

@@ -471,7 +471,7 @@ def served(store, tmp_path_factory):
         logits = network(torch.randn(200, 1, 10, 10))
     network.ensemble = ztw.fit_ensemble(logits, logits.sum(0).argmax(-1))
     low, high = network.ensemble(logits)[0].exp().amax(-1).quantile(torch.tensor([0.5, 0.9])).tolist()
-    ztw.save(network, folder / "whole", report=None)
+    ztw.save(network, folder / "whole", progress=False)
     part = Weights(folder / "whole/weights.safetensors")
     facts = read_json(folder / "whole/network.json")
     rules: list = [(0.5, ztw.MaxSoftmax(low)), ("max", ztw.MaxSoftmax(high))]
@@ -528,7 +528,7 @@ def test_a_model_says_what_it_takes(served):
 
 
 def test_a_method_without_a_rule_has_no_model(store, tmp_path):
-    ztw.save(small_network(), tmp_path / "net", report=None)
+    ztw.save(small_network(), tmp_path / "net", progress=False)
     results = CellResults(
         Cell("digits", "resnet8", 4), "study", "v", parts(tmp_path), {}, models={"ztw": tmp_path / "net"}
     )

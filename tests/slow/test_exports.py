@@ -1,4 +1,4 @@
-"""Every combination of rule, IC mode and ensemble, and every backbone, exported: leaves and answers as `infer` does."""
+"""Every combination of rule, connection and ensemble, and every backbone, exported: answers as `infer` does."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ BACKBONES = [*ztw.BACKBONES, *SIDES]
 
 
 @pytest.mark.parametrize(
-    ("rule", "mode", "kind"), [*itertools.product(ztw.RULES, ztw.IC_MODES, [None, *ztw.ENSEMBLES])]
+    ("rule", "connection", "kind"), [*itertools.product(ztw.RULES, ztw.CONNECTIONS, [None, *ztw.ENSEMBLES])]
 )
-def test_every_combination(tmp_path, rule, mode, kind):
-    network = network_of(mode, kind)
+def test_every_combination(tmp_path, rule, connection, kind):
+    network = network_of(connection, kind)
     chosen = rule_through_the_middle(network, rule, per_exit=True)
     path = ztw.export_onnx(network, chosen, tmp_path / "network.onnx")
     assert_as_infer(network, chosen, ztw.OnnxRunner(path, threads=1, cache=False))

@@ -14,8 +14,8 @@ def wait(module, inputs):
 
 
 @ztw.register("backbone", "unhurried", blocks=3, smallest_image=8)
-def unhurried(name, classes, channels, size, options):
-    backbone = ztw.build_backbone("resnet8", classes=classes, channels=channels, size=size)
+def unhurried(name, num_classes, channels, size, options):
+    backbone = ztw.build_backbone("resnet8", num_classes=num_classes, channels=channels, size=size)
     backbone.arch = name
     backbone.stages[0].register_forward_pre_hook(wait)
     return backbone

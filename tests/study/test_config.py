@@ -82,7 +82,11 @@ WRONG = [
     ("methods.small", {"rule": "entropy"}, "methods.small: the key 'ics' is missing"),
     ("methods.sdn.ensemble", "mean", "methods.sdn.ensemble: 'mean' is unknown; known: geometric"),
     ("methods.sdn.ics", "cascaded", "methods.sdn.ics: 'cascaded' is not in ics.sets; listed: independent"),
-    ("ics.sets.odd", {"mode": "x"}, "ics.sets.odd.mode: 'x' is unknown; known: independent, cascade"),
+    (
+        "ics.sets.odd",
+        {"connection": "x"},
+        "ics.sets.odd.connection: 'x' is unknown; known: independent, cascade",
+    ),
     ("ics.sets", {}, "ics.sets: is empty, must name at least one"),
     ("methods", {}, "methods: is empty, must name at least one"),
     ("seeds", [], "seeds: is empty, must name at least one"),
@@ -98,46 +102,50 @@ WRONG = [
     ("ics.placement", "every 4", "ics.placement: 'every 4': resnet8 has only 3 blocks"),
     ("ics.placement", "sdn", "ics.placement: 'sdn': 6 exits, resnet8 has 3 blocks"),
     ("ics.placement", "every 0", "ics.placement: 'every 0' is unknown; known: all, every <n>"),
-    ("ics.sets.own", {"mode": "cascade", "placement": [7]}, "ics.sets.own.placement: 7: resnet8 has blocks"),
     (
         "ics.sets.own",
-        {"mode": "cascade", "heads": 1},
+        {"connection": "cascade", "placement": [7]},
+        "ics.sets.own.placement: 7: resnet8 has blocks",
+    ),
+    (
+        "ics.sets.own",
+        {"connection": "cascade", "heads": 1},
         "ics.sets.own.heads: unknown key; known: mode, training",
     ),
     (
         "ics.sets.own",
-        {"mode": "cascade", "start": "scratch"},
+        {"connection": "cascade", "start": "scratch"},
         "ics.sets.own.start: scratch: training separate",
     ),
     (
         "ics.sets.own",
-        {"mode": "cascade", "exit_weights": "depth"},
+        {"connection": "cascade", "exit_weights": "depth"},
         "ics.sets.own.exit_weights: has no meaning with training separate",
     ),
     (
         "ics.sets.own",
-        {"mode": "boosted", "training": "layer_wise", "rescale_gradients": True},
+        {"connection": "boosted", "training": "layer_wise", "rescale_gradients": True},
         "ics.sets.own.rescale_gradients: has no meaning with training layer_wise",
     ),
     (
         "ics.sets.own",
-        {"mode": "boosted", "training": "joint", "exit_weights": "deep"},
+        {"connection": "boosted", "training": "joint", "exit_weights": "deep"},
         "ics.sets.own.exit_weights: 'deep' is unknown; known: uniform, depth, growing, a list",
     ),
     (
         "ics.sets.own",
-        {"mode": "boosted", "training": "joint", "exit_weights": [1, 2, 3]},
+        {"connection": "boosted", "training": "joint", "exit_weights": [1, 2, 3]},
         "ics.sets.own.exit_weights: 3 numbers, resnet8 has 2 exits there",
     ),
     (
         "ics.sets.own",
-        {"mode": "independent", "schedule": "milestones", "milestones": [3]},
+        {"connection": "independent", "schedule": "milestones", "milestones": [3]},
         "ics.sets.own.milestones: 3 is not before the last of 1 epochs",
     ),
     ("ics.head", "linear", "ics.head: 'linear' is unknown; known: conv, pool"),
     (
         "ics.sets.own",
-        {"mode": "cascade", "head": "pol"},
+        {"connection": "cascade", "head": "pol"},
         "ics.sets.own.head: 'pol' is unknown; known: conv, pool;",
     ),
     ("methods.sdn.rule", 3, "methods.sdn.rule: 3 is not of type text"),
@@ -178,7 +186,7 @@ WRONG = [
     ("ics.init", "kaiming", "ics.init: 'kaiming' is unknown; known: torch, released"),
     (
         "ics.sets.own",
-        {"mode": "cascade", "training": "layer_wise", "frozen_dropout": True},
+        {"connection": "cascade", "training": "layer_wise", "frozen_dropout": True},
         "ics.sets.own.frozen_dropout: has no meaning with training layer_wise",
     ),
     ("data.jitter_order", "any", "data.jitter_order: 'any' is unknown; known: fixed, random"),
@@ -238,15 +246,19 @@ WRONG = [
     ("data.image_folders", {"mine": {"path": "x"}}, "data.image_folders.mine: the key 'size' is missing"),
     ("precision", "fp16", "precision: 'fp16' is unknown; known: auto, bf16, fp32"),
     ("tracking", "wandb", "tracking: 'wandb' is unknown; known: sqlite, none, or a tracking server's URI"),
-    ("ics.sets.own", {"mode": "boosted"}, "ics.sets.own.mode: boosted: the backbone's own exit adds to"),
     (
         "ics.sets.own",
-        {"mode": "cascade", "head": "pool", "width": 0.5},
+        {"connection": "boosted"},
+        "ics.sets.own.connection: boosted: the backbone's own exit adds to",
+    ),
+    (
+        "ics.sets.own",
+        {"connection": "cascade", "head": "pool", "width": 0.5},
         "ics.sets.own.width: has no meaning with head pool",
     ),
     (
         "ics.sets.own",
-        {"mode": "cascade", "training": "joint", "exit_weights": [0, 0]},
+        {"connection": "cascade", "training": "joint", "exit_weights": [0, 0]},
         "ics.sets.own.exit_weights: [0, 0]: one must be above 0",
     ),
     ("ics.placement", [0.1, 0.2, 0.3, 0.4], "ics.placement: [0.1, 0.2, 0.3, 0.4]: 4 exits, resnet8 has 3"),
@@ -342,13 +354,13 @@ def test_missing_section():
     ("path", "value", "hint"),
     [
         ("backbone.epoch", 3, "did you mean epochs?"),
-        ("ics.sets.own", {"mode": "cascade_detachd"}, "did you mean cascade_detached?"),
+        ("ics.sets.own", {"connection": "cascade_detachd"}, "did you mean cascade_detached?"),
         ("methods.ztw.ics", "independant", "did you mean independent?"),
         ("methods.ztw.ensemble", "geometrc", "did you mean geometric?"),
         ("datasets", ["digit"], "did you mean digits?"),
         # names that are keys, too
         ("methods.ensemble", {"ics": "independent", "rule": "entropy", "threshold": 1}, "mean thresholds?"),
-        ("ics.sets.head", {"mode": "cascade", "poling": "max"}, "did you mean pooling?"),
+        ("ics.sets.head", {"connection": "cascade", "poling": "max"}, "did you mean pooling?"),
     ],
 )
 def test_a_near_miss_is_named(path, value, hint):
@@ -363,7 +375,10 @@ def test_a_near_miss_is_named(path, value, hint):
         ("backbone:\n  lr: 1.0\n  epochs: 2\n  lr: 2.0\n", "line 4: the key 'lr' stands twice"),
         ("methods:\n  off: {ics: a}\n", "line 2: YAML reads the key off as False; put it in quotes"),
         ("methods: {2021: {ics: a}}\n", "line 1: YAML reads the key 2021 as 2021; put it in quotes"),
-        ("ics:\n  sets:\n    1: {mode: cascade}\n", "line 3: YAML reads the key 1 as 1; put it in quotes"),
+        (
+            "ics:\n  sets:\n    1: {connection: cascade}\n",
+            "line 3: YAML reads the key 1 as 1; put it in quotes",
+        ),
         ("a: &a {lr: 1}\nb:\n  <<: *a\n  <<: *a\n", "line 4: the key '<<' stands twice"),
         ("? [a, b]\n: 1\n", "line 1: the key ['a', 'b'] is not text"),
         ("seeds: [010]\n", "line 1: YAML reads 010 as 8; write that, or put it in quotes"),
@@ -504,7 +519,7 @@ def test_the_study_lists_what_the_tables_have():
     }
     assert {kind: tuple(table) for kind, table in tables.items()} == BUILT_IN
     assert choices(IcSet, "pooling") == list(POOLINGS)
-    assert choices(IcSet, "mode") == list(ztw.IC_MODES)
+    assert choices(IcSet, "connection") == list(ztw.CONNECTIONS)
     assert choices(Recipe, "optimizer") == list(OPTIMIZERS)
     assert set(choices(Recipe, "schedule")) == set(SCHEDULES)
     assert choices(HardwareSettings, "precision") == list(PRECISIONS)

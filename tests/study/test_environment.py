@@ -98,7 +98,7 @@ def test_a_run_imports_the_ztw_beside_it(tmp_path, monkeypatch, place):
 DATASET = """
 import ztw
 from images_of_mine import draw
-@ztw.register("dataset", "mine", classes=2, size=8, channels=1)
+@ztw.register("dataset", "mine", num_classes=2, size=8, channels=1)
 def mine():
     return {"train": draw(40), "test": draw(20)}
 """

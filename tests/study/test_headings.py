@@ -51,7 +51,7 @@ def settings(study: Study, dataset: str, arch: str) -> dict[str, Any]:
     data |= {key: getattr(facts, key) for key in AUGMENTATION if data[key] is None}
     if not data["colour_jitter"]:
         del data["jitter_order"]
-    ics = cell.ics.sets["cascade_detached"].model_dump(exclude={"mode"})
+    ics = cell.ics.sets["cascade_detached"].model_dump(exclude={"connection"})
     if arch not in WITH_DROPOUT:
         del ics["frozen_dropout"]
     for section, keys in (("data", data), ("backbone", cell.backbone.model_dump()), ("ics", ics)):

@@ -26,8 +26,8 @@ MARGIN = (ROOT / "examples/my_parts.py").read_text()
 HEAD = """
 import ztw
 @ztw.register("head", "own")
-def own(shape, classes, previous, size, options):
-    return ztw.HEADS["pool"](shape, classes, previous, size, options)
+def own(shape, num_classes, previous, size, options):
+    return ztw.HEADS["pool"](shape, num_classes, previous, size, options)
 """
 
 
@@ -78,7 +78,7 @@ def test_a_backbone_says_how_many_blocks_it_has():
     text = (
         "import ztw\n"
         '@ztw.register("backbone", "mine", blocks=2, smallest_image=16)\n'
-        "def mine(name, classes, channels, size, options):\n    ...\n"
+        "def mine(name, num_classes, channels, size, options):\n    ...\n"
     )
     given = study(plugins=[plugin(text)], archs=["mine"], evaluation={})
     with pytest.raises(ztw.ZtwError, match="'mine' needs images of at least 16 pixels a side, digits has 8"):
@@ -182,7 +182,7 @@ HELPED = """
 import ztw
 {imports}
 @ztw.register("head", "own")
-def own(shape, classes, previous, size, options):
+def own(shape, num_classes, previous, size, options):
     {inside}
     return {used}
 """
@@ -273,7 +273,7 @@ def test_images_are_decoded_again_when_a_helper_of_their_data_set_changes():
     text = """
 import ztw
 import reading
-@ztw.register("dataset", "mine", classes=2, size=8, channels=1)
+@ztw.register("dataset", "mine", num_classes=2, size=8, channels=1)
 def mine(): return reading.images()
 """
     digests = []

@@ -13,7 +13,7 @@ import ztw
 from ztw.training import compiling
 from ztw.training.compiling import WORTH_COMPILING, worth_compiling
 from ztw.training.recipe import Recipe
-from ztw.training.separate import train_backbone, train_ics
+from ztw.training.separate import train_backbone, train_separately
 
 
 def test_what_is_worth_compiling():
@@ -64,7 +64,7 @@ def test_ics_are_compiled_on_request_only(monkeypatch, compile, calls):
     compiler = Compiler(works=True)
     monkeypatch.setattr(torch, "compile", compiler)
     monkeypatch.setattr(compiling, "WORTH_COMPILING", 1)
-    train_ics([small_network()], stripes(), Recipe(1, 32, 0.05, 0.0, compile=compile), 0)
+    train_separately([small_network()], stripes(), Recipe(1, 32, 0.05, 0.0, compile=compile), 0)
     assert compiler.calls == calls
 
 

@@ -16,7 +16,7 @@ from ztw.study.training_settings import BackboneSettings
 from ztw.training import compiling
 from ztw.training.loop import Task, Training, cross_entropy_step
 from ztw.training.recipe import Recipe
-from ztw.training.separate import train_backbone, train_ics
+from ztw.training.separate import train_backbone, train_separately
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_a_cpu_computes_the_usual_way():
     states = []
     for cuda_graph in (False, True):
         network = small_network("cascade_detached")
-        train_ics([network], stripes(), Recipe(2, 24, 0.01, 0.0, cuda_graph=cuda_graph), seed=0)
+        train_separately([network], stripes(), Recipe(2, 24, 0.01, 0.0, cuda_graph=cuda_graph), seed=0)
         states.append(state_of(network))
     assert same(*states)
 

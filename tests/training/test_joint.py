@@ -21,7 +21,7 @@ def test_exit_weights_by_hand():
     torch.testing.assert_close(exit_weights(network, "depth")(0.3), torch.tensor([1.0, 2.0, 3.0]) / 6)
     assert exit_weights(network, [0.5, 0, 2])(0.3).tolist() == [0.5, 0, 2]
     growing = exit_weights(network, "growing")
-    costs = stage_costs(network.backbone).cumsum(0) / ztw.backbone_macs(network.backbone)
+    costs = stage_costs(network.backbone).cumsum(0) / ztw.macs(network.backbone)
     torch.testing.assert_close(growing(1.0), torch.tensor([float(costs[0]), float(costs[2]), 1.0]))
     half = torch.tensor([0.01 + float(costs[0]) / 2, 0.01 + float(costs[2]) / 2, 1.0])
     torch.testing.assert_close(growing(0.5), half)
@@ -78,11 +78,11 @@ def test_rescaling_changes_no_answer():
         torch.testing.assert_close(torch.stack(rescaled_logits(network, images)), network(images))
 
 
-@pytest.mark.parametrize("mode", list(ztw.IC_MODES))
+@pytest.mark.parametrize("connection", list(ztw.CONNECTIONS))
 @pytest.mark.parametrize("rescale", [False, True])
-def test_joint_training_learns_with_the_backbone(mode, rescale):
+def test_joint_training_learns_with_the_backbone(connection, rescale):
     torch.manual_seed(0)
-    network = ztw.build_network(ztw.build_backbone("resnet8", 5, 1, 10), mode)
+    network = ztw.build_network(ztw.build_backbone("resnet8", 5, 1, 10), connection)
     backbone, heads = state_of(network.backbone), state_of(network.heads)
     loss = JointLoss(network, exit_weights(network, "growing"), rescale)
     history = train_jointly(loss, stripes(), RECIPE, 1)

@@ -36,9 +36,9 @@ class Watch:
         self.before = after
 
 
-@pytest.mark.parametrize("mode", list(ztw.IC_MODES))
-def test_layer_wise_training_goes_exit_after_exit(mode):
-    network = small_network(mode, placement=[0, 1])
+@pytest.mark.parametrize("connection", list(ztw.CONNECTIONS))
+def test_layer_wise_training_goes_exit_after_exit(connection):
+    network = small_network(connection, placement=[0, 1])
     watch = Watch(network)
     handle = register_optimizer_step_post_hook(watch)
     recipe = Recipe(epochs=4, batch_size=32, lr=0.01, weight_decay=1e-4, optimizer="adam")

@@ -26,10 +26,10 @@ from torch.utils.data import (
 import ztw
 from ztw.data.user_data import as_data, wanted_by
 from ztw.progress import Note, Progress
-from ztw.training.checkpoints import Checkpoints
 from ztw.training.recipe import Recipe
 from ztw.training.regimes import REGIMES
-from ztw.training.separate import train_ics
+from ztw.training.resume import Checkpoints
+from ztw.training.separate import train_separately
 
 IMAGES, LABELS = next(stripes(96).batches(96))
 
@@ -45,7 +45,7 @@ def test_every_regime_learns(regime, form, capsys):
     given = {"tensors": (IMAGES, LABELS), "dataset": dataset, "loader": DataLoader(dataset, 32, shuffle=True)}
     backbone, rng = state_of(network.backbone), torch.get_rng_state()
     epochs = 4 if regime == "separate" else 6
-    history = ztw.train_ics(network, given[form], epochs, regime=regime, lr=0.003, batch_size=32)
+    history = ztw.train_exits(network, given[form], epochs, regime=regime, lr=0.003, batch_size=32)
     assert torch.equal(torch.get_rng_state(), rng)
     assert not network.training
     assert history[-1]["loss"] < history[0]["loss"] or regime == "layer_wise"
@@ -55,14 +55,14 @@ def test_every_regime_learns(regime, form, capsys):
 
 def test_it_is_the_pipeline_s_training():
     one, two = fresh(), fresh()
-    ztw.train_ics(one, (IMAGES, LABELS), 2, batch_size=32, seed=4, report=None)
+    ztw.train_exits(one, (IMAGES, LABELS), 2, batch_size=32, seed=4, progress=False)
     data = as_data((IMAGES, LABELS), wanted_by(two))
-    train_ics([two], data, Recipe(2, 32, 1e-3, 5e-4, optimizer="adam"), seed=4)
+    train_separately([two], data, Recipe(2, 32, 1e-3, 5e-4, optimizer="adam"), seed=4)
     assert same(state_of(one), state_of(two))
 
 
 def test_report_none_is_silent(capsys):
-    ztw.train_ics(fresh(), (IMAGES, LABELS), 1, report=None)
+    ztw.train_exits(fresh(), (IMAGES, LABELS), 1, progress=False)
     assert capsys.readouterr() == ("", "")
 
 
@@ -72,7 +72,7 @@ def resumed(data: Callable[[], object], folder: Path, monkeypatch) -> tuple[bool
     Returns whether it ends with the weights of one that was not stopped, and what was said.
     """
     whole = fresh()
-    ztw.train_ics(whole, data(), 3, batch_size=32, report=None)
+    ztw.train_exits(whole, data(), 3, batch_size=32, progress=False)
     told: list[str] = []
 
     def stop(progress: Progress, text: Callable[[], str]) -> None:
@@ -83,10 +83,10 @@ def resumed(data: Callable[[], object], folder: Path, monkeypatch) -> tuple[bool
     monkeypatch.setattr(Progress, "step", stop)
     monkeypatch.setattr("ztw.training.regimes.Checkpoints", partial(Checkpoints, every=-1.0))
     with pytest.raises(KeyboardInterrupt):
-        ztw.train_ics(fresh(), data(), 3, batch_size=32, checkpoints=folder, report=None)
+        ztw.train_exits(fresh(), data(), 3, batch_size=32, checkpoints=folder, progress=False)
     monkeypatch.undo()
     again, lines = fresh(), list[str]()
-    ztw.train_ics(again, data(), 3, batch_size=32, checkpoints=folder, report=lines.append)
+    ztw.train_exits(again, data(), 3, batch_size=32, checkpoints=folder, progress=lines.append)
     return same(state_of(whole), state_of(again)), lines
 
 
@@ -106,8 +106,8 @@ def test_it_goes_on_where_it_was_stopped(form, tmp_path, monkeypatch):
     assert lines[0] == "resumed at epoch 1.3 of 3"
     assert exactly
     lines.clear()
-    ztw.train_ics(
-        fresh(), data(), 3, batch_size=32, seed=1, checkpoints=tmp_path / "kept", report=lines.append
+    ztw.train_exits(
+        fresh(), data(), 3, batch_size=32, seed=1, checkpoints=tmp_path / "kept", progress=lines.append
     )
     assert "of other settings, so not used; training from the start" in lines[0]
 
@@ -182,7 +182,7 @@ def test_a_loader_leaves_the_caller_s_generators_as_they_were():
 
     network, before = fresh(), states()
     for source in SOURCES:
-        ztw.train_ics(network, noisy(source), 1, report=None)
+        ztw.train_exits(network, noisy(source), 1, progress=False)
     assert states() == before
 
 
@@ -211,7 +211,7 @@ def test_a_loader_that_cannot_resume_bit_for_bit_is_named(loader, reason, tmp_pa
     assert isinstance(lines[0], Note)
     assert lines[0].startswith(f"checkpoints: this DataLoader may not resume bit for bit: {reason}")
     silent: list[str] = []
-    ztw.train_ics(fresh(), loader(), 1, report=silent.append)
+    ztw.train_exits(fresh(), loader(), 1, progress=silent.append)
     assert not [line for line in silent if isinstance(line, Note)]
 
 
@@ -228,13 +228,15 @@ def test_a_loader_that_cannot_resume_bit_for_bit_is_named(loader, reason, tmp_pa
         ({"checkpoints": 5}, "checkpoints 5: must be the path of a folder"),
         ({"optimizer": "lion"}, "unknown optimizer 'lion'; known: sgd, adam"),
         ({"precision": "fp16"}, "precision 'fp16': must be one of auto, bf16, fp32"),
+        ({"progress": 3}, "progress 3: must be True, False or a function that takes a line"),
+        ({"progress": None}, "progress None: must be True, False or a function"),
         ({"regime": "joint", "weights": "heavy"}, "unknown exit_weights 'heavy'"),
-        ({"data": IMAGES}, "train_ics: Tensor, must be tensors"),
+        ({"data": IMAGES}, "train_exits: Tensor, must be tensors"),
     ],
 )
 def test_wrong_arguments(how, message):
     with pytest.raises(ztw.ZtwError, match=message):
-        ztw.train_ics(fresh(), **{"data": (IMAGES, LABELS), "report": None, **how})
+        ztw.train_exits(fresh(), **{"data": (IMAGES, LABELS), "progress": False, **how})
 
 
 class Counted(IterableDataset):
@@ -278,13 +280,13 @@ def test_loaders_whose_batches_are_of_one_image(name, regime):
     """Each trains wherever BatchNorm has more than one value a channel, else it is one line."""
     loader = LOADERS[name]()
     network = fresh()
-    assert len(ztw.train_ics(network, loader, 1, regime=regime, report=None)) == 1
+    assert len(ztw.train_exits(network, loader, 1, regime=regime, progress=False)) == 1
     images = 96 if name == "batches of one" else 33
-    assert ztw.predict(network, LOADERS[name](), report=None)[1].tolist() == LABELS[:images].tolist()
+    assert ztw.predict(network, LOADERS[name](), progress=False)[1].tolist() == LABELS[:images].tolist()
     if regime == "joint":
         message = r"^a batch of 1 images is too small for a normalisation layer \(Expected more than 1 value"
         with pytest.raises(ztw.ZtwError, match=message) as caught:
-            ztw.train_ics(narrow(), LOADERS[name](), 1, regime=regime, report=None)
+            ztw.train_exits(narrow(), LOADERS[name](), 1, regime=regime, progress=False)
         assert "\n" not in str(caught.value)
         assert "drop_last=True" in str(caught.value)
 
@@ -294,7 +296,7 @@ def test_a_last_batch_of_one_image_is_left_out_where_the_samples_are_counted():
     given = (IMAGES[:33], LABELS[:33])
     loader = DataLoader(TensorDataset(*given), 8)
     for data in (given, TensorDataset(*given), loader):
-        assert len(ztw.train_ics(narrow(), data, 1, regime="joint", batch_size=8, report=None)) == 1
+        assert len(ztw.train_exits(narrow(), data, 1, regime="joint", batch_size=8, progress=False)) == 1
 
 
 @pytest.mark.parametrize(("count", "batches"), [(0, 0), (33, 5)])
@@ -302,25 +304,25 @@ def test_a_loader_with_fewer_batches_than_it_says(count, batches):
     """It would be asked for the rest for ever."""
     loader = DataLoader(Counted(count, 400), 8)
     with pytest.raises(ztw.ZtwError, match=f"the DataLoader has {batches} batches, its length says 50"):
-        ztw.train_ics(fresh(), loader, 1, report=None)
+        ztw.train_exits(fresh(), loader, 1, progress=False)
 
 
 def test_gradients_that_were_switched_off():
     network, expected = fresh(), fresh()
-    ztw.train_ics(expected, (IMAGES, LABELS), 1, report=None)
+    ztw.train_exits(expected, (IMAGES, LABELS), 1, progress=False)
     with torch.no_grad():
-        ztw.train_ics(network, (IMAGES, LABELS), 1, report=None)
+        ztw.train_exits(network, (IMAGES, LABELS), 1, progress=False)
     assert same(state_of(network), state_of(expected))
     network = fresh()
     with torch.inference_mode():
-        ztw.train_ics(network, (IMAGES, LABELS), 1, report=None)
+        ztw.train_exits(network, (IMAGES, LABELS), 1, progress=False)
         with pytest.raises(ztw.ZtwError, match=r"made in torch.inference_mode\(\); make it outside"):
-            ztw.train_ics(fresh(), (IMAGES, LABELS), 1, report=None)
+            ztw.train_exits(fresh(), (IMAGES, LABELS), 1, progress=False)
     assert same(state_of(network), state_of(expected))
 
 
 def test_networks_that_cannot_be_trained_so():
-    with pytest.raises(ztw.ZtwError, match="regime 'separate': not with ics='boosted'"):
-        ztw.train_ics(fresh("boosted"), (IMAGES, LABELS), 1)
-    with pytest.raises(ztw.ZtwError, match="train_ics: Backbone, must be an EarlyExitNetwork"):
-        ztw.train_ics(fresh().backbone, (IMAGES, LABELS), 1)  # type: ignore[arg-type]
+    with pytest.raises(ztw.ZtwError, match="regime 'separate': not with connection='boosted'"):
+        ztw.train_exits(fresh("boosted"), (IMAGES, LABELS), 1)
+    with pytest.raises(ztw.ZtwError, match="train_exits: Backbone, must be an EarlyExitNetwork"):
+        ztw.train_exits(fresh().backbone, (IMAGES, LABELS), 1)  # type: ignore[arg-type]

@@ -9,9 +9,9 @@ from conftest import same, small_network, state_of, stripes
 from torch import nn
 
 import ztw
-from ztw.evaluation.predictions import predict
+from ztw.evaluation.predictions import predict_networks
 from ztw.training.recipe import Recipe
-from ztw.training.separate import train_backbone, train_ics
+from ztw.training.separate import train_backbone, train_separately
 
 RECIPE = Recipe(epochs=2, batch_size=32, lr=0.05, weight_decay=1e-4)
 
@@ -48,7 +48,7 @@ def test_the_frozen_backbone_stands_still():
     images = torch.randn(8, 1, 10, 10)
     backbone, heads = state_of(network.backbone), state_of(network.heads)
     answer = network.backbone.eval()(images)
-    train_ics([network], stripes(), RECIPE, seed=0)
+    train_separately([network], stripes(), RECIPE, seed=0)
     assert same(backbone, state_of(network.backbone)), "neither weights nor BatchNorm statistics may change"
     assert torch.equal(network.backbone(images), answer), "and dropout must be off"
     assert not any(parameter.requires_grad for parameter in network.backbone.parameters())
@@ -64,7 +64,7 @@ def test_dropout_of_the_frozen_backbone_can_stay_on():
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
     dropping.drop.register_forward_hook(lambda module, inputs, output: seen.append((inputs[0], output)))
     backbone = state_of(network.backbone)
-    train_ics([network], stripes(), replace(RECIPE, frozen_dropout=True), seed=0)
+    train_separately([network], stripes(), replace(RECIPE, frozen_dropout=True), seed=0)
     assert len(seen) == 8, "a batch of 32 at a time, two epochs of 128"
     dropped = [((output == 0) & (features != 0)).float().mean().item() for features, output in seen]
     assert all(0.3 < share < 0.7 for share in dropped)
@@ -83,18 +83,18 @@ def test_sets_trained_together_are_what_they_are_alone():
         return built
 
     together = networks(["independent", "cascade_detached"])
-    train_ics(together, stripes(), RECIPE, seed=5)
+    train_separately(together, stripes(), RECIPE, seed=5)
     for index, name in enumerate(["independent", "cascade_detached"]):
         (alone,) = networks([name])
-        train_ics([alone], stripes(), RECIPE, seed=5)
+        train_separately([alone], stripes(), RECIPE, seed=5)
         assert same(state_of(alone.heads), state_of(together[index].heads))
 
 
 def test_ics_learn_better_than_chance():
     network = small_network()
     images = stripes()
-    (history,) = train_ics([network], images, Recipe(8, 32, 0.01, 0.0), seed=0)
-    (logits,), labels = predict([network], images)
+    (history,) = train_separately([network], images, Recipe(8, 32, 0.01, 0.0), seed=0)
+    (logits,), labels = predict_networks([network], images)
     assert history[-1]["loss"] < history[0]["loss"]
     assert ztw.exit_accuracy(logits, labels)[:-1].min() > 0.5
     assert torch.equal(labels, images.labels)

@@ -18,7 +18,7 @@ class DatasetFacts:
     from folders of class folders as it is used; source: where its user gets it.
     """
 
-    classes: int | None
+    num_classes: int | None
     size: int | None
     channels: int
     mean: tuple[float, ...] | None
@@ -42,7 +42,7 @@ _IMAGENET_STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 DATASETS: dict[str, DatasetFacts] = {
     "fashion_mnist": DatasetFacts(
-        classes=10,
+        num_classes=10,
         size=28,
         channels=1,
         mean=(0.2860,),

@@ -17,7 +17,7 @@ class Data(ABC):
     """
 
     labels: Tensor
-    classes: int
+    num_classes: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
 

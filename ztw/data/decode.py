@@ -100,12 +100,12 @@ def _decode_cifar(name: str, facts: DatasetFacts, root: Path, report: Report) ->
     wanted = [f"{folder}/{file}" for file in (names, *chain(*parts.values()))]
     with gzip.open(root / archive) as unpacked:
         found = read_tar(unpacked, archive, wanted)
-    classes = found[f"{folder}/{names}"].decode().split()
+    class_names = found[f"{folder}/{names}"].decode().split()
     splits = {}
     for split, files in parts.items():
         content = b"".join(found[f"{folder}/{file}"] for file in files)
         rows = torch.tensor(np.frombuffer(content, np.uint8).reshape(-1, labels + 3 * 32 * 32))
-        splits[split] = _in_memory(rows[:, labels:].reshape(-1, 3, 32, 32), rows[:, labels - 1], classes)
+        splits[split] = _in_memory(rows[:, labels:].reshape(-1, 3, 32, 32), rows[:, labels - 1], class_names)
     return splits
 
 
@@ -140,12 +140,12 @@ def decode_own(read: Read, name: str, facts: DatasetFacts) -> Splits:
         if labels.shape != images.shape[:1] or not len(labels):
             raise ZtwError(f"{label}: labels {tuple(labels.shape)} for {len(images)} images")
         seen = labels.unique().tolist()
-        if seen[0] < 0 or seen[-1] >= (facts.classes or 0):
+        if seen[0] < 0 or seen[-1] >= (facts.num_classes or 0):
             raise ZtwError(
-                f"{label}: labels {seen[0]}..{seen[-1]}, must lie in 0..{(facts.classes or 0) - 1}"
+                f"{label}: labels {seen[0]}..{seen[-1]}, must lie in 0..{(facts.num_classes or 0) - 1}"
             )
-        if split == "train" and len(seen) != facts.classes:
-            raise ZtwError(f"{label}: {len(seen)} of {facts.classes} classes have an image, must be all")
+        if split == "train" and len(seen) != facts.num_classes:
+            raise ZtwError(f"{label}: {len(seen)} of {facts.num_classes} classes have an image, must be all")
         splits[split] = _in_memory(images, labels)
     return splits
 
@@ -156,7 +156,7 @@ def decode_folder(listing: Mapping[str, Listed], size: int, report: Report) -> S
     for split, listed in listing.items():
         arguments = ((path, path, size) for path in listed.paths())
         chunks = decode_in_threads(_decode_resized, arguments, len(listed.rows), f"decoding {split}", report)
-        splits[split] = Split(listed.labels(), (3, size, size), chunks, listed.classes)
+        splits[split] = Split(listed.labels(), (3, size, size), chunks, listed.class_names)
     return splits
 
 

@@ -25,7 +25,7 @@ class ImageSet(Data):
 
     stored: Tensor
     labels: Tensor
-    classes: int
+    num_classes: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
     flip: bool = False

@@ -29,19 +29,19 @@ OUTSIDE = "images outside a class folder"
 class Listed:
     """The images of a split.
 
-    place: its folder; classes: their names, in the order of the labels; rows: (class, path below the
+    place: its folder; class_names: in the order of the labels; rows: (class, path below the
     place), in the order of the classes and of the paths; stamp: differs when a file was added, removed,
     renamed or overwritten.
     """
 
     place: Path
-    classes: list[str]
+    class_names: list[str]
     rows: list[tuple[str, str]]
     stamp: str
 
     def labels(self) -> torch.Tensor:
         """int64 (N,)."""
-        number = {name: label for label, name in enumerate(self.classes)}
+        number = {name: label for label, name in enumerate(self.class_names)}
         return torch.tensor([number[name] for name, _ in self.rows])
 
     def paths(self) -> Iterator[str]:
@@ -49,10 +49,10 @@ class Listed:
         return (f"{self.place}/{file}" for _, file in self.rows)
 
 
-def list_images(folder: Path, classes: int | None, report: Report) -> dict[str, Listed]:
+def list_images(folder: Path, num_classes: int | None, report: Report) -> dict[str, Listed]:
     """The images of a folder that holds train/ and test/ (or val/), each with one folder per class.
 
-    classes: how many there must be, None for any number; report: gets what is left out. Images of a class
+    num_classes: how many classes there must be, None for any number; report: gets what is left out. Images of a class
     may lie in folders of its folder. Names that begin with a dot are ignored, what systems leave behind is counted.
     A class has one name in all Unicode forms, which file systems differ in: its NFC form.
     Raises ZtwError naming what is wrong: classes without images, dead links, a difference between the splits.
@@ -66,10 +66,10 @@ def list_images(folder: Path, classes: int | None, report: Report) -> dict[str, 
             report(Note(f"{split}: skipped {_counted(walk.skipped)} (images are {' '.join(EXTENSIONS)})"))
     _say_forms(walks.values(), report)
     found = {split: walk.listed() for split, walk in walks.items()}
-    train, test = (listed.classes for listed in found.values())
-    if classes is not None and len(train) != classes:
+    train, test = (listed.class_names for listed in found.values())
+    if num_classes is not None and len(train) != num_classes:
         raise ZtwError(
-            f"image folder {shown(folder)!r}: {classes} class folders expected in train, found {len(train)}"
+            f"image folder {shown(folder)!r}: {num_classes} class folders expected in train, found {len(train)}"
         )
     if train != test:
         differ = [shown(name) for name in in_order(set(train) ^ set(test))]
@@ -203,10 +203,10 @@ class _Walk:
 
     def listed(self) -> Listed:
         """The images that were found."""
-        classes = in_order(self.names())
-        number = {name: label for label, name in enumerate(classes)}
+        class_names = in_order(self.names())
+        number = {name: label for label, name in enumerate(class_names)}
         rows = sorted(self.rows, key=lambda row: (number[row[0]], row[1]))
-        return Listed(self.place, classes, rows, self._digest.hexdigest())
+        return Listed(self.place, class_names, rows, self._digest.hexdigest())
 
 
 def _is_image(entry: os.DirEntry[str]) -> bool:

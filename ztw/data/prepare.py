@@ -28,7 +28,7 @@ from ztw.errors import ZtwError, unknown
 from ztw.progress import Note, Report
 from ztw.study.settings import FolderSettings
 
-DECODER = 3  # raised when decoding or what is written changes, so that old files are not reused
+DECODER = 4  # raised when decoding or what is written changes, so that old files are not reused
 CONSTANT = 1e-4  # a channel's standard deviation below this is rounded to 0
 
 
@@ -130,7 +130,7 @@ def _prepare_streamed(
     """Check and list a folder's images once; a split is listed again when an image of it changes."""
     path = _path(folder)
     report(f"listing {shown(path)}")
-    listing = list_images(path, facts.classes, report)
+    listing = list_images(path, facts.num_classes, report)
     targets = _targets(root, name, "streamed", listing)
     records = {split: read_record(target) for split, target in targets.items()}
     missing = [split for split, record in records.items() if record is None]
@@ -140,7 +140,7 @@ def _prepare_streamed(
     for split in missing:
         write_listing(targets[split], listing[split], split)
         facts_of = {"channels": facts.channels, "counts": {split: len(listing[split].rows)}}
-        records[split] = write_record(targets[split], facts_of | _named(listing[split].classes))
+        records[split] = write_record(targets[split], facts_of | _named(listing[split].class_names))
     record = joined([record for record in records.values() if record])
     if folder.sha256 is not None:
         record |= _check_images(name, folder, listing, targets, report)
@@ -231,9 +231,9 @@ def _write_decoded(targets: Mapping[str, Path], splits: Splits, report: Report) 
     return facts | (_statistics(pixels["train"], report) if "train" in pixels else {})
 
 
-def _named(classes: list[str]) -> dict[str, Any]:
+def _named(class_names: list[str]) -> dict[str, Any]:
     """What a record says of the classes."""
-    return {"classes": len(classes), "class_names": classes}
+    return {"num_classes": len(class_names), "class_names": class_names}
 
 
 def _statistics(counts: Tensor, report: Report) -> dict[str, list[float]]:

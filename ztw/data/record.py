@@ -1,6 +1,6 @@
 """What is kept of a prepared data set: .npy files, read through a memory map, and a record of what they are.
 
-A record is written twice: beside the files, and in a study. It says of the whole set `name`, `classes`,
+A record is written twice: beside the files, and in a study. It says of the whole set `name`, `num_classes`,
 `class_names`, `channels`, `size`, `mean`, `std`, ..., and of each split what PER_SPLIT lists. The files are compared
 with their SHA-256s whenever a job opens them: a disk changes bytes without changing a time, and hashing takes a second
 or so for a gigabyte.

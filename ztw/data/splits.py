@@ -33,7 +33,7 @@ def load_split(record: dict[str, Any], split: str, report: Report = lambda text:
     arrays = _arrays(record, split, report)
     common = {
         "labels": arrays["labels"],
-        "classes": record["classes"],
+        "num_classes": record["num_classes"],
         "mean": tuple(record["mean"]),
         "std": tuple(record["std"]),
         "flip": record["flip"],
@@ -101,18 +101,20 @@ def cell_splits(
     if not settings.validation_fraction:
         return splits
     rest, held_out = held_out_split(source.labels, settings.validation_fraction, seed)
-    missing = sorted(set(range(record["classes"])) - set(source.labels[held_out].tolist()))
+    missing = sorted(set(range(record["num_classes"])) - set(source.labels[held_out].tolist()))
     if missing:
         report(
-            Note(_without_held_out([record["class_names"][label] for label in missing], record["classes"]))
+            Note(
+                _without_held_out([record["class_names"][label] for label in missing], record["num_classes"])
+            )
         )
     return {**splits, settings.validation_from: source.take(rest), "validation": source.take(held_out)}
 
 
-def _without_held_out(names: list[str], classes: int) -> str:
+def _without_held_out(names: list[str], num_classes: int) -> str:
     """What is said of classes of which the validation split has no image."""
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return (
-        f"validation: no image of {len(names)} of {classes} classes: {', '.join(map(shown, names[:NAMED]))}{more};"
+        f"validation: no image of {len(names)} of {num_classes} classes: {', '.join(map(shown, names[:NAMED]))}{more};"
         " thresholds are chosen without them. Raise data.validation_fraction, or add images of them"
     )

@@ -38,7 +38,7 @@ class StreamedSet(Data):
     folder: Path
     files: tuple[Tensor, Tensor]
     labels: Tensor
-    classes: int
+    num_classes: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
     size: int

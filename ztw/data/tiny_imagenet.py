@@ -27,15 +27,15 @@ def decode_tiny_imagenet(name: str, facts: DatasetFacts, root: Path, report: Rep
     """Classes in the order of the sorted WordNet ids; its validation images are our test split."""
     tree = FileTree(find_archive(name, facts, root, report))
     files = _tiny_imagenet_files(tree)
-    classes = sorted(set(tree.read("wnids.txt").decode().split()))
-    _check_counts(tree.path, files, classes, facts)
+    class_names = sorted(set(tree.read("wnids.txt").decode().split()))
+    _check_counts(tree.path, files, class_names, facts)
     digest, size = Digest(tree), int(facts.size or 0)
     splits = {}
     for split, rows in files.items():
-        labels = torch.tensor([classes.index(wnid) for _, wnid in rows])
+        labels = torch.tensor([class_names.index(wnid) for _, wnid in rows])
         arguments = _tree_arguments(digest, [file for file, _ in rows], size)
         chunks = decode_in_threads(_decode_exactly, arguments, len(rows), f"decoding {split}", report)
-        splits[split] = Split(labels, (3, size, size), chunks, classes)
+        splits[split] = Split(labels, (3, size, size), chunks, class_names)
     splits["test"].chunks = _verified(splits["test"].chunks, digest, facts.digest)
     return splits
 
@@ -57,16 +57,16 @@ def _tiny_imagenet_files(tree: FileTree) -> dict[str, list[tuple[str, str]]]:
 
 
 def _check_counts(
-    path: Path, files: dict[str, list[tuple[str, str]]], classes: list[str], facts: DatasetFacts
+    path: Path, files: dict[str, list[tuple[str, str]]], class_names: list[str], facts: DatasetFacts
 ) -> None:
     """Raise ZtwError unless every class has the number of images in each split that the facts say."""
-    if len(classes) != facts.classes:
-        raise ZtwError(f"{path}: wnids.txt lists {len(classes)} classes, expected {facts.classes}")
+    if len(class_names) != facts.num_classes:
+        raise ZtwError(f"{path}: wnids.txt lists {len(class_names)} classes, expected {facts.num_classes}")
     for split, expected in (facts.counts or {}).items():
         counts = Counter(wnid for _, wnid in files[split])
-        if unknown := sorted(counts.keys() - set(classes)):
+        if unknown := sorted(counts.keys() - set(class_names)):
             raise ZtwError(f"{path}: {split} has a class {unknown[0]} that is not in wnids.txt")
-        for wnid in classes:
+        for wnid in class_names:
             if counts[wnid] != expected:
                 raise ZtwError(f"{path}: {split} has {counts[wnid]} images of {wnid}, expected {expected}")
 

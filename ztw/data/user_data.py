@@ -43,10 +43,10 @@ SAMPLERS = (
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a network takes and answers: images of `shape` (C, H, W), one of `classes` labels, on `device`."""
+    """What a network takes and answers: images of `shape` (C, H, W), one of `num_classes` labels, on `device`."""
 
     shape: tuple[int, ...]
-    classes: int
+    num_classes: int
     device: torch.device
 
     def check(self, images: Any, labels: Any) -> tuple[Tensor, Tensor]:
@@ -61,8 +61,8 @@ class Wanted:
             raise ZtwError("images: there are none")
         labels = class_labels(labels)
         low, high = int(labels.min()), int(labels.max())
-        if low < 0 or high >= self.classes:
-            raise ZtwError(f"labels: must lie in 0..{self.classes - 1}, got {low}..{high}")
+        if low < 0 or high >= self.num_classes:
+            raise ZtwError(f"labels: must lie in 0..{self.num_classes - 1}, got {low}..{high}")
         return images, labels
 
     def moved(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -82,9 +82,9 @@ class GivenData(Data):
         return self.wanted.device
 
     @property
-    def classes(self) -> int:  # type: ignore[override]
+    def num_classes(self) -> int:  # type: ignore[override]
         """How many there are."""
-        return self.wanted.classes
+        return self.wanted.num_classes
 
     @abstractmethod
     def take(self, indices: Tensor) -> Self:
@@ -315,4 +315,4 @@ def wanted_by(network: Any) -> Wanted:
         raise ZtwError(
             f"the network has weights of {', '.join(sorted(other))}, must be torch.float32; call .float() first"
         )
-    return Wanted(tuple(backbone.input_shape), backbone.classes, like.device)
+    return Wanted(tuple(backbone.input_shape), backbone.num_classes, like.device)

@@ -124,7 +124,7 @@ def _top_error(probs: Tensor, right: Tensor, edges: Tensor) -> Tensor:
 
 def _class_error(probs: Tensor, labels: Tensor, edges: Tensor) -> Tensor:
     """For each class and bin |sum of probabilities - number of labels| / N, summed over bins."""
-    samples, classes = probs.shape
+    samples, num_classes = probs.shape
     bins = len(edges) + 1
 
     def cells(values: Tensor, of_class: Tensor) -> Tensor:
@@ -133,10 +133,10 @@ def _class_error(probs: Tensor, labels: Tensor, edges: Tensor) -> Tensor:
     # with many classes nearly all probabilities lie in the first bin: it gets what the others leave
     row, column = (probs > edges[0]).nonzero(as_tuple=True) if bins > 1 else labels.new_zeros(2, 0)
     values = probs[row, column]
-    gap = torch.bincount(cells(values, column), values, minlength=bins * classes).double()  # of none: int
-    gap[::bins] += probs.sum(0) - torch.bincount(column, values, minlength=classes)
-    gap -= torch.bincount(cells(probs.gather(1, labels[:, None])[:, 0], labels), minlength=bins * classes)
-    return gap.abs().sum() / (samples * classes)
+    gap = torch.bincount(cells(values, column), values, minlength=bins * num_classes).double()  # of none: int
+    gap[::bins] += probs.sum(0) - torch.bincount(column, values, minlength=num_classes)
+    gap -= torch.bincount(cells(probs.gather(1, labels[:, None])[:, 0], labels), minlength=bins * num_classes)
+    return gap.abs().sum() / (samples * num_classes)
 
 
 def _brier(probs: Tensor, labels: Tensor) -> Tensor:

@@ -30,14 +30,17 @@ class Agreement:
 def compare_exported(
     network: EarlyExitNetwork, runner: OnnxRunner, held_out: Any, rule: ExitRule | None = None
 ) -> Agreement:
-    """Compare a network with its exported form, e.g. in int8; held_out: images and labels, see `ztw.train_ics`.
+    """Compare a network with its exported form, e.g. in int8; held_out: images and labels, see `ztw.train_exits`.
 
     rule: None = the file's. Raises ZtwError for a file of another network, by its exits and classes.
     """
     rule = runner.rule if rule is None else rule
-    if rule is None or (network.exits, network.backbone.classes) != (runner.exits, runner.form.classes):
+    if rule is None or (network.exits, network.backbone.num_classes) != (
+        runner.exits,
+        runner.form.num_classes,
+    ):
         raise ZtwError(f"{runner.path}: was not exported from this network")
-    logits, labels = predict(network, held_out, report=None)
+    logits, labels = predict(network, held_out, progress=False)
     before = logits if network.ensemble is None else network.ensemble(logits)
     after, _ = predict_onnx(runner, held_out)
     (left, answering), (left_after, answering_after) = decide(before, rule), decide(after, rule)

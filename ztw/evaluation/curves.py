@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # only types: the wording of a key must not count as a change
 
 
 @dataclass(frozen=True)
-class Answers:
+class SplitPredictions:
     """What one method predicts on one split: logits (K, N, C), single exits or ensembled; labels (N,)."""
 
     logits: Tensor
@@ -32,7 +32,7 @@ class Costs:
     base: float
 
 
-def offered_to(answers: Answers, unit: Costs, method: MethodSettings, points: int) -> Candidates:
+def offered_to(answers: SplitPredictions, unit: Costs, method: MethodSettings, points: int) -> Candidates:
     """The thresholds a method may run with, as chosen on one split."""
     if len(answers.logits) == 1:  # a static network has none
         only = torch.zeros(1, dtype=torch.float64)
@@ -40,14 +40,18 @@ def offered_to(answers: Answers, unit: Costs, method: MethodSettings, points: in
     return candidates(method.thresholds, answers.logits, answers.labels, unit.cost, method.rule, points)
 
 
-def swept(answers: Answers, unit: Costs, rule: str, offered: Candidates) -> Curve:
+def swept(answers: SplitPredictions, unit: Costs, rule: str, offered: Candidates) -> Curve:
     """The curve of the thresholds offered, by the parameter they were chosen by."""
     curve = sweep(answers.logits, answers.labels, unit.cost, rule, offered.thresholds)
     return replace(curve, parameter=offered.parameter)
 
 
 def method_curves(
-    validation: Answers | None, test: Answers, unit: Costs, method: MethodSettings, points: int
+    validation: SplitPredictions | None,
+    test: SplitPredictions,
+    unit: Costs,
+    method: MethodSettings,
+    points: int,
 ) -> pd.DataFrame:
     """The curves of both splits as rows; thresholds from the validation split, shared ones from both.
 

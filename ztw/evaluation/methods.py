@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ztw.evaluation.calibration import calibration, fit_temperatures, overthinking
-from ztw.evaluation.curves import Answers, Costs, method_curves, offered_to, swept
+from ztw.evaluation.curves import Costs, SplitPredictions, method_curves, offered_to, swept
 from ztw.evaluation.metric_rows import Metric, metric_rows
 from ztw.evaluation.metrics import at_budget, exit_accuracy, hindsight_improvability
 from ztw.exits.rules import ExitRule, exit_rule
@@ -45,8 +45,8 @@ class Evaluation:
 
 
 def evaluate_method(
-    validation: Answers | None,
-    test: Answers,
+    validation: SplitPredictions | None,
+    test: SplitPredictions,
     costs: Mapping[str, Costs],
     method: MethodSettings,
     evaluation: EvaluationSettings,
@@ -54,27 +54,27 @@ def evaluate_method(
     """Sweep one method and pick its thresholds for every budget.
 
     validation: None where nothing is held out; protocols and thresholds then need none, and nothing is scaled
-    by a temperature. costs: "macs", and "paper_ops" where a protocol wants it. Protocol `held-out` picks on the
-    validation split, `paper` and `published` on the test split, the last by the published operation
-    counter; accuracy and cost are always the test split's.
+    by a temperature. costs: by counter, "ztw", and "published" where a protocol needs it. Protocol `held-out` picks
+    on the validation split, `paper` and `published` on the test split, the last by the published counter; accuracy
+    and cost are always the test split's.
     """
     correct: dict[str, Tensor] = {}
     rules: dict[str, Rules] = {}
     temperatures = None if validation is None else fit_temperatures(validation.logits, validation.labels)
-    metrics = [metric_rows(_of_exits(test, costs["macs"], temperatures))]
+    metrics = [metric_rows(_of_exits(test, costs["ztw"], temperatures))]
     for protocol in evaluation.protocols:
-        unit = costs["paper_ops" if protocol == "published" else "macs"]
+        unit = costs["published" if protocol == "published" else "ztw"]
         chooser = validation if protocol == "held-out" and validation is not None else test
         # how calibrated the answers at a budget are: of the first protocol, the one a reader looks at
         scale = temperatures if protocol == evaluation.protocols[0] else None
         found, answered, rules[protocol] = _at_budgets(chooser, test, unit, method, evaluation, scale)
         metrics.append(metric_rows(found, protocol))
         correct |= {f"{protocol}@{budget}": value for budget, value in answered.items()}
-    curves = method_curves(validation, test, costs["macs"], method, evaluation.points)
+    curves = method_curves(validation, test, costs["ztw"], method, evaluation.points)
     return Evaluation(curves, pd.concat(metrics, ignore_index=True), correct, rules)
 
 
-def _of_exits(test: Answers, unit: Costs, temperatures: Tensor | None) -> list[Metric]:
+def _of_exits(test: SplitPredictions, unit: Costs, temperatures: Tensor | None) -> list[Metric]:
     """What each exit is worth if all samples left there, and how often the last one is a loss."""
     per_exit = {
         "accuracy": exit_accuracy(test.logits, test.labels),
@@ -92,8 +92,8 @@ def _of_exits(test: Answers, unit: Costs, temperatures: Tensor | None) -> list[M
 
 
 def _at_budgets(
-    chooser: Answers,
-    test: Answers,
+    chooser: SplitPredictions,
+    test: SplitPredictions,
     unit: Costs,
     method: MethodSettings,
     evaluation: EvaluationSettings,
@@ -150,7 +150,7 @@ def _calibration(given: Tensor, labels: Tensor, temperatures: Tensor) -> list[Me
 
 
 def _at_allowed_losses(
-    test: Answers, curve: Curve, unit: Costs, rule: str, evaluation: EvaluationSettings
+    test: SplitPredictions, curve: Curve, unit: Costs, rule: str, evaluation: EvaluationSettings
 ) -> list[Metric]:
     """What each allowed loss of accuracy cost on the test split; the allowed loss stands as the budget."""
     # of the last exit, or of who answers there
@@ -166,7 +166,7 @@ def _at_allowed_losses(
 
 
 def rules_at_budgets(
-    answers: Answers, unit: Costs, method: MethodSettings, evaluation: EvaluationSettings
+    answers: SplitPredictions, unit: Costs, method: MethodSettings, evaluation: EvaluationSettings
 ) -> Rules:
     """The rule a method runs with at each feasible budget, thresholds chosen on these answers."""
     offered = offered_to(answers, unit, method, evaluation.points)

@@ -19,9 +19,8 @@ from ztw.exits.sweep import Curve, scored, sweep
 from ztw.exits.thresholds import Candidates, RiskControlled, at, candidates
 from ztw.models.costs import macs
 from ztw.models.network import EarlyExitNetwork
-from ztw.models.operations import backbone_macs
 from ztw.onnx.runner import CHUNK, OnnxRunner
-from ztw.progress import Report, on_screen
+from ztw.progress import Report, reporter
 from ztw.tensors import is_number
 
 
@@ -31,15 +30,17 @@ def predict(
     *,
     batch_size: int = 256,
     precision: str = "fp32",
-    report: Report | None = on_screen,
+    progress: bool | Report = True,
 ) -> tuple[Tensor, Tensor]:
     """Logits of every single exit, nothing stopped, in eval mode; the network's own mode stays.
 
-    data: images and labels, see `ztw.train_ics`; precision: "fp32", "bf16" or "auto".
+    data: images and labels, see `ztw.train_exits`; precision: "fp32", "bf16" or "auto"; progress: see
+    `train_exits`.
     Returns (logits float32 (K, N, C), labels int64 (N,)), on the CPU. Raises ZtwError for images and labels that are
     not the network's, and for logits that are not finite.
     """
     _check_network(network, "predict")
+    report = reporter(progress)
     images = as_data(data, wanted_by(network), "predict")
     if isinstance(images, LoaderData):
         batch_size = images.batch_size
@@ -48,7 +49,9 @@ def predict(
     modes = {module: module.training for module in network.modules()}
     try:
         compute = Compute.on(images.device, precision)
-        (logits,), labels = predictions.predict([network], images, batch_size, compute, report=report)
+        (logits,), labels = predictions.predict_networks(
+            [network], images, batch_size, compute, report=report
+        )
     finally:
         for module, training in modes.items():
             module.training = training
@@ -60,7 +63,7 @@ def predict(
 
 
 @dataclass(frozen=True)
-class Choice:
+class OperatingPoint:
     """A rule, and what it gives on the held-out samples it was chosen on.
 
     accuracy in [0, 1]; cost: mean MACs a sample; relative_cost: as a share of the backbone's; exit_fraction: the share
@@ -87,12 +90,12 @@ def choose_threshold(
     points: int = 1000,
     batch_size: int = 256,
     precision: str = "fp32",
-    report: Report | None = on_screen,
-) -> Choice:
+    progress: bool | Report = True,
+) -> OperatingPoint:
     """The thresholds that meet one wish on held-out samples, of the network's ensemble where it has one.
 
     network: or an OnnxRunner, e.g. of a network in int8, whose thresholds have to be its own.
-    held_out: images and labels that nothing was trained on, see `ztw.train_ics`, or what `predict` has returned for
+    held_out: images and labels that nothing was trained on, see `ztw.train_exits`, or what `predict` has returned for
     them. One of: budget = the largest mean cost, as a share of the backbone's MACs, or "max": the most accurate
     whatever it costs; allowed_loss = the largest loss of accuracy against running to the end, at the smallest cost;
     risk = (eps, delta): with probability 1 - delta over draws of held-out samples no more than a share eps of all
@@ -120,8 +123,8 @@ def choose_threshold(
         answers, labels = predict_onnx(network, held_out)
         cost, base = network.cost, network.backbone_cost
     else:
-        logits, labels = _predicted(network, held_out, batch_size, precision, report)
-        cost, base = macs(network), backbone_macs(network.backbone)
+        logits, labels = _predicted(network, held_out, batch_size, precision, progress)
+        cost, base = macs(network), macs(network.backbone)
         answers = logits if network.ensemble is None else network.ensemble(logits)
     if risk is not None:
         eps, delta = risk
@@ -146,7 +149,7 @@ def choose_threshold(
     else:
         index = 0
     wish = f"{given[0]} {wishes[given[0]]}"
-    return Choice(
+    return OperatingPoint(
         rule=at(rule, offered, index),
         accuracy=float(curve.accuracy[index]),
         cost=float(curve.cost[index]),
@@ -158,7 +161,7 @@ def choose_threshold(
 
 def predict_onnx(runner: OnnxRunner, data: Any) -> tuple[Tensor, Tensor]:
     """What every exit answers in ONNX Runtime, ensemble and all: logits (K, N, C), labels (N,); data: as `predict`."""
-    wanted = Wanted(runner.form.shape, runner.form.classes, torch.device("cpu"))
+    wanted = Wanted(runner.form.shape, runner.form.num_classes, torch.device("cpu"))
     batches = as_data(data, wanted, "predict").batches(CHUNK)
     logits, labels = zip(*((runner.logits(images), labels) for images, labels in batches), strict=True)
     return torch.cat(logits, dim=1), torch.cat(labels)
@@ -183,19 +186,19 @@ def _check_wish(budget: Any, allowed_loss: Any, risk: Any) -> None:
 
 
 def _predicted(
-    network: EarlyExitNetwork, held_out: Any, batch_size: int, precision: str, report: Report | None
+    network: EarlyExitNetwork, held_out: Any, batch_size: int, precision: str, progress: bool | Report
 ) -> tuple[Tensor, Tensor]:
     """Predictions that were given, checked, or those of images."""
     if isinstance(held_out, tuple | list) and len(held_out) == 2 and getattr(held_out[0], "ndim", 0) == 3:
         logits, labels = held_out
         logits, labels, _ = check_logits(logits, labels)
-        if (logits.shape[0], logits.shape[2]) != (network.exits, network.backbone.classes):
+        if (logits.shape[0], logits.shape[2]) != (network.exits, network.backbone.num_classes):
             raise ZtwError(
                 f"logits: shape {tuple(logits.shape)}, the network has {network.exits} exits and"
-                f" {network.backbone.classes} classes"
+                f" {network.backbone.num_classes} classes"
             )
         return logits.detach().cpu(), labels.cpu()
-    return predict(network, held_out, batch_size=batch_size, precision=precision, report=report)
+    return predict(network, held_out, batch_size=batch_size, precision=precision, progress=progress)
 
 
 def _allowed(curve: Curve, offered: Candidates, wanted: float, parameter: float | None) -> int:

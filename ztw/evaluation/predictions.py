@@ -16,7 +16,7 @@ ROUNDING = 1e-4  # of sums of logits in float32
 
 
 @torch.inference_mode()
-def predict(
+def predict_networks(
     networks: Sequence[EarlyExitNetwork],
     data: Data,
     batch_size: int = 256,

@@ -16,7 +16,6 @@ from ztw.tensors import read_metadata, read_tensors, write_tensors
 
 # where this checkout has its published studies
 REFERENCE = Path(__file__).parents[2] / "results/reference"
-Answers = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True, repr=False)
@@ -28,15 +27,15 @@ class Predictions:
     cost: (K,) float64, cumulative, in MACs; base_cost: of the backbone alone.
     """
 
-    validation: Answers
-    test: Answers
+    validation: tuple[Tensor, Tensor]
+    test: tuple[Tensor, Tensor]
     cost: Tensor
     base_cost: float
 
     def __repr__(self) -> str:
-        exits, images, classes = self.test[0].shape
+        exits, images, num_classes = self.test[0].shape
         return (
-            f"Predictions({exits} exits, {classes} classes, {len(self.validation[1])} validation and {images} test"
+            f"Predictions({exits} exits, {num_classes} classes, {len(self.validation[1])} validation and {images} test"
             f" images; exits cost {self.cost[0] / self.base_cost:.0%} to {self.cost[-1] / self.base_cost:.0%} of the"
             " backbone)"
         )
@@ -75,7 +74,9 @@ def published(root: Path | str = REFERENCE) -> list[str]:
     return ["/".join((study, *rest)) for study, _, *rest in names]
 
 
-def write_published(path: Path | str, splits: Mapping[str, Answers], cost: Tensor, base_cost: float) -> None:
+def write_published(
+    path: Path | str, splits: Mapping[str, tuple[Tensor, Tensor]], cost: Tensor, base_cost: float
+) -> None:
     """Write the predictions of an IC set; splits: "validation" and "test" -> (logits (K, N, C), labels (N,))."""
     tensors: dict[str, Tensor] = {}
     for split, (logits, labels) in splits.items():

@@ -25,8 +25,7 @@ from ztw.models.costs import macs
 from ztw.models.cut import as_backbone
 from ztw.models.module_json import describe_module, module_from
 from ztw.models.network import EarlyExitNetwork, static_network
-from ztw.models.operations import backbone_macs
-from ztw.progress import Note, Report, on_screen
+from ztw.progress import Note, Report, reporter
 from ztw.tensors import read_tensors, write_tensors
 
 WEIGHTS = "weights.safetensors"
@@ -37,35 +36,35 @@ def save(
     path: Path | str,
     rule: ExitRule | None = None,
     *,
-    classes: Sequence[str] | None = None,
+    class_names: Sequence[str] | None = None,
     normalisation: tuple[Sequence[float], Sequence[float]] | None = None,
-    report: Report | None = on_screen,
+    progress: bool | Report = True,
 ) -> None:
     """Write a network into the folder `path`: weights.safetensors, and network.json with all the rest, readable.
 
-    rule: what it runs with, e.g. the one of `choose_threshold`; classes: a name for each class; normalisation: mean
+    rule: what it runs with, e.g. the one of `choose_threshold`; class_names: a name for each class; normalisation: mean
     and std per channel, of pixels in [0, 1], that its images are normalised with. Both stay with the network, and
     are its `class_names` and `normalisation` where they are not given. The ensemble is saved, too.
     What was written is loaded again and must answer as the network does. A backbone that cannot be put into words (a
-    module of yours that torch.fx cannot follow) is saved all the same: `report` gets a line that load needs `model=`.
+    module of yours that torch.fx cannot follow) is saved all the same: `progress` gets a line that load needs `model=`.
     Raises ZtwError for wrong arguments, heads that are not of `build_network`, and what cannot be written.
     """
     if not isinstance(network, EarlyExitNetwork):
         raise ZtwError(f"save: {type(network).__name__}, must be an EarlyExitNetwork")
-    folder = Path(path)
+    folder, report = Path(path), reporter(progress)
     if folder.exists() and not folder.is_dir():
         raise ZtwError(f"{folder}: is a file, must be a folder or not there yet")
     if rule is not None:
         if not isinstance(rule, ExitRule):
             raise ZtwError(f"rule {rule!r}: must be an exit rule, e.g. ztw.MaxSoftmax(0.9)")
         rule.bounds(network.exits)
-    if classes is not None:
-        network.class_names = _class_names(classes, network)
+    if class_names is not None:
+        network.class_names = _class_names(class_names, network)
     if normalisation is not None:
         network.normalisation = _normalisation(normalisation, network)
     rules: list[tuple[float | str | None, ExitRule]] = [] if rule is None else [(None, rule)]
     like = copy.deepcopy(network).cpu().eval()  # answers as the loaded one does, on the same kernels
-    cost, base = macs(like), backbone_macs(like.backbone)
+    cost, base = macs(like), macs(like.backbone)
     write_tensors(folder / WEIGHTS, _unshared(like.state_dict()))
     reasons: list[str] = []
     for described in _descriptions(like.backbone, reasons):
@@ -135,20 +134,22 @@ def load(
 
 def _make(facts: dict[str, Any], folder: Path, model: nn.Module | None) -> EarlyExitNetwork:
     backbone = _backbone(facts, model)
-    if (list(backbone.input_shape), backbone.classes) != (facts["input_shape"], facts["classes"]):
+    if (list(backbone.input_shape), backbone.num_classes) != (facts["input_shape"], facts["num_classes"]):
         raise ZtwError(
-            f"its backbone takes {list(backbone.input_shape)} and has {backbone.classes} classes, expected"
-            f" {facts['input_shape']} and {facts['classes']}"
+            f"its backbone takes {list(backbone.input_shape)} and has {backbone.num_classes} classes, expected"
+            f" {facts['input_shape']} and {facts['num_classes']}"
         )
     if facts["placement"]:
         heads = {**facts["heads"], "init": "torch"}
-        network = build_network(backbone, facts["ics"], placement=facts["placement"], report=None, **heads)
+        network = build_network(
+            backbone, facts["connection"], placement=facts["placement"], progress=False, **heads
+        )
         network.anatomy = dict(facts["heads"])
     else:
         network = static_network(backbone)
     if (ensemble := facts["ensemble"]) is not None:
         network.ensemble = build_ensemble(
-            ensemble["kind"], network.exits, backbone.classes, ensemble["include_final"]
+            ensemble["kind"], network.exits, backbone.num_classes, ensemble["include_final"]
         )
     if facts["class_names"] is not None:
         network.class_names = _class_names(facts["class_names"], network)
@@ -235,9 +236,9 @@ def _unshared(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _class_names(names: Any, network: EarlyExitNetwork) -> tuple[str, ...]:
     given = [] if isinstance(names, str) else list(names)
-    if len(given) != network.backbone.classes or not all(isinstance(name, str) for name in given):
+    if len(given) != network.backbone.num_classes or not all(isinstance(name, str) for name in given):
         raise ZtwError(
-            f"classes: {json.dumps(given, default=str)[:80]}, must be {network.backbone.classes} names"
+            f"class_names: {json.dumps(given, default=str)[:80]}, must be {network.backbone.num_classes} names"
         )
     return tuple(given)
 

@@ -22,16 +22,16 @@ class Ensemble(nn.Module, ABC):
     exit answers for itself (the 2023 code); otherwise it is ensembled like the others (the 2021 code).
     """
 
-    def __init__(self, exits: int, classes: int, include_final: bool = True) -> None:
+    def __init__(self, exits: int, num_classes: int, include_final: bool = True) -> None:
         super().__init__()
-        self.exits, self.classes, self.include_final = exits, classes, include_final
+        self.exits, self.num_classes, self.include_final = exits, num_classes, include_final
 
     def forward(self, logits: Tensor) -> Tensor:
         """logits (K, N, C) of single exits -> ensembled log-probabilities (K, N, C); NaN is refused."""
         logits = check_logits(logits).logits
-        if logits.shape[0] != self.exits or logits.shape[2] != self.classes:
+        if logits.shape[0] != self.exits or logits.shape[2] != self.num_classes:
             raise ZtwError(
-                f"logits {tuple(logits.shape)}: ensemble of {self.exits} exits, {self.classes} classes"
+                f"logits {tuple(logits.shape)}: ensemble of {self.exits} exits, {self.num_classes} classes"
             )
         answers = self._unnormalised(logits)
         if not self.ensembled(self.exits - 1):
@@ -61,7 +61,7 @@ class Ensemble(nn.Module, ABC):
 
     def macs(self, exit: int) -> float:
         """Multiply-accumulates this ensemble adds at one exit: one per member and class."""
-        return float((exit + 1) * self.classes) if self.ensembled(exit) else 0.0
+        return float((exit + 1) * self.num_classes) if self.ensembled(exit) else 0.0
 
     def fit(self, logits: Tensor, labels: Tensor) -> None:
         """Fit every exit's parameters; logits (K, N, C), labels (N,)."""

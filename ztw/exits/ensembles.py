@@ -21,10 +21,10 @@ class WeightedEnsemble(LinearEnsemble):
     weight: Tensor
     bias: Tensor
 
-    def __init__(self, exits: int, classes: int, include_final: bool = True) -> None:
-        super().__init__(exits, classes, include_final)
+    def __init__(self, exits: int, num_classes: int, include_final: bool = True) -> None:
+        super().__init__(exits, num_classes, include_final)
         self.register_buffer("weight", torch.ones(exits, exits).tril())
-        self.register_buffer("bias", torch.zeros(exits, classes))
+        self.register_buffer("bias", torch.zeros(exits, num_classes))
 
 
 class GeometricEnsemble(WeightedEnsemble):
@@ -50,12 +50,12 @@ class GeometricEnsemble(WeightedEnsemble):
     def fit_exit(self, exit: int, log_probs: Tensor, labels: Tensor) -> None:
         """By minimising its cross-entropy."""
         members = exit + 1
-        start = torch.cat([torch.ones(members), torch.zeros(self.classes)]).double()
+        start = torch.cat([torch.ones(members), torch.zeros(self.num_classes)]).double()
         if exit:  # the ensemble of the exit before, the new member not yet in it
             start[:exit] = self.weight[exit - 1, :exit] * members / exit
             start[exit] = 0
             start[members:] = self.bias[exit - 1]
-        lower = torch.cat([torch.zeros(members), torch.full((self.classes,), -torch.inf)]).double()
+        lower = torch.cat([torch.zeros(members), torch.full((self.num_classes,), -torch.inf)]).double()
         if len(labels) > 2 * DRAFT:
             few = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))[:DRAFT]
             draft = GeometricObjective(log_probs[:, few], labels[few])
@@ -92,8 +92,8 @@ class ArithmeticEnsemble(Mixture, WeightedEnsemble):
         """By minimising its cross-entropy."""
         members = exit + 1
         likelihood = log_probs.gather(2, labels.expand(members, -1)[..., None])[..., 0].double().exp()
-        components = torch.cat([likelihood.T, nn.functional.one_hot(labels, self.classes)], dim=1)
-        start = torch.full((members + self.classes,), 0.1 / self.classes, dtype=torch.float64)
+        components = torch.cat([likelihood.T, nn.functional.one_hot(labels, self.num_classes)], dim=1)
+        start = torch.full((members + self.num_classes,), 0.1 / self.num_classes, dtype=torch.float64)
         start[:members] = 0.9 / members
         solution = minimise(lambda x: mixture_objective(x, components), start, torch.zeros_like(start))
         solution = solution / solution.sum()
@@ -107,7 +107,7 @@ class UniformEnsemble(Mixture):
     def linear(self) -> tuple[Tensor, Tensor]:
         """Every member counts alike."""
         shares = torch.ones(self.exits, self.exits).tril()
-        return shares / shares.sum(1, keepdim=True), torch.zeros(self.exits, self.classes)
+        return shares / shares.sum(1, keepdim=True), torch.zeros(self.exits, self.num_classes)
 
 
 ENSEMBLES: dict[str, type[Ensemble]] = {
@@ -117,11 +117,11 @@ ENSEMBLES: dict[str, type[Ensemble]] = {
 }
 
 
-def build_ensemble(kind: str, exits: int, classes: int, include_final: bool = True) -> Ensemble:
+def build_ensemble(kind: str, exits: int, num_classes: int, include_final: bool = True) -> Ensemble:
     """An unfitted ensemble; raises ZtwError for an unknown kind."""
     if kind not in ENSEMBLES:
         raise unknown("ensemble", kind, ENSEMBLES)
-    return ENSEMBLES[kind](exits, classes, include_final)
+    return ENSEMBLES[kind](exits, num_classes, include_final)
 
 
 def fit_ensemble(

@@ -43,13 +43,13 @@ class Route:
 
     steps: for each of the K exits the stages since the one before, and what computes it; largest: (K,),
     numbers a sample's largest activation has from that exit's stages on; chained: whether an exit
-    needs the previous one's logits; classes; ensemble: the network's, or None.
+    needs the previous one's logits; num_classes: C; ensemble: the network's, or None.
     """
 
     steps: Sequence[tuple[Sequence[nn.Module], ExitFunction]]
     largest: Sequence[int]
     chained: bool
-    classes: int
+    num_classes: int
     ensemble: Ensemble | None
 
 
@@ -233,7 +233,7 @@ class BatchResult:
 
     def __init__(self, route: Route, images: Tensor, rule: ExitRule, batching: Batching) -> None:
         self.spare, device, self.last = len(images), images.device, len(route.steps) - 1
-        self.answers = torch.empty(self.spare + 1, route.classes, device=device)
+        self.answers = torch.empty(self.spare + 1, route.num_classes, device=device)
         self.exit_index = torch.full((self.spare + 1,), self.last, device=device)
         self.rule, self.bounds = rule, rule.bounds(len(route.steps)).tolist()
         self.batching = batching

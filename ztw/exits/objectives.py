@@ -19,8 +19,8 @@ class GeometricObjective:
 
     def __init__(self, log_probs: Tensor, labels: Tensor) -> None:
         self.log_probs, self.labels = log_probs, labels
-        self.members, samples, self.classes = log_probs.shape
-        size = max(64, CHUNK // (self.members * self.classes))
+        self.members, samples, self.num_classes = log_probs.shape
+        size = max(64, CHUNK // (self.members * self.num_classes))
         self.parts = [slice(start, start + size) for start in range(0, samples, size)]
 
     def __call__(self, x: Tensor) -> Terms:
@@ -39,7 +39,7 @@ class GeometricObjective:
     def _log_q(self, part: slice, x: Tensor) -> tuple[Tensor, Tensor]:
         """The features, which x weighs, (m, n * C), and log q (n, C) of a part's samples, as precise as x."""
         features = self.log_probs[:, part].to(x.dtype).flatten(1) / self.members
-        total = (x[: self.members] @ features).view(-1, self.classes) + x[self.members :]
+        total = (x[: self.members] @ features).view(-1, self.num_classes) + x[self.members :]
         return features, total.log_softmax(-1)
 
     def _hessian(self, x: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ class GeometricObjective:
             features, log_q = self._log_q(part, x.float())
             q = log_q.exp_()
             weighted = features * q.view(-1)
-            by_sample = weighted.view(m, -1, self.classes)
+            by_sample = weighted.view(m, -1, self.num_classes)
             mean = by_sample.sum(-1)  # (m, n): the features' expectation under q
             hessian[:m, :m] += weighted @ features.T - mean @ mean.T
             hessian[:m, m:] += by_sample.sum(1) - mean @ q

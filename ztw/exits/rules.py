@@ -126,8 +126,8 @@ class ThresholdRule(ExitRule):
 
     @staticmethod
     @abstractmethod
-    def worst(classes: int) -> float:
-        """The score of the uniform distribution over `classes`: the lowest there is, rounding aside."""
+    def worst(num_classes: int) -> float:
+        """The score of the uniform distribution over `num_classes` classes: the lowest there is, rounding aside."""
 
 
 class MaxSoftmax(ThresholdRule):
@@ -142,9 +142,9 @@ class MaxSoftmax(ThresholdRule):
         return logits.softmax(-1).amax(-1), ()
 
     @staticmethod
-    def worst(classes: int) -> float:
+    def worst(num_classes: int) -> float:
         """1 / C."""
-        return 1 / classes
+        return 1 / num_classes
 
 
 class MaxSoftmaxOrBest(MaxSoftmax):
@@ -168,9 +168,9 @@ class Entropy(ThresholdRule):
         return (log_p.exp() * log_p).sum(-1), ()
 
     @staticmethod
-    def worst(classes: int) -> float:
+    def worst(num_classes: int) -> float:
         """-log C."""
-        return -math.log(classes)
+        return -math.log(num_classes)
 
 
 @dataclass(frozen=True)

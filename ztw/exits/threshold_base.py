@@ -49,14 +49,14 @@ class HeldOut:
     """Held-out data as a way of choosing needs it.
 
     kind: the rule; scores float64 and correct bool (K, N), see `scored`; relative_cost: float64 (K,),
-    relative to the last exit's; classes: C.
+    relative to the last exit's; num_classes: C.
     """
 
     kind: type[ThresholdRule]
     scores: Tensor
     correct: Tensor
     relative_cost: Tensor
-    classes: int
+    num_classes: int
 
     @property
     def closed_bound(self) -> float:

@@ -125,7 +125,7 @@ class RiskControlled(ThresholdChoice):
     ) -> Candidates:
         """Candidates (T,); the risk at all thresholds comes from one pass."""
         held_out = prepare_held_out("risk_controlled", logits, labels, cost, rule)
-        _check_every_class(labels, held_out.classes)
+        _check_every_class(labels, held_out.num_classes)
         bounds = _fixed_grid(held_out, points)
         _, lost = departures(held_out.scores, ~held_out.correct & held_out.correct[-1], bounds)
         samples = held_out.scores.shape[1]
@@ -141,14 +141,14 @@ class RiskControlled(ThresholdChoice):
         return Candidates(eps, held_out.kind.thresholds(closed_first[passed]))
 
 
-def _check_every_class(labels: Tensor, classes: int) -> None:
+def _check_every_class(labels: Tensor, num_classes: int) -> None:
     """Raise ZtwError when the held-out samples lack a class: data that has it is not drawn like them."""
-    seen = torch.bincount(class_labels(labels), minlength=classes)
+    seen = torch.bincount(class_labels(labels), minlength=num_classes)
     missing = [str(label) for label in (seen == 0).nonzero().flatten().tolist()]
     if missing:
         more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
         raise ZtwError(
-            f"thresholds 'risk_controlled': no held-out sample of {len(missing)} of {classes} classes"
+            f"thresholds 'risk_controlled': no held-out sample of {len(missing)} of {num_classes} classes"
             f" ({', '.join(missing[:NAMED])}{more}), so nothing can be guaranteed; hold out samples of every class,"
             " or choose other thresholds"
         )
@@ -156,7 +156,7 @@ def _check_every_class(labels: Tensor, classes: int) -> None:
 
 def _fixed_grid(held_out: HeldOut, points: int) -> Tensor:
     """Bounds from the most cautious to one that everything passes; they depend on the rule and C only."""
-    width = held_out.kind.top - held_out.kind.worst(held_out.classes) + 1e-5
+    width = held_out.kind.top - held_out.kind.worst(held_out.num_classes) + 1e-5
     even = torch.linspace(0, width, points, dtype=torch.float64)
     near_top = width * torch.logspace(-7, 0, points, dtype=torch.float64)
     return held_out.kind.top - torch.cat([even, near_top]).unique()

@@ -80,7 +80,7 @@ class CellNetworks:
             "arch": self.cell.arch,
             "dataset": self.cell.dataset,
             "seed": self.cell.seed,
-            "classes": record["classes"],
+            "num_classes": record["num_classes"],
             "input_shape": [record["channels"], record["size"], record["size"]],
             # weights of the one place fit the other, where they answer something else
             "ic_features": self.build.ic_features if self.cell.arch in CIFAR_RESNETS else None,
@@ -88,7 +88,7 @@ class CellNetworks:
 
     def untrained_backbone(self, weights: str | None = None) -> Backbone:
         """Build the cell's backbone with random weights, or torchvision's."""
-        size = (self.record["classes"], self.record["channels"], self.record["size"])
+        size = (self.record["num_classes"], self.record["channels"], self.record["size"])
         options = {key: getattr(self.build, key) for key in BackboneBuild.model_fields}
         return build_backbone(self.cell.arch, *size, weights=weights, **options)
 
@@ -102,13 +102,13 @@ class CellNetworks:
         """Put untrained ICs on a backbone, as a set of the study says."""
         ics = self.sets[name]
         options = {key: getattr(ics, key) for key in Anatomy.model_fields}
-        return build_network(backbone, ics.mode, report=None, **options)
+        return build_network(backbone, ics.connection, progress=False, **options)
 
     def network(self, name: str) -> EarlyExitNetwork:
         """Load the trained network of one IC set, on the CPU in eval mode."""
         ics = self.sets[name]
         network = self.attach(self.backbone(), name)
-        trained_as = {"ics": name, "mode": ics.mode, "placement": list(network.placement)}
+        trained_as = {"ics": name, "connection": ics.connection, "placement": list(network.placement)}
         file = self.layout.ics(self.cell, name)
         load_checkpoint(file, trained_part(network, ics), {**self.identity, **trained_as})
         return network.eval()
@@ -158,6 +158,6 @@ def share_backbone(networks: list[EarlyExitNetwork], device: torch.device) -> li
 def load_ensemble(path: Path, ics: str, title: str) -> Ensemble:
     """Load a fitted ensemble; raises ZtwError when its files are broken or it is another IC set's."""
     facts = read_json(metadata(path))
-    ensemble = build_ensemble(facts["kind"], facts["exits"], facts["classes"], facts["include_final"])
+    ensemble = build_ensemble(facts["kind"], facts["exits"], facts["num_classes"], facts["include_final"])
     load_checkpoint(path, ensemble, {"ics": ics, "ensemble": title})
     return ensemble

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from ztw.evaluation.curves import Answers, Costs, label
+from ztw.evaluation.curves import Costs, SplitPredictions, label
 from ztw.evaluation.methods import evaluate_method, rules_at_budgets
 from ztw.evaluation.metric_rows import backbone_metrics, metric_records
 from ztw.evaluation.metrics import exit_accuracy
@@ -17,9 +17,9 @@ from ztw.files import read_json, sealed, sha256, write_json
 from ztw.jobs.cell import CellNetworks
 from ztw.models.backbone import Backbone
 from ztw.models.checkpoints import versions
-from ztw.models.costs import costly_exits, macs, paper_ops
-from ztw.models.network import IC_MODES, EarlyExitNetwork
-from ztw.models.operations import BACKEND, backbone_macs, backbone_paper_ops
+from ztw.models.costs import costly_exits, macs
+from ztw.models.network import CONNECTIONS, EarlyExitNetwork
+from ztw.models.operations import BACKEND
 from ztw.progress import Note, Report
 from ztw.study.settings import DataSettings, EvaluationSettings, MethodSettings
 from ztw.tensors import write_tensors
@@ -46,12 +46,14 @@ def evaluate(
         costs = _costs(network, backbone, evaluation.protocols)
         if method.ics and method.ics not in told:
             told.add(method.ics)
-            if line := costly_exits(f"ics {method.ics}", costs["macs"].cost, costs["macs"].base):
+            if line := costly_exits(f"ics {method.ics}", costs["ztw"].cost, costs["ztw"].base):
                 report(Note(line))
-        answers = {split: Answers(*networks.answers(network, method, split)) for split in networks.splits}
+        answers = {
+            split: SplitPredictions(*networks.answers(network, method, split)) for split in networks.splits
+        }
         validation, test = answers.get("validation"), answers["test"]
         found = evaluate_method(validation, test, costs, method, evaluation)
-        metrics = pd.concat([found.metrics, backbone_metrics(costs["macs"].base, accuracy)])
+        metrics = pd.concat([found.metrics, backbone_metrics(costs["ztw"].base, accuracy)])
         with sealed(curves_file) as scratch:
             label(found.curves, networks.cell, name).to_parquet(scratch, index=False)
         write_tensors(answers_file, found.correct)
@@ -59,9 +61,9 @@ def evaluate(
         network.class_names = tuple(networks.record["class_names"])
         network.normalisation = _normalisation(networks, data)
         rules = found.rules.get("held-out") or rules_at_budgets(
-            validation or test, costs["macs"], method, evaluation
+            validation or test, costs["ztw"], method, evaluation
         )
-        facts = network_facts(network, network.backbone.origin or {}, costs["macs"].cost, costs["macs"].base)
+        facts = network_facts(network, network.backbone.origin or {}, costs["ztw"].cost, costs["ztw"].base)
         facts |= {"method": name, "thresholds_chosen_on": "validation" if validation else "test"}
         files = _weights(networks, method)
         hashes |= {part.path: sha256(part.path) for part in files if part.path not in hashes}
@@ -90,17 +92,15 @@ def _weights(networks: CellNetworks, method: MethodSettings) -> list[Weights]:
 
 
 def _costs(network: EarlyExitNetwork, backbone: Backbone, protocols: Sequence[str]) -> dict[str, Costs]:
-    """Of a method's network; backbone: the cell's, which budgets are shares of."""
-    costs = {"macs": Costs(macs(network), backbone_macs(backbone))}
-    if "published" in protocols:
-        costs["paper_ops"] = Costs(paper_ops(network), backbone_paper_ops(backbone))
-    return costs
+    """By counter, of a method's network; backbone: the cell's, which budgets are shares of."""
+    counters = ("ztw", "published") if "published" in protocols else ("ztw",)
+    return {counter: Costs(macs(network, counter), macs(backbone, counter)) for counter in counters}
 
 
 def _backbone_accuracy(networks: CellNetworks) -> float | None:
     """Test accuracy of the backbone alone: the last exit of a set that left it as it was, None without one."""
     for name, ics in networks.sets.items():
-        if not ics.trains_backbone and not IC_MODES[ics.mode].additive:
+        if not ics.trains_backbone and not CONNECTIONS[ics.connection].additive:
             return float(exit_accuracy(*networks.predictions(name, "test"))[-1])
     return None
 

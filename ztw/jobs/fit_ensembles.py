@@ -29,9 +29,7 @@ def fit_ensembles(job: Job, cell: Cell, settings: FitEnsemblesSettings) -> None:
     for done, (ics, name) in enumerate(todo, 1):
         job.report(f"{ics} {name} ({done}/{len(todo)})")
         fit = settings.ensembles[ics][name]
-        logits, labels = _drawn(
-            *read_predictions(job.layout.predictions(cell, ics, fit.fit_on)), fit.samples
-        )
+        logits, labels = _drawn(*read_predictions(job.layout.predictions(cell, ics, fit.fit_on)), fit.samples)
         ensemble = fit_ensemble(logits, labels, fit.kind, fit.include_final)
         facts = {"ics": ics, "ensemble": name, **_facts(ensemble, fit, logits, labels)}
         save_checkpoint(job.layout.ensemble(cell, ics, name), ensemble, facts)
@@ -50,7 +48,7 @@ def _facts(ensemble: Ensemble, settings: EnsembleSettings, logits: Tensor, label
     return {
         "kind": settings.kind,
         "exits": ensemble.exits,
-        "classes": ensemble.classes,
+        "num_classes": ensemble.num_classes,
         "include_final": settings.include_final,
         "fit_on": settings.fit_on,
         "samples": len(labels),

@@ -16,7 +16,7 @@ from ztw.progress import Report
 from ztw.study.settings import MethodSettings
 
 # of an ensemble's JSON: what its weights mean; the rest is about how it was fitted
-ENSEMBLE = ("kind", "exits", "classes", "include_final")
+ENSEMBLE = ("kind", "exits", "num_classes", "include_final")
 
 
 @dataclass

@@ -14,7 +14,7 @@ from torch import Tensor
 from ztw.data.splits import cell_splits
 from ztw.device import autocast
 from ztw.errors import ZtwError
-from ztw.evaluation.curves import Answers, Costs
+from ztw.evaluation.curves import Costs, SplitPredictions
 from ztw.evaluation.methods import rules_at_budgets
 from ztw.evaluation.names import BACKBONE
 from ztw.evaluation.timing import (
@@ -31,7 +31,6 @@ from ztw.jobs.exports import Exports, LeftOut
 from ztw.models.backbone import Backbone
 from ztw.models.costs import macs
 from ztw.models.network import EarlyExitNetwork
-from ztw.models.operations import backbone_macs
 from ztw.onnx.write import need_onnx
 from ztw.progress import Progress, Report
 from ztw.study.settings import (
@@ -102,7 +101,7 @@ class Bench:
         self.without_onnx = without_onnx(plan.latency, self.device)
         self.exports = Exports([batches[0] for batches in self.batches.values()])
         self.backbone = networks.backbone().eval()
-        self.macs = backbone_macs(self.backbone)
+        self.macs = macs(self.backbone)
         self.backbone.to(self.device)
         self.groups = in_groups(missing)
         self.progress = Progress(sum(map(self._steps, self.groups)), report)
@@ -168,7 +167,7 @@ class Bench:
         network = self.networks.of_method(method)
         if method.static:
             return self._alone(name, network.backbone.to(self.device), left_out)
-        held_out = Answers(*self.networks.answers(network, method, "validation"))
+        held_out = SplitPredictions(*self.networks.answers(network, method, "validation"))
         costs = Costs(macs(network), self.macs)
         rules = rules_at_budgets(held_out, costs, method, self.plan.evaluation)
         network.to(self.device)

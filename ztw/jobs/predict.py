@@ -68,13 +68,13 @@ def predict(job: Job, cell: Cell, settings: PredictSettings) -> None:
                 augmenter = torch.Generator()
                 augmenter.set_state(state)
             images = parts[split].to(compute.device)
-            logits, labels = predictions.predict(
+            logits, labels = predictions.predict_networks(
                 together, images, settings.batch_size, compute, augmenter, job.report
             )
             for name, values in zip(names, logits, strict=True):
                 check_finite(values, job.layout.ics(cell, name), split)
                 if split == "test":
-                    _note_silent(name, values, loaded[name].mode.additive, job.report)
+                    _note_silent(name, values, loaded[name].connection.additive, job.report)
                 facts = {"ics": name, "split": split, **compute.describe()}
                 write_predictions(job.layout.predictions(cell, name, split), values, labels, facts)
 

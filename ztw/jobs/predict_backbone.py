@@ -33,7 +33,7 @@ def predict_backbone(job: Job, cell: Cell, settings: PredictBackboneSettings) ->
     network = static_network(networks.backbone()).to(compute.device).eval()
     for split in settings.images.evaluated:
         images = parts[split].to(compute.device)
-        (logits,), labels = predictions.predict(
+        (logits,), labels = predictions.predict_networks(
             [network], images, settings.batch_size, compute, None, job.report
         )
         check_finite(logits, job.layout.backbone(cell), split)

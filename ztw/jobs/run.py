@@ -66,5 +66,7 @@ def _settings(job: Callable[..., None], params: Mapping[str, Any]) -> dict[str, 
     if wanted is None and not given:
         return {}
     if wanted is None or set(given) != set(wanted.__dataclass_fields__):
-        raise TypeError(f"{job.__name__}: the rule's params are {sorted(given)}, not the settings of {wanted}")
+        raise TypeError(
+            f"{job.__name__}: the rule's params are {sorted(given)}, not the settings of {wanted}"
+        )
     return {"settings": TypeAdapter(wanted).validate_python(given)}

@@ -10,10 +10,10 @@ import torch
 
 from ztw.data.dataset import Data
 from ztw.data.splits import cell_splits, open_split
-from ztw.errors import ZtwError
-from ztw.evaluation.predictions import predict
-from ztw.files import data_root, sha256
 from ztw.device import Compute
+from ztw.errors import ZtwError
+from ztw.evaluation.predictions import predict_networks
+from ztw.files import data_root, sha256
 from ztw.jobs.cell import CellNetworks
 from ztw.jobs.job import Job
 from ztw.jobs.training import job_checkpoints, recipe_of, training_facts
@@ -57,7 +57,9 @@ class TrainBackboneSettings:
 def train_backbone(job: Job, cell: Cell, settings: TrainBackboneSettings) -> None:
     """Make a backbone ready, from its source and by training; writes weights and metadata."""
     images, backbone_settings = settings.images, settings.backbone
-    networks = CellNetworks(job.layout, cell, backbone_settings, records=records_of(images, backbone_settings))
+    networks = CellNetworks(
+        job.layout, cell, backbone_settings, records=records_of(images, backbone_settings)
+    )
     checkpoints = job_checkpoints(job, cell, "backbone")
     recipe = recipe_of(backbone_settings, settings.hardware)
     device, parts = recipe.compute.device, cell_splits(networks.record, images, cell.seed, job.report)
@@ -95,7 +97,7 @@ def _first_weights(
     networks: CellNetworks, settings: BackboneSettings, root: Path, report: Report
 ) -> tuple[Backbone, dict[str, Any]]:
     """The backbone before any training of ours, and where its weights come from."""
-    source, classes = settings.source, networks.record["classes"]
+    source, classes = settings.source, networks.record["num_classes"]
     if source == "torchvision" and classes != 1000 and not settings.epochs:
         raise ZtwError(
             f"backbone.epochs: 0: torchvision's weights answer 1000 classes, {networks.cell.dataset} has"
@@ -129,9 +131,7 @@ def _weights_file(settings: BackboneSettings, root: Path, report: Report) -> Pat
     return path
 
 
-def _check_accuracy(
-    backbone: Backbone, test: Data, settings: BackboneSettings, compute: Compute
-) -> float:
+def _check_accuracy(backbone: Backbone, test: Data, settings: BackboneSettings, compute: Compute) -> float:
     """The accuracy of weights from elsewhere; raises ZtwError where it is not what they are known for."""
     found = _accuracy(backbone, test, compute, settings.batch_size)
     expected = settings.expected_accuracy
@@ -145,5 +145,5 @@ def _check_accuracy(
 
 
 def _accuracy(backbone: Backbone, data: Data, compute: Compute, batch_size: int) -> float:
-    (logits,), labels = predict([static_network(backbone)], data, batch_size, compute)
+    (logits,), labels = predict_networks([static_network(backbone)], data, batch_size, compute)
     return float((logits[0].argmax(-1) == labels).double().mean())

@@ -14,7 +14,7 @@ from ztw.study.layout import Cell
 from ztw.study.settings import DataSettings, HardwareSettings
 from ztw.study.training_settings import BackboneBuild, IcSet
 from ztw.training.recipe import Recipe
-from ztw.training.separate import train_ics as train
+from ztw.training.separate import train_separately
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def train_ics(job: Job, cell: Cell, settings: TrainIcsSettings) -> None:
         torch.manual_seed(cell.seed)  # of dropout: the same whatever sets there are
         share_backbone(together, device)
         kept = checkpoints.phase(f"pass-{number}")
-        histories = train(together, parts["train"].to(device), recipe, cell.seed, job.report, kept)
+        histories = train_separately(together, parts["train"].to(device), recipe, cell.seed, job.report, kept)
         for name, network, history in zip(names, together, histories, strict=True):
             save_ics(networks, name, network, training_facts(recipe.compute, history, checkpoints))
     checkpoints.clear()

@@ -30,9 +30,7 @@ class TrainNetworkSettings:
 def train_network(job: Job, cell: Cell, ics: str, settings: TrainNetworkSettings) -> None:
     """Train backbone and ICs of the set `ics`, from scratch or from the cell's backbone, as the set says."""
     images, of_set = settings.images, settings.set
-    networks = CellNetworks(
-        job.layout, cell, settings.build, {ics: of_set}, records=images.training_records
-    )
+    networks = CellNetworks(job.layout, cell, settings.build, {ics: of_set}, records=images.training_records)
     checkpoints = job_checkpoints(job, cell, f"ics-{ics}")
     recipe = recipe_of(of_set, settings.hardware)
     training = cell_splits(networks.record, images, cell.seed, job.report)["train"].to(recipe.compute.device)

@@ -16,9 +16,9 @@ from ztw.models.network import EarlyExitNetwork
 from ztw.study import training_settings
 from ztw.study.layout import Cell
 from ztw.study.settings import HardwareSettings
-from ztw.training.checkpoints import Checkpoints
 from ztw.training.loop import History
 from ztw.training.recipe import Recipe
+from ztw.training.resume import Checkpoints
 
 
 def recipe_of(section: training_settings.Recipe, hardware: HardwareSettings) -> Recipe:
@@ -63,9 +63,9 @@ def save_ics(
         **networks.identity,
         "class_names": networks.record["class_names"],
         "ics": name,
-        "mode": ics.mode,
+        "connection": ics.connection,
         "placement": list(network.placement),
-        "settings": ics.model_dump(),
+        "settings": ics.connectionl_dump(),
         **trained,
     }
     save_checkpoint(networks.layout.ics(networks.cell, name), trained_part(network, ics), facts)

@@ -26,7 +26,7 @@ BACKBONES: dict[str, Callable[..., Backbone]] = {
 
 def build_backbone(
     arch: str,
-    classes: int = 10,
+    num_classes: int = 10,
     channels: int = 3,
     size: int = 32,
     *,
@@ -40,22 +40,22 @@ def build_backbone(
     "IMAGENET1K_V1" (its first); options: shortcut, ic_features, last_norm_momentum, init, see `BackboneOptions`.
     Raises ZtwError for an unknown name, a class count below 2, or an option the architecture does not have.
     """
-    if classes < 2:
-        raise ZtwError(f"classes {classes!r}: a classifier needs at least 2")
+    if num_classes < 2:
+        raise ZtwError(f"num_classes {num_classes!r}: a classifier needs at least 2")
     chosen = BackboneOptions.of(options)
     _check_options(arch, chosen)
     if arch.startswith(TORCHVISION_PREFIX):
         # imports torchvision: seconds that most jobs need not spend
         from ztw.models.torchvision_cut import cut
 
-        backbone = cut(arch, classes, channels, size, weights)
+        backbone = cut(arch, num_classes, channels, size, weights)
     else:
         if weights is not None:
             raise ZtwError(f"weights {weights!r}: only torchvision's models have them, not {arch}")
-        backbone = BACKBONES[arch](arch, classes, channels, size, chosen)
+        backbone = BACKBONES[arch](arch, num_classes, channels, size, chosen)
         if chosen.init == "released":
             initialise_backbone(backbone)
-    given = {"arch": arch, "classes": classes, "channels": channels, "size": size}
+    given = {"arch": arch, "num_classes": num_classes, "channels": channels, "size": size}
     backbone.origin = {"build_backbone": given | asdict(chosen)}
     return backbone.to(memory_format=torch.channels_last)
 

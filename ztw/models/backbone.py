@@ -67,7 +67,7 @@ class Backbone(nn.Module):
         for name, part in self._parts():
             shape, self.needs[name] = examine(part, shapes[-1])
             shapes.append(shape)
-        self.feature_shapes, self.classes = shapes[1:-1], shapes[-1][0]
+        self.feature_shapes, self.num_classes = shapes[1:-1], shapes[-1][0]
         self.give_needs()
         self.train()
 

@@ -13,58 +13,59 @@ from ztw.models.costs import costly_exits, macs
 from ztw.models.heads import HEADS, HeadOptions
 from ztw.models.initialisation import initialise_head
 from ztw.models.inputs import to_channels_last
-from ztw.models.network import EarlyExitNetwork, ic_mode
-from ztw.models.operations import backbone_macs
+from ztw.models.network import EarlyExitNetwork, connection_of
 from ztw.models.placement import Placement, resolve_placement
-from ztw.progress import Note, Report, on_screen
+from ztw.progress import Note, Report, reporter
 
 
 def build_network(
     backbone: Backbone,
-    ics: str = "independent",
+    connection: str = "independent",
     head: str = "conv",
     placement: Placement = "all",
-    report: Report | None = on_screen,
+    progress: bool | Report = True,
     **head_options: Any,
 ) -> EarlyExitNetwork:
     """Put untrained internal classifiers (ICs) on a backbone.
 
     Args:
         backbone: e.g. of `build_backbone` or `as_backbone`.
-        ics: a name of IC_MODES, how the ICs are connected.
+        connection: a name of CONNECTIONS, how the ICs are connected.
         head: a name of HEADS.
         placement: after which blocks they sit, see `resolve_placement`.
-        report: gets one line where most exits cost more than they can save; None for silence.
+        progress: where a line goes if most exits cost more than they can save: True = stderr, False = nowhere, or a
+            function.
         head_options: pooling, width, layer_norm, init of the heads, see `HeadOptions`.
 
     Raises:
-        ZtwError: for an unknown mode, head or option, and for an impossible placement.
+        ZtwError: for an unknown connection, head or option, and for an impossible placement.
     """
     if not isinstance(backbone, Backbone):
         raise ZtwError(
             f"build_network: {type(backbone).__name__}, must be a Backbone; ztw.as_backbone(model, input_shape) makes"
             " one of a model of yours"
         )
-    mode = ic_mode(ics)
+    report = reporter(progress)
     if head not in HEADS:
         raise unknown("head", head, HEADS)
     options = HeadOptions.of(head_options)
     blocks = resolve_placement(backbone, placement)
-    classes, size = backbone.classes, backbone.input_shape[-1]
-    seen = [classes if mode.cascade and exit else 0 for exit in range(len(blocks))]
+    num_classes, size = backbone.num_classes, backbone.input_shape[-1]
+    cascade = connection_of(connection).cascade
+    seen = [num_classes if cascade and exit else 0 for exit in range(len(blocks))]
     heads = [
-        HEADS[head](backbone.feature_shapes[block], classes, previous, size, options)
+        HEADS[head](backbone.feature_shapes[block], num_classes, previous, size, options)
         for block, previous in zip(blocks, seen, strict=True)
     ]
     if options.init == "released":
         for ic in heads:
             initialise_head(ic, backbone.arch)
-    network = EarlyExitNetwork(backbone, heads, blocks, ics)
+    network = EarlyExitNetwork(backbone, heads, blocks, connection)
     network.anatomy = {"head": head, **asdict(options)}
     like = next(backbone.parameters(), torch.empty(0))
     network = to_channels_last(network.to(like.device))
     if report is not None:
-        line = costly_exits(backbone.arch, macs(network), backbone_macs(backbone))
+        line = costly_exits(backbone.arch, macs(network), macs(backbone))
         if line is not None:
             report(Note(line))
     return network

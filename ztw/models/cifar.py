@@ -21,7 +21,7 @@ MOBILENET = (
 )
 
 
-def vgg16_bn(arch: str, classes: int, channels: int, size: int, options: BackboneOptions) -> Backbone:
+def vgg16_bn(arch: str, num_classes: int, channels: int, size: int, options: BackboneOptions) -> Backbone:
     """13 convolutions and two fully connected layers; the second belongs to the classifier.
 
     An exit may be placed after each convolution and after the first fully connected layer: 14. As in the
@@ -47,7 +47,7 @@ def vgg16_bn(arch: str, classes: int, channels: int, size: int, options: Backbon
             nn.Flatten(), nn.Linear(512 * side**2, hidden[0]), nn.ReLU(inplace=True), nn.Dropout(0.5)
         )
     )
-    classifier = nn.Sequential(nn.Linear(*hidden), nn.Dropout(0.5), Fp32Linear(hidden[1], classes))
+    classifier = nn.Sequential(nn.Linear(*hidden), nn.Dropout(0.5), Fp32Linear(hidden[1], num_classes))
     return Backbone(arch, stages, classifier, (channels, size, size))
 
 
@@ -71,7 +71,9 @@ class WideBlock(nn.Module):
         return self.conv2(self.relu(self.norm2(hidden))) + self.shortcut(x)
 
 
-def wide_resnet_32_4(arch: str, classes: int, channels: int, size: int, options: BackboneOptions) -> Backbone:
+def wide_resnet_32_4(
+    arch: str, num_classes: int, channels: int, size: int, options: BackboneOptions
+) -> Backbone:
     """3 groups of 5 wide blocks with 64, 128, 256 channels, dropout 0.3."""
     stages: list[nn.Module] = []
     width_in = 16
@@ -86,7 +88,7 @@ def wide_resnet_32_4(arch: str, classes: int, channels: int, size: int, options:
         nn.ReLU(),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
-        Fp32Linear(256, classes),
+        Fp32Linear(256, num_classes),
     )
     return Backbone(arch, stages, classifier, (channels, size, size))
 
@@ -103,7 +105,7 @@ def _separable(inputs: int, outputs: int, stride: int) -> nn.Sequential:
     )
 
 
-def mobilenet(arch: str, classes: int, channels: int, size: int, options: BackboneOptions) -> Backbone:
+def mobilenet(arch: str, num_classes: int, channels: int, size: int, options: BackboneOptions) -> Backbone:
     """MobileNet-V1 (Howard et al. 2017) with a stem of stride 1: 13 depthwise-separable blocks."""
     stem = nn.Sequential(
         nn.Conv2d(channels, 32, 3, padding=1, bias=False), nn.BatchNorm2d(32), nn.ReLU(inplace=True)
@@ -114,5 +116,5 @@ def mobilenet(arch: str, classes: int, channels: int, size: int, options: Backbo
         stages.append(_separable(width_in, width, stride))
         width_in = width
     stages[0] = nn.Sequential(stem, stages[0])
-    classifier = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), Fp32Linear(1024, classes))
+    classifier = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), Fp32Linear(1024, num_classes))
     return Backbone(arch, stages, classifier, (channels, size, size))

@@ -97,7 +97,7 @@ IC_FEATURES: dict[str, tuple[type[BasicBlock], type[BasicBlock], type[nn.Module]
 def cifar_resnet(depth: int) -> Callable[..., Backbone]:
     """The CIFAR ResNet of 6n+2 layers: 3 groups of n basic blocks with 16, 32, 64 channels."""
 
-    def build(arch: str, classes: int, channels: int, size: int, options: BackboneOptions) -> Backbone:
+    def build(arch: str, num_classes: int, channels: int, size: int, options: BackboneOptions) -> Backbone:
         kind, later, start = IC_FEATURES[options.ic_features]
         blocks: list[nn.Module] = []
         width_in = 16
@@ -109,7 +109,7 @@ def cifar_resnet(depth: int) -> Callable[..., Backbone]:
         stem = nn.Sequential(conv_bn(channels, 16, 3, stem_stride), nn.ReLU(inplace=True))
         blocks[0] = nn.Sequential(stem, blocks[0])
         pool = nn.Sequential(start(), nn.AdaptiveAvgPool2d(1))
-        classifier = nn.Sequential(pool, nn.Flatten(), Fp32Linear(64, classes))
+        classifier = nn.Sequential(pool, nn.Flatten(), Fp32Linear(64, num_classes))
         return Backbone(arch, blocks, classifier, (channels, size, size))
 
     return build

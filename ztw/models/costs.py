@@ -2,34 +2,65 @@
 
 from __future__ import annotations
 
+from typing import overload
+
 import torch
 from torch import Tensor
 
+from ztw.errors import ZtwError, unknown
+from ztw.models.backbone import Backbone
 from ztw.models.network import EarlyExitNetwork
-from ztw.models.operations import Counter, module_macs, stage_costs
-from ztw.models.published_counter import ensemble_paper_ops, module_paper_ops
+from ztw.models.operations import Counter, backbone_macs, module_macs, stage_costs
+from ztw.models.published_counter import ensemble_operations, module_operations
+
+COUNTERS: dict[str, Counter] = {"ztw": module_macs, "published": module_operations}
 
 
-def macs(network: EarlyExitNetwork) -> Tensor:
-    """Cumulative MACs (K,) float64 of a sample that leaves at each exit.
+@overload
+def macs(network: EarlyExitNetwork, counter: str = "ztw") -> Tensor: ...
+@overload
+def macs(network: Backbone, counter: str = "ztw") -> float: ...
+def macs(network: EarlyExitNetwork | Backbone, counter: str = "ztw") -> Tensor | float:
+    """Count the operations of a sample that leaves at each exit of a network, or runs through a backbone.
 
-    network: its cascade and, when it has one, its ensemble are included; images are of the size it is built for.
+    Args:
+        network: with its cascade and its ensemble, where it has one; or a backbone. Images have the size it is built
+            for.
+        counter: "ztw" = multiply-accumulate operations (MACs); "published" = the released code's counter, which counts
+            groups of a convolution twice: only to compare with published figures.
+
+    Returns:
+        Of a network float64 (K,), cumulative; of a backbone one number.
+
+    Raises:
+        ZtwError: for anything else, and for an unknown counter.
     """
+    if counter not in COUNTERS:
+        raise unknown("counter", counter, COUNTERS)
+    if isinstance(network, Backbone):
+        return backbone_macs(network, COUNTERS[counter])
+    if not isinstance(network, EarlyExitNetwork):
+        raise ZtwError(f"macs: {type(network).__name__}, must be an EarlyExitNetwork or a Backbone")
+    combined = _combined_published(network) if counter == "published" else _combined(network)
+    return _cumulative(network, COUNTERS[counter], combined)
+
+
+def _combined(network: EarlyExitNetwork) -> list[float]:
+    """MACs of combining each exit with those before it: by the ensemble, and by boosting."""
     ensemble = network.ensemble
     added = [0.0 if ensemble is None else ensemble.macs(exit) for exit in range(network.exits)]
-    if network.mode.additive:  # one multiplication a class, at every exit that has a predecessor
-        added = [value + network.backbone.classes * (exit > 0) for exit, value in enumerate(added)]
-    return _cumulative(network, module_macs, added)
+    if network.connection.additive:  # one multiplication a class, at every exit that has a predecessor
+        added = [value + network.backbone.num_classes * (exit > 0) for exit, value in enumerate(added)]
+    return added
 
 
-def paper_ops(network: EarlyExitNetwork) -> Tensor:
-    """The same by the published operation counter, trap included: to compare with published figures only."""
-    ensemble, classes = network.ensemble, network.backbone.classes
-    added = [
-        ensemble_paper_ops(exit, classes) if ensemble is not None and ensemble.ensembled(exit) else 0.0
+def _combined_published(network: EarlyExitNetwork) -> list[float]:
+    """The same by the published counter."""
+    ensemble, num_classes = network.ensemble, network.backbone.num_classes
+    return [
+        ensemble_operations(exit, num_classes) if ensemble is not None and ensemble.ensembled(exit) else 0.0
         for exit in range(network.exits)
     ]
-    return _cumulative(network, module_paper_ops, added)
 
 
 def costly_exits(arch: str, cost: Tensor, base: float) -> str | None:
@@ -63,8 +94,8 @@ def _cumulative(network: EarlyExitNetwork, count: Counter, added: list[float]) -
     exits_so_far, costs = 0.0, []
     for exit, (block, head) in enumerate(zip(network.placement, network.heads, strict=True)):
         shapes = [backbone.feature_shapes[block]]
-        if network.mode.cascade and exit:
-            shapes.append((backbone.classes,))
+        if network.connection.cascade and exit:
+            shapes.append((backbone.num_classes,))
         exits_so_far += count(head, *shapes) + added[exit]
         costs.append(float(stages[block]) + exits_so_far)
     exits_so_far += count(backbone.classifier, backbone.feature_shapes[-1]) + added[-1]

@@ -127,11 +127,11 @@ def _compare(backbone: Backbone, images: Tensor, expected: Tensor) -> None:
 
 
 def cut_model(
-    model: nn.Module, name: str, classes: int, at: Sequence[str] | None = None, through: bool = False
+    model: nn.Module, name: str, num_classes: int, at: Sequence[str] | None = None, through: bool = False
 ) -> tuple[Sequence[nn.Module], nn.Module]:
     """Cut any traceable model that ends in a Linear: its stages, one per block, and its classifier.
 
-    model: gives its modules to the result; name: for errors; classes: the last Linear is replaced by a new
+    model: gives its modules to the result; name: for errors; num_classes: the last Linear is replaced by a new
     one unless it has as many outputs, and gives float32 logits; at: see `as_backbone`; through: whether modules of
     the user's own without children become functions where that changes nothing between the modes.
     Raises ZtwError for a model without repeated blocks, with another last layer, or whose graph depends on
@@ -162,7 +162,7 @@ def cut_model(
         raise ZtwError(
             f"{name}: at={list(at or [])} leaves nothing for a classifier; cut it before its last layer"
         )
-    _replace_last_linear(model, str(last.target), name, classes)
+    _replace_last_linear(model, str(last.target), name, num_classes)
     borders = [image, *cuts, last]
     *stages, classifier = [_segment(model, nodes, start, end) for start, end in pairwise(borders)]
     return stages, classifier
@@ -267,13 +267,13 @@ def _is_batch_size(node: fx.Node) -> bool:
     return shape.op == "call_function" and shape.target is getattr and str(shape.args[1]) == "shape"
 
 
-def _replace_last_linear(model: nn.Module, target: str, name: str, classes: int) -> None:
-    """Put an Fp32Linear with `classes` outputs in its place, with its weights if it has as many."""
+def _replace_last_linear(model: nn.Module, target: str, name: str, num_classes: int) -> None:
+    """Put an Fp32Linear with `num_classes` outputs in its place, with its weights if it has as many."""
     old = model.get_submodule(target)
     if not isinstance(old, nn.Linear):
         raise ZtwError(f"{name}: ends in a {type(old).__name__}, must end in a Linear; or {BY_HAND}")
-    new = Fp32Linear(old.in_features, classes, bias=old.bias is not None)
-    if classes == old.out_features:
+    new = Fp32Linear(old.in_features, num_classes, bias=old.bias is not None)
+    if num_classes == old.out_features:
         new.load_state_dict(old.state_dict())
     model.set_submodule(target, new.to(old.weight.device))
 

@@ -55,12 +55,12 @@ class Head(nn.Module):
     """
 
     def __init__(
-        self, body: nn.Module, features: int, classes: int, previous: int = 0, layer_norm: bool = False
+        self, body: nn.Module, features: int, num_classes: int, previous: int = 0, layer_norm: bool = False
     ) -> None:
         super().__init__()
         self.body = body
         self.norm = nn.LayerNorm(previous) if layer_norm and previous else nn.Identity()
-        self.linear = Fp32Linear(features + previous, classes)
+        self.linear = Fp32Linear(features + previous, num_classes)
 
     def forward(self, features: Tensor, previous: Tensor | None = None) -> Tensor:
         """features (N, ...) of a block, previous (N, classes) or None -> logits (N, classes) float32."""
@@ -80,11 +80,13 @@ class MeanToken(nn.Module):
         return self.norm(tokens.mean(1))
 
 
-def _vector_head(feature_shape: tuple[int, ...], classes: int, previous: int, options: HeadOptions) -> Head:
+def _vector_head(
+    feature_shape: tuple[int, ...], num_classes: int, previous: int, options: HeadOptions
+) -> Head:
     """On what is no feature map: one Linear, on a vector (D,) as it is, on tokens (S, D) after their mean."""
     features = feature_shape[-1]
     body = nn.Identity() if len(feature_shape) == 1 else MeanToken(features)
-    return Head(body, features, classes, previous, options.layer_norm)
+    return Head(body, features, num_classes, previous, options.layer_norm)
 
 
 class WithoutLast(nn.Module):
@@ -109,7 +111,7 @@ def stride_and_padding(image_size: int, side: int) -> tuple[int, int]:
 
 
 def conv_head(
-    feature_shape: tuple[int, ...], classes: int, previous: int, image_size: int, options: HeadOptions
+    feature_shape: tuple[int, ...], num_classes: int, previous: int, image_size: int, options: HeadOptions
 ) -> Head:
     """The released recipe's head: 3x3 convolution, ReLU, pool to 4x4, Linear (ZTW 2021).
 
@@ -117,7 +119,7 @@ def conv_head(
     see `Head`; image_size: see `stride_and_padding`.
     """
     if len(feature_shape) < 3:
-        return _vector_head(feature_shape, classes, previous, options)
+        return _vector_head(feature_shape, num_classes, previous, options)
     channels, *sides = feature_shape
     stride, padding = stride_and_padding(image_size, max(sides))
     hidden = max(1, round(options.width * channels))
@@ -128,21 +130,21 @@ def conv_head(
         # Tiny ImageNet's 33, 17 and 9: the released mixed pool's 4 equal windows leave the last pixels out
         layers.append(WithoutLast())
     layers += [POOLINGS[options.pooling](pooled), nn.Flatten()]
-    return Head(nn.Sequential(*layers), hidden * pooled**2, classes, previous, options.layer_norm)
+    return Head(nn.Sequential(*layers), hidden * pooled**2, num_classes, previous, options.layer_norm)
 
 
 def pool_head(
-    feature_shape: tuple[int, ...], classes: int, previous: int, image_size: int, options: HeadOptions
+    feature_shape: tuple[int, ...], num_classes: int, previous: int, image_size: int, options: HeadOptions
 ) -> Head:
     """SDN's light head: pool to 4x4, Linear (Kaya et al. 2019); image_size and width change nothing."""
     if len(feature_shape) < 3:
-        return _vector_head(feature_shape, classes, previous, options)
+        return _vector_head(feature_shape, num_classes, previous, options)
     channels, height, breadth = feature_shape
     side = min(4, height, breadth)
     body = nn.Sequential(POOLINGS[options.pooling](side), nn.Flatten())
-    return Head(body, channels * side * side, classes, previous, options.layer_norm)
+    return Head(body, channels * side * side, num_classes, previous, options.layer_norm)
 
 
-# (feature shape without the batch axis, classes, previous logits, side of the images, options) -> head
+# (feature shape without the batch axis, num_classes, previous logits, side of the images, options) -> head
 HeadBuilder = Callable[[tuple[int, ...], int, int, int, HeadOptions], nn.Module]
 HEADS: dict[str, HeadBuilder] = {"conv": conv_head, "pool": pool_head}

@@ -80,7 +80,7 @@ def load_foreign(
     match = _match(own, given, backbone, name)
     if match.replaced:
         count = next(given[theirs].shape[0] for theirs, key in match.pairs if key in match.replaced)
-        answers = f"{name}: its last layer answers {count} classes, not {backbone.classes}"
+        answers = f"{name}: its last layer answers {count} classes, not {backbone.num_classes}"
         if not new_last_layer:
             raise ZtwError(f"{answers}: a new one must be trained, with backbone.epochs of more than 0")
         report(Note(f"{answers}: replaced by a new one ({', '.join(match.replaced)})"))
@@ -94,7 +94,7 @@ def load_foreign(
 
 def _match(own: Mapping[str, Tensor], given: Mapping[str, Tensor], backbone: Backbone, name: str) -> Match:
     """The one way a file fits a backbone; raises ZtwError where there is none, or no telling which."""
-    last = _last_layer(own, backbone.classes)
+    last = _last_layer(own, backbone.num_classes)
     for matched in (_by_name, _in_order):
         fits = [match for prefix in _prefixes(given) if (match := matched(own, given, prefix, last))]
         fits = [match for match in fits if not match.replaced] or fits
@@ -130,11 +130,11 @@ def _below(given: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): tensor for key, tensor in given.items() if key.startswith(prefix)}
 
 
-def _last_layer(own: Mapping[str, Tensor], classes: int) -> list[str]:
+def _last_layer(own: Mapping[str, Tensor], num_classes: int) -> list[str]:
     """The weight, and the bias if it has one, of the backbone's last layer."""
     keys = list(own)[-2:]
     layer = keys[-1].rpartition(".")[0]
-    return [key for key in keys if key.rpartition(".")[0] == layer and own[key].shape[:1] == (classes,)]
+    return [key for key in keys if key.rpartition(".")[0] == layer and own[key].shape[:1] == (num_classes,)]
 
 
 def _by_name(

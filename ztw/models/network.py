@@ -25,31 +25,35 @@ from ztw.tensors import as_tensor, check_images
 
 
 @dataclass(frozen=True)
-class IcMode:
+class Connection:
     """How internal classifiers (ICs) are connected.
 
-    cascade: each sees the previous one's logits; detach: without gradient; additive: each exit, the
-    backbone's own too, adds to a share of the previous one's logits, without gradient.
+    name: in CONNECTIONS; cascade: each sees the previous one's logits; detach: without gradient; additive: each
+    exit, the backbone's own too, adds to a share of the previous one's logits, without gradient.
     """
 
+    name: str
     cascade: bool
     detach: bool = False
     additive: bool = False
 
 
-IC_MODES: dict[str, IcMode] = {
-    "independent": IcMode(cascade=False),
-    "cascade": IcMode(cascade=True),
-    "cascade_detached": IcMode(cascade=True, detach=True),
-    "boosted": IcMode(cascade=False, additive=True),
+CONNECTIONS: dict[str, Connection] = {
+    known.name: known
+    for known in (
+        Connection("independent", cascade=False),
+        Connection("cascade", cascade=True),
+        Connection("cascade_detached", cascade=True, detach=True),
+        Connection("boosted", cascade=False, additive=True),
+    )
 }
 
 
-def ic_mode(name: str) -> IcMode:
-    """The mode of that name; raises ZtwError for one that is not in IC_MODES."""
-    if name not in IC_MODES:
-        raise unknown("IC mode", name, IC_MODES)
-    return IC_MODES[name]
+def connection_of(name: str) -> Connection:
+    """Look up a connection by its name; raises ZtwError for one that is not in CONNECTIONS."""
+    if name not in CONNECTIONS:
+        raise unknown("connection", name, CONNECTIONS)
+    return CONNECTIONS[name]
 
 
 # F_k = f_k + t F_{k-1}: t of BoostNet (Yu et al. 2023, "prediction reweighting")
@@ -64,11 +68,11 @@ def boosted(logits: Tensor, previous: Tensor) -> Tensor:
 class EarlyExitNetwork(nn.Module):
     """A backbone with K - 1 ICs; exit K is the backbone's own classifier.
 
-    placement: index of the block each head sits on, increasing; ics: a name of IC_MODES, kept as
-    `mode_name`. `ensemble` may be set to a fitted Ensemble; `infer` then decides and answers with it,
-    `forward` stays the single exits. What those who use it want to know, None where it is not known: class_names,
-    in the order of the labels; normalisation, the mean and std per channel of its images' pixels in [0, 1]; anatomy,
-    the head and its options that `build_network` was called with. Raises ZtwError for an unknown mode.
+    placement: index of the block each head sits on, increasing; connection: a name of CONNECTIONS. `ensemble` may be
+    set to a fitted Ensemble; `infer` then decides and answers with it, `forward` stays the single exits.
+    Optional metadata: class_names, in the order of the labels; normalisation, the mean and std per channel of its
+    images' pixels in [0, 1]; anatomy, the head and its options that `build_network` was called with.
+    Raises ZtwError for an unknown connection.
     """
 
     class_names: tuple[str, ...] | None = None
@@ -76,15 +80,14 @@ class EarlyExitNetwork(nn.Module):
     anatomy: dict[str, Any] | None = None
 
     def __init__(
-        self, backbone: Backbone, heads: Sequence[nn.Module], placement: tuple[int, ...], ics: str
+        self, backbone: Backbone, heads: Sequence[nn.Module], placement: tuple[int, ...], connection: str
     ) -> None:
         check_default_dtype()
         super().__init__()
         self.backbone = backbone
         self.heads = nn.ModuleList(heads)
         self.placement = placement
-        self.mode_name = ics
-        self.mode = ic_mode(ics)
+        self.connection = connection_of(connection)
         self.ensemble: Ensemble | None = None
         for exit, head in enumerate(self.heads):
             check_supported(head, f"head {exit + 1}")
@@ -93,7 +96,7 @@ class EarlyExitNetwork(nn.Module):
 
     def _protect_features(self, head: nn.Module, exit: int) -> None:
         """Give a head a copy of its features where it would overwrite them: others read them too."""
-        previous = [(self.backbone.classes,)] if self.mode.cascade and exit else []
+        previous = [(self.backbone.num_classes,)] if self.connection.cascade and exit else []
         features = self.backbone.feature_shapes[self.placement[exit]]
         give(head, examine(head, features, *previous)[1])
 
@@ -112,10 +115,10 @@ class EarlyExitNetwork(nn.Module):
         """What computes the logits (N, C) of an exit (from 0); its second argument is None at the first."""
         last = exit == len(self.heads)
         module = self.backbone.classifier if last else self.heads[exit]
-        if exit and self.mode.additive:
+        if exit and self.connection.additive:
             return lambda features, previous: boosted(module(features).float(), previous)
-        if exit and self.mode.cascade and not last:
-            if self.mode.detach:
+        if exit and self.connection.cascade and not last:
+            if self.connection.detach:
                 return lambda features, previous: module(features, previous.detach()).float()
             return lambda features, previous: module(features, previous).float()
         return lambda features, previous: module(features).float()
@@ -133,7 +136,7 @@ class EarlyExitNetwork(nn.Module):
         if own is None:
             last = self.exit_function(len(self.heads))(features[-1], outputs[-1] if outputs else None)
         else:
-            last = boosted(own, outputs[-1]) if self.mode.additive and outputs else own
+            last = boosted(own, outputs[-1]) if self.connection.additive and outputs else own
         return [*outputs, last]
 
     def forward(self, images: Tensor) -> Tensor:
@@ -147,7 +150,7 @@ class EarlyExitNetwork(nn.Module):
         for index, segment in enumerate(self.segments()):
             for stage in segment:
                 hidden = stage(hidden)
-            if index == exit or self.mode.cascade or self.mode.additive:
+            if index == exit or self.connection.cascade or self.connection.additive:
                 previous = self.exit_function(index)(hidden, previous)
             if index == exit:
                 break
@@ -190,8 +193,8 @@ class EarlyExitNetwork(nn.Module):
         return Route(
             [(stages, self.exit_function(exit)) for exit, stages in enumerate(self.segments())],
             [largest[min(block, len(largest) - 1)] for block in firsts],
-            self.mode.cascade or self.mode.additive,
-            self.backbone.classes,
+            self.connection.cascade or self.connection.additive,
+            self.backbone.num_classes,
             self.ensemble,
         )
 

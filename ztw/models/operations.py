@@ -12,7 +12,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ztw.device import check_default_dtype
 from ztw.models.backbone import Backbone
-from ztw.models.published_counter import module_paper_ops
 
 # Counts what is dispatched (convolutions and matrix products, a bias as one operation an output), so that
 # it needs no table of module types.
@@ -80,8 +79,3 @@ def backbone_macs(backbone: Backbone, count: Counter = module_macs) -> float:
     """MACs of the backbone alone: the base that relative costs and budgets refer to."""
     classifier = count(backbone.classifier, backbone.feature_shapes[-1])
     return float(stage_costs(backbone, count).sum()) + classifier
-
-
-def backbone_paper_ops(backbone: Backbone) -> float:
-    """Operations of the backbone alone by the published counter."""
-    return backbone_macs(backbone, module_paper_ops)

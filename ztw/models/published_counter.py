@@ -68,7 +68,7 @@ OPERATIONS: dict[type[nn.Module], Callable[[nn.Module, Tensor, Tensor], float]] 
 }
 
 
-def module_paper_ops(module: nn.Module, *shapes: tuple[int, ...]) -> float:
+def module_operations(module: nn.Module, *shapes: tuple[int, ...]) -> float:
     """Operations of one call of `module` on one sample; shapes: of each argument, without the batch axis."""
     check_default_dtype()
     module = copy.deepcopy(module).cpu().eval()
@@ -86,6 +86,6 @@ def module_paper_ops(module: nn.Module, *shapes: tuple[int, ...]) -> float:
     return total
 
 
-def ensemble_paper_ops(exit: int, classes: int) -> float:
+def ensemble_operations(exit: int, num_classes: int) -> float:
     """What the published counter adds for the ensemble of one exit (from 0)."""
-    return float((exit + 1) * classes + exit * classes + classes)
+    return float((exit + 1) * num_classes + exit * num_classes + num_classes)

@@ -23,12 +23,12 @@ WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # torch's name for it
 WEIGHTS = ("DEFAULT", "IMAGENET1K_V1")  # torchvision's names for the best weights it has, and for its first
 
 
-def cut(arch: str, classes: int, channels: int, size: int, weights: str | None = None) -> Backbone:
+def cut(arch: str, num_classes: int, channels: int, size: int, weights: str | None = None) -> Backbone:
     """A torchvision model as a Backbone: a stage per block, the rest as its classifier.
 
     arch: "torchvision/" and a name of TORCHVISION_BLOCKS; channels: 3; size: side of the square input in
     pixels; weights: None (random) or one of WEIGHTS (ImageNet's, downloaded once). The last Linear is new
-    unless classes is 1000. Names of weights are the model's own, below `stages.<i>.` or `classifier.`.
+    unless num_classes is 1000. Names of weights are the model's own, below `stages.<i>.` or `classifier.`.
     Raises ZtwError for an unknown name, a size the model cannot take, or weights that cannot be had.
     """
     name = arch.removeprefix(TORCHVISION_PREFIX)
@@ -40,7 +40,7 @@ def cut(arch: str, classes: int, channels: int, size: int, weights: str | None =
         raise unknown("weights", weights, ("None", *WEIGHTS))
     try:
         model = _build(name, size, weights)
-        stages, classifier = cut_model(model, arch, classes)
+        stages, classifier = cut_model(model, arch, num_classes)
         return Backbone(arch, stages, classifier, (channels, size, size))
     except (AssertionError, RuntimeError) as error:  # how torch and torchvision refuse a shape
         reason = " ".join(str(error).split())[:160]

@@ -15,7 +15,7 @@ class Form:
     """
 
     exits: int
-    classes: int
+    num_classes: int
     shape: tuple[int, ...]
     log_probabilities: bool
 

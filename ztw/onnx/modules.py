@@ -94,7 +94,7 @@ def exportable(network: EarlyExitNetwork) -> EarlyExitNetwork:
         ready = copy.deepcopy(network).eval()
     ready = ready.cpu().to(memory_format=torch.contiguous_format).requires_grad_(False)
     for number, head in enumerate(ready.heads):
-        seen = ready.backbone.classes if ready.mode.cascade and number else 0
+        seen = ready.backbone.num_classes if ready.connection.cascade and number else 0
         ready.heads[number] = PooledHead(head, seen) if _is_mixed(head) else _with_plain_pools(head)
     return ready
 

@@ -181,7 +181,7 @@ def _alone(flat: ModelProto, form: Form) -> ModelProto:
         node.output[:] = [LOGITS if name == answer(0) else name for name in node.output]
     del model.graph.output[:]
     model.graph.output.append(
-        helper.make_tensor_value_info(LOGITS, TensorProto.FLOAT, ["batch", form.classes])
+        helper.make_tensor_value_info(LOGITS, TensorProto.FLOAT, ["batch", form.num_classes])
     )
     return model
 
@@ -243,7 +243,7 @@ def _whole(first: GraphProto, flat: ModelProto, form: Form, functions: Sequence[
     """The outermost graph, with the inputs and outputs a caller sees."""
     ends = ("LogSoftmax" if form.log_probabilities else "Identity", "Identity")
     outputs = [
-        helper.make_tensor_value_info(LOGITS, TensorProto.FLOAT, ["batch", form.classes]),
+        helper.make_tensor_value_info(LOGITS, TensorProto.FLOAT, ["batch", form.num_classes]),
         helper.make_tensor_value_info(EXIT_INDEX, TensorProto.INT64, ["batch"]),
     ]
     for op, inner, outer in zip(ends, first.output, outputs, strict=True):
@@ -314,7 +314,7 @@ def _flat_model(
     outputs = []
     for exit in range(form.exits):
         outputs.append(
-            helper.make_tensor_value_info(answer(exit), TensorProto.FLOAT, ["batch", form.classes])
+            helper.make_tensor_value_info(answer(exit), TensorProto.FLOAT, ["batch", form.num_classes])
         )
         if exit < form.exits - 1:  # the last one takes everybody
             outputs.append(helper.make_tensor_value_info(score(exit), TensorProto.FLOAT, ["batch"]))

@@ -79,9 +79,9 @@ class OnnxRunner:
             raise ZtwError(f"{path}: not written by ztw.export_onnx") from error
         except Exception as error:  # protobuf's DecodeError, which is of no public type
             raise ZtwError(f"{path}: damaged, or no ONNX file") from error
-        if self.facts["schema"] > SCHEMA:
+        if (schema := self.facts["schema"]) != SCHEMA:
             raise ZtwError(
-                f"{path}: written by ztw {self.facts['ztw']}; this one reads up to schema {SCHEMA}"
+                f"{path}: schema {schema}, written by ztw {self.facts['ztw']}; this one reads schema {SCHEMA}"
             )
         self.path = Path(path)
         self.threads: int = threads or torch.get_num_threads()
@@ -96,7 +96,7 @@ class OnnxRunner:
         self._last: tuple[Any, np.ndarray] = (None, np.empty(0))  # a rule, and its bounds
         self.form = Form(
             self.exits,
-            self.facts["classes"],
+            self.facts["num_classes"],
             tuple(self.facts["input_shape"]),
             self.facts["log_probabilities"],
         )

@@ -23,7 +23,6 @@ from ztw.files import atomic
 from ztw.models.backbone import Backbone
 from ztw.models.costs import macs
 from ztw.models.network import EarlyExitNetwork, static_network
-from ztw.models.operations import backbone_macs
 from ztw.onnx.form import BOUNDS, EXIT_INDEX, IMAGES, LOGITS, Form, answer, score
 from ztw.version import __version__
 
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
 
 OPSET = 20
 FACTS = "ztw"  # the key of what we say of a network in the file's metadata
-SCHEMA = 1
+SCHEMA = 2
 # Of the batch the exporter sees: neither 1, which it takes for a constant, nor a usual number of channels.
 SAMPLES = 4
 PROBES = 16
@@ -106,7 +105,7 @@ def flat_graph(network: EarlyExitNetwork, rule: type[ExitRule]) -> tuple[ModelPr
     from ztw.onnx.modules import AllExits, exportable
     from ztw.onnx.steps import only_batch_sizes
 
-    shape, classes = network.backbone.input_shape, network.backbone.classes
+    shape, num_classes = network.backbone.input_shape, network.backbone.num_classes
     module = AllExits(exportable(network), rule).eval()
     names = [name(exit) for exit in range(network.exits) for name in (answer, score)][:-1]
     with _quiet(), torch.no_grad():
@@ -127,7 +126,7 @@ def flat_graph(network: EarlyExitNetwork, rule: type[ExitRule]) -> tuple[ModelPr
     assert program is not None
     flat = program.model_proto
     only_batch_sizes(flat)
-    return flat, Form(network.exits, classes, shape, network.ensemble is not None)
+    return flat, Form(network.exits, num_classes, shape, network.ensemble is not None)
 
 
 @contextmanager
@@ -151,7 +150,7 @@ def describe(network: EarlyExitNetwork, rule: ExitRule | None, bounds: Tensor) -
         "ztw": __version__,
         "arch": backbone.arch,
         "exits": network.exits,
-        "classes": backbone.classes,
+        "num_classes": backbone.num_classes,
         "class_names": network.class_names,
         "input_shape": list(backbone.input_shape),
         "normalisation": network.normalisation,
@@ -159,7 +158,7 @@ def describe(network: EarlyExitNetwork, rule: ExitRule | None, bounds: Tensor) -
         "rule": None if rule is None else describe_rule(rule),
         "bounds": bounds.tolist(),
         "macs": macs(network).tolist(),
-        "backbone_macs": backbone_macs(backbone),
+        "backbone_macs": macs(backbone),
     }
 
 

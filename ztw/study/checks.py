@@ -253,9 +253,9 @@ def check_set(name: str, ics: IcSet, arch: str, label: Label) -> None:
 
 def _check_regime(label: str, ics: IcSet) -> None:
     """What the training of an IC set allows."""
-    if ics.mode == "boosted" and ics.training == "separate":
+    if ics.connection == "boosted" and ics.training == "separate":
         raise ZtwError(
-            f"{label}.mode: boosted: the backbone's own exit adds to the ICs as well and must be trained with"
+            f"{label}.connection: boosted: the backbone's own exit adds to the ICs as well and must be trained with"
             " them; set training to joint or layer_wise"
         )
     if ics.head == "pool" and ics.width != 1:

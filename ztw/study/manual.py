@@ -86,7 +86,7 @@ def editor_schema() -> Schema:
     """JSON Schema of a study as its author writes it: sets and overrides say only what differs."""
     schema = Study.model_json_schema()
     definitions = schema["$defs"]
-    definitions["IcSet"]["required"] = ["mode"]
+    definitions["IcSet"]["required"] = ["connection"]
     definitions["EnsembleSettings"]["required"] = ["kind"]
     definitions["MethodSettings"]["oneOf"] = [{"required": ["ics"]}, {"required": ["static"]}]
     for name in ("IcSet", "EnsembleSettings"):  # what is left out comes from the section

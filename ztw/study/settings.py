@@ -98,7 +98,6 @@ class DataSettings(Section):
         {},
     )
 
-
     @property
     def training_records(self) -> tuple[str, ...]:
         """The data set's splits that a training depends on: of the test images where the validation split is."""
@@ -353,7 +352,7 @@ class Study(HardwareSettings, CellNames):
         ics = self.ics.sets[method.ics]
         if ics.trains_backbone:
             return "together"
-        return "recycled" if method.ensemble or ics.mode.startswith("cascade") else "frozen"
+        return "recycled" if method.ensemble or ics.connection.startswith("cascade") else "frozen"
 
     def sets(self, names: Iterable[str] | None = None) -> dict[str, IcSet]:
         """The IC sets as the section has them, before any override."""

@@ -143,7 +143,7 @@ class Anatomy(Section):
 class Regime(Section):
     """What a set of ICs says for itself alone."""
 
-    mode: Literal["independent", "cascade", "cascade_detached", "boosted"] = key(
+    connection: Literal["independent", "cascade", "cascade_detached", "boosted"] = key(
         "`independent`: each IC by itself. `cascade`: each also sees the previous IC's logits."
         " `cascade_detached`: the same with the gradient stopped there (ZTW; its released code does not stop it at the"
         " IC on VGG's fully connected layer, the paper does, and so do we). `boosted`: each exit adds to half of"
@@ -214,6 +214,6 @@ class IcsSettings(IcRecipe, Anatomy):
     """Section `ics`."""
 
     sets: dict[Name, IcSet] = key(
-        "name -> `mode` and any other key of this section, for that set alone; methods refer to these names",
+        "name -> `connection` and any other key of this section, for that set alone; methods refer to these names",
         min_length=1,
     )

@@ -16,10 +16,10 @@ from ztw.models.network import EarlyExitNetwork
 from ztw.models.operations import backbone_macs, stage_costs
 from ztw.progress import Report
 from ztw.tensors import is_number
-from ztw.training.checkpoints import Checkpoints
 from ztw.training.compiling import compiled
 from ztw.training.loop import History, Step, Task, run_epochs
 from ztw.training.recipe import Recipe, make_optimizer
+from ztw.training.resume import Checkpoints
 
 # share of the training that is done when the epoch at work ends, e / E in (0, 1] -> weight of every exit's loss (K,)
 Weights = Callable[[float], Tensor]
@@ -109,7 +109,9 @@ def train_jointly(
     network = loss.network
     network.requires_grad_(True).train()
     optimizer = make_optimizer(network.parameters(), recipe)
-    task = Task([f"joint {network.mode_name}"], _joint_step(loss, recipe), network, optimizer, loss.weights)
+    task = Task(
+        [f"joint {network.connection.name}"], _joint_step(loss, recipe), network, optimizer, loss.weights
+    )
     (history,) = run_epochs(task, data, recipe, seed, report, checkpoints)
     network.eval()
     return history

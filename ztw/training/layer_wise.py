@@ -10,9 +10,9 @@ from torch import nn
 from ztw.data.dataset import Data
 from ztw.models.network import EarlyExitNetwork
 from ztw.progress import Report
-from ztw.training.checkpoints import Checkpoints
 from ztw.training.loop import History, Task, cross_entropy_step, freeze, run_epochs
 from ztw.training.recipe import Recipe, make_optimizer
+from ztw.training.resume import Checkpoints
 
 
 def train_layer_wise(

@@ -18,9 +18,9 @@ from ztw.data.dataset import Data
 from ztw.device import Compute
 from ztw.errors import ZtwError
 from ztw.progress import Progress, Report
-from ztw.training.checkpoints import Checkpoints
 from ztw.training.cuda_graph import CapturedGradients, Gradients
 from ztw.training.recipe import Recipe, make_schedule, steps_per_epoch, total_steps
+from ztw.training.resume import Checkpoints
 
 # A row an epoch: epoch, loss, accuracy, lr, seconds, finished (Unix time).
 History = list[dict[str, float]]
@@ -143,7 +143,7 @@ class Training:
         self.begin_epoch()
 
     def snapshot(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """See `ztw.training.checkpoints.Kept`."""
+        """See `ztw.training.resume.Kept`."""
         tensors = {f"module.{name}": tensor for name, tensor in self.task.module.state_dict().items()}
         optimizer = self.task.optimizer.state_dict()
         for number, state in optimizer["state"].items():
@@ -156,7 +156,7 @@ class Training:
         return tensors, {**facts, "rates": [group["lr"] for group in optimizer["param_groups"]]}
 
     def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        """See `ztw.training.checkpoints.Kept`."""
+        """See `ztw.training.resume.Kept`."""
         parts: dict[str, dict[str, Tensor]] = {"module": {}, "optimizer": {}, "global": {}}
         for name, tensor in tensors.items():
             part, _, rest = name.partition(".")

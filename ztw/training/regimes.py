@@ -17,18 +17,18 @@ from ztw.device import Compute
 from ztw.errors import ZtwError, unknown
 from ztw.models.checkpoints import versions
 from ztw.models.network import EarlyExitNetwork
-from ztw.progress import Note, Report, on_screen
-from ztw.training import separate
-from ztw.training.checkpoints import Checkpoints
+from ztw.progress import Note, Report, reporter
 from ztw.training.joint import JointLoss, exit_weights, train_jointly
 from ztw.training.layer_wise import train_layer_wise
 from ztw.training.loop import History
 from ztw.training.recipe import OPTIMIZERS, Recipe
+from ztw.training.resume import Checkpoints
+from ztw.training.separate import train_separately
 
 REGIMES = ("separate", "joint", "layer_wise")
 
 
-def train_ics(
+def train_exits(
     network: EarlyExitNetwork,
     data: Any,
     epochs: float = 5,
@@ -43,7 +43,7 @@ def train_ics(
     seed: int = 0,
     precision: str = "fp32",
     checkpoints: Path | str | None = None,
-    report: Report | None = on_screen,
+    progress: bool | Report = True,
 ) -> History:
     """Train a network's exits in place, where the network is; ends in eval mode.
 
@@ -57,15 +57,16 @@ def train_ics(
     checkpoints: a folder; the same call then resumes where it was stopped, in
     the middle of an epoch, and ends with the same weights. It cannot with a Dataset that draws from others than
     torch's global generator, nor with a DataLoader of which it says so: persistent workers, a generator of its own,
-    a sampler or an iterable dataset of your own. report: gets a line of progress now and then; None for
-    silence.
+    a sampler or an iterable dataset of your own. progress: True = a line now and then on stderr,
+    False = silence, or a function that takes a line.
     Returns a row an epoch: loss, accuracy (of the last exit that is trained), lr, seconds. Raises ZtwError for wrong
     arguments, images or labels, and for a loss that is not finite.
     """
     if not isinstance(network, EarlyExitNetwork):
         raise ZtwError(
-            f"train_ics: {type(network).__name__}, must be an EarlyExitNetwork; build_network makes one"
+            f"train_exits: {type(network).__name__}, must be an EarlyExitNetwork; build_network makes one"
         )
+    report = reporter(progress)
     if regime not in REGIMES:
         raise unknown("regime", regime, REGIMES)
     if optimizer not in OPTIMIZERS:
@@ -73,17 +74,17 @@ def train_ics(
     _check_numbers(epochs, lr, batch_size, weight_decay, milestones, seed)
     if checkpoints is not None and not isinstance(checkpoints, str | Path):
         raise ZtwError(f"checkpoints {checkpoints!r}: must be the path of a folder")
-    if regime == "separate" and network.mode.additive:
+    if regime == "separate" and network.connection.additive:
         raise ZtwError(
-            f"regime 'separate': not with ics={network.mode_name!r}, which trains the backbone's exit too"
+            f"regime 'separate': not with connection={network.connection.name!r}, which trains the backbone's exit too"
         )
     if any(weight.is_inference() for weight in network.parameters()):
         raise ZtwError(
-            "train_ics: the network was made in torch.inference_mode(); make it outside, to train it"
+            "train_exits: the network was made in torch.inference_mode(); make it outside, to train it"
         )
     if not network.heads:
-        raise ZtwError("train_ics: the network has no ICs")
-    images = as_data(data, wanted_by(network), "train_ics")
+        raise ZtwError("train_exits: the network has no ICs")
+    images = as_data(data, wanted_by(network), "train_exits")
     if isinstance(images, LoaderData):
         batch_size = images.batch_size
     recipe = Recipe(
@@ -106,7 +107,7 @@ def train_ics(
     with torch.random.fork_rng(gpus), torch.inference_mode(False), torch.enable_grad():
         torch.manual_seed(seed)
         if regime == "separate":
-            return separate.train_ics([network], images, recipe, seed, report, kept)[0]
+            return train_separately([network], images, recipe, seed, report, kept)[0]
         if regime == "joint":
             loss = JointLoss(network, exit_weights(network, weights))
             return train_jointly(loss, images, recipe, seed, report, kept)
@@ -133,7 +134,7 @@ def _check_numbers(
 def _identity(network: EarlyExitNetwork, data: Data, settings: tuple[Any, ...]) -> dict[str, str]:
     """What a checkpoint must share with the training that goes on from it: not the weights that it replaces."""
     shapes = {name: list(value.shape) for name, value in network.state_dict().items()}
-    anatomy = {"ics": network.mode_name, "placement": list(network.placement), "shapes": shapes}
+    anatomy = {"connection": network.connection.name, "placement": list(network.placement), "shapes": shapes}
     known = {
         "samples": str(len(data)),
         "labels": _digest(data.labels) if isinstance(data, TensorData) else "",

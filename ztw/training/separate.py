@@ -13,10 +13,10 @@ from ztw.errors import ZtwError
 from ztw.models.backbone import Backbone
 from ztw.models.network import EarlyExitNetwork
 from ztw.progress import Report
-from ztw.training.checkpoints import Checkpoints
 from ztw.training.compiling import compiled, worth_compiling
 from ztw.training.loop import History, Step, Task, cross_entropy_step, freeze, run_epochs
 from ztw.training.recipe import Recipe, make_optimizer
+from ztw.training.resume import Checkpoints
 
 
 def train_backbone(
@@ -42,7 +42,7 @@ def train_backbone(
     return history
 
 
-def train_ics(
+def train_separately(
     networks: Sequence[EarlyExitNetwork],
     data: Data,
     recipe: Recipe,
@@ -60,7 +60,7 @@ def train_ics(
     """
     backbone = networks[0].backbone
     if any(network.backbone is not backbone for network in networks):
-        raise ZtwError("train_ics: the networks must share one backbone")
+        raise ZtwError("train_separately: the networks must share one backbone")
     for network in networks:
         network.train()
     freeze(backbone)
@@ -69,7 +69,7 @@ def train_ics(
             if isinstance(part, nn.Dropout):
                 part.train()
     heads = nn.ModuleList([network.heads for network in networks])
-    names = [f"ICs {network.mode_name}" for network in networks]
+    names = [f"ICs {network.connection.name}" for network in networks]
     task = Task(names, _ics_step(networks, recipe), heads, make_optimizer(heads.parameters(), recipe))
     histories = run_epochs(task, data, recipe, seed, report, checkpoints)
     for network in networks:

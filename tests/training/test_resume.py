@@ -15,11 +15,11 @@ from torch import nn
 
 import ztw
 from ztw.errors import ZtwError
-from ztw.training.checkpoints import Checkpoints
 from ztw.training.joint import JointLoss, exit_weights, train_jointly
 from ztw.training.layer_wise import train_layer_wise
 from ztw.training.recipe import Recipe
-from ztw.training.separate import train_backbone, train_ics
+from ztw.training.resume import Checkpoints
+from ztw.training.separate import train_backbone, train_separately
 
 SAMPLES = 150  # with batches of 32: five an epoch, the last one smaller
 RECIPES = {
@@ -50,8 +50,8 @@ def backbone(recipe: Recipe, report, checkpoints) -> tuple[nn.Module, list]:
 
 def ics(recipe: Recipe, report, checkpoints) -> tuple[nn.Module, list]:
     shared = dropping()
-    networks = [ztw.build_network(shared, mode) for mode in ("independent", "cascade_detached")]
-    return nn.ModuleList(networks), train_ics(networks, data(), recipe, 3, report, checkpoints)
+    networks = [ztw.build_network(shared, connection) for connection in ("independent", "cascade_detached")]
+    return nn.ModuleList(networks), train_separately(networks, data(), recipe, 3, report, checkpoints)
 
 
 def joint(recipe: Recipe, report, checkpoints) -> tuple[nn.Module, list]:
