@@ -14,7 +14,7 @@ import torch
 
 import ztw
 from ztw.device import (
-    Compute,
+    ON_CPU,
     device_name,
     keep_freed_memory,
     make_reproducible,
@@ -66,7 +66,7 @@ def test_make_reproducible(monkeypatch):
 
 
 def test_a_record_names_the_cpu_and_the_machine(monkeypatch):
-    found = Compute().describe()
+    found = ON_CPU.describe()
     assert found == {
         "device": device_name(torch.device("cpu")),
         "precision": "fp32",
@@ -75,7 +75,7 @@ def test_a_record_names_the_cpu_and_the_machine(monkeypatch):
     }
     assert found["device"] not in ("", "cpu")
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
-    assert Compute().describe()["device"] == platform.machine()
+    assert ON_CPU.describe()["device"] == platform.machine()
 
 
 FAULTS = """

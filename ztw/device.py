@@ -161,7 +161,7 @@ class Compute:
         precision: resolved, "fp32" or "bf16" (autocast; weights stay float32).
     """
 
-    device: torch.device = torch.device("cpu")
+    device: torch.device
     precision: str = "fp32"
 
     @classmethod
@@ -185,3 +185,6 @@ class Compute:
             "threads": torch.get_num_threads(),
             "host": socket.gethostname(),
         }
+
+
+ON_CPU = Compute(torch.device("cpu"))

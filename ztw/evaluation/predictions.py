@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ztw.data.dataset import Data
-from ztw.device import Compute
+from ztw.device import ON_CPU, Compute
 from ztw.models.network import BOOST_TEMPERATURE, EarlyExitNetwork
 from ztw.progress import Progress, Report
 
@@ -20,7 +20,7 @@ def predict_networks(
     networks: Sequence[EarlyExitNetwork],
     data: Data,
     batch_size: int = 256,
-    compute: Compute = Compute(),
+    compute: Compute = ON_CPU,
     generator: torch.Generator | None = None,
     report: Report | None = None,
 ) -> tuple[list[Tensor], Tensor]:

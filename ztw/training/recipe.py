@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, OneCycleLR
 
-from ztw.device import Compute
+from ztw.device import ON_CPU, Compute
 from ztw.errors import unknown
 
 SCHEDULES = ("one_cycle", "milestones")
@@ -38,7 +38,7 @@ class Recipe:
     schedule: str = "milestones"
     milestones: tuple[float, ...] = ()
     gamma: float = 0.1
-    compute: Compute = Compute()
+    compute: Compute = ON_CPU
     optimizer: str = "sgd"
     compile: bool | Literal["auto"] = False
     cuda_graph: bool = False
