@@ -25,7 +25,8 @@ from ztw.catalogue.datasets import DATASETS
 from ztw.jobs.cell import CellFiles, CellNetworks
 from ztw.study.config import check_study, read_config
 from ztw.study.images import image_channels, image_size
-from ztw.study.settings import Cell, Study
+from ztw.study.layout import Cell
+from ztw.study.settings import Study
 from ztw.study.training_settings import BackboneBuild
 
 ROOT = Path(__file__).parents[1]

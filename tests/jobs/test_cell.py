@@ -17,7 +17,8 @@ from ztw.jobs.training import Computing
 from ztw.models.checkpoints import save_checkpoint
 from ztw.progress import Note
 from ztw.study.config import check_study
-from ztw.study.settings import Cell, DataSettings, EnsembleSettings, HardwareSettings
+from ztw.study.layout import Cell
+from ztw.study.settings import DataSettings, EnsembleSettings, HardwareSettings
 from ztw.study.training_settings import IcSet
 from ztw.tensors import write_tensors
 

@@ -6,7 +6,8 @@ import torch
 
 from ztw.jobs.compare_methods import compare_methods
 from ztw.reporting.differences import read_noise
-from ztw.study.settings import Cell, EvaluationSettings
+from ztw.study.layout import Cell
+from ztw.study.settings import EvaluationSettings
 from ztw.tensors import write_tensors
 
 

@@ -21,8 +21,8 @@ from ztw.jobs.latency_bench import LatencyPlan, in_groups, without_onnx
 from ztw.jobs.measure_latency import measure_latency
 from ztw.models.network import static_network
 from ztw.progress import Note
+from ztw.study.layout import Cell
 from ztw.study.settings import (
-    Cell,
     DataSettings,
     EvaluationSettings,
     HardwareSettings,

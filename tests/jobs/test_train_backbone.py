@@ -15,7 +15,8 @@ from ztw.jobs.cell import CellFiles, CellNetworks
 from ztw.jobs.train_backbone import train_backbone
 from ztw.jobs.train_ics import train_ics
 from ztw.jobs.train_network import train_network
-from ztw.study.settings import Cell, DataSettings, HardwareSettings
+from ztw.study.layout import Cell
+from ztw.study.settings import DataSettings, HardwareSettings
 from ztw.study.training_settings import BackboneBuild, BackboneSettings, IcSet
 from ztw.training.resume import Checkpoints
 

@@ -23,7 +23,7 @@ from ztw.exits.thresholds import at, candidates
 from ztw.files import read_json
 from ztw.jobs.cell import CellFiles, CellNetworks
 from ztw.study.config import check_study, read_config
-from ztw.study.settings import Cell
+from ztw.study.layout import Cell
 
 ROOT = Path(__file__).parent.parent.parent
 CONFIG = ROOT / "tests/config/systems.yaml"

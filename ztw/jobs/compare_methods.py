@@ -47,7 +47,7 @@ def compare_methods(job: Job, settings: CompareMethodsSettings) -> None:
 
 
 def _correct(
-    files: Mapping[tuple[int | str, str], Mapping[str, Tensor]], protocol: str, evaluation: EvaluationSettings
+    files: Mapping[tuple[int, str], Mapping[str, Tensor]], protocol: str, evaluation: EvaluationSettings
 ) -> dict[str, dict[str, dict[int, Tensor]]]:
     """budget -> method -> seed -> which samples are right, where the budget is feasible."""
     correct: dict[str, dict[str, dict[int, Tensor]]] = {}

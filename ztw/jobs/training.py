@@ -65,7 +65,7 @@ def save_ics(
         "ics": name,
         "connection": ics.connection,
         "placement": list(network.placement),
-        "settings": ics.connectionl_dump(),
+        "settings": ics.model_dump(),
         **trained,
     }
     save_checkpoint(networks.layout.ics(networks.cell, name), trained_part(network, ics), facts)

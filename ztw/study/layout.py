@@ -8,6 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+# Of the repository, not of a study: published figures that tables stand beside
+PUBLISHED = Path(__file__).parents[2] / "config" / "published.csv"
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -18,7 +21,7 @@ class Cell:
 
     dataset: str
     arch: str
-    seed: int | str
+    seed: int
 
     def __str__(self) -> str:
         return f"{self.dataset}/{self.arch}/seed{self.seed}"

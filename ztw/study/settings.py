@@ -261,23 +261,6 @@ class CellSettings:
     ics: IcsSettings
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One data set, one architecture and one seed."""
-
-    dataset: str
-    arch: str
-    seed: int
-
-    @classmethod
-    def of(cls, wildcards: Any) -> Cell:
-        """The cell that a rule's wildcards name."""
-        return cls(wildcards.dataset, wildcards.arch, int(wildcards.seed))
-
-    def __str__(self) -> str:
-        return f"{self.dataset}/{self.arch}/seed{self.seed}"
-
-
 class CellNames(Section):
     """What a study computes: every combination is a cell."""
 
