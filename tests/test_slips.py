@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple
 from typing import Any
 
 import numpy as np
@@ -84,7 +85,7 @@ def test_numbers_of_numpy_and_torch_are_numbers(number):
         (lambda: api.Patience(2.5), r"patience 2\.5: must be a whole number"),
         (lambda: api.Patience(float("inf")), "patience inf: must be a whole number"),
         (
-            lambda: api.sweep(LOGITS, LABELS, COST, api.MaxSoftmax(0.9)),
+            lambda: api.sweep(LOGITS, LABELS, COST, api.MaxSoftmax(0.9), [0.5]),
             "has a parameter already; give its name",
         ),
     ],
@@ -92,6 +93,30 @@ def test_numbers_of_numpy_and_torch_are_numbers(number):
 def test_a_parameter_that_cannot_be_meant(rule, message):
     with pytest.raises(api.ZtwError, match=message):
         rule()
+
+
+def test_a_rule_with_its_parameter_is_swept_at_that_alone():
+    for rule in (api.MaxSoftmax(0.9), "max_softmax 0.9"):
+        expected = api.sweep(LOGITS, LABELS, COST, "max_softmax", [0.9])
+        found = api.sweep(LOGITS, LABELS, COST, rule)
+        assert all(
+            torch.equal(one, other) for one, other in zip(astuple(found), astuple(expected), strict=True)
+        )
+    per_exit = api.sweep(LOGITS, LABELS, COST, api.Entropy((0.3, 0.2, 0.1)))
+    assert per_exit.cost.equal(api.sweep(LOGITS, LABELS, COST, api.Entropy, [[0.3, 0.2, 0.1]]).cost)
+    assert api.sweep(LOGITS, LABELS, COST, api.Patience(2)).parameter.tolist() == [2.0]
+
+
+def test_thresholds_are_chosen_for_a_name_or_a_class(network):
+    held_out = (network(IMAGES).detach(), LABELS[:6])
+    named, of_class = (
+        api.choose_threshold(network, held_out, budget="max", rule=rule, progress=False)
+        for rule in ("entropy", api.Entropy)
+    )
+    assert named == of_class
+    for rule in (api.Entropy(0.1), "entropy 0.1"):
+        with pytest.raises(api.ZtwError, match="has a parameter already; give its name"):
+            api.choose_threshold(network, held_out, budget="max", rule=rule)
 
 
 def test_thresholds_that_let_nothing_or_everything_pass_are_taken(network):

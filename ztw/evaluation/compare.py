@@ -28,7 +28,7 @@ class Agreement:
 
 
 def compare_exported(
-    network: EarlyExitNetwork, runner: OnnxRunner, held_out: Any, rule: ExitRule | None = None
+    network: EarlyExitNetwork, runner: OnnxRunner, held_out: Any, rule: ExitRule | str | None = None
 ) -> Agreement:
     """Compare a network with its exported form, e.g. in int8; held_out: images and labels, see `ztw.train_exits`.
 

@@ -14,7 +14,7 @@ from ztw.errors import ZtwError
 from ztw.evaluation import predictions
 from ztw.evaluation.metrics import at_budget
 from ztw.exits.logits import check_logits
-from ztw.exits.rules import ExitRule, exit_rule
+from ztw.exits.rules import ExitRule, exit_rule, rule_name
 from ztw.exits.sweep import Curve, scored, sweep
 from ztw.exits.thresholds import Candidates, RiskControlled, at, candidates
 from ztw.models.costs import macs
@@ -32,12 +32,20 @@ def predict(
     precision: str = "fp32",
     progress: bool | Report = True,
 ) -> tuple[Tensor, Tensor]:
-    """Logits of every single exit, nothing stopped, in eval mode; the network's own mode stays.
+    """Compute the logits of every single exit, in eval mode; nothing stops, and the network's own mode stays.
 
-    data: images and labels, see `ztw.train_exits`; precision: "fp32", "bf16" or "auto"; progress: see
-    `train_exits`.
-    Returns (logits float32 (K, N, C), labels int64 (N,)), on the CPU. Raises ZtwError for images and labels that are
-    not the network's, and for logits that are not finite.
+    Args:
+        network: its ensemble is left out.
+        data: images and labels, see `train_exits`.
+        batch_size: images computed at once.
+        precision: "fp32", "bf16" or "auto".
+        progress: see `train_exits`.
+
+    Returns:
+        Logits float32 (K, N, C) and labels int64 (N,), on the CPU.
+
+    Raises:
+        ZtwError: for images and labels that are not the network's, and for logits that are not finite.
     """
     _check_network(network, "predict")
     report = reporter(progress)
@@ -85,25 +93,34 @@ def choose_threshold(
     budget: float | str | None = None,
     allowed_loss: float | None = None,
     risk: tuple[float, float] | None = None,
-    rule: str = "max_softmax",
+    rule: str | type[ExitRule] = "max_softmax",
     thresholds: str | None = None,
     points: int = 1000,
     batch_size: int = 256,
     precision: str = "fp32",
     progress: bool | Report = True,
 ) -> OperatingPoint:
-    """The thresholds that meet one wish on held-out samples, of the network's ensemble where it has one.
+    """Choose the thresholds that meet one wish on held-out samples: a budget, an allowed loss or a risk.
 
-    network: or an OnnxRunner, e.g. of a network in int8, whose thresholds have to be its own.
-    held_out: images and labels that nothing was trained on, see `ztw.train_exits`, or what `predict` has returned for
-    them. One of: budget = the largest mean cost, as a share of the backbone's MACs, or "max": the most accurate
-    whatever it costs; allowed_loss = the largest loss of accuracy against running to the end, at the smallest cost;
-    risk = (eps, delta): with probability 1 - delta over draws of held-out samples no more than a share eps of all
-    samples is answered wrongly early and would have been answered rightly at the end.
-    rule: a name of RULES; thresholds: of THRESHOLDS, "shared" unless risk is given, which has its own; the way
-    "allowed_loss" takes allowed_loss as its own parameter (Berestizshevsky & Even 2019). points: how fine the grid is.
-    Raises ZtwError for none or several wishes, a budget that no threshold meets (it names the cheapest), and
-    malformed input.
+    Args:
+        network: with its ensemble, where it has one; or an OnnxRunner, e.g. of a network in int8, which needs
+            thresholds of its own.
+        held_out: images and labels that nothing was trained on, see `train_exits`; or what `predict` returned for them.
+        budget: the largest mean cost, as a share of the backbone's MACs; "max" = the most accurate whatever it costs.
+        allowed_loss: the largest loss of accuracy against running to the end, at the smallest cost.
+        risk: (eps, delta): with probability 1 - delta over draws of held-out samples no more than a share eps of all
+            samples is answered wrongly early and would have been answered rightly at the end.
+        rule: a name such as "entropy", or its class.
+        thresholds: a way of choosing them, "shared" unless `risk` is given, which has its own; "allowed_loss" takes
+            `allowed_loss` as its own parameter (Berestizshevsky & Even 2019).
+        points: how fine the grid is.
+        batch_size: images computed at once.
+        precision: "fp32", "bf16" or "auto".
+        progress: see `train_exits`.
+
+    Raises:
+        ZtwError: for none or several wishes, a budget that no threshold meets (it names the cheapest), and malformed
+            input.
     """
     if not isinstance(network, OnnxRunner):
         _check_network(network, "choose_threshold")
@@ -117,7 +134,7 @@ def choose_threshold(
     thresholds = thresholds or wanted
     if risk is not None and thresholds != wanted:
         raise ZtwError(f"thresholds {thresholds!r}: risk has its own, risk_controlled")
-    exit_rule(rule)
+    rule = rule_name(exit_rule(rule))
     _check_wish(budget, allowed_loss, risk)
     if isinstance(network, OnnxRunner):
         answers, labels = predict_onnx(network, held_out)

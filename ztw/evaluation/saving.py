@@ -15,7 +15,7 @@ from ztw.errors import ZtwError
 from ztw.evaluation.network_file import Weights, network_facts, write_network
 from ztw.evaluation.network_folder import FILE, FORMAT, VERSION
 from ztw.exits.ensembles import build_ensemble
-from ztw.exits.rules import ExitRule, rule_from
+from ztw.exits.rules import ExitRule, as_rule, rule_from
 from ztw.files import read_json, sha256
 from ztw.models.architectures import build_backbone
 from ztw.models.backbone import Backbone
@@ -34,20 +34,28 @@ WEIGHTS = "weights.safetensors"
 def save(
     network: EarlyExitNetwork,
     path: Path | str,
-    rule: ExitRule | None = None,
+    rule: ExitRule | str | None = None,
     *,
     class_names: Sequence[str] | None = None,
     normalisation: tuple[Sequence[float], Sequence[float]] | None = None,
     progress: bool | Report = True,
 ) -> None:
-    """Write a network into the folder `path`: weights.safetensors, and network.json with all the rest, readable.
+    """Write a network into a folder: weights.safetensors, and a readable network.json with all the rest.
 
-    rule: what it runs with, e.g. the one of `choose_threshold`; class_names: a name for each class; normalisation: mean
-    and std per channel, of pixels in [0, 1], that its images are normalised with. Both stay with the network, and
-    are its `class_names` and `normalisation` where they are not given. The ensemble is saved, too.
-    What was written is loaded again and must answer as the network does. A backbone that cannot be put into words (a
-    module of yours that torch.fx cannot follow) is saved all the same: `progress` gets a line that load needs `model=`.
-    Raises ZtwError for wrong arguments, heads that are not of `build_network`, and what cannot be written.
+    The network that was written is loaded again and must answer as this one does. A module of yours that torch.fx
+    cannot follow is saved without its code: `load` then needs `model=`, and `progress` gets a line that says so.
+
+    Args:
+        network: its ensemble, where it has one, is saved with it.
+        path: of the folder.
+        rule: what it runs with, e.g. the one of `choose_threshold`, or a text such as "max_softmax 0.9".
+        class_names: a name for each class; None = the network's own, if any.
+        normalisation: mean and std per channel, of pixels in [0, 1], that its images are normalised with; None = the
+            network's own, if any.
+        progress: see `train_exits`.
+
+    Raises:
+        ZtwError: for wrong arguments, heads that are not of `build_network`, and what cannot be written.
     """
     if not isinstance(network, EarlyExitNetwork):
         raise ZtwError(f"save: {type(network).__name__}, must be an EarlyExitNetwork")
@@ -55,8 +63,7 @@ def save(
     if folder.exists() and not folder.is_dir():
         raise ZtwError(f"{folder}: is a file, must be a folder or not there yet")
     if rule is not None:
-        if not isinstance(rule, ExitRule):
-            raise ZtwError(f"rule {rule!r}: must be an exit rule, e.g. ztw.MaxSoftmax(0.9)")
+        rule = as_rule(rule)
         rule.bounds(network.exits)
     if class_names is not None:
         network.class_names = _class_names(class_names, network)

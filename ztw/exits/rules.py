@@ -11,7 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeGuard
 
 import torch
 from torch import Tensor
@@ -217,15 +217,31 @@ RULES: dict[str, type[ExitRule]] = {
 }
 
 
-def exit_rule(name: str | type[ExitRule]) -> type[ExitRule]:
-    """Look up the class of a rule by its name in RULES; raises ZtwError for an unknown name."""
-    if isinstance(name, type) and issubclass(name, ExitRule):
-        return name
-    if isinstance(name, ExitRule):
-        raise ZtwError(f"rule {name}: has a parameter already; give its name, e.g. {next(iter(RULES))!r}")
-    if not isinstance(name, str) or name not in RULES:
-        raise unknown("exit rule", name, RULES)
-    return RULES[name]
+def exit_rule(given: str | ExitRule | type[ExitRule]) -> type[ExitRule]:
+    """Take a name in RULES, or a class of a rule, as the class.
+
+    Raises ZtwError for an unknown name, and for a rule that has its parameter already.
+    """
+    if isinstance(given, type) and issubclass(given, ExitRule):
+        return given
+    if has_parameter(given):
+        raise ZtwError(f"rule {given}: has a parameter already; give its name, e.g. {next(iter(RULES))!r}")
+    if not isinstance(given, str) or given not in RULES:
+        raise unknown("exit rule", given, RULES)
+    return RULES[given]
+
+
+def has_parameter(given: object) -> TypeGuard[ExitRule | str]:
+    """Whether what is given for a rule has a parameter, as MaxSoftmax(0.9) and "max_softmax 0.9" have."""
+    return isinstance(given, ExitRule) or (isinstance(given, str) and len(given.split()) > 1)
+
+
+def rule_name(kind: type[ExitRule]) -> str:
+    """Look up the name of a rule's class in RULES; raises ZtwError for one that is not there."""
+    for name, known in RULES.items():
+        if kind is known:
+            return name
+    raise unknown("exit rule", kind.__name__, (known.__name__ for known in RULES.values()))
 
 
 def as_rule(given: ExitRule | str) -> ExitRule:
@@ -279,14 +295,11 @@ def describe_rule(rule: ExitRule) -> dict[str, Any]:
     Thresholds are float64, which JSON keeps exactly; one per exit is a list. `rule_from` makes the rule again.
     Raises ZtwError for a rule that is not in RULES.
     """
-    for name, kind in RULES.items():
-        if type(rule) is kind:
-            values = {field.name: getattr(rule, field.name) for field in fields(kind)}  # type: ignore[arg-type]
-            listed = {
-                key: list(value) if isinstance(value, tuple) else value for key, value in values.items()
-            }
-            return {"rule": name, **listed}
-    raise unknown("exit rule", type(rule).__name__, (kind.__name__ for kind in RULES.values()))
+    described: dict[str, Any] = {"rule": rule_name(type(rule))}
+    for field in fields(rule):  # type: ignore[arg-type]
+        value = getattr(rule, field.name)
+        described[field.name] = list(value) if isinstance(value, tuple) else value
+    return described
 
 
 def rule_from(facts: dict[str, Any]) -> ExitRule:

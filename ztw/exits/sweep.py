@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
 from ztw.errors import ZtwError
 from ztw.exits.logits import check_logits, class_labels
-from ztw.exits.rules import ExitRule, ThresholdRule, as_rule, exit_rule, exit_scores
+from ztw.exits.rules import ExitRule, ThresholdRule, as_rule, exit_rule, exit_scores, has_parameter
 from ztw.tensors import as_tensor
 
 
@@ -32,22 +32,35 @@ def sweep(
     logits: Tensor,
     labels: Tensor,
     cost: Tensor,
-    rule: str,
+    rule: str | ExitRule | type[ExitRule],
     parameters: Tensor | Sequence[float] | Sequence[Sequence[float]] | None = None,
     points: int = 1000,
 ) -> Curve:
     """Evaluate an exit rule at every parameter, all in one pass over the samples.
 
-    logits: (K, N, C), of single exits or ensembles; labels: int64 (N,); cost: (K,) cumulative MACs;
-    rule: a name of RULES; parameters: (T,) thresholds to try, or (T, K - 1) or (T, K) with one per
-    exit, None = the rule's own grid of about 2 * `points`. The curve's `parameter` holds the
-    thresholds, or the row's number where there is one per exit; `dataclasses.replace` gives it other
-    names. Raises ZtwError for malformed input.
-
     Under one bound a sample has left by exit k exactly when the largest score of exits up to k
     passes it, so the running maximum, binned once, answers all parameters: memory is (K, N),
     whatever T is.
+
+    Args:
+        logits: (K, N, C), of single exits or ensembles.
+        labels: int64 (N,).
+        cost: (K,) cumulative MACs.
+        rule: a name such as "max_softmax", or the class. A rule with its parameter, MaxSoftmax(0.9) or
+            "max_softmax 0.9", is evaluated there alone.
+        parameters: (T,) thresholds to try, or (T, K - 1) or (T, K) with one per exit; None = the rule's own grid.
+        points: how fine that grid is, about 2 * `points`.
+
+    Returns:
+        The curve. Its `parameter` holds the thresholds, or the row's number where there is one per exit;
+        `dataclasses.replace` gives it other names.
+
+    Raises:
+        ZtwError: for malformed input.
     """
+    if parameters is None and has_parameter(rule):
+        single = as_rule(rule)
+        rule, parameters = type(single), [getattr(single, fields(single)[0].name)]  # type: ignore[arg-type]
     kind = exit_rule(rule)
     logits, labels, cost = check_logits(logits, labels, cost)
     scores, correct = scored(logits, labels, kind)

@@ -15,20 +15,31 @@ from ztw.onnx.write import need_onnx, write_onnx
 
 def export_onnx(
     network: EarlyExitNetwork | Backbone,
-    rule: ExitRule | None,
+    rule: ExitRule | str | None,
     path: Path | str,
     *,
     quantise: Tensor | None = None,
 ) -> Path:
-    """Write a network as one ONNX graph that really stops: inputs images (N, C, H, W) and bounds (K - 1,).
+    """Write a network as one ONNX graph that really stops.
 
-    rule: what it leaves by; its thresholds are the default of `bounds`, on the scale of the rule's scores. A
-    Backbone and None: the whole network alone. Outputs: logits float32 (N, classes), log-probabilities with an
-    ensemble, and exit_index int64 (N,), which a Backbone has not. Any runtime for ONNX can read the file; `OnnxRunner`
-    makes it fast on this machine. The file's metadata says, as JSON under "ztw", what is in it.
-    quantise: images (N, C, H, W) of the training data, for convolutions and products in int8 (choose thresholds anew
-    afterwards). Returns the path. Raises ZtwError for a rule that does not fit, a network that ONNX cannot hold or that
-    answers otherwise there, and when the packages of ztw[onnx] are missing.
+    Its inputs are images (N, C, H, W) and bounds (K - 1,), by default the rule's thresholds on the scale of its scores.
+    Its outputs are logits float32 (N, num_classes), log-probabilities with an ensemble, and exit_index int64 (N,),
+    which a Backbone has not. Any runtime for ONNX can read the file; `OnnxRunner` makes it fast on this machine. The
+    file's metadata says, as JSON under "ztw", what is in it.
+
+    Args:
+        network: or a Backbone: the whole network alone.
+        rule: e.g. MaxSoftmax(0.9) or "max_softmax 0.9"; None for a Backbone.
+        path: of the file.
+        quantise: images (N, C, H, W) of the training data, for convolutions and products in int8. Choose thresholds
+            again afterwards.
+
+    Returns:
+        The path.
+
+    Raises:
+        ZtwError: for a rule that does not fit, a network that ONNX cannot hold or that answers otherwise there, and
+            when the packages of ztw[onnx] are missing.
     """
     if quantise is None:
         return write_onnx(network, rule, path)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ztw.device import check_default_dtype
 from ztw.errors import ZtwError
-from ztw.exits.rules import RULES, ExitRule, ThresholdRule, describe_rule, exit_scores
+from ztw.exits.rules import RULES, ExitRule, ThresholdRule, as_rule, describe_rule, exit_scores
 from ztw.exits.sweep import decide
 from ztw.files import atomic
 from ztw.models.backbone import Backbone
@@ -42,7 +42,7 @@ CLEAR = 1e-3  # a score nearer its bound may fall on either side of it: rounding
 
 def write_onnx(
     network: EarlyExitNetwork | Backbone,
-    rule: ExitRule | None,
+    rule: ExitRule | str | None,
     path: Path | str,
     change: Callable[[ModelProto], ModelProto] | None = None,
 ) -> Path:
@@ -55,6 +55,7 @@ def write_onnx(
 
     from ztw.onnx.nesting import nest
 
+    rule = None if rule is None else as_rule(rule)
     if isinstance(network, Backbone):
         if rule is not None:
             raise ZtwError(

@@ -45,22 +45,37 @@ def train_exits(
     checkpoints: Path | str | None = None,
     progress: bool | Report = True,
 ) -> History:
-    """Train a network's exits in place, where the network is; ends in eval mode.
+    """Train a network's exits in place, on the device it is on; it ends in eval mode.
 
-    data: the training images, normalised: tensors (images float (N, C, H, W), labels int (N,)), a torch Dataset of
-    (image, label), or a DataLoader, whose batch size, order and augmentation are then used. regime: "separate" = the
-    ICs on the frozen backbone, "joint" = backbone and ICs together, "layer_wise" = exit after exit, the epochs
-    shared out over them. The defaults are ZTW's recipe (2021) for ICs: Adam, lr 1e-3, batches of 128, weight decay
-    5e-4 (1e-4 on its ResNet and MobileNet); it trains 50 epochs, and lr falls to a tenth after epoch 15, as after each
-    of `milestones`. weights: of the exits' losses in joint training, see `ztw.training.joint.exit_weights`. seed: of
-    order, augmentation and dropout. precision: "fp32", "bf16" or "auto".
-    checkpoints: a folder; the same call then resumes where it was stopped, in
-    the middle of an epoch, and ends with the same weights. It cannot with a Dataset that draws from others than
-    torch's global generator, nor with a DataLoader of which it says so: persistent workers, a generator of its own,
-    a sampler or an iterable dataset of your own. progress: True = a line now and then on stderr,
-    False = silence, or a function that takes a line.
-    Returns a row an epoch: loss, accuracy (of the last exit that is trained), lr, seconds. Raises ZtwError for wrong
-    arguments, images or labels, and for a loss that is not finite.
+    The defaults are ZTW's recipe (2021) for ICs: Adam, lr 1e-3, batches of 128, weight decay 5e-4 (1e-4 on its ResNet
+    and MobileNet). It trains 50 epochs, and lr falls to a tenth after epoch 15.
+
+    Args:
+        network: of `build_network`.
+        data: the training images, normalised: tensors (images float (N, C, H, W), labels int (N,)), a torch Dataset of
+            (image, label), or a DataLoader, whose batch size, order and augmentation are then used.
+        epochs: passes over the data; 0.5 is half of one.
+        regime: "separate" = the ICs on the frozen backbone, "joint" = backbone and ICs together, "layer_wise" = exit
+            after exit, the epochs shared out over them.
+        lr: the highest learning rate.
+        batch_size: images of a step.
+        optimizer: "adam" or "sgd".
+        weight_decay: L2 penalty, as the optimizer applies it.
+        milestones: epochs after each of which lr falls to a tenth.
+        weights: of the exits' losses in joint training, see `ztw.training.joint.exit_weights`.
+        seed: of order, augmentation and dropout.
+        precision: "fp32", "bf16" or "auto".
+        checkpoints: a folder; the same call then resumes where it was stopped, in the middle of an epoch, and ends
+            with the same weights. It cannot with a Dataset that draws from others than torch's global generator, nor
+            with a DataLoader of which it says so: persistent workers, a generator of its own, a sampler or an iterable
+            dataset of your own.
+        progress: True = a line now and then on stderr, False = silence, or a function that takes a line.
+
+    Returns:
+        A row an epoch: loss, accuracy (of the last exit that is trained), lr, seconds.
+
+    Raises:
+        ZtwError: for wrong arguments, images or labels, and for a loss that is not finite.
     """
     if not isinstance(network, EarlyExitNetwork):
         raise ZtwError(
