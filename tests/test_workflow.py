@@ -24,7 +24,7 @@ from ztw.data.record import read_study_record
 from ztw.data.splits import cell_splits
 from ztw.device import device_name
 from ztw.exits.logits import read_predictions
-from ztw.exits.sweep import decide
+from ztw.exits.sweep import simulate_exits
 from ztw.files import read_json, sha256, write_json
 from ztw.reporting.devices import read_mixed
 from ztw.study.settings import DataSettings
@@ -93,7 +93,7 @@ def test_every_method_s_network_can_be_loaded(finished, tmp_path):
         torch.testing.assert_close(again, logits, atol=1e-4, rtol=1e-4)
         answers = logits if network.ensemble is None else network.ensemble(logits)
         assert rule is not None
-        _, answering = decide(answers, rule)
+        _, answering = simulate_exits(answers, rule)
         accuracy = (answers[answering, torch.arange(len(labels))].argmax(-1) == labels).double().mean()
         curves = pd.read_parquet(cell / f"curves/{name}.parquet")
         assert accuracy == pytest.approx(curves[curves.split == "validation"].accuracy.max())

@@ -1,4 +1,4 @@
-"""Exit rules: a score per exit and the bound it must pass; `infer`, `sweep` and `decide` share them.
+"""Exit rules: a score per exit and the bound it must pass; `infer`, `sweep` and `simulate_exits` share them.
 
 A sample leaves at the first exit whose score is STRICTLY greater than the rule's bound there; the
 last exit takes the rest. A new rule is one class here and one entry in RULES; a user's own is one class and

@@ -78,12 +78,19 @@ def sweep(
     return Curve(parameter, right / labels.numel(), exit_fraction @ cost, exit_fraction)
 
 
-def decide(logits: Tensor, rule: ExitRule | str) -> tuple[Tensor, Tensor]:
-    """Where each sample leaves and which exit answers for it, as `infer` does; both int64 (N,).
+def simulate_exits(logits: Tensor, rule: ExitRule | str) -> tuple[Tensor, Tensor]:
+    """Find out from the logits of all exits where each sample leaves, as `infer` has it leave.
 
-    logits: (K, N, C), of single exits or ensembles; rule: see `as_rule`. The two differ only
-    for a rule that lets the most confident exit answer where none passes (`best_answers`).
-    Raises ZtwError for malformed logits or thresholds for another number of exits.
+    Args:
+        logits: (K, N, C), of single exits or ensembles.
+        rule: e.g. MaxSoftmax(0.9) or "max_softmax 0.9".
+
+    Returns:
+        Where each sample leaves, and which exit predicts its class, both int64 (N,). The two differ only for a rule
+        that lets the most confident exit predict where no exit's score passes (`best_answers`).
+
+    Raises:
+        ZtwError: for malformed logits, or thresholds for another number of exits.
     """
     logits = check_logits(logits).logits
     rule = as_rule(rule)

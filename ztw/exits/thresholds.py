@@ -42,7 +42,7 @@ def candidates(
 
 
 def at(rule: str, candidates: Candidates, index: int) -> ExitRule:
-    """The rule object of one row of the candidates, for `infer` and `decide`."""
+    """The rule object of one row of the candidates, for `infer` and `simulate_exits`."""
     value = candidates.thresholds[index].tolist()
     return exit_rule(rule)(value)  # type: ignore[call-arg]
 
