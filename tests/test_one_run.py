@@ -68,6 +68,31 @@ def test_without_file_locks_a_run_on_this_machine_is_still_found(only_run, monke
         assert Path("results/.lock").read_text() == str(os.getpid())
 
 
+@pytest.mark.parametrize("folder", [".", "elsewhere"])
+def test_what_a_killed_run_of_this_folder_left_at_work_is_stopped(only_run, tmp_path, folder):
+    """Two runs must not write the same files; a run in another folder goes on."""
+    own = {**os.environ, "ZTW_RUN": str((tmp_path / folder).resolve())}
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, env=own) as orphan:
+        with only_run(Console()):
+            assert (orphan.poll() is None) == (folder == "elsewhere")
+        orphan.communicate()
+
+
+def test_a_lock_of_snakemake_is_removed_unless_one_is_at_work(only_run, tmp_path):
+    lock = Path(".snakemake/locks/0.input.lock")
+    lock.parent.mkdir(parents=True)
+    lock.touch()
+    (tmp_path / "snakemake").write_text("input()")
+    command = [sys.executable, str(tmp_path / "snakemake")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as snakemake:
+        match = rf"a snakemake run is at work in this folder \(process {snakemake.pid}\)"
+        with pytest.raises(ztw.ZtwError, match=match), only_run(Console()):
+            pass
+        snakemake.communicate(b"\n")
+    with only_run(Console()):
+        assert not lock.exists()
+
+
 def test_what_a_killed_run_was_writing_is_removed(only_run, tmp_path):
     from one_run import remove_scratch
 

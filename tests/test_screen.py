@@ -18,8 +18,10 @@ from snakemake_interface_logger_plugins.tests import TestLogHandlerBase
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "workflow"), str(ROOT / "workflow/logger")]
-from screen import Screen  # noqa: E402
+from screen import Screen, undelivered  # noqa: E402
 from snakemake_logger_plugin_ztw import LogHandler  # noqa: E402
+
+from ztw.files import write_json  # noqa: E402
 
 LATER = itertools.count(1)
 NUMBERS = {"prepare_dataset": 1, "train_ics": 2, "predict": 3, "evaluate": 4}
@@ -196,6 +198,13 @@ def test_what_was_left_out_is_seen_and_once(screen):
         "! prepare_dataset  cell  train: skipped 3 .gif",
         "✓ prepare_dataset  cell  0:01  12 images",
     ]
+
+
+def test_cells_that_are_not_delivered_are_found(tmp_path):
+    cell = tmp_path / "digits/torchvision/resnet18"
+    write_json(cell / "seed0/runs.json", {"runs": {}})
+    write_json(cell / "seed1/runs.json", {"undelivered": "it is away"})
+    assert undelivered(tmp_path) == {cell / "seed1/runs.json": "it is away"}
 
 
 @pytest.mark.parametrize(("newer", "old"), [(None, True), ("tables", False), ("report.html", True)])

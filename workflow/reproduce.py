@@ -29,24 +29,12 @@ from ztw.study.config import check_study, read_config, study_name
 from ztw.study.environment import search_path, settings_of_others
 from ztw.study.settings import Study
 
-# Snakemake's arguments with which it computes nothing: its output is then what was asked for.
-QUESTIONS = {
-    *(
-        "--dry-run",
-        "--dryrun",
-        "--lint",
-        "--list-rules",
-        "--list",
-        "--list-target-rules",
-        "--lt",
-        "--summary",
-    ),
-    *("--detailed-summary", "--rulegraph", "--filegraph", "--dag", "--d3dag", "--report", "--containerize"),
-    *("--list-changes", "--list-input-changes", "--list-params-changes", "--unlock", "--delete-all-output"),
-    *("--help", "--version"),
-}
-# Its flags of one letter, several in one argument with one that asks among them: -np
-ASKING_FLAGS = re.compile("-(?=.*[nlSDhv])[nFfkptlSDhv]+")
+# Snakemake's arguments with which it computes nothing: its output is then what was asked for. -np is two of one letter.
+QUESTION = re.compile(
+    "-(?=.*[nlSDhv])[nFfkptlSDhv]+"
+    "|--(dry-?run|lint|list.*|lt|summary|detailed-summary|rulegraph|filegraph|d3dag|dag|report|containerize"
+    "|unlock|delete-all-output|help|version)(=.*)?"
+)
 # All that Snakemake knows but "code": a clone's scripts are new, and params have the digest of what matters.
 TRIGGERS = ("input", "mtime", "params", "software-env")
 
@@ -62,7 +50,7 @@ def main() -> int:
         check_installation(study.tracking)
         ensure_user(study.data.root)
         command = snakemake_command(arguments, study.device)
-        if any(map(is_question, extra)):
+        if any(map(QUESTION.fullmatch, extra)):
             return subprocess.run([*command, *extra], check=False).returncode
         if any(argument.startswith("--logger") for argument in extra):
             raise ZtwError("--logger: the screen needs Snakemake's logger plugin ztw; no other can be chosen")
@@ -113,11 +101,6 @@ def cores(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} must be a whole number >= 1")
     return int(text)
-
-
-def is_question(argument: str) -> bool:
-    """Whether Snakemake computes nothing with an argument."""
-    return argument.split("=")[0] in QUESTIONS or bool(ASKING_FLAGS.fullmatch(argument))
 
 
 def read_study(path: str) -> Study:

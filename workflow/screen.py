@@ -146,7 +146,9 @@ class Screen:
         """Snakemake's last error, or the last line of its log: events start after it has read its arguments."""
         log = self.log.read_text(errors="replace").strip().splitlines()
         words = [*log[-1:], *self.errors[-1:]] or ["Snakemake ended without a word"]
-        return " ".join(line.strip() for line in words[-1].splitlines()[:4])
+        return " ".join(line.strip() for line in words[-1].splitlines()[:4]).removeprefix(
+            "__main__.py: error: "
+        )
 
 
 def _tail(progress: str) -> str:
