@@ -47,7 +47,8 @@ test-systems: $(READY)
 
 # For every module which jobs an edit of it runs again; what Snakemake is asked; a tracking server: minutes.
 test-slow: $(READY)
-	python -m pytest tests/slow/test_digests.py tests/slow/test_real_runs.py tests/slow/test_tracking_server.py tests/slow/test_exports.py
+	python -m pytest tests/slow/test_digests.py tests/slow/test_real_runs.py tests/slow/test_tracking_server.py tests/slow/test_exports.py \
+		tests/slow/test_torchvision.py
 
 # Runs that are killed, damaged, starved of disk or memory, moved or called twice; what was lost, in a table: minutes.
 test-faults: $(READY)

@@ -41,6 +41,20 @@ def no_parts_of_other_tests():
 
 
 @pytest.fixture
+def uninitialised(monkeypatch):
+    """Random weights nobody looks at take most of the time of building a model."""
+    for name in (
+        "kaiming_uniform_",
+        "kaiming_normal_",
+        "xavier_uniform_",
+        "uniform_",
+        "normal_",
+        "trunc_normal_",
+    ):
+        monkeypatch.setattr(nn.init, name, lambda tensor, *args, **kwargs: tensor)
+
+
+@pytest.fixture
 def logits() -> torch.Tensor:
     """(4, 200, 5) random logits."""
     return 3 * torch.randn(4, 200, 5, generator=torch.Generator().manual_seed(1))
@@ -69,9 +83,7 @@ def small_network(connection: str = "independent", placement: Placement = "all")
 
 
 @cache
-def _small_network(
-    connection: str, placement: str | tuple[Any, ...]
-) -> tuple[ztw.EarlyExitNetwork, Tensor]:
+def _small_network(connection: str, placement: str | tuple[Any, ...]) -> tuple[ztw.EarlyExitNetwork, Tensor]:
     torch.manual_seed(3)
     backbone = ztw.build_backbone("resnet8", num_classes=5, channels=1, size=10)
     network = ztw.build_network(backbone, connection, placement=placement)

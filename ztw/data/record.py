@@ -85,7 +85,7 @@ def open_array(record: dict[str, Any], split: str, what: str) -> Tensor:
     if sha256(path) != record["sha256"][path.name]:
         raise NotAsRecordedError(f"{path}: altered or truncated since it was written (its SHA-256 differs)")
     return torch.from_numpy(
-        np.load(path, mmap_mode="c", allow_pickle=False)
+        np.load(path, mmap_mode="c", allow_pickle=False)  # noqa: TID251
     )  # private: torch takes no read-only arrays
 
 

@@ -56,7 +56,7 @@ for kind in ("int", "float"):
 def read_config(path: Path | str) -> dict[str, Any]:
     """Read a study's file; raises ZtwError, one line, when it is no mapping in YAML and UTF-8, or names a key twice."""
     try:
-        config = yaml.load(Path(path).read_text(encoding="utf-8"), _StrictLoader)
+        config = yaml.load(Path(path).read_text(encoding="utf-8"), _StrictLoader)  # noqa: S506
     except OSError as error:
         raise ZtwError(f"config {str(path)!r}: {error.strerror}") from error
     except UnicodeDecodeError as error:
