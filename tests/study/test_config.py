@@ -113,7 +113,7 @@ WRONG = [
     (
         "ics.sets.own",
         {"connection": "cascade", "heads": 1},
-        "ics.sets.own.heads: unknown key; known: mode, training",
+        "ics.sets.own.heads: unknown key; known: connection, training",
     ),
     (
         "ics.sets.own",
