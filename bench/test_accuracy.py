@@ -14,7 +14,7 @@ import ztw
 from ztw.data.decoded import ImageSet
 from ztw.data.prepare import prepare_dataset
 from ztw.data.splits import load_split
-from ztw.device import pick_device, resolve_precision
+from ztw.device import Compute, pick_device, resolve_precision
 from ztw.files import data_root
 from ztw.training.recipe import Recipe
 from ztw.training.separate import train_backbone
@@ -54,9 +54,7 @@ def plain(backbone: ztw.Backbone, data: ImageSet, seed: int) -> None:
 
 def fast(backbone: ztw.Backbone, data: ImageSet, seed: int) -> None:
     device = pick_device()
-    recipe = Recipe(
-        EPOCHS, BATCH, LR, DECAY, schedule="one_cycle", precision=resolve_precision("auto", device)
-    )
+    recipe = Recipe(EPOCHS, BATCH, LR, DECAY, schedule="one_cycle", compute=Compute.on(device))
     train_backbone(backbone.to(device), data.to(device), recipe, seed)
     backbone.cpu()
 

@@ -10,7 +10,7 @@ import torch
 from common import busy_network, side_by_side, waited
 
 import ztw
-from ztw.device import autocast, pick_device
+from ztw.device import Compute, pick_device
 from ztw.exits.rules import exit_scores
 
 # With the convolution of the recipe's heads no exit of MobileNet lies below 89 % of its MACs: there SDN's,
@@ -49,7 +49,7 @@ def test_backbone(benchmark, arch, case):
     network, images, *_ = prepared(arch)
     parts = in_batches(images, case[0])
     describe(benchmark, arch, case, "reference: the backbone alone", reference=True)
-    with torch.inference_mode(), autocast(images.device, case[1]):
+    with torch.inference_mode(), Compute(images.device, case[1]).autocast():
         alone = waited(lambda: [network.backbone(part) for part in parts])
         benchmark.pedantic(alone, rounds=7, warmup_rounds=2)
 
@@ -60,7 +60,7 @@ def test_backbone(benchmark, arch, case):
 def test_infer(benchmark, arch, case, saving):
     network, images, cost, base = prepared(arch)
     parts = in_batches(images, case[0])
-    with torch.inference_mode(), autocast(images.device, case[1]):
+    with torch.inference_mode(), Compute(images.device, case[1]).autocast():
         logits = torch.cat([network(part) for part in parts], dim=1).cpu()
         count = logits.shape[1]
         values = exit_scores(logits, ztw.MaxSoftmax).unique()

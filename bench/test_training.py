@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 import ztw
 from ztw.data.decoded import ImageSet
-from ztw.device import pick_device, resolve_precision
+from ztw.device import Compute, pick_device, resolve_precision
 from ztw.training.recipe import Recipe
 from ztw.training.separate import train_backbone, train_separately
 
@@ -59,7 +59,7 @@ def test_backbone(benchmark, batch):
     precision = resolve_precision("auto", device)
     describe(benchmark, "backbone", f"ztw, {precision}, batch {batch}")
     backbone = ztw.build_backbone("resnet56").to(device)
-    recipe = Recipe(1, batch, 0.1, 1e-4, precision=precision)
+    recipe = Recipe(1, batch, 0.1, 1e-4, compute=Compute(device, precision))
     train = waited(lambda: train_backbone(backbone, images().to(device), recipe, 0))
     benchmark.pedantic(train, rounds=3, warmup_rounds=1)
     operations = 3 * 2 * ztw.macs(backbone) * IMAGES / benchmark.stats.stats.median
@@ -75,7 +75,7 @@ def test_memory_kept(benchmark, arch):
     benchmark.extra_info.update(what=what, reference=given_back, scale=EPOCH / 512)
     device = pick_device()
     backbone = ztw.build_backbone(arch).to(device)
-    recipe = Recipe(0.5, 128, 0.01, 1e-4, precision=resolve_precision("auto", device))
+    recipe = Recipe(0.5, 128, 0.01, 1e-4, compute=Compute.on(device))
     train = waited(lambda: train_backbone(backbone, images().to(device), recipe, 0))
     benchmark.pedantic(train, rounds=5, warmup_rounds=1)
 
@@ -91,7 +91,7 @@ def test_compiled(benchmark, tmp_path, monkeypatch):
 
     def train() -> None:
         for compile in (False, True):
-            recipe = Recipe(5, 128, 0.1, 1e-4, precision=precision, compile=compile)
+            recipe = Recipe(5, 128, 0.1, 1e-4, compute=Compute(device, precision), compile=compile)
             history = train_backbone(backbone, images().to(device), recipe, 0)
             found[compile] = [float(epoch["seconds"]) for epoch in history]
 
@@ -118,7 +118,7 @@ def test_captured(benchmark):
 
     def train() -> None:
         for cuda_graph in (False, True):
-            recipe = Recipe(5, 128, 0.01, 1e-4, precision=precision, cuda_graph=cuda_graph)
+            recipe = Recipe(5, 128, 0.01, 1e-4, compute=Compute(device, precision), cuda_graph=cuda_graph)
             backbone.requires_grad_(True)
             found["backbone", cuda_graph] = train_backbone(backbone, images().to(device), recipe, 0)
             found["ics", cuda_graph] = train_separately(networks, images().to(device), recipe, 0)[0]
@@ -182,6 +182,6 @@ def test_ics(benchmark):
         ztw.build_network(backbone, connection).to(device)
         for connection in ("independent", "cascade_detached")
     ]
-    recipe = Recipe(1, 128, 1e-3, 1e-4, precision=precision, optimizer="adam")
+    recipe = Recipe(1, 128, 1e-3, 1e-4, compute=Compute(device, precision), optimizer="adam")
     train = waited(lambda: train_separately(networks, images().to(device), recipe, 0))
     benchmark.pedantic(train, rounds=2, warmup_rounds=1)

@@ -14,7 +14,7 @@ import torch
 
 import ztw
 from ztw.device import (
-    computed_on,
+    ON_CPU,
     device_name,
     keep_freed_memory,
     make_reproducible,
@@ -66,7 +66,7 @@ def test_make_reproducible(monkeypatch):
 
 
 def test_a_record_names_the_cpu_and_the_machine(monkeypatch):
-    found = computed_on(torch.device("cpu"), "fp32")
+    found = ON_CPU.describe()
     assert found == {
         "device": device_name(torch.device("cpu")),
         "precision": "fp32",
@@ -75,7 +75,7 @@ def test_a_record_names_the_cpu_and_the_machine(monkeypatch):
     }
     assert found["device"] not in ("", "cpu")
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
-    assert computed_on(torch.device("cpu"), "fp32")["device"] == platform.machine()
+    assert ON_CPU.describe()["device"] == platform.machine()
 
 
 FAULTS = """

@@ -7,6 +7,7 @@ import torch
 from conftest import small_network, stripes
 
 import ztw
+from ztw.device import Compute
 from ztw.evaluation.predictions import predict_networks
 from ztw.training.joint import JointLoss, exit_weights, train_jointly
 from ztw.training.recipe import Recipe
@@ -33,13 +34,14 @@ def test_infer_is_sweep_on_the_gpu():
 
 
 def test_training_on_the_gpu():
-    data = stripes().to(torch.device("cuda"))
+    compute = Compute(torch.device("cuda"), "bf16")
+    data = stripes().to(compute.device)
     torch.manual_seed(0)
     backbone = ztw.build_backbone("resnet8", 5, 1, 10).cuda()
-    history = train_backbone(backbone, data, Recipe(4, 32, 0.1, 1e-4, precision="bf16"), seed=0)
+    history = train_backbone(backbone, data, Recipe(4, 32, 0.1, 1e-4, compute=compute), seed=0)
     network = ztw.build_network(backbone, "cascade_detached").cuda()
-    train_separately([network], data, Recipe(2, 32, 0.01, 0.0, precision="bf16"), seed=0)
-    (logits,), labels = predict_networks([network], data, precision="bf16")
+    train_separately([network], data, Recipe(2, 32, 0.01, 0.0, compute=compute), seed=0)
+    (logits,), labels = predict_networks([network], data, compute=compute)
     assert history[-1]["loss"] < history[0]["loss"]
     assert logits.shape == (4, 128, 5)
     assert labels.device.type == "cpu"

@@ -36,8 +36,8 @@ from ztw.jobs.plot_figures import FigureFiles, plot_figures
 from ztw.models.costs import macs
 from ztw.progress import describe
 from ztw.study.config import check_study, read_config, study_name
+from ztw.study.layout import Cell
 from ztw.study.provenance import code_version
-from ztw.study.settings import Cell
 from ztw.tensors import write_tensors
 
 ROOT = Path(__file__).parents[1]

@@ -17,7 +17,8 @@ from ztw.reporting.devices import COLUMNS, device_rows, with_kinds
 from ztw.reporting.readable import read_rows
 from ztw.reporting.results import IDENTITY, Metrics, from_files, read_curves, read_metrics, write_metrics
 from ztw.reporting.tables import write_csv
-from ztw.study.settings import Cell, Study
+from ztw.study.layout import Cell
+from ztw.study.settings import Study
 from ztw.tensors import read_metadata, read_tensors, write_tensors
 
 # of the curves: what a figure or another choice of thresholds needs

@@ -11,7 +11,8 @@ from published_cells import Contents, backbone_accuracies, pairs
 from ztw.errors import ZtwError
 from ztw.files import read_json
 from ztw.study.config import check_study, read_config
-from ztw.study.settings import Cell, Study
+from ztw.study.layout import Cell
+from ztw.study.settings import Study
 
 
 def check_settings(study: Study, folder: Path, found: Contents) -> None:

@@ -9,6 +9,7 @@ import platform
 import socket
 import sys
 import tempfile
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import IO, Any
@@ -114,11 +115,6 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     return precision
 
 
-def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
-    """The autocast context of a resolved precision."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
-
-
 def keep_freed_memory() -> bool:
     """Let the C library keep freed memory for its next use; returns whether it takes the request (glibc does).
 
@@ -156,11 +152,39 @@ def device_name(device: torch.device) -> str:
     return str(device)
 
 
-def computed_on(device: torch.device, precision: str) -> dict[str, Any]:
-    """Where and how a result was computed, for its record; precision: resolved."""
-    return {
-        "device": device_name(device),
-        "precision": precision,
-        "threads": torch.get_num_threads(),
-        "host": socket.gethostname(),
-    }
+@dataclass(frozen=True)
+class Compute:
+    """Where and in which precision a network computes.
+
+    Args:
+        device: of the network and its images.
+        precision: resolved, "fp32" or "bf16" (autocast; weights stay float32).
+    """
+
+    device: torch.device
+    precision: str = "fp32"
+
+    @classmethod
+    def on(cls, device: torch.device, precision: str = "auto") -> Compute:
+        """Return how to compute on a device; precision: one of PRECISIONS.
+
+        Raises:
+            ZtwError: for another precision.
+        """
+        return cls(device, resolve_precision(precision, device))
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        """Return the context in which a network computes."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a result's metadata says of the machine: device, precision, threads and host."""
+        return {
+            "device": device_name(self.device),
+            "precision": self.precision,
+            "threads": torch.get_num_threads(),
+            "host": socket.gethostname(),
+        }
+
+
+ON_CPU = Compute(torch.device("cpu"))

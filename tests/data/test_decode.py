@@ -34,7 +34,7 @@ def test_a_missing_package_is_one_line(tmp_path, monkeypatch):
     for loaded in [key for key in sys.modules if key.split(".")[0] == "sklearn"]:
         monkeypatch.delitem(sys.modules, loaded)
     monkeypatch.setitem(sys.modules, "sklearn", None)
-    with pytest.raises(ztw.ZtwError, match="digits: needs scikit-learn, .*pip install") as caught:
+    with pytest.raises(ztw.ZtwError, match=r"digits: needs scikit-learn, .*pip install") as caught:
         prepare_dataset("digits", tmp_path)
     assert "ztw[workflow]" in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -32,7 +32,7 @@ READ_BY = {
     f"{CELL}/ensembles/cascade_detached/few.safetensors": "evaluate",
     f"{CELL}/curves/ztw.parquet": "plot_figures",
     f"{CELL}/metrics/ztw.json": "aggregate",
-    f"{CELL}/answers/ztw.safetensors": "compare_methods",
+    f"{CELL}/correct/ztw.safetensors": "compare_methods",
     f"{CELL}/runs.json": "aggregate",
     f"{CELL}/latency.json": "aggregate",
     "tracking.json": "track_cell",

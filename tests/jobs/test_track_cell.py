@@ -14,7 +14,7 @@ from ztw.files import read_json, write_json
 from ztw.jobs.start_tracking import start_tracking
 from ztw.jobs.track_cell import CellFacts, track_cell
 from ztw.reporting.results import from_files, from_runs
-from ztw.study.settings import Cell
+from ztw.study.layout import Cell
 
 pytestmark = pytest.mark.filterwarnings("default")  # MLflow's own dependencies warn
 

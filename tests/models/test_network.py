@@ -8,7 +8,7 @@ from conftest import pixel_network, small_network
 from torch import nn
 
 import ztw
-from ztw.device import autocast
+from ztw.device import Compute
 from ztw.models.network import BOOST_TEMPERATURE, CONNECTIONS
 
 
@@ -57,7 +57,7 @@ def test_logits_at_an_exit_are_those_of_all_exits(connection):
 
 def test_logits_are_float32_under_bf16():
     network = small_network()
-    with autocast(torch.device("cpu"), "bf16"), torch.no_grad():
+    with Compute(torch.device("cpu"), "bf16").autocast(), torch.no_grad():
         logits = network(torch.randn(4, 1, 10, 10))
     assert logits.dtype == torch.float32
     assert not torch.equal(logits, logits.bfloat16().float()), "more than bfloat16's eight bits"

@@ -37,7 +37,7 @@ from ztw.reporting.tracking import (
     read_values,
     start_store,
 )
-from ztw.study.settings import Cell
+from ztw.study.layout import Cell
 
 pytestmark = pytest.mark.filterwarnings("default")  # MLflow's own dependencies warn
 

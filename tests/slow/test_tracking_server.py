@@ -23,7 +23,7 @@ from tiny_study import ROOT, changed_config, copy_of, run, tables
 
 from ztw.files import read_json, write_json
 from ztw.reporting.tracking import CellResults, log_cell, read_values, start_store
-from ztw.study.settings import Cell
+from ztw.study.layout import Cell
 
 pytestmark = [
     pytest.mark.usefixtures("data_root"),

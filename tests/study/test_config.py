@@ -536,7 +536,7 @@ def test_the_study_lists_what_the_tables_have():
     patient = {name for name, rule in RULES.items() if not issubclass(rule, ThresholdRule)}
     assert patient == set(NO_THRESHOLD)
     trained = {field.name for field in dataclasses.fields(TrainingRecipe)}
-    assert {*Recipe.model_fields, "precision", "compile", "cuda_graph", "frozen_dropout"} == trained
+    assert {*Recipe.model_fields, "compute", "compile", "cuda_graph", "frozen_dropout"} == trained
     assert {name for name, facts in DATASETS.items() if facts.channels == 1} == {"fashion_mnist", "digits"}
 
 

@@ -1,10 +1,17 @@
+def backbone_data(wildcards):
+    """The records a backbone depends on: of the test images too, where their accuracy is expected."""
+    if sections_of(wildcards).backbone.expected_accuracy is None:
+        return training_data(wildcards)
+    return [LAYOUT.record(wildcards.dataset, split) for split in ("train", "test")]
+
+
 rule train_backbone:
     input:
-        data=training_data,
+        data=backbone_data,
         checked=CHECKED,
     output:
-        weights=f"{CELL}/backbone.safetensors",
-        facts=f"{CELL}/backbone.json",
+        weights=LAYOUT.backbone(CELL),
+        facts=metadata(LAYOUT.backbone(CELL)),
     log:
         log_of("train_backbone"),
     benchmark:
@@ -19,11 +26,10 @@ rule train_backbone:
     params:
         images=images_of,
         root=study.data.root,
-        backbone=lambda wildcards: cell_of(wildcards).backbone.model_dump(),
+        backbone=lambda wildcards: sections_of(wildcards).backbone.model_dump(),
         hardware=HARDWARE,
-        weights=lambda wildcards: file_stamp(cell_of(wildcards).backbone.path),
+        weights=lambda wildcards: file_stamp(sections_of(wildcards).backbone.path),
         plugins=plugins_of("backbone"),
         code=code_digest("train_backbone"),
-        checkpoints=f"{CELL}/checkpoints/backbone",
     script:
         "../scripts/train_backbone.py"

@@ -10,6 +10,7 @@ from ztw.study.config import check_study, read_config, study_name
 from ztw.study.environment import search_path, settings_of_others
 from ztw.catalogue.datasets import DATASETS
 from ztw.study.plugins import plugins_with
+from ztw.study.layout import Cell, Layout, figure_title, metadata, PUBLISHED
 from ztw.study.provenance import code_digest, file_stamp, folder_stamp
 from ztw.study.training_settings import BackboneBuild
 
@@ -48,46 +49,44 @@ if (shown := without_password(study.tracking)) != study.tracking:
 
 # The report's captions read it, defaults and all.
 config["evaluation"] = study.evaluation.model_dump()
+# Scripts find the files of the study by it.
+config["study"] = STUDY_NAME
 
-STUDY = f"results/{STUDY_NAME}"
-CELL = f"{STUDY}/{{dataset}}/{{arch}}/seed{{seed}}"
-TRACKED = study.tracking != "none"
+LAYOUT = Layout(Path("results") / STUDY_NAME)
+# The cell of a rule, by its wildcards.
+CELL = Cell("{dataset}", "{arch}", "{seed}")
+CELLS = [Cell(*names, seed) for names in study.cells for seed in study.seeds]
+CELL_NAMES = [(cell.dataset, cell.arch, cell.seed) for cell in CELLS]
 METHODS = list(study.methods)
-ENSEMBLES = sorted({(m.ics, m.ensemble) for m in study.methods.values() if m.ensemble})
-FITTED = {name: study.ensembles.sets[name] for _, name in ENSEMBLES}
 ICS = list(study.ics.sets)
 # IC sets that train the backbone as well are a job each; the others share the pass over the frozen one.
 JOINT = [name for name, ics in study.ics.sets.items() if ics.trains_backbone]
 FROZEN = [name for name in ICS if name not in JOINT]
+# (IC set, ensemble) of the methods, and how the ensembles are fitted.
+ENSEMBLES = sorted({(m.ics, m.ensemble) for m in study.methods.values() if m.ensemble})
+FITTED = {name: study.ensembles.sets[name] for _, name in ENSEMBLES}
+EVALUATED = list(study.data.evaluated)
 # Logits of the training images are wanted for ensembles only.
 SPLITS = ["train"] if any(e.fit_on == "train" for e in FITTED.values()) else []
-EVALUATED = ["validation"] if study.data.validation_fraction else []
-EVALUATED += ["test"]
 SPLITS += EVALUATED
 # Networks without exits that stand beside every cell, each a cell of its own with a backbone alone.
 STATICS = study.statics
-STATIC = f"{STUDY}/{{dataset}}/{{static}}/seed{{seed}}"
+STATIC_CELLS = [CELL.with_arch(arch) for arch in STATICS]
+TRACKED = study.tracking != "none"
+# Measured are the times of the first seed of every data set and architecture.
 TIMED = bool(study.latency.batch_sizes)
+TIMED_CELLS = [cell for cell in CELLS if TIMED and cell.seed == study.seeds[0]]
 FIGURES = ["accuracy_cost", "exit_accuracy", "hindsight_improvability", "exit_shares"]
 FIGURES += ["accuracy_time"] if TIMED else []
-# One data set and architecture, as file names say it: an architecture's name may hold a slash.
-FIGURE_CELLS = {
-    "-".join([dataset, *Path(arch).parts]): (dataset, arch)
-    for dataset, arch in study.cells
-}
+# One data set and architecture, as file names say it.
+TITLES = {figure_title(*names): names for names in study.cells}
 
 
 # What a reader looks at.
-RESULTS = [f"{STUDY}/tables/accuracy_at_budget.{kind}" for kind in ("csv", "md", "tex")]
-RESULTS += [
-    f"{STUDY}/tables/{name}.csv" for name in ("comparison", "per_exit", "allowed_loss")
-]
-RESULTS += [f"{STUDY}/tables/latency.{kind}" for kind in ("csv", "md") if TIMED]
-RESULTS += [
-    f"{STUDY}/figures/{cell}-{figure}.png"
-    for cell in FIGURE_CELLS
-    for figure in FIGURES
-]
+RESULTS = [LAYOUT.table("accuracy_at_budget", kind) for kind in ("csv", "md", "tex")]
+RESULTS += [LAYOUT.table(name) for name in ("comparison", "per_exit", "allowed_loss")]
+RESULTS += [LAYOUT.table("latency", kind) for kind in ("csv", "md") if TIMED]
+RESULTS += [LAYOUT.figure(title, figure) for title in TITLES for figure in FIGURES]
 
 # What rules depend on is given to them as plain values: a changed one runs the job again.
 HARDWARE = study.model_dump(include={"precision", "device", "compile"})
@@ -100,7 +99,7 @@ wildcard_constraints:
     arch="|".join(map(re.escape, dict.fromkeys([*study.archs, *STATICS]))),
     seed="|".join(map(str, study.seeds)),
     ics="|".join(map(re.escape, ICS)),
-    cell="|".join(map(re.escape, FIGURE_CELLS)),
+    title="|".join(map(re.escape, TITLES)),
 
 
 def plugins_of(*kinds):
@@ -113,23 +112,23 @@ NETWORK = plugins_of("backbone", "head")
 METHOD = plugins_of("backbone", "head", "ensemble", "rule", "thresholds")
 
 
-def cell_of(wildcards):
+def sections_of(wildcards):
     """The sections of the study that hold in a cell, a static network's too."""
     return study.backbones[wildcards.dataset, wildcards.arch]
 
 
 def images_of(wildcards):
     """What decides which images a job of a cell sees."""
-    return cell_of(wildcards).data.model_dump(exclude={"root", "image_folders"})
+    return sections_of(wildcards).data.model_dump(exclude={"root", "image_folders"})
+
+
+def _build(sections):
+    return {key: getattr(sections.backbone, key) for key in BackboneBuild.model_fields}
 
 
 def build_of(wildcards):
     """How a cell's backbone is built, beside its name."""
-    return _build(cell_of(wildcards))
-
-
-def _build(cell):
-    return {key: getattr(cell.backbone, key) for key in BackboneBuild.model_fields}
+    return _build(sections_of(wildcards))
 
 
 def static_builds_of(wildcards):
@@ -137,21 +136,11 @@ def static_builds_of(wildcards):
     return {arch: _build(study.backbones[wildcards.dataset, arch]) for arch in STATICS}
 
 
-def of_statics(path, **others):
-    """A path of STATIC, for every static network beside a cell."""
-    return expand(path, static=STATICS, **others, allow_missing=True)
-
-
 def sets_of(names):
     """Some IC sets as they are in a cell. A function of the wildcards."""
     return lambda wildcards: {
-        name: cell_of(wildcards).ics.sets[name].model_dump() for name in names
+        name: sections_of(wildcards).ics.sets[name].model_dump() for name in names
     }
-
-
-def per_cell(path):
-    """A path with the wildcards of a cell, for every cell of the study."""
-    return expand(path, dataset=study.datasets, arch=study.archs, seed=study.seeds)
 
 
 # Cores of this machine, or, in the run of the one job that an executor has started, of that job. Without a number of
@@ -164,7 +153,7 @@ except WorkflowError:
 
 def share_of_cores(wildcards):
     """Threads of a job that computes: on one machine the cells that can run side by side share its cores."""
-    return max(1, CORES // len(per_cell(CELL))) if SHARED else CORES
+    return max(1, CORES // len(CELLS)) if SHARED else CORES
 
 
 # GPUs of a job that computes with a network: where there is none to be had, nothing asks for them.
@@ -178,85 +167,56 @@ def doubling(first):
 
 def log_of(rule):
     """Log of a rule that works on one cell."""
-    return f"{STUDY}/logs/{rule}/{{dataset}}-{{arch}}-seed{{seed}}.log"
+    return LAYOUT.log(rule, CELL.title)
 
 
 def benchmark_of(rule):
     """Snakemake's own measurement of a rule that works on one cell."""
-    return f"{STUDY}/benchmarks/{rule}/{{dataset}}-{{arch}}-seed{{seed}}.tsv"
+    return LAYOUT.benchmark(rule, CELL.title)
+
+
+def weights_of(cell):
+    """The weights of all networks of a cell and of the static networks beside it."""
+    return [
+        LAYOUT.backbone(cell),
+        *(LAYOUT.ics(cell, ics) for ics in ICS),
+        *(LAYOUT.ensemble(cell, *names) for names in ENSEMBLES),
+        *(LAYOUT.backbone(cell.with_arch(arch)) for arch in STATICS),
+    ]
 
 
 def of_cells():
     """Every file that the jobs of all cells write and others read, and the store of their runs."""
     files = [
-        f"{CELL}/backbone.safetensors",
-        *(f"{CELL}/ics/{i}.safetensors" for i in ICS),
-    ]
-    files += [
-        f"{CELL}/predictions/{i}/{split}.safetensors" for i in ICS for split in SPLITS
-    ]
-    files += [f"{CELL}/ensembles/{ics}/{name}.safetensors" for ics, name in ENSEMBLES]
-    for method in METHODS:
-        files += [f"{CELL}/curves/{method}.parquet", f"{CELL}/metrics/{method}.json"]
-        files += [f"{CELL}/answers/{method}.safetensors"]
-        files += [f"{CELL}/networks/{method}/network.json"]
-    files += [f"{CELL}/runs.json"] if TRACKED else []
-    files += of_statics(f"{STATIC}/backbone.safetensors")
-    files += of_statics(
-        f"{STATIC}/backbone_predictions/{{split}}.safetensors", split=EVALUATED
-    )
-    store = [f"{STUDY}/mlflow.db"] if study.tracking == "sqlite" else []
-    records = [
-        f"{STUDY}/data/{dataset}/{split}.json"
+        LAYOUT.record(dataset, split)
         for dataset in study.datasets
         for split in ("train", "test")
     ]
-    return store + records + per_cell(files)
+    for cell in CELLS:
+        files += weights_of(cell)
+        files += [LAYOUT.predictions(cell, i, split) for i in ICS for split in SPLITS]
+        for method in METHODS:
+            files += [LAYOUT.curves(cell, method), LAYOUT.metrics(cell, method)]
+            files += [LAYOUT.correct(cell, method), LAYOUT.network(cell, method)]
+        files += [LAYOUT.runs(cell)] if TRACKED else []
+        files += [
+            LAYOUT.backbone_predictions(cell.with_arch(arch), split)
+            for arch in STATICS
+            for split in EVALUATED
+        ]
+    return files + ([LAYOUT.database] if study.tracking == "sqlite" else [])
 
 
-def start_of(wildcards):
-    """The cell's backbone, unless the set starts from scratch."""
-    scratch = cell_of(wildcards).ics.sets[wildcards.ics].start == "scratch"
-    return [] if scratch else f"{CELL}/backbone.safetensors"
+def is_timed(wildcards):
+    """Whether a cell is of the first seed: the one whose times are measured."""
+    return TIMED and int(wildcards.seed) == study.seeds[0]
 
 
-def training_samples():
-    """How many training images the ensembles want logits of; None is all."""
-    wanted = [e.samples for e in FITTED.values() if e.fit_on == "train"]
-    return None if None in wanted else max(wanted, default=None)
-
-
-def timed_cells():
-    """The files of `measure_latency`: the first seed of every data set and architecture."""
-    cells = [
-        f"{STUDY}/{dataset}/{arch}/seed{study.seeds[0]}"
-        for dataset, arch in study.cells
-    ]
-    return [f"{cell}/latency.json" for cell in cells] if TIMED else []
-
-
-def is_first(wildcards):
-    """Whether a cell is of the first seed: the one that is timed, too."""
-    return int(wildcards.seed) == study.seeds[0]
-
-
-def of_models(wildcards, files):
-    """Files that MLflow's models are made of, in the cells whose networks it gets."""
-    wanted = study.tracked_models == "all" or (
-        study.tracked_models == "first_seed" and is_first(wildcards)
-    )
-    return files if wanted else []
-
-
-def curves_of(wildcards):
-    """Every method's curves of one data set and architecture, of all seeds."""
-    dataset, arch = FIGURE_CELLS[wildcards.cell]
-    return expand(
-        f"{CELL}/curves/{{method}}.parquet",
-        dataset=dataset,
-        arch=arch,
-        method=METHODS,
-        seed=study.seeds,
+def logs_models(wildcards):
+    """Whether MLflow gets the networks of a cell as models."""
+    first = int(wildcards.seed) == study.seeds[0]
+    return study.tracked_models == "all" or (
+        study.tracked_models == "first_seed" and first
     )
 
 
@@ -281,15 +241,11 @@ def image_stamps(dataset, split):
 
 def training_data(wildcards):
     """The records a training reads: of the test images too, where the validation part is taken from them."""
-    splits = (
-        ["train", "test"]
-        if cell_of(wildcards).data.validation_from == "test"
-        else ["train"]
-    )
-    return [f"{STUDY}/data/{wildcards.dataset}/{split}.json" for split in splits]
+    splits = sections_of(wildcards).data.training_records
+    return [LAYOUT.record(wildcards.dataset, split) for split in splits]
 
 
 # Every record of a data set, the training images' first.
-ALL_DATA = [f"{STUDY}/data/{{dataset}}/{split}.json" for split in ("train", "test")]
+ALL_DATA = [LAYOUT.record("{dataset}", split) for split in ("train", "test")]
 # What a training waits for, without depending on it: no image is unreadable.
-CHECKED = ancient(f"{STUDY}/data/{{dataset}}/test.json")
+CHECKED = ancient(LAYOUT.record("{dataset}", "test"))

@@ -1,11 +1,11 @@
 # A record for the training and one for the test images: other test images train nothing again.
 rule prepare_dataset:
     output:
-        record=f"{STUDY}/data/{{dataset}}/{{split}}.json",
+        record=LAYOUT.record("{dataset}", "{split}"),
     log:
-        f"{STUDY}/logs/prepare_dataset/{{dataset}}-{{split}}.log",
+        LAYOUT.log("prepare_dataset", "{dataset}", "{split}"),
     benchmark:
-        f"{STUDY}/benchmarks/prepare_dataset/{{dataset}}-{{split}}.tsv"
+        LAYOUT.benchmark("prepare_dataset", "{dataset}", "{split}")
     wildcard_constraints:
         split="train|test",
     localrule: True
@@ -14,7 +14,7 @@ rule prepare_dataset:
     params:
         root=study.data.root,
         folder=lambda wildcards: folder_of(wildcards.dataset),
-        images=lambda wildcards: image_stamps(wildcards.dataset, wildcards.split),
+        stamp=lambda wildcards: image_stamps(wildcards.dataset, wildcards.split),
         plugins=plugins_of("dataset"),
         code=code_digest("prepare_dataset"),
     script:

@@ -1,20 +1,16 @@
-# "<IC set>/<split>" whose logits some ensemble is fitted on.
-FIT_SOURCES = sorted({f"{ics}/{FITTED[name].fit_on}" for ics, name in ENSEMBLES})
-
 if ENSEMBLES:
 
     rule fit_ensembles:
         input:
-            expand(
-                f"{CELL}/predictions/{{source}}.safetensors",
-                source=FIT_SOURCES,
-                allow_missing=True,
+            sorted(
+                {
+                    LAYOUT.predictions(CELL, i, FITTED[name].fit_on)
+                    for i, name in ENSEMBLES
+                }
             ),
         output:
-            weights=[
-                f"{CELL}/ensembles/{ics}/{name}.safetensors" for ics, name in ENSEMBLES
-            ],
-            facts=[f"{CELL}/ensembles/{ics}/{name}.json" for ics, name in ENSEMBLES],
+            weights=[LAYOUT.ensemble(CELL, *names) for names in ENSEMBLES],
+            facts=[metadata(LAYOUT.ensemble(CELL, *names)) for names in ENSEMBLES],
         log:
             log_of("fit_ensembles"),
         benchmark:
@@ -26,9 +22,14 @@ if ENSEMBLES:
             mem_mb=doubling(2000),
             runtime=doubling(30),
         params:
-            fitted={name: fitted.model_dump() for name, fitted in FITTED.items()},
-            sources=FIT_SOURCES,
-            ensembles=ENSEMBLES,
+            ensembles={
+                ics: {
+                    name: FITTED[name].model_dump()
+                    for i, name in ENSEMBLES
+                    if i == ics
+                }
+                for ics, _ in ENSEMBLES
+            },
             plugins=plugins_of("ensemble"),
             code=code_digest("fit_ensembles"),
         script:

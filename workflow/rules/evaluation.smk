@@ -1,44 +1,21 @@
 # All methods of a cell in one job: a sweep takes a fraction of a second, a process more.
 rule evaluate:
     input:
-        data=f"{STUDY}/data/{{dataset}}/train.json",
-        backbone=f"{CELL}/backbone.safetensors",
-        ics=expand(f"{CELL}/ics/{{ics}}.safetensors", ics=ICS, allow_missing=True),
-        predictions=expand(
-            f"{CELL}/predictions/{{ics}}/{{split}}.safetensors",
-            ics=ICS,
-            split=EVALUATED,
-            allow_missing=True,
-        ),
-        ensembles=[
-            f"{CELL}/ensembles/{ics}/{name}.safetensors" for ics, name in ENSEMBLES
+        data=LAYOUT.record("{dataset}", "train"),
+        weights=weights_of(CELL),
+        predictions=[
+            LAYOUT.predictions(CELL, ics, split) for ics in ICS for split in EVALUATED
         ],
-        statics=of_statics(f"{STATIC}/backbone.safetensors"),
-        static_predictions=of_statics(
-            f"{STATIC}/backbone_predictions/{{split}}.safetensors", split=EVALUATED
-        ),
+        static_predictions=[
+            LAYOUT.backbone_predictions(cell, split)
+            for cell in STATIC_CELLS
+            for split in EVALUATED
+        ],
     output:
-        curves=expand(
-            f"{CELL}/curves/{{method}}.parquet",
-            method=METHODS,
-            allow_missing=True,
-        ),
-        metrics=expand(
-            f"{CELL}/metrics/{{method}}.json",
-            method=METHODS,
-            allow_missing=True,
-        ),
-        answers=expand(
-            f"{CELL}/answers/{{method}}.safetensors",
-            method=METHODS,
-            allow_missing=True,
-        ),
-        # for `ztw.load`: refers to the weights above
-        networks=expand(
-            f"{CELL}/networks/{{method}}/network.json",
-            method=METHODS,
-            allow_missing=True,
-        ),
+        curves=[LAYOUT.curves(CELL, method) for method in METHODS],
+        metrics=[LAYOUT.metrics(CELL, method) for method in METHODS],
+        correct=[LAYOUT.correct(CELL, method) for method in METHODS],
+        networks=[LAYOUT.network(CELL, method) for method in METHODS],
     log:
         log_of("evaluate"),
     benchmark:
@@ -56,8 +33,6 @@ rule evaluate:
         methods=METHOD_SETTINGS,
         evaluation=EVALUATION,
         images=images_of,
-        ensembles=ENSEMBLES,
-        splits=EVALUATED,
         plugins=METHOD,
         code=code_digest("evaluate"),
     script:
@@ -67,31 +42,23 @@ rule evaluate:
 # Which differences between methods are more than noise: over the test images all seeds share.
 rule compare_methods:
     input:
-        answers=[
-            f"{cell}/answers/{method}.safetensors"
-            for cell in per_cell(CELL)
-            for method in METHODS
-        ],
+        correct=[LAYOUT.correct(cell, method) for cell in CELLS for method in METHODS],
     output:
         csv=report(
-            f"{STUDY}/tables/differences.csv",
+            LAYOUT.table("differences"),
             caption="../report/differences.rst",
             category="Tables",
         ),
     log:
-        f"{STUDY}/logs/compare_methods.log",
+        LAYOUT.log("compare_methods"),
     benchmark:
-        f"{STUDY}/benchmarks/compare_methods.tsv"
+        LAYOUT.benchmark("compare_methods")
     conda:
         ENVIRONMENT
     params:
         evaluation=EVALUATION,
         methods=METHODS,
-        cells=[
-            (dataset, arch, seed)
-            for dataset, arch in study.cells
-            for seed in study.seeds
-        ],
+        cells=CELL_NAMES,
         code=code_digest("compare_methods"),
     script:
         "../scripts/compare_methods.py"

@@ -1,32 +1,39 @@
 rule plot_figures:
     input:
-        metrics=f"{STUDY}/tables/metrics.csv",
-        curves=curves_of,
-        times=[f"{STUDY}/tables/latency.csv"] if TIMED else [],
+        metrics=LAYOUT.table("metrics"),
+        curves=lambda wildcards: [
+            LAYOUT.curves(Cell(*TITLES[wildcards.title], seed), method)
+            for method in METHODS
+            for seed in study.seeds
+        ],
+        times=[LAYOUT.table("latency")] if TIMED else [],
     output:
         [
             report(
-                f"{STUDY}/figures/{{cell}}-{figure}.png",
+                LAYOUT.figure("{title}", figure),
                 caption=f"../report/{figure}.rst",
                 category="Figures",
-                subcategory="{cell}",
+                subcategory="{title}",
                 labels={"figure": figure.replace("_", " ")},
             )
             for figure in FIGURES
         ],
-        [f"{STUDY}/figures/{{cell}}-{figure}.pdf" for figure in FIGURES],
+        [LAYOUT.figure("{title}", figure, "pdf") for figure in FIGURES],
     log:
-        f"{STUDY}/logs/plot_figures/{{cell}}.log",
+        LAYOUT.log("plot_figures", "{title}"),
     benchmark:
-        f"{STUDY}/benchmarks/plot_figures/{{cell}}.tsv"
+        LAYOUT.benchmark("plot_figures", "{title}")
     localrule: True
     conda:
         ENVIRONMENT
     params:
         evaluation=EVALUATION,
         families=study.families,
-        names=lambda wildcards: FIGURE_CELLS[wildcards.cell],
-        stem=f"{STUDY}/figures/{{cell}}",
+        methods=METHODS,
+        seeds=study.seeds,
+        dataset=lambda wildcards: TITLES[wildcards.title][0],
+        arch=lambda wildcards: TITLES[wildcards.title][1],
+        timed=TIMED,
         code=code_digest("plot_figures"),
     script:
         "../scripts/plot_figures.py"

@@ -5,12 +5,10 @@ if FROZEN:
         input:
             data=training_data,
             checked=CHECKED,
-            backbone=f"{CELL}/backbone.safetensors",
+            backbone=LAYOUT.backbone(CELL),
         output:
-            weights=expand(
-                f"{CELL}/ics/{{ics}}.safetensors", ics=FROZEN, allow_missing=True
-            ),
-            facts=expand(f"{CELL}/ics/{{ics}}.json", ics=FROZEN, allow_missing=True),
+            weights=[LAYOUT.ics(CELL, ics) for ics in FROZEN],
+            facts=[metadata(LAYOUT.ics(CELL, ics)) for ics in FROZEN],
         log:
             log_of("train_ics"),
         benchmark:
@@ -29,7 +27,6 @@ if FROZEN:
             hardware=HARDWARE,
             plugins=NETWORK,
             code=code_digest("train_ics"),
-            checkpoints=f"{CELL}/checkpoints/ics",
         script:
             "../scripts/train_ics.py"
 
@@ -41,14 +38,18 @@ if JOINT:
         input:
             data=training_data,
             checked=CHECKED,
-            backbone=start_of,
+            backbone=lambda wildcards: (
+                LAYOUT.backbone(CELL)
+                if sections_of(wildcards).ics.sets[wildcards.ics].start != "scratch"
+                else []
+            ),
         output:
-            weights=f"{CELL}/ics/{{ics}}.safetensors",
-            facts=f"{CELL}/ics/{{ics}}.json",
+            weights=LAYOUT.ics(CELL, "{ics}"),
+            facts=metadata(LAYOUT.ics(CELL, "{ics}")),
         log:
-            f"{STUDY}/logs/train_network/{{dataset}}-{{arch}}-seed{{seed}}-{{ics}}.log",
+            LAYOUT.log("train_network", CELL.title, "{ics}"),
         benchmark:
-            f"{STUDY}/benchmarks/train_network/{{dataset}}-{{arch}}-seed{{seed}}-{{ics}}.tsv"
+            LAYOUT.benchmark("train_network", CELL.title, "{ics}")
         wildcard_constraints:
             ics="|".join(map(re.escape, JOINT)),
         conda:
@@ -61,10 +62,11 @@ if JOINT:
         params:
             images=images_of,
             build=build_of,
-            sets=lambda wildcards: sets_of([wildcards.ics])(wildcards),
+            set=lambda wildcards: (
+                sections_of(wildcards).ics.sets[wildcards.ics].model_dump()
+            ),
             hardware=HARDWARE,
             plugins=NETWORK,
             code=code_digest("train_network"),
-            checkpoints=f"{CELL}/checkpoints/ics-{{ics}}",
         script:
             "../scripts/train_network.py"

@@ -6,19 +6,10 @@ if TIMED:
     rule measure_latency:
         input:
             data=ALL_DATA,
-            backbone=f"{CELL}/backbone.safetensors",
-            ics=expand(f"{CELL}/ics/{{ics}}.safetensors", ics=ICS, allow_missing=True),
-            predictions=expand(
-                f"{CELL}/predictions/{{ics}}/validation.safetensors",
-                ics=ICS,
-                allow_missing=True,
-            ),
-            ensembles=[
-                f"{CELL}/ensembles/{ics}/{name}.safetensors" for ics, name in ENSEMBLES
-            ],
-            statics=of_statics(f"{STATIC}/backbone.safetensors"),
+            weights=weights_of(CELL),
+            predictions=[LAYOUT.predictions(CELL, ics, "validation") for ics in ICS],
         output:
-            times=f"{CELL}/latency.json",
+            times=LAYOUT.latency(CELL),
         log:
             log_of("measure_latency"),
         benchmark:
@@ -39,7 +30,6 @@ if TIMED:
             evaluation=EVALUATION,
             latency=study.latency.model_dump(),
             hardware=HARDWARE,
-            ensembles=ENSEMBLES,
             plugins=METHOD,
             code=code_digest("measure_latency"),
         script:

@@ -4,12 +4,12 @@ rule report_pipeline:
         RESULTS,
     output:
         csv=report(
-            f"{STUDY}/tables/pipeline.csv",
+            LAYOUT.table("pipeline"),
             caption="../report/pipeline.rst",
             category="Tables",
         ),
     log:
-        f"{STUDY}/logs/report_pipeline.log",
+        LAYOUT.log("report_pipeline"),
     localrule: True
     conda:
         ENVIRONMENT

@@ -1,25 +1,18 @@
+# How many training images the ensembles want logits of; None is all.
+WANTED = [e.samples for e in FITTED.values() if e.fit_on == "train"]
+SAMPLES = None if None in WANTED else max(WANTED, default=None)
+PREDICTIONS = [LAYOUT.predictions(CELL, ics, split) for ics in ICS for split in SPLITS]
+BACKBONE_PREDICTIONS = [LAYOUT.backbone_predictions(CELL, split) for split in EVALUATED]
+
+
 rule predict:
     input:
         data=ALL_DATA,
-        backbone=f"{CELL}/backbone.safetensors",
-        ics=expand(
-            f"{CELL}/ics/{{ics}}.safetensors",
-            ics=ICS,
-            allow_missing=True,
-        ),
+        backbone=LAYOUT.backbone(CELL),
+        ics=[LAYOUT.ics(CELL, ics) for ics in ICS],
     output:
-        logits=expand(
-            f"{CELL}/predictions/{{ics}}/{{split}}.safetensors",
-            ics=ICS,
-            split=SPLITS,
-            allow_missing=True,
-        ),
-        facts=expand(
-            f"{CELL}/predictions/{{ics}}/{{split}}.json",
-            ics=ICS,
-            split=SPLITS,
-            allow_missing=True,
-        ),
+        logits=PREDICTIONS,
+        facts=map(metadata, PREDICTIONS),
     log:
         log_of("predict"),
     benchmark:
@@ -35,8 +28,8 @@ rule predict:
         images=images_of,
         build=build_of,
         sets=sets_of(ICS),
-        batch_size=lambda wildcards: cell_of(wildcards).ics.batch_size,
-        samples=training_samples(),
+        batch_size=lambda wildcards: sections_of(wildcards).ics.batch_size,
+        samples=SAMPLES,
         splits=SPLITS,
         hardware=HARDWARE,
         plugins=NETWORK,
@@ -51,18 +44,10 @@ if STATICS:
     rule predict_backbone:
         input:
             data=ALL_DATA,
-            backbone=f"{CELL}/backbone.safetensors",
+            backbone=LAYOUT.backbone(CELL),
         output:
-            logits=expand(
-                f"{CELL}/backbone_predictions/{{split}}.safetensors",
-                split=EVALUATED,
-                allow_missing=True,
-            ),
-            facts=expand(
-                f"{CELL}/backbone_predictions/{{split}}.json",
-                split=EVALUATED,
-                allow_missing=True,
-            ),
+            logits=BACKBONE_PREDICTIONS,
+            facts=map(metadata, BACKBONE_PREDICTIONS),
         log:
             log_of("predict_backbone"),
         benchmark:
@@ -77,8 +62,7 @@ if STATICS:
         params:
             images=images_of,
             build=build_of,
-            batch_size=lambda wildcards: cell_of(wildcards).ics.batch_size,
-            splits=EVALUATED,
+            batch_size=lambda wildcards: sections_of(wildcards).ics.batch_size,
             hardware=HARDWARE,
             plugins=plugins_of("backbone"),
             code=code_digest("predict_backbone"),

@@ -1,51 +1,46 @@
 rule aggregate:
     input:
-        **(
-            {"store": f"{STUDY}/tracking.json", "runs": per_cell(f"{CELL}/runs.json")}
-            if TRACKED
-            else {}
-        ),
-        metrics=[
-            f"{cell}/metrics/{method}.json"
-            for cell in per_cell(CELL)
-            for method in METHODS
-        ],
-        differences=f"{STUDY}/tables/differences.csv",
-        times=timed_cells(),
+        **({"store": LAYOUT.store, "runs": map(LAYOUT.runs, CELLS)} if TRACKED else {}),
+        metrics=[LAYOUT.metrics(cell, method) for cell in CELLS for method in METHODS],
+        differences=LAYOUT.table("differences"),
+        times=map(LAYOUT.latency, TIMED_CELLS),
         # of the repository: stays where it is when a profile puts results elsewhere
-        published=local(ENVIRONMENT.parent / "config" / "published.csv"),
+        published=local(PUBLISHED),
     output:
-        metrics=f"{STUDY}/tables/metrics.csv",
+        metrics=LAYOUT.table("metrics"),
         csv=report(
-            f"{STUDY}/tables/accuracy_at_budget.csv",
+            LAYOUT.table("accuracy_at_budget"),
             caption="../report/accuracy_at_budget.rst",
             category="Tables",
         ),
-        md=f"{STUDY}/tables/accuracy_at_budget.md",
-        tex=f"{STUDY}/tables/accuracy_at_budget.tex",
+        md=LAYOUT.table("accuracy_at_budget", "md"),
+        tex=LAYOUT.table("accuracy_at_budget", "tex"),
         comparison=report(
-            f"{STUDY}/tables/comparison.csv",
+            LAYOUT.table("comparison"),
             caption="../report/comparison.rst",
             category="Tables",
         ),
         devices=report(
-            f"{STUDY}/tables/devices.csv",
+            LAYOUT.table("devices"),
             caption="../report/devices.rst",
             category="Tables",
         ),
-        per_exit=f"{STUDY}/tables/per_exit.csv",
-        allowed_loss=f"{STUDY}/tables/allowed_loss.csv",
-        times=[f"{STUDY}/tables/latency.{kind}" for kind in ("csv", "md") if TIMED],
+        per_exit=LAYOUT.table("per_exit"),
+        allowed_loss=LAYOUT.table("allowed_loss"),
+        times=[LAYOUT.table("latency", kind) for kind in ("csv", "md") if TIMED],
     log:
-        f"{STUDY}/logs/aggregate.log",
+        LAYOUT.log("aggregate"),
     benchmark:
-        f"{STUDY}/benchmarks/aggregate.tsv"
+        LAYOUT.benchmark("aggregate")
     localrule: True
     conda:
         ENVIRONMENT
     params:
         evaluation=EVALUATION,
         methods=METHODS,
+        cells=CELL_NAMES,
+        timed=[(cell.dataset, cell.arch, cell.seed) for cell in TIMED_CELLS],
+        tracked=TRACKED,
         code=code_digest("aggregate"),
     script:
         "../scripts/aggregate.py"

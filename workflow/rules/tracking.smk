@@ -1,19 +1,18 @@
 # MLflow. With `tracking: none` nothing asks for these rules' outputs.
 rule start_tracking:
     output:
-        store=f"{STUDY}/tracking.json",
+        store=LAYOUT.store,
         # Missing, it is made again and every cell is logged again; made again, it keeps its runs.
-        database=[update(f"{STUDY}/mlflow.db")] if study.tracking == "sqlite" else [],
+        database=[update(LAYOUT.database)] if study.tracking == "sqlite" else [],
     log:
-        f"{STUDY}/logs/start_tracking.log",
+        LAYOUT.log("start_tracking"),
     benchmark:
-        f"{STUDY}/benchmarks/start_tracking.tsv"
+        LAYOUT.benchmark("start_tracking")
     localrule: True
     conda:
         ENVIRONMENT
     params:
         tracking=without_password(study.tracking),
-        study=STUDY_NAME,
         code=code_digest("start_tracking"),
     script:
         "../scripts/start_tracking.py"
@@ -21,42 +20,24 @@ rule start_tracking:
 
 rule track_cell:
     input:
-        store=f"{STUDY}/tracking.json",
-        backbone=f"{CELL}/backbone.json",
-        ics=expand(f"{CELL}/ics/{{ics}}.json", ics=ICS, allow_missing=True),
-        ensembles=[f"{CELL}/ensembles/{ics}/{name}.json" for ics, name in ENSEMBLES],
-        metrics=expand(
-            f"{CELL}/metrics/{{method}}.json",
-            method=METHODS,
-            allow_missing=True,
+        store=LAYOUT.store,
+        facts=[
+            *(metadata(LAYOUT.ics(CELL, ics)) for ics in ICS),
+            *(metadata(LAYOUT.ensemble(CELL, *names)) for names in ENSEMBLES),
+            metadata(LAYOUT.backbone(CELL)),
+        ],
+        metrics=[LAYOUT.metrics(CELL, method) for method in METHODS],
+        curves=[LAYOUT.curves(CELL, method) for method in METHODS],
+        # the networks refer to the weights
+        models=lambda wildcards: (
+            [*(LAYOUT.network(CELL, m) for m in METHODS), *weights_of(CELL)]
+            if logs_models(wildcards)
+            else []
         ),
-        curves=expand(
-            f"{CELL}/curves/{{method}}.parquet",
-            method=METHODS,
-            allow_missing=True,
-        ),
-        networks=lambda wildcards: of_models(
-            wildcards, [f"{CELL}/networks/{method}/network.json" for method in METHODS]
-        ),
-        # the networks refer to them
-        weights=lambda wildcards: of_models(
-            wildcards,
-            [
-                f"{CELL}/backbone.safetensors",
-                *(f"{CELL}/ics/{ics}.safetensors" for ics in ICS),
-                *(
-                    f"{CELL}/ensembles/{ics}/{name}.safetensors"
-                    for ics, name in ENSEMBLES
-                ),
-                *of_statics(f"{STATIC}/backbone.safetensors"),
-            ],
-        ),
-        times=lambda wildcards: (
-            [f"{CELL}/latency.json"] if TIMED and is_first(wildcards) else []
-        ),
+        times=lambda wildcards: [LAYOUT.latency(CELL)] if is_timed(wildcards) else [],
     output:
-        runs=f"{CELL}/runs.json",
-        figure=f"{CELL}/accuracy_cost.png",
+        runs=LAYOUT.runs(CELL),
+        figure=LAYOUT.cell_figure(CELL),
     log:
         log_of("track_cell"),
     benchmark:
@@ -65,10 +46,13 @@ rule track_cell:
     conda:
         ENVIRONMENT
     params:
-        study=STUDY_NAME,
         methods=METHODS,
+        sets=ICS,
+        ensembles=ENSEMBLES,
         families=study.families,
         protocol=study.evaluation.protocols[0],
+        timed=is_timed,
+        models=logs_models,
         code=code_digest("track_cell"),
     script:
         "../scripts/track_cell.py"

@@ -122,12 +122,12 @@ def joined(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {**records[-1], **records[0], **per_split}
 
 
-def read_study_record(files: str | Sequence[str]) -> dict[str, Any]:
-    """The record of a study, from its file, or from one of each split, the training images' first.
+def read_study_record(files: Sequence[Path | str]) -> dict[str, Any]:
+    """The record of a study, from one file of each split, the training images' first.
 
     Raises ZtwError naming a file that is missing or broken.
     """
-    records = [read_json(file) for file in ([files] if isinstance(files, str) else files)]
+    records = [read_json(file) for file in files]
     return joined(records) if len(records) > 1 else records[0]
 
 

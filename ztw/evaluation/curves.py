@@ -13,7 +13,8 @@ from ztw.exits.sweep import Curve, sweep
 from ztw.exits.thresholds import Candidates, candidates
 
 if TYPE_CHECKING:  # only types: the wording of a key must not count as a change of what is computed
-    from ztw.study.settings import Cell, MethodSettings
+    from ztw.study.layout import Cell
+    from ztw.study.settings import MethodSettings
 
 
 @dataclass(frozen=True)

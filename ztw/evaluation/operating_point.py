@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ztw.data.user_data import LoaderData, Wanted, as_data, wanted_by
-from ztw.device import resolve_precision
+from ztw.device import Compute
 from ztw.errors import ZtwError
 from ztw.evaluation import predictions
 from ztw.evaluation.metrics import at_budget
@@ -56,9 +56,9 @@ def predict(
         raise ZtwError(f"batch_size {batch_size!r}: must be a whole number of at least 1")
     modes = {module: module.training for module in network.modules()}
     try:
-        precision = resolve_precision(precision, images.device)
+        compute = Compute.on(images.device, precision)
         (logits,), labels = predictions.predict_networks(
-            [network], images, batch_size, precision, report=report
+            [network], images, batch_size, compute, report=report
         )
     finally:
         for module, training in modes.items():

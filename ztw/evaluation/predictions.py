@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ztw.data.dataset import Data
-from ztw.device import autocast
+from ztw.device import ON_CPU, Compute
 from ztw.models.network import BOOST_TEMPERATURE, EarlyExitNetwork
 from ztw.progress import Progress, Report
 
@@ -20,7 +20,7 @@ def predict_networks(
     networks: Sequence[EarlyExitNetwork],
     data: Data,
     batch_size: int = 256,
-    precision: str = "fp32",
+    compute: Compute = ON_CPU,
     generator: torch.Generator | None = None,
     report: Report | None = None,
 ) -> tuple[list[Tensor], Tensor]:
@@ -37,7 +37,7 @@ def predict_networks(
     for network in networks:
         network.eval()
     for images, labels in data.batches(batch_size, generator, augmented=generator is not None):
-        with autocast(images.device, precision):
+        with compute.autocast():
             features = list(backbone.features(images))
             final = backbone.classifier(features[-1]).float()
             for network, parts in zip(networks, collected, strict=True):

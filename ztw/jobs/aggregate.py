@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
-from ztw.progress import Report
+from ztw.jobs.job import Job
 from ztw.reporting.devices import COLUMNS, device_rows, mixed
 from ztw.reporting.differences import read_noise
 from ztw.reporting.latency_table import latency_table, left_out, write_latency
@@ -23,75 +22,71 @@ from ztw.reporting.tables import (
     write_csv,
     write_tables,
 )
-
-if TYPE_CHECKING:  # only a type: the wording of a key must not count as a change of what is computed
-    from ztw.study.settings import EvaluationSettings
-
-
-@dataclass(frozen=True)
-class ResultFiles:
-    """What the tables are made of; store, runs: MLflow's, whose values count where there is a store."""
-
-    metrics: Sequence[str]
-    differences: str
-    times: Sequence[str]
-    published: Path | str
-    store: str | None = None
-    runs: Sequence[str] = ()
+from ztw.study.layout import PUBLISHED, Cell, Layout
+from ztw.study.settings import EvaluationSettings
 
 
 @dataclass(frozen=True)
-class TableFiles:
-    """The tables to write; csv, md, tex: the accuracy table; times: latency's csv and md, if anything was timed."""
+class AggregateSettings:
+    """What the tables hold.
 
-    metrics: str
-    csv: str
-    md: str
-    tex: str
-    per_exit: str
-    allowed_loss: str
-    comparison: str
-    devices: str
-    times: Sequence[str] = ()
+    Args:
+        methods: rows, in this order.
+        evaluation: protocols, budgets.
+        cells: (data set, architecture, seed) of every cell.
+        timed: those whose times were measured.
+        tracked: whether metrics are read from MLflow.
+    """
+
+    methods: tuple[str, ...]
+    evaluation: EvaluationSettings
+    cells: tuple[tuple[str, str, int], ...]
+    timed: tuple[tuple[str, str, int], ...] = ()
+    tracked: bool = False
 
 
-def aggregate(
-    methods: Sequence[str],
-    evaluation: EvaluationSettings,
-    files: ResultFiles,
-    tables: TableFiles,
-    report: Report,
-) -> None:
+def aggregate(job: Job, settings: AggregateSettings) -> None:
     """Write every table of a study but those of differences and of the pipeline."""
-    if files.store is None:
-        metrics = from_files(files.metrics)
+    layout, cells = job.layout, [Cell(*names) for names in settings.cells]
+    files = [layout.metrics(cell, method) for cell in cells for method in settings.methods]
+    if settings.tracked:
+        metrics = from_runs(layout.store, map(layout.runs, cells), files, job.report)
     else:
-        metrics = from_runs(files.store, files.runs, files.metrics, report)
-    write_all(metrics, device_rows(files.metrics), methods, evaluation, files, tables)
+        metrics = from_files(files)
+    write_all(layout, metrics, device_rows(files), settings)
 
 
 def write_all(
+    layout: Layout,
     metrics: Metrics,
     devices: Sequence[Mapping[str, Any]],
-    methods: Sequence[str],
-    evaluation: EvaluationSettings,
-    files: ResultFiles,
-    tables: TableFiles,
+    settings: AggregateSettings,
     partial: bool = False,
 ) -> None:
     """Write them from the metrics, and from what all was computed on (see `ztw.reporting.devices`).
 
     partial: see `ztw.reporting.tables.accuracy_table`.
     """
-    accuracies = accuracy_table(metrics, methods, evaluation, partial)
-    compared = comparison_table(accuracies, read_published(files.published), evaluation.protocols)
-    write_metrics(metrics, tables.metrics)
-    write_csv(pd.DataFrame(devices, columns=COLUMNS), tables.devices)
-    noise = read_noise(files.differences)
+    evaluation = settings.evaluation
+    accuracies = accuracy_table(metrics, settings.methods, evaluation, partial)
+    compared = comparison_table(accuracies, read_published(PUBLISHED), evaluation.protocols)
+    write_metrics(metrics, layout.table("metrics"))
+    write_csv(pd.DataFrame(devices, columns=COLUMNS), layout.table("devices"))
+    noise = read_noise(layout.table("differences"))
     shown = with_backbone(accuracies, metrics)
-    write_tables(shown, noise, mixed(devices), tables.csv, tables.md, tables.tex)
-    write_csv(per_exit_table(metrics), tables.per_exit)
-    write_csv(allowed_loss_table(metrics), tables.allowed_loss)
-    write_csv(compared, tables.comparison)
-    if tables.times:
-        write_latency(latency_table(files.times, metrics), left_out(files.times), *tables.times)
+    write_tables(
+        shown,
+        noise,
+        mixed(devices),
+        *(layout.table("accuracy_at_budget", kind) for kind in ("csv", "md", "tex")),
+    )
+    write_csv(per_exit_table(metrics), layout.table("per_exit"))
+    write_csv(allowed_loss_table(metrics), layout.table("allowed_loss"))
+    write_csv(compared, layout.table("comparison"))
+    if times := [layout.latency(Cell(*names)) for names in settings.timed]:
+        write_latency(
+            latency_table(times, metrics),
+            left_out(times),
+            layout.table("latency"),
+            layout.table("latency", "md"),
+        )

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from ztw.catalogue.architectures import CIFAR_RESNETS
 from ztw.data.record import read_study_record
-from ztw.device import keep_freed_memory, own_gpu, pick_device, resolve_precision
+from ztw.device import Compute, keep_freed_memory, own_gpu, pick_device
 from ztw.exits.ensembles import Ensemble, build_ensemble
 from ztw.exits.logits import read_predictions
 from ztw.files import read_json
@@ -23,12 +22,13 @@ from ztw.models.backbone import Backbone
 from ztw.models.building import build_network
 from ztw.models.checkpoints import load_checkpoint
 from ztw.models.network import EarlyExitNetwork, static_network
-from ztw.study.settings import Cell, HardwareSettings, MethodSettings
+from ztw.study.layout import Cell, Layout, metadata
+from ztw.study.settings import HardwareSettings, MethodSettings
 from ztw.study.training_settings import Anatomy, BackboneBuild, IcSet
 
 
-def compute_on(hardware: HardwareSettings) -> tuple[torch.device, str]:
-    """The device and the resolved precision of a study, for a job that computes with a network.
+def compute_on(hardware: HardwareSettings) -> Compute:
+    """Return where and how a job computes with a network, as the study says, on this machine.
 
     Such a job keeps its freed memory; those on logits alone have few large arrays, and hold less without.
     Of several GPUs it takes one that no other job has.
@@ -37,62 +37,44 @@ def compute_on(hardware: HardwareSettings) -> tuple[torch.device, str]:
     device = pick_device(own_gpu(hardware.device))
     if device.index is not None and device.type == "cuda":
         torch.cuda.set_device(device)  # what names no device means this one: generator states, synchronize()
-    return device, resolve_precision(hardware.precision, device)
-
-
-@dataclass(frozen=True)
-class CellFiles:
-    """Where a cell's results are: the data set's record (one file, or one of each split), the backbone (None:
-    there is none yet), IC set -> weights, (IC set, split) -> logits, (IC set, ensemble) -> weights."""
-
-    record: str | Sequence[str]
-    backbone: str | None = None
-    ics: Mapping[str, str] = field(default_factory=dict)
-    predictions: Mapping[tuple[str, str], str] = field(default_factory=dict)
-    ensembles: Mapping[tuple[str, str], str] = field(default_factory=dict)
-
-    @classmethod
-    def of(
-        cls, files: Any, sets: Iterable[str], splits: Iterable[str], ensembles: Sequence[tuple[str, str]]
-    ) -> CellFiles:
-        """From a rule's inputs: `data`, `backbone`, and, in this order, `ics`, `predictions`, `ensembles`."""
-        of_split = product(list(sets), splits)
-        return cls(
-            files.data,
-            files.backbone,
-            dict(zip(sets, files.ics, strict=True)),
-            dict(zip(of_split, files.predictions, strict=True)),
-            dict(zip(((ics, name) for ics, name in ensembles), files.ensembles, strict=True)),
-        )
+    return Compute.on(device, hardware.precision)
 
 
 @dataclass(frozen=True)
 class CellNetworks:
-    """The networks of a cell.
+    """The networks of a cell. All that is read is checked to be this cell's, else ZtwError.
 
-    sets: its IC sets; build: how its backbone is built; statics: the networks without exits that stand beside it,
-    by their architecture, each with a cell of its own. Everything it reads is checked to be this cell's, else
-    ZtwError.
+    Args:
+        layout: the files of the study.
+        cell: whose networks these are.
+        build: how its backbone is built.
+        sets: its IC sets.
+        statics: how the static networks beside it are built, by their architecture; each is a cell of its own.
+        records: the splits whose records the job reads, the training images' first.
     """
 
+    layout: Layout
     cell: Cell
-    files: CellFiles
-    sets: Mapping[str, IcSet]
     build: BackboneBuild = field(default_factory=BackboneBuild)
-    statics: Mapping[str, CellNetworks] = field(default_factory=dict)
+    sets: Mapping[str, IcSet] = field(default_factory=dict)
+    statics: Mapping[str, BackboneBuild] = field(default_factory=dict)
+    records: tuple[str, ...] = ("train", "test")
 
     def home(self, method: MethodSettings) -> CellNetworks:
-        """The cell that holds a method's files: this one, or a static network's own."""
-        return self.statics[method.static] if method.static else self
+        """Return the cell that holds a method's files: this one, or a static network's own."""
+        if not method.static:
+            return self
+        cell, build = self.cell.with_arch(method.static), self.statics[method.static]
+        return CellNetworks(self.layout, cell, build, records=self.records)
 
     @cached_property
     def record(self) -> dict[str, Any]:
         """What is known of the prepared data set."""
-        return read_study_record(self.files.record)
+        return read_study_record([self.layout.record(self.cell.dataset, split) for split in self.records])
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The facts a checkpoint must share with the job that loads it."""
+        """The metadata that a checkpoint must share with the job that loads it."""
         record = self.record
         return {
             "arch": self.cell.arch,
@@ -105,78 +87,63 @@ class CellNetworks:
         }
 
     def untrained_backbone(self, weights: str | None = None) -> Backbone:
-        """The cell's backbone with random weights, or torchvision's."""
+        """Build the cell's backbone with random weights, or torchvision's."""
         size = (self.record["num_classes"], self.record["channels"], self.record["size"])
         options = {key: getattr(self.build, key) for key in BackboneBuild.model_fields}
         return build_backbone(self.cell.arch, *size, weights=weights, **options)
 
     def backbone(self) -> Backbone:
-        """The cell's backbone with its trained weights, random ones where there is no file of them."""
+        """Load the cell's trained backbone."""
         backbone = self.untrained_backbone()
-        if self.files.backbone is not None:
-            load_checkpoint(self.files.backbone, backbone, self.identity)
+        load_checkpoint(self.layout.backbone(self.cell), backbone, self.identity)
         return backbone
 
     def attach(self, backbone: Backbone, name: str) -> EarlyExitNetwork:
-        """Untrained ICs on a backbone, as a set of the study says."""
+        """Put untrained ICs on a backbone, as a set of the study says."""
         ics = self.sets[name]
         options = {key: getattr(ics, key) for key in Anatomy.model_fields}
         return build_network(backbone, ics.connection, progress=False, **options)
 
     def network(self, name: str) -> EarlyExitNetwork:
-        """The trained network of one IC set, on the CPU in eval mode."""
+        """Load the trained network of one IC set, on the CPU in eval mode."""
         ics = self.sets[name]
         network = self.attach(self.backbone(), name)
         trained_as = {"ics": name, "connection": ics.connection, "placement": list(network.placement)}
-        load_checkpoint(self.files.ics[name], trained_part(network, ics), {**self.identity, **trained_as})
+        file = self.layout.ics(self.cell, name)
+        load_checkpoint(file, trained_part(network, ics), {**self.identity, **trained_as})
         return network.eval()
 
     def of_method(self, method: MethodSettings) -> EarlyExitNetwork:
-        """The trained network a method answers with, its fitted ensemble included, on the CPU in eval mode."""
+        """Load the trained network of a method, its fitted ensemble included, on the CPU in eval mode."""
         if method.static:
             return static_network(self.home(method).backbone()).eval()
         network = self.network(method.ics)
-        if method.ensemble is not None:
-            file = self.files.ensembles[method.ics, method.ensemble]
-            network.ensemble = load_ensemble(file, method.ics, method.ensemble)
+        network.ensemble = self.ensemble(method)
         return network
 
-    def predictions(self, name: str, split: str) -> tuple[Tensor, Tensor]:
-        """(logits (K, N, C), labels (N,)) of an IC set's single exits on a split, of "" of the backbone alone."""
-        return read_predictions(self.files.predictions[name, split])
+    def ensemble(self, method: MethodSettings) -> Ensemble | None:
+        """Load the fitted ensemble of a method, if it has one."""
+        if method.ensemble is None:
+            return None
+        file = self.layout.ensemble(self.cell, method.ics, method.ensemble)
+        return load_ensemble(file, method.ics, method.ensemble)
 
-    @property
-    def splits(self) -> set[str]:
-        """The splits whose predictions are known."""
-        return {split for _, split in self.files.predictions}
+    def predictions_file(self, method: MethodSettings, split: str) -> Path:
+        """Return the file of the predictions that a method is made of."""
+        if method.static:
+            return self.layout.backbone_predictions(self.home(method).cell, split)
+        return self.layout.predictions(self.cell, method.ics, split)
 
-    def answers(self, network: EarlyExitNetwork, method: MethodSettings, split: str) -> tuple[Tensor, Tensor]:
-        """(logits (K, N, C), labels (N,)) a method decides and answers with: ensembled if it has an ensemble."""
-        logits, labels = self.home(method).predictions(method.ics, split)
+    def predictions(
+        self, network: EarlyExitNetwork, method: MethodSettings, split: str
+    ) -> tuple[Tensor, Tensor]:
+        """Read (logits (K, N, C), labels (N,)) that a method decides with, ensembled by `network` if it has one."""
+        logits, labels = read_predictions(self.predictions_file(method, split))
         return (network.ensemble(logits) if network.ensemble else logits), labels
 
 
-def static_networks(
-    cell: Cell, files: Any, builds: Mapping[str, BackboneBuild], splits: Sequence[str] = ()
-) -> dict[str, CellNetworks]:
-    """The static networks beside a cell, by their architecture.
-
-    files: a rule's inputs, `data` and, in the order of `builds` and `splits`, `statics` and `static_predictions`.
-    """
-    of_split = iter(files.static_predictions if splits else ())
-    return {
-        arch: CellNetworks(
-            Cell(cell.dataset, arch, cell.seed),
-            CellFiles(files.data, backbone, predictions={("", split): next(of_split) for split in splits}),
-            {},
-            build,
-        )
-        for (arch, build), backbone in zip(builds.items(), files.statics, strict=True)
-    }
-
-
 def trained_part(network: EarlyExitNetwork, ics: IcSet) -> nn.Module:
-    """What the checkpoint of an IC set holds: the ICs, or the whole network where the backbone was trained too."""
+    """Return what the checkpoint of an IC set holds: the ICs, or the network where the backbone was trained too."""
     return network if ics.trains_backbone else network.heads
 
 
@@ -188,9 +155,9 @@ def share_backbone(networks: list[EarlyExitNetwork], device: torch.device) -> li
     return networks
 
 
-def load_ensemble(path: Path | str, ics: str, title: str) -> Ensemble:
-    """A fitted ensemble; raises ZtwError when its files are broken or it is another IC set's."""
-    facts = read_json(Path(path).with_suffix(".json"))
+def load_ensemble(path: Path, ics: str, title: str) -> Ensemble:
+    """Load a fitted ensemble; raises ZtwError when its files are broken or it is another IC set's."""
+    facts = read_json(metadata(path))
     ensemble = build_ensemble(facts["kind"], facts["exits"], facts["num_classes"], facts["include_final"])
     load_checkpoint(path, ensemble, {"ics": ics, "ensemble": title})
     return ensemble

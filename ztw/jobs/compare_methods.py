@@ -3,45 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 from torch import Tensor
 
 from ztw.evaluation.bootstrap import pairs_at_budgets
-from ztw.progress import Report
+from ztw.jobs.job import Job
 from ztw.reporting.differences import COLUMNS
 from ztw.reporting.tables import write_csv
+from ztw.study.layout import Cell
+from ztw.study.settings import EvaluationSettings
 from ztw.tensors import read_tensors
 
-if TYPE_CHECKING:  # only types: the wording of a key must not count as a change of what is computed
-    from ztw.study.settings import Cell, EvaluationSettings
+
+@dataclass(frozen=True)
+class CompareMethodsSettings:
+    """Which methods are compared, in which cells (data set, architecture, seed), at which budgets."""
+
+    evaluation: EvaluationSettings
+    methods: tuple[str, ...]
+    cells: tuple[tuple[str, str, int], ...]
 
 
-def compare_methods(
-    answers: Mapping[tuple[Cell, str], str],
-    evaluation: EvaluationSettings,
-    output: Path | str,
-    report: Report,
-) -> None:
-    """Compare every pair of methods on the same test samples, budget by budget.
-
-    answers: (cell, method) -> file of "<protocol>@<budget>" -> uint8 (N,).
-    """
+def compare_methods(job: Job, settings: CompareMethodsSettings) -> None:
+    """Compare every pair of methods on the same test samples, budget by budget."""
     rows: list[dict[str, Any]] = []
-    for dataset, arch in dict.fromkeys((cell.dataset, cell.arch) for cell, _ in answers):
-        report(f"{dataset}/{arch}")
-        files = {
-            (cell.seed, method): read_tensors(file)
-            for (cell, method), file in answers.items()
+    cells = [Cell(*names) for names in settings.cells]
+    for dataset, arch in dict.fromkeys((cell.dataset, cell.arch) for cell in cells):
+        job.report(f"{dataset}/{arch}")
+        correct = {
+            (cell.seed, method): read_tensors(job.layout.correct(cell, method))
+            for cell in cells
+            for method in settings.methods
             if (cell.dataset, cell.arch) == (dataset, arch)
         }
-        for protocol in evaluation.protocols:
+        for protocol in settings.evaluation.protocols:
             named = {"dataset": dataset, "arch": arch, "protocol": protocol}
-            found = pairs_at_budgets(_correct(files, protocol, evaluation))
+            found = pairs_at_budgets(_correct(correct, protocol, settings.evaluation))
             rows += [{**named, **row, "seeds": len(row["seeds"])} for row in found]
-    write_csv(pd.DataFrame(rows, columns=COLUMNS), output)
+    write_csv(pd.DataFrame(rows, columns=COLUMNS), job.layout.table("differences"))
 
 
 def _correct(

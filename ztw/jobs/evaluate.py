@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,61 +14,105 @@ from ztw.evaluation.methods import evaluate_method, rules_at_budgets
 from ztw.evaluation.metric_rows import backbone_metrics, metric_records
 from ztw.evaluation.metrics import exit_accuracy
 from ztw.evaluation.network_file import Weights, network_facts, write_network
+from ztw.exits.logits import read_predictions
 from ztw.files import read_json, sealed, sha256, write_json
 from ztw.jobs.cell import CellNetworks
-from ztw.models.backbone import Backbone
+from ztw.jobs.job import Job
 from ztw.models.checkpoints import versions
 from ztw.models.costs import costly_exits, macs
-from ztw.models.network import CONNECTIONS, EarlyExitNetwork
+from ztw.models.network import CONNECTIONS, EarlyExitNetwork, static_network
 from ztw.models.operations import BACKEND
-from ztw.progress import Note, Report
+from ztw.progress import Note
+from ztw.study.layout import Cell, metadata
 from ztw.study.settings import DataSettings, EvaluationSettings, MethodSettings
+from ztw.study.training_settings import BackboneBuild, IcSet
 from ztw.tensors import write_tensors
 
 
-def evaluate(
-    networks: CellNetworks,
-    methods: Mapping[str, MethodSettings],
-    evaluation: EvaluationSettings,
-    data: DataSettings,
-    outputs: Mapping[str, tuple[str, str, str, str]],
-    report: Report,
-) -> None:
-    """Evaluate every method of a cell; outputs: method -> files of its (curves, metrics, right answers, network)."""
-    accuracy, backbone = _backbone_accuracy(networks), networks.untrained_backbone()
+@dataclass(frozen=True)
+class EvaluateSettings:
+    """What decides the metrics of a cell.
+
+    Args:
+        images: how they are normalised, and whether a part is held out.
+        build: how the backbone is built.
+        statics: the same of the static networks beside the cell, by their architecture.
+        sets: the IC sets.
+        methods: what is evaluated.
+        evaluation: protocols, budgets and allowed losses.
+    """
+
+    images: DataSettings
+    build: BackboneBuild
+    statics: dict[str, BackboneBuild]
+    sets: dict[str, IcSet]
+    methods: dict[str, MethodSettings]
+    evaluation: EvaluationSettings
+
+
+def evaluate(job: Job, cell: Cell, settings: EvaluateSettings) -> None:
+    """Evaluate every method of a cell: write its curves, its metrics, which samples are correct, and its network."""
+    networks = CellNetworks(
+        job.layout, cell, settings.build, settings.sets, settings.statics, records=("train",)
+    )
+    accuracy, base = _backbone_accuracy(networks), _base_costs(networks, settings.evaluation.protocols)
     hashes: dict[Path, str] = {}
-    told: set[str] = set()  # IC sets whose cost has been looked at
-    for done, (name, (curves_file, metrics_file, answers_file, network_file)) in enumerate(
-        outputs.items(), 1
-    ):
-        method = methods[name]
-        report(f"{name} ({done}/{len(outputs)})")
-        network = networks.of_method(method)
-        costs = _costs(network, backbone, evaluation.protocols)
-        if method.ics and method.ics not in told:
-            told.add(method.ics)
-            if line := costly_exits(f"ics {method.ics}", costs["ztw"].cost, costs["ztw"].base):
-                report(Note(line))
-        answers = {
-            split: SplitPredictions(*networks.answers(network, method, split)) for split in networks.splits
+    for name, network, costs in _with_costs(job, networks, settings, base):
+        method, layout = settings.methods[name], job.layout
+        found_on = {
+            split: SplitPredictions(*networks.predictions(network, method, split))
+            for split in settings.images.evaluated
         }
-        validation, test = answers.get("validation"), answers["test"]
-        found = evaluate_method(validation, test, costs, method, evaluation)
-        metrics = pd.concat([found.metrics, backbone_metrics(costs["ztw"].base, accuracy)])
-        with sealed(curves_file) as scratch:
-            label(found.curves, networks.cell, name).to_parquet(scratch, index=False)
-        write_tensors(answers_file, found.correct)
-        write_method(metrics_file, networks, (name, method), metrics)
-        network.class_names = tuple(networks.record["class_names"])
-        network.normalisation = _normalisation(networks, data)
+        validation, test = found_on.get("validation"), found_on["test"]
+        found = evaluate_method(validation, test, costs, method, settings.evaluation)
+        metrics = pd.concat([found.metrics, backbone_metrics(base["ztw"], accuracy)])
+        with sealed(layout.curves(cell, name)) as scratch:
+            label(found.curves, cell, name).to_parquet(scratch, index=False)
+        write_tensors(layout.correct(cell, name), found.correct)
+        write_method(networks, name, method, metrics)
         rules = found.rules.get("held-out") or rules_at_budgets(
-            validation or test, costs["ztw"], method, evaluation
+            validation or test, costs["ztw"], method, settings.evaluation
         )
-        facts = network_facts(network, network.backbone.origin or {}, costs["ztw"].cost, costs["ztw"].base)
+        network.class_names = tuple(networks.record["class_names"])
+        network.normalisation = _normalisation(networks, settings.images)
+        facts = network_facts(network, network.backbone.origin or {}, costs["ztw"].cost, base["ztw"])
         facts |= {"method": name, "thresholds_chosen_on": "validation" if validation else "test"}
         files = _weights(networks, method)
         hashes |= {part.path: sha256(part.path) for part in files if part.path not in hashes}
-        write_network(Path(network_file).parent, facts, files, list(rules.items()), hashes)
+        write_network(layout.network(cell, name).parent, facts, files, list(rules.items()), hashes)
+
+
+def _with_costs(
+    job: Job, networks: CellNetworks, settings: EvaluateSettings, base: dict[str, float]
+) -> Iterator[tuple[str, EarlyExitNetwork, dict[str, Costs]]]:
+    """Every method with its network and what that costs, by counter; a network is loaded once, a cost counted once."""
+    loaded: dict[str, EarlyExitNetwork] = {}
+    counted: dict[tuple[str, str | None], dict[str, Costs]] = {}
+    for done, (name, method) in enumerate(settings.methods.items(), 1):
+        job.report(f"{name} ({done}/{len(settings.methods)})")
+        key = method.static or method.ics
+        if new := key not in loaded:
+            loaded[key] = (
+                static_network(networks.home(method).backbone()).eval()
+                if method.static
+                else networks.network(method.ics)
+            )
+        network = loaded[key]
+        network.ensemble = networks.ensemble(method)
+        of = key, method.ensemble
+        if of not in counted:
+            counted[of] = {counter: Costs(macs(network, counter), base[counter]) for counter in base}
+        costs = counted[of]["ztw"]
+        if new and method.ics and (line := costly_exits(f"ics {method.ics}", costs.cost, costs.base)):
+            job.report(Note(line))
+        yield name, network, counted[of]
+
+
+def _base_costs(networks: CellNetworks, protocols: Sequence[str]) -> dict[str, float]:
+    """Operations of the cell's backbone, which budgets are shares of, by counter."""
+    backbone = networks.untrained_backbone()
+    counters = ("ztw", "published") if "published" in protocols else ("ztw",)
+    return {counter: macs(backbone, counter) for counter in counters}
 
 
 def _normalisation(networks: CellNetworks, data: DataSettings) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -78,63 +123,55 @@ def _normalisation(networks: CellNetworks, data: DataSettings) -> tuple[tuple[fl
 
 def _weights(networks: CellNetworks, method: MethodSettings) -> list[Weights]:
     """The files of the cell that hold a method's weights."""
-    files = networks.home(method).files
+    layout, home = networks.layout, networks.home(method).cell
+    backbone = Weights(layout.backbone(home), "backbone.")
     if method.static:
-        return [Weights(Path(str(files.backbone)), "backbone.")]
-    ics = Path(files.ics[method.ics])
-    if networks.sets[method.ics].trains_backbone:
-        parts = [Weights(ics)]
-    else:
-        parts = [Weights(Path(str(files.backbone)), "backbone."), Weights(ics, "heads.")]
+        return [backbone]
+    ics = layout.ics(home, method.ics)
+    parts = (
+        [Weights(ics)] if networks.sets[method.ics].trains_backbone else [backbone, Weights(ics, "heads.")]
+    )
     if method.ensemble is not None:
-        parts.append(Weights(Path(files.ensembles[method.ics, method.ensemble]), "ensemble."))
+        parts.append(Weights(layout.ensemble(home, method.ics, method.ensemble), "ensemble."))
     return parts
-
-
-def _costs(network: EarlyExitNetwork, backbone: Backbone, protocols: Sequence[str]) -> dict[str, Costs]:
-    """By counter, of a method's network; backbone: the cell's, which budgets are shares of."""
-    counters = ("ztw", "published") if "published" in protocols else ("ztw",)
-    return {counter: Costs(macs(network, counter), macs(backbone, counter)) for counter in counters}
 
 
 def _backbone_accuracy(networks: CellNetworks) -> float | None:
     """Test accuracy of the backbone alone: the last exit of a set that left it as it was, None without one."""
     for name, ics in networks.sets.items():
         if not ics.trains_backbone and not CONNECTIONS[ics.connection].additive:
-            return float(exit_accuracy(*networks.predictions(name, "test"))[-1])
+            predictions = read_predictions(networks.layout.predictions(networks.cell, name, "test"))
+            return float(exit_accuracy(*predictions)[-1])
     return None
 
 
 def _computed(networks: CellNetworks, method: MethodSettings) -> list[dict[str, Any]]:
-    """Where and how what a method's answers come from was computed, a part each."""
-    files = networks.home(method).files
+    """Where and how a method's predictions were computed, a part each."""
+    layout, home = networks.layout, networks.home(method).cell
     if method.static:
-        parts = {f"backbone {method.static}": files.backbone}
+        parts = {f"backbone {method.static}": layout.backbone(home)}
     else:
-        parts = {"backbone": files.backbone, f"ics {method.ics}": files.ics[method.ics]}
-    parts[f"predictions {method.static or method.ics}"] = files.predictions[method.ics, "test"]
+        parts = {"backbone": layout.backbone(home), f"ics {method.ics}": layout.ics(home, method.ics)}
+    parts[f"predictions {method.static or method.ics}"] = networks.predictions_file(method, "test")
     return [
         {"part": part, **{name: facts[name] for name in ("device", "precision", "threads", "host")}}
         for part, file in parts.items()
-        if file is not None
-        for facts in [read_json(Path(file).with_suffix(".json"))]
+        for facts in [read_json(metadata(file))]
     ]
 
 
-def write_method(
-    path: str, networks: CellNetworks, method: tuple[str, MethodSettings], metrics: pd.DataFrame
-) -> None:
-    """Write down what is known of a method (name, settings); JSON has no word for not-a-number but null."""
+def write_method(networks: CellNetworks, name: str, method: MethodSettings, metrics: pd.DataFrame) -> None:
+    """Write a method's metrics and what they were computed with; JSON has no word for not-a-number but null."""
     cell = networks.cell
     facts = {
         "dataset": cell.dataset,
         "arch": cell.arch,
         "seed": cell.seed,
-        "method": method[0],
-        "settings": method[1].model_dump(),
+        "method": name,
+        "settings": method.model_dump(),
         "cost_unit": f"MACs (ptflops, backend {BACKEND})",
         "metrics": metric_records(metrics),
-        "computed": _computed(networks, method[1]),
+        "computed": _computed(networks, method),
         "versions": versions(),
     }
-    write_json(path, facts)
+    write_json(networks.layout.metrics(cell, name), facts)

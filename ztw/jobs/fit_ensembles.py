@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,25 +10,29 @@ from torch import Tensor
 
 from ztw.exits.ensembles import Ensemble, fit_ensemble
 from ztw.exits.logits import read_predictions
+from ztw.jobs.job import Job
 from ztw.models.checkpoints import save_checkpoint, versions
-from ztw.progress import Report
+from ztw.study.layout import Cell
 from ztw.study.settings import EnsembleSettings
 
-# (IC set, what belongs to it: an ensemble's or a split's name) -> file
-Files = Mapping[tuple[str, str], str]
+
+@dataclass(frozen=True)
+class FitEnsemblesSettings:
+    """IC set -> name of an ensemble -> how it is fitted."""
+
+    ensembles: dict[str, dict[str, EnsembleSettings]]
 
 
-def fit_ensembles(
-    ensembles: Mapping[str, EnsembleSettings], predictions: Files, outputs: Files, report: Report
-) -> None:
-    """Fit a cell's ensembles; predictions: (IC set, split) -> logits; outputs: (IC set, ensemble) -> file."""
-    for done, ((ics, title), output) in enumerate(outputs.items(), 1):
-        report(f"{ics} {title} ({done}/{len(outputs)})")
-        settings = ensembles[title]
-        logits, labels = _drawn(*read_predictions(predictions[ics, settings.fit_on]), settings.samples)
-        ensemble = fit_ensemble(logits, labels, settings.kind, settings.include_final)
-        facts = _facts(ensemble, settings, logits, labels)
-        save_checkpoint(output, ensemble, {"ics": ics, "ensemble": title, **facts})
+def fit_ensembles(job: Job, cell: Cell, settings: FitEnsemblesSettings) -> None:
+    """Fit a cell's ensembles on its logits."""
+    todo = [(ics, name) for ics, named in settings.ensembles.items() for name in named]
+    for done, (ics, name) in enumerate(todo, 1):
+        job.report(f"{ics} {name} ({done}/{len(todo)})")
+        fit = settings.ensembles[ics][name]
+        logits, labels = _drawn(*read_predictions(job.layout.predictions(cell, ics, fit.fit_on)), fit.samples)
+        ensemble = fit_ensemble(logits, labels, fit.kind, fit.include_final)
+        facts = {"ics": ics, "ensemble": name, **_facts(ensemble, fit, logits, labels)}
+        save_checkpoint(job.layout.ensemble(cell, ics, name), ensemble, facts)
 
 
 def _drawn(logits: Tensor, labels: Tensor, samples: int | None) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from ztw.errors import ZtwError
 from ztw.files import read_json, sha256, write_json
 from ztw.jobs.cell import CellNetworks
 from ztw.progress import Report
+from ztw.study.layout import metadata
 from ztw.study.settings import MethodSettings
 
 # of an ensemble's JSON: what its weights mean; the rest is about how it was fitted
@@ -21,12 +22,11 @@ ENSEMBLE = ("kind", "exits", "num_classes", "include_final")
 
 @dataclass
 class KeptTimes:
-    """Where the times of a cell's methods are kept, each sealed with its SHA-256.
+    """The times of a cell's methods, each in a file of its own, sealed with its SHA-256.
 
     common: what decides the times of all methods ("code", "machine", ...), as JSON knows it.
     """
 
-    folder: Path
     networks: CellNetworks
     common: Mapping[str, Any]
 
@@ -50,7 +50,7 @@ class KeptTimes:
         write_json(self._file(name), {"of": self._of(method), "found": found})
 
     def _file(self, name: str) -> Path:
-        return self.folder / f"{name}.json"
+        return self.networks.layout.method_latency(self.networks.cell, name)
 
     def _of(self, method: MethodSettings) -> dict[str, str]:
         """All that decides the times of a method, a digest each."""
@@ -63,20 +63,19 @@ def _network(networks: CellNetworks, method: MethodSettings) -> dict[str, Any]:
 
     The validation logits are among them, because they decide the thresholds.
     """
-    home, files = networks.home(method), networks.files
+    layout, cell, home = networks.layout, networks.cell, networks.home(method)
     builds = [networks.build.model_dump(), home.build.model_dump()]
-    read = [files.backbone, home.files.backbone]
+    read = [layout.backbone(cell), layout.backbone(home.cell)]
     ensemble = None
     if not method.static:
         builds.append(networks.sets[method.ics].model_dump())
-        read += [files.ics[method.ics], files.predictions[method.ics, "validation"]]
+        read += [layout.ics(cell, method.ics), layout.predictions(cell, method.ics, "validation")]
     if method.ensemble is not None:
-        weights = files.ensembles[method.ics, method.ensemble]
+        weights = layout.ensemble(cell, method.ics, method.ensemble)
         read.append(weights)
-        facts = read_json(Path(weights).with_suffix(".json"))
+        facts = read_json(metadata(weights))
         ensemble = {key: facts[key] for key in ENSEMBLE}
-    found = [None if path is None else sha256(Path(path)) for path in read]
-    return {"network": [networks.cell.arch, home.cell.arch, builds, ensemble], "weights": found}
+    return {"network": [cell.arch, home.cell.arch, builds, ensemble], "weights": [*map(sha256, read)]}
 
 
 def _digest(value: Any) -> str:

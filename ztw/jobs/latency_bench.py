@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ztw.data.splits import cell_splits
-from ztw.device import autocast
+from ztw.device import Compute
 from ztw.errors import ZtwError
 from ztw.evaluation.curves import Costs, SplitPredictions
 from ztw.evaluation.methods import rules_at_budgets
@@ -40,6 +40,7 @@ from ztw.study.settings import (
     LatencySettings,
     MethodSettings,
 )
+from ztw.study.training_settings import BackboneBuild, IcSet
 
 PYTORCH, ONNX = "pytorch", "onnxruntime"
 Found = dict[str, list[dict[str, Any]]]  # "rows", "left_out"
@@ -49,18 +50,17 @@ GROUP = 5
 
 
 @dataclasses.dataclass(frozen=True)
-class LatencyPlan:
-    """What is timed (methods, at the budgets of the evaluation), how, on which images and hardware.
+class MeasureLatencySettings:
+    """What is timed: the methods, at the budgets of the evaluation; how, on which images and hardware."""
 
-    code: what changes with the code of the job and of plugins.
-    """
-
-    methods: Mapping[str, MethodSettings]
+    images: DataSettings
+    build: BackboneBuild
+    statics: dict[str, BackboneBuild]
+    sets: dict[str, IcSet]
+    methods: dict[str, MethodSettings]
     evaluation: EvaluationSettings
     latency: LatencySettings
-    data: DataSettings
     hardware: HardwareSettings
-    code: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,15 +87,15 @@ class Bench:
     def __init__(
         self,
         networks: CellNetworks,
-        plan: LatencyPlan,
-        computing: tuple[torch.device, str],
+        plan: MeasureLatencySettings,
+        compute: Compute,
         where: Mapping[str, Mapping[str, Any]],
         missing: Mapping[str, MethodSettings],
         report: Report,
     ) -> None:
         self.networks, self.plan, self.where = networks, plan, where
-        self.device, self.precision = computing
-        test = cell_splits(networks.record, plan.data, networks.cell.seed, report)["test"]
+        self.compute, self.device = compute, compute.device
+        test = cell_splits(networks.record, plan.images, networks.cell.seed, report)["test"]
         sizes = plan.latency.batch_sizes
         self.batches = {size: take_batches(test, size, plan.latency.images, self.device) for size in sizes}
         self.without_onnx = without_onnx(plan.latency, self.device)
@@ -131,7 +131,7 @@ class Bench:
         names = " to ".join(dict.fromkeys([next(iter(group)), next(reversed(group))]))
         rows: list[dict[str, Any]] = []
         for size, batches in self.batches.items():
-            with torch.inference_mode(), autocast(self.device, self.precision):
+            with torch.inference_mode(), self.compute.autocast():
                 step = partial(self.progress.step, partial("{}, batches of {}".format, names, size))
                 turns = turns_of(size, len(group))
                 timed = time_in_turn([call.timing for call in calls], batches, turns, self.device, step)
@@ -167,7 +167,7 @@ class Bench:
         network = self.networks.of_method(method)
         if method.static:
             return self._alone(name, network.backbone.to(self.device), left_out)
-        held_out = SplitPredictions(*self.networks.answers(network, method, "validation"))
+        held_out = SplitPredictions(*self.networks.predictions(network, method, "validation"))
         costs = Costs(macs(network), self.macs)
         rules = rules_at_budgets(held_out, costs, method, self.plan.evaluation)
         network.to(self.device)

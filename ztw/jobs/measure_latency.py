@@ -5,39 +5,40 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
-from ztw.device import computed_on
+from ztw.device import Compute
 from ztw.files import write_json
 from ztw.jobs.cell import CellNetworks, compute_on
+from ztw.jobs.job import Job
 from ztw.jobs.kept_times import KeptTimes
-from ztw.jobs.latency_bench import ONNX, PYTORCH, Bench, LatencyPlan
+from ztw.jobs.latency_bench import ONNX, PYTORCH, Bench, MeasureLatencySettings
 from ztw.models.checkpoints import versions
-from ztw.progress import Note, Report
+from ztw.progress import Note
+from ztw.study.layout import Cell
 
 # Share of the timed images that may be answered otherwise in ONNX Runtime before a user is told: scores that lie on a
 # threshold fall to either side of it.
 FEW = 0.02
 
 
-def measure_latency(networks: CellNetworks, plan: LatencyPlan, output: str, report: Report) -> None:
+def measure_latency(job: Job, cell: Cell, settings: MeasureLatencySettings) -> None:
     """Time every method at every budget in every runtime; writes rows as JSON.
 
     A few methods are timed in turn with the backbone alone, whose times beside a method are rows, too: `beside` of a
-    row is the method. Its times are kept in a file of its own in the folder `latency` beside `output`, and are not
-    measured again while nothing changes that decides them. Thresholds are those chosen on the validation split, for
-    ONNX Runtime the same as for PyTorch. `differs` of a row is the share of the timed images that leave elsewhere or
-    get another class than in PyTorch. What ONNX Runtime cannot run here is in `left_out`, with the reason, and a Note
-    says so.
+    row is the method. Its times are kept in a file of its own, and are not measured again while nothing changes that
+    decides them. Thresholds are those chosen on the validation split, for ONNX Runtime the same as for PyTorch.
+    `differs` of a row is the share of the timed images that leave elsewhere or get another class than in PyTorch. What
+    ONNX Runtime cannot run here is in `left_out`, with the reason, and a Note says so.
     """
-    device, precision = compute_on(plan.hardware)
-    where = {PYTORCH: computed_on(device, precision), ONNX: computed_on(device, "fp32")}
-    kept = KeptTimes(Path(output).parent / "latency", networks, _common(networks, plan, where))
-    found = {name: kept.read(name, method, report) for name, method in plan.methods.items()}
-    missing = {name: method for name, method in plan.methods.items() if found[name] is None}
+    networks = CellNetworks(job.layout, cell, settings.build, settings.sets, settings.statics)
+    compute = compute_on(settings.hardware)
+    where = {PYTORCH: compute.describe(), ONNX: Compute(compute.device).describe()}
+    kept = KeptTimes(networks, _common(job, networks, settings, where))
+    found = {name: kept.read(name, method, job.report) for name, method in settings.methods.items()}
+    missing = {name: method for name, method in settings.methods.items() if found[name] is None}
     if missing:
-        bench = Bench(networks, plan, (device, precision), where, missing, report)
+        bench = Bench(networks, settings, compute, where, missing, job.report)
         for group in bench.groups:
             for name, (measured, lasting) in bench.measure(group).items():
                 found[name] = measured
@@ -46,23 +47,23 @@ def measure_latency(networks: CellNetworks, plan: LatencyPlan, output: str, repo
     results = [content for content in found.values() if content is not None]
     left_out = [one for content in results for one in content["left_out"]]
     rows = [row for content in results for row in content["rows"]]
-    rows.sort(key=lambda row: plan.latency.batch_sizes.index(row["batch_size"]))
+    rows.sort(key=lambda row: settings.latency.batch_sizes.index(row["batch_size"]))
     for note in dict.fromkeys([*map(_of_left_out, left_out), *_of_differences(rows)]):
-        report(Note(note))
+        job.report(Note(note))
     facts = {"rows": rows, "left_out": [one for at, one in enumerate(left_out) if one not in left_out[:at]]}
-    write_json(output, {**dataclasses.asdict(networks.cell), **facts, "versions": versions()})
+    write_json(job.layout.latency(cell), {**dataclasses.asdict(cell), **facts, "versions": versions()})
 
 
 def _common(
-    networks: CellNetworks, plan: LatencyPlan, where: Mapping[str, Mapping[str, Any]]
+    job: Job, networks: CellNetworks, plan: MeasureLatencySettings, where: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Any]:
     """What decides the times of all methods. The name of the machine does not: relative times are of one machine."""
-    settings = [plan.evaluation, plan.latency, plan.data]
+    settings = [plan.evaluation, plan.latency, plan.images]
     record = {key: value for key, value in networks.record.items() if key != "decoded"}  # a folder
     machine = [{key: value for key, value in of.items() if key != "host"} for of in where.values()]
     software = {**versions(), **{name: _version(name) for name in ("onnx", "onnxruntime", "onnxscript")}}
     return {
-        "code": plan.code,
+        "code": [job.params.get(name) for name in ("code", "plugins")],
         "settings": [section.model_dump() for section in settings],
         "images": record,
         "machine": machine,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,69 +12,93 @@ from torch import Tensor
 
 from ztw.data.dataset import Data
 from ztw.data.splits import cell_splits
-from ztw.device import computed_on
 from ztw.errors import ZtwError
 from ztw.evaluation import predictions
 from ztw.files import write_json
 from ztw.jobs.cell import CellNetworks, compute_on, share_backbone
+from ztw.jobs.job import Job
 from ztw.models.checkpoints import versions
 from ztw.progress import Note, Report
+from ztw.study.layout import Cell, metadata
 from ztw.study.settings import DataSettings, HardwareSettings
-from ztw.study.training_settings import IcSet
+from ztw.study.training_settings import BackboneBuild, IcSet
 from ztw.tensors import write_tensors
 
 
-def predict(
-    networks: CellNetworks,
-    data: DataSettings,
-    hardware: HardwareSettings,
-    sizes: tuple[int, int | None],
-    outputs: Mapping[tuple[str, str], str],
-    report: Report,
-) -> None:
+@dataclass(frozen=True)
+class PredictSettings:
+    """What decides the logits.
+
+    Args:
+        images: which images the splits hold.
+        build: how the backbone is built.
+        sets: the IC sets.
+        batch_size: images of a batch.
+        samples: training images wanted, None for all.
+        splits: on which logits are computed.
+        hardware: device and precision.
+    """
+
+    images: DataSettings
+    build: BackboneBuild
+    sets: dict[str, IcSet]
+    batch_size: int
+    samples: int | None
+    splits: tuple[str, ...]
+    hardware: HardwareSettings
+
+
+def predict(job: Job, cell: Cell, settings: PredictSettings) -> None:
     """Write the logits of every IC set on every split, and where they were computed into the JSON beside them.
 
-    sizes: (images of a batch, training images wanted or None for all); outputs: (IC set, split) -> file.
     The training images are augmented, as the released recipe's ensembles are fitted.
     """
-    device, precision = compute_on(hardware)
-    batch_size, samples = sizes
-    parts = cell_splits(networks.record, data, networks.cell.seed, report)
-    generator = torch.Generator().manual_seed(networks.cell.seed)
-    parts["train"] = _drawn(parts["train"], samples, generator)
+    networks = CellNetworks(job.layout, cell, settings.build, settings.sets)
+    compute = compute_on(settings.hardware)
+    parts = cell_splits(networks.record, settings.images, cell.seed, job.report)
+    generator = torch.Generator().manual_seed(cell.seed)
+    parts["train"] = _drawn(parts["train"], settings.samples, generator)
     state = generator.get_state()
-    loaded = {name: networks.network(name) for name in networks.sets}
-    for names in _by_backbone(networks.sets):
-        together = share_backbone([loaded[name] for name in names], device)
-        for split in dict.fromkeys(split for _, split in outputs):
+    loaded = {name: networks.network(name) for name in settings.sets}
+    for names in _by_backbone(settings.sets):
+        together = share_backbone([loaded[name] for name in names], compute.device)
+        for split in settings.splits:
             augmenter = None
             if split == "train":  # every backbone sees the same images
                 augmenter = torch.Generator()
                 augmenter.set_state(state)
-            images = parts[split].to(device)
+            images = parts[split].to(compute.device)
             logits, labels = predictions.predict_networks(
-                together, images, batch_size, precision, augmenter, report
+                together, images, settings.batch_size, compute, augmenter, job.report
             )
             for name, values in zip(names, logits, strict=True):
-                if not values.isfinite().all():
-                    file = networks.files.ics[name]
-                    raise ZtwError(f"{file}: its logits on {split} are not finite; train it again")
-                additive = loaded[name].connection.additive
-                if split == "test" and (silent := predictions.silent_exits(values, additive)):
-                    report(
-                        Note(
-                            f"IC set {name}: to exit {', '.join(map(str, silent))} all images are alike: the head has"
-                            " died in training; a lower lr may help"
-                        )
-                    )
-                facts = {"ics": name, "split": split, **computed_on(device, precision)}
-                write_predictions(outputs[name, split], values, labels, facts)
+                check_finite(values, job.layout.ics(cell, name), split)
+                if split == "test":
+                    _note_silent(name, values, loaded[name].connection.additive, job.report)
+                facts = {"ics": name, "split": split, **compute.describe()}
+                write_predictions(job.layout.predictions(cell, name, split), values, labels, facts)
 
 
-def write_predictions(path: str, logits: Tensor, labels: Tensor, facts: Mapping[str, Any]) -> None:
+def check_finite(logits: Tensor, weights: Path, split: str) -> None:
+    """Raise ZtwError, naming the network's weights, where a logit is not finite."""
+    if not logits.isfinite().all():
+        raise ZtwError(f"{weights}: its logits on {split} are not finite; train it again")
+
+
+def _note_silent(name: str, logits: Tensor, additive: bool, report: Report) -> None:
+    if silent := predictions.silent_exits(logits, additive):
+        report(
+            Note(
+                f"IC set {name}: to exit {', '.join(map(str, silent))} all images are alike: the head has"
+                " died in training; a lower lr may help"
+            )
+        )
+
+
+def write_predictions(path: Path, logits: Tensor, labels: Tensor, facts: Mapping[str, Any]) -> None:
     """Write logits (K, N, C) and labels (N,), and beside them in a JSON what they are and where they were computed."""
     write_tensors(path, {"logits": logits, "labels": labels})
-    write_json(Path(path).with_suffix(".json"), {**facts, "versions": versions()})
+    write_json(metadata(path), {**facts, "versions": versions()})
 
 
 def _drawn(train: Data, samples: int | None, generator: torch.Generator) -> Data:

@@ -2,35 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 
 from ztw.data.splits import cell_splits
-from ztw.device import computed_on
-from ztw.errors import ZtwError
 from ztw.evaluation import predictions
 from ztw.jobs.cell import CellNetworks, compute_on
-from ztw.jobs.predict import write_predictions
+from ztw.jobs.job import Job
+from ztw.jobs.predict import check_finite, write_predictions
 from ztw.models.network import static_network
-from ztw.progress import Report
+from ztw.study.layout import Cell
 from ztw.study.settings import DataSettings, HardwareSettings
+from ztw.study.training_settings import BackboneBuild
 
 
-def predict_backbone(
-    networks: CellNetworks,
-    data: DataSettings,
-    hardware: HardwareSettings,
-    batch_size: int,
-    outputs: Mapping[str, str],
-    report: Report,
-) -> None:
-    """Write the logits (1, N, C) of a cell's backbone on every split; outputs: split -> file."""
-    device, precision = compute_on(hardware)
-    parts = cell_splits(networks.record, data, networks.cell.seed, report)
-    network = static_network(networks.backbone()).to(device).eval()
-    for split, path in outputs.items():
+@dataclass(frozen=True)
+class PredictBackboneSettings:
+    """What decides the logits: images, how the backbone is built, images of a batch, device and precision."""
+
+    images: DataSettings
+    build: BackboneBuild
+    batch_size: int
+    hardware: HardwareSettings
+
+
+def predict_backbone(job: Job, cell: Cell, settings: PredictBackboneSettings) -> None:
+    """Write the logits (1, N, C) of a cell's backbone on every split that is evaluated."""
+    networks = CellNetworks(job.layout, cell, settings.build)
+    compute = compute_on(settings.hardware)
+    parts = cell_splits(networks.record, settings.images, cell.seed, job.report)
+    network = static_network(networks.backbone()).to(compute.device).eval()
+    for split in settings.images.evaluated:
+        images = parts[split].to(compute.device)
         (logits,), labels = predictions.predict_networks(
-            [network], parts[split].to(device), batch_size, precision, None, report
+            [network], images, settings.batch_size, compute, None, job.report
         )
-        if not logits.isfinite().all():
-            raise ZtwError(f"{networks.files.backbone}: its logits on {split} are not finite; train it again")
-        write_predictions(path, logits, labels, {"split": split, **computed_on(device, precision)})
+        check_finite(logits, job.layout.backbone(cell), split)
+        path = job.layout.backbone_predictions(cell, split)
+        write_predictions(path, logits, labels, {"split": split, **compute.describe()})

@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from ztw.data import prepare
 from ztw.data.record import of_split
 from ztw.files import data_root, write_json
-from ztw.progress import Report
-from ztw.study.settings import DataSettings
+from ztw.jobs.job import Job
+from ztw.study.settings import FolderSettings
 
 
-def prepare_dataset(name: str, split: str, data: DataSettings, output: str, report: Report) -> None:
+@dataclass(frozen=True)
+class PrepareDatasetSettings:
+    """Where the images are.
+
+    Args:
+        root: of all data sets.
+        folder: a user's own folder of images, None for a built-in data set.
+        stamp: of the files of that folder, or of a streamed data set.
+    """
+
+    root: str | None
+    folder: FolderSettings | None
+    stamp: str | None
+
+
+def prepare_dataset(job: Job, dataset: str, split: str, settings: PrepareDatasetSettings) -> None:
     """Prepare a data set, both splits of it, and write the record of one as JSON.
 
     A record for each, so that other test images do not train anything again. Both are prepared all the same:
     an image that cannot be used is found before anything trains.
     """
-    record = prepare.prepare_dataset(name, data_root(data.root), data.image_folders, report)
-    write_json(output, of_split(record, split))
+    folders = {dataset: settings.folder} if settings.folder else {}
+    record = prepare.prepare_dataset(dataset, data_root(settings.root), folders, job.report)
+    write_json(job.layout.record(dataset, split), of_split(record, split))

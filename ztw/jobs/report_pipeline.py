@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from dataclasses import dataclass
 
+from ztw.jobs.job import Job
 from ztw.reporting.overhead import pipeline_table
 from ztw.reporting.tables import write_csv
 
 
-def report_pipeline(study: Path | str, cores: int, output: Path | str) -> None:
-    """Write the table of the study in this folder, computed on so many cores."""
-    write_csv(pipeline_table(study, cores), output)
+@dataclass(frozen=True)
+class ReportPipelineSettings:
+    """The cores that the study was computed on."""
+
+    cores: int
+
+
+def report_pipeline(job: Job, settings: ReportPipelineSettings) -> None:
+    """Write the table of what the study's jobs took."""
+    write_csv(pipeline_table(job.layout.folder, settings.cores), job.layout.table("pipeline"))

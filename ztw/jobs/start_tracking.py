@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from dataclasses import dataclass
 
 from ztw.files import write_json
-from ztw.progress import Report
+from ztw.jobs.job import Job
 from ztw.reporting.tracking import start_store
 
 
-def start_tracking(tracking: str, study: str, output: Path | str, report: Report) -> None:
+@dataclass(frozen=True)
+class StartTrackingSettings:
+    """Where the study is tracked, without a password."""
+
+    tracking: str
+
+
+def start_tracking(job: Job, settings: StartTrackingSettings) -> None:
     """Create the store and the study's experiment; writes which they are into the study's folder."""
-    write_json(output, start_store(tracking, study, Path(output).parent, report))
+    folder = job.layout.folder
+    write_json(job.layout.store, start_store(settings.tracking, folder.name, folder, job.report))

@@ -3,76 +3,71 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ztw.files import read_json, write_json
-from ztw.progress import Report
+from ztw.jobs.job import Job
 from ztw.reporting.figures import accuracy_against_cost
 from ztw.reporting.latency_table import shortest_times
 from ztw.reporting.mlflow_names import UNDELIVERED
 from ztw.reporting.results import from_files, read_curves
 from ztw.reporting.style import save
 from ztw.reporting.tracking import CellResults, ServerAwayError, log_cell
+from ztw.study.layout import Cell, metadata
 from ztw.study.provenance import code_version
-
-if TYPE_CHECKING:  # only types: the wording of a key must not count as a change of what is tracked
-    from ztw.study.settings import Cell
 
 
 @dataclasses.dataclass(frozen=True)
-class CellFacts:
-    """What other jobs wrote down; store: `start_tracking`; metrics, curves: a file a method, in the methods' order.
+class TrackCellSettings:
+    """What is logged of a cell.
 
-    networks: the same, where they are logged as models; times: of `measure_latency`, where it ran.
+    Args:
+        methods: their names.
+        sets: names of the IC sets.
+        ensembles: (IC set, ensemble) of every fitted ensemble.
+        families: of the methods with early exits, which decides how they are drawn.
+        protocol: whose accuracies are the runs' headlines.
+        timed: whether the cell's times were measured.
+        models: whether MLflow gets every method's network as a model.
     """
 
-    store: str
-    backbone: str
-    ics: Sequence[str]
-    ensembles: Sequence[str]
-    metrics: Sequence[str]
-    curves: Sequence[str]
-    networks: Sequence[str] = ()
-    times: str | None = None
+    methods: tuple[str, ...]
+    sets: tuple[str, ...]
+    ensembles: tuple[tuple[str, str], ...]
+    families: dict[str, str]
+    protocol: str
+    timed: bool
+    models: bool
 
 
-def track_cell(
-    cell: Cell,
-    study: str,
-    methods: tuple[Sequence[str], Mapping[str, str]],
-    protocol: str,
-    files: CellFacts,
-    output: str,
-    report: Report,
-) -> None:
-    """Draw accuracy against cost beside `output`, log everything, and write the runs' ids to `output`.
+def track_cell(job: Job, cell: Cell, settings: TrackCellSettings) -> None:
+    """Draw accuracy against cost, log everything, and write the ids of the runs.
 
-    methods: their names, and the families of those with early exits; protocol: whose accuracies are the runs'
-    headlines.
-    When the server is away, `output` says so instead (UNDELIVERED): a study ends with its tables, and the next
-    call of `reproduce` does this again. Raises ZtwError when the store cannot be used.
+    When the server is away, the file of the ids says so instead (UNDELIVERED): a study ends with its tables, and the
+    next call of `reproduce` does this again. Raises ZtwError when the store cannot be used.
     """
-    stem = str(Path(output).with_name("accuracy_cost"))
+    layout, methods = job.layout, settings.methods
+    curves = {method: layout.curves(cell, method) for method in methods}
+    metrics = [layout.metrics(cell, method) for method in methods]
     title = f"{cell.dataset}, {cell.arch}, seed {cell.seed}"
-    curves = read_curves(files.curves)
-    save(accuracy_against_cost(curves, from_files(files.metrics), methods[1], title), stem)
+    figure = accuracy_against_cost(
+        read_curves(curves.values()), from_files(metrics), settings.families, title
+    )
+    save(figure, layout.cell_figure(cell))
     parts = {
-        "backbone": [files.backbone],
-        "ics": files.ics,
-        "ensemble": files.ensembles,
-        "method": files.metrics,
+        "backbone": [metadata(layout.backbone(cell))],
+        "ics": [metadata(layout.ics(cell, ics)) for ics in settings.sets],
+        "ensemble": [metadata(layout.ensemble(cell, *names)) for names in settings.ensembles],
+        "method": metrics,
     }
-    artifacts = {method: [curve] for method, curve in zip(methods[0], files.curves, strict=True)}
-    artifacts["cell"] = [f"{stem}.png", *([files.times] if files.times else [])]
-    times = shortest_times(files.times) if files.times else {}
-    folders = [Path(network).parent for network in files.networks]
-    models = dict(zip(methods[0], folders, strict=True)) if folders else {}
-    results = CellResults(cell, study, code_version(), parts, artifacts, protocol, times, models)
+    artifacts = {method: [curve] for method, curve in curves.items()}
+    artifacts["cell"] = [layout.cell_figure(cell), *([layout.latency(cell)] if settings.timed else [])]
+    times = shortest_times(layout.latency(cell)) if settings.timed else {}
+    models = {method: layout.network(cell, method).parent for method in methods if settings.models}
+    study = layout.folder.name
+    results = CellResults(cell, study, code_version(), parts, artifacts, settings.protocol, times, models)
     try:
-        runs = log_cell(read_json(files.store), results, report)
+        runs = log_cell(read_json(layout.store), results, job.report)
     except ServerAwayError as away:
-        report(f"not delivered: {away}")
+        job.report(f"not delivered: {away}")
         runs = {**dataclasses.asdict(cell), UNDELIVERED: str(away)}
-    write_json(output, runs)
+    write_json(layout.runs(cell), runs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,19 +10,21 @@ import torch
 
 from ztw.data.dataset import Data
 from ztw.data.splits import cell_splits, open_split
+from ztw.device import Compute
 from ztw.errors import ZtwError
 from ztw.evaluation.predictions import predict_networks
 from ztw.files import data_root, sha256
-from ztw.jobs.cell import CellNetworks
-from ztw.jobs.training import Computing
+from ztw.jobs.cell import CellNetworks, compute_on
+from ztw.jobs.job import Job
+from ztw.jobs.training import job_checkpoints, recipe_of, training_facts
 from ztw.models.backbone import Backbone
 from ztw.models.checkpoints import save_checkpoint
 from ztw.models.import_weights import fetch_weights, load_foreign, read_foreign
 from ztw.models.network import static_network
 from ztw.progress import Note, Report
+from ztw.study.layout import Cell
 from ztw.study.settings import DataSettings, HardwareSettings
 from ztw.study.training_settings import BackboneSettings
-from ztw.training.resume import Checkpoints
 from ztw.training.separate import train_backbone as train
 
 PRETRAINED = {"default": "DEFAULT", "v1": "IMAGENET1K_V1"}  # what torchvision calls them
@@ -32,40 +35,63 @@ IN_ORDER = (
 )
 
 
-def train_backbone(
-    networks: CellNetworks,
-    settings: BackboneSettings,
-    data: DataSettings,
-    hardware: HardwareSettings,
-    output: str,
-    checkpoints: Checkpoints,
-) -> None:
-    """Make a backbone ready, from its source and by training; writes weights and JSON."""
-    report = checkpoints.report
-    computing, seed = Computing.of(hardware), networks.cell.seed
-    parts = cell_splits(networks.record, data, seed, report)
-    torch.manual_seed(seed)
-    backbone, origin = _first_weights(networks, settings, data_root(data.root), report)
-    backbone.to(computing.device).eval()
-    if settings.expected_accuracy is not None:
-        test = open_split(networks.record, data, "test").to(computing.device)
-        origin["test_accuracy"] = _check_accuracy(backbone, test, settings, computing)
-    recipe, training = computing.recipe(settings), parts["train"].to(computing.device)
-    history = train(backbone, training, recipe, seed, report, checkpoints) if settings.epochs else []
+@dataclass(frozen=True)
+class TrainBackboneSettings:
+    """What decides a backbone's weights.
+
+    Args:
+        images: which images it sees.
+        root: the folder of downloaded weights.
+        backbone: source, architecture's options and recipe.
+        hardware: device, precision, compilation.
+        weights: stamp of a file of weights that the study names.
+    """
+
+    images: DataSettings
+    root: str | None
+    backbone: BackboneSettings
+    hardware: HardwareSettings
+    weights: str | None = None
+
+
+def train_backbone(job: Job, cell: Cell, settings: TrainBackboneSettings) -> None:
+    """Make a backbone ready, from its source and by training; writes weights and metadata."""
+    images, backbone_settings = settings.images, settings.backbone
+    networks = CellNetworks(
+        job.layout, cell, backbone_settings, records=records_of(images, backbone_settings)
+    )
+    checkpoints = job_checkpoints(job, cell, "backbone")
+    compute = compute_on(settings.hardware)
+    recipe = recipe_of(backbone_settings, settings.hardware, compute)
+    device, parts = compute.device, cell_splits(networks.record, images, cell.seed, job.report)
+    torch.manual_seed(cell.seed)
+    backbone, origin = _first_weights(networks, backbone_settings, data_root(settings.root), job.report)
+    backbone.to(device).eval()
+    if backbone_settings.expected_accuracy is not None:
+        test = open_split(networks.record, images, "test").to(device)
+        origin["test_accuracy"] = _check_accuracy(backbone, test, backbone_settings, compute)
+    training, history = parts["train"].to(device), []
+    if backbone_settings.epochs:
+        history = train(backbone, training, recipe, cell.seed, job.report, checkpoints)
     accuracy = {}
     if "validation" in parts:  # unless nothing is held out
-        held_out = parts["validation"].to(computing.device)
-        accuracy["validation"] = _accuracy(backbone, held_out, recipe.precision, recipe.batch_size)
+        held_out = parts["validation"].to(device)
+        accuracy["validation"] = _accuracy(backbone, held_out, compute, recipe.batch_size)
     facts = {
         **networks.identity,
         "class_names": networks.record["class_names"],
-        "settings": settings.model_dump(),
+        "settings": backbone_settings.model_dump(),
         "origin": origin,
         "accuracy": accuracy,
-        **computing.facts(history, checkpoints),
+        **training_facts(compute, history, checkpoints),
     }
-    save_checkpoint(output, backbone, facts)
+    save_checkpoint(job.layout.backbone(cell), backbone, facts)
     checkpoints.clear()
+
+
+def records_of(images: DataSettings, backbone: BackboneSettings) -> tuple[str, ...]:
+    """Return the data set's splits that a backbone depends on: the test images where their accuracy is expected."""
+    return images.training_records if backbone.expected_accuracy is None else ("train", "test")
 
 
 def _first_weights(
@@ -107,11 +133,9 @@ def _weights_file(settings: BackboneSettings, root: Path, report: Report) -> Pat
     return path
 
 
-def _check_accuracy(
-    backbone: Backbone, test: Data, settings: BackboneSettings, computing: Computing
-) -> float:
+def _check_accuracy(backbone: Backbone, test: Data, settings: BackboneSettings, compute: Compute) -> float:
     """The accuracy of weights from elsewhere; raises ZtwError where it is not what they are known for."""
-    found = _accuracy(backbone, test, computing.precision, settings.batch_size)
+    found = _accuracy(backbone, test, compute, settings.batch_size)
     expected = settings.expected_accuracy
     if expected is not None and abs(found - expected) > TOLERANCE:
         raise ZtwError(
@@ -122,6 +146,6 @@ def _check_accuracy(
     return found
 
 
-def _accuracy(backbone: Backbone, data: Data, precision: str, batch_size: int) -> float:
-    (logits,), labels = predict_networks([static_network(backbone)], data, batch_size, precision)
+def _accuracy(backbone: Backbone, data: Data, compute: Compute, batch_size: int) -> float:
+    (logits,), labels = predict_networks([static_network(backbone)], data, batch_size, compute)
     return float((logits[0].argmax(-1) == labels).double().mean())

@@ -2,49 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import torch
 
 from ztw.data.splits import cell_splits
-from ztw.jobs.cell import CellNetworks, share_backbone
-from ztw.jobs.training import Computing, save_ics
+from ztw.device import Compute
+from ztw.jobs.cell import CellNetworks, compute_on, share_backbone
+from ztw.jobs.job import Job
+from ztw.jobs.training import job_checkpoints, recipe_of, save_ics, training_facts
+from ztw.study.layout import Cell
 from ztw.study.settings import DataSettings, HardwareSettings
+from ztw.study.training_settings import BackboneBuild, IcSet
 from ztw.training.recipe import Recipe
-from ztw.training.resume import Checkpoints
 from ztw.training.separate import train_separately
 
 
-def train_ics(
-    networks: CellNetworks,
-    data: DataSettings,
-    hardware: HardwareSettings,
-    outputs: Mapping[str, str],
-    checkpoints: Checkpoints,
-) -> None:
-    """Train the IC sets on the frozen backbone; outputs: IC set -> file. Sets trained alike share a pass."""
-    computing, seed = Computing.of(hardware), networks.cell.seed
-    training = cell_splits(networks.record, data, seed, checkpoints.report)["train"].to(computing.device)
-    backbone = networks.backbone()
-    for number, (recipe, names) in enumerate(_trained_alike(networks, outputs, computing).items()):
+@dataclass(frozen=True)
+class TrainIcsSettings:
+    """What decides the weights of the IC sets."""
+
+    images: DataSettings
+    build: BackboneBuild
+    sets: dict[str, IcSet]
+    hardware: HardwareSettings
+
+
+def train_ics(job: Job, cell: Cell, settings: TrainIcsSettings) -> None:
+    """Train the IC sets on the frozen backbone; sets that are trained alike share a pass over it."""
+    networks = CellNetworks(
+        job.layout, cell, settings.build, settings.sets, records=settings.images.training_records
+    )
+    checkpoints, compute = job_checkpoints(job, cell, "ics"), compute_on(settings.hardware)
+    parts = cell_splits(networks.record, settings.images, cell.seed, job.report)
+    training, backbone = parts["train"].to(compute.device), networks.backbone()
+    for number, (recipe, names) in enumerate(_trained_alike(settings, compute).items()):
         together = []
         for name in names:
-            torch.manual_seed(seed)  # a set's weights do not depend on which others are trained with it
+            torch.manual_seed(cell.seed)  # a set's weights do not depend on which others are trained with it
             together.append(networks.attach(backbone, name))
-        torch.manual_seed(seed)  # of dropout: the same whatever sets there are
-        share_backbone(together, computing.device)
+        torch.manual_seed(cell.seed)  # of dropout: the same whatever sets there are
+        share_backbone(together, compute.device)
         kept = checkpoints.phase(f"pass-{number}")
-        histories = train_separately(together, training, recipe, seed, checkpoints.report, kept)
+        histories = train_separately(together, training, recipe, cell.seed, job.report, kept)
         for name, network, history in zip(names, together, histories, strict=True):
-            save_ics(networks, name, network, computing.facts(history, checkpoints), outputs[name])
+            save_ics(networks, name, network, training_facts(compute, history, checkpoints))
     checkpoints.clear()
 
 
-def _trained_alike(
-    networks: CellNetworks, names: Iterable[str], computing: Computing
-) -> dict[Recipe, list[str]]:
+def _trained_alike(settings: TrainIcsSettings, compute: Compute) -> dict[Recipe, list[str]]:
     """Recipe -> the sets that are trained so."""
     groups: dict[Recipe, list[str]] = {}
-    for name in names:
-        groups.setdefault(computing.recipe(networks.sets[name]), []).append(name)
+    for name, ics in settings.sets.items():
+        groups.setdefault(recipe_of(ics, settings.hardware, compute), []).append(name)
     return groups

@@ -2,36 +2,47 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
 from ztw.data.splits import cell_splits
-from ztw.jobs.cell import CellNetworks
-from ztw.jobs.training import Computing, save_ics
+from ztw.jobs.cell import CellNetworks, compute_on
+from ztw.jobs.job import Job
+from ztw.jobs.training import job_checkpoints, recipe_of, save_ics, training_facts
+from ztw.study.layout import Cell
 from ztw.study.settings import DataSettings, HardwareSettings
+from ztw.study.training_settings import BackboneBuild, IcSet
 from ztw.training.joint import JointLoss, exit_weights, train_jointly
 from ztw.training.layer_wise import train_layer_wise
-from ztw.training.resume import Checkpoints
 
 
-def train_network(
-    networks: CellNetworks,
-    name: str,
-    data: DataSettings,
-    hardware: HardwareSettings,
-    output: str,
-    checkpoints: Checkpoints,
-) -> None:
-    """Train backbone and ICs of the set `name`; from scratch where the cell's files name no backbone."""
-    computing, seed, ics = Computing.of(hardware), networks.cell.seed, networks.sets[name]
-    training = cell_splits(networks.record, data, seed, checkpoints.report)["train"].to(computing.device)
-    torch.manual_seed(seed)
-    network = networks.attach(networks.backbone(), name).to(computing.device)
-    recipe = computing.recipe(ics)
-    if ics.training == "layer_wise":
-        history = train_layer_wise(network, training, recipe, seed, checkpoints.report, checkpoints)
+@dataclass(frozen=True)
+class TrainNetworkSettings:
+    """What decides the weights of a network that is trained as a whole."""
+
+    images: DataSettings
+    build: BackboneBuild
+    set: IcSet
+    hardware: HardwareSettings
+
+
+def train_network(job: Job, cell: Cell, ics: str, settings: TrainNetworkSettings) -> None:
+    """Train backbone and ICs of the set `ics`, from scratch or from the cell's backbone, as the set says."""
+    images, of_set = settings.images, settings.set
+    networks = CellNetworks(job.layout, cell, settings.build, {ics: of_set}, records=images.training_records)
+    checkpoints = job_checkpoints(job, cell, f"ics-{ics}")
+    compute = compute_on(settings.hardware)
+    recipe = recipe_of(of_set, settings.hardware, compute)
+    training = cell_splits(networks.record, images, cell.seed, job.report)["train"].to(compute.device)
+    torch.manual_seed(cell.seed)
+    backbone = networks.untrained_backbone() if of_set.start == "scratch" else networks.backbone()
+    network = networks.attach(backbone, ics).to(compute.device)
+    if of_set.training == "layer_wise":
+        history = train_layer_wise(network, training, recipe, cell.seed, job.report, checkpoints)
     else:
-        weights = exit_weights(network, ics.exit_weights, ics.asked_shares)
-        loss = JointLoss(network, weights, ics.rescale_gradients)
-        history = train_jointly(loss, training, recipe, seed, checkpoints.report, checkpoints)
-    save_ics(networks, name, network, computing.facts(history, checkpoints), output)
+        weights = exit_weights(network, of_set.exit_weights, of_set.asked_shares)
+        loss = JointLoss(network, weights, of_set.rescale_gradients)
+        history = train_jointly(loss, training, recipe, cell.seed, job.report, checkpoints)
+    save_ics(networks, ics, network, training_facts(compute, history, checkpoints))
     checkpoints.clear()

@@ -1,86 +1,62 @@
-"""What the jobs that train share: where and how they compute, and what is written down of a training."""
+"""What the jobs that train share: the recipe, the checkpoints, and what is written down of a training."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
-
-import torch
+from collections.abc import Mapping
+from typing import Any
 
 from ztw.catalogue.parts import own
-from ztw.device import computed_on
+from ztw.device import Compute
 from ztw.files import sha256
-from ztw.jobs.cell import CellNetworks, compute_on, trained_part
+from ztw.jobs.cell import CellNetworks, trained_part
+from ztw.jobs.job import Job
 from ztw.models.checkpoints import save_checkpoint, versions
 from ztw.models.network import EarlyExitNetwork
-from ztw.progress import Report
 from ztw.study import training_settings
+from ztw.study.layout import Cell
 from ztw.study.settings import HardwareSettings
 from ztw.training.loop import History
 from ztw.training.recipe import Recipe
 from ztw.training.resume import Checkpoints
 
 
-@dataclass(frozen=True)
-class Computing:
-    """Where and how a training computes; precision: resolved."""
-
-    device: torch.device
-    precision: str
-    compile: bool | Literal["auto"]
-
-    @classmethod
-    def of(cls, hardware: HardwareSettings) -> Computing:
-        """As the study says, on this machine."""
-        return cls(*compute_on(hardware), hardware.compile)
-
-    def recipe(self, section: training_settings.Recipe) -> Recipe:
-        """The recipe of a section of the study."""
-        given = {key: getattr(section, key) for key in training_settings.Recipe.model_fields}
-        dropout = getattr(section, "frozen_dropout", False)
-        # what a plugin's network decides in Python would be captured once for all batches
-        of_a_plugin = bool(own("backbone") or own("head"))
-        graph = self.device.type == "cuda" and self.compile == "auto" and not of_a_plugin
-        return Recipe(
-            **given,
-            precision=self.precision,
-            compile=self.compile,
-            cuda_graph=graph,
-            frozen_dropout=dropout,
-        )
-
-    def facts(self, history: History, checkpoints: Checkpoints) -> dict[str, Any]:
-        """What is written down of a training: its history, where it was resumed, what it was computed on and with."""
-        computed = {**computed_on(self.device, self.precision), "versions": versions()}
-        return {"history": history, "resumed": checkpoints.resumed, **computed}
+def recipe_of(section: training_settings.Recipe, hardware: HardwareSettings, compute: Compute) -> Recipe:
+    """Return the recipe of a section of the study; compute: of `compute_on`."""
+    given = {key: getattr(section, key) for key in training_settings.Recipe.model_fields}
+    # what a plugin's network decides in Python would be captured once for all batches
+    of_a_plugin = bool(own("backbone") or own("head"))
+    return Recipe(
+        **given,
+        compute=compute,
+        compile=hardware.compile,
+        cuda_graph=compute.device.type == "cuda" and hardware.compile == "auto" and not of_a_plugin,
+        frozen_dropout=getattr(section, "frozen_dropout", False),
+    )
 
 
-def job_checkpoints(params: Mapping[str, Any], inputs: Iterable[str], report: Report) -> Checkpoints:
-    """A training job's checkpoints, in params["checkpoints"].
+def training_facts(compute: Compute, history: History, checkpoints: Checkpoints) -> dict[str, Any]:
+    """Return the metadata of a training: its history, where it resumed, on what and with what it was computed."""
+    computed = {**compute.describe(), "versions": versions()}
+    return {"history": history, "resumed": checkpoints.resumed, **computed}
 
-    They are of the rule's params, of what is in its inputs, and of the software.
-    """
-    settings = {key: value for key, value in params.items() if key not in ("code", "checkpoints")}
+
+def job_checkpoints(job: Job, cell: Cell, training: str) -> Checkpoints:
+    """Return a training's checkpoints: of the job's settings and code, the content of its inputs, and the software."""
+    settings = {key: value for key, value in job.params.items() if key != "code"}
     of = {
-        "code": str(params["code"]),
+        "code": str(job.params.get("code")),
         "settings": json.dumps(settings, sort_keys=True, default=str),
-        "inputs": " ".join(sha256(Path(path)) for path in inputs),
+        "inputs": " ".join(map(sha256, job.inputs)),
         "software": json.dumps(versions(), sort_keys=True),
     }
-    return Checkpoints(Path(params["checkpoints"]), of, report)
+    return Checkpoints(job.layout.checkpoints(cell, training), of, job.report)
 
 
 def save_ics(
-    networks: CellNetworks,
-    name: str,
-    network: EarlyExitNetwork,
-    trained: Mapping[str, Any],
-    output: str,
+    networks: CellNetworks, name: str, network: EarlyExitNetwork, trained: Mapping[str, Any]
 ) -> None:
-    """Write the trained part of an IC set's network and what it is; trained: facts of the training."""
+    """Write the trained part of an IC set's network, its metadata beside it; trained: of `training_facts`."""
     ics = networks.sets[name]
     facts = {
         **networks.identity,
@@ -91,4 +67,4 @@ def save_ics(
         "settings": ics.model_dump(),
         **trained,
     }
-    save_checkpoint(output, trained_part(network, ics), facts)
+    save_checkpoint(networks.layout.ics(networks.cell, name), trained_part(network, ics), facts)

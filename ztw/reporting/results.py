@@ -22,12 +22,12 @@ TYPES = dict.fromkeys(METRIC_COLUMNS, "str") | {"seed": "int64", "exit": "int64"
 Metrics = pd.DataFrame
 
 
-def from_files(files: Iterable[str]) -> Metrics:
+def from_files(files: Iterable[Path | str]) -> Metrics:
     """The metrics that the `evaluate` jobs wrote, a row each, METRIC_COLUMNS."""
     return _frame(read_json(file) for file in files)
 
 
-def read_curves(files: Iterable[str]) -> pd.DataFrame:
+def read_curves(files: Iterable[Path | str]) -> pd.DataFrame:
     """The rows of several methods' curves, as the job `evaluate` wrote them; ZtwError for an altered file."""
     files = list(files)
     for file in files:
@@ -36,7 +36,10 @@ def read_curves(files: Iterable[str]) -> pd.DataFrame:
 
 
 def from_runs(
-    store_file: str, runs_files: Iterable[str], metrics_files: Sequence[str], report: Report = print
+    store_file: Path | str,
+    runs_files: Iterable[Path | str],
+    metrics_files: Sequence[Path | str],
+    report: Report = print,
 ) -> Metrics:
     """The same, the values read from MLflow by the run ids that the `track_cell` jobs wrote, from no other run.
 

@@ -199,9 +199,9 @@ def add_legends(panels: Sequence[Axes], below: float = -0.24) -> None:
         axes.legend(list(once.values()), list(once), **where, **HANDLES)
 
 
-def save(figure: Figure, stem: Path | str) -> None:
-    """Write STEM.png and STEM.pdf, without a date so that equal figures are equal files."""
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG to `path`, and as PDF beside it; without a date, so that equal figures are equal files."""
     for kind, metadata in (("png", {}), ("pdf", {"CreationDate": None})):
-        with atomic(f"{stem}.{kind}") as scratch:
+        with atomic(path.with_suffix(f".{kind}")) as scratch:
             figure.savefig(scratch, format=kind, dpi=160, bbox_inches="tight", metadata=metadata)
     plt.close(figure)

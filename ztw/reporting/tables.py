@@ -147,7 +147,12 @@ def write_csv(table: pd.DataFrame, path: Path | str) -> None:
 
 
 def write_tables(
-    table: pd.DataFrame, noise: Noise, notes: Notes, csv_path: str, md_path: str, tex_path: str
+    table: pd.DataFrame,
+    noise: Noise,
+    notes: Notes,
+    csv_path: Path | str,
+    md_path: Path | str,
+    tex_path: Path | str,
 ) -> None:
     """Write the accuracy table in its three forms; noise, notes: see `ztw.reporting.readable.blocks`."""
     write_csv(table, csv_path)

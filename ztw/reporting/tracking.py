@@ -38,7 +38,7 @@ from ztw.reporting import sqlite_store
 from ztw.reporting.mlflow_names import headlines, method_tag, metric_name, metrics_of, params_of, title_of
 
 if TYPE_CHECKING:  # only a type: the wording of a key must not count as a change of what is tracked
-    from ztw.study.settings import Cell
+    from ztw.study.layout import Cell
 
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")
 
@@ -74,8 +74,8 @@ class CellResults:
     cell: Cell
     study: str
     code_version: str
-    parts: Mapping[str, Sequence[str]]
-    artifacts: Mapping[str, Sequence[str]]
+    parts: Mapping[str, Sequence[Path | str]]
+    artifacts: Mapping[str, Sequence[Path | str]]
     protocol: str = "held-out"
     times: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     models: Mapping[str, Path | str] = field(default_factory=dict)
@@ -321,7 +321,7 @@ def _log_cell(client: MlflowClient, experiment: str, owner: str, results: CellRe
     return {**names, "runs": ids}
 
 
-def _end(client: MlflowClient, run: str, artifacts: Iterable[str]) -> None:
+def _end(client: MlflowClient, run: str, artifacts: Iterable[Path | str]) -> None:
     for artifact in artifacts:
         client.log_artifact(run, str(artifact))
     client.set_terminated(run)

@@ -17,8 +17,8 @@ from ztw.files import is_left_behind
 from ztw.version import __version__
 
 ROOT = Path(__file__).parents[2]
-# They name things and change no result: the list of public names, and the version, which results record.
-NAMES_ONLY = ("ztw", "ztw.version")
+# They name things and change no result: public names, the version, which results record, and where files lie.
+NAMES_ONLY = ("ztw", "ztw.version", "ztw.study.layout")
 # Imports that no digest follows: of a module, what only makes files again that are then compared with their SHA-256s
 NOT_FOLLOWED = {"ztw.data.splits": {"ztw.data.prepare"}}
 DESCRIBED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)  # may begin with a docstring
@@ -75,7 +75,7 @@ def file_stamp(path: os.DirEntry[str] | Path | str | None) -> str | None:
 
 
 def code_digest(job: str, root: Path = ROOT) -> str:
-    """Digest of all code that a job runs: its script, and of ztw the import closure of `ztw.jobs.<job>`.
+    """Digest of all code that a job runs: its script, `ztw.jobs.run`, and the import closure of its module.
 
     Comments, docstrings, formatting and the descriptions of a study's keys do not count, so that only a
     real edit re-runs a job. root: the folder that holds ztw/ and workflow/.
@@ -83,8 +83,9 @@ def code_digest(job: str, root: Path = ROOT) -> str:
     digest = hashlib.sha256()
     for module in import_closure(f"ztw.jobs.{job}", root):
         digest.update(module.encode() + _tree(module, root)[1])
-    if (script := root / f"workflow/scripts/{job}.py").exists():
-        digest.update("\n".join(_what_runs(script)[0]).encode())
+    for caller in (root / f"workflow/scripts/{job}.py", root / "ztw/jobs/run.py"):
+        if caller.exists():
+            digest.update("\n".join(_what_runs(caller)[0]).encode())
     return digest.hexdigest()[:16]
 
 

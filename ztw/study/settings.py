@@ -98,6 +98,16 @@ class DataSettings(Section):
         {},
     )
 
+    @property
+    def training_records(self) -> tuple[str, ...]:
+        """The data set's splits that a training depends on: of the test images where the validation split is."""
+        return ("train", "test") if self.validation_from == "test" else ("train",)
+
+    @property
+    def evaluated(self) -> tuple[str, ...]:
+        """The splits that methods are evaluated on."""
+        return ("validation", "test") if self.validation_fraction else ("test",)
+
 
 class OverrideSettings(Section):
     """An item of `overrides`; what it changes is checked once it is merged into the sections."""
@@ -249,23 +259,6 @@ class CellSettings:
     data: DataSettings
     backbone: BackboneSettings
     ics: IcsSettings
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One data set, one architecture and one seed."""
-
-    dataset: str
-    arch: str
-    seed: int
-
-    @classmethod
-    def of(cls, wildcards: Any) -> Cell:
-        """The cell that a rule's wildcards name."""
-        return cls(wildcards.dataset, wildcards.arch, int(wildcards.seed))
-
-    def __str__(self) -> str:
-        return f"{self.dataset}/{self.arch}/seed{self.seed}"
 
 
 class CellNames(Section):

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from ztw.catalogue.parts import EXIT_WEIGHTS
 from ztw.data.dataset import Data
-from ztw.device import autocast
 from ztw.errors import ZtwError, unknown
 from ztw.models.network import EarlyExitNetwork
 from ztw.models.operations import backbone_macs, stage_costs
@@ -130,7 +129,7 @@ def _joint_step(loss: JointLoss, recipe: Recipe) -> Step:
     forward = compiled(all_logits, recipe)
 
     def step(images: Tensor, labels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-        with autocast(images.device, recipe.precision):
+        with recipe.compute.autocast():
             outputs = forward(images)
         losses = torch.stack([F.cross_entropy(output, labels) for output in outputs])
         return (weights * losses).sum()[None], (outputs[-1].argmax(-1) == labels).sum()[None]

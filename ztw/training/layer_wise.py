@@ -35,7 +35,7 @@ def train_layer_wise(
     for exit, trained in enumerate(_parts(network)):
         trained.requires_grad_(True).train()
         name = f"exit {exit + 1}/{network.exits}"
-        step = cross_entropy_step(partial(network.logits_at, exit), recipe.precision)
+        step = cross_entropy_step(partial(network.logits_at, exit), recipe.compute)
         task = Task([name], step, trained, make_optimizer(trained.parameters(), phase))
         kept = checkpoints.phase(f"exit-{exit + 1}") if checkpoints else None
         (rows,) = run_epochs(task, data, phase, seed + exit, report, kept)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ztw.data.dataset import Data
-from ztw.device import autocast
+from ztw.device import Compute
 from ztw.errors import ZtwError
 from ztw.progress import Progress, Report
 from ztw.training.cuda_graph import CapturedGradients, Gradients
@@ -45,11 +45,11 @@ class Task:
     weights: Callable[[float], Tensor] = lambda done: torch.ones(1)
 
 
-def cross_entropy_step(forward: Callable[[Tensor], Tensor], precision: str) -> Step:
+def cross_entropy_step(forward: Callable[[Tensor], Tensor], compute: Compute) -> Step:
     """The step of a single loss; forward: images (N, C, H, W) -> logits (N, classes)."""
 
     def step(images: Tensor, labels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-        with autocast(images.device, precision):
+        with compute.autocast():
             logits = forward(images)
         return F.cross_entropy(logits, labels)[None], (logits.argmax(-1) == labels).sum()[None]
 

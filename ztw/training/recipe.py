@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, OneCycleLR
 
+from ztw.device import ON_CPU, Compute
 from ztw.errors import unknown
 
 SCHEDULES = ("one_cycle", "milestones")
@@ -22,7 +23,7 @@ class Recipe:
 
     epochs: passes over the data, the last may be a part of one; batch_size in images; lr: the highest
     learning rate; schedule: one of SCHEDULES; milestones: epochs after which lr is multiplied by gamma;
-    precision: "fp32" or "bf16"; optimizer: one of OPTIMIZERS, momentum is of SGD; compile: whether
+    compute: where, and in which precision; optimizer: one of OPTIMIZERS, momentum is of SGD; compile: whether
     torch.compile builds the forward and backward pass first, "auto" = for a backbone where it is
     `worth_compiling` and works; cuda_graph: whether a GPU gets a step captured once and replayed
     (`ztw.training.cuda_graph`), nothing is compiled then; frozen_dropout: whether the dropout of a frozen backbone
@@ -37,7 +38,7 @@ class Recipe:
     schedule: str = "milestones"
     milestones: tuple[float, ...] = ()
     gamma: float = 0.1
-    precision: str = "fp32"
+    compute: Compute = ON_CPU
     optimizer: str = "sgd"
     compile: bool | Literal["auto"] = False
     cuda_graph: bool = False

@@ -13,7 +13,7 @@ import torch
 
 from ztw.data.dataset import Data
 from ztw.data.user_data import LoaderData, TensorData, as_data, wanted_by
-from ztw.device import resolve_precision
+from ztw.device import Compute
 from ztw.errors import ZtwError, unknown
 from ztw.models.checkpoints import versions
 from ztw.models.network import EarlyExitNetwork
@@ -108,7 +108,7 @@ def train_exits(
         lr=lr,
         weight_decay=weight_decay,
         milestones=tuple(milestones),
-        precision=resolve_precision(precision, images.device),
+        compute=Compute.on(images.device, precision),
         optimizer=optimizer,
     )
     kept = None

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ztw.data.dataset import Data
-from ztw.device import autocast
 from ztw.errors import ZtwError
 from ztw.models.backbone import Backbone
 from ztw.models.network import EarlyExitNetwork
@@ -35,7 +34,7 @@ def train_backbone(
     epoch.
     """
     forward = compiled(backbone, recipe, worth_compiling(recipe, len(data)), report)
-    step = cross_entropy_step(forward, recipe.precision)
+    step = cross_entropy_step(forward, recipe.compute)
     backbone.train()
     task = Task(["backbone"], step, backbone, make_optimizer(backbone.parameters(), recipe))
     (history,) = run_epochs(task, data, recipe, seed, report, checkpoints)
@@ -89,7 +88,7 @@ def _ics_step(networks: Sequence[EarlyExitNetwork], recipe: Recipe) -> Step:
     forward = compiled(all_logits, recipe)
 
     def step(images: Tensor, labels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-        with autocast(images.device, recipe.precision):
+        with recipe.compute.autocast():
             outputs = forward(images)
         losses = [torch.stack([F.cross_entropy(ic, labels) for ic in output]).sum() for output in outputs]
         right = [(output[-1].argmax(-1) == labels).sum() for output in outputs]

@@ -1,0 +1,72 @@
+"""Run a job of the workflow: what its script does with what Snakemake hands it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from pydantic import TypeAdapter
+
+from ztw.jobs.job import Job
+from ztw.progress import job_log
+from ztw.study.layout import Cell, Layout
+from ztw.study.plugins import load_plugins
+
+COMMON = ("code", "plugins")  # params of all rules
+CELL = ("dataset", "arch", "seed")
+ORDER_ONLY = "checked"  # an input that a job waits for and does not read
+
+
+def run(snakemake: Any, job: Callable[..., None]) -> None:
+    """Call a job with its layout, its cell and its typed settings, its output in the log of its rule.
+
+    Args:
+        snakemake: the object that Snakemake gives a script.
+        job: takes a Job, then by name what the rule's wildcards name (all of a cell's: `cell`), and, unless the rule
+            has no other params than COMMON, `settings`, an object of the class that its annotation names.
+    """
+    with job_log(snakemake.log[0], snakemake.rule, snakemake.wildcards) as report:
+        params = dict(snakemake.params.items())
+        load_plugins(params.get("plugins", {}))
+        if "torch" in sys.modules:
+            from ztw.device import make_reproducible
+
+            make_reproducible(snakemake.threads)
+        inputs = [path for name, path in snakemake.input.items() if name != ORDER_ONLY]
+        given = Job(_layout(snakemake), report, params, _paths(inputs))
+        job(given, **_names(dict(snakemake.wildcards.items())), **_settings(job, params))
+
+
+def _paths(inputs: list[Any]) -> list[Path]:
+    """The files of named inputs, each one or several."""
+    return [Path(path) for part in inputs for path in ([part] if isinstance(part, str) else part)]
+
+
+def _layout(snakemake: Any) -> Layout:
+    """The study's files, found by where the first output lies: a storage of Snakemake's has a folder of its own."""
+    study = f"results/{snakemake.config['study']}/"
+    before, found, _ = str(snakemake.output[0]).partition(study)
+    assert found, f"{snakemake.output[0]} is not in {study}"
+    return Layout(Path(before + study))
+
+
+def _names(wildcards: dict[str, str]) -> dict[str, Any]:
+    if not set(CELL) <= set(wildcards):
+        return wildcards
+    dataset, arch, seed = (wildcards.pop(name) for name in CELL)
+    return {"cell": Cell(dataset, arch, int(seed)), **wildcards}
+
+
+def _settings(job: Callable[..., None], params: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a job, from a rule's params; raises TypeError where these are not its class's fields."""
+    given = {name: value for name, value in params.items() if name not in COMMON}
+    wanted = get_type_hints(job).get("settings")
+    if wanted is None and not given:
+        return {}
+    if wanted is None or set(given) != set(wanted.__dataclass_fields__):
+        raise TypeError(
+            f"{job.__name__}: the rule's params are {sorted(given)}, not the settings of {wanted}"
+        )
+    return {"settings": TypeAdapter(wanted).validate_python(given)}
