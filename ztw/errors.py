@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from numbers import Real
+from typing import Any, TypeGuard
 
 # what a URI says before its host, as strictly written and with / or @ in the password, and secrets it may ask with
 USER = re.compile(r"(?<=://)(?:[^\s/:@]+:(?!\d+[/?])\S*|[^\s/]+)@")
@@ -17,6 +19,11 @@ class ZtwError(ValueError):
 def unknown(what: str, name: object, known: Iterable[str]) -> ZtwError:
     """The error for a name that is not in a table; lists the known ones."""
     return ZtwError(f"unknown {what} {name!r}; known: {', '.join(known)}")
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether a value is a real number, numpy's too; True and False are not."""
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def dotted(keys: Iterable[object]) -> str:

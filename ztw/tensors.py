@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from numbers import Real
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -60,11 +59,6 @@ def check_images(images: Tensor | np.ndarray, shape: Sequence[int]) -> None:
     # of any number and NaN the smallest and the largest are NaN
     if len(images) and not all(math.isfinite(float(end)) for end in (images.min(), images.max())):
         raise ZtwError("images: some pixels are NaN or infinite")
-
-
-def is_number(value: Any) -> TypeGuard[float]:
-    """Whether a value is a real number, numpy's too; True and False are not."""
-    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def write_tensors(

@@ -16,8 +16,8 @@ from typing import Any, ClassVar, TypeGuard
 import torch
 from torch import Tensor
 
-from ztw.errors import ZtwError, unknown
-from ztw.tensors import as_tensor, is_number
+from ztw.errors import ZtwError, is_number, unknown
+from ztw.tensors import as_tensor
 
 # How far beyond the best score a threshold may lie, so that nothing passes it whatever rounding does
 BEYOND = 1.0

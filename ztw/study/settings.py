@@ -12,7 +12,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr
 
-from ztw.study.section import Listed, Name, Section, Unique, is_number, key, one_of, part
+from ztw.errors import is_number
+from ztw.study.section import Listed, Name, Section, Unique, key, one_of, part
 from ztw.study.training_settings import BackboneSettings, IcSet, IcsSettings
 
 Budget = float | Literal["max"]

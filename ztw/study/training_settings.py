@@ -6,7 +6,8 @@ import math
 from typing import Annotated, Any, Literal
 
 from ztw.catalogue.architectures import SDN_SHARES, Placement
-from ztw.study.section import Name, Section, Unique, is_number, key, one_of, part
+from ztw.errors import is_number
+from ztw.study.section import Name, Section, Unique, key, one_of, part
 
 ExitWeights = str | tuple[int | float, ...]
 
