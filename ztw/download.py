@@ -9,12 +9,12 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 from ztw.errors import ZtwError, reason
-from ztw.files import is_at
+from ztw.files import open_locked
 from ztw.files import sha256 as digest
 from ztw.progress import Report
 
@@ -44,7 +44,7 @@ def download(url: str, target: Path, sha256: str | None, report: Report = lambda
     part = target.with_name(f".{target.name}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _begun(part) as stream:
+        with open_locked(part, report) as stream:  # another job may be fetching the same
             if not target.exists():
                 _receive(url, stream, report)
                 stream.flush()
@@ -55,24 +55,6 @@ def download(url: str, target: Path, sha256: str | None, report: Report = lambda
         raise ZtwError(f"{url}: cannot be downloaded to {target} ({why})") from error
 
 
-@contextmanager
-def _begun(part: Path) -> Iterator[IO[bytes]]:
-    """What there is of a file, open and locked: another job may be fetching the same; removed where it stays empty."""
-    while True:
-        with part.open("ab") as stream:
-            _wait_for_turn(stream)
-            if not is_at(stream, part):
-                continue  # the one before has removed it meanwhile, or is done with it
-            try:
-                yield stream
-            finally:
-                with suppress(OSError):  # systems that remove no open file
-                    stream.flush()
-                    if is_at(stream, part) and not os.fstat(stream.fileno()).st_size:
-                        part.unlink()
-            return
-
-
 def _check_scheme(url: str, sha256: str | None) -> None:
     """Raise ZtwError for what nobody vouches for: neither the connection nor a checksum."""
     scheme = url.partition(":")[0].lower()
@@ -80,13 +62,6 @@ def _check_scheme(url: str, sha256: str | None) -> None:
         raise ZtwError(f"{url}: not a URL of https, http or file")
     if scheme == "http" and sha256 is None:
         raise ZtwError(f"{url}: plain http needs a SHA-256; use https")
-
-
-def _wait_for_turn(stream: IO[bytes]) -> None:
-    with suppress(ImportError, OSError):  # Windows and some network file systems have no such locks
-        import fcntl
-
-        fcntl.flock(stream, fcntl.LOCK_EX)
 
 
 def _receive(url: str, stream: IO[bytes], report: Report) -> None:

@@ -6,11 +6,12 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from ztw.errors import ZtwError, reason
+from ztw.progress import Note, Report
 
 RUN_AGAIN = "delete it and run again"
 # What systems leave in folders that they serve or unpack, in lower case
@@ -53,8 +54,42 @@ def sealed(path: Path | str) -> Iterator[Path]:
         write_text(_seal(path), f"{sha256(scratch)}  {path.name}\n")
 
 
-def is_at(file: IO[Any], path: Path) -> bool:
-    """Whether an open file is still the one at `path`: another process may have removed or moved it."""
+@contextmanager
+def open_locked(path: Path, report: Report) -> Iterator[IO[bytes]]:
+    """Open a file for appending and hold its lock, after waiting for it; an empty file is removed in the end.
+
+    Where there are no locks (Windows, some network file systems), `report` gets a Note and nothing is waited for.
+    """
+    while True:
+        with path.open("ab") as file:
+            _wait_for_turn(file, path, report)
+            if not _is_at(file, path):
+                continue  # the process before has removed or moved it
+            try:
+                yield file
+            finally:
+                with suppress(OSError):  # systems that remove no open file
+                    file.flush()
+                    if _is_at(file, path) and not os.fstat(file.fileno()).st_size:
+                        path.unlink()
+            return
+
+
+def _wait_for_turn(file: IO[bytes], path: Path, report: Report) -> None:
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        report(f"waiting for another job, which holds {path.name}")
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except (ImportError, OSError) as error:
+        why = getattr(error, "strerror", None) or error
+        report(Note(f"warning: {path}: no file locks here ({why}); let only one job at a time write here"))
+
+
+def _is_at(file: IO[Any], path: Path) -> bool:
+    """Whether an open file is still the one at `path`."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:

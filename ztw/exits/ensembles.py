@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from ztw.errors import unknown
 from ztw.exits.ensemble_base import Ensemble, LinearEnsemble
 from ztw.exits.logits import check_logits, floored
-from ztw.exits.newton import minimise
-from ztw.exits.objectives import GeometricObjective, mixture_objective
+from ztw.exits.objectives import GeometricObjective, minimise, mixture_objective
 
 # Samples on which a fit first comes near its minimum, so that few steps over all of them are left.
 DRAFT = 4096
