@@ -1,4 +1,4 @@
-"""ztw: the reference benchmark for early-exit neural networks. Its public names stand in `ztw.api`."""
+"""A reference benchmark for early-exit neural networks. The public names are listed in `ztw.api`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 else:
 
     def __getattr__(name: str) -> Any:
-        """Import the public names when the first of them is used: checking a config must not wait for torch."""
+        """Import the public names on first use, so that checking a config does not import torch."""
         if name == "__all__":
             return __dir__()
         if not name.startswith("_") and name in vars(import_module("ztw.api")):

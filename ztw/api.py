@@ -1,5 +1,5 @@
 # ruff: noqa: F401
-"""The public names of ztw, each once: `ztw.<name>` is looked up here when it is first used."""
+"""The public names of ztw. `ztw.<name>` imports this module on first use."""
 
 from ztw.catalogue.architectures import list_backbones
 from ztw.catalogue.parts import list_ensembles, list_heads, list_rules, list_thresholds
