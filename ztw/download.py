@@ -9,12 +9,12 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 from ztw.errors import ZtwError, reason
-from ztw.files import is_at
+from ztw.files import open_locked
 from ztw.files import sha256 as digest
 from ztw.progress import Report
 
@@ -51,7 +51,7 @@ def download(url: str, target: Path, sha256: str | None, report: Report = lambda
     part = target.with_name(f".{target.name}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _open_part(part) as stream:
+        with open_locked(part, report) as stream:  # another job may be downloading the same file
             if not target.exists():
                 _receive(url, stream, report)
                 stream.flush()
@@ -62,24 +62,6 @@ def download(url: str, target: Path, sha256: str | None, report: Report = lambda
         raise ZtwError(f"{url}: cannot be downloaded to {target} ({why})") from error
 
 
-@contextmanager
-def _open_part(part: Path) -> Iterator[IO[bytes]]:
-    """Open and lock the partial file, which another job may be downloading; delete it if it stays empty."""
-    while True:
-        with part.open("ab") as stream:
-            _wait_for_turn(stream)
-            if not is_at(stream, part):
-                continue  # the previous holder of the lock has deleted or completed the file
-            try:
-                yield stream
-            finally:
-                with suppress(OSError):  # some systems cannot delete an open file
-                    stream.flush()
-                    if is_at(stream, part) and not os.fstat(stream.fileno()).st_size:
-                        part.unlink()
-            return
-
-
 def _check_scheme(url: str, sha256: str | None) -> None:
     """Raise ZtwError for other schemes, and for http without a checksum."""
     scheme = url.partition(":")[0].lower()
@@ -87,13 +69,6 @@ def _check_scheme(url: str, sha256: str | None) -> None:
         raise ZtwError(f"{url}: must be an https, http or file URL")
     if scheme == "http" and sha256 is None:
         raise ZtwError(f"{url}: plain http needs a SHA-256; use https")
-
-
-def _wait_for_turn(stream: IO[bytes]) -> None:
-    with suppress(ImportError, OSError):  # Windows and some network file systems have no such locks
-        import fcntl
-
-        fcntl.flock(stream, fcntl.LOCK_EX)
 
 
 def _receive(url: str, stream: IO[bytes], report: Report) -> None:

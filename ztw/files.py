@@ -6,11 +6,12 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from ztw.errors import ZtwError, reason
+from ztw.progress import Note, Report
 
 RUN_AGAIN = "delete it and run again"
 # Files and folders that operating systems and file servers create by themselves, in lower case
@@ -53,8 +54,42 @@ def sealed(path: Path | str) -> Iterator[Path]:
         write_text(_seal(path), f"{sha256(scratch)}  {path.name}\n")
 
 
-def is_at(file: IO[Any], path: Path) -> bool:
-    """Return whether an open file is still at `path`. Another process may have deleted or moved it."""
+@contextmanager
+def open_locked(path: Path, report: Report) -> Iterator[IO[bytes]]:
+    """Open a file for appending, once no other process holds its lock. An empty file is deleted at the end.
+
+    Without file locks (Windows, some network file systems), `report` receives a Note and nothing is locked.
+    """
+    while True:
+        with path.open("ab") as file:
+            _wait_for_turn(file, path, report)
+            if not _is_at(file, path):
+                continue  # the previous holder of the lock has deleted or moved the file
+            try:
+                yield file
+            finally:
+                with suppress(OSError):  # some systems cannot delete an open file
+                    file.flush()
+                    if _is_at(file, path) and not os.fstat(file.fileno()).st_size:
+                        path.unlink()
+            return
+
+
+def _wait_for_turn(file: IO[bytes], path: Path, report: Report) -> None:
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        report(f"waiting for another job to release {path.name}")
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except (ImportError, OSError) as error:
+        why = getattr(error, "strerror", None) or error
+        report(Note(f"warning: {path}: no file locks here ({why}); run only one job at a time"))
+
+
+def _is_at(file: IO[Any], path: Path) -> bool:
+    """Return whether an open file is still at `path`."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:
@@ -97,7 +132,7 @@ def write_sealed(path: Path | str, text: str) -> None:
 
 
 def write_json(path: Path | str, content: Any) -> None:
-    """Write indented JSON with sorted keys, and its seal. NaN stays NaN, which Python reads but few other readers do."""
+    """Write indented JSON with sorted keys, and its seal. Few readers other than Python accept NaN, which stays NaN."""
     write_sealed(path, json.dumps(content, indent=1, sort_keys=True) + "\n")
 
 
