@@ -1,4 +1,4 @@
-"""ztw: the reference benchmark for early-exit neural networks. Its public names stand in `__init__.pyi`."""
+"""A reference benchmark for early-exit neural networks. Its public names are listed in `__init__.pyi`."""
 
 import ast
 from functools import cache
