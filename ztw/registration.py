@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ztw.catalogue.datasets import DATASETS, DatasetFacts
+from ztw.catalogue.datasets import DATASETS, DatasetMetadata
 from ztw.catalogue.parts import PARTS, Part
 from ztw.catalogue.torchvision import TORCHVISION_PREFIX
 from ztw.data.decode import DECODERS, decode_own
@@ -55,7 +55,7 @@ def register(kind: str, name: str, part: Any = None, **facts: Any) -> Any:
                 has, and smallest_image, the smallest side of its images in pixels (1)
     dataset     a function () -> {"train": (images uint8 (N, C, size, size), labels (N,)), "test": (...)}; facts:
                 num_classes, size, channels, and, if you like, mean, std, flip, crop_padding, colour_jitter:
-                `DatasetFacts`
+                `DatasetMetadata`
 
     Raises ZtwError for an unknown kind, a name that is taken or not of letters, digits, _ and -, and a part that lacks
     something. `ztw.testing` checks what it does.
@@ -136,7 +136,7 @@ def _put(kind: str, name: str, part: Any, facts: dict[str, Any]) -> Callable[[],
         read = part
         DECODERS[name] = lambda name, facts, root, report: decode_own(read, name, facts)
         # decoded images are kept under this digest: other code, other images
-        part = DatasetFacts(**{"mean": None, "std": None, **facts, "digest": _code(name, read)})
+        part = DatasetMetadata(**{"mean": None, "std": None, **facts, "digest": _code(name, read)})
     TABLES[kind][name] = part
     return partial(_take_out, kind, name)
 

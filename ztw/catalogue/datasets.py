@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class DatasetFacts:
+class DatasetMetadata:
     """Metadata of a data set, known before the data set is read.
 
     Args:
@@ -48,8 +48,8 @@ class DatasetFacts:
 _CIFAR10_STATISTICS = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
 _IMAGENET_STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
-DATASETS: dict[str, DatasetFacts] = {
-    "fashion_mnist": DatasetFacts(
+DATASETS: dict[str, DatasetMetadata] = {
+    "fashion_mnist": DatasetMetadata(
         num_classes=10,
         size=28,
         channels=1,
@@ -74,7 +74,7 @@ DATASETS: dict[str, DatasetFacts] = {
         url="https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion",
         gzipped=True,
     ),
-    "cifar10": DatasetFacts(
+    "cifar10": DatasetMetadata(
         10,
         32,
         3,
@@ -84,7 +84,7 @@ DATASETS: dict[str, DatasetFacts] = {
         files={"cifar-10-binary.tar.gz": "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"},
         url="https://www.cs.toronto.edu/~kriz",
     ),
-    "cifar100": DatasetFacts(
+    "cifar100": DatasetMetadata(
         100,
         32,
         3,
@@ -95,7 +95,7 @@ DATASETS: dict[str, DatasetFacts] = {
         files={"cifar-100-binary.tar.gz": "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec"},
         url="https://www.cs.toronto.edu/~kriz",
     ),
-    "svhn": DatasetFacts(
+    "svhn": DatasetMetadata(
         10,
         32,
         3,
@@ -108,7 +108,7 @@ DATASETS: dict[str, DatasetFacts] = {
         },
         url="https://ufldl.stanford.edu/housenumbers",
     ),
-    "tiny_imagenet": DatasetFacts(
+    "tiny_imagenet": DatasetMetadata(
         200,
         64,
         3,
@@ -123,7 +123,7 @@ DATASETS: dict[str, DatasetFacts] = {
         digest="eceabd779e714bd9198bfe3da9a54b30d584e6a40a6c8cd33ccf51987aadb308",
         counts={"train": 500, "test": 50},
     ),
-    "imagenet": DatasetFacts(
+    "imagenet": DatasetMetadata(
         1000,
         224,
         3,
@@ -132,10 +132,10 @@ DATASETS: dict[str, DatasetFacts] = {
         streamed=True,
         source="https://image-net.org, after registration",
     ),
-    "digits": DatasetFacts(10, 8, 1, (0.306,), (0.3763,)),
+    "digits": DatasetMetadata(10, 8, 1, (0.306,), (0.3763,)),
 }
 
 # A user's folder of class folders. Classes, mean and std are measured.
-IMAGE_FOLDER = DatasetFacts(None, None, 3, None, None, flip=True, crop_padding=4)
+IMAGE_FOLDER = DatasetMetadata(None, None, 3, None, None, flip=True, crop_padding=4)
 # A streamed folder. Measuring mean and std would read every image, so ImageNet's are used.
-STREAMED_FOLDER = DatasetFacts(None, None, 3, *_IMAGENET_STATISTICS, flip=True, streamed=True)
+STREAMED_FOLDER = DatasetMetadata(None, None, 3, *_IMAGENET_STATISTICS, flip=True, streamed=True)

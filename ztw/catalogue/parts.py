@@ -23,13 +23,13 @@ class Part:
 
     Args:
         what: the registered object.
-        facts: metadata that is needed before anything runs.
+        metadata: options of `ztw.register` that are needed before anything runs.
         remove: removes the part from its table.
         plugin: the entry of a study's `plugins` that registered the part; None = registered in Python.
     """
 
     what: Any
-    facts: Mapping[str, Any]
+    metadata: Mapping[str, Any]
     remove: Callable[[], None]
     plugin: str | None = None
 
@@ -42,7 +42,7 @@ PLUGINS: dict[str, str] = {}
 
 def own(kind: str) -> dict[str, Mapping[str, Any]]:
     """Return the registered parts of a kind: name -> metadata."""
-    return {name: part.facts for (found, name), part in PARTS.items() if found == kind}
+    return {name: part.metadata for (found, name), part in PARTS.items() if found == kind}
 
 
 def known(kind: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""A lock on making a data set ready: several jobs at once do it once."""
+"""Lock a data set while a job prepares it, so that several jobs prepare it once."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from ztw.progress import Note, Report
 
 @contextmanager
 def locked(path: Path, report: Report) -> Iterator[None]:
-    """Hold the lock that is the file `path`, after waiting for it; where there are no locks, say so and go on.
+    """Hold the lock file `path`, after waiting for it. Without file locks, report that and continue.
 
-    The file is there only as long as somebody holds the lock.
+    The file exists only while a job holds the lock.
     """
     while True:
         with path.open("a") as file:
             _wait_for_turn(file, report)
             if not is_at(file, path):
-                continue  # the one before has removed it meanwhile
+                continue  # the previous holder has removed it
             try:
                 yield
             finally:
@@ -33,12 +33,12 @@ def _wait_for_turn(file: IO[str], report: Report) -> None:
     try:
         import fcntl
     except ImportError:  # Windows
-        report(Note("warning: no file locks on this system; let only one job at a time prepare a data set"))
+        report(Note("warning: no file locks on this system; prepare a data set in one job at a time"))
         return
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        report("waiting for another job that prepares the same data set")
+        report("waiting for another job that is preparing this data set")
         fcntl.flock(file, fcntl.LOCK_EX)
     except OSError as error:  # some network file systems
-        report(Note(f"warning: {file.name}: no file locks here ({error.strerror}); going on without"))
+        report(Note(f"warning: {file.name}: no file locks here ({error.strerror}); continuing without"))
