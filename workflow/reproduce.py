@@ -30,8 +30,10 @@ from screen import Screen, show_results
 
 from ztw.errors import ZtwError
 from ztw.progress import describe
+from ztw.reporting.sqlite_store import prepare
 from ztw.study.config import check_study, read_config, study_name
 from ztw.study.environment import search_path, settings_of_others
+from ztw.study.layout import Layout
 from ztw.study.settings import Study
 
 # Snakemake's arguments with which it computes nothing: what it says is then what was asked for.
@@ -85,6 +87,8 @@ def main() -> int:
                 check_plugins(settings)
                 for runs in undelivered(study):
                     runs.unlink()  # missing, the cell is logged again
+                if settings.tracking == "sqlite" and (said := prepare(Layout(study).database)):
+                    console.print(f"note: {said}", soft_wrap=True, markup=False)
                 patience = LOCAL_PATIENCE if arguments.profile is None else CLUSTER_PATIENCE
                 status = run_snakemake([*command, *extra], study, console, patience)
                 if status == 0 and not extra and not undelivered(study):

@@ -184,15 +184,15 @@ def show_results(console: Console, study: Path, tracking: str, config: str) -> N
     console.print(f"tables   {study}/tables/accuracy_at_budget.csv, .md, .tex", soft_wrap=True)
     console.print(f"figures  {study}/figures/", soft_wrap=True)
     console.print(f"report   {study}/report.html", soft_wrap=True)
-    if tracking == "sqlite":
-        console.print(f"MLflow   make ui CONFIG={config}", soft_wrap=True)
-    elif tracking != "none" and (late := undelivered(study)):
+    if tracking != "none" and (late := undelivered(study)):
         console.print(
-            f"MLflow   {next(iter(late.values()))}, {len(late)} cells are not delivered;"
-            f" when it is back, run: make reproduce CONFIG={config}",
+            f"MLflow   {next(iter(late.values()))}; {len(late)} cells are not delivered, the next call logs them:"
+            f" make reproduce CONFIG={config}",
             soft_wrap=True,
             markup=False,
         )
+    elif tracking == "sqlite":
+        console.print(f"MLflow   make ui CONFIG={config}", soft_wrap=True)
     elif tracking != "none":
         console.print(f"MLflow   {without_password(tracking)}", soft_wrap=True)
 
