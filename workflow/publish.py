@@ -20,10 +20,11 @@ from dataclasses import astuple
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from published_cells import check_recipe, publish_cell, publish_logits, recipe
+from published_cells import check_recipe, provenance, publish_cell, publish_logits, recipe
 
 from ztw.errors import ZtwError
 from ztw.evaluation.published_logits import REFERENCE
+from ztw.files import write_json
 from ztw.jobs.aggregate import AggregateSettings, aggregate
 from ztw.jobs.compare_methods import CompareMethodsSettings, compare_methods
 from ztw.jobs.job import Job
@@ -39,36 +40,36 @@ def publish(config: Path, target: Path, machine: str, logits: list[str]) -> None
     """Publish the finished cells of a study in a folder, beside the cells that are there, and make its tables.
 
     Raises:
-        ZtwError: when nothing is finished, when a published result would be lost, and when a cell was computed with
+        ZtwError: when nothing is finished, when a published file would be lost, and when a cell was computed with
             other settings than the study has. Nothing changes then.
     """
     study, run = check_study(read_config(config)), Layout(Path("results") / study_name(config))
-    finished = _methods(study, run)
+    finished = _methods(_results(study, run))
     if not finished:
         raise ZtwError(f"{run.folder}: nothing of the study is finished; run make reproduce first")
     with _changed(target) as made:
         for cell, methods in finished.items():
             before = sorted(made.cell(cell).rglob("*"))
             shutil.rmtree(made.cell(cell), ignore_errors=True)
-            publish_cell(study, run, made, cell, methods, machine)
-            for ics in logits if cell.seed == study.seeds[0] else ():
-                publish_logits(study, run, made, cell, ics)
+            comes_from = publish_cell(study, run, cell, methods, made)
+            write_json(made.provenance(cell), provenance(run, machine) | comes_from)
             shutil.copyfile(config, made.cell_config(cell))
+            for ics in logits if cell.seed == study.seeds[0] else ():
+                publish_logits(study, run, cell, ics, made)
             if lost := [file for file in before if not file.exists()]:
                 raise ZtwError(
-                    f"{lost[0]}: is published, {run.folder} does not have it, and it would be lost; finish the run,"
+                    f"{lost[0]}: is published and would be lost, {run.folder} does not have it; finish the run,"
                     " give --logits for predictions, or delete the file first"
                 )
         shutil.copyfile(config, made.config)
         make_tables(made)
         made.table("pipeline").unlink(missing_ok=True)
-        if finished.keys() == _methods(study, made).keys() and run.table("pipeline").is_file():
+        if finished.keys() == _methods(_results(study, made)).keys() and run.table("pipeline").is_file():
             shutil.copyfile(run.table("pipeline"), made.table("pipeline"))  # all cells are of one run
 
 
 def rebuild(folder: Path) -> None:
     """Make the tables and figures of a published study again, from its cells; nothing changes where that fails."""
-    check_study(read_config(Layout(folder).config))
     with _changed(folder) as made:
         make_tables(made)
 
@@ -79,9 +80,9 @@ def _changed(folder: Path) -> Iterator[Layout]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
         made = Path(scratch, folder.name)
+        made.mkdir()
         if folder.is_dir():
-            shutil.copytree(folder, made)
-        made.mkdir(exist_ok=True)
+            shutil.copytree(folder, made, dirs_exist_ok=True)
         try:
             yield Layout(made)
         except ZtwError as error:
@@ -91,55 +92,47 @@ def _changed(folder: Path) -> Iterator[Layout]:
         made.rename(folder)
 
 
-def _methods(study: Study, layout: Layout) -> dict[Cell, list[str]]:
-    """Return the cells that have results, and the methods that each has."""
-    found: dict[Cell, list[str]] = {}
-    for cell, method in results_of(layout, _cells(study), tuple(study.methods), partial=True):
-        found.setdefault(cell, []).append(method)
-    return found
+def _results(study: Study, layout: Layout, partial: bool = True) -> list[tuple[Cell, str]]:
+    """List every cell with every method; partial: those that have results."""
+    cells = [Cell(*names, seed) for names in study.cells for seed in study.seeds]
+    return results_of(layout, cells, tuple(study.methods), partial)
 
 
-def _cells(study: Study) -> list[Cell]:
-    return [Cell(*names, seed) for names in study.cells for seed in study.seeds]
+def _methods(results: list[tuple[Cell, str]]) -> dict[Cell, list[str]]:
+    cells = dict.fromkeys(cell for cell, _ in results)
+    return {cell: [method for of, method in results if of == cell] for cell in cells}
 
 
 def make_tables(made: Layout) -> None:
-    """Write the tables and figures of all cells that are there.
-
-    Times of two cells may be of two machines: those of the first that has some are shown.
-    """
+    """Write the tables and figures of all cells that are there, the times of the first seed that has some."""
     study = check_study(read_config(made.config))
-    found, methods = _methods(study, made), tuple(study.methods)
-    _check(study, made, found)
+    methods, evaluation = tuple(study.methods), study.evaluation
+    found = _checked(study, made)
     for file in [*made.folder.glob("tables/latency.*"), *made.folder.glob("figures/*")]:
         file.unlink()
-    job, evaluation, cells = Job(made), study.evaluation, tuple(map(astuple, found))
-    timed = {(cell.dataset, cell.arch): cell for cell in reversed(found) if made.latency(cell).is_file()}
-    times = tuple(astuple(timed[names]) for names in study.cells if names in timed)
-    compare_methods(job, CompareMethodsSettings(evaluation, methods, cells), partial=True)
-    aggregate(job, AggregateSettings(methods, evaluation, cells, times), partial=True)
-    for names in dict.fromkeys((cell.dataset, cell.arch) for cell in found):
-        plotted = PlotFiguresSettings(
-            *names, study.seeds, study.families, methods, evaluation, names in timed
-        )
-        plot_figures(job, figure_title(*names), plotted, partial=True)
-    for file in [
-        *made.folder.rglob(".*.sha256"),
-        *made.folder.glob("figures/*.pdf"),
-    ]:  # git vouches for files
+    timed = {(c.dataset, c.arch): astuple(c) for c in reversed(found) if made.latency(c).is_file()}
+    cells, times = tuple(map(astuple, found)), tuple(timed[names] for names in study.cells if names in timed)
+    compare_methods(Job(made), CompareMethodsSettings(evaluation, methods, cells), partial=True)
+    aggregate(Job(made), AggregateSettings(methods, evaluation, cells, times), partial=True)
+    for dataset, arch in dict.fromkeys((cell.dataset, cell.arch) for cell in found):
+        drawn = dataset, arch, study.seeds, study.families, methods, evaluation, (dataset, arch) in timed
+        plot_figures(Job(made), figure_title(dataset, arch), PlotFiguresSettings(*drawn), partial=True)
+    # git vouches for files
+    for file in [*made.folder.rglob(".*.sha256"), *made.folder.glob("figures/*.pdf")]:
         file.unlink()
 
 
-def _check(study: Study, made: Layout, found: dict[Cell, list[str]]) -> None:
-    """Check that the study names every cell and has its settings, and say what is missing."""
-    every = results_of(made, _cells(study), tuple(study.methods))
-    if others := set(made.folder.rglob("metrics/*.json")) - {made.metrics(*of) for of in every}:
+def _checked(study: Study, made: Layout) -> dict[Cell, list[str]]:
+    """Return the cells that are there with their methods, if the study names all and has their settings."""
+    every, found = _results(study, made, partial=False), _results(study, made)
+    if others := set(made.folder.rglob("metrics/*.json")) - {made.metrics(*result) for result in every}:
         raise ZtwError(f"{min(others)}: {made.config} does not name it; publish with a CONFIG that does")
-    for cell, methods in found.items():
+    for cell, methods in _methods(found).items():
         was = check_study(read_config(made.cell_config(cell)))
         check_recipe(recipe(was, made, cell, methods), recipe(study, made, cell, methods))
-    if missing := [f"{method} of {cell}" for cell, method in every if method not in found.get(cell, ())]:
-        print(f"{len(missing)} of {len(every)} results are missing, n is smaller: {', '.join(missing)}")
+    for cell, methods in _methods([result for result in every if result not in found]).items():
+        print(f"{cell}: no results of {', '.join(methods)}; n is smaller")
+    return _methods(found)
 
 
 def main() -> int:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from datetime import date
-from hashlib import sha256 as digest
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,6 @@ from ztw.study.settings import Study
 # Of a method's curves: what a figure or another choice of thresholds needs
 NAMES = ["dataset", "arch", "seed", "method", "split"]
 NUMBERS = {"parameter": "float64", "accuracy": "float32", "relative_cost": "float32"}
-TRAINING = ("device", "precision", "threads", "versions")
 Recipe = dict[Path, dict[str, Any]]
 
 
@@ -56,10 +55,12 @@ def check_recipe(had: Recipe, wanted: Recipe) -> None:
                 raise ZtwError(f"{file}: computed with {name} {was}, the study has {value}; compute it again")
 
 
-def publish_cell(
-    study: Study, run: Layout, target: Layout, cell: Cell, methods: list[str], machine: str
-) -> None:
-    """Copy what tables and figures are made of, names of machines as digests, and write where it comes from."""
+def publish_cell(study: Study, run: Layout, cell: Cell, methods: list[str], target: Layout) -> dict[str, Any]:
+    """Copy what tables and figures are made of; returns where the numbers come from.
+
+    Names of machines become digests. trainings: on what and with what each network was trained, and for how long; IC
+    sets that were trained alike share a pass and its seconds.
+    """
     wanted = recipe(study, run, cell, methods)
     results = {file: read_json(file) for file in sorted(wanted) if file.suffix == ".json" and file.is_file()}
     had = {file: result["settings"] for file, result in results.items()}
@@ -67,7 +68,7 @@ def publish_cell(
     for method in methods:
         metrics = results[run.metrics(cell, method)]
         for part in metrics["computed"]:
-            part["host"] = f"host {digest(part['host'].encode()).hexdigest()[:6]}"
+            part["host"] = f"host {hashlib.sha256(part['host'].encode()).hexdigest()[:6]}"
         write_json(target.metrics(cell, method), metrics)
         _publish_curves(run.curves(cell, method), target.curves(cell, method))
         check_seal(run.correct(cell, method))
@@ -78,7 +79,21 @@ def publish_cell(
         rows = [{key: row[key] for key in row if key != "host"} for row in times["rows"]]
         write_json(target.latency(cell), times | {"rows": rows})
     homes = {run.cell(cell.with_arch(study.methods[method].static or cell.arch)) for method in methods}
-    write_json(target.provenance(cell), _provenance(run, homes, results, machine))
+    logits = [file for home in homes for file in home.glob("*predictions/**/*.safetensors")]
+    trained = {file: result for file, result in results.items() if "history" in result}
+    return {
+        "versions": metrics["versions"],
+        "trainings": {str(file.relative_to(run.folder)): _training(own) for file, own in trained.items()},
+        "logits_sha256": {str(file.relative_to(run.folder)): sha256(file) for file in logits},
+    }
+
+
+def _training(result: dict[str, Any]) -> dict[str, Any]:
+    seconds = round(sum(epoch["seconds"] for epoch in result["history"]))
+    return {
+        "seconds": seconds,
+        **{key: result[key] for key in ("device", "precision", "threads", "versions")},
+    }
 
 
 def _publish_curves(source: Path, path: Path) -> None:
@@ -89,34 +104,16 @@ def _publish_curves(source: Path, path: Path) -> None:
     rows.to_parquet(path, index=False, compression="zstd", compression_level=19, **together)
 
 
-def _provenance(
-    run: Layout, folders: set[Path], results: dict[Path, dict[str, Any]], machine: str
-) -> dict[str, Any]:
-    """Return where a cell's numbers come from.
-
-    seconds: of the run that the cell is of, by rule. trainings: on what and with what each network was trained, and
-    for how long; IC sets that were trained alike share a pass and its seconds.
-    """
+def provenance(run: Layout, machine: str) -> dict[str, Any]:
+    """Return when, where and by what code a run is published; seconds: of its jobs, by rule."""
     pipeline = run.table("pipeline")
-    trained = {str(file.relative_to(run.folder)): own for file, own in results.items() if "history" in own}
-    logits = [file for folder in folders for file in folder.glob("*predictions/**/*.safetensors")]
     rows = read_rows(pipeline) if pipeline.is_file() else []
-    return {
-        "date": date.today().isoformat(),
-        "machine": machine,
-        "published_at": code_version(),
-        "versions": next(own["versions"] for own in results.values() if "metrics" in own),
-        "seconds": {row["rule"]: round(float(row["seconds"])) for row in rows},
-        "trainings": {
-            name: {key: own[key] for key in TRAINING}
-            | {"seconds": round(sum(row["seconds"] for row in own["history"]))}
-            for name, own in trained.items()
-        },
-        "logits_sha256": {str(file.relative_to(run.folder)): sha256(file) for file in logits},
-    }
+    seconds = {row["rule"]: round(float(row["seconds"])) for row in rows}
+    today = date.today().isoformat()
+    return {"date": today, "machine": machine, "published_at": code_version(), "seconds": seconds}
 
 
-def publish_logits(study: Study, run: Layout, target: Layout, cell: Cell, ics: str) -> None:
+def publish_logits(study: Study, run: Layout, cell: Cell, ics: str, target: Layout) -> None:
     """Publish the predictions of an IC set for validation and test images."""
     method = next((name for name, row in study.methods.items() if row.ics == ics), None)
     if method is None:

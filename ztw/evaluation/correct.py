@@ -23,7 +23,8 @@ def write_correct(path: Path, correct: Mapping[str, Tensor]) -> None:
     packed = {
         name: torch.from_numpy(np.packbits(own.numpy(), bitorder="little")) for name, own in correct.items()
     }
-    write_tensors(path, packed, {name: str(len(own)) for name, own in correct.items()})
+    samples = {name: str(len(own)) for name, own in correct.items()}
+    write_tensors(path, packed, samples or None)  # an empty text cannot be read again
 
 
 def read_correct(path: Path) -> dict[str, Tensor]:

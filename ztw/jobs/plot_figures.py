@@ -50,9 +50,7 @@ def plot_figures(job: Job, title: str, settings: PlotFiguresSettings, partial: b
         save(figure, job.layout.figure(title, name))
 
 
-def _figures(
-    layout: Layout, settings: PlotFiguresSettings, partial: bool
-) -> Iterator[tuple[str, Figure]]:
+def _figures(layout: Layout, settings: PlotFiguresSettings, partial: bool) -> Iterator[tuple[str, Figure]]:
     names, evaluation = (settings.dataset, settings.arch), settings.evaluation
     title, protocol = ", ".join(names), evaluation.protocols[0]
     metrics = read_metrics(layout.table("metrics"))
