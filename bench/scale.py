@@ -22,10 +22,10 @@ import yaml
 
 import ztw
 from ztw.catalogue.datasets import DATASETS
-from ztw.jobs.cell import CellFiles, CellNetworks
+from ztw.jobs.cell import CellNetworks
 from ztw.study.config import check_study, read_config
 from ztw.study.images import image_channels, image_size
-from ztw.study.layout import Cell
+from ztw.study.layout import Cell, Layout
 from ztw.study.settings import Study
 from ztw.study.training_settings import BackboneBuild
 
@@ -85,7 +85,7 @@ def cell_work(study: Study, dataset: str, arch: str) -> tuple[dict[str, float], 
         "size": image_size(study.data, dataset),
     }
     build = BackboneBuild(**{key: getattr(settings.backbone, key) for key in BackboneBuild.model_fields})
-    networks = CellNetworks(Cell(dataset, arch, study.seeds[0]), CellFiles(""), sets, build)
+    networks = CellNetworks(Layout(ROOT), Cell(dataset, arch, study.seeds[0]), build, sets)
     networks.__dict__["record"] = record  # of a data set that is not here
     backbone = networks.untrained_backbone()
     base, images = ztw.macs(backbone), IMAGES[dataset]

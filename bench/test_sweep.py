@@ -60,7 +60,7 @@ def test_plain_loop(benchmark, data):
     benchmark.pedantic(lambda: plain_sweep(*data, thresholds), rounds=1)
 
 
-@pytest.mark.parametrize("rule", list(ztw.RULES))
+@pytest.mark.parametrize("rule", ztw.list_rules())
 def test_sweep(benchmark, data, rule):
     name(benchmark, data, f"ztw.sweep {rule}, its own grid")
     curve = benchmark(lambda: ztw.sweep(*data, rule))

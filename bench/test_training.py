@@ -68,7 +68,7 @@ def test_backbone(benchmark, batch):
 
 @pytest.mark.parametrize("arch", ["resnet56", "vgg16_bn", "mobilenet"])
 def test_memory_kept(benchmark, arch):
-    """What `ztw.keep_freed_memory` gains; the reference runs in a process of its own, see the Makefile."""
+    """What `ztw.device.keep_freed_memory` gains; the reference runs in a process of its own, see the Makefile."""
     given_back = "FREED_MEMORY_GIVEN_BACK" in os.environ
     benchmark.group = f"{arch}, backbone: is freed memory kept? An epoch of 50,000"
     what = "reference: freed memory given back" if given_back else "freed memory kept"

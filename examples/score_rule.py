@@ -12,12 +12,10 @@ def right_at(budget: float, rule: str, predictions: ztw.Predictions, ensemble: z
     """Which test images a rule answers rightly (N,); its threshold is chosen on the validation images."""
     logits, labels = predictions.validation
     curve = ztw.sweep(ensemble(logits), labels, predictions.cost, rule)
-    (index,) = ztw.at_budget(curve, [budget], predictions.base_cost)
-    assert index is not None, "a budget below the first exit's cost"
-    chosen = ztw.RULES[rule](float(curve.parameter[index]))
+    (threshold,) = ztw.parameter_at_budget(curve, [budget], predictions.base_cost).tolist()
     logits, labels = predictions.test
     answers = ensemble(logits)
-    _, leaves_at = ztw.decide(answers, chosen)
+    _, leaves_at = ztw.simulate_exits(answers, f"{rule} {threshold}")
     return answers[leaves_at, torch.arange(len(labels))].argmax(-1) == labels
 
 

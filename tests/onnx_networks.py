@@ -73,7 +73,7 @@ def rule_through_the_middle(network: ztw.EarlyExitNetwork, name: str, per_exit: 
     answers = logits if network.ensemble is None else network.ensemble(logits)
     if not issubclass(kind, ThresholdRule):
         rules: list[ztw.ExitRule] = [kind(t) for t in (1, 2)]  # type: ignore[call-arg]
-        return max(rules, key=lambda rule: len(ztw.decide(answers, rule)[0].unique()))
+        return max(rules, key=lambda rule: len(ztw.simulate_exits(answers, rule)[0].unique()))
     scores = exit_scores(answers, kind)[:-1]
     if not per_exit:
         return kind(float(kind.thresholds(widest_gap(scores.flatten()))))

@@ -8,8 +8,13 @@ from conftest import small_network
 
 import ztw
 from ztw import testing
+from ztw.exits.ensembles import ENSEMBLES
+from ztw.exits.rules import RULES
+from ztw.exits.thresholds import THRESHOLDS
+from ztw.models.architectures import BACKBONES
+from ztw.models.heads import HEADS
 
-SMALL_BACKBONES = [name for name in ztw.BACKBONES if name not in ("resnet56", "resnet110")]
+SMALL_BACKBONES = [name for name in BACKBONES if name not in ("resnet56", "resnet110")]
 SHAPES: list[tuple[int, ...]] = [(16, 28, 28), (32, 14, 14), (64, 7, 7), (8, 3, 3), (8, 1, 1), (12,), (5, 12)]
 
 
@@ -26,7 +31,7 @@ def test_backbone(arch, size):
     testing.check_backbone(arch, size)
 
 
-@pytest.mark.parametrize("head", list(ztw.HEADS))
+@pytest.mark.parametrize("head", ztw.list_heads())
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(
     "options", [{}, {"pooling": "avg", "width": 0.5}, {"pooling": "max", "layer_norm": True}]
@@ -35,17 +40,17 @@ def test_head(head, shape, options):
     testing.check_head(head, [shape], **options)
 
 
-@pytest.mark.parametrize("kind", list(ztw.ENSEMBLES))
+@pytest.mark.parametrize("kind", ztw.list_ensembles())
 def test_ensemble(kind):
     testing.check_ensemble(kind)
 
 
-@pytest.mark.parametrize("rule", list(ztw.RULES))
+@pytest.mark.parametrize("rule", ztw.list_rules())
 def test_rule(rule):
     testing.check_rule(rule)
 
 
-@pytest.mark.parametrize("choice", list(ztw.THRESHOLDS))
+@pytest.mark.parametrize("choice", ztw.list_thresholds())
 def test_thresholds(choice):
     testing.check_thresholds(choice)
 
@@ -54,9 +59,9 @@ def test_dataset():
     testing.check_dataset("digits")
 
 
-@pytest.mark.parametrize("ics", list(ztw.CONNECTIONS))
+@pytest.mark.parametrize("ics", ztw.list_connections())
 @pytest.mark.parametrize("placement", ["all", [0, 2], [0.3, 0.9]])
-@pytest.mark.parametrize("kind", [None, *ztw.ENSEMBLES])
+@pytest.mark.parametrize("kind", [None, *ztw.list_ensembles()])
 def test_network(ics, placement, kind):
     network = small_network(ics, placement)
     images = torch.randn(3, 1, 10, 10)
@@ -73,9 +78,9 @@ def test_network(ics, placement, kind):
     assert cost[-1] > ztw.macs(network.backbone)
 
 
-@pytest.mark.parametrize("ics", list(ztw.CONNECTIONS))
-@pytest.mark.parametrize("kind", [None, *ztw.ENSEMBLES, "median"])
-@pytest.mark.parametrize("rule", list(ztw.RULES))
+@pytest.mark.parametrize("ics", ztw.list_connections())
+@pytest.mark.parametrize("kind", [None, *ztw.list_ensembles(), "median"])
+@pytest.mark.parametrize("rule", ztw.list_rules())
 def test_infer_is_sweep_sample_by_sample(ics, kind, rule):
     network = small_network(ics)
     count = 16
@@ -115,7 +120,22 @@ def test_infer_refuses_thresholds_for_another_number_of_exits():
 
 
 def test_public_names_exist():
-    for name in ztw.__all__:
+    assert {"build_network", "ZtwError", "train_exits"} <= set(dir(ztw))
+    for name in dir(ztw):
         assert getattr(ztw, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nope'"):
-        _ = ztw.nope
+        _ = ztw.nope  # type: ignore[attr-defined]
+
+
+def test_a_star_import_brings_the_public_names_alone():
+    names: dict = {}
+    exec("from ztw import *", names)
+    assert names.keys() - {"__builtins__"} == set(dir(ztw))
+
+
+def test_lists_of_names():
+    assert (ztw.list_rules(), ztw.list_heads()) == (list(RULES), list(HEADS))
+    assert (ztw.list_ensembles(), ztw.list_thresholds()) == (list(ENSEMBLES), list(THRESHOLDS))
+    assert ztw.list_connections() == ["independent", "cascade", "cascade_detached", "boosted"]
+    assert [*BACKBONES] == ztw.list_backbones()[: len(BACKBONES)]
+    assert ztw.list_backbones()[-1] == "torchvision/vit_l_32"

@@ -13,6 +13,7 @@ import ztw
 from ztw.data.prepare import prepare_dataset
 from ztw.data.splits import cell_splits
 from ztw.evaluation.calibration import fit_temperatures
+from ztw.exits.thresholds import candidates
 from ztw.study.settings import DataSettings
 
 IMAGES, LABELS = next(stripes(40).batches(40))
@@ -78,13 +79,13 @@ def of_logits(path: str) -> list[torch.Tensor]:
     logits = 3 * torch.randn(4, 200, 5, generator=generator, dtype=torch.float32)
     labels = torch.randint(5, (200,), generator=generator)
     cost = torch.tensor([1.0, 2.0, 4.0, 8.0], dtype=torch.float64)
-    curves = [ztw.sweep(logits, labels, cost, rule) for rule in ztw.RULES]
+    curves = [ztw.sweep(logits, labels, cost, rule) for rule in ztw.list_rules()]
     return [
-        *(ztw.fit_ensemble(logits, labels, kind)(logits) for kind in ztw.ENSEMBLES),
+        *(ztw.fit_ensemble(logits, labels, kind)(logits) for kind in ztw.list_ensembles()),
         *(curve.accuracy for curve in curves),
         *(
-            ztw.candidates(name, logits, labels, cost, "max_softmax", 50).thresholds
-            for name in ztw.THRESHOLDS
+            candidates(name, logits, labels, cost, "max_softmax", 50).thresholds
+            for name in ztw.list_thresholds()
         ),
         ztw.accuracy_at_budget(curves[0], [0.5, 1.0], 8.0),
         ztw.hindsight_improvability(logits, labels),

@@ -12,7 +12,7 @@ import tiny_study
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "workflow"))
-from gpus import count_gpus  # noqa: E402
+from machine import count_gpus  # noqa: E402
 
 
 @pytest.fixture
@@ -56,7 +56,8 @@ def test_none_where_nothing_lists_any(four_gpus, monkeypatch):
 
 
 def test_counting_imports_no_torch():
-    code = f"import sys; sys.path.insert(0, {str(ROOT / 'workflow')!r}); import gpus; sys.exit('torch' in sys.modules)"
+    path = f"import sys; sys.path[:0] = [{str(ROOT / 'workflow')!r}, {str(ROOT)!r}]; "
+    code = f"{path} import machine; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -15,6 +15,7 @@ from rich.console import Console
 import ztw
 
 ROOT = Path(__file__).parents[1]
+RUN_ID = '{"event": "info", "message": "SLURM run ID: 1234-abcd"}\n'
 WITHOUT_LOCKS = [errno.ENOTSUP, errno.ENOSYS, errno.EINVAL, errno.ENOLCK]
 
 
@@ -44,7 +45,7 @@ def test_a_second_run_in_one_folder_is_told_of_the_first(only_run):
 
 
 @pytest.mark.parametrize("code", WITHOUT_LOCKS, ids=errno.errorcode.__getitem__)
-def test_without_file_locks_it_warns_and_goes_on(only_run, monkeypatch, capsys, code):
+def test_without_file_locks_it_warns_and_runs(only_run, monkeypatch, capsys, code):
     refuse_locks(monkeypatch, code)
     with only_run(Console()):
         pass
@@ -67,10 +68,35 @@ def test_without_file_locks_a_run_on_this_machine_is_still_found(only_run, monke
         assert Path("results/.lock").read_text() == str(os.getpid())
 
 
+@pytest.mark.parametrize("folder", [".", "elsewhere"])
+def test_what_a_killed_run_of_this_folder_left_at_work_is_stopped(only_run, tmp_path, folder):
+    """Two runs must not write the same files; a run in another folder goes on."""
+    own = {**os.environ, "ZTW_RUN": str((tmp_path / folder).resolve())}
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, env=own) as orphan:
+        with only_run(Console()):
+            assert (orphan.poll() is None) == (folder == "elsewhere")
+        orphan.communicate()
+
+
+def test_a_lock_of_snakemake_is_removed_unless_one_is_at_work(only_run, tmp_path):
+    lock = Path(".snakemake/locks/0.input.lock")
+    lock.parent.mkdir(parents=True)
+    lock.touch()
+    (tmp_path / "snakemake").write_text("input()")
+    command = [sys.executable, str(tmp_path / "snakemake")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as snakemake:
+        match = rf"a snakemake run is at work in this folder \(process {snakemake.pid}\)"
+        with pytest.raises(ztw.ZtwError, match=match), only_run(Console()):
+            pass
+        snakemake.communicate(b"\n")
+    with only_run(Console()):
+        assert not lock.exists()
+
+
 def test_what_a_killed_run_was_writing_is_removed(only_run, tmp_path):
     from one_run import remove_scratch
 
-    kept = [".a.json.sha256", "a.json", ".finished", "mlflow.db.broken1", "deep/.hidden"]
+    kept = [".a.json.sha256", "a.json", "mlflow.db.broken1", "deep/.hidden"]
     store = f".mlflow.db.{'0a' * 16}"
     for name in [*kept, ".a.json.4711", "deep/.step-7.safetensors.12", store, f"{store}-journal"]:
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -101,12 +127,12 @@ def test_what_a_run_left_with_slurm_is_cancelled(scancel, monkeypatch, tmp_path)
     from one_run import cancel_cluster_jobs
 
     asked = scancel(0)
-    log = tmp_path / "snakemake.log"
+    log = tmp_path / "events.jsonl"
     cancel_cluster_jobs(log)
-    log.write_text("Building DAG of jobs...\n")
+    log.write_text('{"event": "info", "message": "Building DAG of jobs..."}\n')
     cancel_cluster_jobs(log)
     assert not asked.exists(), "it left nothing"
-    log.write_text("SLURM run ID: 1234-abcd\nJob 4 has been submitted with SLURM jobid 17\n")
+    log.write_text(RUN_ID)
     cancel_cluster_jobs(log)
     assert asked.read_text() == "--name 1234-abcd\n"
 
@@ -116,8 +142,8 @@ def test_a_slurm_that_does_not_cancel_is_told(scancel, monkeypatch, tmp_path):
     from one_run import cancel_cluster_jobs
 
     scancel(1)
-    log = tmp_path / "snakemake.log"
-    log.write_text("SLURM run ID: 1234-abcd\n")
+    log = tmp_path / "events.jsonl"
+    log.write_text(RUN_ID)
     with pytest.raises(
         ztw.ZtwError, match=r"\(Unable to contact\); cancel them \(scancel --name 1234-abcd\)"
     ):

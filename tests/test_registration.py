@@ -14,6 +14,11 @@ from ztw import testing
 from ztw.catalogue.parts import PARTS, PLUGINS
 from ztw.data.prepare import prepare_dataset
 from ztw.data.splits import open_split
+from ztw.exits.ensembles import ENSEMBLES
+from ztw.exits.rules import RULES
+from ztw.exits.thresholds import THRESHOLDS, candidates
+from ztw.models.architectures import BACKBONES
+from ztw.models.heads import HEADS
 from ztw.study.plugins import forget, load_plugins
 from ztw.study.settings import DataSettings
 
@@ -33,7 +38,7 @@ class Margin(ztw.ThresholdRule):
 
 class Half(ztw.ThresholdChoice):
     def candidates(self, logits, labels, cost, rule, points=1000):
-        found = ztw.candidates("shared", logits, labels, cost, rule, points)
+        found = candidates("shared", logits, labels, cost, rule, points)
         return ztw.Candidates(found.parameter[::2], found.thresholds[::2])
 
 
@@ -99,7 +104,7 @@ def test_every_kind_is_in_its_table_and_keeps_the_contract(tmp_path):
     assert record["plugins"] == PLUGINS == {}
     assert open_split(record, DataSettings(), "test").labels.tolist() == [0, 1, 2, 0, 1, 2]
     forget()
-    tables = (ztw.RULES, ztw.ENSEMBLES, ztw.HEADS, ztw.THRESHOLDS, ztw.BACKBONES)
+    tables = (RULES, ENSEMBLES, HEADS, THRESHOLDS, BACKBONES)
     assert not {"margin", "largest", "linear", "half", "two"} & {name for table in tables for name in table}
     with pytest.raises(ztw.ZtwError, match="unknown data set 'squares'"):
         testing.check_dataset("squares")
@@ -107,7 +112,7 @@ def test_every_kind_is_in_its_table_and_keeps_the_contract(tmp_path):
 
 def test_a_decorator_gives_back_what_it_is_given():
     assert ztw.register("rule", "margin")(Margin) is Margin
-    assert ztw.RULES["margin"] is Margin
+    assert RULES["margin"] is Margin
     ztw.register("rule", "margin", Margin)  # a notebook's cell, once more
     assert list(PARTS) == [("rule", "margin")]
     with pytest.raises(ztw.ZtwError, match=r"rule 'margin': is registered already, by \w*test_registration"):
@@ -181,9 +186,9 @@ def test_the_example_keeps_the_contract_and_computes_what_it_says():
     load_plugins([str(Path(__file__).parents[1] / "examples/my_parts.py")])
     testing.check_registered()
     log_probs = torch.tensor([[[0.5, 0.3, 0.2]], [[0.7, 0.2, 0.1]], [[0.1, 0.1, 0.8]]]).log()
-    scores, state = ztw.RULES["margin"].score(log_probs[:, 0], ())
+    scores, state = RULES["margin"].score(log_probs[:, 0], ())
     torch.testing.assert_close(scores, torch.tensor([0.2, 0.5, 0.7]))
     assert state == ()
-    median = ztw.ENSEMBLES["median"](3, 3)
+    median = ENSEMBLES["median"](3, 3)
     torch.testing.assert_close(median.combine(log_probs).exp(), torch.tensor([[0.5, 0.2, 0.2]]))
     torch.testing.assert_close(median.combine(log_probs[:2])[0, 0].exp().square(), torch.tensor(0.35))

@@ -1,32 +1,87 @@
-"""What the screen says of jobs, from their logs."""
+"""What the screen says of jobs, from Snakemake's events and their logs."""
 
 from __future__ import annotations
 
 import io
 import itertools
+import json
+import logging
 import os
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
+from snakemake_interface_logger_plugins.common import LogEvent
+from snakemake_interface_logger_plugins.tests import TestLogHandlerBase
 
 ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT / "workflow"), str(ROOT / "workflow/logger")]
+from screen import Screen, undelivered  # noqa: E402
+from snakemake_logger_plugin_ztw import LogHandler  # noqa: E402
+
+from ztw.files import write_json  # noqa: E402
+
 LATER = itertools.count(1)
+NUMBERS = {"prepare_dataset": 1, "train_ics": 2, "predict": 3, "evaluate": 4}
+
+
+class TestPlugin(TestLogHandlerBase):
+    """The tests that Snakemake has for every logger plugin."""
+
+    __test__ = True
+
+    def get_log_handler_cls(self):
+        return LogHandler
+
+    def get_log_handler_settings(self):
+        return None
+
+
+def test_an_event_is_one_line_of_json(monkeypatch, tmp_path):
+    monkeypatch.setattr(LogHandler, "baseFilename", str(tmp_path / "events.jsonl"))
+    plugin = TestPlugin()
+    handler = plugin._create_handler()
+    handler.emit(plugin._create_event_record(LogEvent.PROGRESS, "two\nlines", done=1, total=2))
+    handler.emit(logging.makeLogRecord({"msg": "plain", "levelname": "INFO", "secret": "no field"}))
+    assert [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()] == [
+        {"event": "progress", "message": "two\nlines", "done": 1, "total": 2},
+        {"event": "info", "message": "plain"},
+    ]
 
 
 @pytest.fixture
-def screen(monkeypatch, tmp_path):
-    monkeypatch.syspath_prepend(str(ROOT / "workflow"))
-    from screen import Screen
-
-    (tmp_path / "snakemake.log").write_text("")
-    earlier = tmp_path / "prepare_dataset/earlier.log"
+def screen(tmp_path):
+    earlier = tmp_path / "prepare_dataset/cell.log"
     earlier.parent.mkdir()
     earlier.write_text("progress: started\nerror: of yesterday\n")
-    return Screen(Console(file=io.StringIO(), width=200), tmp_path, tmp_path / "snakemake.log")
+    screen = Screen(Console(file=io.StringIO(), width=200), tmp_path)
+    screen.log.write_text("")
+    screen.events.write_text("")
+    return screen
+
+
+def tell(screen, event: str, message: str = "", **fields: Any) -> None:
+    """Let Snakemake say something."""
+    with screen.events.open("a") as file:
+        file.write(json.dumps({"event": event, "message": message, **fields}) + "\n")
+
+
+def start(screen, rule: str) -> None:
+    """Let Snakemake start a job of a rule."""
+    log = screen.logs / rule / "cell.log"
+    tell(screen, "job_info", jobid=NUMBERS[rule], rule_name=rule, log=[str(log)])
+    screen.update()
+
+
+def fail(screen, rule: str, message: str | None = None) -> None:
+    tell(screen, "job_error", jobid=NUMBERS[rule], rule_msg=message)
+    screen.update()
 
 
 def write(screen, rule: str, *lines: str) -> None:
+    """Let a job write its log, at a time of its own."""
     log = screen.logs / rule / "cell.log"
     log.parent.mkdir(exist_ok=True)
     log.write_text("\n".join(lines) + "\n")
@@ -39,55 +94,128 @@ def said(screen) -> list[str]:
     return screen.console.file.getvalue().splitlines()
 
 
+def errors(screen) -> list[str]:
+    screen.explain_failure()
+    return [line for line in said(screen) if line.startswith("error:")]
+
+
+def picture(screen) -> str:
+    with screen.console.capture() as shown:
+        screen.console.print(screen._picture())
+    return shown.get()
+
+
 def test_a_job_is_told_once_when_it_is_done(screen):
+    start(screen, "predict")
     write(screen, "predict", "progress: started", "done: 0:07")
     screen.update()
     assert said(screen) == ["✓ predict  cell  0:07  "]
 
 
+def test_a_log_of_an_earlier_run_says_nothing(screen):
+    start(screen, "prepare_dataset")
+    assert "1 queued" in picture(screen)
+    assert errors(screen)[0] != "error: prepare_dataset  cell: of yesterday"
+
+
 def test_a_retry_that_ends_well_takes_the_failure_back(screen):
+    start(screen, "predict")
     write(screen, "predict", "progress: started", "error: memory ran out")
-    assert screen.failures
+    fail(screen, "predict")
+    start(screen, "predict")
     write(screen, "predict", "progress: started")
     write(screen, "predict", "progress: started", "done: 0:07")
     assert said(screen) == ["✓ predict  cell  0:07  "]
-    assert not screen.failures
-    assert not screen.running
+    assert "memory ran out" not in errors(screen)[0]
+
+
+def test_a_retry_that_starts_before_the_failure_was_read_is_followed(screen):
+    start(screen, "predict")
+    write(screen, "predict", "progress: started", "error: memory ran out")
+    start(screen, "predict")
+    write(screen, "predict", "progress: started", "done: 0:07")
+    assert said(screen) == ["✓ predict  cell  0:07  "]
 
 
 def test_jobs_that_fail_alike_share_a_line(screen):
     for rule in ("predict", "evaluate"):
+        start(screen, rule)
         write(screen, rule, "progress: started", "error: a.json: altered")
-    screen.explain_failure()
-    (told,) = [line for line in said(screen) if line.startswith("error:")]
-    assert told == "error: predict  cell, evaluate  cell: a.json: altered"
+    assert errors(screen) == ["error: predict  cell, evaluate  cell: a.json: altered"]
 
 
-@pytest.mark.parametrize(
-    "words", ["died with <Signals.SIGKILL: 9>", "SLURM-job '7' failed, SLURM status is: 'OUT_OF_MEMORY'"]
-)
-def test_a_killed_job_may_have_run_out_of_memory(screen, words):
+@pytest.mark.parametrize("local", [True, False])
+def test_a_killed_job_may_have_run_out_of_memory(screen, local):
+    start(screen, "train_ics")
     write(screen, "train_ics", "progress: started")
-    screen.snakemake_log.write_text(words)
-    screen.explain_failure()
-    assert "raise mem_mb of train_ics in the profile" in said(screen)[0]
-    assert said(screen)[0].endswith("call the same command again")
+    if local:
+        tell(screen, "error", "Command 'python' died with <Signals.SIGKILL: 9>.")
+    fail(screen, "train_ics", None if local else "SLURM-job '7' failed, SLURM status is: 'OUT_OF_MEMORY'")
+    (line,) = errors(screen)
+    assert "raise mem_mb of train_ics in the profile" in line
+    assert line.endswith("run the same command again")
 
 
-def test_what_is_handed_over_and_has_not_begun_is_queued(screen):
-    words = "".join(f"rule {rule}:\n    log: {screen.logs}/{rule}/cell.log\n" for rule in "abc")
-    screen.snakemake_log.write_text(words + "1 of 9 steps (11%) done\n")
-    write(screen, "b", "progress: started")
-    with screen.console.capture() as shown:
-        screen.console.print(screen._picture())
-    assert "1 of 9 steps, 2 queued" in shown.get()
+def test_a_job_that_never_started_is_told_in_snakemake_s_words(screen):
+    start(screen, "train_ics")
+    fail(screen, "train_ics", "SLURM sbatch failed:\n no such partition")
+    assert errors(screen) == ["error: train_ics  cell: SLURM sbatch failed: no such partition"]
+
+
+def test_snakemake_s_own_error_is_told_where_no_job_has_failed(screen):
+    screen.log.write_text("usage: ...\nerror: argument --logger: invalid choice\n\n")
+    assert errors(screen) == ["error: error: argument --logger: invalid choice"]
+    tell(screen, "error", 'WorkflowError in file "Snakefile":\nseeds: is empty')
+    screen.update()
+    assert errors(screen)[-1] == 'error: WorkflowError in file "Snakefile": seeds: is empty'
+
+
+def test_half_an_event_is_waited_for_or_skipped(screen):
+    with screen.events.open("a") as file:
+        file.write('{"event": "error", ')
+    screen.update()
+    with screen.events.open("a") as file:
+        file.write('"message": "late"}\n{"event": "err\n')
+    screen.update()
+    assert screen.errors == ["late"]
+
+
+def test_what_is_handed_over_and_has_not_started_is_queued(screen):
+    tell(screen, "run_info", stats={"predict": 1, "total": 9})
+    for rule in ("predict", "train_ics", "evaluate"):
+        start(screen, rule)
+    write(screen, "evaluate", "progress: started", "done: 0:01")
+    write(screen, "predict", "progress: started")
+    assert "1 of 9 steps, 1 queued" in picture(screen)
 
 
 def test_what_was_left_out_is_seen_and_once(screen):
     told = ["progress: started", "note: train: skipped 3 .gif", "progress: decoding"]
+    start(screen, "prepare_dataset")
     write(screen, "prepare_dataset", *told)
     write(screen, "prepare_dataset", *told, "progress: 12 images", "done: 0:01")
     assert [line for line in said(screen) if line[0] != " "] == [
         "! prepare_dataset  cell  train: skipped 3 .gif",
         "✓ prepare_dataset  cell  0:01  12 images",
     ]
+
+
+def test_cells_that_are_not_delivered_are_found(tmp_path):
+    cell = tmp_path / "digits/torchvision/resnet18"
+    write_json(cell / "seed0/runs.json", {"runs": {}})
+    write_json(cell / "seed1/runs.json", {"undelivered": "it is away"})
+    assert undelivered(tmp_path) == {cell / "seed1/runs.json": "it is away"}
+
+
+@pytest.mark.parametrize(("newer", "old"), [(None, True), ("tables", False), ("report.html", True)])
+def test_the_report_is_written_where_something_is_newer(tmp_path, newer, old):
+    from watch import report_is_old
+
+    (tmp_path / "tables").mkdir()
+    table, report = tmp_path / "tables/metrics.csv", tmp_path / "report.html"
+    assert not report_is_old(tmp_path), "nothing to report"
+    table.touch()
+    if newer is not None:
+        report.touch()
+        os.utime(table if newer == "report.html" else report, (2e9, 2e9))
+    assert report_is_old(tmp_path) == old

@@ -12,6 +12,7 @@ from torch import nn
 
 import ztw
 from ztw.exits.rules import as_rule, describe_rule
+from ztw.exits.thresholds import candidates
 from ztw.testing import draw
 
 api: Any = ztw  # called with what its types do not allow
@@ -39,7 +40,7 @@ def network():
 def test_a_text_with_a_parameter_is_a_rule(network, given, expected):
     assert as_rule(given) == expected
     assert network.infer(IMAGES, given).exit_index.equal(network.infer(IMAGES, expected).exit_index)
-    assert api.decide(LOGITS, given)[0].equal(api.decide(LOGITS, expected)[0])
+    assert api.simulate_exits(LOGITS, given)[0].equal(api.simulate_exits(LOGITS, expected)[0])
 
 
 @pytest.mark.parametrize(
@@ -57,7 +58,7 @@ def test_a_text_with_a_parameter_is_a_rule(network, given, expected):
     ],
 )
 def test_what_is_no_rule(network, rule, message):
-    for call in (lambda: network.infer(IMAGES, rule), lambda: api.decide(LOGITS, rule)):
+    for call in (lambda: network.infer(IMAGES, rule), lambda: api.simulate_exits(LOGITS, rule)):
         with pytest.raises(api.ZtwError, match=message):
             call()
 
@@ -139,7 +140,9 @@ def test_numpy_arrays_are_taken_wherever_tensors_are(network):
     assert api.sweep(logits, labels, cost, "entropy").accuracy.equal(
         api.sweep(LOGITS, LABELS, COST, "entropy").accuracy
     )
-    assert api.decide(logits, "max_softmax 0.5")[0].equal(api.decide(LOGITS, "max_softmax 0.5")[0])
+    assert api.simulate_exits(logits, "max_softmax 0.5")[0].equal(
+        api.simulate_exits(LOGITS, "max_softmax 0.5")[0]
+    )
     assert api.exit_accuracy(logits, labels).equal(api.exit_accuracy(LOGITS, LABELS))
     assert api.hindsight_improvability(logits, labels).equal(api.hindsight_improvability(LOGITS, LABELS))
     ensemble = api.fit_ensemble(logits, labels, "uniform")
@@ -147,9 +150,9 @@ def test_numpy_arrays_are_taken_wherever_tensors_are(network):
     right = LOGITS.argmax(-1) == LABELS
     expected = api.paired_difference(right[0], right[3])
     assert api.paired_difference(right[0].numpy(), right[3].numpy()) == expected
-    for choice in api.THRESHOLDS:
-        found = api.candidates(choice, logits, labels, cost, "max_softmax")
-        assert found.thresholds.equal(api.candidates(choice, LOGITS, LABELS, COST, "max_softmax").thresholds)
+    for choice in api.list_thresholds():
+        found = candidates(choice, logits, labels, cost, "max_softmax")  # type: ignore[arg-type]
+        assert found.thresholds.equal(candidates(choice, LOGITS, LABELS, COST, "max_softmax").thresholds)
     held_out = (network(IMAGES).detach().numpy(), labels[:6])
     assert api.choose_threshold(network, held_out, budget="max", progress=False).accuracy >= 0
 

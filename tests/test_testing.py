@@ -247,7 +247,7 @@ CASES: list[tuple[str, Any, dict, str]] = [
     ("rule", OfBatch, {}, "score depends on which samples are in the batch"),
     ("rule", OneGrid, {}, "at the first parameter of its grid not all leave at exit 1"),
     ("rule", Failing, {}, r"KeyError: 'no such thing' \(test_testing.py, line \d+\)"),
-    ("rule", OpenBound, {}, "`sweep` and `decide` disagree"),
+    ("rule", OpenBound, {}, "`sweep` and `simulate_exits` disagree"),
     ("rule", NanWhereConfident, {}, "score is nan on logits from -30 to 0, must be finite"),
     ("rule", InfinityLessInfinity, {}, "score is (nan|inf) on logits .* must be finite"),
     ("rule", NoMaximumSubtracted, {}, "score is nan on logits from 10000 to 10000, must be finite"),

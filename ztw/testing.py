@@ -26,7 +26,7 @@ from ztw.data.decode import DECODERS
 from ztw.errors import ZtwError, unknown
 from ztw.exits.ensembles import ENSEMBLES, Ensemble, build_ensemble, fit_ensemble
 from ztw.exits.rules import ExitRule, ThresholdRule, exit_rule, exit_scores
-from ztw.exits.sweep import decide, sweep
+from ztw.exits.sweep import simulate_exits, sweep
 from ztw.exits.thresholds import THRESHOLDS, at, candidates
 from ztw.models.architectures import BACKBONES, build_backbone
 from ztw.models.backbone import Backbone
@@ -69,8 +69,8 @@ def check_registered() -> None:
 
 def check_rule(name: str) -> None:
     """A rule: scores of each sample by itself, finite however confident it is, NaN refused, its own grid from one end
-    to the other, no exit delayed by a raised confidence, and `infer`, `sweep` and `decide` at one, sample by sample,
-    at batch sizes 1, 7, 16 and 0."""
+    to the other, no exit delayed by a raised confidence, and `infer`, `sweep` and `simulate_exits` at one, sample by
+    sample, at batch sizes 1, 7, 16 and 0."""
     kind = exit_rule(name)
     with _checked(f"rule {name!r}"):
         logits, labels = draw(samples=60)
@@ -234,7 +234,7 @@ def check_head(name: str, shapes: Sequence[tuple[int, ...]] = HEAD_SHAPES, **opt
 
 def check_thresholds(name: str, rules: Iterable[str] = ("max_softmax", "entropy")) -> None:
     """A choice of thresholds: float64 candidates from the cheapest to the most cautious, for all exits or one each,
-    which mean the same to `sweep` and `decide`; NaN logits refused."""
+    which mean the same to `sweep` and `simulate_exits`; NaN logits refused."""
     if name not in THRESHOLDS:
         raise unknown("choice of thresholds", name, THRESHOLDS)
     logits, labels = draw(samples=200)
@@ -256,8 +256,12 @@ def check_thresholds(name: str, rules: Iterable[str] = ("max_softmax", "entropy"
             rising = bool(curve.cost.diff().ge(-1e-9).all())
             _require(rising, "candidates do not run from the cheapest to the most cautious")
             for index in (0, count // 2, count - 1):
-                mean = cost[decide(logits, at(rule, found, index))[0]].mean()
-                _same(mean, curve.cost[index], "a candidate means another thing to `decide` than to `sweep`")
+                mean = cost[simulate_exits(logits, at(rule, found, index))[0]].mean()
+                _same(
+                    mean,
+                    curve.cost[index],
+                    "a candidate means another thing to `simulate_exits` than to `sweep`",
+                )
             broken = logits.clone()
             broken[-1, 3, 2] = math.nan
             message = "logits that are NaN are not refused"
@@ -313,8 +317,8 @@ def check_dataset(name: str) -> None:
 
 
 def check_agreement(network: EarlyExitNetwork, images: Tensor, rule: str) -> None:
-    """Raise ZtwError unless `infer` of a network in eval mode leaves every sample where `sweep` and `decide` say, at
-    batch sizes 0, 1, 7 and all, with the same answer; at parameters that no score lies on."""
+    """Raise ZtwError unless `infer` of a network in eval mode leaves every sample where `sweep` and `simulate_exits`
+    say, at batch sizes 0, 1, 7 and all, with the same answer; at parameters that no score lies on."""
     kind: Any = exit_rule(rule)
     with torch.no_grad():
         logits = network(images)
@@ -322,7 +326,7 @@ def check_agreement(network: EarlyExitNetwork, images: Tensor, rule: str) -> Non
     seen = set[int]()
     with _checked(f"rule {rule!r}"):
         for parameters in _apart(exit_scores(answers, kind), kind):
-            decided = [decide(answers, kind(parameter)) for parameter in parameters.tolist()]
+            decided = [simulate_exits(answers, kind(parameter)) for parameter in parameters.tolist()]
             _check_swept(answers, rule, parameters, decided)
             for parameter, (left, answering) in zip(parameters.tolist(), decided, strict=True):
                 expected = answers[answering, torch.arange(len(images))]
@@ -332,7 +336,8 @@ def check_agreement(network: EarlyExitNetwork, images: Tensor, rule: str) -> Non
                     given = torch.cat([result.logits for result in results])
                     where = f"at {parameter}, in batches of {size}, `infer`"
                     _require(
-                        exits.tolist() == left.tolist(), f"{where} has samples leave where `decide` has not"
+                        exits.tolist() == left.tolist(),
+                        f"{where} has samples leave where `simulate_exits` has not",
                     )
                     _same(expected, given, f"{where} does not answer as the exit that was decided on")
                 seen |= set(left.tolist())
@@ -346,7 +351,7 @@ def check_agreement(network: EarlyExitNetwork, images: Tensor, rule: str) -> Non
 def _check_swept(
     answers: Tensor, rule: str, parameters: Tensor, decided: Sequence[tuple[Tensor, Tensor]]
 ) -> None:
-    """Whether `sweep` lets each sample leave where `decide` does, and takes the same answer."""
+    """Whether `sweep` lets each sample leave where `simulate_exits` does, and takes the same answer."""
     cost = torch.arange(1.0, len(answers) + 1, dtype=torch.float64)
     for n in range(answers.shape[1]):
         label = torch.tensor([n % answers.shape[2]])
@@ -354,7 +359,7 @@ def _check_swept(
         for row, (left, answering) in enumerate(decided):
             right = bool(answers[answering[n], n].argmax() == label)
             agree = curve.exit_fraction[row, left[n]] == 1 and bool(curve.accuracy[row]) == right
-            _require(bool(agree), f"at {parameters[row].tolist()} `sweep` and `decide` disagree")
+            _require(bool(agree), f"at {parameters[row].tolist()} `sweep` and `simulate_exits` disagree")
 
 
 def _apart(scores: Tensor, kind: Any) -> list[Tensor]:

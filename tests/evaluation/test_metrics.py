@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import ztw
+from ztw.evaluation.metrics import at_budget
 
 
 def curve_of(parameter, accuracy, cost):
@@ -28,7 +29,7 @@ def test_budgets_by_hand():
 
 def test_equal_costs_take_the_most_cautious_parameter():
     curve = curve_of([0.1, 0.2, 0.3], [0.5, 0.6, 0.7], [50.0, 50.0, 90.0])
-    assert ztw.at_budget(curve, [0.6], 100.0) == [1]
+    assert at_budget(curve, [0.6], 100.0) == [1]
 
 
 @pytest.mark.parametrize("budget", [0, -1, float("nan"), "half"])

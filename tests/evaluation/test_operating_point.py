@@ -10,7 +10,7 @@ from conftest import small_network, stripes
 
 import ztw
 from ztw.evaluation import predictions
-from ztw.exits.sweep import decide
+from ztw.exits.sweep import simulate_exits
 
 HELD_OUT = next(stripes(200).batches(200))
 
@@ -35,12 +35,12 @@ def test_predict(network, capsys):
     logits.requires_grad_()  # no tensor of inference mode
 
 
-@pytest.mark.parametrize("rule", list(ztw.RULES))
+@pytest.mark.parametrize("rule", ztw.list_rules())
 @pytest.mark.parametrize("wish", [{"budget": 1.0}, {"budget": "max"}, {"allowed_loss": 0.05}])
 def test_what_a_choice_says_holds(network, rule, wish):
     point = ztw.choose_threshold(network, HELD_OUT, **wish, rule=rule, points=50, progress=False)
     answers = network.ensemble(ztw.predict(network, HELD_OUT, progress=False)[0])
-    left, answering = decide(answers, point.rule)
+    left, answering = simulate_exits(answers, point.rule)
     right = answers[answering, torch.arange(200)].argmax(-1) == HELD_OUT[1]
     cost = ztw.macs(network)[left].mean()
     assert point.accuracy == pytest.approx(float(right.double().mean()))
@@ -55,7 +55,7 @@ def test_what_a_choice_says_holds(network, rule, wish):
         assert point.cost <= full.cost
 
 
-@pytest.mark.parametrize("thresholds", list(ztw.THRESHOLDS))
+@pytest.mark.parametrize("thresholds", ztw.list_thresholds())
 def test_every_way_of_choosing(network, thresholds):
     predicted = ztw.predict(network, HELD_OUT, progress=False)
     wishes: list[dict[str, Any]] = [{"budget": 1.2}, {"allowed_loss": 0.02}]
@@ -73,7 +73,7 @@ def test_risk_is_the_one_asked_for(network):
     assert cautious.chosen_by.startswith("risk (0.02, 0.1), risk_controlled thresholds")
     assert cautious.cost >= bold.cost
     answers = network.ensemble(predicted[0])
-    left, _ = decide(answers, bold.rule)
+    left, _ = simulate_exits(answers, bold.rule)
     early = answers[left, torch.arange(200)].argmax(-1) != HELD_OUT[1]
     assert float((early & (answers[-1].argmax(-1) == HELD_OUT[1])).double().mean()) <= 0.3
 

@@ -62,7 +62,7 @@ def test_gradients_pass_through_a_geometric_ensemble():
 
 
 @pytest.mark.parametrize("include_final", [True, False])
-@pytest.mark.parametrize("kind", list(ztw.ENSEMBLES))
+@pytest.mark.parametrize("kind", ztw.list_ensembles())
 def test_a_probability_of_zero_gives_no_nan(kind, include_final):
     logits = torch.tensor([[[0.0, -3e38], [-1e4, 1e4]], [[1e4, -1e4], [0.0, 0.0]]])
     labels = torch.tensor([1, 0])  # where the first exit says probability 0
@@ -73,7 +73,7 @@ def test_a_probability_of_zero_gives_no_nan(kind, include_final):
 
 
 @pytest.mark.parametrize("include_final", [True, False])
-@pytest.mark.parametrize("kind", list(ztw.ENSEMBLES))
+@pytest.mark.parametrize("kind", ztw.list_ensembles())
 def test_exit_by_exit_is_all_at_once(kind, include_final):
     """Also where samples leave in between, and others join."""
     logits, labels = real_logits(60, 4, 3)
@@ -121,7 +121,7 @@ def test_an_ensemble_that_is_not_linear(include_final):
         torch.testing.assert_close(found, expected[exit, rows])
 
 
-@pytest.mark.parametrize("kind", list(ztw.ENSEMBLES))
+@pytest.mark.parametrize("kind", ztw.list_ensembles())
 def test_a_linear_ensemble_combines_as_any_other(kind):
     logits, labels = real_logits(60, 4, 3)
     ensemble = ztw.fit_ensemble(logits, labels, kind)
@@ -189,14 +189,14 @@ def test_geometric_fit_is_at_a_minimum():
 
 def test_ensembles_use_only_earlier_exits():
     logits, labels = real_logits(samples=300)
-    for kind in ztw.ENSEMBLES:
+    for kind in ztw.list_ensembles():
         changed = logits.clone()
         changed[3:] = 0
         before, after = (ztw.fit_ensemble(x, labels, kind)(x) for x in (logits, changed))
         torch.testing.assert_close(before[:3], after[:3])
 
 
-@pytest.mark.parametrize("kind", list(ztw.ENSEMBLES))
+@pytest.mark.parametrize("kind", ztw.list_ensembles())
 def test_final_exit_can_answer_for_itself(kind):
     logits, labels = real_logits(samples=300)
     fitted = ztw.fit_ensemble(logits, labels, kind, include_final=False)

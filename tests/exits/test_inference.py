@@ -1,4 +1,4 @@
-"""`infer`'s bookkeeping: whatever it carries along or takes out, the answers are those of `decide`."""
+"""`infer`'s bookkeeping: whatever it carries along or takes out, the answers are those of `simulate_exits`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import ztw
 from ztw.exits.inference import CPU_BATCHING, GPU_BATCHING, Batching, infer, microbatch_plan, pick
 from ztw.exits.rules import ExitRule
-from ztw.exits.sweep import decide
+from ztw.exits.sweep import simulate_exits
 
 
 @pytest.mark.parametrize("shape", [(6, 3, 5, 4), (6, 7), (6, 2, 9)])
@@ -49,7 +49,7 @@ def test_what_is_carried_along_changes_no_answer(copy_share, sync_every, rule, k
     if kind:
         network.ensemble = ztw.fit_ensemble(logits, logits.mean(0).argmax(-1), kind)
         logits = network.ensemble(logits)
-    left, answer_exit = decide(logits, rule)
+    left, answer_exit = simulate_exits(logits, rule)
     result = infer_as(Batching(2**24, copy_share, sync_every), network, images, rule)
     assert result.exit_index.tolist() == left.tolist()
     expected = logits[answer_exit, torch.arange(40)]
@@ -135,7 +135,7 @@ def test_images_of_another_shape_are_refused(shape):
         small_network().infer(torch.zeros(shape), ztw.MaxSoftmax(0.5))
 
 
-@pytest.mark.parametrize("connection", list(ztw.CONNECTIONS))
+@pytest.mark.parametrize("connection", ztw.list_connections())
 def test_a_network_without_ics_is_its_backbone(connection):
     backbone = ztw.build_backbone("resnet8", 5, 1, 10)
     network = ztw.EarlyExitNetwork(backbone, [], (), connection).eval()
@@ -155,7 +155,7 @@ class HalfHead(nn.Module):
         return self.head(*inputs).bfloat16()
 
 
-@pytest.mark.parametrize("connection", list(ztw.CONNECTIONS))
+@pytest.mark.parametrize("connection", ztw.list_connections())
 @pytest.mark.parametrize("samples", [1, 4])
 def test_heads_may_answer_in_another_precision(connection, samples):
     network = small_network(connection)

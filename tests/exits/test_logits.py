@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import ztw
 from ztw.exits.logits import check_logits, class_labels, read_predictions
 from ztw.exits.rules import RULES, exit_rule
-from ztw.exits.sweep import decide
+from ztw.exits.sweep import simulate_exits
 from ztw.tensors import write_tensors
 
 INTEGERS = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]
@@ -39,7 +39,7 @@ def test_infinite_logits_are_refused_as_nan_is(logits, labels, cost, rule, value
     with pytest.raises(ztw.ZtwError, match=f"^logits: {message}"):
         ztw.sweep(bad, labels, cost, rule)
     with pytest.raises(ztw.ZtwError, match=f"^logits: {message}"):
-        decide(bad, exit_rule(rule)(1))  # type: ignore[call-arg]
+        simulate_exits(bad, exit_rule(rule)(1))  # type: ignore[call-arg]
 
 
 def test_infinities_of_both_signs_and_nan_are_told_apart(logits):
@@ -67,7 +67,7 @@ def test_rules_agree_sample_by_sample_where_classes_have_probability_0(logits, l
         kind = exit_rule(rule)
         value = curve.parameter[row].item()
         chosen = kind(int(value) if rule == "patience" else value)  # type: ignore[call-arg]
-        exit_index, answers = decide(logits, chosen)
+        exit_index, answers = simulate_exits(logits, chosen)
         right = logits[answers, torch.arange(200)].argmax(-1) == labels
         assert curve.accuracy[row] == right.double().mean()
         shares = torch.bincount(exit_index, minlength=4) / 200

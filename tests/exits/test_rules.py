@@ -10,7 +10,7 @@ import torch
 
 import ztw
 from ztw.exits.rules import MaxSoftmaxOrBest, describe_rule, exit_scores, rule_from
-from ztw.exits.sweep import decide
+from ztw.exits.sweep import simulate_exits
 
 COST = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
 
@@ -76,16 +76,16 @@ def test_passing_is_strict():
 def test_a_threshold_per_exit_by_hand():
     # sample 0 is confident .6 .9 .7, sample 1 .5 .8 .9
     for thresholds, expected in (([0.7, 0.85], [1, 2]), ([0.55, 0.75], [0, 1]), ([0.7, 0.95, 0.0], [2, 2])):
-        exit_index, answer_exit = decide(log(PROBS), ztw.MaxSoftmax(thresholds))
+        exit_index, answer_exit = simulate_exits(log(PROBS), ztw.MaxSoftmax(thresholds))
         assert exit_index.tolist() == answer_exit.tolist() == expected
     entropies = (-exit_scores(log(PROBS), ztw.Entropy)).tolist()
-    exit_index, _ = decide(log(PROBS), ztw.Entropy([entropies[0][0] + 1e-3, entropies[1][1] + 1e-3]))
+    exit_index, _ = simulate_exits(log(PROBS), ztw.Entropy([entropies[0][0] + 1e-3, entropies[1][1] + 1e-3]))
     assert exit_index.tolist() == [0, 1]
 
 
 def test_nobody_passes_and_the_most_confident_answers():
     rule = MaxSoftmaxOrBest(0.95)
-    assert [item.tolist() for item in decide(log(PROBS), rule)] == [[2, 2], [1, 2]]
+    assert [item.tolist() for item in simulate_exits(log(PROBS), rule)] == [[2, 2], [1, 2]]
     labels = torch.tensor([0, 1])  # sample 0: right at its most confident exit, wrong at the last
     best = ztw.sweep(log(PROBS), labels, COST, "max_softmax_or_best", [0.85, 0.95])
     last = ztw.sweep(log(PROBS), labels, COST, "max_softmax", [0.85, 0.95])
@@ -96,7 +96,7 @@ def test_nobody_passes_and_the_most_confident_answers():
 
 def test_the_first_of_equally_confident_exits_answers():
     flat = torch.zeros(3, 1, 2)
-    assert [item.tolist() for item in decide(flat, MaxSoftmaxOrBest(0.9))] == [[2], [0]]
+    assert [item.tolist() for item in simulate_exits(flat, MaxSoftmaxOrBest(0.9))] == [[2], [0]]
 
 
 @pytest.mark.parametrize("kind", [ztw.MaxSoftmax, MaxSoftmaxOrBest, ztw.Entropy])
@@ -113,7 +113,7 @@ def test_thresholds_for_another_number_of_exits_are_refused(exits):
     rule = ztw.MaxSoftmax([0.5] * 3)
     message = rf"MaxSoftmax: 3 thresholds, must be one or {exits - 1} \({exits} exits\)"
     with pytest.raises(ztw.ZtwError, match=message):
-        decide(torch.zeros(exits, 1, 2), rule)
+        simulate_exits(torch.zeros(exits, 1, 2), rule)
     with pytest.raises(ztw.ZtwError, match=message):
         ztw.sweep(
             torch.zeros(exits, 1, 2),
@@ -147,7 +147,7 @@ def test_patience_starts_where_everything_leaves_at_the_first_exit(logits, label
     assert curve.cost[0] == cost[0]
     assert curve.cost[-1] == cost[-1], "t = K - 1 runs the whole network"
     assert curve.accuracy[0] == ztw.exit_accuracy(logits, labels)[0]
-    exit_index, _ = ztw.decide(logits, ztw.Patience(0))
+    exit_index, _ = ztw.simulate_exits(logits, ztw.Patience(0))
     assert (exit_index == 0).all()
 
 

@@ -10,7 +10,7 @@ import torch
 
 import ztw
 from ztw.exits.rules import exit_rule, exit_scores
-from ztw.exits.sweep import decide
+from ztw.exits.sweep import simulate_exits
 
 
 def plain_sweep(logits, labels, cost, rule, parameters):
@@ -35,7 +35,7 @@ def plain_sweep(logits, labels, cost, rule, parameters):
     return rows
 
 
-@pytest.mark.parametrize("rule", list(ztw.RULES))
+@pytest.mark.parametrize("rule", ztw.list_rules())
 def test_sweep_is_the_plain_loop(rule, logits, labels, cost):
     curve = ztw.sweep(logits, labels, cost, rule, points=40)
     rows = plain_sweep(logits, labels, cost, rule, curve.parameter.tolist())
@@ -51,7 +51,7 @@ def per_exit_rows(logits, rule, rows):
     return scores.gather(1, picks).T * (-1 if rule == "entropy" else 1)
 
 
-THRESHOLD_RULES = [rule for rule in ztw.RULES if rule != "patience"]
+THRESHOLD_RULES = [rule for rule in ztw.list_rules() if rule != "patience"]
 
 
 @pytest.mark.parametrize("rule", THRESHOLD_RULES)
@@ -86,12 +86,12 @@ def test_many_rows_and_samples_go_in_chunks():
     assert per_exit.accuracy.tolist() == shared.accuracy.tolist()
 
 
-@pytest.mark.parametrize("rule", list(ztw.RULES))
+@pytest.mark.parametrize("rule", ztw.list_rules())
 def test_decide_is_sweep_in_the_mean(rule, logits, labels, cost):
     kind: Any = exit_rule(rule)
     curve = ztw.sweep(logits, labels, cost, rule, points=10)
     for index, parameter in enumerate(curve.parameter.tolist()):
-        exit_index, answer_exit = decide(logits, kind(parameter))
+        exit_index, answer_exit = simulate_exits(logits, kind(parameter))
         answers = logits[answer_exit, torch.arange(200)].argmax(-1)
         assert (answers == labels).double().mean().item() == pytest.approx(curve.accuracy[index].item())
         assert exit_index.bincount(minlength=4).div(200).tolist() == pytest.approx(
@@ -114,7 +114,7 @@ def test_ties_across_samples_and_thresholds(labels, cost):
     assert curve.cost.tolist() == pytest.approx([row[1] for row in rows])
 
 
-@pytest.mark.parametrize("rule", list(ztw.RULES))
+@pytest.mark.parametrize("rule", ztw.list_rules())
 def test_one_exit_one_sample_one_class(rule):
     curve = ztw.sweep(torch.zeros(1, 1, 1), torch.zeros(1).long(), torch.ones(1), rule)
     assert curve.accuracy.eq(1).all()

@@ -10,10 +10,10 @@ import torch
 import ztw
 from ztw.exits import thresholds
 from ztw.exits.rules import exit_rule, exit_scores
-from ztw.exits.sweep import decide
+from ztw.exits.sweep import simulate_exits
 from ztw.exits.thresholds import THRESHOLDS
 
-THRESHOLD_RULES = [rule for rule in ztw.RULES if rule != "patience"]
+THRESHOLD_RULES = [rule for rule in ztw.list_rules() if rule != "patience"]
 COST = torch.tensor([1.0, 2.0, 4.0, 8.0], dtype=torch.float64)
 
 
@@ -41,7 +41,7 @@ def test_every_choice_keeps_the_contract(choice, rule):
     assert curve.cost.diff().ge(-1e-12).all(), "from the cheapest to the most cautious"
     assert curve.cost[0] < 0.5 * curve.cost[-1]
     for index in (0, len(found.parameter) // 2, -1):
-        exit_index, _ = decide(logits, thresholds.at(rule, found, index))
+        exit_index, _ = simulate_exits(logits, thresholds.at(rule, found, index))
         assert COST[exit_index].mean().item() == pytest.approx(curve.cost[index].item())
 
 
@@ -69,7 +69,7 @@ def test_an_unknown_choice_names_the_known_ones():
         thresholds.candidates("nope", logits, labels, COST, "max_softmax")
 
 
-@pytest.mark.parametrize("rule", list(ztw.RULES))
+@pytest.mark.parametrize("rule", ztw.list_rules())
 def test_shared_is_the_grid_of_the_rule(rule):
     logits, labels = draw(100, seed=1)
     found = thresholds.candidates("shared", logits, labels, COST, rule, points=50)
@@ -170,7 +170,7 @@ def test_allowed_loss_is_the_plain_definition(rule):
 
 def risk(logits, labels, rule):
     """The share of samples whose early answer is wrong where the last exit is right."""
-    _, answer_exit = decide(logits, rule)
+    _, answer_exit = simulate_exits(logits, rule)
     right = logits.argmax(-1) == labels
     return (right[-1] & ~right.gather(0, answer_exit[None])[0]).double().mean().item()
 
@@ -212,7 +212,7 @@ def test_risk_control_follows_its_definition():
 def test_too_little_data_for_a_guarantee_lets_nobody_leave():
     logits, labels = draw(20, seed=9)
     found = thresholds.candidates("risk_controlled", logits, labels, COST, "max_softmax")
-    exit_index, _ = decide(100 * draw(500, seed=10)[0], thresholds.at("max_softmax", found, -1))
+    exit_index, _ = simulate_exits(100 * draw(500, seed=10)[0], thresholds.at("max_softmax", found, -1))
     assert exit_index.tolist() == [3] * 500
 
 

@@ -5,23 +5,24 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
 from conftest import small_network, stripes
 
 import ztw
+from ztw.device import Compute
 from ztw.evaluation.names import BACKBONE
 from ztw.evaluation.timing import time_in_turn
 from ztw.files import read_json
-from ztw.jobs.cell import CellFiles
-from ztw.jobs.latency_bench import LatencyPlan, in_groups, without_onnx
+from ztw.jobs.cell import CellNetworks
+from ztw.jobs.job import Job
+from ztw.jobs.latency_bench import MeasureLatencySettings, in_groups, without_onnx
 from ztw.jobs.measure_latency import measure_latency
 from ztw.models.network import static_network
 from ztw.progress import Note
-from ztw.study.layout import Cell
+from ztw.study.layout import Cell, Layout, metadata
 from ztw.study.settings import (
     DataSettings,
     EvaluationSettings,
@@ -38,37 +39,14 @@ class DecodeError(Exception):
     """As protobuf raises for a graph that is nested too deep."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Networks:
-    """What the job asks of a cell: one network with ICs of two exits for all methods, and a static one."""
+CELL = Cell("stripes", "resnet8", 0)
+ENSEMBLE = {"kind": "geometric", "exits": 3, "num_classes": 5, "include_final": True, "seconds": 1}
 
-    files: CellFiles
-    cell = Cell("stripes", "resnet8", 0)
-    build = BackboneBuild()
-    sets: ClassVar = {"i": IcSet(connection="independent", epochs=1)}
-    record: ClassVar[dict[str, Any]] = {"sha256": "images"}
 
-    @classmethod
-    def within(cls, folder: Path) -> Networks:
-        """With files that the job only hashes."""
-        for name in ("backbone", "ics", "logits", "weights"):
-            (folder / name).write_text(name) if not (folder / name).exists() else None
-        facts = {"kind": "geometric", "exits": 3, "num_classes": 5, "include_final": True, "seconds": 1}
-        if not (folder / "weights.json").exists():
-            (folder / "weights.json").write_text(json.dumps(facts))
-        names = {name: str(folder / name) for name in ("backbone", "ics", "logits", "weights")}
-        return cls(
-            CellFiles(
-                "record.json",
-                names["backbone"],
-                {"i": names["ics"]},
-                {("i", "validation"): names["logits"]},
-                {("i", "geometric"): names["weights"]},
-            )
-        )
+class Networks(CellNetworks):
+    """A cell with one network with ICs of two exits for all methods, and a static one."""
 
-    def home(self, method: MethodSettings) -> Networks:
-        return self
+    record = {"sha256": "images"}  # noqa: RUF012
 
     def backbone(self) -> ztw.Backbone:
         return small_network(placement=[0, 1]).backbone
@@ -77,8 +55,26 @@ class Networks:
         network = small_network(placement=[0, 1])
         return static_network(network.backbone) if method.static else network
 
-    def answers(self, network: ztw.EarlyExitNetwork, method: MethodSettings, split: str) -> Any:
+    def predictions(self, network: ztw.EarlyExitNetwork, method: MethodSettings, split: str) -> Any:
         return ztw.predict(network, IMAGES, progress=False)
+
+
+@pytest.fixture(autouse=True)
+def layout(tmp_path, monkeypatch) -> Layout:
+    """A study with files that the job only hashes."""
+    found = Layout(tmp_path)
+    for file in (
+        found.backbone(CELL),
+        found.ics(CELL, "i"),
+        found.predictions(CELL, "i", "validation"),
+        found.ensemble(CELL, "i", "geometric"),
+    ):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(file.name)
+    metadata(found.ensemble(CELL, "i", "geometric")).write_text(json.dumps(ENSEMBLE))
+    monkeypatch.setattr("ztw.jobs.measure_latency.CellNetworks", Networks)
+    monkeypatch.setattr("ztw.jobs.latency_bench.cell_splits", lambda *_: {"test": IMAGES})
+    return found
 
 
 METHODS = {
@@ -90,32 +86,31 @@ METHODS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def images(monkeypatch):
-    monkeypatch.setattr("ztw.jobs.latency_bench.cell_splits", lambda *_: {"test": IMAGES})
-
-
-def plan_of(names: list[str], *runtimes: str, sizes: tuple[int, ...] = (1, 8), **changed: Any) -> LatencyPlan:
+def plan_of(
+    names: list[str], *runtimes: str, sizes: tuple[int, ...] = (1, 8), **changed: Any
+) -> MeasureLatencySettings:
     """The plan of some of METHODS, and what else is changed of it."""
-    plan = LatencyPlan(
+    plan = MeasureLatencySettings(
+        images=DataSettings(),
+        build=BackboneBuild(),
+        statics={"resnet8": BackboneBuild()},
+        sets={"i": IcSet(connection="independent", epochs=1)},
         methods={name: METHODS[name] for name in names},
         evaluation=EvaluationSettings(budgets=(0.8, "max"), points=50),
         latency=LatencySettings(batch_sizes=sizes, images=8, runtimes=runtimes),  # type: ignore[arg-type]
-        data=DataSettings(),
         hardware=HardwareSettings(precision="fp32", device="cpu"),
-        code="digest",
     )
     return dataclasses.replace(plan, **changed)
 
 
 def measured(
-    tmp_path, plan: LatencyPlan, networks: Networks | None = None
+    tmp_path, plan: MeasureLatencySettings, code: str = "digest"
 ) -> tuple[dict[str, Any], list[str]]:
     """(what was written, what was reported)."""
     said: list[str] = []
-    networks = networks or Networks.within(tmp_path)
-    measure_latency(networks, plan, str(tmp_path / "latency.json"), said.append)  # type: ignore[arg-type]
-    return read_json(tmp_path / "latency.json"), said
+    job = Job(Layout(tmp_path), said.append, {"code": code})
+    measure_latency(job, CELL, plan)
+    return read_json(job.layout.latency(CELL)), said
 
 
 def timed(tmp_path, methods: list[str], *runtimes: str, sizes: tuple[int, ...] = (1, 8)) -> Any:
@@ -165,7 +160,7 @@ def test_a_static_network_is_timed_once_in_each_runtime(tmp_path):
     ids=lambda value: type(value).__name__,
 )
 @pytest.mark.parametrize("place", ["export", "run"])
-def test_what_onnx_cannot_do_is_told_and_has_no_row(tmp_path, monkeypatch, place, error, reason):
+def test_what_onnx_cannot_do_is_told_and_has_no_row(tmp_path, layout, monkeypatch, place, error, reason):
     """Whatever fails in an export, or in a first call of what was exported, the study goes on with PyTorch's times."""
 
     class Failing:
@@ -187,7 +182,7 @@ def test_what_onnx_cannot_do_is_told_and_has_no_row(tmp_path, monkeypatch, place
     assert all(text.startswith(reason) for text in told.values())
     notes = [line for line in said if isinstance(line, Note)]
     assert notes == [f"{name}: not timed in ONNX Runtime: {text}" for name, text in told.items()]
-    kept = (tmp_path / "latency/sdn.json").exists()
+    kept = layout.method_latency(CELL, "sdn").exists()
     assert kept == isinstance(error, ztw.ZtwError), "another error may not happen again"
 
 
@@ -243,7 +238,7 @@ def timings(monkeypatch) -> list[int]:
     return counts
 
 
-def small_plan(*names: str, **changed: Any) -> LatencyPlan:
+def small_plan(*names: str, **changed: Any) -> MeasureLatencySettings:
     return plan_of(list(names), "pytorch", sizes=(8,), **changed)
 
 
@@ -259,7 +254,7 @@ def test_a_method_that_was_timed_is_not_timed_again(tmp_path, timings):
     assert len(timings) == 2
 
 
-def test_what_was_timed_before_a_kill_is_kept(tmp_path, timings, monkeypatch):
+def test_what_was_timed_before_a_kill_is_kept(tmp_path, layout, timings, monkeypatch):
     monkeypatch.setattr("ztw.jobs.latency_bench.GROUP", 1)
     of_method = Networks.of_method
 
@@ -272,7 +267,7 @@ def test_what_was_timed_before_a_kill_is_kept(tmp_path, timings, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         measured(tmp_path, small_plan("sdn", "entropy"))
     monkeypatch.setattr(Networks, "of_method", of_method)
-    assert not (tmp_path / "latency.json").exists()
+    assert not layout.latency(CELL).exists()
     found, _ = measured(tmp_path, small_plan("sdn", "entropy"))
     assert len(timings) == 2, "each method once"
     assert {row["beside"] for row in found["rows"]} == {"sdn", "entropy"}
@@ -286,37 +281,46 @@ def test_methods_are_timed_in_even_groups(count, sizes):
     assert [name for group in groups for name in group] == list(methods)
 
 
-DECIDES: dict[str, tuple[str, Callable[[Path], Any]]] = {
-    "code": ("code", lambda _: small_plan("ensemble", code="edited")),
+DECIDES: dict[str, tuple[str, Callable[[Layout], Any]]] = {
     "budgets": ("settings", lambda _: small_plan("ensemble", evaluation=EvaluationSettings(budgets=(0.7,)))),
-    "images": ("settings", lambda _: small_plan("ensemble", data=DataSettings(validation_fraction=0.3))),
+    "images": ("settings", lambda _: small_plan("ensemble", images=DataSettings(validation_fraction=0.3))),
     "rule": (
         "method",
         lambda _: small_plan(
             "ensemble", methods={"ensemble": METHODS["ensemble"].model_copy(update={"rule": "entropy"})}
         ),
     ),
-    "backbone": ("weights", lambda folder: (folder / "backbone").write_text("trained again")),
-    "ics": ("weights", lambda folder: (folder / "ics").write_text("trained again")),
-    "validation logits": ("weights", lambda folder: (folder / "logits").write_text("others")),
-    "ensemble": ("weights", lambda folder: (folder / "weights").write_text("fitted again")),
+    "backbone": ("weights", lambda files: files.backbone(CELL).write_text("trained again")),
+    "ics": ("weights", lambda files: files.ics(CELL, "i").write_text("trained again")),
+    "validation logits": (
+        "weights",
+        lambda files: files.predictions(CELL, "i", "validation").write_text("others"),
+    ),
+    "ensemble": ("weights", lambda files: files.ensemble(CELL, "i", "geometric").write_text("fitted again")),
     "kind of ensemble": (
         "network",
-        lambda folder: (folder / "weights.json").write_text(
-            '{"kind": "uniform", "exits": 3, "num_classes": 5, "include_final": true}'
+        lambda files: metadata(files.ensemble(CELL, "i", "geometric")).write_text(
+            json.dumps({**ENSEMBLE, "kind": "uniform"})
         ),
     ),
 }
 
 
 @pytest.mark.parametrize("changed", DECIDES)
-def test_what_decides_a_time_has_it_measured_again(tmp_path, timings, changed):
+def test_what_decides_a_time_has_it_measured_again(tmp_path, layout, timings, changed):
     part, change = DECIDES[changed]
     measured(tmp_path, small_plan("ensemble"))
-    plan = change(tmp_path)
-    _, said = measured(tmp_path, plan if isinstance(plan, LatencyPlan) else small_plan("ensemble"))
+    plan = change(layout)
+    other = plan if isinstance(plan, MeasureLatencySettings) else small_plan("ensemble")
+    _, said = measured(tmp_path, other)
     assert len(timings) == 2
     assert said[0] == f"ensemble: kept times are of other {part}; timed again"
+
+
+def test_other_code_has_all_measured_again(tmp_path, timings):
+    measured(tmp_path, small_plan("ensemble"))
+    measured(tmp_path, small_plan("ensemble"), code="edited")
+    assert len(timings) == 2
 
 
 @pytest.mark.parametrize("changed", ["threads", "software", "data set"])
@@ -324,8 +328,7 @@ def test_another_machine_or_data_set_has_all_measured_again(tmp_path, timings, c
     measured(tmp_path, small_plan("sdn"))
     if changed == "threads":
         monkeypatch.setattr(
-            "ztw.jobs.measure_latency.computed_on",
-            lambda *_: {"device": "cpu", "precision": "fp32", "threads": 9},
+            Compute, "describe", lambda _: {"device": "cpu", "precision": "fp32", "threads": 9}
         )
     elif changed == "software":
         monkeypatch.setattr("ztw.jobs.measure_latency.versions", lambda: {"torch": "9"})
@@ -336,20 +339,19 @@ def test_another_machine_or_data_set_has_all_measured_again(tmp_path, timings, c
 
 
 def test_the_name_of_the_machine_and_how_an_ensemble_was_fitted_decide_nothing(
-    tmp_path, timings, monkeypatch
+    tmp_path, layout, timings, monkeypatch
 ):
     """A container has another name at every start; a fit of the same weights, another duration."""
     measured(tmp_path, small_plan("ensemble"))
     monkeypatch.setattr("socket.gethostname", lambda: "another")
-    facts = json.loads((tmp_path / "weights.json").read_text())
-    (tmp_path / "weights.json").write_text(json.dumps({**facts, "seconds": 2}))
+    metadata(layout.ensemble(CELL, "i", "geometric")).write_text(json.dumps({**ENSEMBLE, "seconds": 2}))
     measured(tmp_path, small_plan("ensemble"))
     assert len(timings) == 1
 
 
-def test_an_altered_file_of_times_is_not_used(tmp_path, timings):
+def test_an_altered_file_of_times_is_not_used(tmp_path, layout, timings):
     measured(tmp_path, small_plan("sdn"))
-    file = tmp_path / "latency/sdn.json"
+    file = layout.method_latency(CELL, "sdn")
     file.write_text(file.read_text().replace("median_ms", "median_us"))
     found, said = measured(tmp_path, small_plan("sdn"))
     assert len(timings) == 2

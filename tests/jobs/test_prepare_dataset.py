@@ -10,7 +10,9 @@ from PIL import Image
 import ztw
 from ztw.data.record import read_study_record
 from ztw.data.splits import cell_splits
-from ztw.jobs.prepare_dataset import prepare_dataset
+from ztw.jobs.job import Job
+from ztw.jobs.prepare_dataset import PrepareDatasetSettings, prepare_dataset
+from ztw.study.layout import Layout
 from ztw.study.settings import DataSettings, FolderSettings
 
 
@@ -28,14 +30,14 @@ def folder(tmp_path):
 @pytest.fixture(params=[False, True], ids=["decoded", "streamed"])
 def records(request, folder, tmp_path):
     """Runs the jobs of both splits; returns their records' bytes."""
-    settings = FolderSettings(path=str(folder), size=8, stream=request.param)
-    data = DataSettings(root=str(tmp_path / "root"), image_folders={"mine": settings})
+    of_user = FolderSettings(path=str(folder), size=8, stream=request.param)
+    settings = PrepareDatasetSettings(str(tmp_path / "root"), of_user, None)
+    job = Job(Layout(tmp_path / "study"))
 
     def prepared() -> list[bytes]:
-        paths = [tmp_path / f"study/data/mine/{split}.json" for split in ("train", "test")]
-        for path in paths:
-            prepare_dataset("mine", path.stem, data, str(path), lambda text: None)
-        return [path.read_bytes() for path in paths]
+        for split in ("train", "test"):
+            prepare_dataset(job, "mine", split, settings)
+        return [job.layout.record("mine", split).read_bytes() for split in ("train", "test")]
 
     return prepared
 
@@ -64,9 +66,8 @@ def test_a_broken_test_image_is_found_before_training(records, folder):
 
 def test_a_study_reads_them_together_or_the_training_images_alone(records, tmp_path):
     records()
-    files = [str(tmp_path / f"study/data/mine/{split}.json") for split in ("train", "test")]
-    train = read_study_record(files[0])
-    assert read_study_record(files[:1]) == train
+    files = [Layout(tmp_path / "study").record("mine", split) for split in ("train", "test")]
+    train = read_study_record(files[:1])
     settings = DataSettings(validation_fraction=0.25)
     assert {name: len(part) for name, part in cell_splits(train, settings, 0).items()} == {
         "train": 6,

@@ -9,7 +9,7 @@ from torch import nn
 
 import ztw
 from ztw.device import Compute
-from ztw.models.network import BOOST_TEMPERATURE
+from ztw.models.network import BOOST_TEMPERATURE, CONNECTIONS
 
 
 @pytest.mark.parametrize(("connection", "reaches"), [("cascade", True), ("cascade_detached", False)])
@@ -46,7 +46,7 @@ def test_boosted_exits_add_to_half_of_the_one_before_without_gradient():
         torch.testing.assert_close(gradient, torch.ones_like(images), msg="only the exit's own part")
 
 
-@pytest.mark.parametrize("connection", list(ztw.CONNECTIONS))
+@pytest.mark.parametrize("connection", ztw.list_connections())
 def test_logits_at_an_exit_are_those_of_all_exits(connection):
     network, images = small_network(connection), torch.randn(3, 1, 10, 10)
     with torch.no_grad():
@@ -67,7 +67,7 @@ def test_logits_are_float32_under_bf16():
     ("asked", "message"),
     [
         (
-            {"ics": "cascaded"},
+            {"connection": "cascaded"},
             "unknown connection 'cascaded'; known: independent, cascade, cascade_detached, boosted",
         ),
         ({"head": "mlp"}, "unknown head 'mlp'; known: conv, pool"),
@@ -87,11 +87,11 @@ def test_a_network_of_an_unknown_mode_is_refused():
         ztw.EarlyExitNetwork(ztw.build_backbone("resnet8"), [], (), "joint")
 
 
-@pytest.mark.parametrize("connection", list(ztw.CONNECTIONS))
+@pytest.mark.parametrize("connection", ztw.list_connections())
 def test_a_network_knows_its_mode_by_name(connection):
     network = small_network(connection)
     assert network.connection.name == connection
-    assert network.connection == ztw.CONNECTIONS[connection]
+    assert network.connection == CONNECTIONS[connection]
 
 
 def test_head_options_reach_every_head():

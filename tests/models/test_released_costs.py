@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import ztw
-from ztw.models.heads import HeadOptions, stride_and_padding
+from ztw.models.heads import HEADS, HeadOptions, stride_and_padding
 from ztw.models.pooling import MixedPool
 from ztw.models.published_counter import module_operations
 
@@ -201,5 +201,5 @@ def test_exits_of_imagenets_resnet50(connection):
 )
 def test_the_convolution_of_a_head(image_size, side, expected):
     assert stride_and_padding(image_size, side) == expected
-    head = ztw.HEADS["conv"]((4, side, side), 5, 0, image_size, HeadOptions())
+    head = HEADS["conv"]((4, side, side), 5, 0, image_size, HeadOptions())
     assert head(torch.randn(2, 4, side, side)).shape == (2, 5)

@@ -21,16 +21,16 @@ from onnx_networks import (
 from torch import nn
 
 import ztw
-from ztw.exits.sweep import decide
+from ztw.exits.sweep import simulate_exits
 from ztw.onnx import nesting
 from ztw.onnx.nesting import flatten, nest
 from ztw.onnx.steps import inner_graphs
 from ztw.onnx.write import float32_below
 
-RULES, MODES, KINDS = list(ztw.RULES), list(ztw.CONNECTIONS), [None, *ztw.ENSEMBLES]
-# Every pair of (rule, mode), (rule, ensemble) and (mode, ensemble) is there. All triples: tests/slow.
-# each rule twice, with every mode and kind of ensemble; all of them together are in tests/slow/test_exports.py
-PAIRS = [(RULES[i], MODES[(i + j) % 4], KINDS[(i + 2 * j + 1) % 4]) for i in range(4) for j in range(2)]
+RULES, CONNECTED, KINDS = ztw.list_rules(), ztw.list_connections(), [None, *ztw.list_ensembles()]
+# Every pair of (rule, connection), (rule, ensemble) and (connection, ensemble) is there. All triples: tests/slow.
+# each rule twice, with every connection and kind of ensemble; all of them together are in tests/slow/test_exports.py
+PAIRS = [(RULES[i], CONNECTED[(i + j) % 4], KINDS[(i + 2 * j + 1) % 4]) for i in range(4) for j in range(2)]
 
 
 @pytest.fixture(scope="module")
@@ -434,7 +434,7 @@ def test_int8_says_what_it_changes_and_gets_thresholds_of_its_own(exported, tmp_
     )
     assert 0 < found.exits_changed < 0.2
     point = ztw.choose_threshold(runner, held_out, budget=1.2, progress=False)
-    exits, _ = decide(runner.logits(images), point.rule)
+    exits, _ = simulate_exits(runner.logits(images), point.rule)
     assert torch.equal(runner(images, point.rule).exit_index, exits)
     assert point.accuracy == float((runner(images, point.rule).logits.argmax(-1) == labels).double().mean())
     assert point.relative_cost <= 1.2

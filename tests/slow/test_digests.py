@@ -80,7 +80,8 @@ def expected(module: str, following: dict[str, set[str]]) -> set[str]:
     """The rules whose job can run the module, and what follows them."""
     if module in NAMES_ONLY:
         return set()
-    found, todo = set(), [rule for rule in RULES if module in import_closure(f"ztw.jobs.{rule}")]
+    found: set[str] = set()
+    todo = [rule for rule in RULES if module in (*import_closure(f"ztw.jobs.{rule}"), "ztw.jobs.run")]
     while todo:
         rule = todo.pop()
         if rule not in found:

@@ -11,13 +11,15 @@ from onnx_networks import assert_as_infer, network_of, rule_through_the_middle, 
 from torch import nn
 
 import ztw
+from ztw.catalogue.architectures import ARCHS
 
 SIDES = {"torchvision/vit_b_16": 32, "torchvision/mobilenet_v2": 64, "torchvision/resnet18": 64}
-BACKBONES = [*ztw.BACKBONES, *SIDES]
+BACKBONES = [*ARCHS, *SIDES]
 
 
 @pytest.mark.parametrize(
-    ("rule", "connection", "kind"), [*itertools.product(ztw.RULES, ztw.CONNECTIONS, [None, *ztw.ENSEMBLES])]
+    ("rule", "connection", "kind"),
+    [*itertools.product(ztw.list_rules(), ztw.list_connections(), [None, *ztw.list_ensembles()])],
 )
 def test_every_combination(tmp_path, rule, connection, kind):
     network = network_of(connection, kind)

@@ -21,9 +21,9 @@ from ztw.data.splits import load_split
 from ztw.exits.rules import ExitRule, exit_rule, exit_scores
 from ztw.exits.thresholds import at, candidates
 from ztw.files import read_json
-from ztw.jobs.cell import CellFiles, CellNetworks
+from ztw.jobs.cell import CellNetworks
 from ztw.study.config import check_study, read_config
-from ztw.study.layout import Cell
+from ztw.study.layout import Cell, Layout
 
 ROOT = Path(__file__).parent.parent.parent
 CONFIG = ROOT / "tests/config/systems.yaml"
@@ -89,22 +89,10 @@ def apart(rule: str, scores: torch.Tensor) -> ExitRule:
 @pytest.mark.parametrize("arch", STUDY.archs)
 def test_infer_is_what_the_tables_say(study, arch, method):
     """At thresholds chosen on the validation split, `infer` leaves where the evaluated logits say."""
-    folder, own = study / DATASET / arch / "seed0", STUDY.methods[method]
-    files = CellFiles(
-        record=[str(study / f"data/{DATASET}/{split}.json") for split in ("train", "test")],
-        backbone=str(folder / "backbone.safetensors"),
-        ics={own.ics: str(folder / f"ics/{own.ics}.safetensors")},
-        predictions={
-            (own.ics, split): str(folder / f"predictions/{own.ics}/{split}.safetensors")
-            for split in ("validation", "test")
-        },
-        ensembles={
-            (own.ics, str(own.ensemble)): str(folder / f"ensembles/{own.ics}/{own.ensemble}.safetensors")
-        },
-    )
-    networks = CellNetworks(Cell(DATASET, arch, 0), files, STUDY.cells[DATASET, arch].ics.sets)
+    own, sets = STUDY.methods[method], STUDY.cells[DATASET, arch].ics.sets
+    networks = CellNetworks(Layout(study), Cell(DATASET, arch, 0), sets=sets)
     network = networks.of_method(own)
-    answers = {split: networks.answers(network, own, split) for split in ("validation", "test")}
+    answers = {split: networks.predictions(network, own, split) for split in ("validation", "test")}
     cost = torch.arange(1.0, network.exits + 1)
     offered = candidates(own.thresholds, *answers["validation"], cost, own.rule, points=50)
     images = torch.cat([images for images, _ in load_split(networks.record, "test").batches(50)])

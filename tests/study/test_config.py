@@ -19,10 +19,13 @@ from ztw.catalogue.architectures import ARCHS, OPTION_OWNERS, blocks
 from ztw.catalogue.datasets import DATASETS
 from ztw.catalogue.parts import BUILT_IN, NO_THRESHOLD
 from ztw.device import PRECISIONS
-from ztw.exits.rules import ThresholdRule
+from ztw.exits.ensembles import ENSEMBLES
+from ztw.exits.rules import RULES, ThresholdRule
 from ztw.exits.thresholds import THRESHOLDS
+from ztw.models.architectures import BACKBONES
 from ztw.models.backbone import BackboneOptions
 from ztw.models.cifar_resnet import IC_FEATURES, SHORTCUTS
+from ztw.models.heads import HEADS
 from ztw.models.initialisation import INITS
 from ztw.models.pooling import POOLINGS
 from ztw.study.config import check_study, read_config
@@ -110,7 +113,7 @@ WRONG = [
     (
         "ics.sets.own",
         {"connection": "cascade", "heads": 1},
-        "ics.sets.own.heads: unknown key; known: mode, training",
+        "ics.sets.own.heads: unknown key; known: connection, training",
     ),
     (
         "ics.sets.own",
@@ -512,14 +515,14 @@ def choices(section: type[Section], key: str) -> list:
 
 def test_the_study_lists_what_the_tables_have():
     tables: dict[str, dict] = {
-        "rule": ztw.RULES,
-        "ensemble": ztw.ENSEMBLES,
-        "head": ztw.HEADS,
+        "rule": RULES,
+        "ensemble": ENSEMBLES,
+        "head": HEADS,
         "thresholds": THRESHOLDS,
     }
     assert {kind: tuple(table) for kind, table in tables.items()} == BUILT_IN
     assert choices(IcSet, "pooling") == list(POOLINGS)
-    assert choices(IcSet, "connection") == list(ztw.CONNECTIONS)
+    assert choices(IcSet, "connection") == ztw.list_connections()
     assert choices(Recipe, "optimizer") == list(OPTIMIZERS)
     assert set(choices(Recipe, "schedule")) == set(SCHEDULES)
     assert choices(HardwareSettings, "precision") == list(PRECISIONS)
@@ -529,15 +532,15 @@ def test_the_study_lists_what_the_tables_have():
     defaults = {key: field.default for key, field in BackboneBuild.model_fields.items()}
     assert defaults == dataclasses.asdict(BackboneOptions())
     assert set(OPTION_OWNERS) == set(BackboneBuild.model_fields)
-    assert tuple(ztw.BACKBONES) == ARCHS
-    patient = {name for name, rule in ztw.RULES.items() if not issubclass(rule, ThresholdRule)}
+    assert tuple(BACKBONES) == ARCHS
+    patient = {name for name, rule in RULES.items() if not issubclass(rule, ThresholdRule)}
     assert patient == set(NO_THRESHOLD)
     trained = {field.name for field in dataclasses.fields(TrainingRecipe)}
-    assert {*Recipe.model_fields, "precision", "compile", "cuda_graph", "frozen_dropout"} == trained
+    assert {*Recipe.model_fields, "compute", "compile", "cuda_graph", "frozen_dropout"} == trained
     assert {name for name, facts in DATASETS.items() if facts.channels == 1} == {"fashion_mnist", "digits"}
 
 
-@pytest.mark.parametrize("arch", list(ztw.BACKBONES))
+@pytest.mark.parametrize("arch", list(BACKBONES))
 def test_blocks_are_what_the_backbone_has(arch):
     assert blocks(arch) == len(ztw.build_backbone(arch, size=32).stages)
 

@@ -14,9 +14,10 @@ import yaml
 import ztw
 from ztw.catalogue.datasets import DATASETS
 from ztw.catalogue.parts import PARTS, PLUGINS
-from ztw.exits.rules import exit_rule
+from ztw.exits.rules import RULES, exit_rule
 from ztw.files import sha256
 from ztw.models.checkpoints import versions
+from ztw.models.heads import HEADS
 from ztw.study.config import check_study
 from ztw.study.plugins import forget, load_plugins, plugin_files, plugins_with
 
@@ -25,9 +26,10 @@ TINY = yaml.safe_load((ROOT / "tests/config/tiny.yaml").read_text())
 MARGIN = (ROOT / "examples/my_parts.py").read_text()
 HEAD = """
 import ztw
+from ztw.models.heads import HEADS
 @ztw.register("head", "own")
 def own(shape, num_classes, previous, size, options):
-    return ztw.HEADS["pool"](shape, num_classes, previous, size, options)
+    return HEADS["pool"](shape, num_classes, previous, size, options)
 """
 
 
@@ -49,9 +51,9 @@ def test_the_parts_of_a_plugin_are_named_like_the_built_in_ones():
     methods = {"own": {"ics": "independent", "ensemble": "median", "rule": "margin"}}
     found = check_study(study(plugins=[plugin(MARGIN)], methods=methods))
     assert found.ensembles.sets["median"].kind == "median"
-    assert list(ztw.RULES)[-1] == "margin"
+    assert ztw.list_rules()[-1] == list(RULES)[-1] == "margin"
     forget()
-    assert "margin" not in ztw.RULES
+    assert "margin" not in RULES
     with pytest.raises(ztw.ZtwError, match=r"'margin' is unknown; known: max_softmax, .*, patience$"):
         check_study(study(methods={"own": {"ics": "independent", "rule": "margin"}}))
 
@@ -113,7 +115,7 @@ def test_a_fault_is_one_line_with_its_place(text, message):
         check_study(study(plugins=[plugin(text)]))
     assert "\n" not in str(caught.value)
     assert not PARTS
-    assert "margin" not in ztw.RULES
+    assert "margin" not in RULES
 
 
 def test_a_missing_file_and_an_unknown_package_are_named():
@@ -172,7 +174,7 @@ def test_an_installed_package(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(tmp_path))
     for _ in range(2):
         check_study(study(plugins=["early"]))
-        assert "margin" in ztw.RULES
+        assert "margin" in RULES
         assert versions()["plugins"] == {"early": sha256(tmp_path / "early_parts.py")}
         forget()
     sys.modules.pop("early_parts", None)
@@ -197,7 +199,7 @@ def helped(files: dict[str, str], imports: str = "", used: str = "helper.side", 
 
 
 def told() -> object:
-    head: Any = ztw.HEADS["own"]
+    head: Any = HEADS["own"]
     return head(None, None, None, None, None)
 
 
@@ -352,9 +354,8 @@ def test_the_rules_of_the_workflow_load_what_they_need():
         *("NETWORK", "METHOD", 'plugins_of("dataset")', 'plugins_of("backbone")'),
         'plugins_of("ensemble")',
     }
-    for script in (ROOT / "workflow/scripts").glob("*.py"):
-        closure = import_closure(f"ztw.jobs.{script.stem}")
-        uses = {"ztw.exits.rules", "ztw.exits.ensembles", "ztw.models.heads", "ztw.data.decode"} & set(
-            closure
-        )
-        assert ("load_plugins(" in script.read_text()) == bool(uses), script.name
+    blocks = re.split(r"^ *rule (\w+):$", rules, flags=re.M)[1:]
+    tables = {"ztw.exits.rules", "ztw.exits.ensembles", "ztw.models.heads", "ztw.data.decode"}
+    for rule, text in zip(blocks[::2], blocks[1::2], strict=True):
+        uses = tables & set(import_closure(f"ztw.jobs.{rule}"))
+        assert ("plugins=" in text) == bool(uses), rule

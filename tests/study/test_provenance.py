@@ -22,6 +22,9 @@ PACKAGE = {
     "ztw/late.py": "Y = 1\n",
     "ztw/other.py": "Z = 1\n",
     "ztw/jobs/__init__.py": "",
+    "ztw/jobs/run.py": "def run():\n    return 1\n",
+    "ztw/study/__init__.py": "",
+    "ztw/study/layout.py": "WEIGHTS = 'weights.safetensors'\n",
     "workflow/scripts/train.py": "from ztw.jobs.train import train\ntrain()\n",
     "ztw/jobs/shared.py": "from ztw import files\nkey('what it means', 3)\n",
     "ztw/jobs/train.py": (
@@ -30,6 +33,7 @@ PACKAGE = {
         "def train():\n"
         "    from ztw.models import net\n"
         "    import ztw.late\n"
+        "    from ztw.study.layout import WEIGHTS\n"
     ),
 }
 
@@ -75,6 +79,8 @@ def test_the_closure_follows_every_import_that_runs(package):
         ("ztw/other.py", "Z = 2\n", False),
         ("ztw/only_types.py", "X = 2\n", False),
         ("ztw/version.py", "__version__ = '2'\n", False),
+        ("ztw/study/layout.py", "WEIGHTS = 'elsewhere.safetensors'\n", False),
+        ("ztw/jobs/run.py", "def run():\n    return 2\n", True),
         ("ztw/files.py", "# why\ndef read():\n    '''Read a file.'''\n\n    return 1  # always\n", False),
         ("ztw/jobs/shared.py", "from ztw import files\nkey('in other words', 3)\n", False),
         ("ztw/models/__init__.py", '"""All models."""\n', False),
@@ -95,7 +101,7 @@ def test_the_real_jobs_depend_on_what_they_compute_with():
         import_closure(f"ztw.jobs.{job}") for job in ("predict", "fit_ensembles", "train_ics")
     )
     assert {"ztw.models.heads", "ztw.data.splits", "ztw.evaluation.predictions"} <= set(predict)
-    assert {"ztw.exits.ensembles", "ztw.exits.newton", "ztw.exits.logits"} <= set(fit)
+    assert {"ztw.exits.ensembles", "ztw.exits.objectives", "ztw.exits.logits"} <= set(fit)
     assert not any(name.startswith(("ztw.data", "ztw.reporting", "ztw.training")) for name in fit)
     for closure in (predict, fit, train):
         assert not any(name.startswith("ztw.reporting") for name in closure)

@@ -11,7 +11,9 @@ from conftest import same, small_network, state_of, stripes
 
 import ztw
 from ztw.catalogue.parts import PARTS, Part
-from ztw.jobs.training import Computing
+from ztw.device import ON_CPU, Compute
+from ztw.jobs.training import recipe_of
+from ztw.study.settings import HardwareSettings
 from ztw.study.training_settings import BackboneSettings
 from ztw.training import compiling
 from ztw.training.loop import Task, Training, cross_entropy_step
@@ -24,15 +26,16 @@ from ztw.training.separate import train_backbone, train_separately
     [("cuda", "auto", True), ("cuda:1", "auto", True), ("cuda", True, False), ("cpu", "auto", False)],
 )
 def test_gpus_get_captured_steps_unless_the_study_says_otherwise(device, compile, expected):
-    computing = Computing(torch.device(device), "bf16", compile)
-    assert computing.recipe(BackboneSettings()).cuda_graph is expected
+    hardware = HardwareSettings(compile=compile)
+    recipe = recipe_of(BackboneSettings(), hardware, Compute(torch.device(device), "bf16"))
+    assert recipe.cuda_graph is expected
 
 
 @pytest.mark.parametrize(("kind", "captured"), [("backbone", False), ("head", False), ("rule", True)])
 def test_networks_of_plugins_are_not_captured(kind, captured, monkeypatch):
     monkeypatch.setitem(PARTS, (kind, "mine"), Part(object, {}, lambda: None))
-    computing = Computing(torch.device("cuda"), "bf16", "auto")
-    assert computing.recipe(BackboneSettings()).cuda_graph is captured
+    recipe = recipe_of(BackboneSettings(), HardwareSettings(), Compute(torch.device("cuda"), "bf16"))
+    assert recipe.cuda_graph is captured
 
 
 def test_nothing_is_compiled_beside_it(monkeypatch):
@@ -56,7 +59,7 @@ def test_a_training_s_memory_is_freed_when_it_is_over():
     """A captured graph that waited for Python's garbage collection would keep the activations of a step."""
     network = torch.nn.Linear(3, 2)
     task = Task(
-        ["a"], cross_entropy_step(network, "fp32"), network, torch.optim.SGD(network.parameters(), 0.1)
+        ["a"], cross_entropy_step(network, ON_CPU), network, torch.optim.SGD(network.parameters(), 0.1)
     )
     training = Training(task, Recipe(1, 4, 0.1, 0.0, cuda_graph=True), 8, seed=0)
     training.train_on(torch.randn(4, 3), torch.zeros(4).long())

@@ -78,7 +78,7 @@ def test_rescaling_changes_no_answer():
         torch.testing.assert_close(torch.stack(rescaled_logits(network, images)), network(images))
 
 
-@pytest.mark.parametrize("connection", list(ztw.CONNECTIONS))
+@pytest.mark.parametrize("connection", ztw.list_connections())
 @pytest.mark.parametrize("rescale", [False, True])
 def test_joint_training_learns_with_the_backbone(connection, rescale):
     torch.manual_seed(0)

@@ -36,7 +36,7 @@ class Watch:
         self.before = after
 
 
-@pytest.mark.parametrize("connection", list(ztw.CONNECTIONS))
+@pytest.mark.parametrize("connection", ztw.list_connections())
 def test_layer_wise_training_goes_exit_after_exit(connection):
     network = small_network(connection, placement=[0, 1])
     watch = Watch(network)

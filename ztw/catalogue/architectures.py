@@ -29,6 +29,11 @@ def archs() -> list[str]:
     return [*ARCHS, *own("backbone")]
 
 
+def list_backbones() -> list[str]:
+    """List the names of all backbones: the paper's, a user's own ones, torchvision's."""
+    return [*archs(), *(TORCHVISION_PREFIX + name for name in TORCHVISION_BLOCKS)]
+
+
 def smallest_image(arch: str) -> int:
     """The smallest side of the images an architecture takes, in pixels."""
     return own("backbone")[arch]["smallest_image"] if arch in own("backbone") else SMALLEST_IMAGE.get(arch, 1)

@@ -49,6 +49,26 @@ def known(kind: str) -> list[str]:
     return [*BUILT_IN[kind], *own(kind)]
 
 
+def list_rules() -> list[str]:
+    """List the names of the exit rules, a user's own ones last."""
+    return known("rule")
+
+
+def list_ensembles() -> list[str]:
+    """List the names of the ensembles, a user's own ones last."""
+    return known("ensemble")
+
+
+def list_heads() -> list[str]:
+    """List the names of the heads of internal classifiers, a user's own ones last."""
+    return known("head")
+
+
+def list_thresholds() -> list[str]:
+    """List the names of the ways of choosing thresholds, a user's own ones last."""
+    return known("thresholds")
+
+
 def has_threshold(rule: str) -> bool:
     """Whether a rule has a threshold that can be chosen."""
     return own("rule")[rule]["threshold"] if rule in own("rule") else rule not in NO_THRESHOLD

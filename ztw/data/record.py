@@ -122,7 +122,7 @@ def joined(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {**records[-1], **records[0], **per_split}
 
 
-def read_study_record(files: Sequence[Path]) -> dict[str, Any]:
+def read_study_record(files: Sequence[Path | str]) -> dict[str, Any]:
     """The record of a study, from one file of each split, the training images' first.
 
     Raises ZtwError naming a file that is missing or broken.

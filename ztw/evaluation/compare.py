@@ -9,7 +9,7 @@ from ztw.errors import ZtwError
 from ztw.evaluation.metrics import exit_accuracy
 from ztw.evaluation.operating_point import predict, predict_onnx
 from ztw.exits.rules import ExitRule
-from ztw.exits.sweep import decide
+from ztw.exits.sweep import simulate_exits
 from ztw.models.network import EarlyExitNetwork
 from ztw.onnx.runner import OnnxRunner
 
@@ -43,7 +43,10 @@ def compare_exported(
     logits, labels = predict(network, held_out, progress=False)
     before = logits if network.ensemble is None else network.ensemble(logits)
     after, _ = predict_onnx(runner, held_out)
-    (left, answering), (left_after, answering_after) = decide(before, rule), decide(after, rule)
+    (left, answering), (left_after, answering_after) = (
+        simulate_exits(before, rule),
+        simulate_exits(after, rule),
+    )
     samples = range(len(labels))
     said, said_after = before[answering, samples].argmax(-1), after[answering_after, samples].argmax(-1)
     return Agreement(

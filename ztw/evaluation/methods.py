@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
@@ -16,11 +15,9 @@ from ztw.evaluation.curves import Costs, SplitPredictions, method_curves, offere
 from ztw.evaluation.metric_rows import Metric, metric_rows
 from ztw.evaluation.metrics import at_budget, exit_accuracy, hindsight_improvability
 from ztw.exits.rules import ExitRule, exit_rule
-from ztw.exits.sweep import Curve, decide, scored
+from ztw.exits.sweep import Curve, scored, simulate_exits
 from ztw.exits.thresholds import at
-
-if TYPE_CHECKING:  # only types: the wording of a key must not count as a change of what is computed
-    from ztw.study.settings import EvaluationSettings, MethodSettings
+from ztw.study.settings import EvaluationSettings, MethodSettings
 
 # choices of thresholds whose parameter is an allowed loss of accuracy
 FROM_ALLOWED_LOSS = ("allowed_loss", "risk_controlled")
@@ -135,7 +132,7 @@ def _of_row(curve: Curve, index: int, unit: Costs) -> list[Metric]:
 
 def _answers(logits: Tensor, rule: ExitRule) -> tuple[Tensor, Tensor]:
     """Which exit answers for each sample (N,), and what it says (N, C); logits: (K, N, C)."""
-    _, answering = decide(logits, rule)
+    _, answering = simulate_exits(logits, rule)
     return answering, logits[answering, torch.arange(len(answering))]
 
 

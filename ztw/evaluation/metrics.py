@@ -7,10 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ztw.errors import ZtwError
+from ztw.errors import ZtwError, is_number
 from ztw.exits.logits import check_logits
 from ztw.exits.sweep import Curve
-from ztw.tensors import is_number
 
 PERCENT = 10  # a budget from here on that nothing costs is meant as a percentage
 
@@ -45,14 +44,30 @@ def at_budget(curve: Curve, budgets: Sequence[float | str], base_cost: float) ->
 
 
 def accuracy_at_budget(curve: Curve, budgets: Sequence[float | str], base_cost: float) -> Tensor:
-    """Accuracies (B,) at the parameter that `at_budget` picks; NaN where no parameter is cheap enough."""
-    return torch.tensor(
-        [
-            float("nan") if index is None else float(curve.accuracy[index])
-            for index in at_budget(curve, budgets, base_cost)
-        ],
-        dtype=torch.float64,
-    )
+    """Look up the accuracy that each budget buys.
+
+    Args:
+        curve: of `sweep`.
+        budgets: B fractions of `base_cost`, each the largest mean cost allowed; "max" = the highest accuracy.
+        base_cost: MACs of the backbone alone.
+
+    Returns:
+        float64 (B,), NaN where no parameter is cheap enough.
+
+    Raises:
+        ZtwError: for a budget that is not positive, and for a percentage.
+    """
+    return _picked(curve.accuracy, at_budget(curve, budgets, base_cost))
+
+
+def parameter_at_budget(curve: Curve, budgets: Sequence[float | str], base_cost: float) -> Tensor:
+    """Look up the rule's parameter for each budget, as `accuracy_at_budget` looks up its accuracy."""
+    return _picked(curve.parameter, at_budget(curve, budgets, base_cost))
+
+
+def _picked(values: Tensor, rows: Sequence[int | None]) -> Tensor:
+    nan = float("nan")
+    return torch.tensor([nan if row is None else float(values[row]) for row in rows], dtype=torch.float64)
 
 
 def exit_accuracy(logits: Tensor, labels: Tensor) -> Tensor:

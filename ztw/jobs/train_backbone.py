@@ -14,7 +14,7 @@ from ztw.device import Compute
 from ztw.errors import ZtwError
 from ztw.evaluation.predictions import predict_networks
 from ztw.files import data_root, sha256
-from ztw.jobs.cell import CellNetworks
+from ztw.jobs.cell import CellNetworks, compute_on
 from ztw.jobs.job import Job
 from ztw.jobs.training import job_checkpoints, recipe_of, training_facts
 from ztw.models.backbone import Backbone
@@ -61,28 +61,29 @@ def train_backbone(job: Job, cell: Cell, settings: TrainBackboneSettings) -> Non
         job.layout, cell, backbone_settings, records=records_of(images, backbone_settings)
     )
     checkpoints = job_checkpoints(job, cell, "backbone")
-    recipe = recipe_of(backbone_settings, settings.hardware)
-    device, parts = recipe.compute.device, cell_splits(networks.record, images, cell.seed, job.report)
+    compute = compute_on(settings.hardware)
+    recipe = recipe_of(backbone_settings, settings.hardware, compute)
+    device, parts = compute.device, cell_splits(networks.record, images, cell.seed, job.report)
     torch.manual_seed(cell.seed)
     backbone, origin = _first_weights(networks, backbone_settings, data_root(settings.root), job.report)
     backbone.to(device).eval()
     if backbone_settings.expected_accuracy is not None:
         test = open_split(networks.record, images, "test").to(device)
-        origin["test_accuracy"] = _check_accuracy(backbone, test, backbone_settings, recipe.compute)
+        origin["test_accuracy"] = _check_accuracy(backbone, test, backbone_settings, compute)
     training, history = parts["train"].to(device), []
     if backbone_settings.epochs:
         history = train(backbone, training, recipe, cell.seed, job.report, checkpoints)
     accuracy = {}
     if "validation" in parts:  # unless nothing is held out
         held_out = parts["validation"].to(device)
-        accuracy["validation"] = _accuracy(backbone, held_out, recipe.compute, recipe.batch_size)
+        accuracy["validation"] = _accuracy(backbone, held_out, compute, recipe.batch_size)
     facts = {
         **networks.identity,
         "class_names": networks.record["class_names"],
         "settings": backbone_settings.model_dump(),
         "origin": origin,
         "accuracy": accuracy,
-        **training_facts(recipe.compute, history, checkpoints),
+        **training_facts(compute, history, checkpoints),
     }
     save_checkpoint(job.layout.backbone(cell), backbone, facts)
     checkpoints.clear()
@@ -97,19 +98,20 @@ def _first_weights(
     networks: CellNetworks, settings: BackboneSettings, root: Path, report: Report
 ) -> tuple[Backbone, dict[str, Any]]:
     """The backbone before any training of ours, and where its weights come from."""
-    source, classes = settings.source, networks.record["num_classes"]
-    if source == "torchvision" and classes != 1000 and not settings.epochs:
+    source, num_classes = settings.source, networks.record["num_classes"]
+    if source == "torchvision" and num_classes != 1000 and not settings.epochs:
         raise ZtwError(
             f"backbone.epochs: 0: torchvision's weights answer 1000 classes, {networks.cell.dataset} has"
-            f" {classes}; train the new last layer for some epochs"
+            f" {num_classes}; train the new last layer for some epochs"
         )
     backbone = networks.untrained_backbone(
         PRETRAINED[settings.pretrained] if source == "torchvision" else None
     )
-    if source == "torchvision" and classes != 1000:
+    if source == "torchvision" and num_classes != 1000:
         report(
             Note(
-                f"torchvision's weights: their last layer answers 1000 classes, not {classes}: replaced by a new one"
+                f"torchvision's weights: their last layer answers 1000 classes, not {num_classes}:"
+                " replaced by a new one"
             )
         )
     if source in ("train", "torchvision"):

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from ztw.data.splits import cell_splits
-from ztw.jobs.cell import CellNetworks, share_backbone
+from ztw.device import Compute
+from ztw.jobs.cell import CellNetworks, compute_on, share_backbone
 from ztw.jobs.job import Job
 from ztw.jobs.training import job_checkpoints, recipe_of, save_ics, training_facts
 from ztw.study.layout import Cell
@@ -32,26 +33,26 @@ def train_ics(job: Job, cell: Cell, settings: TrainIcsSettings) -> None:
     networks = CellNetworks(
         job.layout, cell, settings.build, settings.sets, records=settings.images.training_records
     )
-    checkpoints = job_checkpoints(job, cell, "ics")
+    checkpoints, compute = job_checkpoints(job, cell, "ics"), compute_on(settings.hardware)
     parts = cell_splits(networks.record, settings.images, cell.seed, job.report)
-    backbone = networks.backbone()
-    for number, (recipe, names) in enumerate(_trained_alike(settings).items()):
-        device, together = recipe.compute.device, []
+    training, backbone = parts["train"].to(compute.device), networks.backbone()
+    for number, (recipe, names) in enumerate(_trained_alike(settings, compute).items()):
+        together = []
         for name in names:
             torch.manual_seed(cell.seed)  # a set's weights do not depend on which others are trained with it
             together.append(networks.attach(backbone, name))
         torch.manual_seed(cell.seed)  # of dropout: the same whatever sets there are
-        share_backbone(together, device)
+        share_backbone(together, compute.device)
         kept = checkpoints.phase(f"pass-{number}")
-        histories = train_separately(together, parts["train"].to(device), recipe, cell.seed, job.report, kept)
+        histories = train_separately(together, training, recipe, cell.seed, job.report, kept)
         for name, network, history in zip(names, together, histories, strict=True):
-            save_ics(networks, name, network, training_facts(recipe.compute, history, checkpoints))
+            save_ics(networks, name, network, training_facts(compute, history, checkpoints))
     checkpoints.clear()
 
 
-def _trained_alike(settings: TrainIcsSettings) -> dict[Recipe, list[str]]:
+def _trained_alike(settings: TrainIcsSettings, compute: Compute) -> dict[Recipe, list[str]]:
     """Recipe -> the sets that are trained so."""
     groups: dict[Recipe, list[str]] = {}
     for name, ics in settings.sets.items():
-        groups.setdefault(recipe_of(ics, settings.hardware), []).append(name)
+        groups.setdefault(recipe_of(ics, settings.hardware, compute), []).append(name)
     return groups

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from ztw.data.splits import cell_splits
-from ztw.jobs.cell import CellNetworks
+from ztw.jobs.cell import CellNetworks, compute_on
 from ztw.jobs.job import Job
 from ztw.jobs.training import job_checkpoints, recipe_of, save_ics, training_facts
 from ztw.study.layout import Cell
@@ -32,16 +32,17 @@ def train_network(job: Job, cell: Cell, ics: str, settings: TrainNetworkSettings
     images, of_set = settings.images, settings.set
     networks = CellNetworks(job.layout, cell, settings.build, {ics: of_set}, records=images.training_records)
     checkpoints = job_checkpoints(job, cell, f"ics-{ics}")
-    recipe = recipe_of(of_set, settings.hardware)
-    training = cell_splits(networks.record, images, cell.seed, job.report)["train"].to(recipe.compute.device)
+    compute = compute_on(settings.hardware)
+    recipe = recipe_of(of_set, settings.hardware, compute)
+    training = cell_splits(networks.record, images, cell.seed, job.report)["train"].to(compute.device)
     torch.manual_seed(cell.seed)
     backbone = networks.untrained_backbone() if of_set.start == "scratch" else networks.backbone()
-    network = networks.attach(backbone, ics).to(recipe.compute.device)
+    network = networks.attach(backbone, ics).to(compute.device)
     if of_set.training == "layer_wise":
         history = train_layer_wise(network, training, recipe, cell.seed, job.report, checkpoints)
     else:
         weights = exit_weights(network, of_set.exit_weights, of_set.asked_shares)
         loss = JointLoss(network, weights, of_set.rescale_gradients)
         history = train_jointly(loss, training, recipe, cell.seed, job.report, checkpoints)
-    save_ics(networks, ics, network, training_facts(recipe.compute, history, checkpoints))
+    save_ics(networks, ics, network, training_facts(compute, history, checkpoints))
     checkpoints.clear()

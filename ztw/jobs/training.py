@@ -9,7 +9,7 @@ from typing import Any
 from ztw.catalogue.parts import own
 from ztw.device import Compute
 from ztw.files import sha256
-from ztw.jobs.cell import CellNetworks, compute_on, trained_part
+from ztw.jobs.cell import CellNetworks, trained_part
 from ztw.jobs.job import Job
 from ztw.models.checkpoints import save_checkpoint, versions
 from ztw.models.network import EarlyExitNetwork
@@ -21,9 +21,8 @@ from ztw.training.recipe import Recipe
 from ztw.training.resume import Checkpoints
 
 
-def recipe_of(section: training_settings.Recipe, hardware: HardwareSettings) -> Recipe:
-    """Return the recipe of a section of the study, on this machine."""
-    compute = compute_on(hardware)
+def recipe_of(section: training_settings.Recipe, hardware: HardwareSettings, compute: Compute) -> Recipe:
+    """Return the recipe of a section of the study; compute: of `compute_on`."""
     given = {key: getattr(section, key) for key in training_settings.Recipe.model_fields}
     # what a plugin's network decides in Python would be captured once for all batches
     of_a_plugin = bool(own("backbone") or own("head"))

@@ -49,6 +49,11 @@ CONNECTIONS: dict[str, Connection] = {
 }
 
 
+def list_connections() -> list[str]:
+    """List the names of the ways in which internal classifiers can be connected."""
+    return list(CONNECTIONS)
+
+
 def connection_of(name: str) -> Connection:
     """Look up a connection by its name; raises ZtwError for one that is not in CONNECTIONS."""
     if name not in CONNECTIONS:

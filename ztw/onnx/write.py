@@ -18,7 +18,7 @@ from torch import Tensor
 from ztw.device import check_default_dtype
 from ztw.errors import ZtwError
 from ztw.exits.rules import RULES, ExitRule, ThresholdRule, as_rule, describe_rule, exit_scores
-from ztw.exits.sweep import decide
+from ztw.exits.sweep import simulate_exits
 from ztw.files import atomic
 from ztw.models.backbone import Backbone
 from ztw.models.costs import macs
@@ -172,7 +172,7 @@ def float32_below(bounds: Tensor) -> np.ndarray:
 
 @torch.inference_mode()
 def _prove(content: bytes, network: EarlyExitNetwork, rule: ExitRule | None) -> None:
-    """Raise ZtwError unless the graph leaves and answers as `decide` does, on samples that leave everywhere."""
+    """Raise ZtwError unless the graph leaves and answers as `simulate_exits` does, on samples that leave everywhere."""
     import onnxruntime
 
     images = torch.randn(PROBES, *network.backbone.input_shape, generator=torch.Generator().manual_seed(0))
@@ -191,7 +191,7 @@ def _prove(content: bytes, network: EarlyExitNetwork, rule: ExitRule | None) -> 
     clear = ((scores[:-1] - bounds[:, None]).abs() > CLEAR).all(0)
     inputs = {IMAGES: images.numpy(), BOUNDS: float32_below(bounds)}
     found, where = (torch.from_numpy(output) for output in session.run([LOGITS, EXIT_INDEX], inputs))
-    exit_index, answering = decide(logits, probe)
+    exit_index, answering = simulate_exits(logits, probe)
     if not torch.equal(where[clear], exit_index[clear]):
         raise ZtwError(f"{network.backbone.arch}: leaves elsewhere in ONNX than here")
     _compare(network, found, logits[answering, torch.arange(PROBES)], clear)

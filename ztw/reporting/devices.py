@@ -16,7 +16,7 @@ COLUMNS = (*CELL, *PART, "kinds")
 Row = Mapping[str, Any]
 
 
-def device_rows(files: Iterable[Path]) -> list[dict[str, Any]]:
+def device_rows(files: Iterable[Path | str]) -> list[dict[str, Any]]:
     """Every part of every cell (backbone, IC set, its predictions), as the `evaluate` jobs wrote it down."""
     rows: dict[tuple[Any, ...], dict[str, Any]] = {}
     for file in files:

@@ -56,7 +56,7 @@ REFERENCE = (
 )
 
 
-def latency_table(files: Iterable[Path], metrics: Metrics) -> pd.DataFrame:
+def latency_table(files: Iterable[Path | str], metrics: Metrics) -> pd.DataFrame:
     """Measured times with accuracy and cost of the same seed's test split beside them.
 
     files: of the job `measure_latency`; metrics: see `ztw.reporting.results`. relative_time: as a share of what the
@@ -104,7 +104,7 @@ def _with_one_backbone(rows: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def left_out(files: Iterable[Path]) -> dict[tuple[str, str], str]:
+def left_out(files: Iterable[Path | str]) -> dict[tuple[str, str], str]:
     """(data set, architecture) -> what stands under its tables: which rows are missing, and why; nothing if none is."""
     lines: dict[tuple[str, str], str] = {}
     for file in files:
@@ -157,7 +157,7 @@ def read_latency(path: Path | str, dataset: str, arch: str) -> pd.DataFrame:
     return rows[rows["dataset"].eq(dataset) & rows["arch"].eq(arch)]
 
 
-def write_latency(table: pd.DataFrame, missing: Notes, csv_path: Path, md_path: Path) -> None:
+def write_latency(table: pd.DataFrame, missing: Notes, csv_path: Path | str, md_path: Path | str) -> None:
     """The long table, and a readable one: a block for each cell and batch size, and below it what is missing.
 
     missing: see `left_out`.

@@ -40,12 +40,12 @@ def results_of(
     return [(cell, method) for cell, method in pairs if not partial or layout.metrics(cell, method).is_file()]
 
 
-def from_files(files: Iterable[Path]) -> Metrics:
+def from_files(files: Iterable[Path | str]) -> Metrics:
     """The metrics that the `evaluate` jobs wrote, a row each, METRIC_COLUMNS."""
     return _frame(read_json(file) for file in files)
 
 
-def read_curves(files: Iterable[Path]) -> pd.DataFrame:
+def read_curves(files: Iterable[Path | str]) -> pd.DataFrame:
     """The rows of several methods' curves, as the job `evaluate` wrote them; ZtwError for an altered file."""
     files = list(files)
     for file in files:
@@ -53,7 +53,7 @@ def read_curves(files: Iterable[Path]) -> pd.DataFrame:
     return pd.concat([_read_parquet(file) for file in files])
 
 
-def _read_parquet(file: Path) -> pd.DataFrame:
+def _read_parquet(file: Path | str) -> pd.DataFrame:
     try:
         return pd.read_parquet(file)
     except (OSError, ValueError) as error:
@@ -61,7 +61,10 @@ def _read_parquet(file: Path) -> pd.DataFrame:
 
 
 def from_runs(
-    store_file: Path, runs_files: Iterable[Path], metrics_files: Sequence[Path], report: Report = print
+    store_file: Path | str,
+    runs_files: Iterable[Path | str],
+    metrics_files: Sequence[Path | str],
+    report: Report = print,
 ) -> Metrics:
     """The same, the values read from MLflow by the run ids that the `track_cell` jobs wrote, from no other run.
 

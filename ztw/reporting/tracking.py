@@ -74,8 +74,8 @@ class CellResults:
     cell: Cell
     study: str
     code_version: str
-    parts: Mapping[str, Sequence[Path]]
-    artifacts: Mapping[str, Sequence[Path]]
+    parts: Mapping[str, Sequence[Path | str]]
+    artifacts: Mapping[str, Sequence[Path | str]]
     protocol: str = "held-out"
     times: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     models: Mapping[str, Path | str] = field(default_factory=dict)
@@ -321,7 +321,7 @@ def _log_cell(client: MlflowClient, experiment: str, owner: str, results: CellRe
     return {**names, "runs": ids}
 
 
-def _end(client: MlflowClient, run: str, artifacts: Iterable[Path]) -> None:
+def _end(client: MlflowClient, run: str, artifacts: Iterable[Path | str]) -> None:
     for artifact in artifacts:
         client.log_artifact(run, str(artifact))
     client.set_terminated(run)

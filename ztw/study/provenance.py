@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from ztw.errors import ZtwError
-from ztw.files import is_left_behind
+from ztw.files import is_left_behind, leads_back
 from ztw.version import __version__
 
 ROOT = Path(__file__).parents[2]
-# They name things and change no result: the list of public names, and the version, which results record.
-NAMES_ONLY = ("ztw", "ztw.version")
+# They name things and change no result: public names, the version, which results record, and where files lie.
+NAMES_ONLY = ("ztw", "ztw.version", "ztw.study.layout")
 # Imports that no digest follows: of a module, what only makes files again that are then compared with their SHA-256s
 NOT_FOLLOWED = {"ztw.data.splits": {"ztw.data.prepare"}}
 DESCRIBED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)  # may begin with a docstring
@@ -47,17 +47,11 @@ def _add_stamps(place: Path | str, below: str, digest: hashlib._Hash) -> None:
         if entry.name.startswith(".") or is_left_behind(entry.name):
             continue
         name = f"{below}/{entry.name}"
-        if entry.is_dir() and not (entry.is_symlink() and _leads_back(entry)):
+        if entry.is_dir() and not (entry.is_symlink() and leads_back(entry)):
             _add_stamps(entry.path, name, digest)
         else:
             lines.append(f"{name}\0{file_stamp(entry)}\n")
     digest.update(os.fsencode("".join(lines)))
-
-
-def _leads_back(link: os.DirEntry[str]) -> bool:
-    """Whether a link's target is a folder that holds it."""
-    holder = os.path.realpath(os.path.dirname(link.path)) + os.sep
-    return holder.startswith(os.path.realpath(link.path) + os.sep)
 
 
 def file_stamp(path: os.DirEntry[str] | Path | str | None) -> str | None:
@@ -75,7 +69,7 @@ def file_stamp(path: os.DirEntry[str] | Path | str | None) -> str | None:
 
 
 def code_digest(job: str, root: Path = ROOT) -> str:
-    """Digest of all code that a job runs: its script, and of ztw the import closure of `ztw.jobs.<job>`.
+    """Digest of all code that a job runs: its script, `ztw.jobs.run`, and the import closure of its module.
 
     Comments, docstrings, formatting and the descriptions of a study's keys do not count, so that only a
     real edit re-runs a job. root: the folder that holds ztw/ and workflow/.
@@ -83,8 +77,9 @@ def code_digest(job: str, root: Path = ROOT) -> str:
     digest = hashlib.sha256()
     for module in import_closure(f"ztw.jobs.{job}", root):
         digest.update(module.encode() + _tree(module, root)[1])
-    if (script := root / f"workflow/scripts/{job}.py").exists():
-        digest.update("\n".join(_what_runs(script)[0]).encode())
+    for caller in (root / f"workflow/scripts/{job}.py", root / "ztw/jobs/run.py"):
+        if caller.exists():
+            digest.update("\n".join(_what_runs(caller)[0]).encode())
     return digest.hexdigest()[:16]
 
 

@@ -52,11 +52,6 @@ def part(kind: str) -> WithJsonSchema:
     return WithJsonSchema({"anyOf": [{"enum": list(BUILT_IN[kind])}, {"type": "string"}]})
 
 
-def is_number(value: object) -> bool:
-    """Whether YAML read a number: true and false are none."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def one_of(kinds: str, accepts: Callable[[Any], bool], schema: dict[str, Any]) -> tuple[Any, ...]:
     """For a key of several types, which pydantic would tell apart in as many errors; kinds: what is allowed."""
 

@@ -1,0 +1,22 @@
+"""The examples in the docstrings of the public names run."""
+
+import doctest
+
+import pytest
+
+from ztw import api
+from ztw.catalogue.parts import PARTS
+
+PUBLIC = {
+    name: value for name, value in vars(api).items() if getattr(value, "__module__", "").startswith("ztw")
+}
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_example(name):
+    for test in doctest.DocTestFinder(recurse=False).find(PUBLIC[name], name, globs={}):
+        runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+        runner.run(test)
+        assert not runner.failures
+    for registered in list(PARTS):
+        PARTS.pop(registered).remove()

@@ -1,0 +1,31 @@
+"""Snakemake's events, one line of JSON each, for the screen of `reproduce`: `snakemake --logger ztw`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+
+from snakemake_interface_logger_plugins.base import LogHandlerBase
+
+FIELDS = ("jobid", "job_id", "rule_name", "wildcards", "log", "reason", "rule_msg", "done", "total", "stats")
+
+
+class LogHandler(LogHandlerBase):
+    """Append each event to the file that the variable ZTW_EVENTS names; a plain message is named by its level."""
+
+    writes_to_file = has_formatter = True
+    has_filter = True  # of its own, none: it gets all events with --quiet, too
+    writes_to_stream = needs_rulegraph = False
+    baseFilename = os.environ.get("ZTW_EVENTS", os.devnull)  # noqa: N815 (the interface's name)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write an event."""
+        event = str(getattr(record, "event", None) or record.levelname.lower())
+        fields = {name: getattr(record, name) for name in FIELDS if hasattr(record, name)}
+        line = json.dumps({"event": event, "message": record.getMessage(), **fields}, default=str)
+        try:
+            with open(self.baseFilename, "a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError:  # a full disk
+            self.handleError(record)
