@@ -40,7 +40,7 @@ def test_a_missing_result_is_an_error_unless_the_study_is_partial(tmp_path):
             write_json(layout.metrics(Cell("d", "x", seed), method), {})
     evaluation = EvaluationSettings(budgets=("max",), protocols=("paper",))
     settings = CompareMethodsSettings(evaluation, ("a", "b", "c"), tuple(cells))
-    with pytest.raises(ZtwError, match="seed0/correct/c.safetensors: missing"):
+    with pytest.raises(ZtwError, match=r"seed0/correct/c\.safetensors: missing"):
         compare_methods(Job(layout), settings)
     compare_methods(Job(layout), settings, partial=True)
     lines = layout.table("differences").read_text().splitlines()[1:]
