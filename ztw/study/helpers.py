@@ -49,7 +49,8 @@ def helpers(path: Path, module: str = "") -> dict[str, Path]:
         raise
     except (OSError, SyntaxError, ValueError, ImportError):  # told when the file is hashed or run
         return {"__main__": path}
-    return {name: Path(found.__file__) for name, found in finder.modules.items() if found.__file__}
+    modules: dict[str, Any] = finder.modules
+    return {name: Path(module.__file__) for name, module in modules.items() if module.__file__}
 
 
 def code_sha256(files: dict[str, Path]) -> str:
@@ -101,7 +102,7 @@ class _Finder(ModuleFinder):
         """Load a module, or a package without __init__.py."""
         if file_info[2] != NAMESPACE:
             return super().load_module(fqname, fp, pathname, file_info)
-        package = self.add_module(fqname)
+        package: Any = self.add_module(fqname)
         package.__path__ = pathname
         return package
 
