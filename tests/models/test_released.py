@@ -20,10 +20,6 @@ FAMILIES: dict[str, Callable[[dict[str, Tensor], Tensor], released.Outputs]] = {
     "wide_resnet_32_4": released.wide_resnet_32_4,
     "mobilenet": released.mobilenet,
 }
-<<<<<<< HEAD
-=======
-CONNECTIONS = ["independent", "cascade", "cascade_detached"]
->>>>>>> main
 
 
 def used(module: nn.Module) -> nn.Module:
@@ -72,7 +68,6 @@ def compare(arch: str, size: int, connection: str) -> None:
         assert our.shape == parameter.shape
 
 
-<<<<<<< HEAD
 # every connection on the cheapest family: how ICs are joined depends on no backbone
 @pytest.mark.parametrize(
     ("arch", "connection"),
@@ -83,10 +78,6 @@ def compare(arch: str, size: int, connection: str) -> None:
         ("mobilenet", "cascade_detached"),
     ],
 )
-=======
-@pytest.mark.parametrize("connection", CONNECTIONS)
-@pytest.mark.parametrize("arch", FAMILIES)
->>>>>>> main
 def test_logits_and_gradients_on_cifar(arch, connection):
     compare(arch, 32, connection)
 
