@@ -40,7 +40,7 @@ class Job:
 
 
 class Screen:
-    """Shows running jobs: Snakemake's events say which, their logs how far they are.
+    """Shows running jobs: Snakemake's events name them, their logs say how far they are.
 
     On a terminal the lines are redrawn in place (`with screen.live`), elsewhere printed now and then.
     """
@@ -86,7 +86,7 @@ class Screen:
 
     def _read(self, job: Job, log: list[str]) -> None:
         for note in [line.removeprefix(NOTE) for line in log if line.startswith(NOTE)]:
-            if note not in self.noted:  # a job may say it again, and the one of another split as well
+            if note not in self.noted:  # a retry may repeat it, and the job of another split
                 self.noted.add(note)
                 self._print("! ", "yellow", f"{job.name}  {note}")
         lines = [line.split(": ", 1) for line in log if line.startswith((PROGRESS, DONE, FAILED))]
@@ -140,7 +140,7 @@ class Screen:
             rule = job.name.split()[0]
             reason += f"; if memory ran out (`dmesg` says so), raise mem_mb of {rule} in the profile"
             reason += ", or on one machine give the run fewer cores: CORES="
-        return f"{reason}; call the same command again"
+        return f"{reason}; run the same command again"
 
     def _last_words(self) -> str:
         """Snakemake's last error, or the last line of its log: events start after it has read its arguments."""

@@ -1,4 +1,4 @@
-"""What the fit of an ensemble minimises, with its gradient, and how it is minimised."""
+"""Objectives for fitting ensembles, with their gradients, and their minimisation."""
 
 from __future__ import annotations
 
@@ -8,17 +8,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# x (M,) float64 -> the value and its gradient (M,) float64
+# x (M,) float64 -> value and gradient (M,) float64
 Objective = Callable[[Tensor], tuple[float, Tensor]]
 
-# Probabilities held in float64 at once: few enough to stay near the processor.
+# Number of probabilities held in float64 at once, so that they fit into the processor's cache.
 CHUNK = 250_000
 
 
 class GeometricObjective:
-    """Mean cross-entropy of the geometric ensemble in x = (s, b), and its gradient (float64).
+    """Mean cross-entropy of the geometric ensemble in x = (s, b), and its gradient.
 
-    log_probs: float32 (m, N, C); labels: (N,).
+    Args:
+        log_probs: float32 (m, N, C).
+        labels: (N,).
     """
 
     def __init__(self, log_probs: Tensor, labels: Tensor) -> None:
@@ -41,17 +43,23 @@ class GeometricObjective:
         return float(value / samples), gradient / samples
 
     def _log_q(self, part: slice, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The features, which x weighs, (m, n * C), and log q (n, C) of a part's samples, as precise as x."""
+        """Return features (m, n * C), which x weighs, and log q (n, C) of a part of the samples, in x's precision."""
         features = self.log_probs[:, part].to(x.dtype).flatten(1) / self.members
         total = (x[: self.members] @ features).view(-1, self.num_classes) + x[self.members :]
         return features, total.log_softmax(-1)
 
 
 def mixture_objective(x: Tensor, components: Tensor) -> tuple[float, Tensor]:
-    """Mean negative log-likelihood of a mixture in its shares x (M,), with its gradient.
+    """Mean negative log-likelihood of a mixture as a function of its shares, and its gradient.
 
-    components: float64 (N, M), what each gives the label of each sample; + sum(x) - 1 makes the best x add up
-    to 1. Infinite where a label's probability is 0.
+    The added term sum(x) - 1 makes the shares at the minimum sum to 1.
+
+    Args:
+        x: (M,) shares.
+        components: float64 (N, M), probability of each sample's label under each component.
+
+    Returns:
+        Value and gradient (M,); the value is infinite if a label has probability 0.
     """
     density = components @ x
     if not (density > 0).all():
@@ -62,18 +70,18 @@ def mixture_objective(x: Tensor, components: Tensor) -> tuple[float, Tensor]:
 
 
 def minimise(objective: Objective, start: Tensor, lower: Tensor, tolerance: float = 1e-12) -> Tensor:
-    """Minimise a convex function of x >= lower by L-BFGS-B (Byrd et al. 1995), as scipy has it.
+    """Minimise a convex function over x >= lower with scipy's L-BFGS-B (Byrd et al. 1995).
 
     Args:
-        objective: value and gradient at x.
+        objective: returns value and gradient at x.
         start: (M,) float64.
         lower: (M,) float64, -inf where x has no bound.
-        tolerance: relative decrease of the value at which it stops: separable data have no finite minimiser.
+        tolerance: relative decrease of the value that stops the minimisation. Separable data have no finite minimiser.
 
     Returns:
         x (M,) float64.
     """
-    from scipy.optimize import minimize  # slow, and few jobs fit anything
+    from scipy.optimize import minimize  # a slow import that few jobs need
 
     def at(x: np.ndarray) -> tuple[float, np.ndarray]:
         value, gradient = objective(torch.from_numpy(x))
