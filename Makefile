@@ -88,8 +88,9 @@ manual: $(READY)
 	python -m ztw.study.manual
 
 ui: $(READY)
-	@python -c 'import os; from pathlib import Path; from ztw.reporting.sqlite_store import relocate; \
-		relocate(Path(os.environ["STUDY"], "mlflow.db"))'
+	@python -c 'import os, sys; from pathlib import Path; from ztw.reporting.sqlite_store import prepare; \
+		database = Path(os.environ["STUDY"], "mlflow.db"); print(prepare(database) or database); \
+		sys.exit(0 if database.exists() else "there are no runs: make reproduce logs them")'
 	@echo "MLflow: http://127.0.0.1:$$PORT (Ctrl-C stops it)"
 	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow server --host 127.0.0.1 --port "$$PORT" --workers 1 \
 		--backend-store-uri "sqlite:///$$STUDY/mlflow.db"
