@@ -129,7 +129,7 @@ def _is_safetensors(path: Path) -> bool:
 def _read_torch(path: Path) -> Any:
     try:
         with torch.serialization.safe_globals(list(_allowed())):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251
     except Exception as error:  # an unpickler fails on a broken file in any way there is
         if (found := re.search(r"(?:GLOBAL |function |<class ')([\w.]+)", str(error))) is not None:
             raise ZtwError(
