@@ -339,7 +339,7 @@ def check_backbone(name: str, size: int = 32, channels: int = 3) -> None:
 
 
 def check_dataset(name: str) -> None:
-    """Read a data set of your own, or a built-in one without files, and check images and labels against its metadata."""
+    """Read a data set of your own, or a built-in one without files, and check its images and labels."""
     if name not in DATASETS:
         raise unknown("data set", name, DATASETS)
     metadata = DATASETS[name]
