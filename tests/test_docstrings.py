@@ -4,12 +4,10 @@ import doctest
 
 import pytest
 
-from ztw import api
+import ztw
 from ztw.catalogue.parts import PARTS
 
-PUBLIC = {
-    name: value for name, value in vars(api).items() if getattr(value, "__module__", "").startswith("ztw")
-}
+PUBLIC = {name: getattr(ztw, name) for name in dir(ztw) if name != "__version__"}
 
 
 @pytest.mark.parametrize("name", PUBLIC)

@@ -151,7 +151,7 @@ def test_what_is_no_part_is_refused(arguments, facts, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda splits: splits.pop("test"), "must give a mapping of train and test"),
+        (lambda splits: splits.pop("test"), "must return a mapping of train and test"),
         (lambda splits: splits.update(test=3), "test: must be"),
         (lambda splits: splits.update(test=(torch.zeros(2, 1, 8, 8), torch.zeros(2).long())), "torch.uint8"),
         (

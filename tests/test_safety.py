@@ -107,9 +107,7 @@ def test_aliases_that_make_a_small_study_huge_are_refused_at_once(tmp_path):
         lines.append(f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]")
     for text in ("\n".join(lines), "a: &a [*a]", "a: &a {b: *a}"):
         (tmp_path / "study.yaml").write_text(text)
-        with pytest.raises(
-            ztw.ZtwError, match=r"study.yaml': has more than 100,000 values, aliases followed"
-        ):
+        with pytest.raises(ztw.ZtwError, match=r"study.yaml': has more than 100,000 values"):
             read_config(tmp_path / "study.yaml")
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from numbers import Real
+from typing import Any, TypeGuard
 
 # user name and password of a URI, also where the password holds an unescaped / or @; and secrets in its query
 USER = re.compile(r"(?<=://)(?:[^\s/:@]+:(?!\d+[/?])\S*|[^\s/]+)@")
@@ -24,6 +26,11 @@ class ZtwError(ValueError):
 def unknown(what: str, name: object, known: Iterable[str]) -> ZtwError:
     """Return the error for a name that is not in a table. It lists the known names."""
     return ZtwError(f"unknown {what} {name!r}; known: {', '.join(known)}")
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether a value is a real number, numpy's too; True and False are not."""
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def dotted(keys: Iterable[object]) -> str:

@@ -31,6 +31,12 @@ def is_left_behind(name: str) -> bool:
     return name.casefold() in LEFT_BEHIND or name.startswith("._")
 
 
+def leads_back(link: os.DirEntry[str]) -> bool:
+    """Whether a symbolic link's target is a folder that holds the link."""
+    holder = os.path.realpath(os.path.dirname(link.path)) + os.sep
+    return holder.startswith(os.path.realpath(link.path) + os.sep)
+
+
 @contextmanager
 def atomic(path: Path | str) -> Iterator[Path]:
     """Yield a temporary path beside `path`, and move it to `path` if the block succeeds."""

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from numbers import Real
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -59,11 +58,6 @@ def check_images(images: Tensor | np.ndarray, shape: Sequence[int]) -> None:
     # min and max return NaN if any value is NaN
     if len(images) and not all(math.isfinite(float(end)) for end in (images.min(), images.max())):
         raise ZtwError("images: some pixels are NaN or infinite, must be finite")
-
-
-def is_number(value: Any) -> TypeGuard[float]:
-    """Return whether a value is a real number, of Python or NumPy. True and False are not numbers here."""
-    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def write_tensors(

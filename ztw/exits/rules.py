@@ -14,8 +14,8 @@ from typing import Any, ClassVar, TypeGuard
 import torch
 from torch import Tensor
 
-from ztw.errors import ZtwError, unknown
-from ztw.tensors import as_tensor, is_number
+from ztw.errors import ZtwError, is_number, unknown
+from ztw.tensors import as_tensor
 
 # A threshold may lie this far beyond the best score, so that no sample passes it in spite of rounding.
 BEYOND = 1.0

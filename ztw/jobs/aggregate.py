@@ -8,12 +8,14 @@ from typing import Any
 
 import pandas as pd
 
+from ztw.files import write_json
 from ztw.jobs.job import Job
 from ztw.reporting.devices import COLUMNS, device_rows, mixed
 from ztw.reporting.differences import read_noise
 from ztw.reporting.latency_table import latency_table, left_out, write_latency
+from ztw.reporting.mlflow_names import undelivered
 from ztw.reporting.published import comparison_table, read_published
-from ztw.reporting.results import Metrics, from_files, from_runs, write_metrics
+from ztw.reporting.results import Metrics, from_files, from_runs, results_of, write_metrics
 from ztw.reporting.tables import (
     accuracy_table,
     allowed_loss_table,
@@ -35,7 +37,7 @@ class AggregateSettings:
         evaluation: protocols, budgets.
         cells: (data set, architecture, seed) of every cell.
         timed: those whose times were measured.
-        tracked: whether metrics are read from MLflow.
+        tracked: whether metrics are read from the runs in MLflow.
     """
 
     methods: tuple[str, ...]
@@ -45,28 +47,30 @@ class AggregateSettings:
     tracked: bool = False
 
 
-def aggregate(job: Job, settings: AggregateSettings) -> None:
-    """Write every table of a study but those of differences and of the pipeline."""
+def aggregate(job: Job, settings: AggregateSettings, partial: bool = False) -> None:
+    """Write every table of a study but those of differences and of the pipeline.
+
+    Args:
+        partial: of `ztw.reporting.results.results_of`.
+    """
     layout, cells = job.layout, [Cell(*names) for names in settings.cells]
-    files = [layout.metrics(cell, method) for cell in cells for method in settings.methods]
+    files = {layout.metrics(*of): of[0] for of in results_of(layout, cells, settings.methods, partial)}
     if settings.tracked:
-        metrics = from_runs(layout.store, map(layout.runs, cells), files, job.report)
+        metrics, lacking = from_runs(layout.store, list(files), job.report)
+        for file, reason in lacking.items():  # seen by the next call, which logs the cell again
+            write_json(layout.runs(files[file]), undelivered(files[file], reason))
     else:
         metrics = from_files(files)
-    write_all(layout, metrics, device_rows(files), settings)
+    _write_all(layout, metrics, device_rows(list(files)), settings, partial)
 
 
-def write_all(
+def _write_all(
     layout: Layout,
     metrics: Metrics,
     devices: Sequence[Mapping[str, Any]],
     settings: AggregateSettings,
-    partial: bool = False,
+    partial: bool,
 ) -> None:
-    """Write them from the metrics, and from what all was computed on (see `ztw.reporting.devices`).
-
-    partial: see `ztw.reporting.tables.accuracy_table`.
-    """
     evaluation = settings.evaluation
     accuracies = accuracy_table(metrics, settings.methods, evaluation, partial)
     compared = comparison_table(accuracies, read_published(PUBLISHED), evaluation.protocols)

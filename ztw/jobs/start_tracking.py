@@ -17,6 +17,6 @@ class StartTrackingSettings:
 
 
 def start_tracking(job: Job, settings: StartTrackingSettings) -> None:
-    """Create the store and the study's experiment; writes which they are into the study's folder."""
+    """Create the store and the study's experiment, and write which they are."""
     folder = job.layout.folder
     write_json(job.layout.store, start_store(settings.tracking, folder.name, folder, job.report))

@@ -98,19 +98,20 @@ def _first_weights(
     networks: CellNetworks, settings: BackboneSettings, root: Path, report: Report
 ) -> tuple[Backbone, dict[str, Any]]:
     """The backbone before any training of ours, and where its weights come from."""
-    source, classes = settings.source, networks.record["num_classes"]
-    if source == "torchvision" and classes != 1000 and not settings.epochs:
+    source, num_classes = settings.source, networks.record["num_classes"]
+    if source == "torchvision" and num_classes != 1000 and not settings.epochs:
         raise ZtwError(
             f"backbone.epochs: 0: torchvision's weights answer 1000 classes, {networks.cell.dataset} has"
-            f" {classes}; train the new last layer for some epochs"
+            f" {num_classes}; train the new last layer for some epochs"
         )
     backbone = networks.untrained_backbone(
         PRETRAINED[settings.pretrained] if source == "torchvision" else None
     )
-    if source == "torchvision" and classes != 1000:
+    if source == "torchvision" and num_classes != 1000:
         report(
             Note(
-                f"torchvision's weights: their last layer answers 1000 classes, not {classes}: replaced by a new one"
+                f"torchvision's weights: their last layer answers 1000 classes, not {num_classes}:"
+                " replaced by a new one"
             )
         )
     if source in ("train", "torchvision"):

@@ -1,4 +1,4 @@
-"""The files of a user's own that a plugin imports: found without running it, hashed with it. Imports no torch."""
+"""Helper modules of plugins: found without running them, hashed with the plugin. Imports no torch."""
 
 from __future__ import annotations
 
@@ -23,24 +23,34 @@ from ztw.errors import ZtwError
 from ztw.files import sha256
 
 LOADERS = ((ExtensionFileLoader, EXTENSION_SUFFIXES), (SourceFileLoader, SOURCE_SUFFIXES))
-INSTALLED = {"site-packages", "dist-packages"}  # the environment's lock says what is in them
-IMPORTERS = {"import_module", "__import__"}  # of a module's name
+INSTALLED = {"site-packages", "dist-packages"}  # the environment's lock records their contents
+IMPORTERS = {"import_module", "__import__"}  # functions that import a module by name
 
 
 class Place(NamedTuple):
-    """Where a module is: its file, None for a package without __init__.py, and the folders of a package."""
+    """Where a module lies.
+
+    Args:
+        file: the module's file; None for a package without __init__.py.
+        folders: the folders of a package.
+    """
 
     file: Path | None
     folders: tuple[str, ...] = ()
 
 
 def helpers(path: Path, module: str = "") -> dict[str, Place]:
-    """Find the modules that a file imports, also through each other, and that belong to no environment.
+    """Find the user's own modules that a file imports, directly or through each other.
 
-    The standard library, installed packages and ztw are left out. Imports inside functions count. A name is looked
-    for beside the file first, as for a script. A name that is computed (`import_module(name)`) is not seen.
-    module: the name that Python imports the file by, for an installed one. Returns name -> place, the module's own
-    among them.
+    Leaves out the standard library, installed packages and ztw. Includes imports inside functions. Looks beside
+    the file first, as Python does for a script. Cannot see computed names (`import_module(name)`).
+
+    Args:
+        path: the file.
+        module: the name that Python imports an installed file by.
+
+    Returns:
+        name -> place, with the module's own name.
     """
     package = _package(path, module)
     beside = "" if package else str(path.parent)
@@ -62,7 +72,11 @@ def helpers(path: Path, module: str = "") -> dict[str, Place]:
 
 
 def code_sha256(path: Path, found: Mapping[str, Place]) -> str:
-    """SHA-256 of a file and of the helpers found for it; without helpers, that of the file. Raises OSError."""
+    """Return the SHA-256 of a file and its helpers; without helpers, that of the file.
+
+    Raises:
+        OSError: if a file cannot be read.
+    """
     files = {name: place.file for name, place in found.items() if place.file not in (None, path)}
     own = sha256(path)
     if not files:
@@ -72,7 +86,11 @@ def code_sha256(path: Path, found: Mapping[str, Place]) -> str:
 
 
 def check_names(found: Mapping[str, Place]) -> None:
-    """Raise ZtwError for a helper that Python would take for another module of the same name."""
+    """Check that no other module has the name of a helper.
+
+    Raises:
+        ZtwError: if Python would import the other module.
+    """
     for name, place in found.items():
         if place.file is None:
             continue
@@ -88,19 +106,19 @@ def check_names(found: Mapping[str, Place]) -> None:
 
 
 class FromSource(SourceFileLoader):
-    """Without .pyc files: they are told stale by whole seconds, and nothing is left beside a user's file."""
+    """Loader that ignores .pyc files: Python compares their times in whole seconds only."""
 
     def get_code(self, fullname: str) -> CodeType:
-        """Compile the file as it is now."""
+        """Compile the current file."""
         return self.source_to_code(self.get_data(self.path), self.path)
 
 
 class Helpers:
-    """An importer of the helpers of all loaded plugins, so that what runs is what was hashed."""
+    """Importer for the helpers of all loaded plugins: the code that runs is the code that was hashed."""
 
     def __init__(self) -> None:
         self.places: dict[str, Place] = {}
-        self.read: dict[str, str | None] = {}  # name -> SHA-256 of the file when it was taken up
+        self.read: dict[str, str | None] = {}  # name -> SHA-256 of the file when it was added
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: object = None
@@ -119,7 +137,7 @@ class Helpers:
         )
 
     def take_up(self, found: Mapping[str, Place]) -> None:
-        """Import these helpers from now on; where one has changed, all are imported again."""
+        """Import these helpers from now on. If one has changed, import all again."""
         now = {name: sha256(place.file) if place.file else None for name, place in found.items()}
         if any(self.read.get(name, digest) != digest for name, digest in now.items()):
             self.forget()
@@ -129,7 +147,7 @@ class Helpers:
             sys.meta_path.insert(0, self)
 
     def forget(self) -> None:
-        """Drop all helpers, those that are imported, too."""
+        """Drop all helpers, imported ones included."""
         for name in self.places:
             sys.modules.pop(name, None)
         self.places.clear()
@@ -140,7 +158,7 @@ HELPERS = Helpers()
 
 
 def find_module(name: str) -> Place | None:
-    """Find where a module is, without importing it or the packages around it."""
+    """Find a module without importing it or its packages."""
     return _place(name, "")
 
 
@@ -159,7 +177,7 @@ def _place(name: str, beside: str) -> Place | None:
 
 
 def _below(name: str, folders: Sequence[str]) -> Place | None:
-    """A module in the first of some folders that has it; a folder without __init__.py counts where none has."""
+    """Find a module in folders. A folder without __init__.py counts only if no folder has the module."""
     bare: list[str] = []
     for folder in folders:
         spec = FileFinder(folder, *LOADERS).find_spec(name)
@@ -170,7 +188,7 @@ def _below(name: str, folders: Sequence[str]) -> Place | None:
 
 
 def _search(name: str) -> ModuleSpec | None:
-    """What Python would import, by all importers but ours."""
+    """Find a module as Python would, without our importer."""
     for importer in sys.meta_path:
         if importer is not HELPERS and hasattr(importer, "find_spec"):
             spec = importer.find_spec(name, None)
@@ -190,22 +208,22 @@ def _is_own(place: Place) -> bool:
 
 
 def _differ(one: str, other: Path) -> bool:
-    """Whether these are two files; one that is gone is none."""
+
     return Path(one).exists() and not Path(one).samefile(other)
 
 
 def _package(path: Path, module: str) -> str:
-    """The package that a module's relative imports start from."""
+    """Return the package that relative imports start from."""
     return module if path.stem == "__init__" else module.rpartition(".")[0]
 
 
 def _imported(path: Path, package: str) -> Iterator[str]:
-    """The names of all modules that a file may import, and some that are none."""
+    """Yield the names that a file may import; some are not modules."""
     if path.suffix != ".py":
         return
     try:
         tree = ast.parse(path.read_bytes())
-    except (OSError, SyntaxError, ValueError):  # told when it is hashed, or with its line when it runs
+    except (OSError, SyntaxError, ValueError):  # reported when the file is hashed or run
         return
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -221,7 +239,7 @@ def _imported(path: Path, package: str) -> Iterator[str]:
 
 
 def _absolute(name: str, package: str) -> str:
-    """An import's absolute name; empty where it leads out of every package."""
+    """Return an import's absolute name; "" if it leaves the top package."""
     try:
         return importlib.util.resolve_name(name, package) if name.startswith(".") else name
     except ImportError:

@@ -1,0 +1,43 @@
+"""The file that says which samples a method classifies correctly, 8 of them a byte."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ztw.errors import ZtwError
+from ztw.tensors import read_metadata, read_tensors, write_tensors
+
+
+def write_correct(path: Path, correct: Mapping[str, Tensor]) -> None:
+    """Write which samples are classified correctly.
+
+    Args:
+        path: of the file.
+        correct: by protocol and budget, uint8 (N,), 1 where a sample is classified correctly, else 0.
+    """
+    packed = {
+        name: torch.from_numpy(np.packbits(own.numpy(), bitorder="little")) for name, own in correct.items()
+    }
+    samples = {name: str(len(own)) for name, own in correct.items()}
+    write_tensors(path, packed, samples or None)  # an empty text cannot be read again
+
+
+def read_correct(path: Path) -> dict[str, Tensor]:
+    """Read which samples are classified correctly, as `write_correct` takes them.
+
+    Raises:
+        ZtwError: where the file is missing, altered, or of another kind.
+    """
+    packed, samples = read_tensors(path), read_metadata(path)
+    try:
+        return {
+            name: torch.from_numpy(np.unpackbits(bits.numpy(), count=int(samples[name]), bitorder="little"))
+            for name, bits in packed.items()
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise ZtwError(f"{path}: does not say which samples are correct ({error!r})") from error
