@@ -53,11 +53,12 @@ def pick_device(device: str = "auto") -> torch.device:
 def own_gpu(device: str) -> str:
     """Reserve one of several GPUs for this process until it ends.
 
-    Processes on one machine reserve different GPUs, each with a file lock in the system's temporary folder. If all
-    GPUs are reserved, or file locks are not supported, processes share them.
+    Processes on one machine reserve different GPUs, each with a file lock in the system's temporary folder. If all GPUs
+    are reserved, or file locks are not supported, processes share them. Nothing is reserved on a machine with fewer
+    than two GPUs.
 
     Args:
-        device: "auto" or "cuda". Any other device is returned unchanged, and so is any device with fewer than two GPUs.
+        device: "auto" or "cuda"; any other device is returned unchanged.
 
     Returns:
         "cuda:<n>", or `device`.

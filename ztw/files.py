@@ -138,7 +138,7 @@ def write_sealed(path: Path | str, text: str) -> None:
 
 
 def write_json(path: Path | str, content: Any) -> None:
-    """Write indented JSON with sorted keys, and its seal. Few readers other than Python accept NaN, which stays NaN."""
+    """Write indented JSON with sorted keys, and its seal. NaN stays NaN, although few readers but Python accept it."""
     write_sealed(path, json.dumps(content, indent=1, sort_keys=True) + "\n")
 
 

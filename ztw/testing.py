@@ -70,8 +70,9 @@ def check_registered() -> None:
 def check_rule(name: str) -> None:
     """Check an exit rule.
 
-    - Scores depend on one sample each, and are finite however confident an exit is. A threshold of NaN is refused.
-    - The grid runs from the parameter at which all samples leave at the first exit to one at which none leaves early.
+    - A sample's score depends on this sample only. It is finite, however confident an exit is.
+    - A threshold of NaN is refused.
+    - The grid runs from a parameter at which all samples leave at the first exit to one at which none leaves early.
     - A higher confidence never delays an exit.
     - `infer`, `sweep` and `simulate_exits` agree for every sample, at batch sizes 0, 1, 7 and 16.
     """
@@ -150,7 +151,7 @@ def _first_passed(scores: Tensor, bounds: Tensor) -> Tensor:
 def check_ensemble(name: str) -> None:
     """Check an ensemble.
 
-    - Log-probabilities are finite and normalised. They depend on the exits so far, and on one sample each.
+    - A sample's log-probabilities are finite and normalised. They depend only on this sample and on the exits so far.
     - Computed exit by exit they are the same, also when samples leave and others join.
     - NaN and other shapes are refused.
     - A saved and loaded ensemble computes the same.
@@ -223,7 +224,7 @@ def _check_exit_by_exit(ensemble: Ensemble, logits: Tensor, log_probs: Tensor) -
 
 
 def check_head(name: str, shapes: Sequence[tuple[int, ...]] = HEAD_SHAPES, **options: Any) -> None:
-    """Check a head: float32 logits (N, classes) that depend on one sample each, and a gradient for every parameter.
+    """Check a head: it computes float32 logits (N, classes), each row from its sample only, and trains every parameter.
 
     Args:
         name: of the head.
@@ -296,7 +297,7 @@ def check_thresholds(name: str, rules: Iterable[str] = ("max_softmax", "entropy"
 
 
 def check_backbone(name: str, size: int = 32, channels: int = 3) -> None:
-    """Check a backbone: its number of stages, and float32 logits (N, classes) that depend on one sample each.
+    """Check a backbone: its number of stages, and float32 logits (N, classes), each row from its sample only.
 
     The classifier of the last stage's output must give the backbone's logits.
 

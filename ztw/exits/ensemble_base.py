@@ -22,8 +22,8 @@ class Ensemble(nn.Module, ABC):
     Args:
         exits: number of exits K.
         num_classes: number of classes C.
-        include_final: True = the last exit is ensembled like the others (code of 2021); False = it predicts alone (code
-            of 2023).
+        include_final: True = the last exit is ensembled like the others (ZTW's code of 2021); False = it predicts alone
+            (ZTW's code of 2023).
 
     Example:
         >>> import torch, ztw
@@ -83,7 +83,7 @@ class Ensemble(nn.Module, ABC):
         """
 
     def start(self, samples: int, device: torch.device) -> IncrementalEnsemble:
-        """Return the state of `infer` before the first exit, for this number of samples."""
+        """Return the incremental state of the ensemble before the first exit, for a number of samples."""
         return KeptMembers(self)
 
     def macs(self, exit: int) -> float:
@@ -170,7 +170,7 @@ class IncrementalEnsemble(ABC):
 
 
 class KeptMembers(IncrementalEnsemble):
-    """The state of any ensemble: the log-probabilities (n, C) of every exit so far, which each exit combines again."""
+    """The state of any ensemble: the log-probabilities (n, C) of every exit so far, combined again at each exit."""
 
     def __init__(self, ensemble: Ensemble) -> None:
         self.ensemble, self.members = ensemble, list[Tensor]()

@@ -94,7 +94,7 @@ def sweep(
 
 
 def simulate_exits(logits: Tensor, rule: ExitRule | str) -> tuple[Tensor, Tensor]:
-    """Compute from the logits of all exits where each sample leaves; `infer` gives the same exits.
+    """Compute where each sample leaves, from the logits of all exits. `infer` gives the same exits.
 
     Args:
         logits: (K, N, C), of single exits or ensembles.

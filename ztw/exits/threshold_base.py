@@ -22,7 +22,7 @@ class Candidates:
     """Thresholds to choose from, ordered from the cheapest to the most cautious.
 
     Attributes:
-        parameter: float64 (T,), the parameter of the way of choosing.
+        parameter: float64 (T,), the value that the way of choosing varies, e.g. an allowed loss.
         thresholds: float64, one for all exits (T,), or one per exit but the last (T, K - 1).
 
     Example:
@@ -113,7 +113,7 @@ def midway(upper: Tensor, lower: Tensor) -> Tensor:
 
 
 def just_below(score: Tensor) -> Tensor:
-    """Return bounds just below scores, so that these pass."""
+    """Return bounds just below scores, so that samples with these scores pass."""
     return score - 1e-6 * score.abs().clamp(min=1.0)
 
 

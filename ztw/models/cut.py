@@ -33,8 +33,8 @@ def as_backbone(
 ) -> Backbone:
     """Convert a classifier of your own to a Backbone: a copy, cut into stages after which exits can be placed.
 
-    By default it is cut after every block, that is, the outermost modules of a class that the model uses more than
-    once. The backbone computes the same as the model, which is checked on random images, and has the model's mode.
+    By default, the model is cut after every block. Blocks are the outermost modules of a class that the model uses more
+    than once. The backbone is in the model's mode. Its logits on random images must agree with the model's.
 
     Args:
         model: maps images (N, C, H, W) to logits (N, classes), ends in a Linear and can be traced by torch.fx. It stays

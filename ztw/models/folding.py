@@ -28,8 +28,8 @@ def fold_batch_norm(network: Network) -> Network:
     A BatchNorm is folded if it follows a convolution whose output it alone uses. Both must be exactly PyTorch's
     classes. A subclass, a hook or a parametrization may compute something else, so such modules stay as they are.
 
-    The copy is in eval mode. Two random images check that its logits agree with the original's up to rounding. Take
-    costs (`ztw.macs`) from the original, because the bias of a folded convolution counts.
+    The copy is in eval mode. Its logits on two random images must agree with the original's up to rounding. Take costs
+    (`ztw.macs`) from the original, because the bias of a folded convolution counts.
 
     Args:
         network: an EarlyExitNetwork or a Backbone.

@@ -27,7 +27,7 @@ def fetch_weights(url: str, sha256: str, root: Path | str, report: Report = lamb
     Args:
         url: https, http or file.
         sha256: expected checksum in hexadecimal.
-        root: folder of data.
+        root: the data folder.
         report: receives the lines of progress.
 
     Raises:
@@ -85,7 +85,7 @@ def load_foreign(
         backbone: receives the weights.
         state: result of `ztw.models.foreign_files.read_foreign`.
         name: of the file, for error messages.
-        new_last_layer: whether to keep the backbone's last layer if only the number of classes differs.
+        new_last_layer: whether the backbone keeps its own, new last layer if only the number of classes differs.
         report: receives a line about a new last layer, and about entries that are not used.
 
     Returns:

@@ -73,7 +73,7 @@ def give(part: nn.Module, needs: list[str]) -> None:
 
 
 def to_channels_last(module: Module) -> Module:
-    """Convert the weights of a module to channels_last memory. Tensors with 5 axes, which `Module.to` rejects, stay."""
+    """Convert the weights of a module to channels_last memory if they have 4 axes. `Module.to` would reject 5 axes."""
 
     def convert(tensor: Tensor) -> Tensor:
         return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
@@ -82,7 +82,7 @@ def to_channels_last(module: Module) -> Module:
 
 
 def keep_contiguous(part: nn.Module) -> None:
-    """Restore contiguous weights in a module that cannot read channels_last: its convolutions must not return that."""
+    """Restore contiguous weights in a module that cannot read channels_last, so that its convolutions return no such maps."""
     if contiguous in part._forward_pre_hooks.values():
         part.to(memory_format=torch.contiguous_format)
 

@@ -198,7 +198,7 @@ class EarlyExitNetwork(nn.Module):
         return previous
 
     def segments(self) -> Iterator[Sequence[nn.Module]]:
-        """Yield the stages before each of the K exits that follow the previous exit; the last may be empty."""
+        """Yield for each of the K exits its stages, which follow the previous exit. The last may have none."""
         stages, start = list(self.backbone.stages), 0
         for block in (*self.placement, len(stages) - 1):
             yield stages[start : block + 1]
