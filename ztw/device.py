@@ -115,14 +115,7 @@ def bf16_pays(device: torch.device) -> bool:
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """Resolve the precision "auto" for a device.
-
-    Args:
-        precision: one of PRECISIONS; "auto" = "bf16" where it is faster than float32, else "fp32".
-        device: the device that computes.
-
-    Returns:
-        "bf16" or "fp32".
+    """Return "fp32" or "bf16" for one of PRECISIONS: "auto" = "bf16" where the device computes faster in it.
 
     Raises:
         ZtwError: for another precision.
@@ -186,15 +179,7 @@ class Compute:
 
     @classmethod
     def on(cls, device: torch.device, precision: str = "auto") -> Compute:
-        """Create the settings for a device.
-
-        Args:
-            device: holds the network and its images.
-            precision: one of PRECISIONS.
-
-        Raises:
-            ZtwError: for another precision.
-        """
+        """Create the settings for a device and one of PRECISIONS; raise ZtwError for another precision."""
         return cls(device, resolve_precision(precision, device))
 
     def autocast(self) -> contextlib.AbstractContextManager:

@@ -179,12 +179,7 @@ def memory_ran_out(error: BaseException) -> bool:
 
 
 def describe(error: BaseException, rule: str = "the job") -> str:
-    """Describe an error that a user can fix, in one line.
-
-    Args:
-        error: the exception.
-        rule: the rule whose job raised it.
-    """
+    """Describe an error that a user can fix, in one line; rule: the rule whose job raised it."""
     if memory_ran_out(error):
         if "CUDA" in str(error):
             return "the GPU's memory ran out: lower batch_size, or use a larger GPU"

@@ -35,21 +35,7 @@ from ztw.models.network import EarlyExitNetwork
 
 CLOSE = 1e-4  # tolerance, because the batch size changes the last bits of logits
 APART = (0.0, 1.0, 10.0, 30.0, 100.0, 1e3, 1e4)  # distances between the logits of an exit
-RAISES = (
-    0.0,
-    0.25,
-    0.5,
-    1.0,
-    2.0,
-    4.0,
-    8.0,
-    16.0,
-    32.0,
-    64.0,
-    128.0,
-    1e3,
-    1e4,
-)  # added to the largest logit
+RAISES = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 1e3, 1e4)  # added to the largest logit
 HEAD_SHAPES: tuple[tuple[int, ...], ...] = ((16, 9, 9), (8, 1, 1))  # (C, H, W) of features
 
 
@@ -285,11 +271,7 @@ def check_thresholds(name: str, rules: Iterable[str] = ("max_softmax", "entropy"
             _require(rising, "candidates must run from the cheapest to the most cautious")
             for index in (0, count // 2, count - 1):
                 mean = cost[simulate_exits(logits, at(rule, found, index))[0]].mean()
-                _same(
-                    mean,
-                    curve.cost[index],
-                    "`simulate_exits` and `sweep` disagree about a candidate",
-                )
+                _same(mean, curve.cost[index], "`simulate_exits` and `sweep` disagree about a candidate")
             broken = logits.clone()
             broken[-1, 3, 2] = math.nan
             message = "logits that are NaN are not refused"
@@ -299,12 +281,8 @@ def check_thresholds(name: str, rules: Iterable[str] = ("max_softmax", "entropy"
 def check_backbone(name: str, size: int = 32, channels: int = 3) -> None:
     """Check a backbone: its number of stages, and float32 logits (N, classes), each row from its sample only.
 
-    The classifier of the last stage's output must give the backbone's logits.
-
-    Args:
-        name: of the architecture.
-        size: side of the images in pixels, or the smallest that the backbone takes.
-        channels: of the images.
+    The classifier of the last stage's output must give the backbone's logits. Images have a side of `size` pixels, or
+    the smallest that the backbone takes.
     """
     if name not in BACKBONES:
         raise unknown("architecture", name, BACKBONES)
@@ -354,12 +332,7 @@ def check_dataset(name: str) -> None:
 def check_agreement(network: EarlyExitNetwork, images: Tensor, rule: str) -> None:
     """Raise ZtwError unless `infer`, `sweep` and `simulate_exits` agree about every sample's exit and prediction.
 
-    The parameters are such that no score equals a threshold, and the batch sizes are 0, 1, 7 and all images.
-
-    Args:
-        network: in eval mode.
-        images: (N, C, H, W).
-        rule: name of the rule.
+    The network is in eval mode. The batch sizes are 0, 1, 7 and all images (N, C, H, W). No score equals a threshold.
     """
     kind: Any = exit_rule(rule)
     with torch.no_grad():
@@ -379,10 +352,7 @@ def check_agreement(network: EarlyExitNetwork, images: Tensor, rule: str) -> Non
                     where = (
                         f"at {parameter}, in batches of {size}, `infer` and `simulate_exits` disagree about"
                     )
-                    _require(
-                        exits.tolist() == left.tolist(),
-                        f"{where} the exits",
-                    )
+                    _require(exits.tolist() == left.tolist(), f"{where} the exits")
                     _same(expected, given, f"{where} the logits")
                 seen |= set(left.tolist())
             nobody = network.infer(images[:0], kind(parameters.tolist()[0]))

@@ -99,13 +99,7 @@ class Ensemble(nn.Module, ABC):
                     self.fit_exit(exit, log_probs[: exit + 1], labels)
 
     def fit_exit(self, exit: int, log_probs: Tensor, labels: Tensor) -> None:
-        """Fit the parameters of one exit, if it has any.
-
-        Args:
-            exit: index of the exit, from 0.
-            log_probs: (exit + 1, N, C).
-            labels: (N,).
-        """
+        """Fit the parameters of one exit (from 0), if it has any, to log_probs (exit + 1, N, C) and labels (N,)."""
 
 
 class LinearEnsemble(Ensemble):

@@ -162,8 +162,7 @@ def departures(scores: Tensor, correct: Tensor, bounds: Tensor) -> tuple[Tensor,
     """Count the samples that leave at each exit (T, K), and the correct predictions (T,).
 
     Args:
-        scores: (K, N).
-        correct: bool (K, N), see `scored`.
+        scores, correct: (K, N), see `scored`.
         bounds: (T,), each for all exits.
     """
     exits, samples = scores.shape

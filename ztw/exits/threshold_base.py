@@ -71,8 +71,7 @@ class HeldOut:
 
     Args:
         kind: class of the rule.
-        scores: float64 (K, N), see `scored`.
-        correct: bool (K, N), see `scored`.
+        scores, correct: (K, N), see `scored`.
         relative_cost: float64 (K,), as a share of the last exit's cost.
         num_classes: C.
     """
@@ -90,11 +89,7 @@ class HeldOut:
 
 
 def prepare_held_out(choice: str, logits: Tensor, labels: Tensor, cost: Tensor, rule: str) -> HeldOut:
-    """Convert held-out data to the form that a way of choosing needs.
-
-    Args:
-        choice: name of the way, for error messages.
-        logits, labels, cost, rule: see `ThresholdChoice.candidates`.
+    """Convert held-out data to the form that a way of choosing, `choice`, needs; see `ThresholdChoice.candidates`.
 
     Raises:
         ZtwError: for malformed input, an unknown rule, or a rule without a threshold.

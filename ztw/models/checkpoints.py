@@ -22,15 +22,7 @@ def save_checkpoint(path: Path | str, module: nn.Module, metadata: dict[str, Any
 
 
 def load_checkpoint(path: Path | str, module: nn.Module, expected: dict[str, Any]) -> dict[str, Any]:
-    """Load the weights of a module, after a check of the metadata.
-
-    Args:
-        path: of the safetensors file.
-        module: receives the weights.
-        expected: metadata that the JSON file must contain (architecture, number of classes, ...).
-
-    Returns:
-        All metadata of the JSON file.
+    """Load the weights of a module, if the metadata are as expected; return all metadata of the JSON file.
 
     Raises:
         ZtwError: if a file is broken, or if the metadata, or names or shapes of the weights, do not match.

@@ -46,10 +46,7 @@ class BlockReLU(nn.ReLU):
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions plus a shortcut, up to their sum (He et al. 2016).
 
-    Args:
-        inputs, outputs: numbers of channels.
-        stride: of the first convolution.
-        shortcut: a name in SHORTCUTS, used where the shape changes.
+    SHORTCUTS has the shortcuts for blocks that change the shape.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int, shortcut: str = "conv") -> None:

@@ -72,11 +72,9 @@ def _combined_published(network: EarlyExitNetwork) -> list[float]:
 def costly_exits(arch: str, cost: Tensor, base: float) -> str | None:
     """Report in one line which exits save nothing, if at least half of the ICs save nothing; else return None.
 
-    The cost of an exit includes all previous exits.
-
     Args:
         arch: name of the network in the line.
-        cost: (K,) cumulative MACs of the exits.
+        cost: (K,) MACs of the exits, each including all previous exits.
         base: MACs of the backbone alone.
     """
     relative = (cost / base).tolist()[:-1]

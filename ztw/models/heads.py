@@ -55,8 +55,7 @@ class Head(nn.Module):
 
     Args:
         body: maps the block's output to (N, features).
-        features: length of the vector.
-        num_classes: number of classes.
+        features, num_classes: sizes of the Linear.
         previous: number of logits of the previous exit that the Linear receives, too; 0 for none.
         layer_norm: whether to normalise these logits (released recipe for ImageNet).
     """

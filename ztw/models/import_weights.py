@@ -22,13 +22,7 @@ SHOWN = 3  # number of mismatches that an error shows
 
 
 def fetch_weights(url: str, sha256: str, root: Path | str, report: Report = lambda text: None) -> Path:
-    """Download a file of weights to `root`/weights, unless it is there, and check its SHA-256.
-
-    Args:
-        url: https, http or file.
-        sha256: expected checksum in hexadecimal.
-        root: the data folder.
-        report: receives the lines of progress.
+    """Download a file of weights to `root`/weights, unless it is there, and check its SHA-256 (hexadecimal).
 
     Raises:
         ZtwError: if the download fails or the checksum differs.

@@ -82,7 +82,7 @@ def to_channels_last(module: Module) -> Module:
 
 
 def keep_contiguous(part: nn.Module) -> None:
-    """Restore contiguous weights in a module that cannot read channels_last, so that its convolutions return no such maps."""
+    """Restore contiguous weights in a module that cannot read channels_last; its convolutions would return that."""
     if contiguous in part._forward_pre_hooks.values():
         part.to(memory_format=torch.contiguous_format)
 

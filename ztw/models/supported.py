@@ -22,12 +22,7 @@ REMOVED_BY: dict[type, str] = {
 
 
 def check_supported(model: nn.Module, name: str) -> None:
-    """Raise ZtwError if a model holds a module that cannot be copied or traced. The message says what to do.
-
-    Args:
-        model: any module.
-        name: of the model, for error messages.
-    """
+    """Raise ZtwError, with a remedy, if a model (`name`) holds a module that cannot be copied or traced."""
     for place, part in model.named_modules():
         for problem in _problems(part):
             raise ZtwError(f"{name}{f': {place}' if place else ''}: {problem}")

@@ -26,15 +26,8 @@ WEIGHTS = ("DEFAULT", "IMAGENET1K_V1")  # torchvision's names for its best and i
 def cut(arch: str, num_classes: int, channels: int, size: int, weights: str | None = None) -> Backbone:
     """Build a torchvision model as a Backbone: one stage per block, and the rest as its classifier.
 
-    The last Linear is new unless num_classes is 1000. Weights keep the model's own names, after `stages.<i>.` or
-    `classifier.`.
-
-    Args:
-        arch: "torchvision/<name>" with a name in TORCHVISION_BLOCKS.
-        num_classes: number of classes.
-        channels: must be 3.
-        size: side of the square images in pixels.
-        weights: None (random), or one of WEIGHTS (for ImageNet, downloaded once).
+    The arguments are those of `build_backbone`. The last Linear is new unless num_classes is 1000. Weights keep the
+    model's own names, after `stages.<i>.` or `classifier.`.
 
     Raises:
         ZtwError: for an unknown name, a size that the model cannot take, and a failed download.

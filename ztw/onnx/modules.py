@@ -24,11 +24,7 @@ from ztw.models.pooling import MixedPool
 class AllExits(nn.Module):
     """Computes for images (N, C, H, W) the logits (N, classes) and the score (N,) of each of the K exits, like `infer`.
 
-    The last exit has no score, because all remaining samples leave there.
-
-    Args:
-        network: returned by `exportable`.
-        rule: class of the exit rule.
+    The network comes from `exportable`. The last exit has no score, because all remaining samples leave there.
     """
 
     def __init__(self, network: EarlyExitNetwork, rule: type[ExitRule]) -> None:
@@ -114,9 +110,7 @@ def _is_mixed(head: nn.Module) -> bool:
 class PooledHead(nn.Module):
     """A `Head` that ends in a mixed pool, where the Linear weighs maximum and average itself.
 
-    Args:
-        head: the original head.
-        previous: number of logits of the previous exit that the Linear receives.
+    The Linear also receives `previous` logits of the previous exit.
     """
 
     def __init__(self, head: nn.Module, previous: int) -> None:
