@@ -238,7 +238,7 @@ def refuse(*args, **kwargs):
             "need images of 224x224 pixels, not 32x32",
         ),
         ("torchvision/densenet121", {"size": 8}, "cannot take images of 8x8 pixels"),
-        ("resnet20", {"weights": "DEFAULT"}, "only torchvision's models have them"),
+        ("resnet20", {"weights": "DEFAULT"}, "'DEFAULT': only torchvision's models .*resnet20"),
         ("resnet20", {"shortcut": "zero"}, "unknown shortcut 'zero'; known: conv, pad"),
         ("vgg16_bn", {"shortcut": "pad"}, "only the CIFAR ResNets have it, not vgg16_bn"),
         ("resnet999", {}, "unknown architecture 'resnet999'; known: resnet8, .*torchvision/<name>"),
