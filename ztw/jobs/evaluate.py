@@ -13,7 +13,7 @@ from ztw.evaluation.curves import Costs, SplitPredictions, label
 from ztw.evaluation.methods import evaluate_method, rules_at_budgets
 from ztw.evaluation.metric_rows import backbone_metrics, metric_records
 from ztw.evaluation.metrics import exit_accuracy
-from ztw.evaluation.network_file import Weights, network_facts, write_network
+from ztw.evaluation.network_file import Weights, network_metadata, write_network
 from ztw.exits.logits import read_predictions
 from ztw.files import read_json, sealed, sha256, write_json
 from ztw.jobs.cell import CellNetworks
@@ -75,7 +75,7 @@ def evaluate(job: Job, cell: Cell, settings: EvaluateSettings) -> None:
         )
         network.class_names = tuple(networks.record["class_names"])
         network.normalisation = _normalisation(networks, settings.images)
-        facts = network_facts(network, network.backbone.origin or {}, costs["ztw"].cost, base["ztw"])
+        facts = network_metadata(network, network.backbone.origin or {}, costs["ztw"].cost, base["ztw"])
         facts |= {"method": name, "thresholds_chosen_on": "validation" if validation else "test"}
         files = _weights(networks, method)
         hashes |= {part.path: sha256(part.path) for part in files if part.path not in hashes}

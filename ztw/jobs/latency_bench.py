@@ -142,9 +142,9 @@ class Bench:
         rows: list[dict[str, Any]] = []
         reference: dict[tuple[str, Any], list[Any]] = {}
         for call, found in zip(calls, timed, strict=True):  # PyTorch's come first
-            expected = reference.setdefault((call.method, call.budget), found.answers)
+            expected = reference.setdefault((call.method, call.budget), found.predictions)
             facts = {"method": call.method, "budget": call.budget, "runtime": call.runtime}
-            facts |= {"batch_size": size, "differs": share_that_differs(found.answers, expected)}
+            facts |= {"batch_size": size, "differs": share_that_differs(found.predictions, expected)}
             rows.append({**facts, **found.times, **self.where[call.runtime]})
         return rows
 
