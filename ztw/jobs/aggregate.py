@@ -1,4 +1,4 @@
-"""The job that makes the tables from all cells' results."""
+"""The job that makes the tables from the results of all cells."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from ztw.study.settings import EvaluationSettings
 
 @dataclass(frozen=True)
 class AggregateSettings:
-    """What the tables hold.
+    """Settings of the tables.
 
     Args:
         methods: rows, in this order.
-        evaluation: protocols, budgets.
+        evaluation: protocols and budgets.
         cells: (data set, architecture, seed) of every cell.
-        timed: those whose times were measured.
-        tracked: whether metrics are read from MLflow.
+        timed: cells with measured latency.
+        tracked: read metrics from MLflow.
     """
 
     methods: tuple[str, ...]
@@ -46,7 +46,7 @@ class AggregateSettings:
 
 
 def aggregate(job: Job, settings: AggregateSettings) -> None:
-    """Write every table of a study but those of differences and of the pipeline."""
+    """Write all tables of a study except `differences` and `pipeline`."""
     layout, cells = job.layout, [Cell(*names) for names in settings.cells]
     files = [layout.metrics(cell, method) for cell in cells for method in settings.methods]
     if settings.tracked:
@@ -63,9 +63,14 @@ def write_all(
     settings: AggregateSettings,
     partial: bool = False,
 ) -> None:
-    """Write them from the metrics, and from what all was computed on (see `ztw.reporting.devices`).
+    """Write the tables.
 
-    partial: see `ztw.reporting.tables.accuracy_table`.
+    Args:
+        layout: paths of the study.
+        metrics: see `ztw.reporting.results`.
+        devices: rows from `ztw.reporting.devices.device_rows`.
+        settings: see `AggregateSettings`.
+        partial: see `ztw.reporting.tables.accuracy_table`.
     """
     evaluation = settings.evaluation
     accuracies = accuracy_table(metrics, settings.methods, evaluation, partial)
