@@ -1,17 +1,17 @@
-# make reproduce: the whole study.  make test: every quick check.  make ui: look at the runs.  make mlflow-server: for a cluster.
-# PYTHON= chooses the interpreter (3.11 or newer), CORES= the cores, CONFIG= the study, PROFILE= slurm (docs/cluster.md).
+# make reproduce: run a study.  make test: all quick checks.  make ui: show the runs in MLflow.  make mlflow-server: for a cluster.
+# PYTHON= interpreter (3.11 or newer), CORES= cores, CONFIG= study, PROFILE= profile of a cluster, e.g. slurm (docs/cluster.md).
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 CONFIG ?= config/quick.yaml
-# a study's name has no space (reproduce.py refuses it), the folder of its file may
+# The folder of a study's file may have spaces, its name may not (reproduce.py refuses it).
 STUDY = results/$(basename $(notdir $(lastword $(CONFIG))))
 PORT ?= 5000
-# Of mlflow-server. HOST by this command alone: shells set a variable of that name.
+# For mlflow-server. HOST is never taken from the environment, because shells set a variable of this name.
 HOST = 127.0.0.1
 STORE ?= sqlite:///results/mlflow-server/mlflow.db
 
-# Snakemake does not quote its Python's path, which is in this folder.
+# Snakemake does not quote the path of its Python, which is below this folder.
 UNFIT := $(shell pwd | LC_ALL=C tr -d 'A-Za-z0-9._/+@,=~%\n\200-\377-' | tr ' \t' __)
-$(if $(UNFIT),$(error the path of this folder has a space or another character that shells read as more than a letter; move it))
+$(if $(UNFIT),$(error the path of this folder has a space or another character that shells treat specially; move it))
 
 BIN := $(CURDIR)/.venv/bin
 UV := $(CURDIR)/.tools/bin/uv
@@ -24,41 +24,41 @@ export UV_COMPILE_BYTECODE = 1
 export VIRTUAL_ENV = $(CURDIR)/.venv
 export MLFLOW_DISABLE_TELEMETRY = true
 export DO_NOT_TRACK = true
-# recipes read them from the environment: there no character of theirs is a command
+# Recipes read these from the environment, where no character can act as a command.
 export CONFIG CORES PROFILE STUDY PORT
 unexport PYTHONPATH
 unexport PYTHONHOME
 
 .PHONY: reproduce test test-systems test-slow test-faults test-slurm bench lint format manual ui mlflow-server lock audit clean help
 
-# Tests run side by side: a thread that waits for another must not hold a core that some other test could use.
+# Tests run side by side: a waiting thread must not keep a core busy that another test could use.
 test test-systems test-slow test-faults test-slurm: export OMP_WAIT_POLICY = passive
 
 reproduce: $(READY)
 	@python workflow/reproduce.py "$$CONFIG" $(if $(CORES),--cores "$$CORES") $(if $(PROFILE),--profile "$$PROFILE")
 
-# Two at a time, a file's tests together: what files share is set up once.
+# Two processes. The tests of a file stay together, so that shared fixtures are set up once.
 test: lint
 	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile
 
-# Every system on every architecture: minutes.
+# Every system on every architecture. Takes minutes.
 test-systems: $(READY)
 	python -m pytest tests/slow/test_systems.py
 
-# For every module which jobs an edit of it runs again; what Snakemake is asked; a tracking server: minutes.
+# Which jobs an edit of each module runs again, real runs, a tracking server, exports. Takes minutes.
 test-slow: $(READY)
 	python -m pytest tests/slow/test_digests.py tests/slow/test_real_runs.py tests/slow/test_tracking_server.py tests/slow/test_exports.py
 
-# Runs that are killed, damaged, starved of disk or memory, moved or called twice; what was lost, in a table: minutes.
+# Runs that are killed, damaged, moved, called twice, or run out of disk or memory; prints what was lost. Takes minutes.
 test-faults: $(READY)
 	python -m pytest -n 2 --dist loadfile tests/faults
 
-# A real Slurm of one node on this machine (installs slurm-wlm and munge where it may): minutes, as root.
+# A real Slurm with one node on this machine, as root. Installs slurm-wlm and munge where allowed. Takes minutes.
 test-slurm: $(READY)
 	if unshare --mount true 2> /dev/null; then OWN_MOUNTS=1 unshare --mount python -m pytest -rs tests/slurm; \
 		else python -m pytest -rs tests/slurm; fi
 
-# Speed, as a table of medians and ratios: results/bench/report.md. About half an hour; BENCH="-k sweep" for a part.
+# Speed, as a table of medians and ratios: results/bench/report.md. Takes about half an hour; BENCH="-k sweep" runs a part.
 bench: $(READY)
 	@$(UV) pip install --quiet --no-deps --require-hashes -r bench/requirements.lock
 	@mkdir -p results/bench
@@ -83,35 +83,36 @@ format: $(READY)
 	ruff format .
 	snakefmt workflow
 
-# After changing a key of a study: the manual's tables and the editors' schema.
+# Run after a change of a study's keys: writes the manual's tables and the editors' schema.
 manual: $(READY)
 	python -m ztw.study.manual
 
 ui: $(READY)
-	@python -c 'import os; from pathlib import Path; from ztw.reporting.sqlite_store import relocate; \
-		relocate(Path(os.environ["STUDY"], "mlflow.db"))'
+	@python -c 'import os, sys; from pathlib import Path; from ztw.reporting.sqlite_store import prepare; \
+		database = Path(os.environ["STUDY"], "mlflow.db"); print(prepare(database) or database); \
+		sys.exit(0 if database.exists() else "there are no runs: make reproduce logs them")'
 	@echo "MLflow: http://127.0.0.1:$$PORT (Ctrl-C stops it)"
 	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow server --host 127.0.0.1 --port "$$PORT" --workers 1 \
 		--backend-store-uri "sqlite:///$$STUDY/mlflow.db"
 
-# A tracking server for studies whose jobs run on several machines (`tracking: http://<this machine>:5000`), which takes
-# the files of runs, too. Anybody who reaches it may read and write: beyond this machine (HOST=0.0.0.0) only in a network
-# of your own; clients that call it by a name: MLFLOW_SERVER_ALLOWED_HOSTS=<name>:5000. STORE=postgresql://... needs the
-# package psycopg2-binary in .venv; with a password in it, set it in the environment, where `ps` does not show it.
+# A tracking server for studies whose jobs run on several machines (`tracking: http://<this machine>:5000`). It also stores
+# the files of runs. Everybody who can reach it can read and write, so use HOST=0.0.0.0 only in a network of your own.
+# Clients that call it by name need MLFLOW_SERVER_ALLOWED_HOSTS=<name>:5000. STORE=postgresql://... needs the package
+# psycopg2-binary in .venv. Set a STORE with a password in the environment, where `ps` does not show it.
 mlflow-server: export MLFLOW_BACKEND_STORE_URI = $(STORE)
 mlflow-server: export MLFLOW_SERVER_ENABLE_JOB_EXECUTION = false
-# As many connections as threads: with fewer, a hundred cells at once are refused.
+# One connection per thread: with fewer, a hundred cells at a time are refused.
 mlflow-server: export MLFLOW_SQLALCHEMYSTORE_POOL_SIZE = 40
 mlflow-server: $(READY)
 	@mkdir -p results/mlflow-server
 	@echo "MLflow: http://$(HOST):$(PORT) (Ctrl-C stops it)"
 	@mlflow server --host $(HOST) --port $(PORT) --workers 1 --artifacts-destination results/mlflow-server/artifacts
 
-# The environment: uv from pip, then every package pinned with hashes.
+# The environment: uv by pip, then all packages, pinned with hashes.
 $(READY): requirements.lock tools.lock
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "error: PYTHON=$(PYTHON): Python 3.11 or newer is needed"; exit 1; }
-	@echo "setting up .venv (once; about 6 GB, torch being most of it)"
+	@echo "setting up .venv (once; about 6 GB, mostly torch)"
 	@"$(PYTHON)" -m pip install --quiet --upgrade --target .tools --require-hashes -r tools.lock \
 		--disable-pip-version-check --root-user-action=ignore
 	@$(UV) venv --quiet --clear --python "$(PYTHON)" .venv
@@ -120,14 +121,14 @@ $(READY): requirements.lock tools.lock
 		pathlib.Path(site.getsitepackages()[0], "ztw.pth").write_text(os.getcwd() + "\n")'
 	@touch $(READY)
 
-# After changing pyproject.toml; names no address.
+# Run after a change of pyproject.toml. The locks name no address.
 lock: $(READY)
 	$(UV) pip compile --quiet --universal --generate-hashes --no-header --all-extras --python-version 3.11 \
 		pyproject.toml -o requirements.lock
 	$(UV) pip compile --quiet --universal --generate-hashes --no-header --no-deps --python-version 3.11 \
 		bench/requirements.in -o bench/requirements.lock
 
-# Known vulnerabilities of what the locks pin; asks PyPI's advisories.
+# Known vulnerabilities of the pinned packages, from PyPI's advisories.
 audit: $(READY)
 	@python .ci/audit.py requirements.lock tools.lock bench/requirements.lock
 

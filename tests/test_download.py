@@ -150,7 +150,7 @@ def test_a_part_that_another_job_removes_meanwhile_is_begun_again(server, target
     """The other one waits with it open, and is about to have the lock."""
     part = target.with_name(".file.bin.part")
     waits = iter([part.unlink, lambda: None])
-    monkeypatch.setattr("ztw.download._wait_for_turn", lambda stream: next(waits)())
+    monkeypatch.setattr("ztw.files._wait_for_turn", lambda *_: next(waits)())
     download(server.url, target, SHA256)
     assert target.read_bytes() == CONTENT
     assert files(target) == ["file.bin"]

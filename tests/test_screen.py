@@ -153,7 +153,7 @@ def test_a_killed_job_may_have_run_out_of_memory(screen, local):
     fail(screen, "train_ics", None if local else "SLURM-job '7' failed, SLURM status is: 'OUT_OF_MEMORY'")
     (line,) = errors(screen)
     assert "raise mem_mb of train_ics in the profile" in line
-    assert line.endswith("call the same command again")
+    assert line.endswith("run the same command again")
 
 
 def test_a_job_that_never_started_is_told_in_snakemake_s_words(screen):

@@ -25,17 +25,19 @@ from watch import run_snakemake
 
 from ztw.errors import ZtwError
 from ztw.progress import describe
+from ztw.reporting.sqlite_store import prepare
 from ztw.study.config import check_study, read_config, study_name
 from ztw.study.environment import search_path, settings_of_others
+from ztw.study.layout import Layout
 from ztw.study.settings import Study
 
-# Snakemake's arguments with which it computes nothing: its output is then what was asked for. -np is two of one letter.
+# Arguments with which Snakemake computes nothing: its output goes to the screen. -np is two flags of one letter.
 QUESTION = re.compile(
     "-(?=.*[nlSDhv])[nFfkptlSDhv]+"
     "|--(dry-?run|lint|list.*|lt|summary|detailed-summary|rulegraph|filegraph|d3dag|dag|report|containerize"
     "|unlock|delete-all-output|help|version)(=.*)?"
 )
-# All that Snakemake knows but "code": a clone's scripts are new, and params have the digest of what matters.
+# All of Snakemake's but "code", which goes by the time of a script, new in a clone; params hold a digest of the code.
 TRIGGERS = ("input", "mtime", "params", "software-env")
 
 
@@ -62,6 +64,8 @@ def main() -> int:
             check_plugins(study)
             for runs in undelivered(folder):
                 runs.unlink()  # missing, the cell is logged again
+            if study.tracking == "sqlite" and (said := prepare(Layout(folder).database)):
+                console.print(f"note: {said}", soft_wrap=True, markup=False)
             status = run_snakemake([*command, "--logger=ztw", *extra], folder, console)
         if status == 0:
             show_results(console, folder, study.tracking, arguments.config)
@@ -72,9 +76,9 @@ def main() -> int:
 
 
 def clear_environment() -> None:
-    """Start this process again where variables are set that a run ignores: Python has read some of them already.
+    """Start this process again without variables of other work, some of which Python has read already.
 
-    What it starts imports the ztw beside it, wherever the environment has another.
+    What it starts imports the ztw beside it, even where the environment has another.
     """
     if ignored := settings_of_others(os.environ):
         kept = {name: value for name, value in os.environ.items() if name not in ignored}
@@ -133,11 +137,11 @@ def check_plugins(study: Study) -> None:
 
 
 def snakemake_command(arguments: argparse.Namespace, device: str) -> list[str]:
-    """Snakemake on a study: as a profile says, or on the cores of this machine and with a network's job per GPU."""
-    # -P: not what lies in this folder under the name of a module
+    """Build Snakemake's command line: for a profile's executor, or for the cores and GPUs of this machine."""
+    # -P: import no module from this folder
     command = [sys.executable, "-Pm", "snakemake", "--snakefile", str(HERE / "Snakefile")]
     command += ["--configfile", arguments.config]
-    # whatever a profile says: a changed setting runs a job again, a file that was only copied does not
+    # for every profile: a changed setting runs a job again, a copied file does not
     command += ["--rerun-triggers", *TRIGGERS, "--max-checksum-file-size", "1GB"]
     if arguments.profile is not None:
         return [*command, "--workflow-profile", str(profile_folder(arguments.profile)), "--rerun-incomplete"]

@@ -22,6 +22,7 @@ from ztw.errors import without_password
 from ztw.files import check_seal, read_json
 from ztw.progress import DONE, FAILED, NOTE, PROGRESS, clock
 from ztw.reporting.mlflow_names import UNDELIVERED
+from ztw.study.layout import Layout
 
 DIED = re.compile(r"died with <Signals\.(SIG\w+)")  # Python's words for a process that was killed
 PLAIN_INTERVAL = 15.0  # seconds between two lines of a job where the screen cannot be redrawn
@@ -40,7 +41,7 @@ class Job:
 
 
 class Screen:
-    """Shows running jobs: Snakemake's events say which, their logs how far they are.
+    """Shows running jobs: Snakemake's events name them, their logs say how far they are.
 
     On a terminal the lines are redrawn in place (`with screen.live`), elsewhere printed now and then.
     """
@@ -86,7 +87,7 @@ class Screen:
 
     def _read(self, job: Job, log: list[str]) -> None:
         for note in [line.removeprefix(NOTE) for line in log if line.startswith(NOTE)]:
-            if note not in self.noted:  # a job may say it again, and the one of another split as well
+            if note not in self.noted:  # a retry may repeat it, and the job of another split
                 self.noted.add(note)
                 self._print("! ", "yellow", f"{job.name}  {note}")
         lines = [line.split(": ", 1) for line in log if line.startswith((PROGRESS, DONE, FAILED))]
@@ -140,7 +141,7 @@ class Screen:
             rule = job.name.split()[0]
             reason += f"; if memory ran out (`dmesg` says so), raise mem_mb of {rule} in the profile"
             reason += ", or on one machine give the run fewer cores: CORES="
-        return f"{reason}; call the same command again"
+        return f"{reason}; run the same command again"
 
     def _last_words(self) -> str:
         """Snakemake's last error, or the last line of its log: events start after it has read its arguments."""
@@ -164,22 +165,22 @@ def undelivered(study: Path) -> dict[Path, str]:
 
 def show_results(console: Console, study: Path, tracking: str, config: str) -> None:
     """Print the accuracy-at-budget tables, and where everything is; raises ZtwError for an altered table."""
-    tables = study / "tables"
-    for path in sorted(tables.glob("*.*")):
+    table = Layout(study).table("accuracy_at_budget", "md")
+    for path in sorted(table.parent.glob("*.*")):
         check_seal(path)
-    if not (tables / "accuracy_at_budget.md").exists():
+    if not table.exists():
         console.print("no table yet: Snakemake was not asked for one")
         return
-    console.print(Markdown((tables / "accuracy_at_budget.md").read_text(encoding="utf-8")))
-    lines = [f"tables   {study}/tables/accuracy_at_budget.csv, .md, .tex", f"figures  {study}/figures/"]
+    console.print(Markdown(table.read_text(encoding="utf-8")))
+    lines = [f"tables   {table.with_suffix('.csv')}, .md, .tex", f"figures  {study}/figures/"]
     lines.append(f"report   {study}/report.html")
-    if tracking == "sqlite":
-        lines.append(f"MLflow   make ui CONFIG={config}")
-    elif tracking != "none" and (late := undelivered(study)):
+    if tracking != "none" and (late := undelivered(study)):
         lines.append(
-            f"MLflow   {next(iter(late.values()))}, {len(late)} cells are not delivered;"
-            f" when it is back, run: make reproduce CONFIG={config}"
+            f"MLflow   {next(iter(late.values()))}; {len(late)} cells are not delivered, the next call logs them:"
+            f" make reproduce CONFIG={config}"
         )
+    elif tracking == "sqlite":
+        lines.append(f"MLflow   make ui CONFIG={config}")
     elif tracking != "none":
         lines.append(f"MLflow   {without_password(tracking)}")
     console.print("\n".join(lines), soft_wrap=True, markup=False)

@@ -48,7 +48,7 @@ def run_snakemake(command: list[str], study: Path, console: Console) -> int:
 
 
 def _watch(command: list[str], screen: Screen) -> int:
-    """Run a command in a process group of its own and show its jobs; returns its exit status."""
+    """Run Snakemake in a process group of its own and show its jobs; returns its exit status."""
     path = f"{LOGGER}{os.pathsep}{os.environ['PYTHONPATH']}"
     own = {"ZTW_MIRROR": "1", MARK: os.getcwd(), "ZTW_EVENTS": str(screen.events), "PYTHONPATH": path}
     with screen.log.open("a") as log:

@@ -1,24 +1,30 @@
-"""ztw: the reference benchmark for early-exit neural networks. Its public names stand in `ztw.api`."""
+"""A reference benchmark for early-exit neural networks. Its public names are listed in `__init__.pyi`."""
 
-from __future__ import annotations
-
+import ast
+from functools import cache
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from ztw.version import __version__ as __version__
 
-if TYPE_CHECKING:
-    from ztw.api import *  # noqa: F403
-else:
 
-    def __getattr__(name: str) -> Any:
-        """Import the public names when the first of them is used: checking a config must not wait for torch."""
-        if name == "__all__":
-            return __dir__()
-        if not name.startswith("_") and name in vars(import_module("ztw.api")):
-            return getattr(import_module("ztw.api"), name)
-        raise AttributeError(f"module 'ztw' has no attribute {name!r}")
+@cache
+def _homes() -> dict[str, str]:
+    """Public name -> its module."""
+    tree = ast.parse(Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8"))
+    imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
+    return {alias.name: str(node.module) for node in imports for alias in node.names}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: checking a config must not wait for torch."""
+    if name == "__all__":
+        return __dir__()
+    if name in _homes():
+        return getattr(import_module(_homes()[name]), name)
+    raise AttributeError(f"module 'ztw' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted(name for name in vars(import_module("ztw.api")) if not name.startswith("_"))
+    return sorted(_homes())

@@ -1,4 +1,4 @@
-"""Where and in which precision to compute, with which memory, and so that it can be repeated."""
+"""The device, precision, memory and reproducibility of a computation."""
 
 from __future__ import annotations
 
@@ -22,16 +22,22 @@ PRECISIONS = ("auto", "bf16", "fp32")
 
 
 def check_default_dtype() -> None:
-    """Raise ZtwError where PyTorch makes other tensors than float32, in which all networks here compute."""
+    """Raise ZtwError unless PyTorch's default dtype is float32, in which all networks here compute."""
     if (found := torch.get_default_dtype()) != torch.float32:
         raise ZtwError(
-            f"PyTorch's default dtype is {found}, must be torch.float32 while networks are made, trained, counted"
-            " and run: call torch.set_default_dtype(torch.float32)"
+            f"PyTorch's default dtype is {found}, must be torch.float32; call torch.set_default_dtype(torch.float32)"
         )
 
 
 def pick_device(device: str = "auto") -> torch.device:
-    """The device to compute on: "auto" = a GPU when there is one; raises ZtwError when it is not there."""
+    """Return the device to compute on.
+
+    Args:
+        device: e.g. "cpu", "cuda" or "cuda:1"; "auto" = a GPU if there is one, else the CPU.
+
+    Raises:
+        ZtwError: if the device is not available.
+    """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -45,12 +51,16 @@ def pick_device(device: str = "auto") -> torch.device:
 
 
 def own_gpu(device: str) -> str:
-    """Of several GPUs one for this process, as long as it lives: "auto" and "cuda" become "cuda:<n>".
+    """Reserve one of several GPUs for this process until it ends.
 
-    Jobs side by side on one machine take different ones, first come, first served, by a lock on a file per
-    GPU in the system's folder for temporary files; where all are taken, or there are no locks, they share.
-    A device that names its GPU, and a machine with one GPU or none, is left as it is. A scheduler that gives
-    a job one GPU shows it that one alone, so that there is nothing to choose.
+    Processes on one machine reserve different GPUs, each with a file lock in the system's temporary folder. If all
+    GPUs are reserved, or file locks are not supported, processes share them.
+
+    Args:
+        device: "auto" or "cuda". Any other device is returned unchanged, and so is any device with fewer than two GPUs.
+
+    Returns:
+        "cuda:<n>", or `device`.
     """
     if device not in ("auto", "cuda") or torch.cuda.device_count() < 2:
         return device
@@ -59,7 +69,7 @@ def own_gpu(device: str) -> str:
 
 @cache
 def _claimed() -> tuple[int, IO[str] | None]:
-    """The index of the GPU that is this process's among those it sees, and the file whose lock says so."""
+    """Return the index of this process's GPU, and the locked file that reserves it (None if the GPU is shared)."""
     count = torch.cuda.device_count()
     listed = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
     names = listed if len(listed) == count else [str(index) for index in range(count)]
@@ -70,14 +80,14 @@ def _claimed() -> tuple[int, IO[str] | None]:
 
 
 def _locked(gpu: str) -> IO[str] | None:
-    """The open, locked file of a GPU, None where another process holds it or it cannot be locked."""
-    # of this machine and user: a folder of the study may lie on several machines
+    """Return the open, locked file of a GPU; None if another process holds the lock or locking fails."""
+    # a local folder of this user, because several machines may share the study's folder
     folder = Path(tempfile.gettempdir(), f"ztw-gpus-{os.getuid() if hasattr(os, 'getuid') else 0}")
     try:
         import fcntl
 
         folder.mkdir(mode=0o700, exist_ok=True)
-        # somebody else's, put there on purpose
+        # refuse a folder that another user has put there
         if folder.is_symlink() or folder.stat().st_uid != os.getuid():
             return None
         file = (folder / "".join(char if char.isalnum() else "-" for char in gpu)).open("a")
@@ -92,21 +102,29 @@ def _locked(gpu: str) -> IO[str] | None:
 
 
 def bf16_pays(device: torch.device) -> bool:
-    """Whether the device computes faster in bfloat16 than in float32; emulated, it is slower."""
+    """Return whether the device computes faster in bfloat16 than in float32. Emulated bfloat16 is slower."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type == "cpu":
         known = torch.cpu.get_capabilities()
-        # An Intel Xeon with AVX512-BF16 but no AMX took half as long again for a ResNet-56 in bfloat16
+        # an Intel Xeon with AVX512-BF16 but without AMX took 1.5 times as long for a ResNet-56 in bfloat16
         vector = known.get("avx512_bf16") and "AMD" in str(known.get("cpu_name"))
         return bool(vector or known.get("amx_bf16") or known.get("bf16"))
     return False
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """The precision that one of PRECISIONS means on a device: "auto" = bf16 where that is faster, else fp32.
+    """Resolve the precision "auto" for a device.
 
-    Raises ZtwError for another name.
+    Args:
+        precision: one of PRECISIONS; "auto" = "bf16" where it is faster than float32, else "fp32".
+        device: the device that computes.
+
+    Returns:
+        "bf16" or "fp32".
+
+    Raises:
+        ZtwError: for another precision.
     """
     if precision not in PRECISIONS:
         raise ZtwError(f"precision {precision!r}: must be one of {', '.join(PRECISIONS)}")
@@ -116,35 +134,36 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 
 
 def keep_freed_memory() -> bool:
-    """Let the C library keep freed memory for its next use; returns whether it takes the request (glibc does).
+    """Let the C library (glibc) keep freed memory for reuse, instead of returning it to the system.
 
-    Activations come and go with every layer. What is given back to the system in between comes back page by
-    page, cleared: 27,000 page faults in a training step of MobileNet on a CPU, 7 to 10 % of its time. For
-    a process that computes on its main thread: it holds what it once had, or a little more, until it ends.
-    No effect beside another allocator.
+    Every layer allocates and frees activations. Memory that returns from the system arrives page by page and zeroed:
+    27,000 page faults in a training step of MobileNet on a CPU, 7 to 10 % of its time. Use it in a process that
+    computes on its main thread. Such a process holds slightly more than its peak memory until it ends.
+
+    Returns:
+        Whether the C library accepted the setting; False with another allocator than glibc's.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is None:
         return False
-    trim_threshold, mmap_max = -1, -4  # their numbers in malloc.h
+    trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX in malloc.h
     return bool(mallopt(trim_threshold, -1) and mallopt(mmap_max, 0))
 
 
 def make_reproducible(threads: int) -> None:
-    """Compute with so many threads and deterministic algorithms only, where torch has them.
+    """Set the number of threads, and use deterministic algorithms where PyTorch has them.
 
-    Both decide in which order sums are taken: a job that is run again then gives the same numbers.
+    Both fix the order of summation, so a repeated job computes the same numbers.
     """
     torch.set_num_threads(threads)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
-    # torch would fill all memory that it hands out, for programs that read what nobody wrote: 7 % of a training
-    # step on a CPU, 10 % of an inference
+    # filling uninitialised memory, the default here, takes 7 % of a training step on a CPU and 10 % of an inference
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def device_name(device: torch.device) -> str:
-    """The name of the GPU, or of the CPU's model."""
+    """Return the name of the GPU, or the model of the CPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type == "cpu":
@@ -154,11 +173,11 @@ def device_name(device: torch.device) -> str:
 
 @dataclass(frozen=True)
 class Compute:
-    """Where and in which precision a network computes.
+    """The device and precision of a computation.
 
     Args:
-        device: of the network and its images.
-        precision: resolved, "fp32" or "bf16" (autocast; weights stay float32).
+        device: holds the network and its images.
+        precision: "fp32", or "bf16" (autocast; weights stay float32).
     """
 
     device: torch.device
@@ -166,7 +185,11 @@ class Compute:
 
     @classmethod
     def on(cls, device: torch.device, precision: str = "auto") -> Compute:
-        """Return how to compute on a device; precision: one of PRECISIONS.
+        """Create the settings for a device.
+
+        Args:
+            device: holds the network and its images.
+            precision: one of PRECISIONS.
 
         Raises:
             ZtwError: for another precision.
@@ -174,11 +197,11 @@ class Compute:
         return cls(device, resolve_precision(precision, device))
 
     def autocast(self) -> contextlib.AbstractContextManager:
-        """Return the context in which a network computes."""
+        """Return the autocast context of the computation."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def describe(self) -> dict[str, Any]:
-        """Return what a result's metadata says of the machine: device, precision, threads and host."""
+        """Return the metadata of a result: device, precision, threads and host."""
         return {
             "device": device_name(self.device),
             "precision": self.precision,

@@ -1,4 +1,4 @@
-"""Fetching files over the network: bounded in waiting, checked, going on where it broke off. Imports no torch."""
+"""Download files with a timeout and a checksum, and resume interrupted downloads. Imports no torch."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 from ztw.errors import ZtwError, reason
-from ztw.files import is_at
+from ztw.files import open_locked
 from ztw.files import sha256 as digest
 from ztw.progress import Report
 
-TIMEOUT = 30.0  # seconds without an answer
+TIMEOUT = 30.0  # seconds without a response
 CHUNK = 1 << 20  # bytes
 
 
 @contextmanager
 def bounded_wait() -> Iterator[None]:
-    """Bound how long downloads by other libraries wait for an answer."""
+    """Limit how long downloads by other libraries wait for a response."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT)
     try:
@@ -34,17 +34,24 @@ def bounded_wait() -> Iterator[None]:
 
 
 def download(url: str, target: Path, sha256: str | None, report: Report = lambda text: None) -> None:
-    """Put what a URL gives at `target`, saying every two seconds how much there is.
+    """Download a file, and report the progress every two seconds.
 
-    url: https or file, or http with a sha256; sha256: in hexadecimal, None where the caller checks what the
-    file holds. What a call that broke off has got stays beside the target, in .NAME.part; the next call asks
-    for the rest. Raises ZtwError when it cannot be had, ends early or is another file.
+    An interrupted download leaves .NAME.part beside the target. The next call resumes it.
+
+    Args:
+        url: https or file; http only with `sha256`.
+        target: path of the file.
+        sha256: expected checksum in hexadecimal; None if the caller checks the content.
+        report: receives the lines of progress.
+
+    Raises:
+        ZtwError: if the download fails or ends early, or the checksum differs.
     """
     _check_scheme(url, sha256)
     part = target.with_name(f".{target.name}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _begun(part) as stream:
+        with open_locked(part, report) as stream:  # another job may be downloading the same file
             if not target.exists():
                 _receive(url, stream, report)
                 stream.flush()
@@ -55,61 +62,36 @@ def download(url: str, target: Path, sha256: str | None, report: Report = lambda
         raise ZtwError(f"{url}: cannot be downloaded to {target} ({why})") from error
 
 
-@contextmanager
-def _begun(part: Path) -> Iterator[IO[bytes]]:
-    """What there is of a file, open and locked: another job may be fetching the same; removed where it stays empty."""
-    while True:
-        with part.open("ab") as stream:
-            _wait_for_turn(stream)
-            if not is_at(stream, part):
-                continue  # the one before has removed it meanwhile, or is done with it
-            try:
-                yield stream
-            finally:
-                with suppress(OSError):  # systems that remove no open file
-                    stream.flush()
-                    if is_at(stream, part) and not os.fstat(stream.fileno()).st_size:
-                        part.unlink()
-            return
-
-
 def _check_scheme(url: str, sha256: str | None) -> None:
-    """Raise ZtwError for what nobody vouches for: neither the connection nor a checksum."""
+    """Raise ZtwError for other schemes, and for http without a checksum."""
     scheme = url.partition(":")[0].lower()
     if scheme not in ("https", "http", "file"):
-        raise ZtwError(f"{url}: not a URL of https, http or file")
+        raise ZtwError(f"{url}: must be an https, http or file URL")
     if scheme == "http" and sha256 is None:
         raise ZtwError(f"{url}: plain http needs a SHA-256; use https")
 
 
-def _wait_for_turn(stream: IO[bytes]) -> None:
-    with suppress(ImportError, OSError):  # Windows and some network file systems have no such locks
-        import fcntl
-
-        fcntl.flock(stream, fcntl.LOCK_EX)
-
-
 def _receive(url: str, stream: IO[bytes], report: Report) -> None:
-    """Append the rest of a file to the part of it there is; a server that knows no ranges sends all again."""
+    """Append the missing bytes to the partial file; start again if the server does not support ranges."""
     done, last = os.fstat(stream.fileno()).st_size, time.monotonic()
-    with _answer(url, done) as answer:
-        if not (answer.headers.get("Content-Range") or "").startswith(f"bytes {done}-"):
+    with _request(url, done) as response:
+        if not (response.headers.get("Content-Range") or "").startswith(f"bytes {done}-"):
             stream.truncate(0)
             done = 0
-        rest = answer.headers.get("Content-Length")
+        rest = response.headers.get("Content-Length")
         total = done + int(rest) if rest else 0
-        while chunk := answer.read(CHUNK):
+        while chunk := response.read(CHUNK):
             stream.write(chunk)
             done += len(chunk)
             if time.monotonic() - last > 2:
                 last = time.monotonic()
                 report(f"downloading {url}: {done / 1e6:.0f}{f' of {total / 1e6:.0f}' if total else ''} MB")
     if done < total:
-        raise ZtwError(f"{url}: ended early, {done} of {total} bytes; run again to go on from there")
+        raise ZtwError(f"{url}: ended early, {done} of {total} bytes; run again to resume")
 
 
-def _answer(url: str, start: int) -> Any:
-    """The open answer with a file from byte `start` on, or with all of it."""
+def _request(url: str, start: int) -> Any:
+    """Request a file from byte `start` on."""
     headers = {"User-Agent": "ztw", **({"Range": f"bytes={start}-"} if start else {})}
     try:
         return urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
@@ -119,7 +101,7 @@ def _answer(url: str, start: int) -> Any:
         error.close()
         if error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE or not start:
             raise
-        return _answer(url, 0)  # there are no more bytes than we have: another file, or all of this one
+        return _request(url, 0)  # the server has nothing beyond `start`: request the complete file
 
 
 def _check(part: Path, url: str, expected: str | None) -> None:

@@ -1,35 +1,51 @@
-"""The one exception for everything a user can put right."""
+"""The exception for errors that a user can fix, and helpers for its messages."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from numbers import Real
+from typing import Any, TypeGuard
 
-# what a URI says before its host, as strictly written and with / or @ in the password, and secrets it may ask with
+# user name and password of a URI, also where the password holds an unescaped / or @; and secrets in its query
 USER = re.compile(r"(?<=://)(?:[^\s/:@]+:(?!\d+[/?])\S*|[^\s/]+)@")
 SECRETS = re.compile(r"(?i)(?<=[?&])([^\s=&]*(?:password|passwd|pwd|secret|token)[^\s=&]*)=[^\s&]*")
 
 
 class ZtwError(ValueError):
-    """A user's mistake or a broken input, told in one line: the thing, the bad value, what is allowed."""
+    """A mistake of the user or a broken input. The message is one line: the thing, the bad value, what is allowed.
+
+    Example:
+        >>> import ztw
+        >>> ztw.build_backbone("resnet9")
+        Traceback (most recent call last):
+        ztw.errors.ZtwError: unknown architecture 'resnet9'; known: resnet8, resnet14, ...
+    """
 
 
 def unknown(what: str, name: object, known: Iterable[str]) -> ZtwError:
-    """The error for a name that is not in a table; lists the known ones."""
+    """Return the error for a name that is not in a table. It lists the known names."""
     return ZtwError(f"unknown {what} {name!r}; known: {', '.join(known)}")
 
 
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether a value is a real number, numpy's too; True and False are not."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
 def dotted(keys: Iterable[object]) -> str:
-    """Where in a study, in one line whatever its keys hold."""
+    """Join the keys of a study to one printable path, e.g. `training.epochs`."""
     return ".".join(str(key) if str(key).isprintable() else repr(key) for key in keys)
 
 
 def reason(error: BaseException, *named: object) -> str:
-    """Say in one line why something failed, without the paths that the message around it names.
+    """Describe in one line why something failed.
 
-    named: paths and URLs that the message names.
+    Args:
+        error: the exception.
+        named: paths and URLs to leave out, because the message names them already.
     """
-    if isinstance(cause := getattr(error, "reason", None), OSError):  # of urllib
+    if isinstance(cause := getattr(error, "reason", None), OSError):  # urllib wraps the cause
         return reason(cause, *named)
     text, names = " ".join(str(error).split()), [str(name) for name in named]
     if isinstance(error, OSError) and error.strerror:
@@ -42,5 +58,5 @@ def reason(error: BaseException, *named: object) -> str:
 
 
 def without_password(text: str) -> str:
-    """The text without the user names and passwords of the URIs in it."""
+    """Remove user names, passwords and secrets from the URIs in a text."""
     return SECRETS.sub(r"\1=...", USER.sub("", text))

@@ -1,4 +1,4 @@
-"""Files written whole or not at all, sealed with their SHA-256 where jobs read them. Imports no torch."""
+"""Atomic writes of files, and SHA-256 seals that jobs check when they read. Imports no torch."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from ztw.errors import ZtwError, reason
+from ztw.progress import Note, Report
 
 RUN_AGAIN = "delete it and run again"
-# What systems leave in folders that they serve or unpack, in lower case
+# Files and folders that operating systems and file servers create by themselves, in lower case
 LEFT_BEHIND = frozenset(
     {
         *("@eadir", "#recycle", "#snapshot"),  # Synology
@@ -26,13 +27,19 @@ LEFT_BEHIND = frozenset(
 
 
 def is_left_behind(name: str) -> bool:
-    """Whether a file or folder of this name is a system's, and none of the user's (macOS: `._` before a name)."""
+    """Return whether an operating system creates files or folders of this name (macOS: `._` before a name)."""
     return name.casefold() in LEFT_BEHIND or name.startswith("._")
+
+
+def leads_back(link: os.DirEntry[str]) -> bool:
+    """Whether a symbolic link's target is a folder that holds the link."""
+    holder = os.path.realpath(os.path.dirname(link.path)) + os.sep
+    return holder.startswith(os.path.realpath(link.path) + os.sep)
 
 
 @contextmanager
 def atomic(path: Path | str) -> Iterator[Path]:
-    """Give a scratch path beside `path` and move it there when the block ends well."""
+    """Yield a temporary path beside `path`, and move it to `path` if the block succeeds."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
@@ -45,16 +52,50 @@ def atomic(path: Path | str) -> Iterator[Path]:
 
 @contextmanager
 def sealed(path: Path | str) -> Iterator[Path]:
-    """As `atomic`, and the file's SHA-256 is written beside it: what another job will read."""
+    """Like `atomic`, and write the file's SHA-256 beside it. Use it for files that another job reads."""
     with atomic(path) as scratch:
         yield scratch
         path = Path(path)
-        # before the file: a run that ends in between leaves a seal that does not fit, never one that is missing
+        # written before the file is moved: an interrupted run leaves a wrong seal, never a missing one
         write_text(_seal(path), f"{sha256(scratch)}  {path.name}\n")
 
 
-def is_at(file: IO[Any], path: Path) -> bool:
-    """Whether an open file is still the one at `path`: another process may have removed or moved it."""
+@contextmanager
+def open_locked(path: Path, report: Report) -> Iterator[IO[bytes]]:
+    """Open a file for appending, once no other process holds its lock. An empty file is deleted at the end.
+
+    Without file locks (Windows, some network file systems), `report` receives a Note and nothing is locked.
+    """
+    while True:
+        with path.open("ab") as file:
+            _wait_for_turn(file, path, report)
+            if not _is_at(file, path):
+                continue  # the previous holder of the lock has deleted or moved the file
+            try:
+                yield file
+            finally:
+                with suppress(OSError):  # some systems cannot delete an open file
+                    file.flush()
+                    if _is_at(file, path) and not os.fstat(file.fileno()).st_size:
+                        path.unlink()
+            return
+
+
+def _wait_for_turn(file: IO[bytes], path: Path, report: Report) -> None:
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        report(f"waiting for another job to release {path.name}")
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except (ImportError, OSError) as error:
+        why = getattr(error, "strerror", None) or error
+        report(Note(f"warning: {path}: no file locks here ({why}); run only one job at a time"))
+
+
+def _is_at(file: IO[Any], path: Path) -> bool:
+    """Return whether an open file is still at `path`."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:
@@ -62,7 +103,12 @@ def is_at(file: IO[Any], path: Path) -> bool:
 
 
 def check_seal(path: Path | str, hint: str = RUN_AGAIN) -> None:
-    """Raise ZtwError unless a file is what `sealed` wrote; one without a seal came from elsewhere and passes."""
+    """Raise ZtwError if a file differs from its seal. A file without a seal was made elsewhere and passes.
+
+    Args:
+        path: of the file.
+        hint: tells the user what to do.
+    """
     path = Path(path)
     try:
         expected = _seal(path).read_text(encoding="utf-8", errors="replace").split(" ")[0]
@@ -75,7 +121,7 @@ def check_seal(path: Path | str, hint: str = RUN_AGAIN) -> None:
 
 
 def _seal(path: Path) -> Path:
-    """Where a file's SHA-256 is, as `sha256sum --check` reads it."""
+    """Return the path of a file's SHA-256, in the format of `sha256sum --check`."""
     return path.with_name(f".{path.name}.sha256")
 
 
@@ -86,18 +132,26 @@ def write_text(path: Path | str, text: str) -> None:
 
 
 def write_sealed(path: Path | str, text: str) -> None:
-    """Write a text file, sealed."""
+    """Write a text file and its seal."""
     with sealed(path) as scratch:
         scratch.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path | str, content: Any) -> None:
-    """Write readable JSON, sealed, keys sorted; NaN stays NaN, which readers other than Python refuse."""
+    """Write indented JSON with sorted keys, and its seal. Few readers other than Python accept NaN, which stays NaN."""
     write_sealed(path, json.dumps(content, indent=1, sort_keys=True) + "\n")
 
 
 def read_json(path: Path | str, hint: str = RUN_AGAIN) -> Any:
-    """Read JSON; raises ZtwError naming the file when it is missing, broken or altered, then with `hint`."""
+    """Read a JSON file, and check its seal.
+
+    Args:
+        path: of the file.
+        hint: tells the user what to do if the file was altered.
+
+    Raises:
+        ZtwError: if the file is missing, broken or altered.
+    """
     check_seal(path, hint)
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
@@ -106,15 +160,20 @@ def read_json(path: Path | str, hint: str = RUN_AGAIN) -> Any:
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
+    """Return the SHA-256 of a file in hexadecimal."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def data_root(configured: str | None = None, home: bool = True) -> Path:
-    """Where data sets live: the config's data.root, else $ZTW_DATA, else the user's cache directory.
+    """Return the folder of data sets: data.root of the config, else $ZTW_DATA, else the user's cache folder.
 
-    home: whether there is a home folder. Raises ZtwError when none is known, and it would be needed.
+    Args:
+        configured: data.root.
+        home: whether the user has a home folder.
+
+    Raises:
+        ZtwError: if none of them is known.
     """
     cache = os.environ.get("XDG_CACHE_HOME") or ("~/.cache" if home else "")
     given = configured or os.environ.get("ZTW_DATA") or (cache and f"{cache}/ztw")
@@ -124,6 +183,6 @@ def data_root(configured: str | None = None, home: bool = True) -> Path:
     except RuntimeError:
         pass
     raise ZtwError(
-        "data root: this user has no home folder that can be written to; set data.root in the config, or ZTW_DATA,"
-        " to a folder of yours"
+        "data root: there is no home folder that can be written to; set data.root in the config, or ZTW_DATA, to a"
+        " folder of yours"
     )

@@ -1,4 +1,4 @@
-"""What a long job says while it runs: one line in its log now and then, which the terminal mirrors."""
+"""Progress of a long job: lines in its log, some of which the terminal shows."""
 
 from __future__ import annotations
 
@@ -20,13 +20,17 @@ Report = Callable[[str], None]
 
 
 class Note(str):
-    """A report that a user should have seen when the job is done: something was left out, replaced or made again."""
+    """A line that the user should see after the job: something was left out, replaced or computed again."""
 
 
 def reporter(progress: bool | Report) -> Report | None:
-    """Return what gets the lines of a public function's `progress`: True is the screen, False nothing.
+    """Return the function that receives the lines of a public function's `progress`.
 
-    Raises ZtwError for what is neither of them nor a function.
+    Args:
+        progress: True = print to stderr, False = no output, or a function that takes a line.
+
+    Raises:
+        ZtwError: for any other value.
     """
     if isinstance(progress, bool):
         return on_screen if progress else None
@@ -36,7 +40,7 @@ def reporter(progress: bool | Report) -> Report | None:
 
 
 def on_screen(line: str) -> None:
-    """Say a line of a report to who calls the library: on stderr, where a terminal keeps the last one only."""
+    """Print a line to stderr. On a terminal, the next line of progress replaces it."""
     if isinstance(line, Note) or not sys.stderr.isatty():
         print(f"note: {line}" if isinstance(line, Note) else line, file=sys.stderr, flush=True)
     else:
@@ -44,23 +48,29 @@ def on_screen(line: str) -> None:
         print(f"\r\x1b[K{line}", end=end, file=sys.stderr, flush=True)
 
 
-# Lines the terminal shows start with one of these; everything else in a log is for reading later.
+# The terminal shows only the lines of a log that start with one of these.
 PROGRESS, NOTE, DONE, FAILED = "progress: ", "note: ", "done: ", "error: "
 NO_MEMORY = re.compile("out of memory|(can't|cannot) allocate memory|not enough memory", re.IGNORECASE)
 
 
 def clock(seconds: float) -> str:
-    """Seconds as m:ss or h:mm:ss."""
+    """Format seconds as m:ss or h:mm:ss."""
     minutes, rest = divmod(max(0, round(seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 class Progress:
-    """Reports how far a loop of known length is, at most every second (rarer in long loops).
+    """Reports the progress of a loop of known length, at most once a second and less often in long loops.
 
-    The time left is that of the recent steps: since one of the last RECENT lines, never counting the first
-    step, in which a training may be compiled. Before two more steps are done nothing is said of it.
+    The time left is estimated from the recent steps, back to one of the last RECENT lines. The first step does not
+    count, because a training may compile in it. Two more steps must be done before the first estimate.
+
+    Args:
+        total: number of steps.
+        report: receives the lines; None = no output.
+        clock: returns the time in seconds.
+        done: number of steps done before.
     """
 
     RECENT = 20
@@ -77,7 +87,7 @@ class Progress:
         self.marks: deque[tuple[int, float]] = deque(maxlen=self.RECENT)  # (steps done, when)
 
     def step(self, text: Callable[[], str]) -> None:
-        """One step is done; text() says what it was, called only when a line is due."""
+        """Count one step. text() describes it and is called only when a line is due."""
         self.done += 1
         now = self.clock()
         if not self.marks:
@@ -90,7 +100,7 @@ class Progress:
         self.marks.append((self.done, now))
 
     def begin(self, text: str) -> None:
-        """Say that a step which takes long has started."""
+        """Report that a long step has started."""
         self._say(text, self.clock())
 
     def _say(self, text: str, now: float) -> None:
@@ -99,7 +109,7 @@ class Progress:
             self.report(f"{100 * self.done // self.total:3d} %  {text}{self._left(now)}")
 
     def _left(self, now: float) -> str:
-        """The time left, by the recent steps."""
+        """Return the estimated time left as text."""
         if not self.marks:
             return ""
         done, when = self.marks[0]
@@ -112,16 +122,23 @@ class Progress:
 
 @contextlib.contextmanager
 def job_log(path: str | Path, rule: str, wildcards: Iterable[str] = ()) -> Iterator[Report]:
-    """Send a job's output to its log; yields the function that reports progress.
+    """Write a job's output to its log.
 
-    rule, wildcards: what the terminal calls the job. A user's error ends in one line, anything else in a
-    traceback, both in the log and both with exit status 1.
+    If the job fails, the log holds the traceback, its last line names the error, and the process exits with status 1.
+
+    Args:
+        path: of the log.
+        rule: the job's rule. The terminal shows it, and the wildcards, before each line.
+        wildcards: values of the job's wildcards.
+
+    Yields:
+        The function that reports progress.
     """
     path, what = Path(path), " ".join([rule, *wildcards])
     path.parent.mkdir(parents=True, exist_ok=True)
-    terminal = None if os.environ.get("ZTW_MIRROR") else sys.stderr  # a mirror reads the logs instead
+    terminal = None if os.environ.get("ZTW_MIRROR") else sys.stderr  # the launcher's screen reads the logs
     started, began = time.monotonic(), time.time()
-    gc.freeze()  # what is imported is no garbage: looking through it at the end takes 0.4 s of a job with torch
+    gc.freeze()  # searching imported modules for garbage at the end takes 0.4 s of a job with torch
     with (
         path.open("w", encoding="utf-8", errors="backslashreplace", buffering=1) as log,
         contextlib.redirect_stdout(log),
@@ -155,17 +172,22 @@ def job_log(path: str | Path, rule: str, wildcards: Iterable[str] = ()) -> Itera
 
 
 def memory_ran_out(error: BaseException) -> bool:
-    """Whether memory ran out, as numpy, the system or torch say it: torch's errors are told by their words."""
+    """Return whether an error says that memory ran out. PyTorch's errors are recognised by their text."""
     if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
         return True
     return isinstance(error, RuntimeError) and bool(NO_MEMORY.search(str(error)))
 
 
 def describe(error: BaseException, rule: str = "the job") -> str:
-    """One line for an error a user can put right; rule: whose job raised it."""
+    """Describe an error that a user can fix, in one line.
+
+    Args:
+        error: the exception.
+        rule: the rule whose job raised it.
+    """
     if memory_ran_out(error):
         if "CUDA" in str(error):
-            return "the GPU's memory ran out: lower batch_size, or give it a larger GPU"
+            return "the GPU's memory ran out: lower batch_size, or use a larger GPU"
         return (
             f"memory ran out: raise mem_mb of {rule} (set-resources of the profile, or --set-resources"
             f" {rule}:mem_mb=MB), or lower batch_size; with --retries 2 a retry gets twice as much"

@@ -1,4 +1,4 @@
-"""Parts of a user's own: `register` puts one beside the built-in ones, in the same table."""
+"""Register a user's own parts: `register` adds a part to the table of the built-in ones."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ztw.models.architectures import BACKBONES
 from ztw.models.heads import HEADS
 from ztw.study.helpers import code_sha256, helpers
 
-# kind -> the table its parts are in
+# kind -> table of its parts
 TABLES: dict[str, MutableMapping[str, Any]] = {
     "rule": RULES,
     "ensemble": ENSEMBLES,
@@ -32,8 +32,8 @@ TABLES: dict[str, MutableMapping[str, Any]] = {
     "dataset": DATASETS,
 }
 _BASES: dict[str, type] = {"rule": ExitRule, "ensemble": Ensemble, "thresholds": ThresholdChoice}
-# What must, and what may be said of the other kinds
-_FACTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+# kind -> required and optional metadata
+_METADATA: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "backbone": (("blocks",), ("smallest_image",)),
     "dataset": (
         ("num_classes", "size", "channels"),
@@ -42,34 +42,52 @@ _FACTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 
 
-def register(kind: str, name: str, part: Any = None, **facts: Any) -> Any:
-    """Put a part of your own into its table; without `part`, a decorator of a class or a function. Returns the part.
+def register(kind: str, name: str, part: Any = None, **metadata: Any) -> Any:
+    """Register a part of your own under a name, which studies and functions then accept like a built-in one.
 
-    kind and part:
-    rule        a class derived from ExitRule, mostly from ThresholdRule
-    ensemble    a class derived from Ensemble
-    head        a function (feature shape, num_classes, previous logits, side of the images, options) -> module, see
-                `ztw.models.heads`
-    thresholds  a class derived from ThresholdChoice that needs no arguments
-    backbone    a function (name, num_classes, channels, size, options) -> Backbone; facts: blocks, how many stages it
-                has, and smallest_image, the smallest side of its images in pixels (1)
-    dataset     a function () -> {"train": (images uint8 (N, C, size, size), labels (N,)), "test": (...)}; facts:
-                num_classes, size, channels, and, if you like, mean, std, flip, crop_padding, colour_jitter:
-                `DatasetMetadata`
+    Use it as a function, or without `part` as a decorator. `ztw.testing` checks what a registered part computes.
 
-    Raises ZtwError for an unknown kind, a name that is taken or not of letters, digits, _ and -, and a part that lacks
-    something. `ztw.testing` checks what it does.
+    Args:
+        kind: "rule", "ensemble", "head", "thresholds", "backbone" or "dataset".
+        name: letters, digits, _ and -.
+        part: depends on the kind.
+
+            - rule: a class derived from ExitRule, usually from ThresholdRule.
+            - ensemble: a class derived from Ensemble.
+            - head: a function (feature shape, num_classes, number of previous logits, side of the images, options) ->
+              module; see `ztw.models.heads`.
+            - thresholds: a class derived from ThresholdChoice, constructed without arguments.
+            - backbone: a function (name, num_classes, channels, size, options) -> Backbone.
+            - dataset: a function () -> {"train": (images uint8 (N, C, size, size), labels (N,)), "test": (...)}.
+        metadata: of a backbone: blocks, its number of stages, and optionally smallest_image, the smallest side of its
+            images in pixels (1). Of a dataset: num_classes, size, channels, and optionally mean, std, flip,
+            crop_padding, colour_jitter; see `DatasetMetadata`.
+
+    Returns:
+        The part.
+
+    Raises:
+        ZtwError: for an unknown kind, an invalid or existing name, and an incomplete part.
+
+    Example:
+        >>> import ztw
+        >>> @ztw.register("ensemble", "last")
+        ... class Last(ztw.Ensemble):
+        ...     def combine(self, log_probs):
+        ...         return log_probs[-1]
+        >>> "last" in ztw.list_ensembles()
+        True
     """
     if kind not in TABLES:
         raise unknown("kind of part", kind, TABLES)
     if part is None:
-        return lambda part: register(kind, name, part, **facts)
+        return lambda part: register(kind, name, part, **metadata)
     label = f"{kind} {name!r}"
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]+", name):
         raise ZtwError(f"{label}: a name has letters, digits, _ and - only")
     _check_free(kind, name, part)
     _check_part(kind, label, part)
-    known = _checked_facts(kind, label, facts)
+    known = _checked_metadata(kind, label, metadata)
     if (kind, name) in PARTS:
         PARTS.pop((kind, name)).remove()
     remove = _put(kind, name, part, known)
@@ -78,10 +96,10 @@ def register(kind: str, name: str, part: Any = None, **facts: Any) -> Any:
 
 
 def _check_free(kind: str, name: str, part: Any) -> None:
-    """A notebook's cell may be run again; anything else has a name of its own."""
+    """Raise ZtwError if the name is taken. A notebook's cell may register the same part again."""
     before = PARTS.get((kind, name))
     if before is None and (name in TABLES[kind] or name.startswith(TORCHVISION_PREFIX)):
-        raise ZtwError(f"{kind} {name!r}: is the name of a built-in one; choose another")
+        raise ZtwError(f"{kind} {name!r}: is the name of a built-in part; choose another name")
     if before is not None and _home(before.what) != _home(part):
         where = before.plugin or _home(before.what)[0]
         raise ZtwError(f"{kind} {name!r}: is registered already, by {where}; choose another name")
@@ -93,7 +111,7 @@ def _home(part: Any) -> tuple[str, str]:
 
 
 def _check_part(kind: str, label: str, part: Any) -> None:
-    """Whether it is of the sort its kind has to be, and lacks nothing."""
+    """Raise ZtwError unless the part has the type of its kind and is complete."""
     base = _BASES.get(kind)
     if base is None:
         if not callable(part):
@@ -104,39 +122,39 @@ def _check_part(kind: str, label: str, part: Any) -> None:
     if missing := sorted(getattr(part, "__abstractmethods__", ())):
         raise ZtwError(f"{label}: {part.__name__} lacks {', '.join(missing)}")
     if issubclass(part, ThresholdRule) and not hasattr(part, "top"):
-        raise ZtwError(f"{label}: {part.__name__} lacks top, the best score there is")
+        raise ZtwError(f"{label}: {part.__name__} lacks top, the best possible score")
 
 
-def _checked_facts(kind: str, label: str, facts: Mapping[str, Any]) -> dict[str, Any]:
-    needed, allowed = _FACTS.get(kind, ((), ()))
-    for fact in facts:
-        if fact not in (*needed, *allowed):
-            told = f"known: {', '.join((*needed, *allowed))}" if needed else "it takes none"
-            raise ZtwError(f"{label}: unknown fact {fact!r}; {told}")
-    for fact in needed:
-        if fact not in facts:
-            raise ZtwError(f"{label}: the fact {fact!r} is missing")
-    for fact in ("blocks", "smallest_image", "num_classes", "size", "channels"):
-        least = 2 if fact == "num_classes" else 1
-        value = facts.get(fact, least)
+def _checked_metadata(kind: str, label: str, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    needed, optional = _METADATA.get(kind, ((), ()))
+    for key in metadata:
+        if key not in (*needed, *optional):
+            known = f"known: {', '.join((*needed, *optional))}" if needed else f"a {kind} takes none"
+            raise ZtwError(f"{label}: unknown argument {key!r}; {known}")
+    for key in needed:
+        if key not in metadata:
+            raise ZtwError(f"{label}: the argument {key!r} is missing")
+    for key in ("blocks", "smallest_image", "num_classes", "size", "channels"):
+        least = 2 if key == "num_classes" else 1
+        value = metadata.get(key, least)
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ZtwError(f"{label}: {fact} {value!r}, must be a whole number >= {least}")
-    return dict(facts)
+            raise ZtwError(f"{label}: {key} {value!r}, must be a whole number >= {least}")
+    return dict(metadata)
 
 
-def _put(kind: str, name: str, part: Any, facts: dict[str, Any]) -> Callable[[], None]:
-    """Enter a part; returns what takes it out again."""
+def _put(kind: str, name: str, part: Any, metadata: dict[str, Any]) -> Callable[[], None]:
+    """Add a part to its table; return the function that removes it."""
     if kind == "rule":
-        facts["threshold"] = issubclass(part, ThresholdRule)
+        metadata["threshold"] = issubclass(part, ThresholdRule)
     elif kind == "backbone":
-        facts.setdefault("smallest_image", 1)
+        metadata.setdefault("smallest_image", 1)
     elif kind == "thresholds":
         part = part()
     elif kind == "dataset":
         read = part
         DECODERS[name] = lambda name, facts, root, report: decode_own(read, name, facts)
-        # decoded images are kept under this digest: other code, other images
-        part = DatasetMetadata(**{"mean": None, "std": None, **facts, "digest": _code(name, read)})
+        # decoded images are cached under this digest, so changed code decodes them again
+        part = DatasetMetadata(**{"mean": None, "std": None, **metadata, "digest": _code(name, read)})
     TABLES[kind][name] = part
     return partial(_take_out, kind, name)
 
@@ -148,12 +166,12 @@ def _take_out(kind: str, name: str) -> None:
 
 
 def _code(name: str, read: Any) -> str:
-    """SHA-256 of the file a function is in, with what it imports of the user's own."""
+    """Return the SHA-256 of a function's file, together with the user's modules that it imports."""
     function = inspect.unwrap(read)
     try:
         path = Path(str(inspect.getsourcefile(function))).absolute()
         return code_sha256(path, helpers(path, function.__module__ or ""))
     except (TypeError, OSError) as error:
         raise ZtwError(
-            f"dataset {name!r}: must be a function in a file: when that changes, its images are decoded again"
+            f"dataset {name!r}: must be a function in a file; a change of the file decodes its images again"
         ) from error

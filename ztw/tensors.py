@@ -1,12 +1,11 @@
-"""Tensors: what a caller gives as one, and safetensors files of them."""
+"""Conversion and checks of tensors, and safetensors files."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from numbers import Real
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -21,14 +20,14 @@ FLOATS = ("float32", "float64", "float16", "bfloat16")
 
 
 def as_tensor(given: Any, name: str) -> Tensor:
-    """Take a tensor, a numpy array or numbers in lists as a tensor; a numpy array keeps its memory where it can.
+    """Convert arrays and nested lists of numbers to tensors. A NumPy array shares its memory where possible.
 
     Args:
-        given: what a caller of the library has.
-        name: what an error calls it.
+        given: a tensor, a NumPy array, or a number or nested lists of numbers.
+        name: of the argument, for error messages.
 
     Raises:
-        ZtwError: for anything else.
+        ZtwError: for any other value.
     """
     if isinstance(given, Tensor):
         return given
@@ -41,40 +40,38 @@ def as_tensor(given: Any, name: str) -> Tensor:
 
 
 def check_images(images: Tensor | np.ndarray, shape: Sequence[int]) -> None:
-    """Raise ZtwError unless images are what a network takes, the same rule for every form of a network.
+    """Raise ZtwError unless a network accepts the images.
 
     Args:
-        images: (N, C, H, W); float32, or float64, float16 and bfloat16, which the caller converts.
+        images: (N, C, H, W), float32; also float64, float16 and bfloat16, which the caller converts.
         shape: (C, H, W) of the network's images. Its costs hold for this size only.
     """
     if images.ndim != 4 or tuple(images.shape[1:]) != tuple(shape):
         wanted = ", ".join(map(str, shape))
         raise ZtwError(
-            f"images: shape {tuple(images.shape)}, must be (N, {wanted}) as the network takes them"
+            f"images: shape {tuple(images.shape)}, must be (N, {wanted}), the network's image size"
         )
     if (kind := str(images.dtype).removeprefix("torch.")) not in FLOATS:
         raise ZtwError(
-            f"images: {kind}, must be float32 (other floating-point numbers are converted), normalised as the"
-            " network takes them"
+            f"images: {kind}, must be float32 and normalised as in training (other floating-point types are converted)"
         )
-    # of any number and NaN the smallest and the largest are NaN
+    # min and max return NaN if any value is NaN
     if len(images) and not all(math.isfinite(float(end)) for end in (images.min(), images.max())):
-        raise ZtwError("images: some pixels are NaN or infinite")
-
-
-def is_number(value: Any) -> TypeGuard[float]:
-    """Whether a value is a real number, numpy's too; True and False are not."""
-    return isinstance(value, Real) and not isinstance(value, bool)
+        raise ZtwError("images: some pixels are NaN or infinite, must be finite")
 
 
 def write_tensors(
     path: Path | str, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
 ) -> None:
-    """Write a safetensors file, sealed; raises ZtwError when it cannot be written (no space, ...)."""
+    """Write tensors to a sealed safetensors file.
+
+    Raises:
+        ZtwError: if the file cannot be written, e.g. because the disk is full.
+    """
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with sealed(path) as scratch:
         scratch.touch()
-        mode = scratch.stat().st_mode  # as any other file's; safetensors lets nobody else read its own
+        mode = scratch.stat().st_mode  # safetensors would let only the owner read the file
         try:
             save_file(on_cpu, scratch, metadata)
             scratch.chmod(mode)
@@ -83,7 +80,15 @@ def write_tensors(
 
 
 def read_tensors(path: Path | str, hint: str = "delete it and run again") -> dict[str, Tensor]:
-    """Read a safetensors file to the CPU; raises ZtwError when it is missing, altered or no such file."""
+    """Read the tensors of a safetensors file to the CPU.
+
+    Args:
+        path: of the file.
+        hint: tells the user what to do if the file cannot be used.
+
+    Raises:
+        ZtwError: if the file is missing, altered or not a safetensors file.
+    """
     check_seal(path, hint)
     try:
         return load_file(path)
@@ -94,6 +99,6 @@ def read_tensors(path: Path | str, hint: str = "delete it and run again") -> dic
 
 
 def read_metadata(path: Path | str) -> dict[str, str]:
-    """The texts that were written beside a file's tensors."""
+    """Read the metadata of a safetensors file."""
     with safetensors.safe_open(path, "pt") as stream:
         return stream.metadata() or {}

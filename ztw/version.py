@@ -1,3 +1,3 @@
-"""The package's version, in a file of its own: nothing inside imports the package's face for it."""
+"""The version of the package, in its own file so that modules need not import `ztw` for it."""
 
 __version__ = "0.1.0"

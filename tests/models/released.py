@@ -118,7 +118,7 @@ def head(weights: Iterable[Tensor], x: Tensor, size: int, previous: Tensor | Non
 
 
 def ic_logits(heads: list[list[Tensor]], seen: list[Tensor], size: int, connection: str) -> list[Tensor]:
-    """Logits of all ICs, one after every block; mode: "independent", "cascade" or "cascade_detached".
+    """Logits of all ICs, one after every block; connection: "independent", "cascade" or "cascade_detached".
 
     The gradient is stopped at every IC, as in the paper: the released code does not at VGG's fully connected layer.
     """

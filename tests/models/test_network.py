@@ -67,7 +67,7 @@ def test_logits_are_float32_under_bf16():
     ("asked", "message"),
     [
         (
-            {"ics": "cascaded"},
+            {"connection": "cascaded"},
             "unknown connection 'cascaded'; known: independent, cascade, cascade_detached, boosted",
         ),
         ({"head": "mlp"}, "unknown head 'mlp'; known: conv, pool"),

@@ -20,7 +20,7 @@ FAMILIES: dict[str, Callable[[dict[str, Tensor], Tensor], released.Outputs]] = {
     "wide_resnet_32_4": released.wide_resnet_32_4,
     "mobilenet": released.mobilenet,
 }
-MODES = ["independent", "cascade", "cascade_detached"]
+CONNECTIONS = ["independent", "cascade", "cascade_detached"]
 
 
 def used(module: nn.Module) -> nn.Module:
@@ -69,7 +69,7 @@ def compare(arch: str, size: int, connection: str) -> None:
         assert our.shape == parameter.shape
 
 
-@pytest.mark.parametrize("connection", MODES)
+@pytest.mark.parametrize("connection", CONNECTIONS)
 @pytest.mark.parametrize("arch", FAMILIES)
 def test_logits_and_gradients_on_cifar(arch, connection):
     compare(arch, 32, connection)

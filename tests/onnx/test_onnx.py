@@ -27,10 +27,10 @@ from ztw.onnx.nesting import flatten, nest
 from ztw.onnx.steps import inner_graphs
 from ztw.onnx.write import float32_below
 
-RULES, MODES, KINDS = ztw.list_rules(), ztw.list_connections(), [None, *ztw.list_ensembles()]
-# Every pair of (rule, mode), (rule, ensemble) and (mode, ensemble) is there. All triples: tests/slow.
-# each rule twice, with every mode and kind of ensemble; all of them together are in tests/slow/test_exports.py
-PAIRS = [(RULES[i], MODES[(i + j) % 4], KINDS[(i + 2 * j + 1) % 4]) for i in range(4) for j in range(2)]
+RULES, CONNECTED, KINDS = ztw.list_rules(), ztw.list_connections(), [None, *ztw.list_ensembles()]
+# Every pair of (rule, connection), (rule, ensemble) and (connection, ensemble) is there. All triples: tests/slow.
+# each rule twice, with every connection and kind of ensemble; all of them together are in tests/slow/test_exports.py
+PAIRS = [(RULES[i], CONNECTED[(i + j) % 4], KINDS[(i + 2 * j + 1) % 4]) for i in range(4) for j in range(2)]
 
 
 @pytest.fixture(scope="module")

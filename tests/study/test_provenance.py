@@ -101,7 +101,7 @@ def test_the_real_jobs_depend_on_what_they_compute_with():
         import_closure(f"ztw.jobs.{job}") for job in ("predict", "fit_ensembles", "train_ics")
     )
     assert {"ztw.models.heads", "ztw.data.splits", "ztw.evaluation.predictions"} <= set(predict)
-    assert {"ztw.exits.ensembles", "ztw.exits.newton", "ztw.exits.logits"} <= set(fit)
+    assert {"ztw.exits.ensembles", "ztw.exits.objectives", "ztw.exits.logits"} <= set(fit)
     assert not any(name.startswith(("ztw.data", "ztw.reporting", "ztw.training")) for name in fit)
     for closure in (predict, fit, train):
         assert not any(name.startswith("ztw.reporting") for name in closure)

@@ -1,5 +1,5 @@
 def backbone_data(wildcards):
-    """The records a backbone depends on: of the test images too, where their accuracy is expected."""
+    """Return the records that a backbone depends on; `expected_accuracy` needs the test images, too."""
     if sections_of(wildcards).backbone.expected_accuracy is None:
         return training_data(wildcards)
     return [LAYOUT.record(wildcards.dataset, split) for split in ("train", "test")]

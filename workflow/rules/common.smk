@@ -1,4 +1,4 @@
-# Names every stage uses: the checked study, its folder, its cells.
+# Names that all stages use: the checked study, its folder, its cells.
 import os
 import re
 from pathlib import Path
@@ -14,81 +14,79 @@ from ztw.study.layout import Cell, Layout, figure_title, metadata, PUBLISHED
 from ztw.study.provenance import code_digest, file_stamp, folder_stamp
 from ztw.study.training_settings import BackboneBuild
 
-# What `--sdm conda` installs for every rule; scripts find ztw itself beside it.
+# With `--sdm conda`, every rule gets this environment. Scripts find ztw itself beside it.
 ENVIRONMENT = Path(workflow.basedir).parent / "environment.yml"
-# As `reproduce` does: a node of a cluster may set its own.
+# `reproduce` does the same, but a node of a cluster may set its own variables.
 for name in settings_of_others(os.environ):
     del os.environ[name]
 
 try:
     for file in workflow.overwrite_configfiles:
-        read_config(
-            file
-        )  # as strictly as `reproduce` does: Snakemake takes a key twice
+        read_config(file)  # strict, as in `reproduce`: Snakemake accepts a key twice
     study = check_study(config)
-    # A study is named after its config file, and so is its folder.
+    # The config file gives the study and its folder their name.
     STUDY_NAME = study_name(
         (workflow.overwrite_configfiles or ["config/quick.yaml"])[-1]
     )
 except ZtwError as error:
     raise WorkflowError(describe(error))
 
-# Plugins may import what else a user has on this path; so may they in jobs of a cluster.
+# Plugins may import from the user's PYTHONPATH, also in jobs on a cluster.
 os.environ.update(
     PYTHONPATH=search_path(
         str(ENVIRONMENT.parent), os.environ, others=bool(study.plugins)
     )
 )
 
-# A password in `tracking` is for the jobs that log alone, in their environment: Snakemake writes params, the config
-# that scripts get, and the config files it shows in the report into files.
+# Only jobs that log to MLflow need the password in `tracking`. They get it in their environment, because Snakemake writes
+# params, the config and the config files of the report into files.
 os.environ.update(ZTW_TRACKING=study.tracking)
 if (shown := without_password(study.tracking)) != study.tracking:
     config["tracking"] = shown
     workflow.configfiles.clear()
 
-# The report's captions read it, defaults and all.
+# The report's captions read these settings, with their defaults.
 config["evaluation"] = study.evaluation.model_dump()
-# Scripts find the files of the study by it.
+# Scripts find the study's files by its name.
 config["study"] = STUDY_NAME
 
 LAYOUT = Layout(Path("results") / STUDY_NAME)
-# The cell of a rule, by its wildcards.
+# The cell of a rule, as wildcards.
 CELL = Cell("{dataset}", "{arch}", "{seed}")
 CELLS = [Cell(*names, seed) for names in study.cells for seed in study.seeds]
 CELL_NAMES = [(cell.dataset, cell.arch, cell.seed) for cell in CELLS]
 METHODS = list(study.methods)
 ICS = list(study.ics.sets)
-# IC sets that train the backbone as well are a job each; the others share the pass over the frozen one.
+# Sets of internal classifiers (ICs) that train the backbone as well are one job each. All others are one job.
 JOINT = [name for name, ics in study.ics.sets.items() if ics.trains_backbone]
 FROZEN = [name for name in ICS if name not in JOINT]
-# (IC set, ensemble) of the methods, and how the ensembles are fitted.
+# (IC set, ensemble) of the methods, and how each ensemble is fitted.
 ENSEMBLES = sorted({(m.ics, m.ensemble) for m in study.methods.values() if m.ensemble})
 FITTED = {name: study.ensembles.sets[name] for _, name in ENSEMBLES}
 EVALUATED = list(study.data.evaluated)
-# Logits of the training images are wanted for ensembles only.
+# Only ensembles need logits of the training images.
 SPLITS = ["train"] if any(e.fit_on == "train" for e in FITTED.values()) else []
 SPLITS += EVALUATED
-# Networks without exits that stand beside every cell, each a cell of its own with a backbone alone.
+# Static networks: networks without early exits. Each has a cell of its own, with a backbone alone.
 STATICS = study.statics
 STATIC_CELLS = [CELL.with_arch(arch) for arch in STATICS]
 TRACKED = study.tracking != "none"
-# Measured are the times of the first seed of every data set and architecture.
+# Only the first seed of every data set and architecture is timed.
 TIMED = bool(study.latency.batch_sizes)
 TIMED_CELLS = [cell for cell in CELLS if TIMED and cell.seed == study.seeds[0]]
 FIGURES = ["accuracy_cost", "exit_accuracy", "hindsight_improvability", "exit_shares"]
 FIGURES += ["accuracy_time"] if TIMED else []
-# One data set and architecture, as file names say it.
+# Title in file names -> (data set, architecture).
 TITLES = {figure_title(*names): names for names in study.cells}
 
 
-# What a reader looks at.
+# The tables and figures.
 RESULTS = [LAYOUT.table("accuracy_at_budget", kind) for kind in ("csv", "md", "tex")]
 RESULTS += [LAYOUT.table(name) for name in ("comparison", "per_exit", "allowed_loss")]
 RESULTS += [LAYOUT.table("latency", kind) for kind in ("csv", "md") if TIMED]
 RESULTS += [LAYOUT.figure(title, figure) for title in TITLES for figure in FIGURES]
 
-# What rules depend on is given to them as plain values: a changed one runs the job again.
+# Rules get settings as plain values in `params`. A changed value runs the job again.
 HARDWARE = study.model_dump(include={"precision", "device", "compile"})
 EVALUATION = study.evaluation.model_dump()
 METHOD_SETTINGS = {name: method.model_dump() for name, method in study.methods.items()}
@@ -103,22 +101,22 @@ wildcard_constraints:
 
 
 def plugins_of(*kinds):
-    """The plugins that a job loads, those with parts of these kinds: an edited one runs it again."""
+    """Return the plugins with parts of these kinds, and their SHA-256. An edited plugin runs the job again."""
     return plugins_with(study.plugins, kinds)
 
 
-# Of a job that builds a cell's networks, and of one that decides with them.
+# Plugins of jobs that build networks, and of jobs that evaluate methods.
 NETWORK = plugins_of("backbone", "head")
 METHOD = plugins_of("backbone", "head", "ensemble", "rule", "thresholds")
 
 
 def sections_of(wildcards):
-    """The sections of the study that hold in a cell, a static network's too."""
+    """Return the sections of the study for a cell, overrides applied; the cell may be a static network's."""
     return study.backbones[wildcards.dataset, wildcards.arch]
 
 
 def images_of(wildcards):
-    """What decides which images a job of a cell sees."""
+    """Return the settings that decide which images a job of a cell sees."""
     return sections_of(wildcards).data.model_dump(exclude={"root", "image_folders"})
 
 
@@ -127,24 +125,24 @@ def _build(sections):
 
 
 def build_of(wildcards):
-    """How a cell's backbone is built, beside its name."""
+    """Return the options of a cell's backbone."""
     return _build(sections_of(wildcards))
 
 
 def static_builds_of(wildcards):
-    """The same of the static networks beside a cell, by their architecture."""
+    """Return the options of the static networks beside a cell, by architecture."""
     return {arch: _build(study.backbones[wildcards.dataset, arch]) for arch in STATICS}
 
 
 def sets_of(names):
-    """Some IC sets as they are in a cell. A function of the wildcards."""
+    """Return a function of the wildcards that gives the settings of these IC sets."""
     return lambda wildcards: {
         name: sections_of(wildcards).ics.sets[name].model_dump() for name in names
     }
 
 
-# Cores of this machine, or, in the run of the one job that an executor has started, of that job. Without a number of
-# cores a profile's executor runs the jobs, and a job gets four where the profile's set-threads says nothing else.
+# Cores of this machine; in a job that an executor has started, cores of the job. Without a number of cores an executor runs
+# the jobs. A job then gets four cores, unless the profile has set-threads for it.
 try:
     CORES, SHARED = workflow.cores, workflow.is_main_process
 except WorkflowError:
@@ -152,31 +150,31 @@ except WorkflowError:
 
 
 def share_of_cores(wildcards):
-    """Threads of a job that computes: on one machine the cells that can run side by side share its cores."""
+    """Return the threads of a job that computes. On one machine, cells that run side by side share the cores."""
     return max(1, CORES // len(CELLS)) if SHARED else CORES
 
 
-# GPUs of a job that computes with a network: where there is none to be had, nothing asks for them.
+# GPUs of a job that computes with a network.
 GPUS = 0 if study.device == "cpu" else 1
 
 
 def doubling(first):
-    """Memory in MB or time in minutes of a job: twice as much with every further try."""
+    """Return a resource (MB or minutes) that starts at `first` and doubles with every further try."""
     return lambda wildcards, attempt: first * 2 ** (attempt - 1)
 
 
 def log_of(rule):
-    """Log of a rule that works on one cell."""
+    """Return the log of a rule that works on one cell."""
     return LAYOUT.log(rule, CELL.title)
 
 
 def benchmark_of(rule):
-    """Snakemake's own measurement of a rule that works on one cell."""
+    """Return the benchmark file of a rule that works on one cell."""
     return LAYOUT.benchmark(rule, CELL.title)
 
 
 def weights_of(cell):
-    """The weights of all networks of a cell and of the static networks beside it."""
+    """Return the weights of all networks of a cell and of the static networks beside it."""
     return [
         LAYOUT.backbone(cell),
         *(LAYOUT.ics(cell, ics) for ics in ICS),
@@ -186,7 +184,7 @@ def weights_of(cell):
 
 
 def of_cells():
-    """Every file that the jobs of all cells write and others read, and the store of their runs."""
+    """Return the files of all cells that other jobs read, and the MLflow database."""
     files = [
         LAYOUT.record(dataset, split)
         for dataset in study.datasets
@@ -208,12 +206,12 @@ def of_cells():
 
 
 def is_timed(wildcards):
-    """Whether a cell is of the first seed: the one whose times are measured."""
+    """Return whether a cell is timed: it has the first seed."""
     return TIMED and int(wildcards.seed) == study.seeds[0]
 
 
 def logs_models(wildcards):
-    """Whether MLflow gets the networks of a cell as models."""
+    """Return whether MLflow gets the networks of a cell as models."""
     first = int(wildcards.seed) == study.seeds[0]
     return study.tracked_models == "all" or (
         study.tracked_models == "first_seed" and first
@@ -221,18 +219,18 @@ def logs_models(wildcards):
 
 
 def folder_of(dataset):
-    """A user's own folder of images, as the study says; None for a built-in data set."""
+    """Return the settings of a user's image folder; None for a built-in data set."""
     folder = study.data.image_folders.get(dataset)
     return folder.model_dump() if folder else None
 
 
 def image_stamps(dataset, split):
-    """What changes with the files of a folder of images: those of a split, and for "test" all of them."""
+    """Return a stamp of an image folder's files: "train" covers train/, "test" covers all; None for other data sets."""
     if folder := folder_of(dataset):
         place = folder["path"]
     elif dataset in DATASETS and DATASETS[dataset].streamed:
         place = data_root(study.data.root) / dataset
-    else:  # checked by SHA-256
+    else:  # its SHA-256 is checked
         return None
     return folder_stamp(
         place, ["train"] if split == "train" else ["train", "test", "val"]
@@ -240,12 +238,12 @@ def image_stamps(dataset, split):
 
 
 def training_data(wildcards):
-    """The records a training reads: of the test images too, where the validation part is taken from them."""
+    """Return the records that a training reads; with `validation_from: test` also those of the test images."""
     splits = sections_of(wildcards).data.training_records
     return [LAYOUT.record(wildcards.dataset, split) for split in splits]
 
 
-# Every record of a data set, the training images' first.
+# All records of a data set, first that of the training images.
 ALL_DATA = [LAYOUT.record("{dataset}", split) for split in ("train", "test")]
-# What a training waits for, without depending on it: no image is unreadable.
+# A training waits until all test images were read, but does not depend on them.
 CHECKED = ancient(LAYOUT.record("{dataset}", "test"))

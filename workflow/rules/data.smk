@@ -1,4 +1,4 @@
-# A record for the training and one for the test images: other test images train nothing again.
+# Training and test images have a record each, so changed test images train nothing again.
 rule prepare_dataset:
     output:
         record=LAYOUT.record("{dataset}", "{split}"),

@@ -1,4 +1,4 @@
-# All methods of a cell in one job: a sweep takes a fraction of a second, a process more.
+# One job for all methods of a cell: a sweep takes a fraction of a second, less than starting a process.
 rule evaluate:
     input:
         data=LAYOUT.record("{dataset}", "train"),
@@ -39,7 +39,7 @@ rule evaluate:
         "../scripts/evaluate.py"
 
 
-# Which differences between methods are more than noise: over the test images all seeds share.
+# Paired bootstrap: which differences between methods are more than noise? All seeds share the test images.
 rule compare_methods:
     input:
         correct=[LAYOUT.correct(cell, method) for cell in CELLS for method in METHODS],

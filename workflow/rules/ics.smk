@@ -1,4 +1,4 @@
-# All IC sets on the frozen backbone in one job: sets of one recipe share the pass over it.
+# One job for all sets of internal classifiers (ICs) on the frozen backbone. Sets with the same recipe share one pass.
 if FROZEN:
 
     rule train_ics:
@@ -31,7 +31,7 @@ if FROZEN:
             "../scripts/train_ics.py"
 
 
-# An IC set that trains the backbone as well: jointly, or layer after layer.
+# One job for each IC set that trains the backbone as well (joint or layer-wise).
 if JOINT:
 
     rule train_network:

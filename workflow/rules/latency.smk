@@ -1,6 +1,6 @@
-# Measured time, of the first seed: alone on the machine, because neighbours would be measured, too. One job times the
-# methods, a few in turn, and keeps what it has of each in latency/<method>.json: not among its outputs, which
-# Snakemake would remove before it runs the job again.
+# Times of the first seed. The job takes all cores, because work beside it would change the times. It keeps the times of each
+# method in latency/<method>.json. These files are not among the outputs: Snakemake removes outputs before it runs a job
+# again.
 if TIMED:
 
     rule measure_latency:
@@ -18,7 +18,7 @@ if TIMED:
             ENVIRONMENT
         threads: CORES
         resources:
-            mem_mb=doubling(4000),  # an exported network more for every method
+            mem_mb=doubling(4000),  # grows by one exported network per method
             runtime=doubling(30),
             gpu=GPUS,
         params:

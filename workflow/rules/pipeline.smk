@@ -1,4 +1,4 @@
-# What the pipeline itself cost, from Snakemake's own benchmark files: when all else is done.
+# The cost of the pipeline itself, from Snakemake's benchmark files. Runs last.
 rule report_pipeline:
     input:
         RESULTS,

@@ -1,4 +1,4 @@
-# How many training images the ensembles want logits of; None is all.
+# Number of training images whose logits the ensembles need; None = all.
 WANTED = [e.samples for e in FITTED.values() if e.fit_on == "train"]
 SAMPLES = None if None in WANTED else max(WANTED, default=None)
 PREDICTIONS = [LAYOUT.predictions(CELL, ics, split) for ics in ICS for split in SPLITS]
@@ -38,7 +38,7 @@ rule predict:
         "../scripts/predict.py"
 
 
-# Of networks without exits that stand beside the cells (`static` rows), each once.
+# Predictions of the static networks (`static` rows of the methods), each once.
 if STATICS:
 
     rule predict_backbone:

@@ -4,7 +4,7 @@ rule aggregate:
         metrics=[LAYOUT.metrics(cell, method) for cell in CELLS for method in METHODS],
         differences=LAYOUT.table("differences"),
         times=map(LAYOUT.latency, TIMED_CELLS),
-        # of the repository: stays where it is when a profile puts results elsewhere
+        # A file of the repository: `local` keeps its path when a profile moves the results.
         published=local(PUBLISHED),
     output:
         metrics=LAYOUT.table("metrics"),

@@ -16,7 +16,7 @@ import torch
 from ztw.data.images import shown
 from ztw.data.record import write_array
 from ztw.errors import ZtwError
-from ztw.files import is_left_behind
+from ztw.files import is_left_behind, leads_back
 from ztw.progress import Note, Report
 
 SPLITS = {"train": ("train",), "test": ("test", "val")}  # split -> names of its folder
@@ -192,7 +192,7 @@ class _Walk:
                 self.skipped["._*" if entry.name.startswith("._") else entry.name] += 1
             elif entry.name.startswith("."):
                 continue
-            elif entry.is_symlink() and leads_nowhere(entry):
+            elif entry.is_symlink() and (not os.path.exists(entry.path) or leads_back(entry)):
                 self.dead.append(shown(entry.path))
             else:
                 yield entry
@@ -234,14 +234,6 @@ def _kind(entry: os.DirEntry[str]) -> str:
 
 def _counted(kinds: Counter[str]) -> str:
     return ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
-
-
-def leads_nowhere(link: os.DirEntry[str]) -> bool:
-    """Return whether a symbolic link's target is missing or contains the link."""
-    if not os.path.exists(link.path):
-        return True
-    holder = os.path.realpath(os.path.dirname(link.path)) + os.sep
-    return link.is_dir() and holder.startswith(os.path.realpath(link.path) + os.sep)
 
 
 def write_listing(target: Path, listed: Listed, split: str) -> None:

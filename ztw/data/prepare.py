@@ -21,10 +21,10 @@ from ztw.data.checksums import images_sha256
 from ztw.data.decode import DECODERS, Splits, decode_folder
 from ztw.data.folders import Listed, list_images, write_listing
 from ztw.data.images import UnreadableImagesError, check_images, shown
-from ztw.data.lock import locked
 from ztw.data.record import OF_ALL, joined, read_record, write_record, write_split
 from ztw.data.sources import find_files
 from ztw.errors import ZtwError, unknown
+from ztw.files import open_locked
 from ztw.progress import Note, Report
 from ztw.study.settings import FolderSettings
 
@@ -59,7 +59,7 @@ def prepare_dataset(
     root = Path(root).expanduser().absolute()
     metadata, folder = _metadata(name, image_folders or {}), (image_folders or {}).get(name)
     _check_writable(root)
-    with locked(root / f".prepare-{name}.lock", report):
+    with open_locked(root / f".prepare-{name}.lock", report):
         if metadata.streamed:
             record = _prepare_streamed(name, metadata, folder or _below(root, name, metadata), root, report)
         elif folder:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 import torch
@@ -11,10 +11,8 @@ from torch import Tensor
 
 from ztw.exits.sweep import Curve, sweep
 from ztw.exits.thresholds import Candidates, candidates
-
-if TYPE_CHECKING:  # for types only, so that code digests leave these modules out
-    from ztw.study.layout import Cell
-    from ztw.study.settings import MethodSettings
+from ztw.study.layout import Cell
+from ztw.study.settings import MethodSettings
 
 
 @dataclass(frozen=True)

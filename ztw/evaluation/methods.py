@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
@@ -18,9 +17,7 @@ from ztw.evaluation.metrics import at_budget, exit_accuracy, hindsight_improvabi
 from ztw.exits.rules import ExitRule, exit_rule
 from ztw.exits.sweep import Curve, scored, simulate_exits
 from ztw.exits.thresholds import at
-
-if TYPE_CHECKING:  # for types only, so that code digests leave these modules out
-    from ztw.study.settings import EvaluationSettings, MethodSettings
+from ztw.study.settings import EvaluationSettings, MethodSettings
 
 # Kinds of thresholds whose parameter is an allowed loss of accuracy
 FROM_ALLOWED_LOSS = ("allowed_loss", "risk_controlled")

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ztw.errors import ZtwError
+from ztw.errors import ZtwError, is_number
 from ztw.exits.logits import check_logits
 from ztw.exits.sweep import Curve
-from ztw.tensors import is_number
 
 PERCENT = 10  # a budget from here on that exceeds all costs is taken for a percentage
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ztw.data.user_data import LoaderData, Wanted, as_data, wanted_by
 from ztw.device import Compute
-from ztw.errors import ZtwError
+from ztw.errors import ZtwError, is_number
 from ztw.evaluation import predictions
 from ztw.evaluation.metrics import at_budget
 from ztw.exits.logits import check_logits
@@ -21,7 +21,6 @@ from ztw.models.costs import macs
 from ztw.models.network import EarlyExitNetwork
 from ztw.onnx.runner import CHUNK, OnnxRunner
 from ztw.progress import Report, reporter
-from ztw.tensors import is_number
 
 
 def predict(

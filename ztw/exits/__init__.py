@@ -1,1 +1,1 @@
-"""Pure functions of logits, and the one loop that really stops."""
+"""Exit rules, thresholds and ensembles as functions of logits, and early-exit inference."""

@@ -1,4 +1,4 @@
-"""What every ensemble is: fitted and applied for all exits at once, or carried along exit by exit by `infer`."""
+"""Base classes of ensembles, which are computed for all exits at once, or exit by exit in `infer`."""
 
 from __future__ import annotations
 
@@ -14,12 +14,24 @@ from ztw.exits.logits import check_logits, floored
 
 
 class Ensemble(nn.Module, ABC):
-    """An ensemble per exit: exit m answers from the predictions of exits 1 ... m.
+    """Base class of ensembles: exit m combines the predictions of exits 1 ... m.
 
-    One of your own is a class with `combine`, and `fit_exit` where it has something to fit: what is fitted is
-    kept in buffers (`register_buffer` in `__init__`, which takes these three arguments). A kind that adds up
-    its members is a `LinearEnsemble`, which `infer` computes faster. With `include_final` false the backbone's own
-    exit answers for itself (the 2023 code); otherwise it is ensembled like the others (the 2021 code).
+    A subclass implements `combine`, and `fit_exit` if it has parameters. It registers its parameters as buffers in an
+    `__init__` with the same arguments. `infer` is faster with a subclass of `LinearEnsemble`.
+
+    Args:
+        exits: number of exits K.
+        num_classes: number of classes C.
+        include_final: True = the last exit is ensembled like the others (code of 2021); False = it predicts alone (code
+            of 2023).
+
+    Example:
+        >>> import torch, ztw
+        >>> class Last(ztw.Ensemble):
+        ...     def combine(self, log_probs):
+        ...         return log_probs[-1]
+        >>> Last(exits=3, num_classes=10)(torch.randn(3, 8, 10)).shape
+        torch.Size([3, 8, 10])
     """
 
     def __init__(self, exits: int, num_classes: int, include_final: bool = True) -> None:
@@ -27,44 +39,59 @@ class Ensemble(nn.Module, ABC):
         self.exits, self.num_classes, self.include_final = exits, num_classes, include_final
 
     def forward(self, logits: Tensor) -> Tensor:
-        """logits (K, N, C) of single exits -> ensembled log-probabilities (K, N, C); NaN is refused."""
+        """Combine the logits of single exits.
+
+        Args:
+            logits: (K, N, C).
+
+        Returns:
+            Normalised log-probabilities (K, N, C).
+
+        Raises:
+            ZtwError: for another number of exits or classes, and for logits that are not finite.
+        """
         logits = check_logits(logits).logits
         if logits.shape[0] != self.exits or logits.shape[2] != self.num_classes:
             raise ZtwError(
-                f"logits {tuple(logits.shape)}: ensemble of {self.exits} exits, {self.num_classes} classes"
+                f"logits: shape {tuple(logits.shape)}, the ensemble has {self.exits} exits and {self.num_classes}"
+                " classes"
             )
-        answers = self._unnormalised(logits)
+        combined = self._unnormalised(logits)
         if not self.ensembled(self.exits - 1):
-            answers[-1] = floored(logits[-1])
-        return answers.log_softmax(-1)
+            combined[-1] = floored(logits[-1])
+        return combined.log_softmax(-1)
 
     def _unnormalised(self, logits: Tensor) -> Tensor:
-        """Unnormalised log-probabilities (K, N, C) of the ensembles of logits (K, N, C)."""
+        """Return unnormalised log-probabilities (K, N, C) for logits (K, N, C)."""
         log_probs = floored(logits)
         with torch.autocast(logits.device.type, enabled=False):
             return torch.stack([self.combine(log_probs[: exit + 1]) for exit in range(self.exits)])
 
     def ensembled(self, exit: int) -> bool:
-        """Whether this exit (from 0) is ensembled or answers for itself."""
+        """Return whether an exit (from 0) is ensembled or predicts alone."""
         return self.include_final or exit < self.exits - 1
 
     @abstractmethod
     def combine(self, log_probs: Tensor) -> Tensor:
-        """Log-probabilities (m, N, C) of exits 1 ... m, finite, N may be 0 -> what exit m answers, (N, C).
+        """Combine the predictions of exits 1 ... m.
 
-        The answer is of log-probabilities, normalised or not, each sample's from its own alone.
+        Args:
+            log_probs: (m, N, C), finite; N may be 0.
+
+        Returns:
+            Log-probabilities (N, C), normalised or not. Each sample is combined independently of the others.
         """
 
     def start(self, samples: int, device: torch.device) -> IncrementalEnsemble:
-        """The ensemble of so many samples before its first exit, for `infer`."""
+        """Return the state of `infer` before the first exit, for this number of samples."""
         return KeptMembers(self)
 
     def macs(self, exit: int) -> float:
-        """Multiply-accumulates this ensemble adds at one exit: one per member and class."""
+        """Return the multiply-accumulate operations (MACs) added at an exit (from 0): one per member and class."""
         return float((exit + 1) * self.num_classes) if self.ensembled(exit) else 0.0
 
     def fit(self, logits: Tensor, labels: Tensor) -> None:
-        """Fit every exit's parameters; logits (K, N, C), labels (N,)."""
+        """Fit the parameters of every exit to logits (K, N, C) and labels (N,)."""
         log_probs, labels = floored(logits.detach().cpu().float()), labels.cpu()
         with torch.autocast("cpu", enabled=False):
             for exit in range(self.exits):
@@ -72,13 +99,28 @@ class Ensemble(nn.Module, ABC):
                     self.fit_exit(exit, log_probs[: exit + 1], labels)
 
     def fit_exit(self, exit: int, log_probs: Tensor, labels: Tensor) -> None:
-        """Fit the parameters of one exit m = exit + 1, if there are any: log_probs (m, N, C), labels (N,)."""
+        """Fit the parameters of one exit, if it has any.
+
+        Args:
+            exit: index of the exit, from 0.
+            log_probs: (exit + 1, N, C).
+            labels: (N,).
+        """
 
 
 class LinearEnsemble(Ensemble):
-    """An ensemble that is linear in what a member contributes, so that `infer` adds each up once.
+    """Base class of ensembles that are linear in the contributions of the exits, so that `infer` adds up each one once.
 
-    total_m = c_m + sum_{j<=m} a_mj member(p_j), and exit m's unnormalised log-probabilities are finish(total_m).
+    total_m = c_m + sum_{j<=m} a_mj member(p_j), and finish(total_m) are the unnormalised log-probabilities of exit m.
+
+    Example:
+        >>> import torch, ztw
+        >>> class Product(ztw.LinearEnsemble):
+        ...     def member(self, logits): return logits.log_softmax(-1)
+        ...     def linear(self): return torch.ones(3, 3).tril(), torch.zeros(3, 10)
+        ...     def finish(self, total): return total
+        >>> Product(exits=3, num_classes=10)(torch.randn(3, 8, 10)).shape
+        torch.Size([3, 8, 10])
     """
 
     def _unnormalised(self, logits: Tensor) -> Tensor:
@@ -100,35 +142,35 @@ class LinearEnsemble(Ensemble):
 
     @abstractmethod
     def member(self, logits: Tensor) -> Tensor:
-        """What single exits contribute, of the shape of their logits (..., C); finite."""
+        """Return the contributions of single exits, finite and of the shape of their logits (..., C)."""
 
     @abstractmethod
     def linear(self) -> tuple[Tensor, Tensor]:
-        """The coefficients a (K, K), lower triangular, and the constants c (K, C)."""
+        """Return the coefficients a (K, K), lower triangular, and the constants c (K, C)."""
 
     @abstractmethod
     def finish(self, total: Tensor) -> Tensor:
-        """Totals (..., C) -> unnormalised log-probabilities (..., C)."""
+        """Convert totals (..., C) to unnormalised log-probabilities (..., C)."""
 
 
 class IncrementalEnsemble(ABC):
-    """An ensemble computed exit by exit, for `infer`."""
+    """The state of an ensemble that `infer` computes exit by exit."""
 
     @abstractmethod
     def append(self, exit: int, logits: Tensor) -> Tensor:
-        """logits float32 (n, C) of the next exit (from 0) -> its unnormalised log-probabilities (n, C)."""
+        """Add the logits float32 (n, C) of the next exit (from 0); return its unnormalised log-probabilities (n, C)."""
 
     @abstractmethod
     def select(self, places: Tensor) -> None:
-        """Keep only the samples at these places (int64)."""
+        """Keep only the samples at these indices (int64)."""
 
     @abstractmethod
     def join(self, others: Sequence[Any]) -> None:
-        """Add the samples of others of the same ensemble, which have had the same exits appended."""
+        """Append the samples of other states of the same ensemble after the same exits."""
 
 
 class KeptMembers(IncrementalEnsemble):
-    """Any ensemble: what every exit so far said is kept, m of (n, C), and combined anew at each."""
+    """The state of any ensemble: the log-probabilities (n, C) of every exit so far, which each exit combines again."""
 
     def __init__(self, ensemble: Ensemble) -> None:
         self.ensemble, self.members = ensemble, list[Tensor]()
@@ -152,7 +194,7 @@ class KeptMembers(IncrementalEnsemble):
 
 
 class RunningTotals(IncrementalEnsemble):
-    """A linear ensemble: totals (K, n, C), what the exits so far add up to at each."""
+    """The state of a linear ensemble: it keeps a running total per exit, (K, n, C)."""
 
     def __init__(self, ensemble: LinearEnsemble, samples: int, device: torch.device) -> None:
         coefficients, constants = ensemble.linear()
@@ -167,7 +209,7 @@ class RunningTotals(IncrementalEnsemble):
         if not self.ensemble.ensembled(exit):
             return floored(logits)
         member = self.ensemble.member(logits)
-        # earlier exits' coefficients are 0: one operation is faster than picking the later ones
+        # updating all totals is faster than selecting the later ones; earlier exits have coefficient 0
         self.flat.addr_(self.coefficients.select(1, exit), member.view(-1))
         return self.ensemble.finish(self.totals.select(0, exit))
 

@@ -1,4 +1,4 @@
-"""Ensembles of all exits so far: geometric (ZTW), arithmetic, uniform; one table, fitted for every exit."""
+"""The ensembles: geometric (ZTW), arithmetic and uniform, in one table, ENSEMBLES."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ from torch import Tensor, nn
 from ztw.errors import unknown
 from ztw.exits.ensemble_base import Ensemble, LinearEnsemble
 from ztw.exits.logits import check_logits, floored
-from ztw.exits.newton import minimise
-from ztw.exits.objectives import GeometricObjective, mixture_objective
+from ztw.exits.objectives import GeometricObjective, minimise, mixture_objective
 
-# Samples on which a fit first comes near its minimum, so that few steps over all of them are left.
+# Number of samples for a first, approximate fit, which leaves few steps over all samples.
 DRAFT = 4096
 
 
 class WeightedEnsemble(LinearEnsemble):
-    """An ensemble with a weight for each member, (K, K) lower triangular, and a bias for each class, (K, C)."""
+    """Base class with a weight per member, (K, K) lower triangular, and a bias per class, (K, C)."""
 
     weight: Tensor
     bias: Tensor
@@ -28,30 +27,30 @@ class WeightedEnsemble(LinearEnsemble):
 
 
 class GeometricEnsemble(WeightedEnsemble):
-    """q_m = softmax(mean_{j<=m} s_mj log p_j + b_m), s_mj = exp(w_mj) >= 0 (ZTW 2021).
+    """Weighted geometric mean of probabilities (ZTW 2021).
 
-    weight: (K, K), row m holds s_m1 ... s_mm; bias: (K, C). The cross-entropy is convex in (s, b),
-    so that it is fitted in s with a bound instead of in w.
+    q_m = softmax(mean_{j<=m} s_mj log p_j + b_m), s_mj = exp(w_mj) >= 0. Row m of `weight` (K, K) holds s_m1 ... s_mm;
+    `bias` is b (K, C). The cross-entropy is convex in (s, b), so the fit optimises s >= 0 instead of w.
     """
 
     def member(self, logits: Tensor) -> Tensor:
-        """log p."""
+        """Return log p."""
         return floored(logits)
 
     def linear(self) -> tuple[Tensor, Tensor]:
-        """The mean's weights, and the bias."""
+        """Return the weights divided by the number of members, and the bias."""
         members = torch.arange(1, self.exits + 1, device=self.weight.device)
         return self.weight / members[:, None], self.bias
 
     def finish(self, total: Tensor) -> Tensor:
-        """They are log-probabilities already."""
+        """Return the totals, which are log-probabilities already."""
         return total
 
     def fit_exit(self, exit: int, log_probs: Tensor, labels: Tensor) -> None:
-        """By minimising its cross-entropy."""
+        """Minimise the cross-entropy of one exit."""
         members = exit + 1
         start = torch.cat([torch.ones(members), torch.zeros(self.num_classes)]).double()
-        if exit:  # the ensemble of the exit before, the new member not yet in it
+        if exit:  # start from the previous exit's ensemble, with weight 0 for the new member
             start[:exit] = self.weight[exit - 1, :exit] * members / exit
             start[exit] = 0
             start[members:] = self.bias[exit - 1]
@@ -66,30 +65,31 @@ class GeometricEnsemble(WeightedEnsemble):
 
 
 class Mixture(LinearEnsemble):
-    """What ensembles share that add up probabilities."""
+    """Base class of ensembles that average probabilities."""
 
     def member(self, logits: Tensor) -> Tensor:
-        """p."""
+        """Return p."""
         return logits.softmax(-1)
 
     def finish(self, total: Tensor) -> Tensor:
-        """log q, floored."""
+        """Return log q, with a lower limit that keeps it finite."""
         return total.clamp(min=torch.finfo(total.dtype).tiny).log()
 
 
 class ArithmeticEnsemble(Mixture, WeightedEnsemble):
-    """q_m = (sum_{j<=m} a_mj p_j + c_m) / normaliser, a = exp(w) >= 0, c = exp(b) >= 0 (ZTW 2021, appendix).
+    """Weighted arithmetic mean of probabilities (ZTW 2021, appendix).
 
-    weight: (K, K), row m holds a_m1 ... a_mm; bias: c (K, C). The scale of (a, c) is free and set so
-    that each exit's add up to 1; q_m is then a mixture, its likelihood concave in (a, c).
+    q_m = (sum_{j<=m} a_mj p_j + c_m) / normaliser, a = exp(w) >= 0, c = exp(b) >= 0. Row m of `weight` (K, K) holds
+    a_m1 ... a_mm; `bias` is c (K, C). The scale of (a, c) is arbitrary. Here they sum to 1 at each exit, so that q_m is
+    a mixture with a log-likelihood concave in (a, c).
     """
 
     def linear(self) -> tuple[Tensor, Tensor]:
-        """The shares of the mixture."""
+        """Return the shares of the mixture."""
         return self.weight, self.bias
 
     def fit_exit(self, exit: int, log_probs: Tensor, labels: Tensor) -> None:
-        """By minimising its cross-entropy."""
+        """Minimise the cross-entropy of one exit."""
         members = exit + 1
         likelihood = log_probs.gather(2, labels.expand(members, -1)[..., None])[..., 0].double().exp()
         components = torch.cat([likelihood.T, nn.functional.one_hot(labels, self.num_classes)], dim=1)
@@ -102,10 +102,10 @@ class ArithmeticEnsemble(Mixture, WeightedEnsemble):
 
 
 class UniformEnsemble(Mixture):
-    """q_m = mean_{j<=m} p_j: nothing to fit."""
+    """Mean of the probabilities, q_m = mean_{j<=m} p_j. It has no parameters."""
 
     def linear(self) -> tuple[Tensor, Tensor]:
-        """Every member counts alike."""
+        """Return equal weights for all members, and constants of 0."""
         shares = torch.ones(self.exits, self.exits).tril()
         return shares / shares.sum(1, keepdim=True), torch.zeros(self.exits, self.num_classes)
 
@@ -118,7 +118,15 @@ ENSEMBLES: dict[str, type[Ensemble]] = {
 
 
 def build_ensemble(kind: str, exits: int, num_classes: int, include_final: bool = True) -> Ensemble:
-    """An unfitted ensemble; raises ZtwError for an unknown kind."""
+    """Create an unfitted ensemble.
+
+    Args:
+        kind: a name in ENSEMBLES.
+        exits, num_classes, include_final: see `Ensemble`.
+
+    Raises:
+        ZtwError: for an unknown kind.
+    """
     if kind not in ENSEMBLES:
         raise unknown("ensemble", kind, ENSEMBLES)
     return ENSEMBLES[kind](exits, num_classes, include_final)
@@ -127,10 +135,26 @@ def build_ensemble(kind: str, exits: int, num_classes: int, include_final: bool 
 def fit_ensemble(
     logits: Tensor, labels: Tensor, kind: str = "geometric", include_final: bool = True
 ) -> Ensemble:
-    """Fit an ensemble for every exit at once.
+    """Fit an ensemble for every exit.
 
-    logits: (K, N, C) of the single exits; labels: int64 (N,); kind: a name of ENSEMBLES.
-    Raises ZtwError for an unknown kind and for malformed input.
+    Args:
+        logits: (K, N, C) of the single exits.
+        labels: int64 (N,).
+        kind: "geometric", "arithmetic", "uniform" or a registered name.
+        include_final: see `Ensemble`.
+
+    Returns:
+        The fitted ensemble. Assign it to `network.ensemble` to use it in `infer`.
+
+    Raises:
+        ZtwError: for an unknown kind, and for malformed logits or labels.
+
+    Example:
+        >>> import torch, ztw
+        >>> logits, labels = torch.randn(3, 100, 10), torch.arange(100) % 10
+        >>> ensemble = ztw.fit_ensemble(logits, labels)
+        >>> ensemble(logits).shape
+        torch.Size([3, 100, 10])
     """
     logits, labels, _ = check_logits(logits, labels)
     ensemble = build_ensemble(kind, logits.shape[0], logits.shape[2], include_final)

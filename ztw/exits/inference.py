@@ -1,8 +1,7 @@
-"""Early exits for real: what `EarlyExitNetwork.infer` does, along the route that a network hands over.
+"""Early-exit inference: the loop behind `EarlyExitNetwork.infer`.
 
-The batch that is carried through the network shrinks as samples leave. Taking them out costs a copy of
-the activations, so that is done when enough have left to pay for it; until then they are carried along
-and ignored.
+The batch shrinks as samples leave. Removing samples costs a copy of the activations, so samples that left are computed
+and ignored until there are enough of them to pay for the copy.
 """
 
 from __future__ import annotations
@@ -23,27 +22,40 @@ from ztw.exits.rules import ExitRule, State
 
 @dataclass(frozen=True)
 class ExitResult:
-    """What `infer` answers, in the order of its input.
+    """Result of `infer`, in the order of the images.
 
-    logits: float32 (N, classes) of the exit that answers for each sample (log-probabilities with an
-    ensemble); exit_index: int64 (N,), where it left, 0 = the first exit.
+    Attributes:
+        logits: float32 (N, classes) of the exit that predicts each sample's class; log-probabilities with an ensemble.
+        exit_index: int64 (N,), where each sample leaves; 0 = the first exit.
+
+    Example:
+        >>> import torch, ztw
+        >>> network = ztw.build_network(ztw.build_backbone("resnet8")).eval()
+        >>> result = network.infer(torch.randn(4, 3, 32, 32), "max_softmax 0.9")
+        >>> result.logits.argmax(-1).shape, result.exit_index.shape
+        (torch.Size([4]), torch.Size([4]))
     """
 
     logits: Tensor
     exit_index: Tensor
 
 
-# An exit's features (n, ...), the previous exit's logits (n, C) -> its logits float32 (n, C)
+# (features (n, ...), the previous exit's logits (n, C) or None) -> logits float32 (n, C)
 ExitFunction = Callable[[Tensor, Any], Tensor]
 
 
 @dataclass(frozen=True)
 class Route:
-    """The way through a network, exit by exit.
+    """A network as a sequence of exits.
 
-    steps: for each of the K exits the stages since the one before, and what computes it; largest: (K,),
-    numbers a sample's largest activation has from that exit's stages on; chained: whether an exit
-    needs the previous one's logits; num_classes: C; ensemble: the network's, or None.
+    Args:
+        steps: for each of the K exits its stages, which follow the previous exit, and the function that computes its
+            logits.
+        largest: (K,), number of elements in the largest activation of a sample, from the exit's stages to the last
+            stage.
+        chained: whether an exit needs the logits of the previous one.
+        num_classes: C.
+        ensemble: the network's ensemble, or None.
     """
 
     steps: Sequence[tuple[Sequence[nn.Module], ExitFunction]]
@@ -55,11 +67,12 @@ class Route:
 
 @dataclass(frozen=True)
 class Batching:
-    """How a batch is carried through a network; it decides about speed, never about an answer.
+    """How `infer` splits a batch. The options change the speed, never a prediction.
 
-    microbatch_bytes: size of a stage's output for the samples computed at once, None = no limit; copy_share:
-    samples that left are taken out when they are at least this share of those carried; sync_every: the host
-    looks at who has left after every so many exits.
+    Args:
+        microbatch_bytes: limit for a stage's output for one microbatch; None = no limit.
+        copy_share: share of a microbatch that must have left before these samples are removed.
+        sync_every: number of exits after which the host checks which samples have left.
     """
 
     microbatch_bytes: int | None
@@ -67,18 +80,21 @@ class Batching:
     sync_every: int = 1
 
 
-# Larger outputs come from the system page by page unless memory is kept, and much smaller ones leave the
-# convolutions too little to do (measured from 4 to 32 MB).
+# Larger outputs cost page faults unless freed memory is kept. Much smaller ones make convolutions slow (measured from
+# 4 to 32 MB).
 CPU_BATCHING = Batching(microbatch_bytes=2**24)
-# On a GPU the host waits for all queued work whenever it looks.
+# On a GPU every check waits for all queued work.
 GPU_BATCHING = Batching(microbatch_bytes=None, sync_every=4)
 
 
 def microbatch_plan(route: Route, microbatch_bytes: int | None) -> list[tuple[list[int], int]]:
-    """Runs of exits, each with how many samples to carry through it at once.
+    """Choose how many samples to run at once through each run of exits.
 
-    So few that a stage's output stays below `microbatch_bytes`: deep stages with their small outputs take more
-    samples at once than early ones. Without a limit there is one run of all exits.
+    Deep stages have small outputs, so they take more samples below `microbatch_bytes` than early stages. Without a
+    limit, one run contains all exits.
+
+    Returns:
+        Pairs of (exits, number of samples).
     """
     exits = range(len(route.steps))
     if microbatch_bytes is None:
@@ -89,17 +105,18 @@ def microbatch_plan(route: Route, microbatch_bytes: int | None) -> list[tuple[li
 
 
 def pick(x: Tensor, rows: Tensor) -> Tensor:
-    """The given rows (int64) of x (N, ...), in the memory format x has."""
+    """Select rows (int64) of x (N, ...), in the memory format of x."""
     if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
         return x.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)
     return x.index_select(0, rows)
 
 
 class MicroBatch:
-    """Samples carried through the network together, (n, ...) of everything that later exits need.
+    """Samples that run through the network together, (n, ...) of everything that later exits need.
 
-    rows: which samples of the batch these are, the batch's size for those that have left already; departed:
-    how many of these there are.
+    Attributes:
+        rows: (n,), index of each sample in the batch; the batch size for samples that have left.
+        departed: number of samples that have left.
     """
 
     def __init__(self, route: Route, images: Tensor, rows: Tensor) -> None:
@@ -108,25 +125,25 @@ class MicroBatch:
         self.previous: Tensor | None = None
         self.ensemble = _start_ensemble(route, images)
         self.state: State = ()
-        self.best: State = ()  # score, answer of the most confident exit so far
+        self.best: State = ()  # scores and logits of the most confident exit so far
 
     def advance(self, exit: int, rule: ExitRule) -> tuple[Tensor, Tensor]:
-        """Compute one exit and the stages before it: its score (n,) and its answer (n, C)."""
+        """Compute one exit, and the stages before it; return its scores (n,) and its logits (n, C)."""
         stages, exit_function = self.route.steps[exit]
         for stage in stages:
             self.hidden = stage(self.hidden)
-        answer = exit_function(self.hidden, self.previous)
+        logits = exit_function(self.hidden, self.previous)
         if self.route.chained:
-            self.previous = answer
+            self.previous = logits
         if self.ensemble is not None:
-            answer = self.ensemble.append(exit, answer)
-        score, self.state = rule.score(answer, self.state)
+            logits = self.ensemble.append(exit, logits)
+        score, self.state = rule.score(logits, self.state)
         if rule.best_answers:
-            self.best = better(self.best, (score, answer))
-        return score, answer
+            self.best = better(self.best, (score, logits))
+        return score, logits
 
     def select(self, places: Tensor) -> None:
-        """Keep only the samples at these places (int64)."""
+        """Keep only the samples at these indices (int64)."""
         self.hidden, self.rows, self.departed = pick(self.hidden, places), self.rows[places], 0
         if self.previous is not None:
             self.previous = self.previous[places]
@@ -136,7 +153,7 @@ class MicroBatch:
         self.best = tuple(item[places] for item in self.best)
 
     def join(self, others: Sequence[MicroBatch]) -> None:
-        """Add the samples of others, which have passed the same exits."""
+        """Append the samples of other microbatches after the same exits."""
         every = [self, *others]
         self.hidden = torch.cat([one.hidden for one in every])
         self.rows, self.departed = torch.cat([one.rows for one in every]), sum(one.departed for one in every)
@@ -149,7 +166,7 @@ class MicroBatch:
 
 
 def better(best: State, new: State) -> State:
-    """Of two (score (N,), answer (N, C)), each sample's with the larger score; the earlier one of equals."""
+    """Select for each sample the pair (score (N,), logits (N, C)) with the larger score; on a tie the first pair."""
     if not best:
         return new
     wins = new[0] > best[0]
@@ -157,7 +174,7 @@ def better(best: State, new: State) -> State:
 
 
 def _joined(microbatches: Sequence[MicroBatch], size: int) -> list[MicroBatch]:
-    """The same samples in fewer microbatches, of `size` at most unless one was larger."""
+    """Merge microbatches into ones of at most `size` samples; a larger one stays as it is."""
     groups: list[list[MicroBatch]] = []
     for microbatch in microbatches:
         if groups and sum(len(other.rows) for other in [*groups[-1], microbatch]) <= size:
@@ -171,12 +188,19 @@ def _joined(microbatches: Sequence[MicroBatch], size: int) -> list[MicroBatch]:
 
 
 def _start_ensemble(route: Route, images: Tensor) -> IncrementalEnsemble | None:
-    """The route's ensemble, before its first exit."""
+    """Return the state of the route's ensemble before the first exit."""
     return route.ensemble.start(len(images), images.device) if route.ensemble else None
 
 
 def infer(route: Route, images: Tensor, rule: ExitRule, batching: Batching | None = None) -> ExitResult:
-    """See `EarlyExitNetwork.infer`; route: of a network in eval mode; batching: None = the device's."""
+    """Classify with early exits, see `EarlyExitNetwork.infer`.
+
+    Args:
+        route: of a network in eval mode.
+        images: (N, C, H, W).
+        rule: the exit rule.
+        batching: None = the default of the device.
+    """
     if len(images) == 1:
         result = _infer_one(route, images, rule)
     else:
@@ -184,13 +208,13 @@ def infer(route: Route, images: Tensor, rule: ExitRule, batching: Batching | Non
         result = _infer_batch(route, images, rule, batching or usual)
     if route.ensemble is None:
         return result
-    return ExitResult(result.logits.log_softmax(-1), result.exit_index)  # the rules need no normalised answer
+    return ExitResult(result.logits.log_softmax(-1), result.exit_index)  # rules accept unnormalised logits
 
 
 def _infer_one(route: Route, image: Tensor, rule: ExitRule) -> ExitResult:
-    """A single sample needs no bookkeeping: it leaves, or it goes on.
+    """Classify a single sample without bookkeeping.
 
-    What `MicroBatch.advance` does, written out: between two small convolutions every line costs.
+    The loop repeats `MicroBatch.advance`, because every extra line costs time between two small convolutions.
     """
     hidden, previous = image, None
     ensemble = _start_ensemble(route, image)
@@ -200,21 +224,21 @@ def _infer_one(route: Route, image: Tensor, rule: ExitRule) -> ExitResult:
     for exit, (stages, exit_function) in enumerate(route.steps):
         for stage in stages:
             hidden = stage(hidden)
-        answer = previous = exit_function(hidden, previous)
+        logits = previous = exit_function(hidden, previous)
         if ensemble is not None:
-            answer = ensemble.append(exit, answer)
-        score, state = rule.score(answer, state)
+            logits = ensemble.append(exit, logits)
+        score, state = rule.score(logits, state)
         if rule.best_answers:
-            best = better(best, (score, answer))
-        if score.item() > bounds[exit]:  # a float's value in float64, as in `sweep`
+            best = better(best, (score, logits))
+        if score.item() > bounds[exit]:  # compared in float64, as in `sweep`
             break
     if best and exit == len(route.steps) - 1:
-        answer = best[1]
-    return ExitResult(answer.float(), torch.tensor([exit], device=image.device))
+        logits = best[1]
+    return ExitResult(logits.float(), torch.tensor([exit], device=image.device))
 
 
 def _infer_batch(route: Route, images: Tensor, rule: ExitRule, batching: Batching) -> ExitResult:
-    """Microbatches go through a run of exits one after another, then on together as far as they fit."""
+    """Run the microbatches through one run of exits after another, and merge them in between."""
     plan = microbatch_plan(route, batching.microbatch_bytes)
     result = BatchResult(route, images, rule, batching)
     rows = torch.arange(len(images), device=images.device)
@@ -225,28 +249,26 @@ def _infer_batch(route: Route, images: Tensor, rule: ExitRule, batching: Batchin
         for microbatch in microbatches:
             result.run(microbatch, exits)
         microbatches = [microbatch for microbatch in microbatches if len(microbatch.rows)]
-    return ExitResult(result.answers[:-1], result.exit_index[:-1])
+    return ExitResult(result.logits[:-1], result.exit_index[:-1])
 
 
 class BatchResult:
-    """The answers of a batch, which its microbatches fill in; a spare last row takes what nobody asks for."""
+    """Collects the results of a batch. A spare last row takes the logits of samples that have left before."""
 
     def __init__(self, route: Route, images: Tensor, rule: ExitRule, batching: Batching) -> None:
         self.spare, device, self.last = len(images), images.device, len(route.steps) - 1
-        self.answers = torch.empty(self.spare + 1, route.num_classes, device=device)
+        self.logits = torch.empty(self.spare + 1, route.num_classes, device=device)
         self.exit_index = torch.full((self.spare + 1,), self.last, device=device)
         self.rule, self.bounds = rule, rule.bounds(len(route.steps)).tolist()
         self.batching = batching
 
     def run(self, microbatch: MicroBatch, exits: Sequence[int]) -> None:
-        """Carry a microbatch through some exits; it is left with the samples that go on."""
+        """Run a microbatch through some exits; afterwards it holds the samples that continue."""
         sync_every = self.batching.sync_every
         for exit in exits:
-            score, answer = microbatch.advance(exit, self.rule)
+            score, logits = microbatch.advance(exit, self.rule)
             if exit == self.last:
-                self.answers.index_copy_(
-                    0, microbatch.rows, microbatch.best[1] if microbatch.best else answer
-                )
+                self.logits.index_copy_(0, microbatch.rows, microbatch.best[1] if microbatch.best else logits)
                 break
             leaves = score.double() > self.bounds[exit]
             if microbatch.departed:
@@ -254,7 +276,7 @@ class BatchResult:
             if sync_every == 1 and not leaves.any():
                 continue
             places = torch.where(leaves, microbatch.rows, self.spare)
-            self.answers.index_copy_(0, places, answer)
+            self.logits.index_copy_(0, places, logits)
             self.exit_index.index_fill_(0, places, exit)
             microbatch.rows = torch.where(leaves, self.spare, microbatch.rows)
             if exit % sync_every == 0:
@@ -263,7 +285,7 @@ class BatchResult:
                     break
 
     def _drop_departed(self, microbatch: MicroBatch) -> None:
-        """Take the samples that left out of a microbatch, once they are enough to pay for the copy."""
+        """Remove the samples that left, once there are enough of them to pay for the copy."""
         staying = (microbatch.rows < self.spare).nonzero()[:, 0]
         if not len(staying):
             microbatch.rows = microbatch.rows[:0]

@@ -1,4 +1,4 @@
-"""What logits must be, their log-probabilities, and reading them from a file."""
+"""Checks of logits and labels, finite log-probabilities, and files of predictions."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor
 from ztw.errors import ZtwError
 from ztw.tensors import as_tensor, read_tensors
 
-# A probability below this is 0 in float32; flooring it keeps log-probabilities finite.
+# Smaller probabilities are 0 in float32. The limit keeps log-probabilities finite.
 LOG_FLOOR = float(torch.tensor(torch.finfo(torch.float32).tiny).log())
 
 
 class Checked(NamedTuple):
-    """Tensors that `check_logits` has checked; what was not given is empty."""
+    """Result of `check_logits`. A tensor is empty if the argument was not given."""
 
     logits: Tensor
     labels: Tensor
@@ -24,23 +24,25 @@ class Checked(NamedTuple):
 
 
 def check_logits(logits: Any, labels: Any = None, cost: Any = None) -> Checked:
-    """Check logits (K, N, C), labels (N,) and cost (K,), and take them as tensors.
+    """Check logits (K, N, C), labels (N,) and cost (K,), and convert them to tensors.
 
     Args:
-        logits: finite numbers; no rule can compare others.
-        labels: integers in 0..C-1; see `class_labels`.
-        cost: positive, strictly increasing.
+        logits: finite floating-point numbers.
+        labels: integers in 0..C-1, see `class_labels`.
+        cost: positive and strictly increasing.
 
     Returns:
         The logits, the labels in int64, and the cost in float64 on the CPU.
 
     Raises:
-        ZtwError: naming what is wrong.
+        ZtwError: for any other value.
     """
     logits = as_tensor(logits, "logits")
     found = Checked(logits, torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.float64))
     if logits.dim() != 3 or 0 in logits.shape:
-        raise ZtwError(f"logits: shape {tuple(logits.shape)}, must be (exits, samples, classes), none 0")
+        raise ZtwError(
+            f"logits: shape {tuple(logits.shape)}, must be (exits, samples, classes), all at least 1"
+        )
     if not logits.is_floating_point():
         raise ZtwError(f"logits: {logits.dtype}, must be floating-point numbers")
     _check_finite(logits)
@@ -65,7 +67,7 @@ def check_logits(logits: Any, labels: Any = None, cost: Any = None) -> Checked:
 
 
 def _check_finite(logits: Tensor) -> None:
-    smallest, largest = logits.aminmax()  # of anything and NaN both are NaN
+    smallest, largest = logits.aminmax()  # both are NaN if any value is NaN
     if smallest.isfinite() and largest.isfinite():
         return
     for name, found in (
@@ -78,7 +80,7 @@ def _check_finite(logits: Tensor) -> None:
 
 
 def class_labels(labels: Any) -> Tensor:
-    """Take labels (N,) of any integer type as int64, which indexing needs; raises ZtwError for others."""
+    """Convert labels (N,) of any integer type to int64, which indexing needs; raise ZtwError for other types."""
     labels = as_tensor(labels, "labels")
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise ZtwError(f"labels: {labels.dtype}, must be integers")
@@ -86,14 +88,18 @@ def class_labels(labels: Any) -> Tensor:
 
 
 def floored(logits: Tensor) -> Tensor:
-    """Finite log-probabilities (..., C) of logits (..., C)."""
+    """Convert logits (..., C) to log-probabilities (..., C) with a lower limit, so that they are finite."""
     return logits.log_softmax(-1).clamp(min=LOG_FLOOR)
 
 
 def read_predictions(path: Path | str) -> tuple[Tensor, Tensor]:
-    """(logits float32 (K, N, C), labels int64 (N,)) of a split, from a safetensors file with these two names.
+    """Read the predictions of a split from a safetensors file.
 
-    Raises ZtwError when it is missing, truncated or no such file.
+    Returns:
+        Logits float32 (K, N, C) and labels int64 (N,).
+
+    Raises:
+        ZtwError: if the file is missing, altered, or not a file of predictions.
     """
     tensors = read_tensors(path)
     if missing := {"logits", "labels"} - tensors.keys():

@@ -1,20 +1,26 @@
-"""What the fit of an ensemble minimises, with the derivatives that `minimise` asks for."""
+"""Objectives for fitting ensembles, with their gradients, and their minimisation."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import numpy as np
 import torch
 from torch import Tensor
 
-from ztw.exits.newton import Terms
+# x (M,) float64 -> value and gradient (M,) float64
+Objective = Callable[[Tensor], tuple[float, Tensor]]
 
-# Probabilities held in float64 at once: few enough to stay near the processor.
+# Number of probabilities held in float64 at once, so that they fit into the processor's cache.
 CHUNK = 250_000
 
 
 class GeometricObjective:
-    """Mean cross-entropy of the geometric ensemble in x = (s, b), its gradient (float64) and its Hessian.
+    """Mean cross-entropy of the geometric ensemble in x = (s, b), and its gradient.
 
-    log_probs: float32 (m, N, C); labels: (N,).
+    Args:
+        log_probs: float32 (m, N, C).
+        labels: (N,).
     """
 
     def __init__(self, log_probs: Tensor, labels: Tensor) -> None:
@@ -23,8 +29,8 @@ class GeometricObjective:
         size = max(64, CHUNK // (self.members * self.num_classes))
         self.parts = [slice(start, start + size) for start in range(0, samples, size)]
 
-    def __call__(self, x: Tensor) -> Terms:
-        """The terms at x float64 (m + C,)."""
+    def __call__(self, x: Tensor) -> tuple[float, Tensor]:
+        """Return the value and the gradient at x float64 (m + C,)."""
         value, gradient = torch.zeros((), dtype=x.dtype), torch.zeros_like(x)
         for part in self.parts:
             features, log_q = self._log_q(part, x)
@@ -34,44 +40,56 @@ class GeometricObjective:
             error[torch.arange(len(error)), labels] -= 1
             gradient += torch.cat([features @ error.view(-1), error.sum(0)])
         samples = len(self.labels)
-        return float(value / samples), gradient / samples, lambda: self._hessian(x)
+        return float(value / samples), gradient / samples
 
     def _log_q(self, part: slice, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The features, which x weighs, (m, n * C), and log q (n, C) of a part's samples, as precise as x."""
+        """Return features (m, n * C), which x weighs, and log q (n, C) of a part of the samples, in x's precision."""
         features = self.log_probs[:, part].to(x.dtype).flatten(1) / self.members
         total = (x[: self.members] @ features).view(-1, self.num_classes) + x[self.members :]
         return features, total.log_softmax(-1)
 
-    def _hessian(self, x: Tensor) -> Tensor:
-        """In float32 within a part: it only has to point the way."""
-        m = self.members
-        hessian = torch.zeros(len(x), len(x), dtype=x.dtype)
-        for part in self.parts:
-            features, log_q = self._log_q(part, x.float())
-            q = log_q.exp_()
-            weighted = features * q.view(-1)
-            by_sample = weighted.view(m, -1, self.num_classes)
-            mean = by_sample.sum(-1)  # (m, n): the features' expectation under q
-            hessian[:m, :m] += weighted @ features.T - mean @ mean.T
-            hessian[:m, m:] += by_sample.sum(1) - mean @ q
-            hessian[m:, m:] += torch.diag(q.sum(0)) - q.T @ q
-        hessian[m:, :m] = hessian[:m, m:].T
-        return hessian / len(self.labels)
 
+def mixture_objective(x: Tensor, components: Tensor) -> tuple[float, Tensor]:
+    """Mean negative log-likelihood of a mixture as a function of its shares, and its gradient.
 
-def mixture_objective(x: Tensor, components: Tensor) -> Terms:
-    """Mean negative log-likelihood of a mixture in its shares x (M,), with its derivatives.
+    The added term sum(x) - 1 makes the shares at the minimum sum to 1.
 
-    components: float64 (N, M), what each gives the label of each sample; + sum(x) - 1 makes the best x add up
-    to 1. Infinite where a label's probability is 0.
+    Args:
+        x: (M,) shares.
+        components: float64 (N, M), probability of each sample's label under each component.
+
+    Returns:
+        Value and gradient (M,); the value is infinite if a label has probability 0.
     """
     density = components @ x
     if not (density > 0).all():
-        return float("inf"), torch.zeros_like(x), lambda: torch.eye(len(x), dtype=x.dtype)
-
-    def hessian() -> Tensor:
-        ratio = components / density[:, None]
-        return ratio.T @ ratio / len(ratio)
+        return float("inf"), torch.zeros_like(x)
 
     value = float(x.sum() - 1 - density.log().mean())
-    return value, 1 - components.T @ (1 / density) / len(density), hessian
+    return value, 1 - components.T @ (1 / density) / len(density)
+
+
+def minimise(objective: Objective, start: Tensor, lower: Tensor, tolerance: float = 1e-12) -> Tensor:
+    """Minimise a convex function over x >= lower with scipy's L-BFGS-B (Byrd et al. 1995).
+
+    Args:
+        objective: returns value and gradient at x.
+        start: (M,) float64.
+        lower: (M,) float64, -inf where x has no bound.
+        tolerance: relative decrease of the value that stops the minimisation. Separable data have no finite minimiser.
+
+    Returns:
+        x (M,) float64.
+    """
+    from scipy.optimize import minimize  # a slow import that few jobs need
+
+    def at(x: np.ndarray) -> tuple[float, np.ndarray]:
+        value, gradient = objective(torch.from_numpy(x))
+        return value, gradient.numpy()
+
+    limits = {"maxiter": 10_000, "maxfun": 20_000, "ftol": tolerance, "gtol": 1e-8}
+    bounds = [(bound, None) for bound in lower.tolist()]
+    found = minimize(
+        at, start.clamp(min=lower).numpy(), jac=True, method="L-BFGS-B", bounds=bounds, options=limits
+    )
+    return torch.from_numpy(found.x)

@@ -1,4 +1,4 @@
-"""One threshold per exit, fitted together by coordinate ascent."""
+"""One threshold per exit, optimised jointly by coordinate ascent."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from ztw.exits.threshold_base import (
 
 @dataclass(frozen=True)
 class PerExit(ThresholdChoice):
-    """One threshold per exit, fitted together (the per-exit thresholds of BranchyNet 2016, learned).
+    """One threshold per exit, optimised jointly: the per-exit thresholds of BranchyNet (2016), learned.
 
-    Maximises accuracy - lambda * mean cost / cost of the last exit on the held-out data by coordinate
-    ascent over the exits, each solved exactly given the others. parameter = lambda, from where
-    everything leaves at the first exit down to `lowest`, and 0; new ones halve the largest gaps in cost.
-    On that data no candidate is worse, at its lambda, than any threshold of the shared grid.
+    Maximises accuracy - lambda * mean cost / cost of the last exit on the held-out data by coordinate ascent. Each step
+    finds the best threshold of one exit, given those of the others. The parameter is lambda. It falls from a value at
+    which all samples leave at the first exit to `lowest` and 0; further values halve the largest gaps in cost. At its
+    lambda, no candidate is worse on the held-out data than any threshold of the shared grid.
     """
 
     lowest: float = 1e-4
@@ -38,10 +38,10 @@ class PerExit(ThresholdChoice):
     def candidates(
         self, logits: Tensor, labels: Tensor, cost: Tensor, rule: str, points: int = 1000
     ) -> Candidates:
-        """Candidates (T, K - 1), T <= `steps`; O(T * rounds * K * N) after one sort per exit."""
+        """Return candidates (T, K - 1), T <= `steps`, in O(T * rounds * K * N) after one sort per exit."""
         held_out = prepare_held_out("per_exit", logits, labels, cost, rule)
         path = _SolutionPath(held_out, _shared_starts(held_out, points), self.rounds)
-        # a right answer one exit later is worth less than its cost, so that nobody should go on
+        # from here on, a correct prediction is worth less than the cost of one more exit, so every sample leaves
         to_second_exit = float(held_out.relative_cost[:2].diff().sum())
         highest = 1.01 / to_second_exit if to_second_exit else 1.0
         path.solve(0.0)
@@ -56,14 +56,14 @@ class PerExit(ThresholdChoice):
 
 @dataclass(frozen=True)
 class _Shared:
-    """The shared grid on the held-out data: bounds, accuracy and mean relative cost, (T,) each."""
+    """Bounds of the shared grid, with their accuracy and mean relative cost on the held-out data, (T,) each."""
 
     bounds: Tensor
     accuracy: Tensor
     relative_cost: Tensor
 
     def best(self, weight: float) -> float:
-        """The best bound at a lambda; of equally good ones the most cautious."""
+        """Return the best bound at a lambda; on a tie the most cautious one."""
         value = self.accuracy - weight * self.relative_cost
         return float(self.bounds[(value >= value.max() - TIE).nonzero()[-1]])
 
@@ -85,12 +85,12 @@ class _Solution:
     relative_cost: float
 
     def value(self, weight: float) -> float:
-        """The objective at a lambda."""
+        """Return the objective at a lambda."""
         return self.accuracy - weight * self.relative_cost
 
 
 class _SolutionPath:
-    """The solutions found so far, `found`, by falling lambda; each is a start for its neighbours."""
+    """The solutions so far, `found`, in order of falling lambda. Each is a start for its neighbours."""
 
     def __init__(self, held_out: HeldOut, shared: _Shared, rounds: int) -> None:
         self.held_out, self.shared, self.rounds = held_out, shared, rounds
@@ -98,7 +98,7 @@ class _SolutionPath:
         self.found: list[_Solution] = []
 
     def solve(self, weight: float) -> None:
-        """Add the best of the ascents from the best shared bound and from the two neighbours."""
+        """Add the best result of three ascents: from the best shared bound and from the two neighbours."""
         place = sum(other.weight > weight for other in self.found)
         shared = torch.full((len(self.order),), self.shared.best(weight), dtype=torch.float64)
         starts = [shared, *(other.bounds for other in self.found[max(0, place - 1) : place + 1])]
@@ -106,11 +106,11 @@ class _SolutionPath:
         self.found.insert(place, max(ends, key=lambda end: end.value(weight)))
 
     def best(self, weight: float) -> _Solution:
-        """The best of all solutions at a lambda, of equals the costliest: so cost rises as lambda falls."""
+        """Return the best solution at a lambda; on a tie the most expensive one, so that cost rises as lambda falls."""
         return max(self.found, key=lambda found: (found.value(weight), found.relative_cost))
 
     def widest_gap(self) -> float | None:
-        """The lambda halfway, geometrically, across the largest jump in cost; None if all are narrow."""
+        """Return the geometric mean of the two lambdas with the largest gap in cost; None if all gaps are narrow."""
         gaps = [
             (after.relative_cost - before.relative_cost, (before.weight * after.weight) ** 0.5)
             for before, after in zip(self.found[:-2], self.found[1:-1], strict=True)
@@ -132,36 +132,37 @@ class _SolutionPath:
         return _Solution(weight, bounds, float(accuracy), float(self.held_out.relative_cost[exit].mean()))
 
     def _reached(self, bounds: Tensor) -> Tensor:
-        """Which samples reach an exit, bool (K, N)."""
+        """Return which samples reach each exit, bool (K, N)."""
         reached = torch.ones_like(self.held_out.correct)
         reached[1:] = (self.held_out.scores[:-1] <= bounds[:, None]).cumprod(0).bool()
         return reached
 
     def _round(self, bounds: Tensor, weight: float) -> Tensor:
-        """Solve every exit once, from the last to the first: who reaches it and what staying is worth are known.
+        """Optimise the bound of every exit once, from the last exit to the first.
 
-        Neither depends on the bounds still to come in this round, so no step makes things worse.
+        A step depends on the samples that reach the exit and on their value beyond it. Neither depends on the bounds
+        that this round has yet to change, so no step lowers the objective.
         """
         held_out, bounds, reached = self.held_out, bounds.clone(), self._reached(bounds)
-        # of leaving at an exit, (K, N)
+        # value of leaving at each exit, (K, N)
         value = held_out.correct.double() - weight * held_out.relative_cost[:, None]
         staying = value[-1]
         for exit in reversed(range(len(bounds))):
             score, order = held_out.scores[exit], self.order[exit]
             order = order[reached[exit][order]]
-            if len(order):  # else keep the bound: nothing depends on it now
+            if len(order):  # no sample reaches the exit otherwise: keep its bound
                 bounds[exit] = self._best_bound(score[order], (value[exit] - staying)[order])
             staying = torch.where(score > bounds[exit], value[exit], staying)
         return bounds
 
     def _best_bound(self, score: Tensor, gain: Tensor) -> float:
-        """The bound with the largest total gain of those that pass; score, gain: (R,), scores falling."""
+        """Return the bound whose passing samples have the largest total gain; score, gain: (R,), scores falling."""
         ends = torch.cat([score[1:] < score[:-1], torch.ones(1, dtype=torch.bool)])
         total = torch.where(ends, gain.cumsum(0), -torch.inf)
         most = float(total.max())
         if most <= TIE:
             return self.held_out.closed_bound
-        last = int((total >= most - TIE).nonzero()[0])  # of equals the most cautious: the fewest leave
+        last = int((total >= most - TIE).nonzero()[0])  # on a tie the fewest samples leave
         if last == len(score) - 1:
             return float(just_below(score[last]))
         return float(midway(score[last], score[last + 1]))

@@ -1,8 +1,6 @@
-"""Exit rules: a score per exit and the bound it must pass; `infer`, `sweep` and `simulate_exits` share them.
+"""Exit rules: a score per exit, and the bound it must exceed. `infer`, `sweep` and `simulate_exits` share them.
 
-A sample leaves at the first exit whose score is STRICTLY greater than the rule's bound there; the
-last exit takes the rest. A new rule is one class here and one entry in RULES; a user's own is one class and
-`ztw.register`.
+To add a rule to the package, write a class here and add it to RULES. `ztw.register` adds a rule of your own.
 """
 
 from __future__ import annotations
@@ -16,19 +14,28 @@ from typing import Any, ClassVar, TypeGuard
 import torch
 from torch import Tensor
 
-from ztw.errors import ZtwError, unknown
-from ztw.tensors import as_tensor, is_number
+from ztw.errors import ZtwError, is_number, unknown
+from ztw.tensors import as_tensor
 
-# How far beyond the best score a threshold may lie, so that nothing passes it whatever rounding does
+# A threshold may lie this far beyond the best score, so that no sample passes it in spite of rounding.
 BEYOND = 1.0
-State = tuple[Tensor, ...]  # what a rule remembers of earlier exits, each (N, ...)
+State = tuple[Tensor, ...]  # what a rule keeps of earlier exits, each (N, ...)
 
 
 class ExitRule(ABC):
-    """One rule at one parameter.
+    """Base class of exit rules. An instance is a rule with its parameter.
 
-    best_answers: who answers for a sample that passes at no exit: False = the last exit, True = its
-    most confident exit (largest score, the first of equal ones). It has run to the end either way.
+    A sample leaves at the first exit where its score is STRICTLY greater than the rule's bound. All samples that remain
+    leave at the last exit.
+
+    Attributes:
+        best_answers: which exit predicts the class of a sample that passes no bound: False = the last exit, True = the
+            exit with the largest score, the first one on a tie. The sample runs to the last exit in either case.
+
+    Example:
+        >>> import ztw
+        >>> ztw.MaxSoftmax(0.5).bounds(exits=3)
+        tensor([0.5000, 0.5000], dtype=torch.float64)
     """
 
     best_answers: ClassVar[bool] = False
@@ -36,26 +43,34 @@ class ExitRule(ABC):
     @staticmethod
     @abstractmethod
     def score(logits: Tensor, state: State) -> tuple[Tensor, State]:
-        """Score one exit.
+        """Compute the scores of one exit.
 
-        logits: (N, C) of this exit, normalised or not; state: what `score` returned at the previous
-        exit, () at the first. Returns scores (N,) and the state for the next exit.
+        Args:
+            logits: (N, C) of the exit, normalised or not.
+            state: returned by `score` at the previous exit; () at the first exit.
+
+        Returns:
+            Scores (N,), and the state for the next exit.
         """
 
     @property
     @abstractmethod
     def bound(self) -> float | tuple[float, ...]:
-        """A sample leaves where its score is strictly greater than this; a tuple has one per exit."""
+        """The bound that a score must exceed, or a tuple with one bound per exit."""
 
     @staticmethod
     @abstractmethod
     def grid(scores: Tensor, points: int) -> Tensor:
-        """The parameters (T,) to sweep, from the cheapest to the most cautious, for scores (K, N)."""
+        """Return the parameters (T,) to sweep, from the cheapest to the most cautious, for scores (K, N)."""
 
     def bounds(self, exits: int) -> Tensor:
-        """Bounds float64 (K - 1,) of every exit but the last, which takes everybody; exits: K.
+        """Return the bounds float64 (K - 1,) of every exit but the last.
 
-        Raises ZtwError where the rule has bounds for another number of exits.
+        Args:
+            exits: number of exits K.
+
+        Raises:
+            ZtwError: if the rule has thresholds for another number of exits.
         """
         bound = self.bound
         if not isinstance(bound, tuple):
@@ -67,9 +82,9 @@ class ExitRule(ABC):
 
 
 def _threshold_grid(scores: Tensor, upper: float, points: int) -> Tensor:
-    """Even steps from the smallest score to `upper` and as many quantiles, below which everything leaves.
+    """Return even steps from the smallest score to `upper`, as many quantiles, and a value below all scores.
 
-    The even steps are the paper's; confidences crowd near 1, where only the quantiles resolve them.
+    The even steps are the paper's. Confidences crowd near 1, where only the quantiles separate them.
     """
     flat = scores.double().flatten().sort().values
     steps = torch.linspace(float(flat[0]), upper, points, dtype=torch.float64)
@@ -80,19 +95,29 @@ def _threshold_grid(scores: Tensor, upper: float, points: int) -> Tensor:
 
 @dataclass(frozen=True)
 class ThresholdRule(ExitRule):
-    """A rule with a threshold: one for all exits, or a sequence of one per exit, (K - 1,) or (K,).
+    """Base class of rules that compare a score with a threshold.
 
-    The last exit takes everybody, so the last of K is ignored. Raises ZtwError for NaN, and where the rule is
-    `strict` for a finite threshold far beyond the best score, such as a percentage. One of your own says
-    `score`, its best value `top` and its `worst`, and `sign = -1.0` where the threshold is an upper one: the score
-    is then minus what is compared with it.
+    A subclass implements `score` and `worst`, and sets `top`. If the threshold is an upper limit, it sets `sign = -1.0`
+    and returns the negative of the limited quantity as the score.
+
+    Args:
+        threshold: one for all exits, or a sequence of one per exit, (K - 1,) or (K,). The last of K is ignored.
+
+    Raises:
+        ZtwError: for NaN; in a `strict` rule also for a finite threshold far beyond the best score, such as a
+            percentage.
+
+    Example:
+        >>> import ztw
+        >>> ztw.Entropy([0.25, 0.5]).bounds(exits=3)
+        tensor([-0.2500, -0.5000], dtype=torch.float64)
     """
 
     threshold: float | Sequence[float]
 
     sign: ClassVar[float] = 1.0  # bound = sign * threshold
-    top: ClassVar[float]  # the best score there is, rounding aside
-    strict: ClassVar[bool] = False  # whether a threshold far beyond `top` is a slip and refused
+    top: ClassVar[float]  # the best possible score, apart from rounding
+    strict: ClassVar[bool] = False  # whether a threshold far beyond `top` raises an error
 
     def __post_init__(self) -> None:
         given, name = self.threshold, type(self).__name__
@@ -103,58 +128,79 @@ class ThresholdRule(ExitRule):
         top = self.top if self.strict else math.inf
         if (values.isfinite() & (self.sign * values > top + BEYOND)).any():
             end = f"at {'most' if self.sign > 0 else 'least'} {self.sign * top + 0.0:g}"
-            raise ZtwError(f"threshold {given!r}: of {name} must be {end}, its best score")
+            raise ZtwError(f"threshold {given!r}: must be {end} for {name}, its best score")
         object.__setattr__(self, "threshold", values.item() if not values.dim() else tuple(values.tolist()))
 
     @property
     def bound(self) -> float | tuple[float, ...]:
-        """The threshold(s) on the scale of the scores."""
+        """The threshold or thresholds on the scale of the scores."""
         if isinstance(self.threshold, tuple):
             return tuple(self.sign * value for value in self.threshold)
         return self.sign * self.threshold  # type: ignore[operator]
 
     @classmethod
     def thresholds(cls, bounds: Tensor) -> Tensor:
-        """The thresholds that mean these bounds, of the same shape."""
+        """Convert bounds to thresholds of the same shape."""
         return cls.sign * bounds + 0.0  # never -0.0
 
     @classmethod
     def grid(cls, scores: Tensor, points: int) -> Tensor:
-        """Thresholds from just below the smallest score (everything leaves) to the best (nothing does)."""
-        # rounding can lift a score above the best one, and the last threshold must let nothing pass
+        """Return thresholds from just below the smallest score (all samples leave) to the best score (none leaves)."""
+        # rounding can lift a score above `top`, and no sample may pass the last threshold
         return cls.thresholds(_threshold_grid(scores, max(cls.top, float(scores.max())), points))
 
     @staticmethod
     @abstractmethod
     def worst(num_classes: int) -> float:
-        """The score of the uniform distribution over `num_classes` classes: the lowest there is, rounding aside."""
+        """Return the score of the uniform distribution, the lowest possible score apart from rounding."""
 
 
 class MaxSoftmax(ThresholdRule):
-    """Leave when the largest softmax probability exceeds `threshold` (SDN 2019, ZTW 2021)."""
+    """Leave when the largest softmax probability exceeds the threshold (SDN 2019, ZTW 2021).
+
+    Example:
+        >>> import torch, ztw
+        >>> logits = torch.tensor([[[3.0, 0.0], [0.1, 0.0]], [[3.0, 0.0], [3.0, 0.0]]])  # 2 exits, 2 samples
+        >>> ztw.simulate_exits(logits, ztw.MaxSoftmax(0.9))[0]
+        tensor([0, 1])
+    """
 
     top = 1.0
     strict = True
 
     @staticmethod
     def score(logits: Tensor, state: State) -> tuple[Tensor, State]:
-        """Largest probability (N,)."""
+        """Return the largest probability (N,)."""
         return logits.softmax(-1).amax(-1), ()
 
     @staticmethod
     def worst(num_classes: int) -> float:
-        """1 / C."""
+        """Return 1 / C."""
         return 1 / num_classes
 
 
 class MaxSoftmaxOrBest(MaxSoftmax):
-    """As MaxSoftmax, but a sample that passes nowhere gets its most confident exit's answer (SDN 2019)."""
+    """Like MaxSoftmax, but the most confident exit predicts the class of a sample that passes no bound (SDN 2019).
+
+    Example:
+        >>> import torch, ztw
+        >>> logits = torch.tensor([[[2.0, 0.0]], [[0.1, 0.0]]])  # 2 exits, 1 sample
+        >>> ztw.simulate_exits(logits, ztw.MaxSoftmaxOrBest(0.99))  # runs to exit 1, exit 0 predicts
+        (tensor([1]), tensor([0]))
+    """
 
     best_answers = True
 
 
 class Entropy(ThresholdRule):
-    """Leave when the softmax entropy (natural logarithm) is below `threshold` (BranchyNet 2016)."""
+    """Leave when the entropy of the softmax, with natural logarithm, is below the threshold (BranchyNet 2016).
+
+    Example:
+        >>> import torch, ztw
+        >>> logits = torch.tensor([[[5.0, 0.0], [0.1, 0.0]], [[5.0, 0.0], [5.0, 0.0]]])  # 2 exits, 2 samples
+        >>> ztw.simulate_exits(logits, ztw.Entropy(0.1))[0]
+        tensor([0, 1])
+    """
 
     sign = -1.0
     top = 0.0
@@ -162,23 +208,35 @@ class Entropy(ThresholdRule):
 
     @staticmethod
     def score(logits: Tensor, state: State) -> tuple[Tensor, State]:
-        """Negative entropy (N,), from log-probabilities: one logarithm a sample instead of one a class."""
+        """Return the negative entropy (N,), from log-probabilities: one logarithm per sample, not one per class."""
         log_p = logits.log_softmax(-1)
         log_p = log_p.clamp(min=torch.finfo(log_p.dtype).min)  # 0 log 0 is 0
         return (log_p.exp() * log_p).sum(-1), ()
 
     @staticmethod
     def worst(num_classes: int) -> float:
-        """-log C."""
+        """Return -log C."""
         return -math.log(num_classes)
 
 
 @dataclass(frozen=True)
 class Patience(ExitRule):
-    """Leave at the first exit that ends `t` consecutive agreements of the argmax (PABEE 2020).
+    """Leave when the predicted class has not changed for `t` exits in a row (PABEE 2020).
 
-    t = 0 lets everything leave at exit 1. ZTW's released comparison counts equal answers, the first one
-    included: its p is t + 1. PABEE's own patience is t for t >= 1; its 0 means the whole network.
+    With t = 0 every sample leaves at the first exit. ZTW's released comparison counts equal predictions, the first one
+    included: its p is t + 1. PABEE's patience is t for t >= 1; its 0 means the complete network.
+
+    Args:
+        t: number of consecutive agreements, at least 0.
+
+    Raises:
+        ZtwError: for a negative number, or one that is not whole.
+
+    Example:
+        >>> import torch, ztw
+        >>> logits = torch.tensor([[[1.0, 0.0]], [[1.0, 0.0]], [[1.0, 0.0]]])  # 3 exits, 1 sample
+        >>> ztw.simulate_exits(logits, ztw.Patience(1))[0]
+        tensor([1])
     """
 
     t: int
@@ -190,22 +248,22 @@ class Patience(ExitRule):
 
     @staticmethod
     def score(logits: Tensor, state: State) -> tuple[Tensor, State]:
-        """Number of consecutive agreements this exit ends (N,); 0 at the first exit and after a change."""
-        answer = logits.argmax(-1)
+        """Return the number of consecutive agreements up to this exit (N,); 0 at the first exit and after a change."""
+        predicted = logits.argmax(-1)
         if not state:
-            return torch.zeros_like(answer, dtype=torch.float64), (answer, torch.zeros_like(answer))
+            return torch.zeros_like(predicted, dtype=torch.float64), (predicted, torch.zeros_like(predicted))
         previous, agreements = state
-        agreements = torch.where(answer == previous, agreements + 1, 0)
-        return agreements.double(), (answer, agreements)
+        agreements = torch.where(predicted == previous, agreements + 1, 0)
+        return agreements.double(), (predicted, agreements)
 
     @property
     def bound(self) -> float:
-        """Half a step below t, so that t agreements pass."""
+        """t - 0.5, so that t agreements pass."""
         return self.t - 0.5
 
     @staticmethod
     def grid(scores: Tensor, points: int) -> Tensor:
-        """0 ... K-1; the first lets everything leave at exit 1, the last runs the whole network."""
+        """Return 0 ... K - 1: at 0 every sample leaves at the first exit, at K - 1 none leaves early."""
         return torch.arange(max(1, len(scores)), dtype=torch.float64)
 
 
@@ -218,26 +276,32 @@ RULES: dict[str, type[ExitRule]] = {
 
 
 def exit_rule(given: str | ExitRule | type[ExitRule]) -> type[ExitRule]:
-    """Take a name in RULES, or a class of a rule, as the class.
+    """Return the class of a rule.
 
-    Raises ZtwError for an unknown name, and for a rule that has its parameter already.
+    Args:
+        given: a name in RULES, or a class.
+
+    Raises:
+        ZtwError: for an unknown name, and for a rule that already has a parameter.
     """
     if isinstance(given, type) and issubclass(given, ExitRule):
         return given
     if has_parameter(given):
-        raise ZtwError(f"rule {given}: has a parameter already; give its name, e.g. {next(iter(RULES))!r}")
+        raise ZtwError(
+            f"rule {given}: has a parameter already; give only the name, e.g. {next(iter(RULES))!r}"
+        )
     if not isinstance(given, str) or given not in RULES:
         raise unknown("exit rule", given, RULES)
     return RULES[given]
 
 
 def has_parameter(given: object) -> TypeGuard[ExitRule | str]:
-    """Whether what is given for a rule has a parameter, as MaxSoftmax(0.9) and "max_softmax 0.9" have."""
+    """Return whether a rule has a parameter, like MaxSoftmax(0.9) and "max_softmax 0.9"."""
     return isinstance(given, ExitRule) or (isinstance(given, str) and len(given.split()) > 1)
 
 
 def rule_name(kind: type[ExitRule]) -> str:
-    """Look up the name of a rule's class in RULES; raises ZtwError for one that is not there."""
+    """Return the name of a rule's class in RULES; raise ZtwError if it is not there."""
     for name, known in RULES.items():
         if kind is known:
             return name
@@ -245,33 +309,34 @@ def rule_name(kind: type[ExitRule]) -> str:
 
 
 def as_rule(given: ExitRule | str) -> ExitRule:
-    """Take a rule, or a text such as "max_softmax 0.9" or "patience 3", as a rule.
+    """Convert a text such as "max_softmax 0.9" or "patience 3" to a rule.
 
     Args:
-        given: a rule; or its name in RULES and its parameter, or one parameter per exit, with spaces between.
+        given: a rule; or its name in RULES, followed by its parameter, or by one parameter per exit.
 
     Raises:
-        ZtwError: for anything else, such as a threshold without a rule.
+        ZtwError: for any other value, such as a threshold without a rule.
     """
     if isinstance(given, ExitRule):
         return given
     if not isinstance(given, str) or not given.split():
         raise ZtwError(
-            f"rule {_shown(given)}: must be an exit rule, e.g. ztw.MaxSoftmax(0.9) or 'max_softmax 0.9'"
+            f"rule {_shown(given)}: must be an exit rule with its parameter, e.g. ztw.MaxSoftmax(0.9) or"
+            " 'max_softmax 0.9'"
         )
     name, *texts = given.split()
     kind = exit_rule(name)
     try:
         values = [float(text) for text in texts]
     except ValueError as error:
-        raise ZtwError(f"rule {given!r}: what follows the name must be numbers") from error
+        raise ZtwError(f"rule {given!r}: only numbers may follow the name") from error
     if not values:
-        raise ZtwError(f"rule {given!r}: needs its parameter, e.g. 'max_softmax 0.9'")
+        raise ZtwError(f"rule {given!r}: needs a parameter, e.g. 'max_softmax 0.9'")
     return kind(values[0] if len(values) == 1 else values)  # type: ignore[call-arg]
 
 
 def _shown(given: object) -> str:
-    """A value that is no rule, in an error."""
+    """Describe an invalid rule in an error message."""
     if isinstance(given, type):
         return f"{given.__name__} (a class)"
     return (
@@ -280,7 +345,7 @@ def _shown(given: object) -> str:
 
 
 def exit_scores(logits: Tensor, rule: type[ExitRule]) -> Tensor:
-    """Scores float64 (K, N) of a rule at every exit, for logits (K, N, C)."""
+    """Compute the scores float64 (K, N) of a rule at every exit for logits (K, N, C)."""
     scores: list[Tensor] = []
     state: State = ()
     for exit_logits in logits:
@@ -290,10 +355,10 @@ def exit_scores(logits: Tensor, rule: type[ExitRule]) -> Tensor:
 
 
 def describe_rule(rule: ExitRule) -> dict[str, Any]:
-    """A rule as JSON has it: its name in RULES and its parameters, {"rule": "entropy", "threshold": 0.1}.
+    """Convert a rule to JSON: its name in RULES and its parameters, e.g. {"rule": "entropy", "threshold": 0.1}.
 
-    Thresholds are float64, which JSON keeps exactly; one per exit is a list. `rule_from` makes the rule again.
-    Raises ZtwError for a rule that is not in RULES.
+    `rule_from` reverses the conversion. Thresholds are float64, which JSON keeps exactly; one per exit is a list. Raise
+    ZtwError for a rule that is not in RULES.
     """
     described: dict[str, Any] = {"rule": rule_name(type(rule))}
     for field in fields(rule):  # type: ignore[arg-type]
@@ -302,19 +367,21 @@ def describe_rule(rule: ExitRule) -> dict[str, Any]:
     return described
 
 
-def rule_from(facts: dict[str, Any]) -> ExitRule:
-    """The rule that `describe_rule` has described; raises ZtwError for an unknown name or other parameters."""
-    if not isinstance(facts, dict) or not isinstance(facts.get("rule"), str):
-        raise ZtwError(f"exit rule {facts!r}: must be a mapping with the name as `rule`")
-    kind = exit_rule(facts["rule"])
-    given = {key: value for key, value in facts.items() if key != "rule"}
+def rule_from(described: dict[str, Any]) -> ExitRule:
+    """Create a rule from the result of `describe_rule`; raise ZtwError for an unknown name or wrong parameters."""
+    if not isinstance(described, dict) or not isinstance(described.get("rule"), str):
+        raise ZtwError(f"exit rule {described!r}: must be a mapping with the rule's name under 'rule'")
+    kind = exit_rule(described["rule"])
+    given = {key: value for key, value in described.items() if key != "rule"}
     known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
     if given.keys() != set(known):
-        raise ZtwError(f"{facts['rule']}: has parameters {sorted(given)}, must be {', '.join(known)}")
+        raise ZtwError(f"{described['rule']}: has parameters {sorted(given)}, must be {', '.join(known)}")
     for name, value in given.items():
         if not all(is_number(item) for item in (value if isinstance(value, list) else [value])):
-            raise ZtwError(f"{facts['rule']}: {name} is {value!r}, must be a number or one number per exit")
+            raise ZtwError(
+                f"{described['rule']}: {name} is {value!r}, must be a number or one number per exit"
+            )
     try:
         return kind(**given)
     except TypeError as error:
-        raise ZtwError(f"{facts['rule']}: {given} cannot be its parameters ({error})") from error
+        raise ZtwError(f"{described['rule']}: invalid parameters {given} ({error})") from error

@@ -1,4 +1,4 @@
-"""Every parameter of an exit rule evaluated in one pass: pure functions of logits, labels and costs."""
+"""Accuracy and cost at every parameter of an exit rule, in one pass over logits, labels and costs."""
 
 from __future__ import annotations
 
@@ -16,10 +16,20 @@ from ztw.tensors import as_tensor
 
 @dataclass(frozen=True)
 class Curve:
-    """Accuracy against cost as a rule's parameter varies.
+    """Accuracy and cost for each parameter of a rule, all float64.
 
-    parameter (T,), from the cheapest to the most cautious; accuracy (T,) in [0, 1]; cost (T,) mean
-    MACs a sample; exit_fraction (T, K), rows sum to 1. All float64.
+    Attributes:
+        parameter: (T,), from the cheapest to the most cautious.
+        accuracy: (T,) in [0, 1].
+        cost: (T,), mean multiply-accumulate operations (MACs) per sample.
+        exit_fraction: (T, K), share of samples that leave at each exit; rows sum to 1.
+
+    Example:
+        >>> import torch, ztw
+        >>> logits, labels = torch.randn(3, 100, 10), torch.arange(100) % 10
+        >>> curve = ztw.sweep(logits, labels, [1.0, 2.0, 3.0], "entropy")
+        >>> curve.cost[0], curve.cost[-1]
+        (tensor(1., dtype=torch.float64), tensor(3., dtype=torch.float64))
     """
 
     parameter: Tensor
@@ -36,27 +46,32 @@ def sweep(
     parameters: Tensor | Sequence[float] | Sequence[Sequence[float]] | None = None,
     points: int = 1000,
 ) -> Curve:
-    """Evaluate an exit rule at every parameter, all in one pass over the samples.
+    """Evaluate an exit rule at every parameter, in one pass over the samples.
 
-    Under one bound a sample has left by exit k exactly when the largest score of exits up to k
-    passes it, so the running maximum, binned once, answers all parameters: memory is (K, N),
-    whatever T is.
+    With one bound for all exits, a sample has left by exit k exactly when its largest score up to exit k exceeds the
+    bound. One running maximum per sample therefore serves all parameters, and memory is (K, N) for any T.
 
     Args:
         logits: (K, N, C), of single exits or ensembles.
         labels: int64 (N,).
-        cost: (K,) cumulative MACs.
-        rule: a name such as "max_softmax", or the class. A rule with its parameter, MaxSoftmax(0.9) or
-            "max_softmax 0.9", is evaluated there alone.
-        parameters: (T,) thresholds to try, or (T, K - 1) or (T, K) with one per exit; None = the rule's own grid.
-        points: how fine that grid is, about 2 * `points`.
+        cost: (K,), cumulative MACs of the exits, see `ztw.macs`.
+        rule: a name such as "max_softmax", or a class. A rule with a parameter, such as MaxSoftmax(0.9) or "max_softmax
+            0.9", is evaluated at this parameter only.
+        parameters: (T,), or thresholds (T, K - 1) or (T, K) with one per exit; None = the rule's own grid.
+        points: resolution of the grid, which has about 2 * `points` values.
 
     Returns:
-        The curve. Its `parameter` holds the thresholds, or the row's number where there is one per exit;
-        `dataclasses.replace` gives it other names.
+        The curve. With one threshold per exit, its `parameter` holds the row numbers; `dataclasses.replace` can change
+        them.
 
     Raises:
         ZtwError: for malformed input.
+
+    Example:
+        >>> import torch, ztw
+        >>> logits, labels = torch.randn(3, 100, 10), torch.arange(100) % 10
+        >>> ztw.sweep(logits, labels, [1.0, 2.0, 3.0], "max_softmax", [0.0, 1.0]).exit_fraction[:, 0]
+        tensor([1., 0.], dtype=torch.float64)
     """
     if parameters is None and has_parameter(rule):
         single = as_rule(rule)
@@ -79,18 +94,24 @@ def sweep(
 
 
 def simulate_exits(logits: Tensor, rule: ExitRule | str) -> tuple[Tensor, Tensor]:
-    """Find out from the logits of all exits where each sample leaves, as `infer` has it leave.
+    """Compute from the logits of all exits where each sample leaves; `infer` gives the same exits.
 
     Args:
         logits: (K, N, C), of single exits or ensembles.
         rule: e.g. MaxSoftmax(0.9) or "max_softmax 0.9".
 
     Returns:
-        Where each sample leaves, and which exit predicts its class, both int64 (N,). The two differ only for a rule
-        that lets the most confident exit predict where no exit's score passes (`best_answers`).
+        The exit where each sample leaves, and the exit that predicts its class, both int64 (N,). They differ only for
+        rules with `best_answers`, where the most confident exit predicts if no score passes.
 
     Raises:
-        ZtwError: for malformed logits, or thresholds for another number of exits.
+        ZtwError: for malformed logits, and for thresholds for another number of exits.
+
+    Example:
+        >>> import torch, ztw
+        >>> logits = torch.tensor([[[3.0, 0.0], [0.1, 0.0]], [[3.0, 0.0], [3.0, 0.0]]])  # 2 exits, 2 samples
+        >>> ztw.simulate_exits(logits, "max_softmax 0.9")
+        (tensor([0, 1]), tensor([0, 1]))
     """
     logits = check_logits(logits).logits
     rule = as_rule(rule)
@@ -98,15 +119,15 @@ def simulate_exits(logits: Tensor, rule: ExitRule | str) -> tuple[Tensor, Tensor
     last = len(scores) - 1
     passes = torch.ones_like(scores, dtype=torch.uint8)
     passes[:last] = scores[:last] > rule.bounds(len(scores))[:, None]
-    exit_index = passes.argmax(0)  # the first of equal ones
+    exit_index = passes.argmax(0)  # the first exit that passes
     best = scores.argmax(0) if rule.best_answers else last
     return exit_index, torch.where(exit_index == last, best, exit_index)
 
 
 def scored(logits: Tensor, labels: Tensor, kind: type[ExitRule]) -> tuple[Tensor, Tensor]:
-    """Scores float64 (K, N), and correct bool (K, N): is the answer right if the sample leaves there?
+    """Return the scores float64 (K, N), and bool (K, N): whether each prediction is correct if the sample leaves there.
 
-    At the last exit that is its own answer, or the most confident exit's for `best_answers`.
+    At the last exit, a rule with `best_answers` predicts with the most confident exit.
     """
     logits, labels = logits.detach().cpu(), class_labels(labels).cpu()
     scores, correct = exit_scores(logits, kind), logits.argmax(-1) == labels
@@ -116,7 +137,7 @@ def scored(logits: Tensor, labels: Tensor, kind: type[ExitRule]) -> tuple[Tensor
 
 
 def _bounds(kind: type[ExitRule], parameter: Tensor) -> Tensor:
-    """Bounds (T,) of a rule at parameters (T,)."""
+    """Return the bounds (T,) of a rule at parameters (T,)."""
     if issubclass(kind, ThresholdRule) and not parameter.isnan().any():
         return kind.thresholds(parameter)  # bound = sign * threshold is its own inverse
     bounds = [
@@ -127,27 +148,31 @@ def _bounds(kind: type[ExitRule], parameter: Tensor) -> Tensor:
 
 
 def _bounds_per_exit(kind: type[ExitRule], thresholds: Tensor, exits: int) -> Tensor:
-    """Bounds (T, K - 1) of a rule at thresholds (T, K - 1) or (T, K)."""
+    """Return the bounds (T, K - 1) of a rule at thresholds (T, K - 1) or (T, K)."""
     if not issubclass(kind, ThresholdRule):
         raise ZtwError(
-            f"parameters: shape {tuple(thresholds.shape)}, {kind.__name__} takes one for all exits"
+            f"parameters: shape {tuple(thresholds.shape)}, must be (T,) for {kind.__name__}, which takes one for all"
+            " exits"
         )
     bounds = [kind(row).bounds(exits) for row in thresholds.tolist()]
     return torch.stack(bounds) if bounds else thresholds.new_empty(0, exits - 1)
 
 
 def departures(scores: Tensor, correct: Tensor, bounds: Tensor) -> tuple[Tensor, Tensor]:
-    """How many samples leave at each exit (T, K), and how many leave with the right answer (T,).
+    """Count the samples that leave at each exit (T, K), and the correct predictions (T,).
 
-    scores, correct: (K, N); bounds: (T,), each for all exits.
+    Args:
+        scores: (K, N).
+        correct: bool (K, N), see `scored`.
+        bounds: (T,), each for all exits.
     """
     exits, samples = scores.shape
     ordered, order = bounds.sort()
     running = scores.cummax(0).values
-    # under the sorted bounds before[k] ... by[k] - 1 a sample leaves at exit k: those that its running
-    # maximum passes there, but not at an earlier exit
+    # A sample leaves at exit k under the sorted bounds before[k] ... by[k] - 1: its running maximum passes them at exit
+    # k, but not at an earlier exit.
     by = torch.searchsorted(ordered, running.contiguous(), side="left")
-    by[-1] = len(bounds)  # the last exit takes the rest
+    by[-1] = len(bounds)  # all remaining samples leave at the last exit
     before = torch.cat([by.new_zeros(1, samples), by[:-1]])
     size = len(bounds) + 1
     rows = size * torch.arange(exits)[:, None]
@@ -164,7 +189,7 @@ def departures(scores: Tensor, correct: Tensor, bounds: Tensor) -> tuple[Tensor,
 
 
 def _departures_per_exit(scores: Tensor, correct: Tensor, bounds: Tensor) -> tuple[Tensor, Tensor]:
-    """As `departures`, for bounds (T, K - 1); memory is a few million samples, whatever T is."""
+    """Like `departures`, for bounds (T, K - 1). Memory is limited to a few million samples for any T."""
     exits, samples = scores.shape
     left = torch.empty(len(bounds), exits, dtype=torch.float64)
     right = torch.zeros(len(bounds), dtype=torch.float64)

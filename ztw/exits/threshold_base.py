@@ -1,4 +1,4 @@
-"""What every way of choosing thresholds is, and the held-out data as the ways need them."""
+"""Base class of the ways of choosing thresholds, and the held-out data in the form they need."""
 
 from __future__ import annotations
 
@@ -14,15 +14,21 @@ from ztw.exits.logits import check_logits
 from ztw.exits.rules import ThresholdRule, exit_rule
 from ztw.exits.sweep import scored
 
-TIE = 1e-9  # sums of gains closer than this are equal
+TIE = 1e-9  # objectives that differ by less are equal
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """What a way of choosing thresholds offers, from the cheapest to the most cautious.
+    """Thresholds to choose from, ordered from the cheapest to the most cautious.
 
-    parameter: float64 (T,), what the way varies; thresholds: float64, the same for all exits (T,) or
-    one per exit but the last (T, K - 1).
+    Attributes:
+        parameter: float64 (T,), the parameter of the way of choosing.
+        thresholds: float64, one for all exits (T,), or one per exit but the last (T, K - 1).
+
+    Example:
+        >>> import torch, ztw
+        >>> ztw.Candidates(parameter=torch.tensor([0.0, 1.0]), thresholds=torch.tensor([0.5, 0.9])).thresholds
+        tensor([0.5000, 0.9000])
     """
 
     parameter: Tensor
@@ -30,26 +36,45 @@ class Candidates:
 
 
 class ThresholdChoice(ABC):
-    """One way of choosing thresholds."""
+    """Base class of the ways of choosing thresholds.
+
+    Example:
+        >>> import torch, ztw
+        >>> class Two(ztw.ThresholdChoice):
+        ...     def candidates(self, logits, labels, cost, rule, points=1000):
+        ...         return ztw.Candidates(torch.tensor([0.5, 0.9]).double(), torch.tensor([0.5, 0.9]).double())
+        >>> Two().candidates(None, None, None, "max_softmax").thresholds.shape
+        torch.Size([2])
+    """
 
     @abstractmethod
     def candidates(
         self, logits: Tensor, labels: Tensor, cost: Tensor, rule: str, points: int = 1000
     ) -> Candidates:
-        """Candidates from held-out data.
+        """Compute candidates from held-out data.
 
-        logits: (K, N, C), of single exits or ensembles; labels: int64 (N,); cost: (K,) cumulative
-        MACs; rule: a name of RULES; points: how fine a shared grid is. Raises ZtwError for malformed
-        input, an unknown rule, or a rule without a threshold where the way needs one.
+        Args:
+            logits: (K, N, C), of single exits or ensembles.
+            labels: int64 (N,).
+            cost: (K,), cumulative MACs.
+            rule: a name in RULES.
+            points: resolution of a shared grid.
+
+        Raises:
+            ZtwError: for malformed input, an unknown rule, or a rule without a threshold if the way needs one.
         """
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Held-out data as a way of choosing needs it.
+    """Held-out data in the form that the ways of choosing need.
 
-    kind: the rule; scores float64 and correct bool (K, N), see `scored`; relative_cost: float64 (K,),
-    relative to the last exit's; num_classes: C.
+    Args:
+        kind: class of the rule.
+        scores: float64 (K, N), see `scored`.
+        correct: bool (K, N), see `scored`.
+        relative_cost: float64 (K,), as a share of the last exit's cost.
+        num_classes: C.
     """
 
     kind: type[ThresholdRule]
@@ -60,35 +85,40 @@ class HeldOut:
 
     @property
     def closed_bound(self) -> float:
-        """A bound that nothing passes, on other data either: rounding lifts no score this high."""
+        """A bound that no sample passes, on any data: rounding lifts no score this high."""
         return self.kind.top + 1.0
 
 
 def prepare_held_out(choice: str, logits: Tensor, labels: Tensor, cost: Tensor, rule: str) -> HeldOut:
-    """Held-out data for a way of choosing, `choice`; the arguments are those of `ThresholdChoice.candidates`.
+    """Convert held-out data to the form that a way of choosing needs.
 
-    Raises ZtwError for malformed input, an unknown rule, or one without a threshold.
+    Args:
+        choice: name of the way, for error messages.
+        logits, labels, cost, rule: see `ThresholdChoice.candidates`.
+
+    Raises:
+        ZtwError: for malformed input, an unknown rule, or a rule without a threshold.
     """
     kind = exit_rule(rule)
     if not issubclass(kind, ThresholdRule):
-        raise ZtwError(f"thresholds {choice!r}: the rule {rule} has none; use shared")
+        raise ZtwError(f"thresholds {choice!r}: the rule {rule} has no threshold; use 'shared'")
     logits, labels, cost = check_logits(logits, labels, cost)
     return HeldOut(kind, *scored(logits, labels, kind), cost / cost[-1], logits.shape[2])
 
 
 def midway(upper: Tensor, lower: Tensor) -> Tensor:
-    """Bounds that `upper` passes and the smaller `lower` does not, even where they are neighbours."""
+    """Return bounds that `upper` passes and the smaller `lower` does not, also between neighbouring numbers."""
     middle = (upper + lower) / 2
     return torch.where(middle < upper, middle, lower)
 
 
 def just_below(score: Tensor) -> Tensor:
-    """Bounds just below the smallest score seen, so that it passes."""
+    """Return bounds just below scores, so that these pass."""
     return score - 1e-6 * score.abs().clamp(min=1.0)
 
 
 def geometric(start: float, end: float, steps: int) -> Tensor:
-    """`steps` values in equal ratios, the first and the last exactly as given."""
+    """Return `steps` values in geometric progression, with exactly these ends."""
     values = torch.logspace(math.log10(start), math.log10(end), steps, dtype=torch.float64)
     values[0], values[-1] = start, end
     return values

@@ -1,7 +1,7 @@
-"""How thresholds are chosen from held-out data: one table, THRESHOLDS.
+"""Ways of choosing thresholds from held-out data, in one table, THRESHOLDS.
 
-Every way answers with candidates from the cheapest to the most cautious; a budget then picks one of
-them. A new way is one class and one entry in the table.
+Every way returns candidates from the cheapest to the most cautious. A budget then selects one. To add a way, write one
+class and add it to the table.
 """
 
 from __future__ import annotations
@@ -28,33 +28,33 @@ from ztw.exits.threshold_base import (
     prepare_held_out,
 )
 
-DELTA = 0.1  # the guarantee of `risk_controlled` may fail on this share of the draws of held-out data
-NAMED = 20  # classes that an error names
+DELTA = 0.1  # probability, over draws of held-out data, that the guarantee of `risk_controlled` fails
+NAMED = 20  # number of classes that an error names
 
 
 def candidates(
     choice: str, logits: Tensor, labels: Tensor, cost: Tensor, rule: str, points: int = 1000
 ) -> Candidates:
-    """Candidates of one entry of THRESHOLDS; see `ThresholdChoice.candidates`. ZtwError for an unknown name."""
+    """Compute the candidates of a way in THRESHOLDS, see `ThresholdChoice.candidates`; ZtwError for another name."""
     if choice not in THRESHOLDS:
         raise unknown("choice of thresholds", choice, THRESHOLDS)
     return THRESHOLDS[choice].candidates(logits, labels, cost, rule, points)
 
 
 def at(rule: str, candidates: Candidates, index: int) -> ExitRule:
-    """The rule object of one row of the candidates, for `infer` and `simulate_exits`."""
+    """Return the rule with the thresholds of one candidate, for `infer` and `simulate_exits`."""
     value = candidates.thresholds[index].tolist()
     return exit_rule(rule)(value)  # type: ignore[call-arg]
 
 
 @dataclass(frozen=True)
 class Shared(ThresholdChoice):
-    """One threshold for all exits: the rule's own grid; parameter = the threshold."""
+    """One threshold for all exits, from the rule's own grid. The parameter is the threshold."""
 
     def candidates(
         self, logits: Tensor, labels: Tensor, cost: Tensor, rule: str, points: int = 1000
     ) -> Candidates:
-        """Candidates (T,), about 2 * `points` of them."""
+        """Return candidates (T,), about 2 * `points` of them."""
         kind = exit_rule(rule)
         logits = check_logits(logits, labels, cost).logits
         grid = kind.grid(exit_scores(logits.detach().cpu(), kind), points)
@@ -63,13 +63,14 @@ class Shared(ThresholdChoice):
 
 @dataclass(frozen=True)
 class AllowedLoss(ThresholdChoice):
-    """One threshold per exit from an allowed loss of accuracy eps (Berestizshevsky & Even 2019).
+    """One threshold per exit for an allowed loss of accuracy eps (Berestizshevsky & Even 2019).
 
-    delta_k(eps) = the smallest delta with acc_k(delta) >= max_delta acc_k(delta) - eps, where
-    acc_k(delta) = the accuracy of exit k on all samples with confidence >= delta. parameter = eps,
-    0 and `steps` geometric ones up to 1, at which everything leaves at the first exit.
-    Trap: the maximum is 1 as soon as the single most confident sample is right, so a small eps may
-    rest on a handful of samples; the definition is followed as it stands.
+    delta_k(eps) = the smallest delta with acc_k(delta) >= max_delta acc_k(delta) - eps, where acc_k(delta) is the
+    accuracy of exit k on all samples with confidence >= delta. The parameter is eps: 0, and `steps` geometric values up
+    to 1, at which every sample leaves at the first exit.
+
+    The maximum is 1 as soon as the most confident sample is classified correctly, so a small eps may depend on a few
+    samples only. This implementation follows the definition nevertheless.
     """
 
     steps: int = 100
@@ -77,7 +78,7 @@ class AllowedLoss(ThresholdChoice):
     def candidates(
         self, logits: Tensor, labels: Tensor, cost: Tensor, rule: str, points: int = 1000
     ) -> Candidates:
-        """Candidates (T, K - 1); sorting answers all eps at once, O(K N log N)."""
+        """Return candidates (T, K - 1). One sort per exit serves all eps, O(K N log N)."""
         held_out = prepare_held_out("allowed_loss", logits, labels, cost, rule)
         eps = torch.cat([geometric(1.0, 1e-4, self.steps), torch.zeros(1, dtype=torch.float64)])
         bounds = eps.new_empty(len(eps), len(held_out.scores) - 1)
@@ -87,14 +88,14 @@ class AllowedLoss(ThresholdChoice):
 
 
 def _smallest_allowed(score: Tensor, correct: Tensor, eps: Tensor) -> Tensor:
-    """Bounds (T,) that the samples with score >= delta(eps) pass and no others; score, correct: (N,)."""
+    """Return the bounds (T,) that exactly the samples with score >= delta(eps) pass; score, correct: (N,)."""
     score, order = score.sort(descending=True)
-    # delta can only part samples of different scores
+    # delta can only separate samples of different scores
     ends = torch.cat([score[1:] < score[:-1], torch.ones(1, dtype=torch.bool)]).nonzero().flatten()
     accuracy = correct[order].double().cumsum(0)[ends] / (ends + 1)
     bounds = just_below(score)[ends]
     bounds[:-1] = midway(score[ends[:-1]], score[ends[:-1] + 1])
-    # the best accuracy at this delta or a smaller one falls as delta does, so it can be searched
+    # the best accuracy at this or any smaller delta falls with delta, so a binary search works
     still = accuracy.flip(0).cummax(0).values
     wanted = accuracy.max() - eps - TIE
     return bounds.flip(0)[torch.searchsorted(still, wanted)]
@@ -102,17 +103,19 @@ def _smallest_allowed(score: Tensor, correct: Tensor, eps: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class RiskControlled(ThresholdChoice):
-    """One threshold for all exits with a guarantee (Jazbec et al. 2024; Angelopoulos et al. 2021).
+    """One threshold for all exits, with a guarantee for the risk (Jazbec et al. 2024; Angelopoulos et al. 2021).
 
-    A sample's loss at a threshold is 1 when its early answer is wrong and the answer of the full run
-    (with `best_answers` the most confident exit's) is right; the mean loss, the risk, bounds the
-    accuracy lost against always running to the end. For ONE eps fixed beforehand and data drawn like
-    the held-out samples, P(risk <= eps) >= 1 - delta; choosing eps by its cost voids that. Held-out
-    samples that lack a class say nothing of data that has it, and are refused; where rare classes have
-    a larger share of them than of the data, the guarantee is for that larger share.
-    Fixed-sequence testing over a grid that does not depend on the data: from the most cautious
-    threshold downwards while the Clopper-Pearson upper bound of the risk at level 1 - delta stays
-    <= eps; where not even the first passes, nobody leaves early. parameter = eps, geometric.
+    A sample's loss is 1 if its early prediction is wrong and the prediction after the last exit is correct (with
+    `best_answers`, that of the most confident exit). The risk is the mean loss. It limits the accuracy lost against
+    running every sample to the end.
+
+    P(risk <= eps) >= 1 - delta holds for ONE eps that is fixed beforehand, and for data drawn like the held-out
+    samples. An eps chosen by its cost has no guarantee. The held-out samples must contain every class. Where they
+    contain a larger share of rare classes than the data, the guarantee is for this larger share.
+
+    Fixed-sequence testing runs over a grid that does not depend on the data, from the most cautious threshold
+    downwards. It stops when the Clopper-Pearson upper bound of the risk at level 1 - delta exceeds eps. If the first
+    threshold fails, no sample leaves early. The parameter is eps, in geometric steps.
     """
 
     delta: float = DELTA
@@ -123,39 +126,39 @@ class RiskControlled(ThresholdChoice):
     def candidates(
         self, logits: Tensor, labels: Tensor, cost: Tensor, rule: str, points: int = 1000
     ) -> Candidates:
-        """Candidates (T,); the risk at all thresholds comes from one pass."""
+        """Return candidates (T,). One pass computes the risk at all thresholds."""
         held_out = prepare_held_out("risk_controlled", logits, labels, cost, rule)
         _check_every_class(labels, held_out.num_classes)
         bounds = _fixed_grid(held_out, points)
         _, lost = departures(held_out.scores, ~held_out.correct & held_out.correct[-1], bounds)
         samples = held_out.scores.shape[1]
-        upper = torch.ones_like(lost)  # where every sample is lost
+        upper = torch.ones_like(lost)  # 1 if every sample has a loss of 1
         some = lost < samples
         upper[some] = torch.from_numpy(
             betaincinv((lost[some] + 1).numpy(), (samples - lost[some]).numpy(), 1 - self.delta)
         )
         eps = geometric(self.highest, self.lowest, self.steps)
-        # how many tests, from the first, pass without a failure in between
+        # number of tests that pass before the first failure
         passed = torch.searchsorted(upper.cummax(0).values, eps, side="right")
         closed_first = torch.cat([bounds.new_full((1,), held_out.closed_bound), bounds])
         return Candidates(eps, held_out.kind.thresholds(closed_first[passed]))
 
 
 def _check_every_class(labels: Tensor, num_classes: int) -> None:
-    """Raise ZtwError when the held-out samples lack a class: data that has it is not drawn like them."""
+    """Raise ZtwError if the held-out samples lack a class."""
     seen = torch.bincount(class_labels(labels), minlength=num_classes)
     missing = [str(label) for label in (seen == 0).nonzero().flatten().tolist()]
     if missing:
         more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
         raise ZtwError(
             f"thresholds 'risk_controlled': no held-out sample of {len(missing)} of {num_classes} classes"
-            f" ({', '.join(missing[:NAMED])}{more}), so nothing can be guaranteed; hold out samples of every class,"
-            " or choose other thresholds"
+            f" ({', '.join(missing[:NAMED])}{more}), so there is no guarantee; hold out samples of every class, or"
+            " choose other thresholds"
         )
 
 
 def _fixed_grid(held_out: HeldOut, points: int) -> Tensor:
-    """Bounds from the most cautious to one that everything passes; they depend on the rule and C only."""
+    """Return bounds from the most cautious to one that every sample passes. They depend only on the rule and on C."""
     width = held_out.kind.top - held_out.kind.worst(held_out.num_classes) + 1e-5
     even = torch.linspace(0, width, points, dtype=torch.float64)
     near_top = width * torch.logspace(-7, 0, points, dtype=torch.float64)

@@ -8,10 +8,12 @@ from typing import Any
 
 import pandas as pd
 
+from ztw.files import write_json
 from ztw.jobs.job import Job
 from ztw.reporting.devices import COLUMNS, device_rows, mixed
 from ztw.reporting.differences import read_noise
 from ztw.reporting.latency_table import latency_table, left_out, write_latency
+from ztw.reporting.mlflow_names import undelivered
 from ztw.reporting.published import comparison_table, read_published
 from ztw.reporting.results import Metrics, from_files, from_runs, write_metrics
 from ztw.reporting.tables import (
@@ -35,7 +37,7 @@ class AggregateSettings:
         evaluation: protocols and budgets.
         cells: (data set, architecture, seed) of every cell.
         timed: cells with measured latency.
-        tracked: read metrics from MLflow.
+        tracked: read metrics from the runs in MLflow.
     """
 
     methods: tuple[str, ...]
@@ -48,9 +50,11 @@ class AggregateSettings:
 def aggregate(job: Job, settings: AggregateSettings) -> None:
     """Write all tables of a study except `differences` and `pipeline`."""
     layout, cells = job.layout, [Cell(*names) for names in settings.cells]
-    files = [layout.metrics(cell, method) for cell in cells for method in settings.methods]
+    files = {layout.metrics(cell, method): cell for cell in cells for method in settings.methods}
     if settings.tracked:
-        metrics = from_runs(layout.store, map(layout.runs, cells), files, job.report)
+        metrics, lacking = from_runs(layout.store, list(files), job.report)
+        for file, reason in lacking.items():  # seen by the next call, which logs the cell again
+            write_json(layout.runs(files[file]), undelivered(files[file], reason))
     else:
         metrics = from_files(files)
     write_all(layout, metrics, device_rows(files), settings)

@@ -98,19 +98,20 @@ def _first_weights(
     networks: CellNetworks, settings: BackboneSettings, root: Path, report: Report
 ) -> tuple[Backbone, dict[str, Any]]:
     """Return the backbone before training, and the origin of its weights."""
-    source, classes = settings.source, networks.record["num_classes"]
-    if source == "torchvision" and classes != 1000 and not settings.epochs:
+    source, num_classes = settings.source, networks.record["num_classes"]
+    if source == "torchvision" and num_classes != 1000 and not settings.epochs:
         raise ZtwError(
             f"backbone.epochs: 0: torchvision's weights predict 1000 classes, {networks.cell.dataset} has"
-            f" {classes}; set epochs above 0 to train the new last layer"
+            f" {num_classes}; set epochs above 0 to train the new last layer"
         )
     backbone = networks.untrained_backbone(
         PRETRAINED[settings.pretrained] if source == "torchvision" else None
     )
-    if source == "torchvision" and classes != 1000:
+    if source == "torchvision" and num_classes != 1000:
         report(
             Note(
-                f"torchvision's weights: the last layer predicts 1000 classes, not {classes}; a new layer replaces it"
+                f"torchvision's weights: the last layer predicts 1000 classes, not {num_classes};"
+                " a new layer replaces it"
             )
         )
     if source in ("train", "torchvision"):

@@ -7,10 +7,9 @@ from itertools import pairwise
 from numbers import Integral
 
 from ztw.catalogue.architectures import listed_placement, placement_step
-from ztw.errors import ZtwError
+from ztw.errors import ZtwError, is_number
 from ztw.models.backbone import Backbone
 from ztw.models.operations import backbone_macs, stage_costs
-from ztw.tensors import is_number
 
 Placement = str | Sequence[int] | Sequence[float]
 ALLOWED = "all, every <n>, sdn, block indices or fractions of the cost"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
@@ -15,9 +15,7 @@ from ztw.files import sealed, write_sealed
 from ztw.reporting.readable import INFEASIBLE, Noise, Notes, blocks
 from ztw.reporting.rendering import to_latex, to_markdown
 from ztw.reporting.results import IDENTITY, Metrics
-
-if TYPE_CHECKING:  # only types: the wording of a key must not count as a change of what is computed
-    from ztw.study.settings import EvaluationSettings
+from ztw.study.settings import EvaluationSettings
 
 CELL = ["dataset", "arch"]
 COLUMNS = [*CELL, "method", "budget", "mean", "std", "n", "relative_cost", "protocol"]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ztw.errors import ZtwError
-from ztw.files import is_left_behind
+from ztw.files import is_left_behind, leads_back
 from ztw.version import __version__
 
 ROOT = Path(__file__).parents[2]
@@ -51,17 +51,11 @@ def _add_stamps(place: Path | str, below: str, digest: hashlib._Hash) -> None:
         if entry.name.startswith(".") or is_left_behind(entry.name):
             continue
         name = f"{below}/{entry.name}"
-        if entry.is_dir() and not (entry.is_symlink() and _leads_back(entry)):
+        if entry.is_dir() and not (entry.is_symlink() and leads_back(entry)):
             _add_stamps(entry.path, name, digest)
         else:
             lines.append(f"{name}\0{file_stamp(entry)}\n")
     digest.update(os.fsencode("".join(lines)))
-
-
-def _leads_back(link: os.DirEntry[str]) -> bool:
-    """Return whether a link's target contains the link."""
-    holder = os.path.realpath(os.path.dirname(link.path)) + os.sep
-    return holder.startswith(os.path.realpath(link.path) + os.sep)
 
 
 def file_stamp(path: os.DirEntry[str] | Path | str | None) -> str | None:

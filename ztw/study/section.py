@@ -58,11 +58,6 @@ def part(kind: str) -> WithJsonSchema:
     return WithJsonSchema({"anyOf": [{"enum": list(BUILT_IN[kind])}, {"type": "string"}]})
 
 
-def is_number(value: object) -> bool:
-    """Return whether a value is a number; true and false are not."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def one_of(kinds: str, accepts: Callable[[Any], bool], schema: dict[str, Any]) -> tuple[Any, ...]:
     """Validate a key of several types with one error message; pydantic would raise one error per type.
 

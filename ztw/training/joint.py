@@ -11,11 +11,10 @@ from torch import Tensor
 
 from ztw.catalogue.parts import EXIT_WEIGHTS
 from ztw.data.dataset import Data
-from ztw.errors import ZtwError, unknown
+from ztw.errors import ZtwError, is_number, unknown
 from ztw.models.network import EarlyExitNetwork
 from ztw.models.operations import backbone_macs, stage_costs
 from ztw.progress import Report
-from ztw.tensors import is_number
 from ztw.training.compiling import compiled
 from ztw.training.loop import History, Step, Task, run_epochs
 from ztw.training.recipe import Recipe, make_optimizer

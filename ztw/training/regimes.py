@@ -14,7 +14,7 @@ import torch
 from ztw.data.dataset import Data
 from ztw.data.user_data import LoaderData, TensorData, as_data, wanted_by
 from ztw.device import Compute
-from ztw.errors import ZtwError, unknown
+from ztw.errors import ZtwError, is_number, unknown
 from ztw.models.checkpoints import versions
 from ztw.models.network import EarlyExitNetwork
 from ztw.progress import Note, Report, reporter
@@ -141,13 +141,13 @@ def _check_numbers(
 ) -> None:
     """Check the types and ranges of train_exits' numbers."""
     for name, value in (("epochs", epochs), ("lr", lr)):
-        if not isinstance(value, int | float) or not 0 < value < math.inf:
+        if not is_number(value) or not 0 < value < math.inf:
             raise ZtwError(f"{name} {value!r}: must be a number above 0")
     if not isinstance(batch_size, int) or batch_size < 2:
         raise ZtwError(f"batch_size {batch_size!r}: must be a whole number of at least 2")
-    if not isinstance(weight_decay, int | float) or not 0 <= weight_decay < math.inf:
+    if not is_number(weight_decay) or not 0 <= weight_decay < math.inf:
         raise ZtwError(f"weight_decay {weight_decay!r}: must be a number of at least 0")
-    if not isinstance(milestones, tuple | list) or not all(isinstance(m, int | float) for m in milestones):
+    if not isinstance(milestones, tuple | list) or not all(map(is_number, milestones)):
         raise ZtwError(f"milestones {milestones!r}: must be numbers of epochs, as (15, 25)")
     if not isinstance(seed, Integral) or not -(2**63) <= int(seed) < 2**63:
         raise ZtwError(f"seed {seed!r}: must be a whole number of at most 64 bits")
