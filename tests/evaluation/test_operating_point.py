@@ -108,7 +108,7 @@ def test_risk_without_held_out_images_of_a_class(network):
         ({"budget": 1.0, "thresholds": "nope"}, "unknown choice of thresholds 'nope'"),
         (
             {"budget": 1.0, "thresholds": "per_exit", "rule": "patience"},
-            "the rule patience has none; use shared",
+            "the rule patience has no threshold; use 'shared'",
         ),
     ],
 )

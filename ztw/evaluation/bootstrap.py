@@ -95,6 +95,7 @@ def paired_difference(
         ZtwError: for malformed input.
 
     Example:
+        >>> import torch, ztw
         >>> first, second = torch.tensor([1, 1, 1, 0]), torch.tensor([1, 0, 1, 0])
         >>> ztw.paired_difference(first, second)
         Difference(difference=0.25, low=0.0, high=0.75)

@@ -46,8 +46,14 @@ def compare_exported(
         ZtwError: if the file's exits or classes differ from the network's, or there is no rule.
 
     Example:
-        >>> path = ztw.export_onnx(network, "max_softmax 0.9", "network.onnx", quantise=images)
-        >>> agreement = ztw.compare_exported(network, ztw.OnnxRunner(path), (images, labels))
+        >>> import torch, ztw, tempfile
+        >>> network = ztw.build_network(ztw.build_backbone("resnet8"), head="pool", progress=False).eval()
+        >>> images, labels = torch.randn(64, 3, 32, 32), torch.arange(64) % 10
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = ztw.export_onnx(network, "max_softmax 0.9", f"{folder}/int8.onnx", quantise=images)
+        ...     agreement = ztw.compare_exported(network, ztw.OnnxRunner(path), (images, labels))
+        >>> len(agreement.accuracy)
+        4
     """
     rule = runner.rule if rule is None else rule
     if rule is None or (network.exits, network.backbone.num_classes) != (

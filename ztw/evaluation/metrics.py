@@ -67,8 +67,11 @@ def accuracy_at_budget(curve: Curve, budgets: Sequence[float | str], base_cost: 
         ZtwError: for a budget that is not positive, or that is a percentage.
 
     Example:
-        >>> curve = ztw.sweep(logits, labels, ztw.macs(network), "max_softmax")
-        >>> ztw.accuracy_at_budget(curve, [0.25, 0.5, "max"], base_cost=ztw.macs(network.backbone))
+        >>> import torch, ztw
+        >>> logits = torch.tensor([[[2.0, 0.0], [0.0, 1.0]], [[3.0, 0.0], [4.0, 0.0]]])  # 2 exits, 2 samples
+        >>> curve = ztw.sweep(logits, torch.tensor([0, 1]), [1.0, 4.0], "max_softmax")
+        >>> ztw.accuracy_at_budget(curve, [0.2, 0.5, "max"], base_cost=4.0)
+        tensor([nan, 1., 1.], dtype=torch.float64)
     """
     return _picked(curve.accuracy, at_budget(curve, budgets, base_cost))
 
@@ -77,7 +80,11 @@ def parameter_at_budget(curve: Curve, budgets: Sequence[float | str], base_cost:
     """Return the rule's parameter at each budget; arguments, result and errors as in `accuracy_at_budget`.
 
     Example:
-        >>> ztw.parameter_at_budget(curve, [0.25, 0.5, "max"], base_cost=ztw.macs(network.backbone))
+        >>> import torch, ztw
+        >>> logits = torch.tensor([[[2.0, 0.0], [0.0, 1.0]], [[3.0, 0.0], [4.0, 0.0]]])  # 2 exits, 2 samples
+        >>> curve = ztw.sweep(logits, torch.tensor([0, 1]), [1.0, 4.0], "max_softmax")
+        >>> ztw.parameter_at_budget(curve, [0.2, 0.5], base_cost=4.0)
+        tensor([   nan, 0.7311], dtype=torch.float64)
     """
     return _picked(curve.parameter, at_budget(curve, budgets, base_cost))
 
@@ -98,7 +105,8 @@ def exit_accuracy(logits: Tensor, labels: Tensor) -> Tensor:
         float64 (K,), in [0, 1].
 
     Example:
-        >>> logits = torch.tensor([[[2.0, 0.0], [0.0, 1.0]], [[3.0, 0.0], [4.0, 0.0]]])
+        >>> import torch, ztw
+        >>> logits = torch.tensor([[[2.0, 0.0], [0.0, 1.0]], [[3.0, 0.0], [4.0, 0.0]]])  # 2 exits, 2 samples
         >>> ztw.exit_accuracy(logits, torch.tensor([0, 1]))
         tensor([1.0000, 0.5000], dtype=torch.float64)
     """
@@ -119,7 +127,8 @@ def hindsight_improvability(logits: Tensor, labels: Tensor) -> Tensor:
         float64 (K,), in [0, 1]; the first is 0.
 
     Example:
-        >>> logits = torch.tensor([[[2.0, 0.0], [0.0, 1.0]], [[3.0, 0.0], [4.0, 0.0]]])
+        >>> import torch, ztw
+        >>> logits = torch.tensor([[[2.0, 0.0], [0.0, 1.0]], [[3.0, 0.0], [4.0, 0.0]]])  # 2 exits, 2 samples
         >>> ztw.hindsight_improvability(logits, torch.tensor([0, 1]))
         tensor([0., 1.], dtype=torch.float64)
     """

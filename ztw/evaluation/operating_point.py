@@ -47,8 +47,12 @@ def predict(
         ZtwError: if images or labels do not fit the network, or logits are not finite.
 
     Example:
-        >>> logits, labels = ztw.predict(network, (images, labels))
-        >>> curve = ztw.sweep(logits, labels, ztw.macs(network), "max_softmax")
+        >>> import torch, ztw
+        >>> network = ztw.build_network(ztw.build_backbone("resnet8"), head="pool", progress=False)
+        >>> images, labels = torch.randn(64, 3, 32, 32), torch.arange(64) % 10
+        >>> logits, labels = ztw.predict(network, (images, labels), progress=False)
+        >>> logits.shape
+        torch.Size([4, 64, 10])
     """
     _check_network(network, "predict")
     report = reporter(progress)
@@ -131,8 +135,13 @@ def choose_threshold(
             or for malformed input.
 
     Example:
-        >>> point = ztw.choose_threshold(network, (images, labels), budget=0.5)
-        >>> result = network.infer(images, point.rule)
+        >>> import torch, ztw
+        >>> network = ztw.build_network(ztw.build_backbone("resnet8"), head="pool", progress=False)
+        >>> images, labels = torch.randn(64, 3, 32, 32), torch.arange(64) % 10
+        >>> point = ztw.choose_threshold(network, (images, labels), budget=0.5, progress=False)
+        >>> point.relative_cost <= 0.5
+        True
+        >>> result = network.eval().infer(images, point.rule)
     """
     if not isinstance(network, OnnxRunner):
         _check_network(network, "choose_threshold")

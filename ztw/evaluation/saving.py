@@ -58,8 +58,13 @@ def save(
         ZtwError: for wrong arguments, heads that `build_network` did not make, or a folder that cannot be written.
 
     Example:
-        >>> ztw.save(network, "saved", rule="max_softmax 0.9")
-        >>> network, rule = ztw.load("saved")
+        >>> import ztw, tempfile
+        >>> network = ztw.build_network(ztw.build_backbone("resnet8"), head="pool", progress=False)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     ztw.save(network, folder, rule="max_softmax 0.9")
+        ...     loaded, rule = ztw.load(folder)
+        >>> rule
+        MaxSoftmax(threshold=0.9)
     """
     if not isinstance(network, EarlyExitNetwork):
         raise ZtwError(f"save: {type(network).__name__}, must be an EarlyExitNetwork")
@@ -114,8 +119,12 @@ def load(
         ZtwError: if a file is missing, altered or of another version, or the budget has no rule.
 
     Example:
-        >>> network, rule = ztw.load("saved")
-        >>> result = network.infer(images, rule)
+        >>> import ztw, tempfile
+        >>> network = ztw.build_network(ztw.build_backbone("resnet8"), head="pool", progress=False)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     ztw.save(network, folder)
+        ...     ztw.load(folder)[0].exits
+        4
     """
     folder = Path(path)
     file = folder / FILE

@@ -77,9 +77,10 @@ def train_exits(
         ZtwError: for wrong arguments, images or labels, and for a loss that is not finite.
 
     Example:
-        >>> network = ztw.build_network(ztw.build_backbone("resnet8"))
-        >>> images, labels = torch.randn(256, 3, 32, 32), torch.randint(10, (256,))
-        >>> history = ztw.train_exits(network, (images, labels), epochs=2)
+        >>> import torch, ztw
+        >>> network = ztw.build_network(ztw.build_backbone("resnet8"), head="pool", progress=False)
+        >>> images, labels = torch.randn(64, 3, 32, 32), torch.arange(64) % 10
+        >>> history = ztw.train_exits(network, (images, labels), epochs=2, progress=False)
         >>> len(history)
         2
     """
