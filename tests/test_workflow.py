@@ -67,7 +67,8 @@ def test_it_leaves_what_the_readme_promises(finished):
 
 def test_the_report_s_captions_are_rendered(finished):
     report = (finished / "results/tiny/report.html").read_text()
-    assert "thresholds chosen on the validation split" in report
+    assert "thresholds are chosen on the validation split" in report
+    assert "Data set digits, architecture resnet8, seeds 0" in report
     assert re.findall(r".{20}``[a-z].{20}", report) == [], "markup that reStructuredText did not take as such"
 
 

@@ -1,4 +1,4 @@
-"""The job that makes the tables from all cells' results."""
+"""The job that makes the tables from the results of all cells."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from ztw.study.settings import EvaluationSettings
 
 @dataclass(frozen=True)
 class AggregateSettings:
-    """What the tables hold.
+    """Settings of the tables.
 
     Args:
         methods: rows, in this order.
-        evaluation: protocols, budgets.
+        evaluation: protocols and budgets.
         cells: (data set, architecture, seed) of every cell.
-        timed: those whose times were measured.
-        tracked: whether metrics are read from the runs in MLflow.
+        timed: cells with measured latency.
+        tracked: read metrics from the runs in MLflow.
     """
 
     methods: tuple[str, ...]
@@ -71,6 +71,15 @@ def _write_all(
     settings: AggregateSettings,
     partial: bool,
 ) -> None:
+    """Write the tables.
+
+    Args:
+        layout: paths of the study.
+        metrics: see `ztw.reporting.results`.
+        devices: rows from `ztw.reporting.devices.device_rows`.
+        settings: see `AggregateSettings`.
+        partial: see `ztw.reporting.tables.accuracy_table`.
+    """
     evaluation = settings.evaluation
     accuracies = accuracy_table(metrics, settings.methods, evaluation, partial)
     compared = comparison_table(accuracies, read_published(PUBLISHED), evaluation.protocols)

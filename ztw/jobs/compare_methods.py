@@ -1,4 +1,4 @@
-"""The job that says which differences between methods are more than noise."""
+"""The job that tests which differences between methods exceed noise."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ztw.study.settings import EvaluationSettings
 
 @dataclass(frozen=True)
 class CompareMethodsSettings:
-    """Which methods are compared, in which cells (data set, architecture, seed), at which budgets."""
+    """The compared methods, their cells (data set, architecture, seed) and budgets."""
 
     evaluation: EvaluationSettings
     methods: tuple[str, ...]
@@ -53,7 +53,7 @@ def compare_methods(job: Job, settings: CompareMethodsSettings, partial: bool = 
 def _correct(
     files: Mapping[tuple[int, str], Mapping[str, Tensor]], protocol: str, evaluation: EvaluationSettings
 ) -> dict[str, dict[str, dict[int, Tensor]]]:
-    """budget -> method -> seed -> which samples are right, where the budget is feasible."""
+    """Return budget -> method -> seed -> correct samples, for feasible budgets."""
     correct: dict[str, dict[str, dict[int, Tensor]]] = {}
     for budget in map(str, evaluation.budgets):
         methods = correct.setdefault(budget, {})

@@ -19,14 +19,15 @@ from ztw.study.settings import EvaluationSettings
 
 @dataclass(frozen=True)
 class PlotFiguresSettings:
-    """What is drawn of one data set and architecture.
+    """Settings of the figures of one data set and architecture.
 
     Args:
-        dataset, arch: of which.
-        seeds: of its cells.
-        families: method with early exits -> family, which decides how it is drawn.
+        dataset, arch: the names.
+        seeds: of the cells.
+        families: method with early exits -> family, see `ztw.reporting.style.style`.
+        methods: all methods, static networks included.
         evaluation: protocols and budgets.
-        timed: whether times were measured.
+        timed: latency was measured.
     """
 
     dataset: str

@@ -134,7 +134,7 @@ def _is_safetensors(path: Path) -> bool:
 def _read_torch(path: Path) -> Any:
     try:
         with torch.serialization.safe_globals(list(_allowed())):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251
     except Exception as error:  # a broken file makes the unpickler raise anything
         if (found := re.search(r"(?:GLOBAL |function |<class ')([\w.]+)", str(error))) is not None:
             raise ZtwError(

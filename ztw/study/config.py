@@ -60,7 +60,7 @@ def read_config(path: Path | str) -> dict[str, Any]:
         ZtwError: if the file cannot be read, is no UTF-8 YAML mapping, or repeats a key.
     """
     try:
-        config = yaml.load(Path(path).read_text(encoding="utf-8"), _StrictLoader)
+        config = yaml.load(Path(path).read_text(encoding="utf-8"), _StrictLoader)  # noqa: S506
     except OSError as error:
         raise ZtwError(f"config {str(path)!r}: {error.strerror}") from error
     except UnicodeDecodeError as error:
