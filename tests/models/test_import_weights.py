@@ -53,7 +53,7 @@ def test_safetensors_whatever_its_name(tmp_path):
         ({"epoch": 3}, "'epoch' is a int, must be a tensor"),
         (
             torch.nn.Linear(2, 2),
-            "holds a torch.nn.modules.linear.Linear, which could run code.*state_dict",
+            "holds a torch.nn.modules.linear.Linear, which could run code",
         ),
     ],
 )
@@ -153,7 +153,7 @@ class Net(torch.nn.Module):
         ({"teacher": STATE, "student": STATE}, "holds weights under each of 'teacher', 'student'; save"),
         (
             {"net": STATE, "loss": Net()},
-            r"holds a \S*Net, which could run code.*state_dict",
+            r"holds a \S*Net, which could run code",
         ),
         (Net(), r"holds a \S*Net, which could run code"),
         ({"a.weight": torch.ones(2), "b": {"c": 3}}, "'b' is a dict, must be a tensor"),
