@@ -44,8 +44,8 @@ def fit_temperatures(logits: Tensor, labels: Tensor) -> Tensor:
     """Fit the temperature T > 0 of every exit that minimises the cross-entropy of logits / T (Guo et al. 2017).
 
     The problem is convex in 1 / T, which is kept within [1e-3, 1e3]. Logits that separate the classes perfectly give
-    1e-3, uninformative logits 1e3. Constant logits give 1, because every T is equally good. Labels of probability 0 are
-    left out, because no T changes them.
+    1e-3, uninformative logits 1e3. Constant logits give 1, because every T is equally good. Labels of probability 0
+    are left out, because no T changes them.
 
     Args:
         logits: (K, N, C), not from the test split.

@@ -55,8 +55,8 @@ def time_in_turn(
 
     The calls take turns, so that a drift of the machine's speed affects all of them. Every turn starts with another
     batch, because the first call after another network is slower. The fastest time of a batch counts, because other
-    processes may slow the machine. A batch that leaves a network at the same exits at two budgets is timed once a turn
-    for both.
+    processes may slow the machine. A batch that leaves a network at the same exits at two budgets is timed once a
+    turn for both.
 
     Args:
         calls: the calls.

@@ -47,8 +47,8 @@ def train_exits(
 ) -> History:
     """Train a network's exits in place, on the network's device; leaves the network in eval mode.
 
-    The defaults are ZTW's recipe (2021) for ICs: Adam, lr 1e-3, batches of 128, weight decay 5e-4 (1e-4 for ResNet and
-    MobileNet). ZTW trains 50 epochs and divides lr by 10 after epoch 15.
+    The defaults are ZTW's recipe (2021) for ICs: Adam, lr 1e-3, batches of 128, weight decay 5e-4 (1e-4 for ResNet
+    and MobileNet). ZTW trains 50 epochs and divides lr by 10 after epoch 15.
 
     Args:
         network: from `build_network`.
