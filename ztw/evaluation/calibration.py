@@ -1,7 +1,7 @@
 """Calibration of exits: how well confidence matches accuracy. Pure functions of logits and labels.
 
-Logits may be unnormalised or log-probabilities. Confidence is the largest softmax probability. Bins have equal width,
-(lo, hi]; 0 belongs to the first bin. All computations are in float64 on the CPU.
+Logits may be unnormalised or log-probabilities. Confidence is the largest softmax probability. Bins have equal
+width, (lo, hi]; 0 belongs to the first bin. All computations are in float64 on the CPU.
 """
 
 from __future__ import annotations
@@ -82,7 +82,6 @@ def calibration(
         labels: int (N,).
         temperatures: (K,), from `fit_temperatures` on another split. They add ece_scaled, classwise_ece_scaled,
             brier_scaled and nll_scaled, the metrics of logits / temperature.
-        bins: number of bins.
 
     Returns:
         name -> float64 (K,).

@@ -34,7 +34,6 @@ class AggregateSettings:
 
     Args:
         methods: rows, in this order.
-        evaluation: protocols and budgets.
         cells: (data set, architecture, seed) of every cell.
         timed: cells with measured latency.
         tracked: read metrics from the runs in MLflow.
@@ -70,10 +69,7 @@ def write_all(
     """Write the tables.
 
     Args:
-        layout: paths of the study.
-        metrics: see `ztw.reporting.results`.
         devices: rows from `ztw.reporting.devices.device_rows`.
-        settings: see `AggregateSettings`.
         partial: see `ztw.reporting.tables.accuracy_table`.
     """
     evaluation = settings.evaluation

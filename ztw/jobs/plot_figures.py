@@ -22,11 +22,8 @@ class PlotFiguresSettings:
     """Settings of the figures of one data set and architecture.
 
     Args:
-        dataset, arch: the names.
-        seeds: of the cells.
         families: method with early exits -> family, see `ztw.reporting.style.style`.
         methods: all methods, static networks included.
-        evaluation: protocols and budgets.
         timed: latency was measured.
     """
 

@@ -24,8 +24,7 @@ COLUMNS = (
 def read_noise(path: Path | str) -> set[tuple[str, ...]]:
     """Return the pairs of methods whose difference lies within noise, from the table of `compare_methods`.
 
-    Returns:
-        (data set, architecture, protocol, budget, method, method), each pair in both orders.
+    A pair is (data set, architecture, protocol, budget, method, method), in both orders.
     """
     pairs: set[tuple[str, ...]] = set()
     for row in read_rows(path):

@@ -46,7 +46,6 @@ def accuracy_against_cost(
         curves: rows of all methods and seeds; the test split is drawn.
         metrics: of the same data set and architecture.
         families: see `style`.
-        title: title of the figure.
     """
     groups = panels_of(families)
     figure, panels = new_panels(len(groups), 6.4 if len(groups) == 1 else 3.6 * len(groups), 4.2)
@@ -103,16 +102,9 @@ def _on_grid(rows: pd.DataFrame, grid: np.ndarray) -> pd.DataFrame:
 
 
 def accuracy_within(rows: pd.DataFrame, budgets: np.ndarray) -> np.ndarray:
-    """Return the accuracies of one seed's curve at budgets, without torch.
+    """Return the accuracies (B,) of one seed's curve at budgets (B,), shares of the backbone's cost, without torch.
 
-    The result is that of `ztw.evaluation.metrics.accuracy_at_budget`.
-
-    Args:
-        rows: the curve of one seed.
-        budgets: (B,), shares of the backbone's cost.
-
-    Returns:
-        (B,), NaN where no row is cheap enough.
+    The result is that of `ztw.evaluation.metrics.accuracy_at_budget`: NaN where no row is cheap enough.
     """
     rows = rows.sort_values("relative_cost", kind="stable")
     place = np.searchsorted(rows["relative_cost"], budgets * (1 + 1e-12), side="right") - 1
@@ -129,7 +121,6 @@ def accuracy_against_time(times: pd.DataFrame, families: Mapping[str, str], titl
     Args:
         times: from `read_latency`.
         families: see `style`.
-        title: title of the figure.
     """
     sizes, runtimes = sorted(times["batch_size"].unique()), list(times["runtime"].unique())
     measured, groups = list(product(runtimes, sizes)), panels_of(families)

@@ -65,7 +65,6 @@ def latency_table(files: Iterable[Path | str], metrics: Metrics) -> pd.DataFrame
 
     Args:
         files: from the job `measure_latency`.
-        metrics: see `ztw.reporting.results`.
     """
     times = pd.concat([_times(read_json(file)) for file in files], ignore_index=True)
     table = times.merge(_known(metrics), how="left", on=[*IDENTITY, "budget"])
@@ -123,11 +122,7 @@ def left_out(files: Iterable[Path | str]) -> dict[tuple[str, str], str]:
 
 
 def shortest_times(file: Path | str) -> dict[str, dict[str, float]]:
-    """Return method -> budget -> the smallest relative time in any runtime, at the smallest batch size.
-
-    Args:
-        file: from the job `measure_latency`.
-    """
+    """Return method -> budget -> the smallest relative time in any runtime, at the smallest batch size."""
     times = _times(read_json(file))
     smallest = times[times["batch_size"].eq(times["batch_size"].min())]
     shortest = smallest.sort_values("relative_time").drop_duplicates(["method", "budget"])
@@ -162,13 +157,7 @@ def read_latency(path: Path | str, dataset: str, arch: str) -> pd.DataFrame:
 
 
 def write_latency(table: pd.DataFrame, missing: Notes, csv_path: Path | str, md_path: Path | str) -> None:
-    """Write the long table as csv, and a readable one with a block per cell and batch size.
-
-    Args:
-        table: from `latency_table`.
-        missing: notes from `left_out`.
-        csv_path, md_path: the files.
-    """
+    """Write the long table as csv, and a readable one per cell and batch size; missing: from `left_out`."""
     write_csv(table, csv_path)
     blocks = []
     for (dataset, arch, size), rows in table.groupby(["dataset", "arch", "batch_size"], sort=False):

@@ -46,7 +46,6 @@ def pipeline_table(study: Path | str, cores: int) -> pd.DataFrame:
     start of the first job to the end of the last one, so it is meaningful for an uninterrupted run only.
 
     Args:
-        study: the study's folder.
         cores: number of cores of the run.
     """
     jobs = read_jobs(Path(study))

@@ -48,13 +48,11 @@ def comparison_table(table: pd.DataFrame, published: pd.DataFrame, protocols: Se
     """Return our accuracies (%) beside the published ones, NaN where there is none.
 
     low and high are the interval of the difference, ours - published, by Student's t over our seeds; NaN for one
-    seed. The published value counts as exact, because papers rarely report its spread. Our values are of the protocol
-    nearest to the papers': `published`, else `paper`, else the study's first.
+    seed. The published value counts as exact, because papers rarely report its spread. Our values are of the
+    protocol nearest to the papers': `published`, else `paper`, else the study's first.
 
     Args:
         table: from `accuracy_table`.
-        published: from `read_published`.
-        protocols: the study's protocols.
     """
     protocol = next((name for name in ("published", "paper") if name in protocols), protocols[0])
     ours = table[table["protocol"] == protocol]

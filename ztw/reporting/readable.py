@@ -33,14 +33,7 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class Block:
-    """The table of one data set, architecture and protocol.
-
-    Args:
-        title: title of the table.
-        budgets: the columns.
-        rows: method -> entries, one per budget.
-        note: text under the table.
-    """
+    """The table of one data set, architecture and protocol; rows: method -> entries, one per budget."""
 
     title: str
     budgets: list[str]
@@ -101,7 +94,6 @@ def blocks(
     """Convert the long table to blocks.
 
     Args:
-        rows: of the long table.
         noise: from `ztw.reporting.differences.read_noise`.
         notes: from `ztw.reporting.devices.mixed`.
     """

@@ -43,11 +43,7 @@ HANDLES: dict[str, Any] = {"frameon": False, "handlelength": 3.2}  # one period 
 
 
 def style(families: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """Return the style of each method: the colour of its family, and its own marker and line.
-
-    Args:
-        families: method -> family, a key of FAMILIES.
-    """
+    """Return each method's style: the colour of its family (a key of FAMILIES), and its own marker and line."""
     colours, seen, looks = sns.color_palette("colorblind"), Counter[str](), {}
     for method, family in families.items():
         index = seen[family]
@@ -62,11 +58,7 @@ def style(families: Mapping[str, str]) -> dict[str, dict[str, Any]]:
 
 
 def panels_of(families: Mapping[str, str]) -> list[tuple[str, list[str]]]:
-    """Divide methods into panels: one without a title for up to MOST methods, else by family.
-
-    Returns:
-        (title, methods) of each panel.
-    """
+    """Divide methods into panels (title, methods): one without a title for up to MOST methods, else by family."""
     if len(families) <= MOST:
         return [("", list(families))]
     panels = []
@@ -90,9 +82,7 @@ def new_panels(
     """Make a figure of `rows` rows of `count` panels that share their y axis.
 
     Args:
-        count, rows: numbers of panels and rows.
         width, height: of the figure, in inches.
-        grid: draw a grid.
         share_x: "row" = the panels of a row share their x axis.
     """
     sns.set_theme(style="whitegrid" if grid else "white", context="paper", font_scale=1.1)
@@ -122,10 +112,7 @@ def draw_faint(axes: Axes, rows: pd.DataFrame, x: str, y: str) -> None:
 def draw_statics(axes: Axes, points: pd.DataFrame, x: str) -> None:
     """Draw static networks with their names: means over seeds, with one standard deviation.
 
-    Args:
-        axes: the panel.
-        points: columns x, accuracy and method, one row per seed.
-        x: name of the column for the x axis.
+    points: columns x, accuracy and method, one row per seed.
     """
     by_method = points.groupby("method", sort=False)
     means, spread = by_method[[x, "accuracy"]].mean().sort_values(x), by_method["accuracy"].std()

@@ -42,7 +42,6 @@ def accuracy_table(
     feasible; NaN if it is feasible for none.
 
     Args:
-        metrics: see `ztw.reporting.results`.
         methods: order of the methods.
         evaluation: order of protocols and budgets.
         partial: leave out methods without any result.
@@ -72,8 +71,8 @@ def accuracy_table(
 def with_backbone(table: pd.DataFrame, metrics: Metrics) -> pd.DataFrame:
     """Add the backbone's accuracy as the first row of every data set, architecture and protocol.
 
-    The row has no budget, because the backbone has no thresholds. There is no row if every IC set trained the backbone,
-    because the metric `backbone_accuracy` is then missing.
+    The row has no budget, because the backbone has no thresholds. There is no row if every IC set trained the
+    backbone, because the metric `backbone_accuracy` is then missing.
     """
     known = metrics[metrics["metric"].eq("backbone_accuracy")].drop_duplicates(IDENTITY[:3])
     alone = known.groupby(CELL).agg(mean=("value", "mean"), std=("value", "std"), n=("value", "count"))

@@ -28,12 +28,7 @@ IMPORTERS = {"import_module", "__import__"}  # functions that import a module by
 
 
 class Place(NamedTuple):
-    """Where a module lies.
-
-    Args:
-        file: the module's file; None for a package without __init__.py.
-        folders: the folders of a package.
-    """
+    """The file of a module, None for a package without __init__.py, and the folders of a package."""
 
     file: Path | None
     folders: tuple[str, ...] = ()
@@ -46,7 +41,6 @@ def helpers(path: Path, module: str = "") -> dict[str, Place]:
     the file first, as Python does for a script. Cannot see computed names (`import_module(name)`).
 
     Args:
-        path: the file.
         module: the name that Python imports an installed file by.
 
     Returns:
