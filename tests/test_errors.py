@@ -12,6 +12,7 @@ from ztw.data.images import read_rgb
 from ztw.download import download
 from ztw.errors import ZtwError, without_password
 from ztw.files import read_json
+from ztw.reporting.results import read_curves
 from ztw.tensors import read_tensors
 
 
@@ -47,7 +48,7 @@ def broken(path: Path) -> Path:
     [
         (lambda path: read_json(path), "cannot be read (No such file or directory)"),
         (lambda path: read_tensors(path), "not a safetensors file (No such file or directory); delete"),
-        (lambda path: open_zip(path), "no zip (No such file or directory)"),
+        (lambda path: open_zip(path), "not a zip (No such file or directory)"),
         (lambda path: read_rgb(path, str(path)), "unreadable image (No such file or directory)"),
         (lambda path: read_rgb(broken(path), path.name), "unreadable image (cannot identify image file)"),
         (lambda path: read_rgb(io.BytesIO(b"x"), str(path)), "unreadable image (cannot identify image file)"),
@@ -63,13 +64,10 @@ def test_a_path_is_named_once(tmp_path, call, why):
     assert "Errno" not in str(caught.value)
 
 
-def test_a_published_file_that_is_broken_is_named_once(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "workflow"))
-    from published_cells import _read_curves
-
-    path = broken(tmp_path / "curves.parquet")
+def test_curves_that_are_broken_are_named_once(tmp_path):
+    path = broken(tmp_path / "ztw.parquet")
     with pytest.raises(ZtwError, match="cannot be read") as caught:
-        _read_curves(path)
+        read_curves([path])
     assert str(caught.value).count(path.name) == 1
 
 

@@ -17,29 +17,53 @@ from ztw.study.config import check_study, read_config
 
 CONFIG = Path(__file__).parents[1] / "config"
 REFERENCE = Path(__file__).parents[1] / "results/reference"
-STUDIES = sorted(path.parent for path in REFERENCE.glob("*/curves.parquet"))
+STUDIES = sorted(path.parent for path in REFERENCE.glob("*/config.yaml"))
+
+
+@pytest.fixture
+def rebuild(monkeypatch):
+    monkeypatch.syspath_prepend(str(REFERENCE.parents[1] / "workflow"))
+    from publish import rebuild
+
+    return rebuild
+
+
+def cells_of(study: Path, target: Path) -> Path:
+    """A copy of a published study without what is made of its cells."""
+    target /= study.name
+    shutil.copytree(study, target, ignore=shutil.ignore_patterns("tables", "figures", "predictions"))
+    return target
 
 
 @pytest.mark.parametrize("study", STUDIES, ids=lambda path: path.name)
-def test_tables_and_figures_of_a_reference_study(study, tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(REFERENCE.parents[1] / "workflow"))
-    from publish import rebuild
-
-    rebuild(study, tmp_path / "again")
-    assert_rebuilt(study, tmp_path / "again")
+def test_tables_and_figures_of_a_reference_study(study, tmp_path, rebuild):
+    again = cells_of(study, tmp_path)
+    rebuild(again)
+    assert_rebuilt(study, again)
 
 
-@pytest.mark.parametrize(("content", "message"), [(None, "is missing"), (b"garbage", r"cannot be read \(")])
-def test_a_study_without_readable_curves_is_one_line(content, message, tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(REFERENCE.parents[1] / "workflow"))
-    from publish import rebuild
+def test_a_published_file_is_small_and_names_no_machine():
+    for path in REFERENCE.glob("*/**/seed*/**/*"):
+        if path.is_file() and path.parent.name != "predictions":
+            assert path.stat().st_size < 2**20, path
+    for path in REFERENCE.glob("*/**/seed*/metrics/*.json"):
+        hosts = {part["host"] for part in read_json(path)["computed"]}
+        assert all(re.fullmatch("host [0-9a-f]{1,6}", host) for host in hosts), path
+    for path in REFERENCE.glob("*/**/seed*/latency.json"):
+        assert not any("host" in row for row in read_json(path)["rows"]), path
 
-    study = tmp_path / STUDIES[0].name
-    shutil.copytree(STUDIES[0], study, ignore=shutil.ignore_patterns("*.parquet", "predictions"))
+
+@pytest.mark.parametrize(("content", "message"), [(None, "No such file"), (b"garbage", "")])
+def test_a_study_without_readable_curves_is_one_line(content, message, tmp_path, rebuild):
+    study = cells_of(REFERENCE / "tiny-imagenet-resnet56", tmp_path)
+    curves = study / "tiny_imagenet/resnet56/seed0/curves/ztw.parquet"
+    curves.unlink()
     if content:
-        (study / "curves.parquet").write_bytes(content)
-    with pytest.raises(ztw.ZtwError, match=f"curves.parquet: {message}"):
-        rebuild(study, tmp_path / "again")
+        curves.write_bytes(content)
+    before = sorted(study.rglob("*"))
+    with pytest.raises(ztw.ZtwError, match=rf"^{curves}: cannot be read \(.*{message}"):
+        rebuild(study)
+    assert sorted(study.rglob("*")) == before
 
 
 # Methods whose training the code has changed since they were published; a new training takes them out
@@ -60,7 +84,7 @@ def test_what_the_study_would_train_otherwise_today_is_marked(study):
         for name, own in then.methods.items()
         if own.ics and then.ics.sets[own.ics] != now.ics.sets[now.methods[name].ics]
     } | BY_OLDER_CODE.get(study.name, set())
-    what, text = read_json(study / "provenance.json")["what"], (REFERENCE / "README.md").read_text()
+    what, text = ((folder / "README.md").read_text() for folder in (study, REFERENCE))
     (marks,) = re.findall(rf"\*\*Before a correction\*\* \({study.name}\): (.*?)\n\n", text, re.S) or ("",)
     assert set(re.findall(r"before a correction: (.*?)\.", what)) == ({", ".join(sorted(changed))} - {""})
     assert {name for name in then.methods if f"`{name}`" in marks} == changed

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import os
 import re
 import shutil
@@ -25,7 +24,7 @@ from ztw.data.splits import cell_splits
 from ztw.device import device_name
 from ztw.exits.logits import read_predictions
 from ztw.exits.sweep import simulate_exits
-from ztw.files import read_json, sha256, write_json
+from ztw.files import read_json, sha256
 from ztw.reporting.devices import read_mixed
 from ztw.study.settings import DataSettings
 
@@ -68,7 +67,8 @@ def test_it_leaves_what_the_readme_promises(finished):
 
 def test_the_report_s_captions_are_rendered(finished):
     report = (finished / "results/tiny/report.html").read_text()
-    assert "thresholds chosen on the validation split" in report
+    assert "thresholds are chosen on the validation split" in report
+    assert "Data set digits, architecture resnet8, seeds 0" in report
     assert re.findall(r".{20}``[a-z].{20}", report) == [], "markup that reStructuredText did not take as such"
 
 
@@ -132,37 +132,45 @@ def test_the_first_seed_s_networks_are_models_in_mlflow(finished):
             )
 
 
-def test_a_published_study_is_made_again_from_its_files(finished, tmp_path, monkeypatch):
+@pytest.fixture
+def publishing(monkeypatch):
+    """The module of `workflow/publish.py`."""
     monkeypatch.syspath_prepend(str(ROOT / "workflow"))
-    from publish import publish, rebuild
+    import publish
 
+    return publish
+
+
+def test_a_published_study_is_made_again_from_its_files(finished, tmp_path, monkeypatch, publishing):
     monkeypatch.chdir(finished)
     target, study = tmp_path / "reference/tiny", Path("results/tiny")
-    publish(TINY, target, "a test", "this one", ["independent"])
-    rebuild(target, tmp_path / "again")
-    assert_rebuilt(target, tmp_path / "again")
-    for name in ("accuracy_at_budget", "differences", "per_exit", "allowed_loss", "comparison", "latency"):
-        assert (tmp_path / f"again/tables/{name}.csv").read_bytes() == (
-            study / f"tables/{name}.csv"
-        ).read_bytes(), name
-    facts = read_json(target / "provenance.json")
-    (of_run,) = facts["runs"]
-    assert of_run["seconds"]["all"] > 0
-    trained = of_run["trainings"]["digits/resnet8/seed1/ics/cascade.json"]
+    publishing.publish(TINY, target, "this one", ["independent"])
+    shutil.copytree(target, tmp_path / "again/tiny", ignore=shutil.ignore_patterns("tables", "figures"))
+    publishing.rebuild(tmp_path / "again/tiny")
+    assert_rebuilt(target, tmp_path / "again/tiny")
+    for table in (study / "tables").glob("[!.]*"):
+        if table.name != "devices.csv":  # names hosts
+            assert (target / "tables" / table.name).read_bytes() == table.read_bytes(), table
+    assert not list(target.rglob(".*")), "neither seals nor what is left of a copy"
+    host = read_json(study / "digits/resnet8/seed0/metrics/ztw.json")["computed"][0]["host"]
+    assert not [path for path in target.rglob("*.json") if f'"{host}"' in path.read_text()]
+    seed0, seed1 = (read_json(target / f"digits/resnet8/seed{seed}/provenance.json") for seed in (0, 1))
+    assert (seed0["machine"], seed0["seconds"]["all"] > 0) == ("this one", True)
+    trained = seed1["trainings"]["digits/resnet8/seed1/ics/cascade.json"]
     assert (trained["device"], trained["precision"]) == (device_name(torch.device("cpu")), "fp32")
     assert trained["versions"]["torch"] == torch.__version__
-    assert "digits/resnet8/seed0/backbone.json" in of_run["trainings"]
-    logits = study / "digits/resnet8/seed1/predictions/cascade/test.safetensors"
-    assert facts["logits_sha256"]["digits/resnet8/seed1/predictions/cascade/test.safetensors"] == sha256(
-        logits
-    )
+    assert "digits/resnet14/seed0/backbone.json" in seed0["trainings"], "of a static network beside it"
+    for logits in ("digits/resnet8/seed1/predictions/cascade", "digits/resnet14/seed1/backbone_predictions"):
+        assert seed1["logits_sha256"][f"{logits}/test.safetensors"] == sha256(
+            study / logits / "test.safetensors"
+        )
     found = ztw.load_predictions("tiny/digits/resnet8/seed0/independent", tmp_path / "reference")
     expected = read_predictions(study / "digits/resnet8/seed0/predictions/independent/test.safetensors")
     torch.testing.assert_close(found.test[0], expected[0], atol=1e-6, rtol=2**-10)
     network, _ = ztw.load(study / "digits/resnet8/seed0/networks/sdn")
     assert torch.equal(found.cost, ztw.macs(network))
     with pytest.raises(ztw.ZtwError, match="--logits other: no method of the study has that IC set"):
-        publish(TINY, target, "", "", ["other"])
+        publishing.publish(TINY, target, "", ["other"])
 
 
 def seeds_of(published: Path) -> pd.Series:
@@ -171,93 +179,78 @@ def seeds_of(published: Path) -> pd.Series:
     return rows[rows["budget"].eq("max") & rows["protocol"].eq("held-out")].set_index("method")["n"]
 
 
-def timed(published: Path) -> set[str]:
-    return set(pd.read_csv(published / "tables/latency.csv")["method"])
-
-
-def test_seeds_and_methods_are_published_one_after_another(finished, tmp_path, monkeypatch):
-    """In the end as if at once; what is not there yet has no row."""
-    monkeypatch.syspath_prepend(str(ROOT / "workflow"))
-    from publish import publish, rebuild
-
+def test_a_published_study_is_the_union_of_its_cells(finished, tmp_path, monkeypatch, publishing, capsys):
+    """Cells of two machines, published there or copied, make the tables of one run."""
     monkeypatch.chdir(copy_of(finished, tmp_path))
-    results, whole, target = Path("results/tiny"), tmp_path / "whole/tiny", tmp_path / "parts/tiny"
-    publish(TINY, whole, "", "", [])
-    away = tmp_path / "away"
-    for name in ("digits/resnet8/seed1/metrics", "digits/resnet8/seed0/metrics/pabee.json"):
-        (away / name).parent.mkdir(parents=True, exist_ok=True)
-        (results / name).rename(away / name)
-    publish(TINY, target, "in parts", "one", [], add=True)
-    rebuild(target, tmp_path / "again")
-    assert_rebuilt(target, tmp_path / "again")
+    cells, whole, target = (
+        Path("results/tiny/digits/resnet8"),
+        tmp_path / "whole/tiny",
+        tmp_path / "parts/tiny",
+    )
+    publishing.publish(TINY, whole, "one", [])
+    assert capsys.readouterr().out == ""
+    (cells / "seed1").rename(tmp_path / "seed1")
+    pabee = cells / "seed0/metrics/pabee.json"
+    pabee.rename(tmp_path / "pabee.json")
+    publishing.publish(TINY, target, "one", [])
     seeds = seeds_of(target)
     assert seeds["sdn"] == 1
     assert "pabee" not in seeds
-    assert timed(target) == timed(whole) - {"pabee"}
-    (results / "digits/resnet8/seed0/metrics").rename(away / "first")
-    (away / "digits/resnet8/seed1/metrics").rename(results / "digits/resnet8/seed1/metrics")
-    publish(TINY, target, "", "another", [], add=True)
-    seeds = seeds_of(target)
-    assert seeds["pabee"] == 1
-    assert seeds["sdn"] == 2
-    given = {run["machine"]: list(run["methods"]) for run in read_json(target / "provenance.json")["runs"]}
-    assert given == {"one": ["digits/resnet8/seed0"], "another": ["digits/resnet8/seed1"]}
-    assert timed(target) == timed(whole) - {"pabee"}
-    of_first = read_json(results / "digits/resnet8/seed0/latency.json")
-    write_json(results / "digits/resnet8/seed1/latency.json", {**of_first, "seed": 1})
-    publish(TINY, target, "", "another", [], add=True)
-    assert timed(target) == timed(whole), "the seed of which more was timed"
-    (away / "first").rename(results / "digits/resnet8/seed0/metrics")
-    (away / "digits/resnet8/seed0/metrics/pabee.json").rename(
-        results / "digits/resnet8/seed0/metrics/pabee.json"
-    )
-    publish(TINY, target, "", "", [], add=True)
+    (target / "README.md").write_text("A test.\n")
+    told = capsys.readouterr().out.splitlines()
+    assert told[0] == "digits/resnet8/seed0: no results of pabee; n is smaller"
+    assert [line.split(":")[0] for line in told[1:]] == ["digits/resnet8/seed1"]
+    (cells / "seed0").rename(tmp_path / "seed0")
+    (tmp_path / "seed1").rename(cells / "seed1")
+    publishing.publish(TINY, target, "another", [])
+    assert (seeds_of(target)["pabee"], seeds_of(target)["sdn"]) == (1, 2)
+    assert not (target / "tables/pipeline.csv").exists(), "it would be of one run"
+    assert (target / "README.md").read_text() == "A test.\n"
+    machines = [read_json(path)["machine"] for path in sorted(target.rglob("provenance.json"))]
+    assert machines == ["one", "another"]
+    shutil.copytree(whole / "digits/resnet8/seed0", target / "digits/resnet8/seed0", dirs_exist_ok=True)
+    publishing.rebuild(target)
     assert_rebuilt(whole, target)
-    facts = read_json(target / "provenance.json")
-    assert [run["machine"] for run in facts["runs"]] == [""], "of which everything is"
-    assert facts["what"] == "in parts"
-    assert facts["logits_sha256"] == read_json(whole / "provenance.json")["logits_sha256"]
+    (target / "digits/resnet8/seed0/latency.json").unlink()
+    publishing.rebuild(target)
+    assert not list(target.glob("tables/latency.*"))
+    assert not list(target.glob("figures/*accuracy_time*"))
 
 
-def test_what_cannot_be_added_to_a_published_study(finished, tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "workflow"))
-    from publish import publish
-
+def test_what_is_not_published(finished, tmp_path, monkeypatch, publishing):
     monkeypatch.chdir(copy_of(finished, tmp_path))
-    target, of_cell = tmp_path / "reference/tiny", Path("results/tiny/digits/resnet8/seed0")
-    publish(TINY, target, "", "", [])
+    target, cells = tmp_path / "reference/tiny", Path("results/tiny/digits/resnet8")
+    publishing.publish(TINY, target, "", ["independent"])
     given = yaml.safe_load(TINY.read_text())
 
-    def refused(config: Path, message: str, add: bool = True) -> None:
-        before = {path: path.read_bytes() for path in target.rglob("*") if path.is_file()}
+    def refused(config: Path, message: str, logits: tuple[str, ...] = ("independent",)) -> None:
+        before = {path: path.read_bytes() for path in target.parent.rglob("*") if path.is_file()}
         with pytest.raises(ztw.ZtwError, match=message):
-            publish(config, target, "", "", [], add)
-        assert before == {path: path.read_bytes() for path in target.rglob("*") if path.is_file()}
+            publishing.publish(config, target, "", list(logits))
+        assert before == {path: path.read_bytes() for path in target.parent.rglob("*") if path.is_file()}
 
     refused(
         changed_config(tmp_path, seeds=[0]),
-        "reference/tiny: has .* of digits/resnet8/seed1, which the study does not name; it would be lost",
+        rf"^{target}/digits/resnet8/seed1/metrics/.*: {target}/config.yaml does not name it",
     )
     refused(
         changed_config(tmp_path, backbone={**given["backbone"], "lr": 0.05}),
-        "backbone.json: computed with lr 0.1, the study has 0.05; run make reproduce first",
+        "^results/tiny/digits/resnet.*/backbone.json: computed with lr 0.1, the study has 0.05",
     )
-    (of_cell / "metrics/pabee.json").rename(tmp_path / "pabee.json")
     refused(
-        TINY, "results/tiny: pabee of digits/resnet8/seed0 is not finished; run make reproduce", add=False
+        changed_config(tmp_path, ensembles={**given["ensembles"], "samples": 7}),
+        "^results/tiny/.*/ensembles/.*: computed with samples .*, the study has 7",
     )
+    refused(TINY, f"^{target}/.*seed0/predictions/independent.safetensors: .* would be lost.* --logits", ())
+    (cells / "seed0/metrics/pabee.json").rename(tmp_path / "pabee.json")
+    refused(TINY, f"^{target}/digits/resnet8/seed0/.*/pabee.*: is published and would be lost")
+    (cells / "seed0").rename(tmp_path / "seed0")
     refused(
         changed_config(tmp_path, evaluation={**given["evaluation"], "budgets": [0.9, "max"]}),
-        "pabee of digits/resnet8/seed0 was published with another evaluation; compute it again, or",
+        rf"^{target}/digits/resnet8/seed0/config.yaml: computed with budgets .*, the study has \[0.9, 'max'\]",
     )
-    facts = read_json(target / "provenance.json")
-    facts["logits_sha256"]["digits/resnet8/seed0/predictions/independent/test.safetensors"] = "0" * 64
-    (target / "provenance.json").write_text(json.dumps(facts))
-    refused(
-        TINY, "digits/resnet8/seed0 was trained again, and pabee is of the first training; publish all its"
-    )
-    shutil.rmtree("results/tiny/digits")
-    refused(TINY, "results/tiny: nothing of the study is finished; run make reproduce")
+    shutil.rmtree(cells)
+    refused(TINY, "^results/tiny: nothing of the study is finished; run make reproduce")
 
 
 def test_every_file_of_numbers_is_sealed(finished):

@@ -1,207 +1,124 @@
-"""What a published study consists of: results of pairs of a cell and a method, of a run or published already."""
+"""Copy a finished cell into a published study, and check the settings that it was computed with."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from itertools import product
+import hashlib
+import shutil
+from datetime import date
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-import torch
-from torch import Tensor
-
-from ztw.errors import ZtwError, reason
-from ztw.reporting.devices import COLUMNS, device_rows, with_kinds
+from ztw.errors import ZtwError
+from ztw.evaluation.published_logits import write_published
+from ztw.evaluation.saving import load
+from ztw.exits.logits import read_predictions
+from ztw.files import check_seal, read_json, sha256, write_json
+from ztw.models.costs import macs
 from ztw.reporting.readable import read_rows
-from ztw.reporting.results import IDENTITY, Metrics, from_files, read_curves, read_metrics, write_metrics
-from ztw.reporting.tables import write_csv
-from ztw.study.layout import Cell
+from ztw.reporting.results import read_curves
+from ztw.study.layout import Cell, Layout, metadata
+from ztw.study.provenance import code_version
 from ztw.study.settings import Study
-from ztw.tensors import read_metadata, read_tensors, write_tensors
 
-# of the curves: what a figure or another choice of thresholds needs
-CURVE = ["dataset", "arch", "seed", "method", "split", "parameter", "accuracy", "relative_cost"]
-Pair = tuple[Cell, str]
+# Of a method's curves: what a figure or another choice of thresholds needs
+NAMES = ["dataset", "arch", "seed", "method", "split"]
+NUMBERS = {"parameter": "float64", "accuracy": "float32", "relative_cost": "float32"}
+Recipe = dict[Path, dict[str, Any]]
 
 
-@dataclass(frozen=True)
-class Contents:
-    """All that tables and figures are made of, but measured times.
+def recipe(study: Study, layout: Layout, cell: Cell, methods: list[str]) -> Recipe:
+    """Return the settings that decide a cell's numbers, by the file that records them: its config, or a result."""
+    found: Recipe = {}
+    for method, row in study.methods.items():
+        home = cell.with_arch(row.static or cell.arch)
+        sections = study.backbones.get((home.dataset, home.arch))
+        if method not in methods or sections is None:
+            continue
+        images = sections.data.model_dump(mode="json", exclude={"root"})
+        images["image_folders"] = images["image_folders"].get(cell.dataset, {}).get("size")  # wherever it is
+        found[layout.cell_config(home)] = images | study.evaluation.model_dump(mode="json")
+        found[layout.metrics(cell, method)] = row.model_dump(mode="json")
+        found[metadata(layout.backbone(home))] = sections.backbone.model_dump(mode="json")
+        if row.ics:
+            found[metadata(layout.ics(cell, row.ics))] = sections.ics.sets[row.ics].model_dump(mode="json")
+        if row.ensemble:
+            file = metadata(layout.ensemble(cell, row.ics, row.ensemble))
+            found[file] = study.ensembles.sets[row.ensemble].model_dump(mode="json")
+    return found
 
-    devices: see `ztw.reporting.devices`; answers: (cell, method) -> "<protocol>@<budget>" -> uint8 (N,).
+
+def check_recipe(had: Recipe, wanted: Recipe) -> None:
+    """Raise ZtwError when a cell was computed with other settings than the study has."""
+    for file, settings in wanted.items():
+        for name, value in settings.items():
+            if (was := had.get(file, {}).get(name)) != value:
+                raise ZtwError(f"{file}: computed with {name} {was}, the study has {value}; compute it again")
+
+
+def publish_cell(study: Study, run: Layout, cell: Cell, methods: list[str], target: Layout) -> dict[str, Any]:
+    """Copy what tables and figures are made of; returns where the numbers come from.
+
+    Names of machines become digests. trainings: on what and with what each network was trained, and for how long; IC
+    sets that were trained alike share a pass and its seconds.
     """
-
-    metrics: Metrics
-    devices: list[dict[str, Any]]
-    curves: pd.DataFrame
-    answers: dict[Pair, dict[str, Tensor]]
-
-    @property
-    def pairs(self) -> set[Pair]:
-        """Of which there are results."""
-        return set(_pairs_of(self.metrics[IDENTITY].drop_duplicates()))
-
-
-def pairs(study: Study) -> Iterator[Pair]:
-    """Every cell with every method, in the order of the tables."""
-    cells = [Cell(dataset, arch, seed) for dataset, arch in study.cells for seed in study.seeds]
-    yield from product(cells, study.methods)
-
-
-def of_run(study: Study, folder: Path) -> Contents:
-    """What a run has finished, of hosts only how many there were; raises ZtwError when that is nothing."""
-    done = [
-        (cell, method)
-        for cell, method in pairs(study)
-        if all((folder / str(cell) / file).is_file() for file in _files(method))
-    ]
-    if not done:
-        raise ZtwError(f"{folder}: nothing of the study is finished; run make reproduce first")
-    metrics, curves, answers = zip(
-        *([str(folder / str(cell) / file) for file in _files(method)] for cell, method in done), strict=True
-    )
-    devices = device_rows(metrics)
-    hosts = {host: f"host {number}" for number, host in enumerate(dict.fromkeys(_hosts(devices)), 1)}
-    return Contents(
-        from_files(metrics),
-        [{**row, "host": hosts[row["host"]]} for row in devices],
-        _small(read_curves(curves)[CURVE].drop_duplicates()),
-        {pair: read_tensors(file) for pair, file in zip(done, answers, strict=True)},
-    )
-
-
-def _files(method: str) -> tuple[str, str, str]:
-    return f"metrics/{method}.json", f"curves/{method}.parquet", f"answers/{method}.safetensors"
-
-
-def _hosts(devices: list[dict[str, Any]]) -> list[str]:
-    return [row["host"] for row in devices]
-
-
-def of_published(study: Study, folder: Path) -> Contents:
-    """What stands in results/reference."""
-    file = folder / "answers.safetensors"
-    packed, samples = read_tensors(file), read_metadata(file)
-    metrics = read_metrics(folder / "tables/metrics.csv")
-    there = set(_pairs_of(metrics[IDENTITY].drop_duplicates()))
-    answers: dict[Pair, dict[str, Tensor]] = {pair: {} for pair in pairs(study) if pair in there}
-    for cell, method in answers:
-        start = f"{cell}/{method}/"
-        answers[cell, method] = {
-            name.removeprefix(start): _unpacked(bits, int(samples[str(cell)]))
-            for name, bits in packed.items()
-            if name.startswith(start)
-        }
-    return Contents(
-        metrics,
-        read_rows(folder / "tables/devices.csv"),
-        _small(_read_curves(folder / "curves.parquet")),
-        answers,
-    )
-
-
-def _read_curves(path: Path) -> pd.DataFrame:
-    if not path.is_file():
-        raise ZtwError(f"{path}: is missing; every published study has one")
-    try:
-        return pd.read_parquet(path)
-    except (OSError, ValueError) as error:
-        raise ZtwError(
-            f"{path}: cannot be read ({reason(error, path)}); restore it as it was published"
-        ) from error
-
-
-def joined(study: Study, before: Contents, new: Contents) -> Contents:
-    """Both, in the order of the study; of a pair that is in both the new one counts."""
-    replaced, found = new.pairs, before.pairs | new.pairs
-    order = {pair: place for place, pair in enumerate(pairs(study)) if pair in found}
-    return Contents(
-        _joined_rows(order, before.metrics, new.metrics, replaced),
-        _joined_devices(before.devices, new.devices),
-        _small(_joined_rows(order, before.curves, new.curves, replaced)),
-        {pair: (new if pair in replaced else before).answers[pair] for pair in order},
-    )
-
-
-def backbone_accuracies(metrics: Metrics) -> dict[Cell, float]:
-    """Test accuracy of the cells' backbones alone."""
-    rows = metrics[metrics["metric"].eq("backbone_accuracy")]
-    return {cell: value for (cell, _), value in zip(_pairs_of(rows), rows["value"], strict=True)}
-
-
-def _joined_rows(
-    order: Mapping[Pair, int], before: pd.DataFrame, new: pd.DataFrame, replaced: set[Pair]
-) -> pd.DataFrame:
-    kept = before[[pair not in replaced for pair in _pairs_of(before)]]
-    both = pd.concat([plain(kept), plain(new)], ignore_index=True)
-    places = pd.Series([order[pair] for pair in _pairs_of(both)])
-    return both.iloc[places.argsort(kind="stable")].reset_index(drop=True)
-
-
-def _pairs_of(rows: pd.DataFrame) -> Iterator[Pair]:
-    for dataset, arch, seed, method in rows[IDENTITY].itertuples(index=False):
-        yield Cell(dataset, arch, int(seed)), method
-
-
-def _joined_devices(before: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row a part; new hosts have the numbers after those there are."""
-    known = max(map(_number, before))
-    moved = [{**row, "host": f"host {known + _number(row)}"} for row in new]
-    of_part = {(row["dataset"], row["arch"], str(row["seed"]), row["part"]): row for row in [*before, *moved]}
-    return with_kinds(of_part.values())
-
-
-def _number(row: Mapping[str, Any]) -> int:
-    return int(row["host"].removeprefix("host "))
-
-
-def write_contents(contents: Contents, target: Path) -> None:
-    """What `of_published` reads."""
-    (target / "tables").mkdir()
-    write_metrics(contents.metrics, target / "tables/metrics.csv")
-    write_csv(pd.DataFrame(contents.devices, columns=COLUMNS), target / "tables/devices.csv")
-    _write_curves(contents.curves, target / "curves.parquet")
-    packed = {
-        f"{cell}/{method}/{name}": _packed(right)
-        for (cell, method), own in contents.answers.items()
-        for name, right in own.items()
+    wanted = recipe(study, run, cell, methods)
+    results = {file: read_json(file) for file in sorted(wanted) if file.suffix == ".json" and file.is_file()}
+    had = {file: result["settings"] for file, result in results.items()}
+    check_recipe(had, {file: wanted[file] for file in had})
+    for method in methods:
+        metrics = results[run.metrics(cell, method)]
+        for part in metrics["computed"]:
+            part["host"] = f"host {hashlib.sha256(part['host'].encode()).hexdigest()[:6]}"
+        write_json(target.metrics(cell, method), metrics)
+        _publish_curves(run.curves(cell, method), target.curves(cell, method))
+        check_seal(run.correct(cell, method))
+        target.correct(cell, method).parent.mkdir(exist_ok=True)
+        shutil.copyfile(run.correct(cell, method), target.correct(cell, method))
+    if run.latency(cell).is_file():
+        times = read_json(run.latency(cell))
+        rows = [{key: row[key] for key in row if key != "host"} for row in times["rows"]]
+        write_json(target.latency(cell), times | {"rows": rows})
+    homes = {run.cell(cell.with_arch(study.methods[method].static or cell.arch)) for method in methods}
+    logits = [file for home in homes for file in home.glob("*predictions/**/*.safetensors")]
+    trained = {file: result for file, result in results.items() if "history" in result}
+    return {
+        "versions": metrics["versions"],
+        "trainings": {str(file.relative_to(run.folder)): _training(own) for file, own in trained.items()},
+        "logits_sha256": {str(file.relative_to(run.folder)): sha256(file) for file in logits},
     }
-    samples = {
-        str(cell): str(len(right)) for (cell, _), own in contents.answers.items() for right in own.values()
+
+
+def _training(result: dict[str, Any]) -> dict[str, Any]:
+    seconds = round(sum(epoch["seconds"] for epoch in result["history"]))
+    return {
+        "seconds": seconds,
+        **{key: result[key] for key in ("device", "precision", "threads", "versions")},
     }
-    write_tensors(target / "answers.safetensors", packed, samples)
 
 
-def _small(curves: pd.DataFrame) -> pd.DataFrame:
-    names = dict.fromkeys(("dataset", "arch", "method", "split"), "category")
-    return curves.astype(names | {"seed": "int64", "accuracy": "float32", "relative_cost": "float32"})
+def _publish_curves(source: Path, path: Path) -> None:
+    """Write the first bytes of all numbers together, then their second ones: that is a third smaller."""
+    path.parent.mkdir(exist_ok=True)
+    rows = read_curves([source])[[*NAMES, *NUMBERS]].drop_duplicates().astype(NUMBERS)
+    together: Any = {"use_dictionary": NAMES, "column_encoding": dict.fromkeys(NUMBERS, "BYTE_STREAM_SPLIT")}
+    rows.to_parquet(path, index=False, compression="zstd", compression_level=19, **together)
 
 
-def plain(rows: pd.DataFrame) -> pd.DataFrame:
-    """Categories as text: those of two frames differ."""
-    return rows.astype({name: "str" for name in rows if isinstance(rows[name].dtype, pd.CategoricalDtype)})
+def provenance(run: Layout, machine: str) -> dict[str, Any]:
+    """Return when, where and by what code a run is published; seconds: of its jobs, by rule."""
+    pipeline = run.table("pipeline")
+    rows = read_rows(pipeline) if pipeline.is_file() else []
+    seconds = {row["rule"]: round(float(row["seconds"])) for row in rows}
+    today = date.today().isoformat()
+    return {"date": today, "machine": machine, "published_at": code_version(), "seconds": seconds}
 
 
-def _write_curves(curves: pd.DataFrame, path: Path) -> None:
-    """A number's first bytes beside each other, its second ones, ...: a third less than plain zstd."""
-    numbers = [name for name in CURVE if curves[name].dtype.kind == "f"]
-    curves.to_parquet(
-        path,
-        index=False,
-        compression="zstd",
-        compression_level=19,
-        use_dictionary=[name for name in CURVE if name not in numbers],
-        column_encoding=dict.fromkeys(numbers, "BYTE_STREAM_SPLIT"),
-    )
-
-
-def _packed(right: Tensor) -> Tensor:
-    """0 or 1 (N,) -> 8 of them a byte."""
-    bits = torch.nn.functional.pad(right, (0, -len(right) % 8)).view(-1, 8)
-    return (bits << torch.arange(8, dtype=torch.uint8)).sum(1).to(torch.uint8)
-
-
-def _unpacked(packed: Tensor, samples: int) -> Tensor:
-    return (packed[:, None] >> torch.arange(8, dtype=torch.uint8) & 1).flatten()[:samples]
+def publish_logits(study: Study, run: Layout, cell: Cell, ics: str, target: Layout) -> None:
+    """Publish the predictions of an IC set for validation and test images."""
+    method = next((name for name, row in study.methods.items() if row.ics == ics), None)
+    if method is None:
+        raise ZtwError(f"--logits {ics}: no method of the study has that IC set")
+    network, _ = load(run.network(cell, method).parent)
+    network.ensemble = None  # what the single exits cost
+    parts = {part: read_predictions(run.predictions(cell, ics, part)) for part in ("validation", "test")}
+    write_published(target.published_predictions(cell, ics), parts, macs(network), macs(network.backbone))

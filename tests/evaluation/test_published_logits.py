@@ -24,7 +24,7 @@ def root(tmp_path):
         for split, size in (("validation", 5), ("test", 9))
     }
     write_published(
-        tmp_path / "study/predictions/digits/resnet8/seed0/independent.safetensors", splits, COST, 2.25
+        tmp_path / "study/digits/resnet8/seed0/predictions/independent.safetensors", splits, COST, 2.25
     )
     return tmp_path, splits
 
@@ -58,7 +58,7 @@ def test_without_any_that_is_said(tmp_path):
 
 
 def test_another_file_is_refused(root):
-    path = root[0] / "study/predictions/digits/resnet8/seed0/independent.safetensors"
+    path = root[0] / "study/digits/resnet8/seed0/predictions/independent.safetensors"
     write_tensors(path.with_name("other.safetensors"), {"weights": torch.zeros(2)})
     with pytest.raises(ztw.ZtwError, match=r"other.safetensors: is no file of published predictions"):
         ztw.load_predictions(NAME.replace("independent", "other"), root[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -161,10 +162,16 @@ CALLS = {
 }
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("saved") / "net"
+    ztw.save(small_network("cascade", [0, 1]), folder, ztw.MaxSoftmax([0.5, 0.7]))
+    return folder
+
+
 @pytest.fixture
-def saved(tmp_path) -> Path:
-    ztw.save(small_network("cascade", [0, 1]), tmp_path / "net", ztw.MaxSoftmax([0.5, 0.7]))
-    return tmp_path / "net"
+def saved(written, tmp_path) -> Path:
+    return Path(shutil.copytree(written, tmp_path / "net"))
 
 
 def edit(folder: Path, **changes) -> None:

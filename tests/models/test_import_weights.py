@@ -246,7 +246,7 @@ def test_of_several_prefixes_that_fit_the_usual_one_is_taken_or_the_choice_is_th
     load_foreign(backbone, below("ema", "model"), "file")
     assert torch.equal(backbone.state_dict()["classifier.2.bias"], states["model"]["classifier.2.bias"])
     with pytest.raises(
-        ztw.ZtwError, match=r"fits resnet8 below each of 'ema.', 'student.'; save the weights"
+        ztw.ZtwError, match=r"fits resnet8 under each of 'ema.', 'student.'; save the weights"
     ):
         load_foreign(backbone, below("ema", "student"), "file")
 
@@ -342,7 +342,7 @@ def test_fetch_weights(tmp_path):
     assert fetch_weights(url, sha256, tmp_path / "root", said.append) == path
     assert len(said) == 1, "nothing is downloaded twice"
     path.write_bytes(b"altered")
-    with pytest.raises(ztw.ZtwError, match=r"model.th: altered or truncated .*; delete it to fetch it again"):
+    with pytest.raises(ztw.ZtwError, match=r"model.th: altered or truncated .*; delete it"):
         fetch_weights(url, sha256, tmp_path / "root")
 
 

@@ -95,7 +95,7 @@ def open_array(record: dict[str, Any], split: str, what: str) -> Tensor:
     if sha256(path) != record["sha256"][path.name]:
         raise NotAsRecordedError(f"{path}: altered or truncated (its SHA-256 differs)")
     # Mode "c": torch warns of read-only arrays
-    return torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))
+    return torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))  # noqa: TID251
 
 
 def write_record(folder: Path, metadata: dict[str, Any]) -> dict[str, Any]:

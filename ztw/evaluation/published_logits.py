@@ -14,17 +14,22 @@ from ztw.errors import ZtwError
 from ztw.exits.logits import check_logits, class_labels
 from ztw.tensors import read_metadata, read_tensors, write_tensors
 
-# where this checkout has its published studies
+# Where this checkout has its published studies
 REFERENCE = Path(__file__).parents[2] / "results/reference"
+FOLDER = "predictions"  # of a cell
 
 
 @dataclass(frozen=True, repr=False)
 class Predictions:
-    """What the single exits of a trained network say of images that nothing was trained on.
+    """Logits of a trained network's exits, for images that nothing was trained on.
 
-    validation, test: (logits float32 (K, N, C), labels int64 (N,)), the first to choose and to fit on, the second to
-    report; they were rounded to half precision, so that accuracies can differ from the study's in the fourth digit.
-    cost: (K,) float64, cumulative, in MACs; base_cost: of the backbone alone.
+    Logits were rounded to half precision: accuracies can differ from the study's in the fourth digit.
+
+    Args:
+        validation: (logits float32 (K, N, C), labels int64 (N,)), to choose thresholds and to fit on.
+        test: the same of the test images, to report.
+        cost: (K,) float64, cumulative cost of the exits, in MACs.
+        base_cost: MACs of the backbone alone.
     """
 
     validation: tuple[Tensor, Tensor]
@@ -42,15 +47,19 @@ class Predictions:
 
 
 def load_predictions(name: str, root: Path | str | None = None) -> Predictions:
-    """The published predictions of an IC set.
+    """Load the published predictions of an IC set.
 
-    name: "<study>/<data set>/<architecture>/seed<seed>/<IC set>"; root: the folder of published studies, of this
-    checkout's results/reference unless given. Raises ZtwError, with the names that are there, for an unknown one.
+    Args:
+        name: "<study>/<data set>/<architecture>/seed<seed>/<IC set>".
+        root: the folder of published studies; this checkout's results/reference unless given.
+
+    Raises:
+        ZtwError: for an unknown name, with the known ones, and for a file of another kind.
     """
     root = REFERENCE if root is None else Path(root)
-    study, _, rest = str(name).strip("/").partition("/")
-    path = root / study / "predictions" / f"{rest}.safetensors"
-    if not rest or not path.is_file():
+    cell, _, ics = str(name).strip("/").rpartition("/")
+    path = root / cell / FOLDER / f"{ics}.safetensors"
+    if not path.is_file():
         raise ZtwError(f"predictions {name!r}: not in {root}; known: {', '.join(published(root)) or 'none'}")
     tensors, facts = read_tensors(path, "take it from the repository again"), read_metadata(path)
     try:
@@ -68,16 +77,25 @@ def load_predictions(name: str, root: Path | str | None = None) -> Predictions:
 
 
 def published(root: Path | str = REFERENCE) -> list[str]:
-    """The names of all published predictions."""
-    files = sorted(Path(root).glob("*/predictions/**/*.safetensors"))
-    names = (file.relative_to(root).with_suffix("").parts for file in files)
-    return ["/".join((study, *rest)) for study, _, *rest in names]
+    """List the names of all published predictions."""
+    files = sorted(Path(root).glob(f"*/**/{FOLDER}/*.safetensors"))
+    return [(file.parents[1] / file.stem).relative_to(root).as_posix() for file in files]
 
 
 def write_published(
     path: Path | str, splits: Mapping[str, tuple[Tensor, Tensor]], cost: Tensor, base_cost: float
 ) -> None:
-    """Write the predictions of an IC set; splits: "validation" and "test" -> (logits (K, N, C), labels (N,))."""
+    """Write the predictions of an IC set in half precision.
+
+    Args:
+        path: of the file, `ztw.study.layout.Layout.published_predictions`.
+        splits: "validation" and "test" -> (logits (K, N, C), labels (N,)).
+        cost: (K,) cumulative cost of the exits, in MACs.
+        base_cost: MACs of the backbone alone.
+
+    Raises:
+        ZtwError: for logits beyond half precision's range.
+    """
     tensors: dict[str, Tensor] = {}
     for split, (logits, labels) in splits.items():
         largest = logits.shape[-1] - 1

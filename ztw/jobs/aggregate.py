@@ -15,7 +15,7 @@ from ztw.reporting.differences import read_noise
 from ztw.reporting.latency_table import latency_table, left_out, write_latency
 from ztw.reporting.mlflow_names import undelivered
 from ztw.reporting.published import comparison_table, read_published
-from ztw.reporting.results import Metrics, from_files, from_runs, write_metrics
+from ztw.reporting.results import Metrics, from_files, from_runs, results_of, write_metrics
 from ztw.reporting.tables import (
     accuracy_table,
     allowed_loss_table,
@@ -46,25 +46,25 @@ class AggregateSettings:
     tracked: bool = False
 
 
-def aggregate(job: Job, settings: AggregateSettings) -> None:
-    """Write all tables of a study except `differences` and `pipeline`."""
+def aggregate(job: Job, settings: AggregateSettings, partial: bool = False) -> None:
+    """Write all tables of a study except `differences` and `pipeline`; partial: see `results_of`."""
     layout, cells = job.layout, [Cell(*names) for names in settings.cells]
-    files = {layout.metrics(cell, method): cell for cell in cells for method in settings.methods}
+    files = {layout.metrics(*of): of[0] for of in results_of(layout, cells, settings.methods, partial)}
     if settings.tracked:
         metrics, lacking = from_runs(layout.store, list(files), job.report)
         for file, reason in lacking.items():  # seen by the next call, which logs the cell again
             write_json(layout.runs(files[file]), undelivered(files[file], reason))
     else:
         metrics = from_files(files)
-    write_all(layout, metrics, device_rows(files), settings)
+    _write_all(layout, metrics, device_rows(list(files)), settings, partial)
 
 
-def write_all(
+def _write_all(
     layout: Layout,
     metrics: Metrics,
     devices: Sequence[Mapping[str, Any]],
     settings: AggregateSettings,
-    partial: bool = False,
+    partial: bool,
 ) -> None:
     """Write the tables.
 

@@ -10,12 +10,13 @@ import pandas as pd
 from torch import Tensor
 
 from ztw.evaluation.bootstrap import pairs_at_budgets
+from ztw.evaluation.correct import read_correct
 from ztw.jobs.job import Job
 from ztw.reporting.differences import COLUMNS
+from ztw.reporting.results import results_of
 from ztw.reporting.tables import write_csv
 from ztw.study.layout import Cell
 from ztw.study.settings import EvaluationSettings
-from ztw.tensors import read_tensors
 
 
 @dataclass(frozen=True)
@@ -27,16 +28,15 @@ class CompareMethodsSettings:
     cells: tuple[tuple[str, str, int], ...]
 
 
-def compare_methods(job: Job, settings: CompareMethodsSettings) -> None:
-    """Compare every pair of methods on the same test samples at every budget."""
+def compare_methods(job: Job, settings: CompareMethodsSettings, partial: bool = False) -> None:
+    """Compare every pair of methods on the same test samples at every budget; partial: see `results_of`."""
     rows: list[dict[str, Any]] = []
     cells = [Cell(*names) for names in settings.cells]
     for dataset, arch in dict.fromkeys((cell.dataset, cell.arch) for cell in cells):
         job.report(f"{dataset}/{arch}")
         correct = {
-            (cell.seed, method): read_tensors(job.layout.correct(cell, method))
-            for cell in cells
-            for method in settings.methods
+            (cell.seed, method): read_correct(job.layout.correct(cell, method))
+            for cell, method in results_of(job.layout, cells, settings.methods, partial)
             if (cell.dataset, cell.arch) == (dataset, arch)
         }
         for protocol in settings.evaluation.protocols:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from ztw.evaluation.correct import write_correct
 from ztw.evaluation.curves import Costs, SplitPredictions, label
 from ztw.evaluation.methods import evaluate_method, rules_at_budgets
 from ztw.evaluation.metric_rows import backbone_metrics, metric_records
@@ -26,7 +27,6 @@ from ztw.progress import Note
 from ztw.study.layout import Cell, metadata
 from ztw.study.settings import DataSettings, EvaluationSettings, MethodSettings
 from ztw.study.training_settings import BackboneBuild, IcSet
-from ztw.tensors import write_tensors
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def evaluate(job: Job, cell: Cell, settings: EvaluateSettings) -> None:
         metrics = pd.concat([found.metrics, backbone_metrics(base["ztw"], accuracy)])
         with sealed(layout.curves(cell, name)) as scratch:
             label(found.curves, cell, name).to_parquet(scratch, index=False)
-        write_tensors(layout.correct(cell, name), found.correct)
+        write_correct(layout.correct(cell, name), found.correct)
         write_method(networks, name, method, metrics)
         rules = found.rules.get("held-out") or rules_at_budgets(
             validation or test, costs["ztw"], method, settings.evaluation

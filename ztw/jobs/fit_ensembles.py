@@ -54,6 +54,7 @@ def _metadata(
         "include_final": settings.include_final,
         "fit_on": settings.fit_on,
         "samples": len(labels),
+        "settings": settings.model_dump(),
         "loss": [-value for value in picked.double().mean((1, 2)).tolist()],
         "versions": versions(),
     }

@@ -11,7 +11,7 @@ from ztw.jobs.job import Job
 from ztw.reporting.exit_figures import exit_accuracies, exit_shares, improvabilities
 from ztw.reporting.figures import accuracy_against_cost, accuracy_against_time
 from ztw.reporting.latency_table import read_latency
-from ztw.reporting.results import read_curves, read_metrics
+from ztw.reporting.results import read_curves, read_metrics, results_of
 from ztw.reporting.style import save
 from ztw.study.layout import Cell, Layout
 from ztw.study.settings import EvaluationSettings
@@ -36,20 +36,26 @@ class PlotFiguresSettings:
     timed: bool
 
 
-def plot_figures(job: Job, title: str, settings: PlotFiguresSettings) -> None:
-    """Draw every figure of one data set and architecture; title: the first part of the file names."""
-    for name, figure in _figures(job.layout, settings):
+def plot_figures(job: Job, title: str, settings: PlotFiguresSettings, partial: bool = False) -> None:
+    """Draw every figure of one data set and architecture.
+
+    Args:
+        title: the first part of the file names.
+        partial: see `ztw.reporting.results.results_of`.
+    """
+    for name, figure in _figures(job.layout, settings, partial):
         job.report(name)
         save(figure, job.layout.figure(title, name))
 
 
-def _figures(layout: Layout, settings: PlotFiguresSettings) -> Iterator[tuple[str, Figure]]:
-    names, families, evaluation = (settings.dataset, settings.arch), settings.families, settings.evaluation
+def _figures(layout: Layout, settings: PlotFiguresSettings, partial: bool) -> Iterator[tuple[str, Figure]]:
+    names, evaluation = (settings.dataset, settings.arch), settings.evaluation
     title, protocol = ", ".join(names), evaluation.protocols[0]
     metrics = read_metrics(layout.table("metrics"))
     metrics = metrics[metrics["dataset"].eq(names[0]) & metrics["arch"].eq(names[1])]
-    cells = [Cell(*names, seed) for seed in settings.seeds]
-    curves = read_curves(layout.curves(cell, method) for method in settings.methods for cell in cells)
+    found = results_of(layout, [Cell(*names, seed) for seed in settings.seeds], settings.methods, partial)
+    curves = read_curves(layout.curves(*of) for of in found)
+    families = {name: of for name, of in settings.families.items() if name in {method for _, method in found}}
     yield "accuracy_cost", accuracy_against_cost(curves, metrics, families, title)
     yield "exit_accuracy", exit_accuracies(metrics, families, title)
     yield "hindsight_improvability", improvabilities(metrics, families, title)

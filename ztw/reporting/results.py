@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from ztw.errors import ZtwError, reason
 from ztw.files import check_seal, read_json, sealed
 from ztw.progress import Note, Report
+from ztw.study.layout import Cell, Layout
 
 IDENTITY = ["dataset", "arch", "seed", "method"]
 # protocol, budget: "" where a metric has none, budget as the study writes it ("0.25", "1.0", "max"), or the
@@ -19,7 +22,23 @@ TYPES = dict.fromkeys(METRIC_COLUMNS, "str") | {"seed": "int64", "exit": "int64"
 Metrics = pd.DataFrame
 
 
-def from_files(files: Iterable[Path]) -> Metrics:
+def results_of(
+    layout: Layout, cells: Iterable[Cell], methods: Sequence[str], partial: bool = False
+) -> list[tuple[Cell, str]]:
+    """List every cell with every method, in the order of the tables.
+
+    Args:
+        layout: where their results are.
+        cells: of the study.
+        methods: of the study.
+        partial: leave out a method where a cell has no metrics of it. In a study that is published from several
+            machines a mean can be over fewer seeds. In a run a missing file is an error.
+    """
+    pairs = product(cells, methods)
+    return [(cell, method) for cell, method in pairs if not partial or layout.metrics(cell, method).is_file()]
+
+
+def from_files(files: Iterable[Path | str]) -> Metrics:
     """The metrics that the `evaluate` jobs wrote, a row each, METRIC_COLUMNS."""
     return _frame(read_json(file) for file in files)
 
@@ -29,7 +48,14 @@ def read_curves(files: Iterable[Path]) -> pd.DataFrame:
     files = list(files)
     for file in files:
         check_seal(file)
-    return pd.concat([pd.read_parquet(file) for file in files])
+    return pd.concat([_read_parquet(file) for file in files])
+
+
+def _read_parquet(file: Path | str) -> pd.DataFrame:
+    try:
+        return pd.read_parquet(file)
+    except (OSError, ValueError) as error:
+        raise ZtwError(f"{file}: cannot be read ({reason(error, file)})") from error
 
 
 def from_runs(
