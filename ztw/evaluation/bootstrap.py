@@ -2,8 +2,8 @@
 
 Test samples are drawn with replacement many times. Each draw is the same for both methods and all seeds, because all
 of them predict the same images (Efron and Tibshirani 1993, chapter 13: percentile interval). The interval covers the
-choice of the test samples only. It does not cover the spread between trainings (see the standard deviation over seeds)
-or the choice of thresholds on the validation split. Of many pairs, some intervals exclude 0 by chance.
+choice of the test samples only. It does not cover the spread between trainings (see the standard deviation over
+seeds) or the choice of thresholds on the validation split. Of many pairs, some intervals exclude 0 by chance.
 """
 
 from __future__ import annotations

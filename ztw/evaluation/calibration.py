@@ -1,7 +1,7 @@
 """Calibration of exits: how well confidence matches accuracy. Pure functions of logits and labels.
 
-Logits may be unnormalised or log-probabilities. Confidence is the largest softmax probability. Bins have equal width,
-(lo, hi]; 0 belongs to the first bin. All computations are in float64 on the CPU.
+Logits may be unnormalised or log-probabilities. Confidence is the largest softmax probability. Bins have equal
+width, (lo, hi]; 0 belongs to the first bin. All computations are in float64 on the CPU.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def fit_temperatures(logits: Tensor, labels: Tensor) -> Tensor:
     """Fit the temperature T > 0 of every exit that minimises the cross-entropy of logits / T (Guo et al. 2017).
 
     The problem is convex in 1 / T, which is kept within [1e-3, 1e3]. Logits that separate the classes perfectly give
-    1e-3, uninformative logits 1e3. Constant logits give 1, because every T is equally good. Labels of probability 0 are
-    left out, because no T changes them.
+    1e-3, uninformative logits 1e3. Constant logits give 1, because every T is equally good. Labels of probability 0
+    are left out, because no T changes them.
 
     Args:
         logits: (K, N, C), not from the test split.
@@ -82,7 +82,6 @@ def calibration(
         labels: int (N,).
         temperatures: (K,), from `fit_temperatures` on another split. They add ece_scaled, classwise_ece_scaled,
             brier_scaled and nll_scaled, the metrics of logits / temperature.
-        bins: number of bins.
 
     Returns:
         name -> float64 (K,).

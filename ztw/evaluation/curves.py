@@ -17,12 +17,7 @@ from ztw.study.settings import MethodSettings
 
 @dataclass(frozen=True)
 class SplitPredictions:
-    """Predictions of one method on one split.
-
-    Args:
-        logits: (K, N, C), of single exits or ensembles.
-        labels: int64 (N,).
-    """
+    """Predictions of one method on one split: logits (K, N, C) of single exits or ensembles, labels int64 (N,)."""
 
     logits: Tensor
     labels: Tensor
@@ -30,12 +25,7 @@ class SplitPredictions:
 
 @dataclass(frozen=True)
 class Costs:
-    """Costs in one unit.
-
-    Args:
-        cost: (K,), cumulative cost of leaving at each exit.
-        base: cost of the backbone alone.
-    """
+    """Costs in one unit: `cost` (K,) of leaving at each exit, cumulative, and `base` of the backbone alone."""
 
     cost: Tensor
     base: float

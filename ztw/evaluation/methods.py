@@ -50,15 +50,12 @@ def evaluate_method(
 ) -> Evaluation:
     """Sweep one method and choose its thresholds for every budget.
 
-    Protocol `held-out` chooses on the validation split, `paper` and `published` on the test split. `published` counts
-    cost by the published counter. Accuracy and cost are always those of the test split.
+    Protocol `held-out` chooses on the validation split, `paper` and `published` on the test split. `published`
+    counts cost by the published counter. Accuracy and cost are always those of the test split.
 
     Args:
         validation: None if nothing is held out; then no protocol may need it, and nothing is scaled by a temperature.
-        test: predictions on the test split.
         costs: counter -> costs: "ztw", and "published" if a protocol needs it.
-        method: the method's settings.
-        evaluation: section `evaluation` of the study.
     """
     correct: dict[str, Tensor] = {}
     rules: dict[str, Rules] = {}

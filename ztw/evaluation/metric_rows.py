@@ -11,14 +11,7 @@ METRIC_COLUMNS = ("protocol", "budget", "exit", "metric", "value")
 
 
 class Metric(NamedTuple):
-    """A value.
-
-    Args:
-        metric: name.
-        value: NaN where a budget is infeasible.
-        budget: as the study writes it, or the allowed loss; "" = none.
-        exit: 1 to K; 0 = none.
-    """
+    """A value of a metric, NaN where infeasible; budget: or allowed loss, "" = none; exit: 1 to K, 0 = none."""
 
     metric: str
     value: float
@@ -33,12 +26,7 @@ def metric_rows(metrics: Iterable[Metric], protocol: str = "") -> pd.DataFrame:
 
 
 def backbone_metrics(base_macs: float, accuracy: float | None) -> pd.DataFrame:
-    """Return the backbone's rows of a method's metrics.
-
-    Args:
-        base_macs: MACs of the backbone.
-        accuracy: on the test split; None = unknown.
-    """
+    """Return the backbone's rows of a method's metrics; accuracy: on the test split, None = unknown."""
     known = [] if accuracy is None else [Metric("backbone_accuracy", accuracy)]
     return metric_rows([Metric("backbone_macs", base_macs), *known])
 

@@ -17,8 +17,8 @@ PERCENT = 10  # a budget from here on that exceeds all costs is taken for a perc
 def at_budget(curve: Curve, budgets: Sequence[float | str], base_cost: float) -> list[int | None]:
     """Return the row of a curve that each budget allows.
 
-    Of the rows within a budget, takes the most expensive one; of equally expensive ones, the most cautious. This is the
-    paper's "largest threshold whose mean cost is below".
+    Of the rows within a budget, takes the most expensive one; of equally expensive ones, the most cautious. This is
+    the paper's "largest threshold whose mean cost is below".
 
     Args:
         curve: from `sweep`.

@@ -21,12 +21,7 @@ from ztw.models.network import EarlyExitNetwork
 
 @dataclass(frozen=True)
 class Weights:
-    """A safetensors file with weights of a network.
-
-    Args:
-        path: the file.
-        prefix: prefix + name in the file = name in the network.
-    """
+    """A safetensors file with weights of a network; prefix + a name in the file = the name in the network."""
 
     path: Path
     prefix: str = ""
@@ -38,7 +33,6 @@ def network_metadata(
     """Return the metadata of a network for network.json.
 
     Args:
-        network: the network.
         backbone: how to make the backbone: {"build_backbone": arguments}, {"stages": graphs, "classifier": graph},
             or {"as_backbone": ...}, which needs the user's model.
         cost: (K,) cumulative MACs.
@@ -87,7 +81,6 @@ def write_network(
     """Write a folder's network.json, sealed.
 
     Args:
-        folder: the folder.
         metadata: from `network_metadata`.
         weights: existing files of weights, in any folder.
         rules: (budget or None, rule); `load` returns the first unless a budget is given.

@@ -115,8 +115,8 @@ def choose_threshold(
     """Choose the thresholds that meet one goal on held-out samples: a budget, an allowed loss or a risk.
 
     Args:
-        network: a network, used with its ensemble if it has one; or an OnnxRunner. An int8 model needs thresholds
-            of its own.
+        network: a network, used with its ensemble if it has one; or an OnnxRunner. Choose new thresholds for an int8
+            model.
         held_out: images and labels that nothing was trained on, see `train_exits`; or the result of `predict`.
         budget: the largest mean cost, as a share of the backbone's MACs; "max" = the highest accuracy.
         allowed_loss: the largest loss of accuracy against the last exit, in [0, 1), at the smallest cost.
@@ -125,7 +125,7 @@ def choose_threshold(
         rule: a name such as "entropy", or a class.
         thresholds: the kind of thresholds, see `ztw.list_thresholds`; None = "shared", with `risk`
             "risk_controlled". "allowed_loss" uses `allowed_loss` as its parameter (Berestizshevsky & Even 2019).
-        points: number of points of the grid, about 2 * `points` in total.
+        points: fineness of the grid of thresholds, which has about 2 * `points` points.
         batch_size: images per batch.
         precision: "fp32", "bf16" or "auto".
         progress: see `train_exits`.

@@ -27,12 +27,10 @@ def predict_networks(
     """Compute the logits of every exit of several networks that share one backbone.
 
     Args:
-        networks: the networks.
         data: images, on the networks' device.
         batch_size: images per batch.
         compute: device and precision.
         generator: shuffle and augment the images, as the released recipe does for the ensembles' training logits.
-        report: called with the progress.
 
     Returns:
         Logits float32 (K, N, C) of each network, and labels int64 (N,), on the CPU.

@@ -25,12 +25,7 @@ FEW = 2
 
 @dataclass(frozen=True)
 class Timing:
-    """A call to time.
-
-    Args:
-        run: the call, on a batch of images.
-        network: shared by calls that differ in thresholds only; None = shared with no other call.
-    """
+    """A call to time; network: shared by calls that differ in thresholds only, None = shared with no other call."""
 
     run: Callable[[Tensor], Any]
     network: Hashable = None
@@ -55,14 +50,12 @@ def time_in_turn(
 
     The calls take turns, so that a drift of the machine's speed affects all of them. Every turn starts with another
     batch, because the first call after another network is slower. The fastest time of a batch counts, because other
-    processes may slow the machine. A batch that leaves a network at the same exits at two budgets is timed once a turn
-    for both.
+    processes may slow the machine. A batch that leaves a network at the same exits at two budgets is timed once a
+    turn for both.
 
     Args:
-        calls: the calls.
         batches: (B, C, H, W) each, on `device`.
         turns: number of repetitions.
-        device: device of the networks.
         step: called after every turn of a call.
         clock: returns the time in seconds.
     """
@@ -125,9 +118,7 @@ def _exits(predictions: Any) -> tuple[int, ...]:
 def share_that_differs(predictions: Sequence[Any], reference: Sequence[Any]) -> float:
     """Return the share of images with another predicted class or another exit than in the reference.
 
-    Args:
-        predictions: an `ExitResult` per batch, or logits (N, C) of a network without exits.
-        reference: the same of the reference.
+    Each batch is an `ExitResult`, or the logits (N, C) of a network without exits.
     """
     found, expected = (torch.cat([_outcome(one) for one in part], 1) for part in (predictions, reference))
     return float((found != expected).any(0).double().mean())
@@ -153,10 +144,8 @@ def take_batches(data: Data, size: int, images: int, device: torch.device) -> li
     """Return batches (B, C, H, W) to time, from the first images of `data`, repeated if it has too few.
 
     Args:
-        data: the images.
         size: images per batch, fewer if the data has fewer.
         images: total number of images, at least five batches.
-        device: device of the batches.
     """
     count = max(5, images // size)
     found = [batch.to(device) for batch, _ in islice(data.batches(size), count)]

@@ -34,7 +34,6 @@ class AggregateSettings:
 
     Args:
         methods: rows, in this order.
-        evaluation: protocols and budgets.
         cells: (data set, architecture, seed) of every cell.
         timed: cells with measured latency.
         tracked: read metrics from the runs in MLflow.
@@ -48,11 +47,7 @@ class AggregateSettings:
 
 
 def aggregate(job: Job, settings: AggregateSettings, partial: bool = False) -> None:
-    """Write every table of a study but those of differences and of the pipeline.
-
-    Args:
-        partial: of `ztw.reporting.results.results_of`.
-    """
+    """Write all tables of a study except `differences` and `pipeline`; partial: see `results_of`."""
     layout, cells = job.layout, [Cell(*names) for names in settings.cells]
     files = {layout.metrics(*of): of[0] for of in results_of(layout, cells, settings.methods, partial)}
     if settings.tracked:
@@ -74,10 +69,7 @@ def _write_all(
     """Write the tables.
 
     Args:
-        layout: paths of the study.
-        metrics: see `ztw.reporting.results`.
         devices: rows from `ztw.reporting.devices.device_rows`.
-        settings: see `AggregateSettings`.
         partial: see `ztw.reporting.tables.accuracy_table`.
     """
     evaluation = settings.evaluation

@@ -30,7 +30,8 @@ from ztw.study.training_settings import Anatomy, BackboneBuild, IcSet
 def compute_on(hardware: HardwareSettings) -> Compute:
     """Choose a job's device and precision as the study says; of several GPUs, one that no other job uses.
 
-    Jobs that run a network keep their freed memory. Jobs on logits have few large arrays and need less without it.
+    Jobs that run a network keep their freed memory. Jobs on logits have few large arrays and use less memory without
+    it.
     """
     keep_freed_memory()
     device = pick_device(own_gpu(hardware.device))
@@ -44,8 +45,6 @@ class CellNetworks:
     """The networks of a cell. Loading raises ZtwError if a file belongs to another cell.
 
     Args:
-        layout: paths of the study.
-        cell: the cell.
         build: how its backbone is built.
         sets: its IC sets.
         statics: static network -> how it is built; each has its own cell.

@@ -29,11 +29,7 @@ class CompareMethodsSettings:
 
 
 def compare_methods(job: Job, settings: CompareMethodsSettings, partial: bool = False) -> None:
-    """Compare every pair of methods on the same test samples, budget by budget.
-
-    Args:
-        partial: of `ztw.reporting.results.results_of`.
-    """
+    """Compare every pair of methods on the same test samples at every budget; partial: see `results_of`."""
     rows: list[dict[str, Any]] = []
     cells = [Cell(*names) for names in settings.cells]
     for dataset, arch in dict.fromkeys((cell.dataset, cell.arch) for cell in cells):

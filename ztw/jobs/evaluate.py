@@ -31,16 +31,7 @@ from ztw.study.training_settings import BackboneBuild, IcSet
 
 @dataclass(frozen=True)
 class EvaluateSettings:
-    """Settings that the metrics of a cell depend on.
-
-    Args:
-        images: normalisation and validation part.
-        build: how the backbone is built.
-        statics: static network -> how it is built.
-        sets: the IC sets.
-        methods: the evaluated methods.
-        evaluation: protocols, budgets and allowed losses.
-    """
+    """Settings that the metrics of a cell depend on; statics: static network -> how it is built."""
 
     images: DataSettings
     build: BackboneBuild

@@ -21,12 +21,7 @@ from ztw.progress import describe, memory_ran_out
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Why a network is not timed in ONNX Runtime.
-
-    Args:
-        reason: in words.
-        lasting: another try on this machine would fail in the same way.
-    """
+    """Why a network is not timed in ONNX Runtime; lasting: another try on this machine would fail in the same way."""
 
     reason: str
     lasting: bool
@@ -52,7 +47,6 @@ class Exports:
 
         Args:
             shared: key of the export; methods with the same key share it.
-            network: the network.
             rules: rules of one kind; the thresholds are inputs of the exported network.
         """
         if shared not in self.made:

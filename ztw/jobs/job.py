@@ -16,7 +16,6 @@ class Job:
     """Paths and progress of a job.
 
     Args:
-        layout: paths of the study.
         report: called with lines of progress.
         params: settings, plugins and code digest; Snakemake runs the job again if one changes.
         inputs: the files that the job reads.

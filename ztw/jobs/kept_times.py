@@ -24,9 +24,7 @@ ENSEMBLE = ("kind", "exits", "num_classes", "include_final")
 class KeptTimes:
     """The measured times of a cell's methods, a file for each, sealed with its SHA-256.
 
-    Args:
-        networks: the cell's networks.
-        common: what the times of all methods depend on ("code", "machine", ...), as JSON values.
+    common: what the times of all methods depend on ("code", "machine", ...), as JSON values.
     """
 
     networks: CellNetworks

@@ -82,12 +82,8 @@ class Bench:
     """The images, the backbone and the networks of a cell, ready to be timed.
 
     Args:
-        networks: the cell's networks.
-        plan: the job's settings.
-        compute: device and precision.
         where: runtime -> description of hardware and precision.
         missing: the methods to time.
-        report: called with the progress.
     """
 
     def __init__(

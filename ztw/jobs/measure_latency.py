@@ -25,10 +25,10 @@ def measure_latency(job: Job, cell: Cell, settings: MeasureLatencySettings) -> N
     """Time every method at every budget in every runtime, and write the rows as JSON.
 
     Methods are timed in turn, in small groups with the backbone. The backbone's times in a method's group are rows,
-    too, with the method as `beside`. Times are kept and measured again only if something that they depend on changes.
-    Thresholds come from the validation split and are the same in all runtimes. `differs` is the share of images that
-    leave at another exit or get another class than in PyTorch. `left_out` lists what ONNX Runtime cannot run here,
-    with the reason; a Note reports it.
+    too, with the method as `beside`. Times are kept and measured again only if something that they depend on
+    changes. Thresholds come from the validation split and are the same in all runtimes. `differs` is the share of
+    images that leave at another exit or get another class than in PyTorch. `left_out` lists what ONNX Runtime cannot
+    run here, with the reason; a Note reports it.
     """
     networks = CellNetworks(job.layout, cell, settings.build, settings.sets, settings.statics)
     compute = compute_on(settings.hardware)

@@ -22,11 +22,8 @@ class PlotFiguresSettings:
     """Settings of the figures of one data set and architecture.
 
     Args:
-        dataset, arch: the names.
-        seeds: of the cells.
         families: method with early exits -> family, see `ztw.reporting.style.style`.
         methods: all methods, static networks included.
-        evaluation: protocols and budgets.
         timed: latency was measured.
     """
 
@@ -43,8 +40,8 @@ def plot_figures(job: Job, title: str, settings: PlotFiguresSettings, partial: b
     """Draw every figure of one data set and architecture.
 
     Args:
-        title: of the figures' files.
-        partial: of `ztw.reporting.results.results_of`.
+        title: the first part of the file names.
+        partial: see `ztw.reporting.results.results_of`.
     """
     for name, figure in _figures(job.layout, settings, partial):
         job.report(name)

@@ -27,17 +27,7 @@ from ztw.tensors import write_tensors
 
 @dataclass(frozen=True)
 class PredictSettings:
-    """Settings that the logits depend on.
-
-    Args:
-        images: the images of the splits.
-        build: how the backbone is built.
-        sets: the IC sets.
-        batch_size: images per batch.
-        samples: number of training images; None = all.
-        splits: the splits.
-        hardware: device and precision.
-    """
+    """Settings that the logits depend on; samples: number of training images, None = all."""
 
     images: DataSettings
     build: BackboneBuild

@@ -21,8 +21,6 @@ class TrackCellSettings:
     """Settings of the runs of a cell.
 
     Args:
-        methods: names of the methods.
-        sets: names of the IC sets.
         ensembles: (IC set, ensemble) of every fitted ensemble.
         families: method with early exits -> family, see `ztw.reporting.style.style`.
         protocol: the protocol of the headline accuracies.

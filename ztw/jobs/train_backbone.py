@@ -40,10 +40,7 @@ class TrainBackboneSettings:
     """Settings that a backbone's weights depend on.
 
     Args:
-        images: the training images.
         root: the folder of downloaded weights.
-        backbone: source, options and recipe.
-        hardware: device, precision, compilation.
         weights: stamp of the file of weights that the study names.
     """
 

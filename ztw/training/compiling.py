@@ -31,7 +31,6 @@ def compiled(
     Batches smaller than the recipe's are not compiled: torch would compile again for any batch size, to slower code.
 
     Args:
-        function: the function to compile.
         recipe: its `compile` is True, False or "auto".
         pays: whether "auto" compiles.
         report: called if compiling fails with "auto"; training then continues without compiling.

@@ -26,7 +26,6 @@ class CapturedGradients:
     capture fails, for example because the function waits for the GPU, training continues without it.
 
     Args:
-        compute: the function.
         parameters: the trained parameters.
         batch_size: images of a full batch.
         report: called if the capture fails.

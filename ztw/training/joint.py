@@ -27,16 +27,14 @@ Weights = Callable[[float], Tensor]
 def exit_weights(
     network: EarlyExitNetwork, kind: str | Sequence[float], shares: Sequence[float] | None = None
 ) -> Weights:
-    """Return the weights of the exits' losses in joint training.
+    """Return the weights of the exits' losses in joint training. tau is an IC's share of the backbone's cost.
 
     Args:
         network: the network of K exits.
-        kind: one of the following, or K numbers.
-            "uniform": 1 each (code of BranchyNet 2016).
-            "depth": j / sum of j, more for deeper exits (PABEE 2020). Under SGD the last of K exits has the weight
-            2 / (K + 1). PABEE's authors train with Adam, which ignores a common factor.
-            "growing": 1 for the backbone's exit, min(tau, 0.01 + tau e / E) for each IC in epoch e of E (code of SDN
-            2019), tau its share of the backbone's cost.
+        kind: "uniform" = 1 each (code of BranchyNet 2016); "depth" = j / sum of j for exit j (PABEE 2020; under SGD the
+            last exit has the weight 2 / (K + 1), and Adam, which PABEE uses, ignores a common factor); "growing" = 1
+            for the backbone's exit, min(tau, 0.01 + tau e / E) for each IC in epoch e of E (code of SDN 2019); or K
+            numbers.
         shares: tau of each IC, at least K - 1 numbers; None = the cost shares of their blocks.
 
     Returns:
@@ -90,13 +88,7 @@ def rescaled_logits(network: EarlyExitNetwork, images: Tensor) -> list[Tensor]:
 
 @dataclass(frozen=True)
 class JointLoss:
-    """The loss of joint training: the weighted sum of the cross-entropies of a network's exits.
-
-    Args:
-        network: the network.
-        weights: from `exit_weights`.
-        rescale_gradients: see `rescaled_logits`.
-    """
+    """The weighted sum of the cross-entropies of a network's exits; weights: from `exit_weights`."""
 
     network: EarlyExitNetwork
     weights: Weights
@@ -113,16 +105,7 @@ def train_jointly(
 ) -> History:
     """Train backbone and ICs together in place; leaves the network in eval mode.
 
-    Args:
-        loss: the loss, with its network.
-        data: training images, on the network's device.
-        recipe: see `Recipe`.
-        seed: of order and augmentation.
-        report: called with the progress.
-        checkpoints: saves and resumes the training.
-
-    Returns:
-        The history; its accuracy is that of the backbone's exit.
+    Arguments as in `ztw.training.separate.train_backbone`; the history's accuracy is that of the backbone's exit.
 
     Raises:
         ZtwError: if the loss is not finite.

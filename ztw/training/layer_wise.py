@@ -26,10 +26,8 @@ def train_layer_wise(
     """Train exit after exit in place: in each phase the blocks since the last exit, and the head.
 
     Earlier parts are frozen. The epochs and the schedule are divided among the K phases (Scardapane et al. 2020).
-    Leaves the network in eval mode. Arguments as in `ztw.training.separate.train_backbone`.
-
-    Returns:
-        The history of all phases.
+    Leaves the network in eval mode. Arguments as in `ztw.training.separate.train_backbone`; the history covers all
+    phases.
 
     Raises:
         ZtwError: if a loss is not finite.

@@ -217,18 +217,7 @@ def run_epochs(
     report: Report | None = None,
     checkpoints: Checkpoints | None = None,
 ) -> list[History]:
-    """Run all epochs of a training.
-
-    Args:
-        task: the task, with M losses.
-        data: training images.
-        recipe: see `Recipe`.
-        seed: of order and augmentation.
-        report: called with the progress.
-        checkpoints: saves and resumes the training.
-
-    Returns:
-        M histories.
+    """Run all epochs of a training; return a history for each of the M losses.
 
     Raises:
         ZtwError: if a loss is not finite at the end of an epoch, or after a signal that stops the training.

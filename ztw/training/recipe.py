@@ -69,12 +69,7 @@ def make_optimizer(parameters: Iterable[nn.Parameter], recipe: Recipe) -> torch.
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, samples: int) -> LRScheduler:
-    """Return the learning-rate schedule, to be stepped once a batch.
-
-    Args:
-        optimizer: the optimizer.
-        recipe: its schedule, milestones and gamma count.
-        samples: images in an epoch.
+    """Return the learning-rate schedule, to be stepped once per batch; samples: images in an epoch.
 
     Raises:
         ZtwError: if the schedule is not in SCHEDULES.

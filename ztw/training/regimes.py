@@ -47,8 +47,8 @@ def train_exits(
 ) -> History:
     """Train a network's exits in place, on the network's device; leaves the network in eval mode.
 
-    The defaults are ZTW's recipe (2021) for ICs: Adam, lr 1e-3, batches of 128, weight decay 5e-4 (1e-4 for ResNet and
-    MobileNet). ZTW trains 50 epochs and divides lr by 10 after epoch 15.
+    The defaults are ZTW's recipe (2021) for ICs: Adam, lr 1e-3, batches of 128, weight decay 5e-4 (1e-4 for ResNet
+    and MobileNet). ZTW trains 50 epochs and divides lr by 10 after epoch 15.
 
     Args:
         network: from `build_network`.
@@ -62,7 +62,8 @@ def train_exits(
         optimizer: "adam" or "sgd".
         weight_decay: L2 penalty, as the optimizer applies it.
         milestones: epochs after which lr is divided by 10.
-        weights: of the exits' losses in joint training, see `ztw.training.joint.exit_weights`.
+        weights: weights of the exits' losses in joint training: "uniform", "depth", "growing" or one number per
+            exit, see `ztw.training.joint.exit_weights`.
         seed: of order, augmentation and dropout.
         precision: "fp32", "bf16" or "auto".
         checkpoints: a folder. The same call then resumes a stopped training, also within an epoch, and ends with

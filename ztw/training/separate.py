@@ -30,11 +30,8 @@ def train_backbone(
     """Train a backbone in place; leaves it in eval mode.
 
     Args:
-        backbone: the backbone.
         data: training images, on the backbone's device.
-        recipe: see `Recipe`.
         seed: of order and augmentation.
-        report: called with the progress.
         checkpoints: saves and resumes the training.
 
     Returns:
@@ -62,8 +59,8 @@ def train_separately(
 ) -> list[History]:
     """Train the ICs of several networks on ONE frozen backbone, in one pass; leaves the networks in eval mode.
 
-    Each network is trained as it would be alone, because Adam works parameter by parameter. Its loss is the plain sum
-    of its ICs' cross-entropies, without the backbone's exit (ZTW 2021). Other arguments as in `train_backbone`.
+    Each network is trained as it would be alone, because Adam works parameter by parameter. Its loss is the plain
+    sum of its ICs' cross-entropies, without the backbone's exit (ZTW 2021). Other arguments as in `train_backbone`.
 
     Args:
         networks: networks that share one Backbone object, on the device of `data`.
