@@ -170,7 +170,7 @@ def _code(name: str, read: Any) -> str:
     function = inspect.unwrap(read)
     try:
         path = Path(str(inspect.getsourcefile(function))).absolute()
-        return code_sha256(path, helpers(path, function.__module__ or ""))
+        return code_sha256(helpers(path, function.__module__ or ""))
     except (TypeError, OSError) as error:
         raise ZtwError(
             f"dataset {name!r}: must be a function in a file; a change of the file decodes its images again"

@@ -209,12 +209,6 @@ def told() -> object:
         ({"helper.py": "side = 1"}, "import helper", "helper.side", "pass"),
         ({"helper.py": "side = 1"}, "from helper import side", "side", "pass"),
         ({"helper.py": "side = 1"}, "", "side", "from helper import side"),
-        (
-            {"helper.py": "side = 1"},
-            "from importlib import import_module",
-            "h.side",
-            "h = import_module('helper')",
-        ),
         ({"far.py": "side = 1", "near.py": "from far import side"}, "import near", "near.side", "pass"),
         ({"parts/deep/far.py": "side = 1"}, "from parts.deep import far", "far.side", "pass"),
         (

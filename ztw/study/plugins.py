@@ -11,12 +11,12 @@ import sys
 import traceback
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from importlib.util import module_from_spec, spec_from_file_location
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 
 from ztw.catalogue.parts import PARTS, PLUGINS
 from ztw.errors import ZtwError, unknown
-from ztw.study.helpers import HELPERS, FromSource, Place, check_names, code_sha256, find_module, helpers
+from ztw.study.helpers import code_sha256, forget_helpers, helpers, import_again
 
 GROUP = "ztw.plugins"  # entry-point group
 
@@ -33,22 +33,22 @@ def load_plugins(plugins: Iterable[str] | Mapping[str, str]) -> None:
         ZtwError: if a plugin is missing, fails (with its line number), registers nothing or has changed.
     """
     for name in plugins:
-        path, found = _code_of(name)
+        path, files = _code_of(name)
         try:
-            digest = code_sha256(path, found)
+            digest = code_sha256(files)
         except OSError as error:
             raise ZtwError(f"plugins: {name!r}: {error.strerror}") from error
         if isinstance(plugins, Mapping) and plugins[name] != digest:
             raise ZtwError(f"plugins: {name!r}: was edited while the study ran; run the study again")
         if PLUGINS.get(name) != digest:
-            _load(name, path, found)
+            _load(name, path, files)
             PLUGINS[name] = digest
 
 
 def plugin_files(name: str) -> list[Path]:
     """Return the file of a plugin, then its helpers."""
-    path, found = _code_of(name)
-    return [path, *(place.file for place in found.values() if place.file not in (None, path))]
+    path, files = _code_of(name)
+    return [path, *(file for file in files.values() if file != path)]
 
 
 def plugin_file(name: str) -> Path:
@@ -59,16 +59,19 @@ def plugin_file(name: str) -> Path:
     """
     if name.endswith(".py"):
         return Path(name).expanduser().absolute()
-    place = find_module(_entry_point(name))
-    if place is None or place.file is None:
+    spec = find_spec(_entry_point(name))
+    if spec is None or spec.origin is None:
         raise ZtwError(f"plugins: {name!r}: module {_entry_point(name)} not found; install the package again")
-    return place.file
+    return Path(spec.origin)
 
 
-def _code_of(name: str) -> tuple[Path, dict[str, Place]]:
-    """Find the file of a plugin and its helpers."""
+def _code_of(name: str) -> tuple[Path, dict[str, Path]]:
+    """Return the file of a plugin, and name -> file of the plugin and its helpers."""
     path = plugin_file(name)
-    return path, helpers(path, "" if name.endswith(".py") else _entry_point(name))
+    try:
+        return path, helpers(path, "" if name.endswith(".py") else _entry_point(name))
+    except ZtwError as error:
+        raise ZtwError(f"plugins: {name!r}: {error}") from error
 
 
 def plugins_with(plugins: Iterable[str], kinds: Iterable[str]) -> dict[str, str]:
@@ -89,13 +92,13 @@ def _entry_point(name: str) -> str:
     return found[name]
 
 
-def _load(name: str, path: Path, found: Mapping[str, Place]) -> None:
+def _load(name: str, path: Path, files: Mapping[str, Path]) -> None:
     """Run a plugin; remove its parts if it fails."""
     forget(name)
     before = set(PARTS)
+    import_again(set(files) - {"__main__"})
+    writes, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # write no .pyc beside a user's file
     try:
-        check_names(found)
-        HELPERS.take_up(found)
         _run(name, path)
         if PARTS.keys() == before:
             raise ZtwError("registers nothing; call ztw.register(kind, name, part)")
@@ -104,19 +107,20 @@ def _load(name: str, path: Path, found: Mapping[str, Place]) -> None:
     except BaseException as error:  # includes SystemExit
         for key in PARTS.keys() - before:
             PARTS.pop(key).remove()
-        HELPERS.forget()
         raise ZtwError(f"plugins: {name!r}{_fault(error, path)}") from error
+    finally:
+        sys.dont_write_bytecode = writes
     for key in PARTS.keys() - before:
         PARTS[key] = replace(PARTS[key], plugin=name)
 
 
 def _run(name: str, path: Path) -> None:
     if not name.endswith(".py"):
-        sys.modules.pop(_entry_point(name), None)
+        import_again({_entry_point(name)})
         importlib.import_module(_entry_point(name))
         return
     title = f"ztw_plugin_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"  # file names may repeat
-    spec = spec_from_file_location(title, path, loader=FromSource(title, str(path)))
+    spec = spec_from_file_location(title, path)
     assert spec is not None
     assert spec.loader is not None
     module_of_it = sys.modules[title] = module_from_spec(spec)
@@ -142,6 +146,8 @@ def forget(plugin: str | None = None) -> None:
         if plugin is None or part.plugin == plugin:
             part.remove()
             del PARTS[key]
-    for name in [plugin] if plugin else list(PLUGINS):
-        if PLUGINS.pop(name, None) is not None:
-            HELPERS.forget()  # a helper may register parts, so it must run again
+    if plugin is None:
+        PLUGINS.clear()
+        forget_helpers()
+    else:
+        PLUGINS.pop(plugin, None)
