@@ -34,6 +34,7 @@ def test_own_cnn(tmp_path, capsys, monkeypatch):
     assert "test images: accuracy" in printed
     assert "in ONNX Runtime 100.0% of them leave at the same exits" in printed
     network, rule = ztw.load(tmp_path / "net")  # in a process of its own: tests/evaluation/test_saving.py
+    assert rule is not None
     assert rule == point.rule
     assert rule is not None
     assert network.class_names is not None
@@ -52,6 +53,7 @@ def test_torchvision_folder(tmp_path):
     main = example("torchvision_folder").main
     point = main(tmp_path / "images", tmp_path / "net", size=32, epochs=1, weights=None)
     network, rule = ztw.load(tmp_path / "net")
+    assert rule is not None
     assert rule == point.rule
     assert network.class_names == ("class0", "class1")
     assert network.normalisation == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -64,6 +66,7 @@ def test_timm_vit(tmp_path, capsys):
         assert capsys.readouterr().err == "timm is not installed: pip install timm\n"
         return
     network, rule = ztw.load(tmp_path / "net")
+    assert rule is not None
     assert rule == point.rule
     assert len(network.backbone.stages) == 12
 

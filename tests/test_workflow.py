@@ -17,7 +17,7 @@ import torch
 import yaml
 from mlflow import MlflowClient
 from rebuilt import assert_rebuilt
-from tiny_study import ROOT, TINY, changed_config, command, copy_of, errors, run, shown, tables
+from tiny_study import ROOT, TINY, changed_config, command, copy_of, errors, jobs_done, run, shown, tables
 
 import ztw
 from ztw.data.record import read_study_record
@@ -68,7 +68,8 @@ def test_it_leaves_what_the_readme_promises(finished):
 
 def test_the_report_s_captions_are_rendered(finished):
     report = (finished / "results/tiny/report.html").read_text()
-    assert "thresholds chosen on the validation split" in report
+    assert "thresholds are chosen on the validation split" in report
+    assert "Data set digits, architecture resnet8, seeds 0" in report
     assert re.findall(r".{20}``[a-z].{20}", report) == [], "markup that reStructuredText did not take as such"
 
 
@@ -354,14 +355,19 @@ def test_without_tracking_the_tables_come_from_the_files(finished, tmp_path):
     assert not (folder / "results/tiny/mlflow.db").exists()
 
 
-def test_a_missing_run_is_named(finished, tmp_path):
-    folder = copy_of(finished, tmp_path)
-    run_id = read_json(folder / "results/tiny/digits/resnet8/seed0/runs.json")["runs"]["method"]["ztw"]
+def test_a_missing_run_is_named_and_its_cell_logged_again(finished, tmp_path):
+    folder, runs = copy_of(finished, tmp_path), "results/tiny/digits/resnet8/seed0/runs.json"
+    run_id = read_json(folder / runs)["runs"]["method"]["ztw"]
     MlflowClient(f"sqlite:///{folder}/results/tiny/mlflow.db").delete_run(run_id)
     shutil.rmtree(folder / "results/tiny/tables")
-    failed = run(folder)
-    assert failed.returncode != 0
-    assert f"run {run_id} was deleted" in failed.stdout
+    done = run(folder)
+    assert done.returncode == 0, done.stdout
+    assert "digits/resnet8/seed0/metrics/ztw.json: no run in MLflow was made from it" in done.stdout
+    assert tables(folder) == tables(finished)
+    done = run(folder)
+    assert "track_cell" in jobs_done(done.stdout)
+    assert read_json(folder / runs)["runs"]["method"]["ztw"] != run_id
+    assert tables(folder) == tables(finished)
 
 
 def test_a_broken_checkpoint_is_named(finished, tmp_path):

@@ -115,10 +115,8 @@ def test_weights_with_another_accuracy_are_refused_before_anything_is_trained(la
 def test_where_only_order_and_shapes_agree_the_line_says_so(layout, foreign):
     settings, _ = foreign
     (line,) = [line for line in made_ready(layout, settings) if "matched" in line]
-    assert (
-        "matched in order: only order and shapes agree, which proves nothing about what is computed" in line
-    )
-    assert "backbone.expected_accuracy checks it" in line
+    assert "matched in order: the names differ" in line
+    assert "backbone.expected_accuracy" in line
 
 
 @pytest.fixture
@@ -158,7 +156,7 @@ def test_that_torchvisions_last_layer_is_replaced_is_said(coloured, tmp_path):
     torch.save(model.state_dict(), tmp_path / "torch/hub/checkpoints/mobilenet_v3_small-047dcff4.pth")
     cell = Cell("mine", "torchvision/mobilenet_v3_small", 0)
     lines = made_ready(coloured, BackboneSettings(source="torchvision", epochs=0.1, lr=1e-9), cell=cell)
-    (note,) = (line for line in lines if "1000 classes, not 10" in line)
+    (note,) = (line for line in lines if "1000 classes" in line)
     assert isinstance(note, Note), "it stays on the screen"
     trained = read_tensors(coloured.backbone(cell))
     torch.testing.assert_close(
