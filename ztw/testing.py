@@ -35,21 +35,7 @@ from ztw.models.network import EarlyExitNetwork
 
 CLOSE = 1e-4  # batch size changes the last bits of an answer
 APART = (0.0, 1.0, 10.0, 30.0, 100.0, 1e3, 1e4)  # how far a confident exit's logits lie apart
-RAISES = (
-    0.0,
-    0.25,
-    0.5,
-    1.0,
-    2.0,
-    4.0,
-    8.0,
-    16.0,
-    32.0,
-    64.0,
-    128.0,
-    1e3,
-    1e4,
-)  # what is added to the largest
+RAISES = (0.0, *(2.0**power for power in range(-2, 8)), 1e3, 1e4)  # what is added to the largest
 HEAD_SHAPES: tuple[tuple[int, ...], ...] = ((16, 9, 9), (8, 1, 1))  # of feature maps
 
 
