@@ -10,7 +10,7 @@ import contextlib
 import math
 import tempfile
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from ztw.catalogue.parts import PARTS, own
 from ztw.data.decode import DECODERS
 from ztw.errors import ZtwError, unknown
 from ztw.exits.ensembles import ENSEMBLES, Ensemble, build_ensemble, fit_ensemble
-from ztw.exits.rules import ExitRule, ThresholdRule, exit_rule, exit_scores
+from ztw.exits.rules import RULES, ExitRule, ThresholdRule, exit_rule, exit_scores
 from ztw.exits.sweep import simulate_exits, sweep
 from ztw.exits.thresholds import THRESHOLDS, at, candidates
 from ztw.models.architectures import BACKBONES, build_backbone
@@ -58,7 +58,7 @@ def check_rule(name: str) -> None:
     to the other, no exit delayed by a raised confidence, and `infer`, `sweep` and `simulate_exits` at one, sample by
     sample, at batch sizes 1, 7, 16 and 0."""
     kind = exit_rule(name)
-    with _checked(f"rule {name!r}"):
+    with _checked("rule", name, RULES):
         logits, labels = draw(samples=60)
         scores = exit_scores(logits, kind)
         _require(scores.shape == logits.shape[:2], f"score gives {tuple(scores.shape[1:])}, must be (N,)")
@@ -130,10 +130,8 @@ def _first_passed(scores: Tensor, bounds: Tensor) -> Tensor:
 def check_ensemble(name: str) -> None:
     """An ensemble: normalised, finite, of exits so far and each sample alone; exit by exit what it is all at once,
     also where samples leave and others join; NaN and other shapes refused; and saved, it is what it was."""
-    if name not in ENSEMBLES:
-        raise unknown("ensemble", name, ENSEMBLES)
     for include_final in (True, False):
-        with _checked(f"ensemble {name!r}"):
+        with _checked("ensemble", name, ENSEMBLES):
             _check_ensemble(name, include_final)
 
 
@@ -193,10 +191,8 @@ def _check_exit_by_exit(ensemble: Ensemble, logits: Tensor, answers: Tensor) -> 
 def check_head(name: str, shapes: Sequence[tuple[int, ...]] = HEAD_SHAPES, **options: Any) -> None:
     """A head, on features of these shapes: float32 logits (N, classes) with and without the previous exit's, each
     sample by itself, and gradients for every parameter. options: see `HeadOptions`."""
-    if name not in HEADS:
-        raise unknown("head", name, HEADS)
     for shape, previous, size in product(shapes, (0, 5), (32, 64)):
-        with _checked(f"head {name!r}"), torch.random.fork_rng(devices=[]):
+        with _checked("head", name, HEADS), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             head, what = HEADS[name](shape, 5, previous, size, HeadOptions(**options)), f"features {shape}"
             _require(isinstance(head, nn.Module), f"{what}: gives {type(head).__name__}, must be a module")
@@ -221,12 +217,10 @@ def check_head(name: str, shapes: Sequence[tuple[int, ...]] = HEAD_SHAPES, **opt
 def check_thresholds(name: str, rules: Iterable[str] = ("max_softmax", "entropy")) -> None:
     """A choice of thresholds: float64 candidates from the cheapest to the most cautious, for all exits or one each,
     which mean the same to `sweep` and `simulate_exits`; NaN logits refused."""
-    if name not in THRESHOLDS:
-        raise unknown("choice of thresholds", name, THRESHOLDS)
     logits, labels = draw(samples=200)
     cost = 2.0 ** torch.arange(len(logits), dtype=torch.float64)
     for rule in rules:
-        with _checked(f"thresholds {name!r}"):
+        with _checked("thresholds", name, THRESHOLDS):
             found = candidates(name, logits, labels, cost, rule, points=100)
             count, shape = len(found.parameter), tuple(found.thresholds.shape)
             for what in ("parameter", "thresholds"):
@@ -257,9 +251,7 @@ def check_thresholds(name: str, rules: Iterable[str] = ("max_softmax", "entropy"
 def check_backbone(name: str, size: int = 32, channels: int = 3) -> None:
     """A backbone, on images of this size: as many stages as it says, which together with the classifier are what it
     answers, float32 logits (N, classes), each sample by itself."""
-    if name not in BACKBONES:
-        raise unknown("architecture", name, BACKBONES)
-    with _checked(f"backbone {name!r}"), torch.random.fork_rng(devices=[]):
+    with _checked("backbone", name, BACKBONES), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         size = max(size, own("backbone").get(name, {}).get("smallest_image", 1))
         backbone = build_backbone(name, num_classes=7, channels=channels, size=size)
@@ -292,10 +284,8 @@ def check_backbone(name: str, size: int = 32, channels: int = 3) -> None:
 
 def check_dataset(name: str) -> None:
     """A data set of one's own, or a built-in one without files: images and labels as its facts say. Reads it."""
-    if name not in DATASETS:
-        raise unknown("data set", name, DATASETS)
-    facts = DATASETS[name]
-    with _checked(f"data set {name!r}"), tempfile.TemporaryDirectory() as scratch:
+    with _checked("data set", name, DATASETS), tempfile.TemporaryDirectory() as scratch:
+        facts = DATASETS[name]
         splits = DECODERS[name](name, facts, Path(scratch), lambda text: None)
         for split in ("train", "test"):
             shape = (facts.channels, facts.size, facts.size)
@@ -310,7 +300,7 @@ def check_agreement(network: EarlyExitNetwork, images: Tensor, rule: str) -> Non
         logits = network(images)
         answers = network.ensemble(logits) if network.ensemble else logits
     seen = set[int]()
-    with _checked(f"rule {rule!r}"):
+    with _checked("rule", rule, RULES):
         for parameters in _apart(exit_scores(answers, kind), kind):
             decided = [simulate_exits(answers, kind(parameter)) for parameter in parameters.tolist()]
             _check_swept(answers, rule, parameters, decided)
@@ -397,8 +387,11 @@ class _BrokenError(Exception):
 
 
 @contextlib.contextmanager
-def _checked(part: str) -> Iterator[None]:
-    """Whatever goes wrong is told in one line that names the part."""
+def _checked(kind: str, name: str, known: Collection[str]) -> Iterator[None]:
+    """Whatever goes wrong is told in one line that names the part; an unknown name first of all."""
+    if name not in known:
+        raise unknown(kind, name, known)
+    part = f"{kind} {name!r}"
     try:
         yield
     except Exception as error:
