@@ -60,7 +60,8 @@ def time_in_turn(
         call.run(batches[0])
     for turn in range(turns):
         for number, call in enumerate(calls):
-            for place in _from(turn, len(batches)):
+            for later in range(len(batches)):
+                place = (turn + later) % len(batches)
                 work.time(turn, (number, place), call, batches[place])
             step()
     return [work.of_call(number, batches) for number in range(len(calls))]
@@ -69,11 +70,6 @@ def time_in_turn(
 def turns_of(size: int, methods: int) -> int:
     """How often batches of a size are timed, so many methods being timed in turn."""
     return (TURNS_OF_SINGLE if size == 1 else TURNS) * (2 if methods <= FEW else 1)
-
-
-def _from(start: int, count: int) -> list[int]:
-    """The numbers below `count`, the one at `start` first, in a ring."""
-    return [(start + number) % count for number in range(count)]
 
 
 class WorkTimes:
