@@ -47,7 +47,8 @@ test-systems: $(READY)
 
 # Which jobs an edit of each module runs again, real runs, a tracking server, exports. Takes minutes.
 test-slow: $(READY)
-	python -m pytest tests/slow/test_digests.py tests/slow/test_real_runs.py tests/slow/test_tracking_server.py tests/slow/test_exports.py
+	python -m pytest tests/slow/test_digests.py tests/slow/test_real_runs.py tests/slow/test_tracking_server.py tests/slow/test_exports.py \
+		tests/slow/test_torchvision.py
 
 # Runs that are killed, damaged, moved, called twice, or run out of disk or memory; prints what was lost. Takes minutes.
 test-faults: $(READY)

@@ -32,6 +32,7 @@ def list_backbones() -> list[str]:
     """List the names of all backbones: built-in ones, registered ones, torchvision's.
 
     Example:
+        >>> import ztw
         >>> ztw.list_backbones()[:2]
         ['resnet8', 'resnet14']
     """

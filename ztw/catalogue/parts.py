@@ -54,6 +54,7 @@ def list_rules() -> list[str]:
     """List the names of the exit rules, registered ones last.
 
     Example:
+        >>> import ztw
         >>> ztw.list_rules()
         ['max_softmax', 'max_softmax_or_best', 'entropy', 'patience']
     """
@@ -64,6 +65,7 @@ def list_ensembles() -> list[str]:
     """List the names of the ensembles, registered ones last.
 
     Example:
+        >>> import ztw
         >>> ztw.list_ensembles()
         ['geometric', 'arithmetic', 'uniform']
     """
@@ -74,6 +76,7 @@ def list_heads() -> list[str]:
     """List the names of the heads of internal classifiers (ICs), registered ones last.
 
     Example:
+        >>> import ztw
         >>> ztw.list_heads()
         ['conv', 'pool']
     """
@@ -84,6 +87,7 @@ def list_thresholds() -> list[str]:
     """List the names of the methods that choose thresholds, registered ones last.
 
     Example:
+        >>> import ztw
         >>> ztw.list_thresholds()
         ['shared', 'per_exit', 'allowed_loss', 'risk_controlled']
     """

@@ -34,7 +34,6 @@ def augment(
 
     Args:
         images: uint8 (N, C, H, W), on any device.
-        flip: whether to flip.
         padding: zero padding on each side, in pixels.
         generator: on the CPU, so that every device gets the same augmentation.
         colour_jitter, jitter_order: strength and order, see `jitter_colours`.

@@ -159,7 +159,6 @@ def decode_folder(listing: Mapping[str, Listed], size: int, report: Report) -> S
     Args:
         listing: from `ztw.data.folders.list_images`.
         size: side in pixels.
-        report: called with the progress.
     """
     splits = {}
     for split, listed in listing.items():

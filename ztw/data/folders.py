@@ -58,7 +58,6 @@ def list_images(folder: Path, num_classes: int | None, report: Report) -> dict[s
     behind are counted. Class names are compared in Unicode form NFC, because file systems differ in the form.
 
     Args:
-        folder: the folder.
         num_classes: the expected number of classes; None = any.
         report: called with the files that are left out.
 
@@ -140,7 +139,7 @@ def _has_class_folders(place: Path) -> bool:
 class _Walk:
     """A walk through a split's folder that records the images of every class and all other files.
 
-    It costs one `stat` a file, for size and modification time: some seconds for a million files.
+    It costs one `stat` per file, for size and modification time: some seconds for a million files.
     """
 
     def __init__(self, place: Path) -> None:

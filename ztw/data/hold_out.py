@@ -42,7 +42,7 @@ def held_out_counts(sizes: Tensor, fraction: float) -> Tensor:
     A class of two or more images keeps at least one image in each part. A class of one image has no validation
     image. The total shrinks where these rules require it. If the total is smaller than the number of classes, the
     largest classes get one image each. Equal classes get equal numbers, which may change the total by up to half an
-    image a class.
+    image per class.
 
     Args:
         sizes: int64 (C,), images of each class.

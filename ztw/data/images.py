@@ -33,11 +33,7 @@ TAIL = 64  # bytes searched for the marker: some programs add padding
 
 
 class UnreadableImagesError(ZtwError):
-    """Images that cannot be used.
-
-    Args:
-        problems: name and reason of each.
-    """
+    """Images that cannot be used; problems: name and reason of each."""
 
     def __init__(self, problems: list[str]) -> None:
         self.problems = problems
@@ -102,12 +98,10 @@ def _upright(image: Image.Image, rgb: Image.Image) -> Image.Image:
 
 
 def check_image(path: str) -> None:
-    """Check that an image's header is readable and that the file is complete.
-
-    Reads only the ends of JPEG and PNG files, decodes others.
+    """Check that an image's header is readable and that the file is complete; decode it unless it is JPEG or PNG.
 
     Raises:
-        ZtwError: if not.
+        ZtwError: if the image is unreadable or incomplete.
     """
     try:
         with open(path, "rb") as file, Image.open(file) as image:

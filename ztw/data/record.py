@@ -1,9 +1,8 @@
 """The files of a prepared data set: memory-mapped .npy arrays and a record of their metadata.
 
-The record exists twice: beside the arrays and in a study. It holds metadata of the data set (`name`,
-`num_classes`, `class_names`, `channels`, `size`, `mean`, `std`, ...) and of each split (PER_SPLIT). Every job
-checks the arrays by SHA-256 when it opens them, because disk errors change no time stamp. Hashing takes about a
-second a gigabyte.
+The record exists twice: beside the arrays and in a study. It holds metadata of the data set (`name`, `num_classes`,
+`class_names`, `channels`, `size`, `mean`, `std`, ...) and of each split (PER_SPLIT). Every job checks the arrays by
+SHA-256 when it opens them, because disk errors change no time stamp. Hashing takes about a second per gigabyte.
 """
 
 from __future__ import annotations
@@ -36,7 +35,6 @@ class Split:
 
     Args:
         labels: int64 (N,).
-        shape: (C, size, size) of an image.
         chunks: the images, uint8 (B, C, size, size).
         class_names: in the order of the labels; None = the labels are the names.
     """
@@ -97,14 +95,13 @@ def open_array(record: dict[str, Any], split: str, what: str) -> Tensor:
     if sha256(path) != record["sha256"][path.name]:
         raise NotAsRecordedError(f"{path}: altered or truncated (its SHA-256 differs)")
     # Mode "c": torch warns of read-only arrays
-    return torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))
+    return torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))  # noqa: TID251
 
 
 def write_record(folder: Path, metadata: dict[str, Any]) -> dict[str, Any]:
     """Write record.json for the arrays in `folder`: metadata and the SHA-256 of each file.
 
     Args:
-        folder: the folder of the arrays.
         metadata: of the data set, with "counts" of the splits in the folder.
 
     Returns:

@@ -81,11 +81,7 @@ def _prepare_again(record: dict[str, Any], report: Report) -> None:
 def open_split(
     record: dict[str, Any], settings: DataSettings, split: str, report: Report = lambda text: None
 ) -> Data:
-    """Open all of "train" or "test" with a study's augmentation and normalisation.
-
-    Raises:
-        ZtwError: as `load_split`.
-    """
+    """Open all of "train" or "test" with a study's augmentation and normalisation; see `load_split`."""
     given = {key: value for key in CHOSEN if (value := getattr(settings, key)) is not None}
     return load_split({**record, **given}, split, report)
 
@@ -99,8 +95,6 @@ def cell_splits(
 
     Args:
         record: from `ztw.data.prepare.prepare_dataset`. A record of one split gives only what that split allows.
-        settings: section `data` of the study.
-        seed: seed of the cell.
         report: called with classes that have no validation image.
 
     Raises:

@@ -29,7 +29,6 @@ class StreamedSet(Data):
     """Images that worker processes decode when a batch needs them.
 
     Args:
-        folder: the image folder.
         files: (text, ends) from `ztw.data.folders.write_listing`, paths below `folder`.
         labels: int64 (N,).
         size: side of the network's input in pixels.

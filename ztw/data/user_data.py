@@ -42,13 +42,7 @@ SAMPLERS = (
 
 @dataclass(frozen=True)
 class Wanted:
-    """The input and output of a network.
-
-    Args:
-        shape: (C, H, W) of an image.
-        num_classes: number of classes.
-        device: device of the batches.
-    """
+    """The input and output of a network: images of `shape` (C, H, W), `num_classes` classes, batches on `device`."""
 
     shape: tuple[int, ...]
     num_classes: int
@@ -154,14 +148,7 @@ class DatasetData(GivenData):
 
 @dataclass(frozen=True)
 class LoaderData(GivenData):
-    """A DataLoader with its own batch size, order and augmentation.
-
-    Args:
-        loader: the loader.
-        wanted: the network's input and output.
-        batch_size: the nominal batch size, at least 2.
-        samples: number of images in an epoch.
-    """
+    """A DataLoader with its own order and augmentation; batch_size: at least 2, samples: images in an epoch."""
 
     loader: DataLoader
     wanted: Wanted
@@ -288,7 +275,6 @@ def as_data(given: Any, wanted: Wanted, what: str = "data") -> Data:
     Args:
         given: (images float (N, C, H, W), labels int (N,)), a torch Dataset, a DataLoader, or `Data`. Tensors are
             checked at once, other forms batch by batch.
-        wanted: the network's input and output.
         what: name of the argument, for errors.
 
     Raises:

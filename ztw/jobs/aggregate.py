@@ -1,4 +1,4 @@
-"""The job that makes the tables from all cells' results."""
+"""The job that makes the tables from the results of all cells."""
 
 from __future__ import annotations
 
@@ -30,14 +30,13 @@ from ztw.study.settings import EvaluationSettings
 
 @dataclass(frozen=True)
 class AggregateSettings:
-    """What the tables hold.
+    """Settings of the tables.
 
     Args:
         methods: rows, in this order.
-        evaluation: protocols, budgets.
         cells: (data set, architecture, seed) of every cell.
-        timed: those whose times were measured.
-        tracked: whether metrics are read from the runs in MLflow.
+        timed: cells with measured latency.
+        tracked: read metrics from the runs in MLflow.
     """
 
     methods: tuple[str, ...]
@@ -48,11 +47,7 @@ class AggregateSettings:
 
 
 def aggregate(job: Job, settings: AggregateSettings, partial: bool = False) -> None:
-    """Write every table of a study but those of differences and of the pipeline.
-
-    Args:
-        partial: of `ztw.reporting.results.results_of`.
-    """
+    """Write all tables of a study except `differences` and `pipeline`; partial: see `results_of`."""
     layout, cells = job.layout, [Cell(*names) for names in settings.cells]
     files = {layout.metrics(*of): of[0] for of in results_of(layout, cells, settings.methods, partial)}
     if settings.tracked:
@@ -71,6 +66,12 @@ def _write_all(
     settings: AggregateSettings,
     partial: bool,
 ) -> None:
+    """Write the tables.
+
+    Args:
+        devices: rows from `ztw.reporting.devices.device_rows`.
+        partial: see `ztw.reporting.tables.accuracy_table`.
+    """
     evaluation = settings.evaluation
     accuracies = accuracy_table(metrics, settings.methods, evaluation, partial)
     compared = comparison_table(accuracies, read_published(PUBLISHED), evaluation.protocols)

@@ -18,16 +18,14 @@ from ztw.study.provenance import code_version
 
 @dataclass(frozen=True)
 class TrackCellSettings:
-    """What is logged of a cell.
+    """Settings of the runs of a cell.
 
     Args:
-        methods: their names.
-        sets: names of the IC sets.
         ensembles: (IC set, ensemble) of every fitted ensemble.
-        families: of the methods with early exits, which decides how they are drawn.
-        protocol: whose accuracies are the runs' headlines.
-        timed: whether the cell's times were measured.
-        models: whether MLflow gets every method's network as a model.
+        families: method with early exits -> family, see `ztw.reporting.style.style`.
+        protocol: the protocol of the headline accuracies.
+        timed: latency was measured.
+        models: log every method's network as an MLflow model.
     """
 
     methods: tuple[str, ...]
@@ -40,13 +38,13 @@ class TrackCellSettings:
 
 
 def track_cell(job: Job, cell: Cell, settings: TrackCellSettings) -> None:
-    """Draw accuracy against cost, log every result of the cell, and write the ids of the runs.
+    """Draw accuracy against cost, log everything to MLflow, and write the ids of the runs.
 
-    While the server is away, the file of the ids says so instead: a study ends with its tables, and the next call of
-    `reproduce` delivers the cell.
+    If the server is away, the file of the ids says so instead. The study still ends with its tables, and the next
+    call of `reproduce` logs the cell again.
 
     Raises:
-        ZtwError: the store cannot be used.
+        ZtwError: if the store cannot be used.
     """
     layout, methods = job.layout, settings.methods
     curves = {method: layout.curves(cell, method) for method in methods}

@@ -164,9 +164,9 @@ def _check_torchvision(study: Study, dataset: str, arch: str) -> None:
 
 
 def check_honest(study: Study) -> None:
-    """Check that thresholds and ensembles use only images that they may use.
+    """Check that thresholds and ensembles are chosen on held-out images where they need them.
 
-    Choices on held-out images need a validation part. A guarantee needs images that nothing was trained on.
+    A choice on held-out images needs a validation part. A guarantee needs images that nothing was trained on.
     """
     if not study.data.validation_fraction:
         _check_nothing_held_out(study)

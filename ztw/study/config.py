@@ -57,10 +57,10 @@ def read_config(path: Path | str) -> dict[str, Any]:
     """Read a study's YAML file.
 
     Raises:
-        ZtwError: if the file cannot be read, is no UTF-8 YAML mapping, or repeats a key.
+        ZtwError: if the file cannot be read, is not a YAML mapping in UTF-8, or repeats a key.
     """
     try:
-        config = yaml.load(Path(path).read_text(encoding="utf-8"), _StrictLoader)
+        config = yaml.load(Path(path).read_text(encoding="utf-8"), _StrictLoader)  # noqa: S506
     except OSError as error:
         raise ZtwError(f"config {str(path)!r}: {error.strerror}") from error
     except UnicodeDecodeError as error:

@@ -22,15 +22,7 @@ ACCESS = re.compile(
 
 
 def settings_of_others(names: Iterable[str]) -> set[str]:
-    """Find the variables that would change a study from outside: a run depends on its config alone.
-
-    Args:
-        names: names of environment variables.
-
-    Returns:
-        The names to remove. Settings files need no such list: Snakemake gets its profile by path, and figures
-        start from matplotlib's defaults.
-    """
+    """Find the environment variables that could change a study's results from outside its config."""
     return {
         name
         for name in names
@@ -39,12 +31,6 @@ def settings_of_others(names: Iterable[str]) -> set[str]:
 
 
 def search_path(root: str, environment: Mapping[str, str], others: bool = True) -> str:
-    """Return PYTHONPATH with `root` first.
-
-    Args:
-        root: the folder to put first.
-        environment: the user's environment variables.
-        others: keep the user's own entries after `root`.
-    """
+    """Return PYTHONPATH with `root` first; others: keep the user's own entries after it."""
     given = environment.get("PYTHONPATH", "").split(os.pathsep) if others else []
     return os.pathsep.join([root, *(path for path in given if path not in ("", root))])

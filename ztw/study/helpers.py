@@ -1,4 +1,4 @@
-"""Find the files of a user that a plugin imports, without running it. Imports no torch."""
+"""Find the user's own files that a plugin imports, without running them. Imports no torch."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from ztw.errors import ZtwError
 from ztw.files import sha256
 
 INSTALLED = {"site-packages", "dist-packages"}  # locked by the environment
-NAMESPACE = 0  # kind of a package without __init__.py, of which ModuleFinder has none
+NAMESPACE = 0  # our kind for a package without __init__.py, which ModuleFinder does not support
 
 _added: list[str] = []  # folders of plugins on the module search path
 _used: set[str] = set()  # helpers that plugins have imported
 
 
 def helpers(path: Path, module: str = "") -> dict[str, Path]:
-    """Find the modules that a file imports, directly or through others, and that are the user's own.
+    """Find the user's own modules that a file imports, directly or through each other.
 
-    The standard library, installed packages and ztw are left out. Imports inside functions count. A computed name
-    (`import_module(name)`) is not found. The file's folder joins the module search path, at its end.
+    Leaves out the standard library, installed packages and ztw. Includes imports inside functions. Cannot see computed
+    names (`import_module(name)`). Adds the file's folder to the end of the module search path.
 
     Args:
         path: the file.
-        module: the name that Python imports it by; "" for a file that belongs to no package.
+        module: the name that Python imports the file by; "" for a file outside of packages.
 
     Returns:
-        Name -> file, the file itself among them.
+        Name -> file, with the file itself.
 
     Raises:
         ZtwError: if a module beside the file has the name of another module, which Python would import.
@@ -47,14 +47,14 @@ def helpers(path: Path, module: str = "") -> dict[str, Path]:
         finder.import_hook(package) if package else finder.run_script(str(path))
     except ZtwError:
         raise
-    except (OSError, SyntaxError, ValueError, ImportError):  # told when the file is hashed or run
+    except (OSError, SyntaxError, ValueError, ImportError):  # reported when the file is hashed or run
         return {"__main__": path}
     modules: dict[str, Any] = finder.modules
     return {name: Path(module.__file__) for name, module in modules.items() if module.__file__}
 
 
 def code_sha256(files: dict[str, Path]) -> str:
-    """Compute the SHA-256 of a file and its helpers, of `helpers`; without helpers, that of the file.
+    """Return the SHA-256 of a file and its helpers, from `helpers`; without helpers, that of the file.
 
     Raises:
         OSError: if a file cannot be read.
@@ -66,7 +66,7 @@ def code_sha256(files: dict[str, Path]) -> str:
 
 
 def import_again(names: set[str]) -> None:
-    """Have these helpers imported again by the next import."""
+    """Make the next import of these helpers run them again."""
     for name in list(names):
         parts = name.split(".")
         for count in range(len(parts)):  # packages hold their modules
@@ -75,7 +75,7 @@ def import_again(names: set[str]) -> None:
 
 
 def forget_helpers() -> None:
-    """Have all helpers imported again, and take the folders of plugins off the module search path."""
+    """Make all helpers be imported again, and remove the folders of plugins from the module search path."""
     import_again(_used)
     _used.clear()
     sys.path[:] = [folder for folder in sys.path if folder not in _added]
@@ -83,14 +83,14 @@ def forget_helpers() -> None:
 
 
 class _Finder(ModuleFinder):
-    """Follow the imports of a file as far as they lead to the user's own modules."""
+    """Follow the imports of a file into the user's own modules."""
 
     def __init__(self, beside: Path | None) -> None:
         super().__init__()
         self.beside = beside
 
     def find_module(self, name: str, path: Any, parent: Module | None = None) -> Any:
-        """Find a module as Python would; ImportError for one that is not the user's own."""
+        """Find a module as Python would; raises ImportError unless it is the user's own."""
         if path is None:
             path = self._folders(name)
         spec = PathFinder.find_spec(name, path)

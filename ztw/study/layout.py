@@ -119,25 +119,25 @@ class Layout:
         """Return the path of a figure of accuracy against cost for one seed; kind: "png" or "pdf"."""
         return self.cell(cell) / f"accuracy_cost.{kind}"
 
-    # A cell of a published study, which has the files of a run and these
+    # A cell of a published study: these files in addition to those of a run
 
     def provenance(self, cell: Cell) -> Path:
-        """When, where and with what a cell was computed."""
+        """Return the path of when, where and with which software a published cell was computed."""
         return self.cell(cell) / "provenance.json"
 
     def cell_config(self, cell: Cell) -> Path:
-        """The study's file that a cell was computed by."""
+        """Return the path of the study's config as a published cell used it."""
         return self.cell(cell) / "config.yaml"
 
     def published_predictions(self, cell: Cell, ics: str) -> Path:
-        """Logits of an IC set on the validation and the test images, in half precision."""
+        """Return the path of an IC set's logits on validation and test images, in half precision."""
         return self.cell(cell) / "predictions" / f"{ics}.safetensors"
 
     # The study
 
     @property
     def config(self) -> Path:
-        """The file of a published study, which names all its cells."""
+        """Path of the config of a published study, with all its cells."""
         return self.folder / "config.yaml"
 
     @property

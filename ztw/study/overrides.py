@@ -23,7 +23,6 @@ def study_cells(given: Given, study: Study) -> Cells:
 
     Args:
         given: the study as its file has it.
-        study: the same study, typed.
 
     Returns:
         (data set, architecture) -> settings.

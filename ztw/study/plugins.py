@@ -60,7 +60,7 @@ def plugin_file(name: str) -> Path:
 
 
 def _code_of(name: str) -> tuple[Path, dict[str, Path]]:
-    """Find the file of a plugin, and by their names the file and its helpers."""
+    """Return the file of a plugin, and name -> file of the plugin and its helpers."""
     path = plugin_file(name)
     try:
         return path, helpers(path, "" if name.endswith(".py") else _entry_point(name))
@@ -91,7 +91,7 @@ def _load(name: str, path: Path, files: Mapping[str, Path]) -> None:
     forget(name)
     before = set(PARTS)
     import_again(set(files) - {"__main__"})
-    writes, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # nothing is left beside a user's file
+    writes, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # write no .pyc beside a user's file
     try:
         _run(name, path)
         if PARTS.keys() == before:

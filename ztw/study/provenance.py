@@ -25,14 +25,10 @@ DESCRIBED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)  #
 
 
 def folder_stamp(folder: Path | str, names: Sequence[str] = ("train", "test", "val")) -> str:
-    """Return a digest that changes when a file is added, removed, renamed or overwritten.
+    """Return a digest that changes when a file below a folder is added, removed, renamed or overwritten.
 
-    Reads path, size and modification time of every file: some seconds for a million files. Ignores hidden
-    files, files that operating systems leave behind, and the place of the folder itself.
-
-    Args:
-        folder: the folder.
-        names: the subfolders to include.
+    Reads path, size and modification time of every file: some seconds for a million files. Ignores hidden files,
+    files that operating systems leave behind, and the path of the folder itself. names: the subfolders to include.
     """
     digest = hashlib.sha256()
     for name in names:

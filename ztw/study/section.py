@@ -31,7 +31,7 @@ def key(description: str, default: Any = ..., **limits: Any) -> Any:
     Args:
         description: the meaning, for the manual.
         default: `...` = required.
-        limits: as for pydantic's `Field`, and `unit`, the unit of a number.
+        limits: as in pydantic's `Field`, and `unit`, the unit of a number.
     """
     unit = limits.pop("unit", None)
     extra = {"unit": unit} if unit else None
@@ -64,7 +64,6 @@ def one_of(kinds: str, accepts: Callable[[Any], bool], schema: dict[str, Any]) -
     Args:
         kinds: the allowed values in words, for the error.
         accepts: returns whether a value is allowed.
-        schema: JSON Schema of the key.
     """
 
     def check(value: Any) -> Any:

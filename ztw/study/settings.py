@@ -113,8 +113,8 @@ class DataSettings(Section):
 class OverrideSettings(Section):
     """An item of `overrides`; its changes are checked after they are merged into the sections."""
 
-    datasets: Listed[str] | None = key("Data sets of the item. `null`: all.", None)
-    archs: Listed[str] | None = key("Architectures of the item. `null`: all.", None)
+    datasets: Listed[str] | None = key("Data sets that the item changes. `null`: all.", None)
+    archs: Listed[str] | None = key("Architectures that the item changes. `null`: all.", None)
     data: dict[str, Any] = key("Keys of `data`: augmentation and normalisation.", {})
     backbone: dict[str, Any] = key("Keys of `backbone`.", {})
     ics: dict[str, Any] = key("Keys of `ics`.", {})
@@ -173,7 +173,7 @@ class MethodSettings(Section):
         'How thresholds are chosen; see section "Thresholds".', "shared"
     )
     static: str | None = key(
-        "A network without early exits, by its name as in `archs`. No other key goes with it.", None
+        "A network without early exits, by its name as in `archs`. Not together with other keys.", None
     )
 
 
@@ -181,7 +181,8 @@ class EvaluationSettings(Section):
     """Section `evaluation`."""
 
     budgets: Listed[Annotated[Budget, *_BUDGET]] = key(
-        "Columns of the main table. `max`: the most accurate threshold at any cost.",
+        "Columns of the main table: the largest mean cost of a sample, as a share of the backbone's"
+        " MACs. `max`: the most accurate threshold at any cost.",
         (0.25, 0.5, 0.75, 1.0, "max"),
     )
     protocols: Listed[Literal["held-out", "paper", "published"]] = key(

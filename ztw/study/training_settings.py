@@ -96,7 +96,7 @@ class BackboneBuild(Section):
     )
     init: Literal["torch", "released"] = key(
         "Random weights: PyTorch's (`torch`) or the released code's (`released`); see section"
-        ' "Initial weights". For the paper\'s architectures only; the same on MobileNet.',
+        ' "Initial weights". For the paper\'s architectures only; on MobileNet both are the same.',
         "torch",
     )
 
