@@ -47,7 +47,8 @@ test-systems: $(READY)
 
 # Which jobs an edit of each module runs again, real runs, a tracking server, exports. Takes minutes.
 test-slow: $(READY)
-	python -m pytest tests/slow/test_digests.py tests/slow/test_real_runs.py tests/slow/test_tracking_server.py tests/slow/test_exports.py
+	python -m pytest tests/slow/test_digests.py tests/slow/test_real_runs.py tests/slow/test_tracking_server.py tests/slow/test_exports.py \
+		tests/slow/test_torchvision.py
 
 # Runs that are killed, damaged, moved, called twice, or run out of disk or memory; prints what was lost. Takes minutes.
 test-faults: $(READY)
@@ -88,8 +89,9 @@ manual: $(READY)
 	python -m ztw.study.manual
 
 ui: $(READY)
-	@python -c 'import os; from pathlib import Path; from ztw.reporting.sqlite_store import relocate; \
-		relocate(Path(os.environ["STUDY"], "mlflow.db"))'
+	@python -c 'import os, sys; from pathlib import Path; from ztw.reporting.sqlite_store import prepare; \
+		database = Path(os.environ["STUDY"], "mlflow.db"); print(prepare(database) or database); \
+		sys.exit(0 if database.exists() else "there are no runs: make reproduce logs them")'
 	@echo "MLflow: http://127.0.0.1:$$PORT (Ctrl-C stops it)"
 	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow server --host 127.0.0.1 --port "$$PORT" --workers 1 \
 		--backend-store-uri "sqlite:///$$STUDY/mlflow.db"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,20 @@ def no_parts_of_other_tests():
 
 
 @pytest.fixture
+def uninitialised(monkeypatch):
+    """Random weights nobody looks at take most of the time of building a model."""
+    for name in (
+        "kaiming_uniform_",
+        "kaiming_normal_",
+        "xavier_uniform_",
+        "uniform_",
+        "normal_",
+        "trunc_normal_",
+    ):
+        monkeypatch.setattr(nn.init, name, lambda tensor, *args, **kwargs: tensor)
+
+
+@pytest.fixture
 def logits() -> torch.Tensor:
     """(4, 200, 5) random logits."""
     return 3 * torch.randn(4, 200, 5, generator=torch.Generator().manual_seed(1))
@@ -58,8 +74,16 @@ def cost() -> torch.Tensor:
 def small_network(connection: str = "independent", placement: Placement = "all") -> ztw.EarlyExitNetwork:
     """A resnet8 for 10x10 grey images and 5 classes, in eval mode, with BatchNorm statistics of its own.
 
-    Its answers are diverse and confident, so that samples leave everywhere.
+    Its predictions are diverse and confident, so that samples leave everywhere. A copy of one that is built once;
+    the generator is in the same state after each call.
     """
+    network, state = _small_network(connection, placement if isinstance(placement, str) else tuple(placement))
+    torch.set_rng_state(state)
+    return copy.deepcopy(network)
+
+
+@cache
+def _small_network(connection: str, placement: str | tuple[Any, ...]) -> tuple[ztw.EarlyExitNetwork, Tensor]:
     torch.manual_seed(3)
     backbone = ztw.build_backbone("resnet8", num_classes=5, channels=1, size=10)
     network = ztw.build_network(backbone, connection, placement=placement)
@@ -74,7 +98,7 @@ def small_network(connection: str = "independent", placement: Placement = "all")
             logits = network(images)[exit]
             linear.weight.mul_(2.5 / (logits - logits.mean(0)).std())
             linear.bias.sub_(network(images)[exit].mean(0))
-    return network
+    return network, torch.get_rng_state()
 
 
 def pixel_network(connection: str) -> ztw.EarlyExitNetwork:

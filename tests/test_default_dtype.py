@@ -118,6 +118,6 @@ def test_networks_of_another_dtype():
     doubled = small_network().double()
     for call in (ztw.train_exits, ztw.predict):
         with pytest.raises(
-            ztw.ZtwError, match=r"the network has weights of torch.float64, must be torch.float32"
+            ztw.ZtwError, match=r"the network has torch.float64 weights, must be torch.float32"
         ):
             call(doubled, (IMAGES, LABELS), progress=False)

@@ -48,7 +48,7 @@ def broken(path: Path) -> Path:
     [
         (lambda path: read_json(path), "cannot be read (No such file or directory)"),
         (lambda path: read_tensors(path), "not a safetensors file (No such file or directory); delete"),
-        (lambda path: open_zip(path), "no zip (No such file or directory)"),
+        (lambda path: open_zip(path), "not a zip (No such file or directory)"),
         (lambda path: read_rgb(path, str(path)), "unreadable image (No such file or directory)"),
         (lambda path: read_rgb(broken(path), path.name), "unreadable image (cannot identify image file)"),
         (lambda path: read_rgb(io.BytesIO(b"x"), str(path)), "unreadable image (cannot identify image file)"),

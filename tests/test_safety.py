@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import os
 import re
@@ -20,75 +19,46 @@ from ztw.catalogue.datasets import DATASETS
 from ztw.study.config import check_study, read_config, study_name
 
 ROOT = Path(__file__).parent.parent
-SOURCES = sorted(path for part in ("ztw", "workflow", "bench") for path in (ROOT / part).rglob("*.py"))
-RUNS_CODE = {
-    *("eval", "exec", "compile", "__import__"),
-    *("os.system", "os.popen", "subprocess.getoutput", "subprocess.getstatusoutput"),
-    *("yaml.unsafe_load", "yaml.full_load", "yaml.load_all", "yaml.unsafe_load_all"),
-    *(
-        "pandas.read_pickle",
-        "pd.read_pickle",
-        "torch.hub.load",
-        "torch.jit.load",
-        "torch.package.PackageImporter",
-    ),
-}
-PICKLES = ("pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal")
-UNPACKS = ("extractall", "extract", "unpack_archive")
+
+DANGEROUS = """
+eval(text)
+exec(text)
+pickle.load(file)
+pd.read_pickle(file)
+import joblib
+torch.load(file)
+torch.hub.load(file)
+np.load(file, allow_pickle=True)
+yaml.load(file, yaml.Loader)
+yaml.load(file)
+yaml.full_load(file)
+os.system(text)
+os.popen(text)
+subprocess.getoutput(text)
+subprocess.run(text, shell=True)
+tar.extractall(folder)
+shutil.unpack_archive(file)
+listen("0.0.0.0")
+"""
 
 
-def dangers(source: str) -> list[str]:
-    """What in a module may run code of a file, hand text to a shell, or unpack an archive under its own names."""
-    found = []
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ImportFrom) and node.module in PICKLES:
-            found.append(f"from {node.module}")
-        if isinstance(node, ast.Attribute) and ast.unparse(node.value) in PICKLES:
-            # to catch an error is no harm
-            found += [ast.unparse(node)] if node.attr != "UnpicklingError" else []
-        if not isinstance(node, ast.Call):
-            continue
-        name = ast.unparse(node.func)
-        given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
-        if name in RUNS_CODE or name.rpartition(".")[2] in UNPACKS:
-            found.append(name)
-        if name == "torch.load" and given.get("weights_only") != "True":
-            found.append("torch.load without weights_only")
-        if name in ("np.load", "numpy.load") and given.get("allow_pickle", "False") != "False":
-            found.append("np.load with pickles")
-        if name == "yaml.load" and [ast.unparse(loader) for loader in node.args[1:]] != ["_StrictLoader"]:
-            found.append("yaml.load")
-        if given.get("shell", "False") != "False":
-            found.append(f"{name} with a shell")
-    return found
-
-
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_no_code_of_a_file_is_run_and_nothing_goes_to_a_shell(path):
-    assert dangers(path.read_text(encoding="utf-8")) == []
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        *("import pickle\npickle.load(f)", "from pickle import load", "joblib.load(f)"),
-        *("torch.load(f)", "torch.load(f, weights_only=False)", "torch.load(f, weights_only=wanted)"),
-        *("np.load(f, allow_pickle=True)", "yaml.load(f, yaml.Loader)", "yaml.load(f)", "yaml.full_load(f)"),
-        *("eval(x)", "exec(x)", "os.system(x)", "subprocess.run(x, shell=True)", "run(x, shell=wanted)"),
-        *("tar.extractall(x)", "shutil.unpack_archive(x)", "pd.read_pickle(x)"),
-    ],
-)
-def test_what_is_dangerous_is_found(line):
-    assert dangers(line)
-
-
-def test_no_rule_of_the_workflow_has_a_shell():
-    rules = [ROOT / "workflow/Snakefile", *(ROOT / "workflow").rglob("*.smk")]
-    assert len(rules) > 10
-    for path in rules:
-        text = path.read_text()
-        assert not re.search(r"^\s*(shell|run|wrapper|notebook|cwl)\s*:", text, re.M), path
-        assert not re.search(r"\bshell\(", text), path
+def test_lint_finds_what_runs_code_of_a_file_or_hands_text_to_a_shell(tmp_path):
+    """Or unpacks an archive under its own names, or listens to other machines."""
+    imports = "import os, pickle, shutil, subprocess, tarfile; import numpy as np, pandas as pd, torch, yaml"
+    (tmp_path / "module.py").write_text(imports + DANGEROUS)
+    command: list[str | Path] = [
+        "ruff",
+        "check",
+        "--no-cache",
+        "--config",
+        ROOT / "pyproject.toml",
+        "--output-format",
+        "json",
+    ]
+    done = subprocess.run([*command, tmp_path / "module.py"], capture_output=True, text=True)
+    found = json.loads(done.stdout)
+    rows = {one["location"]["row"] for one in found if re.match("S|TID", one["code"])}
+    assert [line for row, line in enumerate(DANGEROUS.splitlines(), 1) if line and row not in rows] == []
 
 
 @pytest.mark.parametrize("value", ["!!python/object/apply:os.mkdir [{}]", "!!python/name:os.system ''"])
@@ -107,9 +77,7 @@ def test_aliases_that_make_a_small_study_huge_are_refused_at_once(tmp_path):
         lines.append(f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]")
     for text in ("\n".join(lines), "a: &a [*a]", "a: &a {b: *a}"):
         (tmp_path / "study.yaml").write_text(text)
-        with pytest.raises(
-            ztw.ZtwError, match=r"study.yaml': has more than 100,000 values, aliases followed"
-        ):
+        with pytest.raises(ztw.ZtwError, match=r"study.yaml': has more than 100,000 values"):
             read_config(tmp_path / "study.yaml")
 
 
@@ -132,7 +100,7 @@ STRANGE = [
 
 @pytest.mark.parametrize("name", [*STRANGE, ""])
 def test_a_study_s_name_is_plain_or_refused_in_one_line(name):
-    with pytest.raises(ztw.ZtwError, match="rename the file") as caught:
+    with pytest.raises(ztw.ZtwError, match="not allowed; use letters, digits") as caught:
         study_name(f"config/{name}.yaml")
     assert "\n" not in str(caught.value)
 
@@ -241,17 +209,11 @@ def test_every_built_in_source_is_https_and_checked_by_its_sha_256():
         assert all(re.fullmatch("[0-9a-f]{64}", str(digest)) for digest in sums), name
 
 
-def test_servers_listen_on_this_machine_alone():
-    """Unless the user says otherwise: HOST= of a target that has one."""
-    makefile = (ROOT / "Makefile").read_text()
-    servers = re.findall(r"\bmlflow (?:server|ui)\b.*?(?=\n\t@|\n\n)", makefile, re.S)
-    assert servers
-    for server in servers:
-        host = re.search(r"--host (\S+)", server)
-        assert host is not None, server
-        default = re.search(r"^HOST \??= (\S+)$", makefile, re.M)
-        assert "127.0.0.1" in (host[1], default[1] if default and host[1] == "$(HOST)" else ""), server
-    assert not re.search(r"0\.0\.0\.0", "".join(path.read_text() for path in SOURCES))
+@pytest.mark.parametrize("target", ["ui", "mlflow-server"])
+def test_servers_listen_on_this_machine_alone(tmp_path, monkeypatch, target):
+    """Unless the command itself says otherwise: shells set a variable HOST."""
+    monkeypatch.setenv("HOST", "0.0.0.0")
+    assert "<--host><127.0.0.1>" in made(tmp_path, target).stdout
 
 
 TELEMETRY = """
@@ -265,8 +227,8 @@ sys.exit(f"telemetry: {get_telemetry_client()}" if get_telemetry_client() is not
 """
 
 
-@pytest.mark.parametrize("setting", [{}, {"DO_NOT_TRACK": "1"}, {"MLFLOW_DISABLE_TELEMETRY": "false"}])
-def test_mlflow_s_telemetry_is_off_before_mlflow_is_imported(setting):
+def test_mlflow_s_telemetry_is_off_before_mlflow_is_imported():
+    """Even where the environment has it on."""
     known = (
         "CI",
         "PYTEST_CURRENT_TEST",
@@ -274,9 +236,8 @@ def test_mlflow_s_telemetry_is_off_before_mlflow_is_imported(setting):
         "DO_NOT_TRACK",
     )  # with them it is off anyway
     plain = {key: value for key, value in os.environ.items() if key not in known}
-    done = subprocess.run(
-        [sys.executable, "-c", TELEMETRY], env=plain | setting, capture_output=True, text=True
-    )
+    on = {**plain, "MLFLOW_DISABLE_TELEMETRY": "false"}
+    done = subprocess.run([sys.executable, "-c", TELEMETRY], env=on, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
 
 

@@ -25,8 +25,10 @@ from watch import run_snakemake
 
 from ztw.errors import ZtwError
 from ztw.progress import describe
+from ztw.reporting.sqlite_store import prepare
 from ztw.study.config import check_study, read_config, study_name
 from ztw.study.environment import search_path, settings_of_others
+from ztw.study.layout import Layout
 from ztw.study.settings import Study
 
 # Arguments with which Snakemake computes nothing: its output goes to the screen. -np is two flags of one letter.
@@ -62,6 +64,8 @@ def main() -> int:
             check_plugins(study)
             for runs in undelivered(folder):
                 runs.unlink()  # missing, the cell is logged again
+            if study.tracking == "sqlite" and (said := prepare(Layout(folder).database)):
+                console.print(f"note: {said}", soft_wrap=True, markup=False)
             status = run_snakemake([*command, "--logger=ztw", *extra], folder, console)
         if status == 0:
             show_results(console, folder, study.tracking, arguments.config)

@@ -22,6 +22,7 @@ from ztw.errors import without_password
 from ztw.files import check_seal, read_json
 from ztw.progress import DONE, FAILED, NOTE, PROGRESS, clock
 from ztw.reporting.mlflow_names import UNDELIVERED
+from ztw.study.layout import Layout
 
 DIED = re.compile(r"died with <Signals\.(SIG\w+)")  # Python's words for a process that was killed
 PLAIN_INTERVAL = 15.0  # seconds between two lines of a job where the screen cannot be redrawn
@@ -164,22 +165,22 @@ def undelivered(study: Path) -> dict[Path, str]:
 
 def show_results(console: Console, study: Path, tracking: str, config: str) -> None:
     """Print the accuracy-at-budget tables, and where everything is; raises ZtwError for an altered table."""
-    tables = study / "tables"
-    for path in sorted(tables.glob("*.*")):
+    table = Layout(study).table("accuracy_at_budget", "md")
+    for path in sorted(table.parent.glob("*.*")):
         check_seal(path)
-    if not (tables / "accuracy_at_budget.md").exists():
+    if not table.exists():
         console.print("no table yet: Snakemake was not asked for one")
         return
-    console.print(Markdown((tables / "accuracy_at_budget.md").read_text(encoding="utf-8")))
-    lines = [f"tables   {study}/tables/accuracy_at_budget.csv, .md, .tex", f"figures  {study}/figures/"]
+    console.print(Markdown(table.read_text(encoding="utf-8")))
+    lines = [f"tables   {table.with_suffix('.csv')}, .md, .tex", f"figures  {study}/figures/"]
     lines.append(f"report   {study}/report.html")
-    if tracking == "sqlite":
-        lines.append(f"MLflow   make ui CONFIG={config}")
-    elif tracking != "none" and (late := undelivered(study)):
+    if tracking != "none" and (late := undelivered(study)):
         lines.append(
-            f"MLflow   {next(iter(late.values()))}, {len(late)} cells are not delivered;"
-            f" when it is back, run: make reproduce CONFIG={config}"
+            f"MLflow   {next(iter(late.values()))}; {len(late)} cells are not delivered, the next call logs them:"
+            f" make reproduce CONFIG={config}"
         )
+    elif tracking == "sqlite":
+        lines.append(f"MLflow   make ui CONFIG={config}")
     elif tracking != "none":
         lines.append(f"MLflow   {without_password(tracking)}")
     console.print("\n".join(lines), soft_wrap=True, markup=False)

@@ -11,14 +11,14 @@ from ztw.version import __version__ as __version__
 
 @cache
 def _homes() -> dict[str, str]:
-    """Public name -> its module."""
+    """Return the module of each public name."""
     tree = ast.parse(Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8"))
     imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
     return {alias.name: str(node.module) for node in imports for alias in node.names}
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used: checking a config must not wait for torch."""
+    """Import a public name on first use, so that checking a config does not import torch."""
     if name == "__all__":
         return __dir__()
     if name in _homes():

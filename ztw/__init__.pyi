@@ -1,4 +1,4 @@
-"""The public names of ztw, each once. `__init__.py` reads this file at run time, as editors and type checkers do."""
+"""The public names of ztw. `__init__.py` reads this file at run time, as editors and type checkers do."""
 
 from ztw.catalogue.architectures import list_backbones as list_backbones
 from ztw.catalogue.parts import list_ensembles as list_ensembles

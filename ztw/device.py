@@ -53,11 +53,12 @@ def pick_device(device: str = "auto") -> torch.device:
 def own_gpu(device: str) -> str:
     """Reserve one of several GPUs for this process until it ends.
 
-    Processes on one machine reserve different GPUs, each with a file lock in the system's temporary folder. If all
-    GPUs are reserved, or file locks are not supported, processes share them.
+    Processes on one machine reserve different GPUs, each with a file lock in the system's temporary folder. If all GPUs
+    are reserved, or file locks are not supported, processes share them. Nothing is reserved on a machine with fewer
+    than two GPUs.
 
     Args:
-        device: "auto" or "cuda". Any other device is returned unchanged, and so is any device with fewer than two GPUs.
+        device: "auto" or "cuda"; any other device is returned unchanged.
 
     Returns:
         "cuda:<n>", or `device`.
@@ -114,14 +115,7 @@ def bf16_pays(device: torch.device) -> bool:
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """Resolve the precision "auto" for a device.
-
-    Args:
-        precision: one of PRECISIONS; "auto" = "bf16" where it is faster than float32, else "fp32".
-        device: the device that computes.
-
-    Returns:
-        "bf16" or "fp32".
+    """Return "fp32" or "bf16" for one of PRECISIONS: "auto" = "bf16" where the device computes faster in it.
 
     Raises:
         ZtwError: for another precision.
@@ -185,15 +179,7 @@ class Compute:
 
     @classmethod
     def on(cls, device: torch.device, precision: str = "auto") -> Compute:
-        """Create the settings for a device.
-
-        Args:
-            device: holds the network and its images.
-            precision: one of PRECISIONS.
-
-        Raises:
-            ZtwError: for another precision.
-        """
+        """Create the settings for a device and one of PRECISIONS; raise ZtwError for another precision."""
         return cls(device, resolve_precision(precision, device))
 
     def autocast(self) -> contextlib.AbstractContextManager:

@@ -39,12 +39,7 @@ def dotted(keys: Iterable[object]) -> str:
 
 
 def reason(error: BaseException, *named: object) -> str:
-    """Describe in one line why something failed.
-
-    Args:
-        error: the exception.
-        named: paths and URLs to leave out, because the message names them already.
-    """
+    """Describe in one line why something failed, without the paths and URLs (`named`) that its message names."""
     if isinstance(cause := getattr(error, "reason", None), OSError):  # urllib wraps the cause
         return reason(cause, *named)
     text, names = " ".join(str(error).split()), [str(name) for name in named]

@@ -103,12 +103,7 @@ def _is_at(file: IO[Any], path: Path) -> bool:
 
 
 def check_seal(path: Path | str, hint: str = RUN_AGAIN) -> None:
-    """Raise ZtwError if a file differs from its seal. A file without a seal was made elsewhere and passes.
-
-    Args:
-        path: of the file.
-        hint: tells the user what to do.
-    """
+    """Raise ZtwError with `hint` if a file differs from its seal. A file without a seal passes."""
     path = Path(path)
     try:
         expected = _seal(path).read_text(encoding="utf-8", errors="replace").split(" ")[0]
@@ -138,20 +133,12 @@ def write_sealed(path: Path | str, text: str) -> None:
 
 
 def write_json(path: Path | str, content: Any) -> None:
-    """Write indented JSON with sorted keys, and its seal. Few readers other than Python accept NaN, which stays NaN."""
+    """Write indented JSON with sorted keys, and its seal. NaN stays NaN, although few readers but Python accept it."""
     write_sealed(path, json.dumps(content, indent=1, sort_keys=True) + "\n")
 
 
 def read_json(path: Path | str, hint: str = RUN_AGAIN) -> Any:
-    """Read a JSON file, and check its seal.
-
-    Args:
-        path: of the file.
-        hint: tells the user what to do if the file was altered.
-
-    Raises:
-        ZtwError: if the file is missing, broken or altered.
-    """
+    """Read a JSON file; raise ZtwError if it is missing, broken or altered. `hint` tells the user what to do then."""
     check_seal(path, hint)
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
@@ -170,10 +157,7 @@ def data_root(configured: str | None = None, home: bool = True) -> Path:
 
     Args:
         configured: data.root.
-        home: whether the user has a home folder.
-
-    Raises:
-        ZtwError: if none of them is known.
+        home: whether the user has a home folder. If not, ZtwError is raised where the cache folder is needed.
     """
     cache = os.environ.get("XDG_CACHE_HOME") or ("~/.cache" if home else "")
     given = configured or os.environ.get("ZTW_DATA") or (cache and f"{cache}/ztw")

@@ -24,7 +24,7 @@ class Note(str):
 
 
 def reporter(progress: bool | Report) -> Report | None:
-    """Return the function that receives the lines of a public function's `progress`.
+    """Convert the argument `progress` of a public function to the function that receives the lines, or None.
 
     Args:
         progress: True = print to stderr, False = no output, or a function that takes a line.
@@ -40,7 +40,7 @@ def reporter(progress: bool | Report) -> Report | None:
 
 
 def on_screen(line: str) -> None:
-    """Print a line to stderr. On a terminal, the next line of progress replaces it."""
+    """Print a line to stderr. On a terminal, a line of progress replaces the previous one."""
     if isinstance(line, Note) or not sys.stderr.isatty():
         print(f"note: {line}" if isinstance(line, Note) else line, file=sys.stderr, flush=True)
     else:
@@ -179,12 +179,7 @@ def memory_ran_out(error: BaseException) -> bool:
 
 
 def describe(error: BaseException, rule: str = "the job") -> str:
-    """Describe an error that a user can fix, in one line.
-
-    Args:
-        error: the exception.
-        rule: the rule whose job raised it.
-    """
+    """Describe an error that a user can fix, in one line; rule: the rule whose job raised it."""
     if memory_ran_out(error):
         if "CUDA" in str(error):
             return "the GPU's memory ran out: lower batch_size, or use a larger GPU"

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ztw.catalogue.datasets import DATASETS, DatasetFacts
+from ztw.catalogue.datasets import DATASETS, DatasetMetadata
 from ztw.catalogue.parts import PARTS, Part
 from ztw.catalogue.torchvision import TORCHVISION_PREFIX
 from ztw.data.decode import DECODERS, decode_own
@@ -61,7 +61,7 @@ def register(kind: str, name: str, part: Any = None, **metadata: Any) -> Any:
             - dataset: a function () -> {"train": (images uint8 (N, C, size, size), labels (N,)), "test": (...)}.
         metadata: of a backbone: blocks, its number of stages, and optionally smallest_image, the smallest side of its
             images in pixels (1). Of a dataset: num_classes, size, channels, and optionally mean, std, flip,
-            crop_padding, colour_jitter; see `DatasetFacts`.
+            crop_padding, colour_jitter; see `DatasetMetadata`.
 
     Returns:
         The part.
@@ -154,7 +154,7 @@ def _put(kind: str, name: str, part: Any, metadata: dict[str, Any]) -> Callable[
         read = part
         DECODERS[name] = lambda name, facts, root, report: decode_own(read, name, facts)
         # decoded images are cached under this digest, so changed code decodes them again
-        part = DatasetFacts(**{"mean": None, "std": None, **metadata, "digest": _code(name, read)})
+        part = DatasetMetadata(**{"mean": None, "std": None, **metadata, "digest": _code(name, read)})
     TABLES[kind][name] = part
     return partial(_take_out, kind, name)
 
@@ -170,7 +170,7 @@ def _code(name: str, read: Any) -> str:
     function = inspect.unwrap(read)
     try:
         path = Path(str(inspect.getsourcefile(function))).absolute()
-        return code_sha256(path, helpers(path, function.__module__ or ""))
+        return code_sha256(helpers(path, function.__module__ or ""))
     except (TypeError, OSError) as error:
         raise ZtwError(
             f"dataset {name!r}: must be a function in a file; a change of the file decodes its images again"

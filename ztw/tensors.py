@@ -63,11 +63,7 @@ def check_images(images: Tensor | np.ndarray, shape: Sequence[int]) -> None:
 def write_tensors(
     path: Path | str, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
 ) -> None:
-    """Write tensors to a sealed safetensors file.
-
-    Raises:
-        ZtwError: if the file cannot be written, e.g. because the disk is full.
-    """
+    """Write tensors to a sealed safetensors file; raise ZtwError if that fails, e.g. because the disk is full."""
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with sealed(path) as scratch:
         scratch.touch()
@@ -80,15 +76,7 @@ def write_tensors(
 
 
 def read_tensors(path: Path | str, hint: str = "delete it and run again") -> dict[str, Tensor]:
-    """Read the tensors of a safetensors file to the CPU.
-
-    Args:
-        path: of the file.
-        hint: tells the user what to do if the file cannot be used.
-
-    Raises:
-        ZtwError: if the file is missing, altered or not a safetensors file.
-    """
+    """Read a safetensors file to the CPU; raise ZtwError with `hint` if it is missing, altered or of another format."""
     check_seal(path, hint)
     try:
         return load_file(path)

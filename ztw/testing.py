@@ -1,7 +1,7 @@
-"""The contract of every part, built in or of one's own: `check_rule("margin")` raises where one breaks it.
+"""Contract tests of parts, built-in or your own: `check_rule("margin")` raises ZtwError for a broken contract.
 
-Each check takes the name of a part, raises ZtwError, one line that names the part and what it violates, and leaves
-PyTorch's random state alone.
+Each check takes the name of a part. Its error is one line with the name and the violation. PyTorch's random state does
+not change.
 """
 
 from __future__ import annotations
@@ -33,28 +33,14 @@ from ztw.models.backbone import Backbone
 from ztw.models.heads import HEADS, HeadOptions
 from ztw.models.network import EarlyExitNetwork
 
-CLOSE = 1e-4  # batch size changes the last bits of an answer
-APART = (0.0, 1.0, 10.0, 30.0, 100.0, 1e3, 1e4)  # how far a confident exit's logits lie apart
-RAISES = (
-    0.0,
-    0.25,
-    0.5,
-    1.0,
-    2.0,
-    4.0,
-    8.0,
-    16.0,
-    32.0,
-    64.0,
-    128.0,
-    1e3,
-    1e4,
-)  # what is added to the largest
-HEAD_SHAPES: tuple[tuple[int, ...], ...] = ((16, 9, 9), (8, 1, 1))  # of feature maps
+CLOSE = 1e-4  # tolerance, because the batch size changes the last bits of logits
+APART = (0.0, 1.0, 10.0, 30.0, 100.0, 1e3, 1e4)  # distances between the logits of an exit
+RAISES = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 1e3, 1e4)  # added to the largest logit
+HEAD_SHAPES: tuple[tuple[int, ...], ...] = ((16, 9, 9), (8, 1, 1))  # (C, H, W) of features
 
 
 def check_registered() -> None:
-    """Check all parts of a user's own; data sets are checked as they are read."""
+    """Check all registered parts except data sets, which are checked when they are read."""
     checks = {
         "rule": check_rule,
         "ensemble": check_ensemble,
@@ -68,32 +54,39 @@ def check_registered() -> None:
 
 
 def check_rule(name: str) -> None:
-    """A rule: scores of each sample by itself, finite however confident it is, NaN refused, its own grid from one end
-    to the other, no exit delayed by a raised confidence, and `infer`, `sweep` and `simulate_exits` at one, sample by
-    sample, at batch sizes 1, 7, 16 and 0."""
+    """Check an exit rule.
+
+    - A sample's score depends on this sample only. It is finite, however confident an exit is.
+    - A threshold of NaN is refused.
+    - The grid runs from a parameter at which all samples leave at the first exit to one at which none leaves early.
+    - A higher confidence never delays an exit.
+    - `infer`, `sweep` and `simulate_exits` agree for every sample, at batch sizes 0, 1, 7 and 16.
+    """
     kind = exit_rule(name)
     with _checked(f"rule {name!r}"):
         logits, labels = draw(samples=60)
         scores = exit_scores(logits, kind)
-        _require(scores.shape == logits.shape[:2], f"score gives {tuple(scores.shape[1:])}, must be (N,)")
-        _require(not bool(scores.isnan().any()), "score gives NaN")
+        _require(
+            scores.shape == logits.shape[:2], f"scores have shape {tuple(scores.shape[1:])}, must be (N,)"
+        )
+        _require(not bool(scores.isnan().any()), "some scores are NaN")
         for rows in (slice(0, 0), slice(0, 1), slice(20, 50)):
             _same(
                 scores[:, rows],
                 exit_scores(logits[:, rows], kind),
-                "score depends on which samples are in the batch",
+                "scores depend on the other samples of the batch",
             )
         if issubclass(kind, ThresholdRule):
             _require_refusal(lambda: kind(math.nan), "a threshold of NaN is not refused")
         cost = torch.arange(1.0, len(logits) + 1, dtype=torch.float64)
         curve = sweep(logits, labels, cost, name, points=50)
-        _require(
-            curve.parameter.dtype == torch.float64, f"grid gives {curve.parameter.dtype}, must be float64"
-        )
+        _require(curve.parameter.dtype == torch.float64, f"grid has {curve.parameter.dtype}, must be float64")
         rising = bool(curve.cost.diff().ge(-1e-9).all())
-        _require(rising, "grid does not run from the cheapest to the most cautious parameter")
-        _require(curve.exit_fraction[0, 0] == 1, "at the first parameter of its grid not all leave at exit 1")
-        _require(curve.exit_fraction[-1, -1] == 1, "at the last parameter of its grid not all run to the end")
+        _require(rising, "grid must run from the cheapest to the most cautious parameter")
+        _require(
+            curve.exit_fraction[0, 0] == 1, "all samples must leave at exit 1 at the first value of grid"
+        )
+        _require(curve.exit_fraction[-1, -1] == 1, "no sample may leave early at the last value of grid")
         _check_confident(kind, logits)
         _check_raised(kind, logits)
     with torch.random.fork_rng(devices=[]):
@@ -101,7 +94,7 @@ def check_rule(name: str) -> None:
 
 
 def _check_confident(kind: type[ExitRule], logits: Tensor) -> None:
-    """Whether scores are finite on logits from 0 to 1e4 apart: one class ahead, or each of the classes."""
+    """Require finite scores on logits 0 to 1e4 apart, with one class or every class ahead of the next."""
     exits, _, num_classes = logits.shape
     shapes = torch.stack([torch.eye(num_classes)[0], torch.linspace(0, 1, num_classes)])
     for apart, top in product(APART, (0.0, 1e4)):
@@ -112,10 +105,10 @@ def _check_confident(kind: type[ExitRule], logits: Tensor) -> None:
 
 
 def _check_raised(kind: type[ExitRule], logits: Tensor) -> None:
-    """Whether no sample leaves later, at any parameter of the rule's grid, as its largest logit is raised.
+    """Require that raising a sample's largest logit delays its exit at no parameter of the rule's grid.
 
-    All exits have the same logits, so that a rule with a state may compare them or add them up. What rounding can
-    change is let pass.
+    All exits have the same logits, so a rule with a state may compare or add them. Differences by rounding are
+    accepted.
     """
     exits, rows = len(logits), logits.flatten(0, 1)
     top = F.one_hot(rows.argmax(-1), rows.shape[-1])
@@ -130,20 +123,25 @@ def _check_raised(kind: type[ExitRule], logits: Tensor) -> None:
             by, sample = int(late[0, 0]) + 1, int(late[0, 1])
             then, now = int(sure[:by, sample].min()) + 1, int(possible[by, sample]) + 1
             raise _BrokenError(
-                f"a raised confidence delays an exit: at {parameter:g} a sample leaves at exit {now} instead of"
-                f" {then} once its largest logit is raised by {RAISES[by]:g}"
+                f"a higher confidence delays an exit: at {parameter:g} a sample leaves at exit {now} instead of"
+                f" {then} if its largest logit is raised by {RAISES[by]:g}"
             )
 
 
 def _first_passed(scores: Tensor, bounds: Tensor) -> Tensor:
-    """The first exit (R, N) whose score (R, K - 1, N) passes its bound (K - 1, 1); the last takes the rest."""
+    """Return the first exit (R, N) whose score (R, K - 1, N) passes its bound (K - 1, 1), else the last exit."""
     passes = F.pad((scores > bounds).to(torch.uint8), (0, 0, 0, 1), value=1)
     return passes.argmax(1)
 
 
 def check_ensemble(name: str) -> None:
-    """An ensemble: normalised, finite, of exits so far and each sample alone; exit by exit what it is all at once,
-    also where samples leave and others join; NaN and other shapes refused; and saved, it is what it was."""
+    """Check an ensemble.
+
+    - A sample's log-probabilities are finite and normalised. They depend only on this sample and on the exits so far.
+    - Computed exit by exit they are the same, also when samples leave and others join.
+    - NaN and other shapes are refused.
+    - A saved and loaded ensemble computes the same.
+    """
     if name not in ENSEMBLES:
         raise unknown("ensemble", name, ENSEMBLES)
     for include_final in (True, False):
@@ -154,66 +152,78 @@ def check_ensemble(name: str) -> None:
 def _check_ensemble(name: str, include_final: bool) -> None:
     logits, labels = draw(samples=60)
     ensemble = fit_ensemble(logits, labels, name, include_final)
-    answers = ensemble(logits)
-    _require(answers.shape == logits.shape, f"answers {tuple(answers.shape)}, must be {tuple(logits.shape)}")
-    _require(answers.dtype == torch.float32, f"answers {answers.dtype}, must be float32")
-    _same(answers.logsumexp(-1), torch.zeros(logits.shape[:2]), "its log-probabilities are not normalised")
+    log_probs = ensemble(logits)
+    shape = tuple(log_probs.shape)
+    _require(log_probs.shape == logits.shape, f"log-probabilities {shape}, must be {tuple(logits.shape)}")
+    _require(log_probs.dtype == torch.float32, f"log-probabilities are {log_probs.dtype}, must be float32")
+    _same(log_probs.logsumexp(-1), torch.zeros(logits.shape[:2]), "log-probabilities are not normalised")
     masked = logits.clone()
     masked[:, :, 0] = torch.finfo(logits.dtype).min
-    _require(bool(ensemble(masked).isfinite().all()), "a probability of 0 makes its answer infinite or NaN")
+    _require(
+        bool(ensemble(masked).isfinite().all()),
+        "a probability of 0 gives log-probabilities that are not finite",
+    )
     for rows in (slice(0, 1), slice(20, 50)):
-        _same(
-            answers[:, rows], ensemble(logits[:, rows]), "an answer depends on which samples are in the batch"
-        )
+        message = "log-probabilities depend on the other samples of the batch"
+        _same(log_probs[:, rows], ensemble(logits[:, rows]), message)
     for exit in range(1, len(logits)):
         changed = logits.clone()
         changed[exit:] = changed[exit:].flip(-1)
-        _same(answers[:exit], ensemble(changed)[:exit], f"exit {exit} sees exits after it")
-    _check_exit_by_exit(ensemble, logits, answers)
+        _same(log_probs[:exit], ensemble(changed)[:exit], f"exit {exit} depends on later exits")
+    _check_exit_by_exit(ensemble, logits, log_probs)
     broken = logits.clone()
     broken[-1, 3, 2] = math.nan
     _require_refusal(lambda: ensemble(broken), "logits that are NaN are not refused")
     _require_refusal(lambda: ensemble(logits[1:]), "logits of another number of exits are not refused")
     if not include_final:
-        _same(answers[-1], logits[-1].log_softmax(-1), "the last exit does not answer for itself")
+        _same(
+            log_probs[-1],
+            logits[-1].log_softmax(-1),
+            "without include_final the last exit must predict alone",
+        )
     macs = [ensemble.macs(exit) for exit in range(len(logits))]
     _require(all(0 <= value < math.inf for value in macs), f"macs {macs}, must be at least 0 and finite")
     again = build_ensemble(name, ensemble.exits, ensemble.num_classes, include_final)
     again.load_state_dict(ensemble.state_dict())
-    _same(answers, again(logits), "what is fitted is not in its state_dict: use register_buffer")
+    _same(log_probs, again(logits), "its state_dict lacks fitted values; use register_buffer")
 
 
-def _check_exit_by_exit(ensemble: Ensemble, logits: Tensor, answers: Tensor) -> None:
-    """As `infer` computes it: two microbatches, of which the first loses samples before they join."""
-    message = "exit by exit (`start`) it answers otherwise than all at once"
+def _check_exit_by_exit(ensemble: Ensemble, logits: Tensor, log_probs: Tensor) -> None:
+    """Compute the ensemble like `infer`: with two microbatches, of which the first loses samples before they join."""
+    message = "computed exit by exit (`start`), it gives other log-probabilities than at once"
     half = logits.shape[1] // 2
     parts = [torch.arange(half), torch.arange(half, logits.shape[1])]
     first, second = running = [ensemble.start(len(rows), logits.device) for rows in parts]
     for exit in range(2):
         for one, rows in zip(running, parts, strict=True):
-            _same(answers[exit, rows], one.append(exit, logits[exit, rows]).log_softmax(-1), message)
+            _same(log_probs[exit, rows], one.append(exit, logits[exit, rows]).log_softmax(-1), message)
     stay = torch.arange(0, half, 2)
     first.select(stay)
     first.join([second])
     rows = torch.cat([stay, parts[1]])
     for exit in range(2, len(logits)):
-        _same(answers[exit, rows], first.append(exit, logits[exit, rows]).log_softmax(-1), message)
+        _same(log_probs[exit, rows], first.append(exit, logits[exit, rows]).log_softmax(-1), message)
     nobody = ensemble.start(0, logits.device)
     for exit in range(len(logits)):
         found = nobody.append(exit, logits[exit, :0])
-        _require(found.shape == (0, logits.shape[2]), "an empty batch does not get an empty answer")
+        _require(found.shape == (0, logits.shape[2]), "an empty batch must give an empty result")
 
 
 def check_head(name: str, shapes: Sequence[tuple[int, ...]] = HEAD_SHAPES, **options: Any) -> None:
-    """A head, on features of these shapes: float32 logits (N, classes) with and without the previous exit's, each
-    sample by itself, and gradients for every parameter. options: see `HeadOptions`."""
+    """Check a head: it computes float32 logits (N, classes), each row from its sample only, and trains every parameter.
+
+    Args:
+        name: of the head.
+        shapes: of the features, without the batch axis. Each is tried with and without the previous exit's logits.
+        options: see `HeadOptions`.
+    """
     if name not in HEADS:
         raise unknown("head", name, HEADS)
     for shape, previous, size in product(shapes, (0, 5), (32, 64)):
         with _checked(f"head {name!r}"), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             head, what = HEADS[name](shape, 5, previous, size, HeadOptions(**options)), f"features {shape}"
-            _require(isinstance(head, nn.Module), f"{what}: gives {type(head).__name__}, must be a module")
+            _require(isinstance(head, nn.Module), f"{what}: returns {type(head).__name__}, must be a module")
             given = [torch.randn(3, *shape), *([torch.randn(3, 5)] if previous else [])]
             out = head(*(tensor.clone() for tensor in given))
             _require(
@@ -229,12 +239,16 @@ def check_head(name: str, shapes: Sequence[tuple[int, ...]] = HEAD_SHAPES, **opt
             with torch.no_grad():
                 together = head(*(tensor.clone() for tensor in given))
                 alone = head(*(tensor[1:2].clone() for tensor in given))
-            _same(together[1:2], alone, f"{what}: logits depend on which samples are in the batch")
+            _same(together[1:2], alone, f"{what}: logits depend on the other samples of the batch")
 
 
 def check_thresholds(name: str, rules: Iterable[str] = ("max_softmax", "entropy")) -> None:
-    """A choice of thresholds: float64 candidates from the cheapest to the most cautious, for all exits or one each,
-    which mean the same to `sweep` and `simulate_exits`; NaN logits refused."""
+    """Check a way of choosing thresholds.
+
+    - Candidates are float64, from the cheapest to the most cautious, for all exits or one per exit.
+    - `sweep` and `simulate_exits` agree about every candidate.
+    - NaN logits are refused.
+    """
     if name not in THRESHOLDS:
         raise unknown("choice of thresholds", name, THRESHOLDS)
     logits, labels = draw(samples=200)
@@ -254,14 +268,10 @@ def check_thresholds(name: str, rules: Iterable[str] = ("max_softmax", "entropy"
             _require(not bool(found.thresholds.isnan().any()), "a threshold is NaN")
             curve = sweep(logits, labels, cost, rule, found.thresholds)
             rising = bool(curve.cost.diff().ge(-1e-9).all())
-            _require(rising, "candidates do not run from the cheapest to the most cautious")
+            _require(rising, "candidates must run from the cheapest to the most cautious")
             for index in (0, count // 2, count - 1):
                 mean = cost[simulate_exits(logits, at(rule, found, index))[0]].mean()
-                _same(
-                    mean,
-                    curve.cost[index],
-                    "a candidate means another thing to `simulate_exits` than to `sweep`",
-                )
+                _same(mean, curve.cost[index], "`simulate_exits` and `sweep` disagree about a candidate")
             broken = logits.clone()
             broken[-1, 3, 2] = math.nan
             message = "logits that are NaN are not refused"
@@ -269,101 +279,105 @@ def check_thresholds(name: str, rules: Iterable[str] = ("max_softmax", "entropy"
 
 
 def check_backbone(name: str, size: int = 32, channels: int = 3) -> None:
-    """A backbone, on images of this size: as many stages as it says, which together with the classifier are what it
-    answers, float32 logits (N, classes), each sample by itself."""
+    """Check a backbone: its number of stages, and float32 logits (N, classes), each row from its sample only.
+
+    The classifier of the last stage's output must give the backbone's logits. Images have a side of `size` pixels, or
+    the smallest that the backbone takes.
+    """
     if name not in BACKBONES:
         raise unknown("architecture", name, BACKBONES)
     with _checked(f"backbone {name!r}"), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         size = max(size, own("backbone").get(name, {}).get("smallest_image", 1))
         backbone = build_backbone(name, num_classes=7, channels=channels, size=size)
-        _require(isinstance(backbone, Backbone), f"gives {type(backbone).__name__}, must be a Backbone")
+        _require(isinstance(backbone, Backbone), f"returns {type(backbone).__name__}, must be a Backbone")
         stages = len(backbone.stages)
-        _require(stages == blocks(name), f"has {stages} stages, must be its {blocks(name)} blocks")
-        _require(backbone.arch == name, f"calls itself {backbone.arch!r}, must be {name!r}")
+        _require(stages == blocks(name), f"has {stages} stages, must be {blocks(name)}, its number of blocks")
+        _require(backbone.arch == name, f"arch is {backbone.arch!r}, must be {name!r}")
         shape = (channels, size, size)
         _require(
-            tuple(backbone.input_shape) == shape, f"is for images {backbone.input_shape}, must be {shape}"
+            tuple(backbone.input_shape) == shape, f"input_shape is {backbone.input_shape}, must be {shape}"
         )
         backbone.eval()
         images = torch.randn(2, *shape)
         with torch.no_grad():
             features = list(backbone.features(images))
-            answer = backbone(images)
+            logits = backbone(images)
             composed, alone = backbone.classifier(features[-1]), backbone(images[1:])
         shapes = [tuple(feature.shape[1:]) for feature in features]
         _require(
             shapes == list(map(tuple, backbone.feature_shapes)),
-            f"its stages give {shapes}, must be {backbone.feature_shapes}",
+            f"its stages return {shapes}, must be {backbone.feature_shapes}",
         )
         _require(
-            answer.shape == (2, 7) and answer.dtype == torch.float32,
-            f"logits {answer.dtype} {tuple(answer.shape)}, must be float32 (N, classes)",
+            logits.shape == (2, 7) and logits.dtype == torch.float32,
+            f"logits {logits.dtype} {tuple(logits.shape)}, must be float32 (N, classes)",
         )
-        _same(answer, composed, "its answer is not the classifier's of its last stage")
-        _same(answer[1:], alone, "an answer depends on which samples are in the batch")
+        _same(logits, composed, "its logits are not those of its classifier on its last stage")
+        _same(logits[1:], alone, "logits depend on the other samples of the batch")
 
 
 def check_dataset(name: str) -> None:
-    """A data set of one's own, or a built-in one without files: images and labels as its facts say. Reads it."""
+    """Read a data set of your own, or a built-in one without files, and check its images and labels."""
     if name not in DATASETS:
         raise unknown("data set", name, DATASETS)
-    facts = DATASETS[name]
+    metadata = DATASETS[name]
     with _checked(f"data set {name!r}"), tempfile.TemporaryDirectory() as scratch:
-        splits = DECODERS[name](name, facts, Path(scratch), lambda text: None)
+        splits = DECODERS[name](name, metadata, Path(scratch), lambda text: None)
         for split in ("train", "test"):
-            shape = (facts.channels, facts.size, facts.size)
+            shape = (metadata.channels, metadata.size, metadata.size)
             _require(splits[split].shape == shape, f"{split}: {splits[split].shape}, must be {shape}")
 
 
 def check_agreement(network: EarlyExitNetwork, images: Tensor, rule: str) -> None:
-    """Raise ZtwError unless `infer` of a network in eval mode leaves every sample where `sweep` and `simulate_exits`
-    say, at batch sizes 0, 1, 7 and all, with the same answer; at parameters that no score lies on."""
+    """Raise ZtwError unless `infer`, `sweep` and `simulate_exits` agree about every sample's exit and prediction.
+
+    The network is in eval mode. The batch sizes are 0, 1, 7 and all images (N, C, H, W). No score equals a threshold.
+    """
     kind: Any = exit_rule(rule)
     with torch.no_grad():
         logits = network(images)
-        answers = network.ensemble(logits) if network.ensemble else logits
+        logits = network.ensemble(logits) if network.ensemble else logits
     seen = set[int]()
     with _checked(f"rule {rule!r}"):
-        for parameters in _apart(exit_scores(answers, kind), kind):
-            decided = [simulate_exits(answers, kind(parameter)) for parameter in parameters.tolist()]
-            _check_swept(answers, rule, parameters, decided)
-            for parameter, (left, answering) in zip(parameters.tolist(), decided, strict=True):
-                expected = answers[answering, torch.arange(len(images))]
+        for parameters in _apart(exit_scores(logits, kind), kind):
+            simulated = [simulate_exits(logits, kind(parameter)) for parameter in parameters.tolist()]
+            _check_swept(logits, rule, parameters, simulated)
+            for parameter, (left, predicting) in zip(parameters.tolist(), simulated, strict=True):
+                expected = logits[predicting, torch.arange(len(images))]
                 for size in (1, 7, len(images)):
                     results = [network.infer(part, kind(parameter)) for part in images.split(size)]
                     exits = torch.cat([result.exit_index for result in results])
                     given = torch.cat([result.logits for result in results])
-                    where = f"at {parameter}, in batches of {size}, `infer`"
-                    _require(
-                        exits.tolist() == left.tolist(),
-                        f"{where} has samples leave where `simulate_exits` has not",
+                    where = (
+                        f"at {parameter}, in batches of {size}, `infer` and `simulate_exits` disagree about"
                     )
-                    _same(expected, given, f"{where} does not answer as the exit that was decided on")
+                    _require(exits.tolist() == left.tolist(), f"{where} the exits")
+                    _same(expected, given, f"{where} the logits")
                 seen |= set(left.tolist())
             nobody = network.infer(images[:0], kind(parameters.tolist()[0]))
-            _require(nobody.exit_index.shape == (0,), "`infer` of no images is not empty")
+            _require(nobody.exit_index.shape == (0,), "`infer` of no images must return no results")
         _require(
-            len(seen) >= min(3, len(answers)), f"samples leave at {len(seen)} of {len(answers)} exits only"
+            len(seen) >= min(3, len(logits)), f"samples leave only at {len(seen)} of {len(logits)} exits"
         )
 
 
 def _check_swept(
-    answers: Tensor, rule: str, parameters: Tensor, decided: Sequence[tuple[Tensor, Tensor]]
+    logits: Tensor, rule: str, parameters: Tensor, simulated: Sequence[tuple[Tensor, Tensor]]
 ) -> None:
-    """Whether `sweep` lets each sample leave where `simulate_exits` does, and takes the same answer."""
-    cost = torch.arange(1.0, len(answers) + 1, dtype=torch.float64)
-    for n in range(answers.shape[1]):
-        label = torch.tensor([n % answers.shape[2]])
-        curve = sweep(answers[:, n : n + 1], label, cost, rule, parameters)
-        for row, (left, answering) in enumerate(decided):
-            right = bool(answers[answering[n], n].argmax() == label)
-            agree = curve.exit_fraction[row, left[n]] == 1 and bool(curve.accuracy[row]) == right
+    """Require that `sweep` and `simulate_exits` agree about every sample's exit and prediction."""
+    cost = torch.arange(1.0, len(logits) + 1, dtype=torch.float64)
+    for n in range(logits.shape[1]):
+        label = torch.tensor([n % logits.shape[2]])
+        curve = sweep(logits[:, n : n + 1], label, cost, rule, parameters)
+        for row, (left, predicting) in enumerate(simulated):
+            correct = bool(logits[predicting[n], n].argmax() == label)
+            agree = curve.exit_fraction[row, left[n]] == 1 and bool(curve.accuracy[row]) == correct
             _require(bool(agree), f"at {parameters[row].tolist()} `sweep` and `simulate_exits` disagree")
 
 
 def _apart(scores: Tensor, kind: Any) -> list[Tensor]:
-    """Parameters no score lies on, for batch size changes the last bits of one: shared (T,), per exit (T, K - 1)."""
+    """Return parameters that equal no score: shared (T,) and per exit (T, K - 1). Batch size changes the last bits."""
     if not issubclass(kind, ThresholdRule):
         return [kind.grid(scores, 20)]
     beyond = torch.tensor([float(scores.min()) - 1, float(scores.max()) + 1], dtype=torch.float64)
@@ -373,15 +387,15 @@ def _apart(scores: Tensor, kind: Any) -> list[Tensor]:
 
 
 def _between(scores: Tensor, points: int) -> Tensor:
-    """Values midway between two scores."""
+    """Return values midway between two scores."""
     values = scores.flatten().unique()
     middle = ((values[1:] + values[:-1]) / 2)[values.diff() > 2e-5]
-    _require(len(middle) > 0, "its scores are all the same: no sample could be told from another")
+    _require(len(middle) > 0, "all scores are equal, so the rule cannot distinguish samples")
     return middle[torch.linspace(0, len(middle) - 1, points).long()]
 
 
 def draw(samples: int, exits: int = 4, num_classes: int = 5) -> tuple[Tensor, Tensor]:
-    """Logits (K, N, C) of exits that know more the later they are, and labels (N,): always the same."""
+    """Return logits (K, N, C), more accurate at later exits, and labels (N,). They are the same at every call."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(samples) % num_classes
     easy = 1.5 * torch.randn(samples, generator=generator)
@@ -391,7 +405,7 @@ def draw(samples: int, exits: int = 4, num_classes: int = 5) -> tuple[Tensor, Te
 
 
 def _toy(samples: int) -> tuple[EarlyExitNetwork, Tensor]:
-    """A network of four exits on images of 30 pixels, its answers diverse and confident, and images."""
+    """Return a network of four exits, with diverse and confident predictions, and images (samples, 1, 5, 6)."""
     torch.manual_seed(0)
     stages = [nn.Sequential(nn.Flatten(), nn.Linear(30, 30)), nn.Linear(30, 30), nn.Linear(30, 30)]
     backbone = Backbone("toy", stages, nn.Linear(30, 5), (1, 5, 6))
@@ -407,12 +421,12 @@ def _toy(samples: int) -> tuple[EarlyExitNetwork, Tensor]:
 
 
 class _BrokenError(Exception):
-    """What a part violates."""
+    """A part violates the contract."""
 
 
 @contextlib.contextmanager
 def _checked(part: str) -> Iterator[None]:
-    """Whatever goes wrong is told in one line that names the part."""
+    """Turn any error into a ZtwError of one line that names the part."""
     try:
         yield
     except Exception as error:

@@ -48,7 +48,7 @@ LINKS = {
 @pytest.mark.parametrize("kind", LINKS)
 def test_a_member_that_is_no_regular_file_is_refused(kind):
     archive = tar_of(member("secret"), member("data.bin", *LINKS[kind]))
-    with pytest.raises(ztw.ZtwError, match=r"^a.tar: data.bin is no regular file$"):
+    with pytest.raises(ztw.ZtwError, match=r"^a.tar: data.bin is not a regular file$"):
         read_tar(archive, "a.tar", ["data.bin"])
 
 
@@ -69,7 +69,7 @@ def test_a_missing_member_is_named():
 
 @pytest.mark.parametrize("content", [b"", b"no tar" * 200, tar_of(member("a")).getvalue()[:515]])
 def test_a_broken_tar_is_one_line(content):
-    with pytest.raises(ztw.ZtwError, match=r"^a.tar: (no whole tar archive|has no a)") as caught:
+    with pytest.raises(ztw.ZtwError, match=r"^a.tar: (not a complete tar archive|has no a)") as caught:
         read_tar(io.BytesIO(content), "a.tar", ["a"])
     assert "\n" not in str(caught.value)
 
@@ -79,7 +79,7 @@ def test_a_broken_gzip_is_one_line():
     for content in (packed[:-20], packed[:40] + b"\xff\xff\xff" + packed[43:]):
         with (
             gzip.open(io.BytesIO(content)) as unpacked,
-            pytest.raises(ztw.ZtwError, match=r"^a.tar: no whole tar archive"),
+            pytest.raises(ztw.ZtwError, match=r"^a.tar: not a complete tar archive"),
         ):
             read_tar(unpacked, "a.tar", ["z"])
 
@@ -95,7 +95,7 @@ def header(size: int, name: str = "data.bin", kind: bytes = tarfile.REGTYPE) -> 
     ("kind", "message"),
     [
         (tarfile.REGTYPE, "a.tar: data.bin: unpacks to more than 536,870,912 bytes"),
-        (tarfile.GNUTYPE_SPARSE, "a.tar: data.bin is no regular file"),
+        (tarfile.GNUTYPE_SPARSE, "a.tar: data.bin is not a regular file"),
     ],
 )
 def test_a_member_that_says_it_is_huge_is_refused_before_it_is_read(kind, message):
@@ -115,9 +115,7 @@ def test_a_tar_that_unpacks_without_end_is_refused(monkeypatch, kind):
             chunk, self.sent = self.sent[:size], self.sent[size:]
             return chunk + bytes(size - len(chunk))
 
-    with pytest.raises(
-        ztw.ZtwError, match=r"a.tar: unpacks to more than 10,485,760 bytes, which no data set has"
-    ):
+    with pytest.raises(ztw.ZtwError, match=r"a.tar: unpacks to more than 10,485,760 bytes"):
         read_tar(Endless(), "a.tar", ["data.bin"])
 
 
@@ -148,9 +146,7 @@ def test_a_zip_that_says_it_is_huge_is_refused(monkeypatch, tmp_path):
         for name in "abc":
             pack.writestr(name, bytes(1 << 20))
     monkeypatch.setattr(archives, "LARGEST_ARCHIVE", 2 << 20)
-    with pytest.raises(
-        ztw.ZtwError, match=r"a.zip: unpacks to more than 2,097,152 bytes, which no data set has"
-    ):
+    with pytest.raises(ztw.ZtwError, match=r"a.zip: unpacks to more than 2,097,152 bytes"):
         open_zip(tmp_path / "a.zip")
     monkeypatch.setattr(archives, "LARGEST_FILE", 1 << 19)
     with pytest.raises(ztw.ZtwError, match=r"a.zip: a: unpacks to more than 524,288 bytes"):

@@ -98,7 +98,7 @@ def test_classes_in_two_unicode_forms(prepare, tmp_path, train):
     (folder / "val" / CAFE[train]).rename(folder / "val" / CAFE["NFD" if train == "NFC" else "NFC"])
     record, said = prepare(folder)
     assert record["class_names"] == ["cafz", CAFE["NFC"]]
-    assert f"classes {CAFE['NFC']}: their folders' names are written in several Unicode forms" in str(said)
+    assert f"classes {CAFE['NFC']}: the names of their folders use several Unicode forms" in str(said)
     for split in ("train", "test"):
         found = load_split(record, split)
         assert found.labels.tolist() == [0, 0, 1, 1]
@@ -159,8 +159,8 @@ def test_classes_without_an_image_are_all_named(prepare, folder):
     with pytest.raises(ztw.ZtwError) as caught:
         prepare(folder)
     message = str(caught.value)
-    assert "train: no image that can be read in 'cow' (1 .gif), 'pig' (empty)" in message
-    assert "test: no image that can be read in 'hen' (empty)" in message
+    assert "train: no readable image in 'cow' (1 .gif), 'pig' (empty)" in message
+    assert "test: no readable image in 'hen' (empty)" in message
     assert "\n" not in message
 
 
@@ -239,7 +239,7 @@ def test_links_to_images_and_classes_are_followed(prepare, folder):
 
 def test_which_folder_is_used_is_said_where_there_are_two(prepare, folder):
     shutil.copytree(folder / "val", folder / "test")
-    assert f"test: its images are those in {folder / 'test'}, no others" in prepare(folder)[1]
+    assert f"test: uses the images in {folder / 'test'} only" in prepare(folder)[1]
 
 
 def test_class_names_that_are_numbers_sort_as_numbers(prepare, tmp_path):
@@ -318,7 +318,7 @@ def test_a_cleaned_cache_is_made_again_unless_the_images_changed(prepare, folder
     assert prepare(folder)[0] == record
     shutil.rmtree(tmp_path / "root")
     put(folder / "train/cat/0.png", 77)
-    with pytest.raises(ztw.ZtwError, match="cannot be made again as it was: the images of mine"):
+    with pytest.raises(ztw.ZtwError, match="cannot be restored: the images of mine"):
         load_split(record, "train")
 
 

@@ -65,10 +65,10 @@ def tiff(bits: int, data: bytes, order: bytes = b"II") -> bytes:
 @pytest.mark.parametrize(
     ("pixels", "message"),
     [
-        (np.array([[0.0, 255.0]], np.float32), r"its pixels lie in 0..255, must lie in 0..1"),
-        (np.array([[-1.0, 1.0]], np.float32), r"its pixels lie in -1..1, must lie in 0..1"),
-        (np.array([[0.5, np.nan]], np.float32), r"its pixels lie in nan..nan"),
-        (np.array([[0, 70000]], np.int32), "32-bit or signed integers; save it with 8 or 16 bits"),
+        (np.array([[0.0, 255.0]], np.float32), r"pixels lie in 0..255, must lie in 0..1"),
+        (np.array([[-1.0, 1.0]], np.float32), r"pixels lie in -1..1, must lie in 0..1"),
+        (np.array([[0.5, np.nan]], np.float32), r"pixels lie in nan..nan"),
+        (np.array([[0, 70000]], np.int32), "32-bit or signed integers; save the image with 8 or 16 bits"),
     ],
 )
 def test_pixels_whose_white_is_unknown_are_refused_with_the_name(tmp_path, pixels, message):

@@ -46,7 +46,7 @@ def test_a_job_makes_again_what_is_not_as_recorded(record, what, how):
     assert len(load_split(record, "test", said.append)) == 359
     assert path.read_bytes() == whole
     assert f"test-{what}.npy: {how.replace('truncated', 'altered or truncated')}" in said[0]
-    assert said[0].endswith("; making it again")
+    assert said[0].endswith("; preparing the data set again")
 
 
 @pytest.mark.parametrize("what", ["images", "labels"])
@@ -69,7 +69,7 @@ def test_a_cleaned_data_root_is_filled_again_and_no_record_changes(record, tmp_p
 def test_what_cannot_be_made_again_as_it_was_is_refused(record, tmp_path):
     shutil.rmtree(tmp_path / "decoded")
     other = {**record, "sha256": {**record["sha256"], "train-labels.npy": "0" * 64}}
-    with pytest.raises(ztw.ZtwError, match=r"cannot be made again as it was: .*digits.* delete") as caught:
+    with pytest.raises(ztw.ZtwError, match=r"cannot be restored: .*digits.* delete") as caught:
         load_split(other, "train")
     assert "\n" not in str(caught.value)
 

@@ -130,7 +130,7 @@ def test_tiny_imagenet_is_downloaded(tiny_imagenet, tmp_path, monkeypatch):
     assert prepare_dataset("tiny_imagenet", root)["counts"] == {"train": 6, "test": 4}
     assert sorted(path.name for path in root.iterdir()) == ["decoded", source.name]
     source.unlink()
-    with pytest.raises(ztw.ZtwError, match=r"download from .*By hand: put .*\.zip or the folder .*/ below"):
+    with pytest.raises(ztw.ZtwError, match=r"download from .*Put .*\.zip or the folder .*/ below"):
         prepare_dataset("tiny_imagenet", tmp_path / "other")
 
 
@@ -138,7 +138,7 @@ def test_a_broken_zip_is_named(tiny_imagenet, tmp_path):
     root = tmp_path / "zipped"
     root.mkdir()
     (root / "tiny-imagenet-200.zip").write_bytes(b"no zip")
-    with pytest.raises(ztw.ZtwError, match=r"tiny-imagenet-200.zip: no zip .*delete it to fetch it again"):
+    with pytest.raises(ztw.ZtwError, match=r"tiny-imagenet-200.zip: not a zip .*delete it"):
         prepare_dataset("tiny_imagenet", root)
 
 

@@ -79,7 +79,7 @@ WRONG = [
     ((IMAGES, LABELS.float()), "labels: torch.float32, must be integers"),
     ((IMAGES, LABELS[:3]), r"labels: shape \(3,\), must be \(11,\)"),
     ((IMAGES, torch.zeros(11, 3)), r"labels: shape \(11, 3\), must be \(11,\)"),
-    ((IMAGES[:0], LABELS[:0]), "images: there are none"),
+    ((IMAGES[:0], LABELS[:0]), "images: empty"),
 ]
 
 
@@ -113,10 +113,10 @@ def test_what_is_no_data(given, message):
 @pytest.mark.parametrize(
     ("samples", "message"),
     [
-        (TensorDataset(IMAGES), "gives 1 things a batch, must give"),
-        ([(IMAGES[0], 0, "name")] * 4, "gives 3 things a batch, must give"),
-        ([{"image": IMAGES[0], "label": 0}] * 4, "gives a dict a batch"),
-        (IMAGES, "gives a Tensor a batch"),
+        (TensorDataset(IMAGES), "a batch is 1 items, must be"),
+        ([(IMAGES[0], 0, "name")] * 4, "a batch is 3 items, must be"),
+        ([{"image": IMAGES[0], "label": 0}] * 4, "a batch is a dict, must be"),
+        (IMAGES, "a batch is a Tensor, must be"),
     ],
 )
 def test_loaders_without_labels(samples, message):
@@ -134,6 +134,6 @@ class Names(torch.utils.data.Dataset):
 
 def test_a_dataset_without_tensors():
     with pytest.raises(
-        ztw.ZtwError, match=r"dataset: its samples make no batch .*must be .image tensor, label"
+        ztw.ZtwError, match=r"dataset: samples cannot be collated .*must be .image tensor, label"
     ):
         list(as_data(Names(), WANTED).batches(2))

@@ -29,5 +29,5 @@ def test_no_feasible_budget_is_no_sample(tmp_path):
 
 def test_a_file_of_another_kind_is_refused(tmp_path):
     write_tensors(tmp_path / "weights.safetensors", {"head": torch.zeros(2)})
-    with pytest.raises(ztw.ZtwError, match=r"weights.safetensors: does not say which samples are correct"):
+    with pytest.raises(ztw.ZtwError, match=r"weights.safetensors: not a file of correct samples"):
         read_correct(tmp_path / "weights.safetensors")

@@ -95,20 +95,20 @@ def test_risk_without_held_out_images_of_a_class(network):
         ({"budget": "min"}, "budget 'min': must be"),
         (
             {"budget": 1e-6},
-            "budget 1e-06: cannot be met with rule max_softmax and shared .* the cheapest costs 0.",
+            "budget 1e-06: the cheapest .* max_softmax and shared thresholds costs 0.",
         ),
         ({"allowed_loss": 1}, r"allowed_loss 1: must be a share of the samples in \[0, 1\)"),
         ({"risk": 0.1}, r"risk 0.1: must be \(eps, delta\), both in \(0, 1\)"),
         ({"risk": (0.1, 1)}, r"risk \(0.1, 1\): must be"),
         (
             {"risk": (0.1, 0.1), "thresholds": "shared"},
-            "thresholds 'shared': risk has its own, risk_controlled",
+            "thresholds 'shared': must be risk_controlled",
         ),
         ({"budget": 1.0, "rule": "nope"}, "unknown exit rule 'nope'"),
         ({"budget": 1.0, "thresholds": "nope"}, "unknown choice of thresholds 'nope'"),
         (
             {"budget": 1.0, "thresholds": "per_exit", "rule": "patience"},
-            "the rule patience has none; use shared",
+            "the rule patience has no threshold; use 'shared'",
         ),
     ],
 )

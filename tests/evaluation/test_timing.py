@@ -45,7 +45,7 @@ def test_every_batch_is_timed_in_turn_after_a_warm_up():
     expected = [f"{name} {place}" for turn in (first, second) for name in ("slow", "fast") for place in turn]
     assert called == ["slow 0", "fast 0", *expected], "one warm-up, then each turn starts with another batch"
     # a batch that is slow each time counts, a hiccup does not
-    assert found.answers == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
+    assert found.predictions == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
     assert found.times == {"median_ms": 250, "p95_ms": 2000, "images_per_s": 24 / 3.25}
     assert other.times == {"median_ms": 125, "p95_ms": 125, "images_per_s": 48 / 1.5}
     assert len(steps) == 2 * 2

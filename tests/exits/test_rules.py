@@ -131,7 +131,7 @@ def test_a_threshold_must_be_a_number(threshold):
 
 
 def test_patience_has_no_parameter_per_exit():
-    with pytest.raises(ztw.ZtwError, match=r"shape \(1, 2\), Patience takes one for all exits"):
+    with pytest.raises(ztw.ZtwError, match=r"shape \(1, 2\), must be \(T,\) for Patience"):
         ztw.sweep(log(PROBS), torch.tensor([0, 1]), COST, "patience", torch.ones(1, 2))
 
 
@@ -178,7 +178,7 @@ def test_a_rule_survives_json(rule):
 @pytest.mark.parametrize(
     ("facts", "message"),
     [
-        ({"threshold": 1}, "must be a mapping with the name as `rule`"),
+        ({"threshold": 1}, "must be a mapping .*rule"),
         ({"rule": "nope"}, "unknown exit rule 'nope'"),
         ({"rule": "max_softmax"}, r"max_softmax: has parameters \[\], must be threshold"),
         ({"rule": "patience", "t": 1, "x": 2}, "must be t"),

@@ -37,7 +37,7 @@ def plain_sweep(logits, labels, cost, rule, parameters):
 
 @pytest.mark.parametrize("rule", ztw.list_rules())
 def test_sweep_is_the_plain_loop(rule, logits, labels, cost):
-    curve = ztw.sweep(logits, labels, cost, rule, points=40)
+    curve = ztw.sweep(logits, labels, cost, rule, points=15)
     rows = plain_sweep(logits, labels, cost, rule, curve.parameter.tolist())
     torch.testing.assert_close(curve.accuracy, torch.tensor([row[0] for row in rows]).double())
     torch.testing.assert_close(curve.cost, torch.tensor([row[1] for row in rows]).double())
@@ -56,10 +56,10 @@ THRESHOLD_RULES = [rule for rule in ztw.list_rules() if rule != "patience"]
 
 @pytest.mark.parametrize("rule", THRESHOLD_RULES)
 def test_sweep_with_a_threshold_per_exit_is_the_plain_loop(rule, logits, labels, cost):
-    thresholds = per_exit_rows(logits, rule, 30)
+    thresholds = per_exit_rows(logits, rule, 10)
     curve = ztw.sweep(logits, labels, cost, rule, thresholds)
     rows = plain_sweep(logits, labels, cost, rule, thresholds.tolist())
-    assert curve.parameter.tolist() == list(range(30))
+    assert curve.parameter.tolist() == list(range(10))
     torch.testing.assert_close(curve.accuracy, torch.tensor([row[0] for row in rows]).double())
     torch.testing.assert_close(curve.cost, torch.tensor([row[1] for row in rows]).double())
     torch.testing.assert_close(curve.exit_fraction, torch.tensor([row[2] for row in rows]).double())

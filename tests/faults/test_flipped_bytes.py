@@ -42,7 +42,7 @@ READ_BY = {
 READERS: dict[str, Callable[[Path], Any]] = {
     ".json": read_json,
     ".safetensors": read_tensors,
-    ".parquet": lambda path: read_curves([str(path)]),
+    ".parquet": lambda path: read_curves([path]),
     ".csv": read_rows,
     ".md": check_seal,
     ".tex": check_seal,
@@ -157,7 +157,7 @@ def test_a_flipped_store_never_makes_another_table(finished, tmp_path, tell, mon
     folder = shutil.copytree(finished, tmp_path / "copy")
     monkeypatch.chdir(folder)
     study, database = Path("results/tiny"), Path("results/tiny/mlflow.db")
-    files = [str(path) for path in sorted((study / CELL / "metrics").glob("*.json"))]
+    files = sorted((study / CELL / "metrics").glob("*.json"))
     expected, whole = from_files(files), database.read_bytes()
     draw, outcomes = random.Random(SEED), Counter[str]()
     for count in range(1, 21):
@@ -166,7 +166,7 @@ def test_a_flipped_store_never_makes_another_table(finished, tmp_path, tell, mon
             content[place] ^= 1 << draw.randrange(8)
         database.write_bytes(content)
         try:
-            found = from_runs(str(study / "tracking.json"), [str(study / CELL / "runs.json")], files)
+            found, _ = from_runs(study / "tracking.json", files)
         except ZtwError as error:
             outcomes["named" if "\n" not in str(error) else "in many lines"] += 1
         else:

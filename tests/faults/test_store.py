@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny_study import SMALL, begun, command, copy_of, errors, jobs_done, run, shown, tables
+from tiny_study import SMALL, begun, command, copy_of, jobs_done, run, shown, tables
 
 COMPUTES = {"train_backbone", "train_ics", "train_network", "predict", "fit_ensembles", "evaluate"}
 STORE = "results/tiny/mlflow.db"
@@ -26,7 +26,7 @@ def ask(database: Path, query: str) -> list[str]:
 
 
 def lose_runs(folder: Path) -> None:
-    """What a cell has logged is lost, and what was made of it, so that the store is needed."""
+    """What a cell has logged is lost, and what was made from it, so that the store is needed."""
     for name in (RUNS, CSV):
         (folder / name).unlink(missing_ok=True)
 
@@ -41,7 +41,7 @@ def log_again(folder: Path) -> subprocess.CompletedProcess[str]:
     return done
 
 
-def test_a_store_that_was_lost_is_made_again(finished, tmp_path, tell):
+def test_a_store_that_was_lost_is_created_again(finished, tmp_path, tell):
     folder = copy_of(finished, tmp_path)
     (folder / STORE).unlink()
     done = run(folder, SMALL)
@@ -49,7 +49,7 @@ def test_a_store_that_was_lost_is_made_again(finished, tmp_path, tell):
     assert {"start_tracking", "track_cell"} <= jobs_done(done.stdout)
     assert not jobs_done(done.stdout) & COMPUTES
     assert tables(folder) == tables(finished)
-    tell("8 store lost", "mlflow.db deleted", "made and logged again, nothing computed again, same tables")
+    tell("8 store lost", "mlflow.db deleted", "created and logged again, nothing computed again, same tables")
 
 
 def test_an_experiment_that_was_deleted_in_mlflow_is_restored(finished, tmp_path, tell):
@@ -68,22 +68,49 @@ def test_an_experiment_that_was_deleted_in_mlflow_is_restored(finished, tmp_path
     )
 
 
-def test_a_broken_store_is_named_and_made_again_once_it_is_away(finished, tmp_path, tell):
+def test_a_broken_store_is_set_aside_and_filled_again(finished, tmp_path, tell):
     folder = copy_of(finished, tmp_path)
     content = (folder / STORE).read_bytes()
     (folder / STORE).write_bytes(content[:100] + bytes(len(content) - 100))
-    lose_runs(folder)
-    failed = run(folder, SMALL, *TABLE)
-    assert failed.returncode != 0
-    (line,) = errors(failed.stdout)
-    assert "mlflow.db" in line
-    assert "delete it to have the runs logged again" in line
-    (folder / STORE).unlink()
     done = run(folder, SMALL)
     assert done.returncode == 0, shown(done)
+    assert "mlflow.db is broken" in done.stdout
+    assert "kept as mlflow.db.broken1" in done.stdout
+    assert (folder / f"{STORE}.broken1").stat().st_size == len(content)
+    assert {"start_tracking", "track_cell"} <= jobs_done(done.stdout)
     assert not jobs_done(done.stdout) & COMPUTES
     assert tables(folder) == tables(finished)
-    tell("8 store broken", "mlflow.db overwritten with zeros", "named in one line; deleted, it is made again")
+    tell(
+        "8 store broken", "mlflow.db overwritten with zeros", "kept aside, all logged again in the same call"
+    )
+
+
+@pytest.mark.parametrize("change", ["a run deleted", "a copy edited"])
+def test_what_mlflow_lacks_is_logged_again_by_the_next_call(finished, tmp_path, change, tell):
+    folder = copy_of(finished, tmp_path)
+    (folder / CSV).unlink()
+    if change == "a run deleted":
+        ask(
+            folder / STORE,
+            "UPDATE runs SET lifecycle_stage = 'deleted' WHERE name = 'ztw' RETURNING run_uuid",
+        )
+    else:
+        (copy,) = (folder / "results/tiny/mlflow-artifacts").glob("*/artifacts/ztw.json")
+        copy.write_text(copy.read_text().replace("0", "1", 1))
+    done = run(folder, SMALL)
+    assert done.returncode == 0, shown(done)
+    assert "digits/resnet8/seed0/metrics/ztw.json: " in done.stdout
+    assert "the next call logs" in done.stdout
+    assert tables(folder) == tables(finished)
+    again = run(folder, SMALL)
+    assert again.returncode == 0, shown(again)
+    assert "track_cell" in jobs_done(again.stdout)
+    assert not jobs_done(again.stdout) & COMPUTES
+    assert "metrics/ztw.json" not in again.stdout
+    assert tables(folder) == tables(finished)
+    tell(
+        "8 MLflow lacks a result", change, "named, the table from the file; the next call logs the cell again"
+    )
 
 
 def test_a_locked_store_is_waited_for(finished, tmp_path, tell):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import errno
-import subprocess
-import sys
+import resource
+import signal
 
 import pytest
 import torch
@@ -12,7 +12,8 @@ import torch
 import ztw
 from ztw.files import atomic, read_json, write_json
 from ztw.models.checkpoints import load_checkpoint, save_checkpoint
-from ztw.progress import describe
+from ztw.progress import describe, job_log
+from ztw.tensors import write_tensors
 
 
 @pytest.fixture
@@ -85,28 +86,28 @@ def test_another_placement_or_mode_is_refused(tmp_path):
         load_checkpoint(tmp_path / "i.safetensors", moved.heads, {"placement": list(moved.placement)})
 
 
-FULL_DISK = """
-import resource, signal, sys, torch
-from ztw.tensors import write_tensors
-from ztw.files import write_json
-from ztw.progress import job_log
-
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-with job_log(sys.argv[1] + "/log", "job"):
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))  # a write beyond it fails as on a full disk
-    if sys.argv[2] == "tensors":
-        write_tensors(sys.argv[1] + "/out", {"a": torch.zeros(10000)})
-    else:
-        write_json(sys.argv[1] + "/out", list(range(10000)))
-"""
+@pytest.fixture
+def full_disk():
+    """A write beyond 4 KB fails as on a full disk."""
+    before, ignored = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    signal.signal(signal.SIGXFSZ, ignored)
 
 
-@pytest.mark.parametrize("kind", ["tensors", "json"])
-def test_no_disk_space_ends_in_one_line(tmp_path, kind):
-    done = subprocess.run(
-        [sys.executable, "-c", FULL_DISK, str(tmp_path), kind], capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == 1
+@pytest.mark.usefixtures("full_disk")
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: write_tensors(path, {"a": torch.zeros(10000)}),
+        lambda path: write_json(path, list(range(10000))),
+    ],
+    ids=["tensors", "json"],
+)
+def test_no_disk_space_ends_in_one_line(tmp_path, write):
+    with pytest.raises(SystemExit), job_log(tmp_path / "log", "job"):
+        write(tmp_path / "out")
     last = (tmp_path / "log").read_text().splitlines()[-1]
     assert last.startswith("error: ")
     assert "File too large" in last

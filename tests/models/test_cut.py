@@ -61,7 +61,7 @@ def test_torchvision_s_own():
 def test_by_hand():
     model = Plain("flow")
     stages, classifier = [nn.Sequential(nn.Flatten(), model.a, nn.ReLU())], model.b
-    with pytest.raises(ztw.ZtwError, match="cut, it answers something else than the model"):
+    with pytest.raises(ztw.ZtwError, match=r"^Plain: .* differ .* by up to"):
         ztw.as_backbone(model, (3, 4, 4), stages=stages, classifier=classifier)
     model = Plain()
     backbone = ztw.as_backbone(
@@ -79,7 +79,7 @@ def test_by_hand():
             {"at": ["a"]},
             r"^Plain: computes differently in training \(at dropout\).*nn.Dropout instead",
         ),
-        (Plain("flow"), {"at": ["a"]}, "^Plain: its forward decides by the values of tensors.* stages="),
+        (Plain("flow"), {"at": ["a"]}, "^Plain: .* values of tensors.* stages="),
         (Plain("random"), {"at": ["a"]}, "^Plain: draws random numbers or changes its own buffers"),
         (Plain("counts"), {"at": ["a"]}, "^Plain: draws random numbers or changes its own buffers"),
         (Plain("dict"), {"at": ["a"]}, "^Plain: returns a dict, must return logits .*; wrap it"),
@@ -93,20 +93,20 @@ def test_by_hand():
         (
             Plain(),
             {},
-            r"^Plain: has no repeated blocks to cut it at; name modules with at=\[...\], e.g. of a$",
+            r"^Plain: has no repeated blocks.*at=\[...\], e.g. of a$",
         ),
-        (Plain(), {"at": ["b"]}, "leaves nothing for a classifier"),
-        (Plain(), {"at": ["aa"]}, "^Plain: at='aa' is no module of it; known: a"),
-        (Plain(), {"at": ["a"], "stages": []}, "give stages= and classifier= together and without at="),
-        (Plain(), {"stages": [nn.Flatten()]}, "give stages= and classifier= together"),
+        (Plain(), {"at": ["b"]}, r"at=\['b'\] .*classifier"),
+        (Plain(), {"at": ["aa"]}, "^Plain: at='aa' .*; known: a"),
+        (Plain(), {"at": ["a"], "stages": []}, "stages= and classifier= .* without at="),
+        (Plain(), {"stages": [nn.Flatten()]}, "stages= and classifier= .* together"),
         (
             Plain(),
             {"stages": [nn.Flatten()], "classifier": nn.Linear(7, 3)},
             "its stages do not fit together",
         ),
         (nn.Sequential(nn.Flatten(), nn.Linear(9, 3)), {}, r"Sequential: cannot take images \(3, 3, 4, 4\)"),
-        (Plain(), {"at": "a"}, "at='a', must be a list of names of modules, at least one"),
-        (Plain(), {"at": []}, r"at=\[\], must be a list of names"),
+        (Plain(), {"at": "a"}, "at='a', must be a list of .*name"),
+        (Plain(), {"at": []}, r"at=\[\], must be a list of .*name"),
         (Plain().double(), {"at": ["a"]}, "Plain: has weights of torch.float64, must be torch.float32"),
         ("resnet18", {}, "as_backbone: str, must be a torch.nn.Module"),
     ],
@@ -119,11 +119,11 @@ def test_what_cannot_be_cut_is_told_why(model, how, message):
 
 def test_cuts_that_a_shortcut_goes_around():
     model = torchvision.models.resnet18(num_classes=5)
-    with pytest.raises(ztw.ZtwError, match=r"at='layer1.0.conv1' cannot be a cut: maxpool goes around it"):
+    with pytest.raises(ztw.ZtwError, match=r"at='layer1.0.conv1' cannot be a cut.* maxpool"):
         ztw.as_backbone(model, (3, 32, 32), at=["layer1.0.conv1"])
     with pytest.raises(ztw.ZtwError, match=r"at='layer1.0.relu' is called 2 times, must be once"):
         ztw.as_backbone(model, (3, 32, 32), at=["layer1.0.relu"])
-    with pytest.raises(ztw.ZtwError, match=r"at='layer9' is no module of it; known: layer4"):
+    with pytest.raises(ztw.ZtwError, match=r"at='layer9' .*; known: layer4"):
         ztw.as_backbone(model, (3, 32, 32), at=["layer9"])
 
 
@@ -135,7 +135,7 @@ def test_shapes_that_are_none(shape):
 
 def test_build_network_says_what_to_do_with_a_plain_module():
     with pytest.raises(
-        ztw.ZtwError, match=r"Plain, must be a Backbone; ztw.as_backbone\(model, input_shape\)"
+        ztw.ZtwError, match=r"Plain, must be a Backbone; .*ztw.as_backbone\(model, input_shape\)"
     ):
         ztw.build_network(Plain())  # type: ignore[arg-type]
     with pytest.raises(ztw.ZtwError, match="is a Backbone already"):

@@ -154,9 +154,9 @@ def test_a_file_calls_nothing_else(changes, tmp_path, monkeypatch):
     ["torch.nn.Module.load", "torch.nn.init", "torch.nn.Sequential", "own_models.Swish", "torch.jit.load", 3],
 )
 def test_a_file_makes_no_other_module(name):
-    with pytest.raises(ztw.ZtwError, match=r"must be of torch.nn or torchvision.ops"):
+    with pytest.raises(ztw.ZtwError, match=r"must be .*torch.nn or torchvision.ops"):
         module_from({"class": name, "options": {}})
-    with pytest.raises(ztw.ZtwError, match="cannot be made with"):
+    with pytest.raises(ztw.ZtwError, match=r"'torch.nn.Linear': .*in_features"):
         module_from({"class": "torch.nn.Linear", "options": {"in_features": 3}})
 
 
@@ -167,7 +167,7 @@ def test_a_place_that_is_no_name_is_refused():
         module_from(facts)
     odd = nn.Sequential()
     odd.add_module("a-b", nn.ReLU())
-    with pytest.raises(NotDescribedError, match="'a-b': is named with other characters"):
+    with pytest.raises(NotDescribedError, match=r"'a-b': .*letters, digits and _"):
         describe_module(odd)
 
 
@@ -193,10 +193,13 @@ class DropPath(nn.Module):
 @pytest.mark.parametrize(
     ("module", "message"),
     [
-        (Calls(lambda x: mine(x)), "mine: is no function of torch"),
-        (nn.Sequential(DropPath()), "DropPath: is no module of torch.nn or torchvision.ops"),
-        (Calls(lambda x: x.to(torch.device("cpu"))), "is no argument that can be written down"),
-        (nn.TransformerEncoderLayer(8, 2, activation=torch.tanh), "an activation other than relu or gelu"),
+        (Calls(lambda x: mine(x)), "mine: .*function of torch"),
+        (nn.Sequential(DropPath()), "DropPath: .*module of torch.nn or torchvision.ops"),
+        (Calls(lambda x: x.to(torch.device("cpu"))), "device .*argument"),
+        (
+            nn.TransformerEncoderLayer(8, 2, activation=torch.tanh),
+            "TransformerEncoderLayer: .*activation.* relu or gelu",
+        ),
     ],
 )
 def test_what_has_no_words(module, message):

@@ -132,7 +132,7 @@ def test_exits_that_cost_more_than_they_can_save_are_told(options, said, capsys)
         assert min(relative) > 0.995
         assert found == (
             f"note: own: a sample that leaves at {said} saves nothing, because it costs {costs} of the backbone's MACs;"
-            " head='pool', a smaller width= or fewer exits cost less\n"
+            " use head='pool', a smaller width= or fewer exits\n"
         )
     ztw.build_network(own_cnn(), progress=False, **options)
     assert not capsys.readouterr().err

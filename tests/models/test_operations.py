@@ -9,6 +9,8 @@ import ztw
 from ztw.models.operations import module_macs, stage_costs
 from ztw.models.published_counter import module_operations
 
+pytestmark = pytest.mark.usefixtures("uninitialised")  # costs depend on shapes alone
+
 
 def linear(inputs: int, outputs: int) -> int:
     return inputs * outputs + outputs

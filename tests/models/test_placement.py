@@ -57,8 +57,8 @@ def test_sdns_placement_elsewhere_is_by_the_cost():
         ([-1], "placement -1: resnet8 has blocks 0..2"),
         ([0.5, 1.5], "placement 1.5: a fraction of the backbone's cost must lie in (0, 1]"),
         ([0.0], "placement 0.0: a fraction of the backbone's cost must lie in (0, 1]"),
-        ([2, 1], "placement [2, 1]: means blocks [2, 1] of resnet8, must be increasing"),
-        ([0.98, 0.99], "placement [0.98, 0.99]: means blocks [2, 2] of resnet8, must be increasing"),
+        ([2, 1], "placement [2, 1]: gives blocks [2, 1] of resnet8, must be increasing"),
+        ([0.98, 0.99], "placement [0.98, 0.99]: gives blocks [2, 2] of resnet8, must be increasing"),
     ],
 )
 def test_impossible_placements(placement, message):

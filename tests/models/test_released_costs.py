@@ -96,6 +96,9 @@ def mobilenet(size: int, num_classes: int) -> Iterator[Block]:
     yield side * 1024 + linear(1024, num_classes), 1024, 0
 
 
+# costs depend on shapes alone
+pytestmark = pytest.mark.usefixtures("uninitialised")
+
 ARCHS = {f.__name__: f for f in (resnet56, vgg16_bn, wide_resnet_32_4, mobilenet)}
 
 

@@ -42,8 +42,8 @@ CHANGES = {
     "parametrized weight_norm": (parametrizations.weight_norm, "call .*remove_parametrizations"),
     "parametrized spectral_norm": (parametrizations.spectral_norm, "call .*remove_parametrizations"),
     "orthogonal": (parametrizations.orthogonal, "call .*remove_parametrizations"),
-    "script": (scripted, "give the module it was made from"),
-    "compile": (compiled, "give its _orig_mod"),
+    "script": (scripted, "pass the original module"),
+    "compile": (compiled, "pass its _orig_mod"),
     "meta": (lambda layer: layer.to("meta"), "load the weights first"),
 }
 
@@ -61,13 +61,13 @@ def test_a_layer_that_cannot_be_cut_is_named_with_the_remedy(place, change, reme
 def test_a_quantised_layer_is_named():
     own = model()
     own[5] = quantised(own[5])
-    with pytest.raises(ztw.ZtwError, match=r"^Sequential: 5\.0: is quantised.*give the float model"):
+    with pytest.raises(ztw.ZtwError, match=r"^Sequential: 5\.0: is quantised.*pass the float model"):
         ztw.as_backbone(own, (3, 8, 8))
 
 
 @pytest.mark.parametrize("change", [scripted, compiled])
 def test_a_whole_model_is_named(change):
-    with pytest.raises(ztw.ZtwError, match=r"^\w+: is .*give "):
+    with pytest.raises(ztw.ZtwError, match=r"^\w+: is .*pass "):
         ztw.as_backbone(change(model()), (3, 8, 8))
 
 

@@ -246,7 +246,7 @@ def test_another_threshold_than_the_files(exported):
     runner = ztw.OnnxRunner(path, cache=False)
     rule = rule_through_the_middle(network, "max_softmax", per_exit=True)
     assert torch.equal(runner(images, rule).exit_index, network.infer(images, rule).exit_index)
-    with pytest.raises(ztw.ZtwError, match="was exported for MaxSoftmax, not for Entropy"):
+    with pytest.raises(ztw.ZtwError, match="exported for MaxSoftmax, not for Entropy"):
         runner(images, ztw.Entropy(0.5))
 
 
@@ -385,7 +385,7 @@ def test_wrong_requests_are_told_in_one_line(exported, tmp_path):
         ztw.OnnxRunner(path, providers="CUDA")
     with pytest.raises(ztw.ZtwError, match="threads 0: must be a whole number of at least 1, or None"):
         ztw.OnnxRunner(path, threads=0)
-    with pytest.raises(ztw.ZtwError, match="is a folder, must be the name of a file"):
+    with pytest.raises(ztw.ZtwError, match=r"is a folder, must be .*file"):
         ztw.export_onnx(network, rule, tmp_path)
     with pytest.raises(ztw.ZtwError, match="quantise: ndarray, must be a tensor of images"):
         ztw.export_onnx(network, rule, tmp_path / "n.onnx", quantise=np.zeros((1, 3, 10, 10)))  # type: ignore[arg-type]
@@ -398,7 +398,7 @@ def test_wrong_requests_are_told_in_one_line(exported, tmp_path):
         ztw.OnnxRunner(tmp_path / "missing.onnx")
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(ztw.ZtwError, match="damaged, or no ONNX file"):
+    with pytest.raises(ztw.ZtwError, match=r"broken.onnx: damaged"):
         ztw.OnnxRunner(broken)
     model = onnx.load(path)
     del model.metadata_props[:]

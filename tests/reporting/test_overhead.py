@@ -37,5 +37,5 @@ def test_the_table_by_hand(tmp_path):
 def test_a_log_that_says_nothing_is_named(tmp_path):
     job(tmp_path, "train/d-a-seed0", 12, 10, 102)
     (tmp_path / "logs/train/d-a-seed0.log").write_text("nothing\n")
-    with pytest.raises(ztw.ZtwError, match="does not say how long"):
+    with pytest.raises(ztw.ZtwError, match="has no working time"):
         pipeline_table(tmp_path, cores=2)

@@ -15,6 +15,9 @@ import threading
 import time
 import traceback
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import mlflow
 import pytest
@@ -28,15 +31,8 @@ from ztw.evaluation.network_file import Weights, write_network
 from ztw.files import read_json, write_json
 from ztw.reporting.mlflow_names import metric_name
 from ztw.reporting.results import from_files, from_runs
-from ztw.reporting.sqlite_store import put_aside
-from ztw.reporting.tracking import (
-    CellResults,
-    ServerAwayError,
-    log_cell,
-    open_store,
-    read_values,
-    start_store,
-)
+from ztw.reporting.sqlite_store import prepare
+from ztw.reporting.tracking import CellResults, ServerAwayError, log_cell, read_copies, start_store
 from ztw.study.layout import Cell
 
 pytestmark = pytest.mark.filterwarnings("default")  # MLflow's own dependencies warn
@@ -64,7 +60,7 @@ def parts(folder, accuracy: float = 0.9):
     rows = [*at_budget("0.5", accuracy, 0.4), *at_budget("0.25", None, None), metric("ece", 0.1, exit=1)]
     method = {**dataclasses.asdict(CELL), "method": "ztw", "settings": {"rule": "x"}, "metrics": rows}
     write_json(folder / "ztw.json", method)
-    return {"backbone": [str(folder / "backbone.json")], "method": [str(folder / "ztw.json")]}
+    return {"backbone": [folder / "backbone.json"], "method": [folder / "ztw.json"]}
 
 
 def experiment(store) -> str:
@@ -73,12 +69,8 @@ def experiment(store) -> str:
     return found.experiment_id
 
 
-def values(store, run: str, rows: list) -> list[float]:
-    return read_values(open_store(store)[0], store["uri"], run, rows)
-
-
 def log(store, folder, accuracy: float = 0.9, cell: Cell = CELL, version: str = "v"):
-    return log_cell(store, CellResults(cell, "study", version, parts(folder, accuracy), {}))
+    return log_cell(store, CellResults(cell, version, parts(folder, accuracy)))
 
 
 def test_a_cell_is_nested_and_replaced(store, tmp_path):
@@ -102,9 +94,8 @@ def test_a_cell_is_nested_and_replaced(store, tmp_path):
     assert method.data.metrics["accuracy_at_0.5"] == 0.95, "the headline; infeasible budgets have none"
     assert client.get_run(parent).data.metrics == {"ztw/accuracy_at_0.5": 0.95}
     assert math.isnan(method.data.metrics["held-out/accuracy_at_0.25"])
-    stale = first["runs"]["method"]["ztw"]
-    with pytest.raises(ztw.ZtwError, match=f"run {stale} was deleted"):
-        values(store, stale, [])
+    earlier = client.get_run(first["runs"]["method"]["ztw"])
+    assert earlier.info.lifecycle_stage == "deleted"
 
 
 @pytest.mark.parametrize(
@@ -112,30 +103,34 @@ def test_a_cell_is_nested_and_replaced(store, tmp_path):
     [
         (metric("accuracy", 1, protocol="held-out", budget="0.25"), "held-out/accuracy_at_0.25"),
         (metric("ece_scaled", 1, protocol="paper", budget="max"), "paper/ece_scaled_at_max"),
-        (metric("exit_fraction", 1, protocol="paper", budget="1.0", exit=2), "paper/exit_fraction_2_at_1.0"),
-        (metric("loss_at_allowed_loss", 1, protocol="p", budget="0.01"), "p/accuracy_loss_allowed_0.01"),
+        (
+            metric("exit_fraction", 1, protocol="paper", budget="1.0", exit=2),
+            "paper/exit_2/exit_fraction_at_1.0",
+        ),
+        (metric("loss_at_allowed_loss", 1, protocol="p", budget="0.01"), "p/loss_at_allowed_loss_at_0.01"),
         (
             metric("relative_cost_at_allowed_loss", 1, protocol="p", budget="0.01"),
-            "p/relative_cost_allowed_0.01",
+            "p/relative_cost_at_allowed_loss_at_0.01",
         ),
         (metric("accuracy", 1, exit=12), "exit_12/accuracy"),
         (metric("overthinking", 1), "overthinking"),
-        (metric("backbone_accuracy", 1), "backbone/accuracy"),
-        (metric("backbone_macs", 1), "backbone/macs"),
+        (metric("backbone_accuracy", 1), "backbone_accuracy"),
+        (metric("backbone_macs", 1), "backbone_macs"),
     ],
 )
 def test_names_in_mlflow(row, name):
     assert metric_name(row) == name
 
 
-def test_a_run_with_many_metrics_is_logged_whole(store, tmp_path):
+def test_a_run_with_many_metrics_is_logged_completely(store, tmp_path):
     """MLflow takes at most 1000 metrics at a time."""
     facts = read_json(parts(tmp_path)["method"][0])
     rows = [metric("ece", exit / 2000, exit=exit) for exit in range(1, 2001)]
     write_json(tmp_path / "ztw.json", {**facts, "metrics": rows})
-    files = {"method": [str(tmp_path / "ztw.json")]}
-    runs = log_cell(store, CellResults(Cell("d", "a", 1), "study", "v", files, {}))
-    assert values(store, runs["runs"]["method"]["ztw"], rows) == [row["value"] for row in rows]
+    results = CellResults(Cell("d", "a", 1), "v", {"method": [tmp_path / "ztw.json"]})
+    run = log_cell(store, results)["runs"]["method"]["ztw"]
+    logged = MlflowClient(store["uri"]).get_run(run).data.metrics
+    assert logged == {metric_name(row): row["value"] for row in rows}
 
 
 def test_other_cells_and_foreign_runs_stay(store, tmp_path):
@@ -147,31 +142,82 @@ def test_other_cells_and_foreign_runs_stay(store, tmp_path):
         assert client.get_run(run).info.lifecycle_stage == "active"
 
 
-def test_tables_read_the_named_runs_only(store, tmp_path):
-    runs = log(store, tmp_path, 0.7)
-    method, names = tmp_path / "ztw.json", [str(tmp_path / name) for name in ("tracking.json", "runs.json")]
-    write_json(names[0], store)
-    write_json(names[1], runs)
-    facts = read_json(method)
-    found = from_runs(names[0], [names[1]], [str(method)])
+@pytest.fixture
+def logged(store, tmp_path):
+    """(tracking.json, a method's metrics file, the id of its run, the copy that the run holds)."""
+    write_json(tmp_path / "tracking.json", store)
+    run = log(store, tmp_path, 0.7)["runs"]["method"]["ztw"]
+    place = MlflowClient(store["uri"]).get_run(run).info.artifact_uri
+    copy = Path(url2pathname(urlsplit(place).path), "ztw.json")
+    return tmp_path / "tracking.json", tmp_path / "ztw.json", run, copy
+
+
+def test_tables_are_made_from_the_copies_of_the_runs(store, logged, monkeypatch):
+    tracking, file, *_ = logged
+    said: list[str] = []
+    found, lacking = from_runs(tracking, [file], said.append)
+    assert (said, lacking) == ([], {})
     assert found["value"].tolist()[:2] == [0.7, 0.4]
-    assert found.equals(from_files([str(method)]))
-    other = [{**row, "value": 0.0} for row in facts["metrics"]]
-    write_json(method, {**facts, "metrics": other})
-    with pytest.raises(
-        ztw.ZtwError, match=r"of ztw in .* says accuracy = 0.7, the file of the cell 0.0; delete"
-    ):
-        from_runs(names[0], [names[1]], [str(method)])
-    write_json(method, {**facts, "metrics": [metric("brier", 0.5)]})
-    with pytest.raises(ztw.ZtwError, match="has no metric 'brier'"):
-        from_runs(names[0], [names[1]], [str(method)])
-    write_json(method, {**facts, "method": "sdn"})
-    with pytest.raises(ztw.ZtwError, match=r"runs.json: names no run of sdn"):
-        from_runs(names[0], [names[1]], [str(method)])
-    runs["runs"]["method"]["sdn"] = "0" * 32
-    write_json(names[1], runs)
-    with pytest.raises(ztw.ZtwError, match=f"run {'0' * 32} is not in"):
-        from_runs(names[0], [names[1]], [str(method)])
+    assert found.equals(from_files([file]))
+    monkeypatch.setattr("ztw.reporting.results.read_json", lambda path: {str(tracking): store}[str(path)])
+    assert from_runs(tracking, [file], said.append)[0].equals(found), "the file itself is not read"
+
+
+def deleted_run(client, run, copy, file):
+    client.delete_run(run)
+
+
+def deleted_copy(client, run, copy, file):
+    copy.unlink()
+
+
+def edited_copy(client, run, copy, file):
+    copy.write_text(copy.read_text().replace("0.7", "0.8"))
+
+
+def deleted_metric(client, run, copy, file):
+    database = client.tracking_uri.removeprefix("sqlite:///")
+    with contextlib.closing(sqlite3.connect(database)) as tables, tables:
+        tables.execute("DELETE FROM latest_metrics WHERE run_uuid = ? AND key = 'exit_1/ece'", [run])
+
+
+def earlier_results(client, run, copy, file):
+    write_json(file, {**read_json(file), "metrics": at_budget("0.5", 0.6, 0.4)})
+
+
+@pytest.mark.parametrize(
+    ("change", "wrong"),
+    [
+        (deleted_run, "no run in MLflow was made from it"),
+        (deleted_copy, "its run {run} in MLflow has no copy of it"),
+        (edited_copy, "the copy of its run {run} in MLflow was altered"),
+        (deleted_metric, "its run {run} in MLflow has no metric 'exit_1/ece'"),
+        (earlier_results, "no run in MLflow was made from it"),
+    ],
+)
+def test_what_mlflow_lacks_is_named_and_taken_from_the_file(store, logged, change, wrong):
+    tracking, file, run, copy = logged
+    change(MlflowClient(store["uri"]), run, copy, file)
+    said: list[str] = []
+    found, lacking = from_runs(tracking, [file], said.append)
+    assert found.equals(from_files([file]))
+    assert lacking == {file: f"{file}: {wrong.format(run=run)}"}
+    assert said == [f"{lacking[file]}: taken from the file; the next call logs it again"]
+
+
+def test_a_file_that_was_altered_makes_no_table(logged):
+    tracking, file, *_ = logged
+    file.write_text(file.read_text().replace("0.7", "0.8"))
+    with pytest.raises(ztw.ZtwError, match=r"ztw\.json: altered since it was written"):
+        from_runs(tracking, [file])
+
+
+def test_a_run_that_was_broken_off_is_not_taken(store, logged):
+    _, file, run, _ = logged
+    client = MlflowClient(store["uri"])
+    client.create_run(experiment(store), tags=client.get_run(run).data.tags)
+    copies, lacking = read_copies(store, [file])
+    assert (list(copies), lacking) == ([file], {})
 
 
 @pytest.mark.parametrize(
@@ -193,7 +239,7 @@ def test_a_store_in_a_file_is_never_to_be_started(tmp_path):
     (tmp_path / "mlflow.db").write_text("this is no database " * 100)
     store = {"uri": f"sqlite:///{tmp_path}/mlflow.db", "experiment": "study", "owner": "local"}
     with pytest.raises(ztw.ZtwError, match=r"close what else uses .*mlflow.db, or delete it") as caught:
-        open_store(store)
+        read_copies(store, [])
     assert "start it" not in str(caught.value)
 
 
@@ -242,14 +288,13 @@ def test_a_server_that_is_away_is_told_and_the_study_goes_on(
     assert reason in said[0]
     with pytest.raises(ServerAwayError, match="is away"):
         log(store, tmp_path)
-    names = [str(tmp_path / name) for name in ("tracking.json", "runs.json", "ztw.json")]
-    write_json(names[0], store)
-    write_json(names[1], {**dataclasses.asdict(CELL), "runs": {"method": {"ztw": "0" * 32}}})
+    write_json(tmp_path / "tracking.json", store)
     said.clear()
-    found = from_runs(names[0], [names[1]], [names[2]], said.append)
-    assert found.equals(from_files([names[2]]))
+    found, lacking = from_runs(tmp_path / "tracking.json", [tmp_path / "ztw.json"], said.append)
+    assert found.equals(from_files([tmp_path / "ztw.json"]))
+    assert lacking == {}
     assert len(said) == 1
-    assert said[0].endswith("the tables are made of the cells' files")
+    assert said[0].endswith("the tables are made from the cells' files")
 
 
 def test_a_server_that_refuses_who_asks_is_an_error(tmp_path, server, monkeypatch):
@@ -308,14 +353,14 @@ def test_a_password_of_a_database_is_not_told(tmp_path, monkeypatch):
 
 
 def test_starting_twice_keeps_the_experiment(store):
-    folder = store["uri"].removeprefix("sqlite:///").removesuffix("/mlflow.db")
+    folder = Path(store["uri"].removeprefix("sqlite:///")).parent
     before = experiment(store)
     assert start_store("sqlite", "study", folder) == store
     assert experiment(store) == before
 
 
 def half_made(path) -> None:
-    """A store whose making was interrupted: tables without the last migration."""
+    """A database whose making was interrupted: tables without the last migration."""
     with contextlib.closing(sqlite3.connect(path)) as database, database:
         database.execute("CREATE TABLE experiments (experiment_id INTEGER)")
         database.execute("CREATE TABLE alembic_version (version_num TEXT)")
@@ -325,27 +370,14 @@ def half_made(path) -> None:
     "spoil",
     [half_made, lambda path: path.write_text("this is no database " * 100), lambda path: path.touch()],
 )
-def test_a_store_that_was_never_finished_is_made_again(tmp_path, spoil):
+def test_a_broken_database_is_set_aside_and_created_again(tmp_path, spoil):
     spoil(tmp_path / "mlflow.db")
     said: list[str] = []
     log(start_store("sqlite", "study", tmp_path, said.append), tmp_path)
     assert len(said) == 1
-    assert "was never finished, or is broken: kept as mlflow.db.broken1" in said[0]
+    assert "mlflow.db is broken" in said[0]
+    assert "kept as mlflow.db.broken1" in said[0]
     assert (tmp_path / "mlflow.db.broken1").exists()
-
-
-def test_a_store_that_was_interrupted_late_is_made_again(store, tmp_path):
-    """All tables are there, but MLflow was changing them, which it cannot do again."""
-    shutil.copyfile(store["uri"].removeprefix("sqlite:///"), tmp_path / "mlflow.db")
-    with contextlib.closing(sqlite3.connect(tmp_path / "mlflow.db")) as database, database:
-        for table in ("latest_metrics", "metrics", "params", "tags", "runs", "webhooks"):
-            database.execute(f"DELETE FROM {table}")
-        database.execute("DROP TABLE webhooks")  # MLflow goes on from the version where one is missing
-        database.execute("UPDATE alembic_version SET version_num = '90e64c465722'")
-    said: list[str] = []
-    log(start_store("sqlite", "study", tmp_path, said.append), tmp_path)
-    assert len(said) == 1
-    assert "was never finished" in said[0]
 
 
 KILLED_WHILE_WRITING = """
@@ -361,20 +393,26 @@ os.kill(os.getpid(), signal.SIGKILL)
 def test_a_write_that_was_killed_costs_no_store(tmp_path):
     """sqlite's journal stays beside the file, and takes back what was half written."""
     store, database = start_store("sqlite", "study", tmp_path), tmp_path / "mlflow.db"
-    runs = log(store, tmp_path)
+    log(store, tmp_path)
     subprocess.run([sys.executable, "-c", KILLED_WHILE_WRITING, str(database)], check=False)
     assert (tmp_path / "mlflow.db-journal").exists()
-    said: list[str] = []
-    start_store("sqlite", "study", tmp_path, said.append)
-    assert said == []
-    assert values(store, runs["runs"]["method"]["ztw"], [metric("ece", 0.1, exit=1)]) == [0.1]
+    assert prepare(database) is None
+    assert read_copies(store, [tmp_path / "ztw.json"])[1] == {}
 
 
-def test_a_journal_goes_with_the_store_that_is_put_aside(tmp_path):
-    (tmp_path / "mlflow.db").touch()
-    (tmp_path / "mlflow.db-journal").write_bytes(b"x")
-    assert put_aside(tmp_path / "mlflow.db").name == "mlflow.db.broken1"
-    assert {path.name for path in tmp_path.iterdir()} == {"mlflow.db.broken1", "mlflow.db.broken1-journal"}
+def test_a_journal_goes_with_the_database_that_is_set_aside(tmp_path):
+    (tmp_path / "mlflow.db").write_text("this is no database " * 100)
+    (tmp_path / "mlflow.db-shm").write_bytes(b"x")
+    assert "kept as mlflow.db.broken1" in str(prepare(tmp_path / "mlflow.db"))
+    assert {path.name for path in tmp_path.iterdir()} == {"mlflow.db.broken1", "mlflow.db.broken1-shm"}
+
+
+def test_a_database_that_is_locked_is_left_alone(tmp_path):
+    start_store("sqlite", "study", tmp_path)
+    with contextlib.closing(sqlite3.connect(tmp_path / "mlflow.db", isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        assert prepare(tmp_path / "mlflow.db") is None
+    assert (tmp_path / "mlflow.db").exists()
 
 
 def test_an_interrupted_start_leaves_no_half_made_store(tmp_path, monkeypatch):
@@ -392,36 +430,33 @@ def test_an_interrupted_start_leaves_no_half_made_store(tmp_path, monkeypatch):
 
 def test_a_deleted_experiment_is_restored_with_its_runs(tmp_path):
     store = start_store("sqlite", "study", tmp_path)
-    runs = log(store, tmp_path)
-    MlflowClient(store["uri"]).delete_experiment(experiment(store))
-    write_json(tmp_path / "tracking.json", store)
-    write_json(tmp_path / "runs.json", runs)
-    found = from_runs(
-        str(tmp_path / "tracking.json"), [str(tmp_path / "runs.json")], [str(tmp_path / "ztw.json")]
-    )
-    assert found["value"].tolist()[0] == 0.9
-    MlflowClient(store["uri"]).delete_experiment(experiment(store))
-    said: list[str] = []
-    log_cell(store, CellResults(CELL, "study", "v", parts(tmp_path), {}), said.append)
-    assert said == ["the experiment study had been deleted in MLflow: restored, with its runs"]
+    log(store, tmp_path)
+    for use in (
+        lambda say: read_copies(store, [tmp_path / "ztw.json"], say),
+        lambda say: log_cell(store, CellResults(CELL, "v", parts(tmp_path)), say),
+    ):
+        MlflowClient(store["uri"]).delete_experiment(experiment(store))
+        said: list[str] = []
+        use(said.append)
+        assert said == ["the experiment study had been deleted in MLflow: restored, with its runs"]
+    assert read_copies(store, [tmp_path / "ztw.json"])[1] == {}
 
 
-def test_an_experiment_that_was_removed_for_good_is_made_anew(tmp_path):
+def test_an_experiment_that_was_removed_for_good_is_created_again(tmp_path):
     """By `mlflow gc`."""
-    said: list[str] = []
-    store = start_store("sqlite", "study", tmp_path, said.append)
+    store = start_store("sqlite", "study", tmp_path)
     with contextlib.closing(sqlite3.connect(tmp_path / "mlflow.db")) as database, database:
         database.execute("DELETE FROM experiments WHERE name = 'study'")
-    log_cell(store, CellResults(CELL, "study", "v", parts(tmp_path), {}), said.append)
-    assert said == ["no experiment study in MLflow (removed, or the server was away at first): made anew"]
+    log(store, tmp_path)
+    assert read_copies(store, [tmp_path / "ztw.json"])[1] == {}
 
 
-def test_a_store_that_is_gone_is_told(tmp_path):
+def test_a_database_that_is_gone_is_told(tmp_path):
     store = start_store("sqlite", "study", tmp_path)
     (tmp_path / "mlflow.db").unlink()
-    with pytest.raises(ztw.ZtwError, match=r"mlflow.db is gone; delete the study's tracking.json"):
+    with pytest.raises(ztw.ZtwError, match=r"mlflow.db is gone; run again"):
         log(store, tmp_path)
-    assert not (tmp_path / "mlflow.db").exists(), "opening it would have made an empty one"
+    assert not (tmp_path / "mlflow.db").exists(), "opening it would have created an empty one"
 
 
 @pytest.mark.parametrize("name", ["a%20b", "a%2Fb", "a#b"])
@@ -452,7 +487,7 @@ def test_a_moved_study_keeps_its_artifacts_beside_it(tmp_path, name):
     said: list[str] = []
     store = {**start_store("sqlite", "study", new, said.append)}
     assert len(said) == 1
-    assert "has been moved" in said[0]
+    assert "was moved" in said[0]
     second = log(store, tmp_path, cell=Cell("digits", "resnet8", 1))
     client = MlflowClient(store["uri"])
     for runs in (first, second):
@@ -476,9 +511,7 @@ def served(store, tmp_path_factory):
     facts = read_json(folder / "whole/network.json")
     rules: list = [(0.5, ztw.MaxSoftmax(low)), ("max", ztw.MaxSoftmax(high))]
     write_network(folder / "ztw", facts, [part], rules)  # as a study has it: its weights elsewhere
-    results = CellResults(
-        Cell("digits", "resnet8", 3), "study", "v", parts(folder), {}, models={"ztw": folder / "ztw"}
-    )
+    results = CellResults(Cell("digits", "resnet8", 3), "v", parts(folder), models={"ztw": folder / "ztw"})
     run = log_cell(store, results)["runs"]["method"]["ztw"]
     shutil.rmtree(folder)
     return network, dict(rules), f"runs:/{run}/model"
@@ -530,7 +563,7 @@ def test_a_model_says_what_it_takes(served):
 def test_a_method_without_a_rule_has_no_model(store, tmp_path):
     ztw.save(small_network(), tmp_path / "net", progress=False)
     results = CellResults(
-        Cell("digits", "resnet8", 4), "study", "v", parts(tmp_path), {}, models={"ztw": tmp_path / "net"}
+        Cell("digits", "resnet8", 4), "v", parts(tmp_path), models={"ztw": tmp_path / "net"}
     )
     run = log_cell(store, results)["runs"]["method"]["ztw"]
     assert [found.path for found in MlflowClient(store["uri"]).list_artifacts(run)] == ["ztw.json"]

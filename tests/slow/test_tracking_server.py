@@ -22,7 +22,7 @@ from mlflow import MlflowClient
 from tiny_study import ROOT, changed_config, copy_of, run, tables
 
 from ztw.files import read_json, write_json
-from ztw.reporting.tracking import CellResults, log_cell, read_values, start_store
+from ztw.reporting.tracking import CellResults, log_cell, read_copies, start_store
 from ztw.study.layout import Cell
 
 pytestmark = [
@@ -87,10 +87,10 @@ def test_a_hundred_cells_at_once_lose_nothing(tmp_path, port):
 
         def log(cell: Cell) -> dict:
             files = {
-                kind: [str(tmp_path / f"{cell.seed}/{name}.json")]
+                kind: [tmp_path / f"{cell.seed}/{name}.json"]
                 for kind, name in (("backbone", "backbone"), ("method", "sdn"))
             }
-            return log_cell(store, CellResults(cell, "study", "v", files, {}))["runs"]
+            return log_cell(store, CellResults(cell, "v", files))["runs"]
 
         started = time.monotonic()
         with ThreadPoolExecutor(len(cells)) as pool:
@@ -104,11 +104,21 @@ def test_a_hundred_cells_at_once_lose_nothing(tmp_path, port):
         assert len(written) == 300
         assert {run.info.run_id for run in found} == written, "none lost, none twice"
         assert {run.info.status for run in found} == {"FINISHED"}
-        for cell, of_cell in zip(cells, runs, strict=True):
-            method = of_cell["method"]["sdn"]
-            values = [row["value"] + cell.seed for row in rows]
-            assert read_values(client, uri, method, rows) == values
-            assert [artifact.path for artifact in client.list_artifacts(method)] == ["sdn.json"]
+        files = [tmp_path / f"{cell.seed}/sdn.json" for cell in cells]
+        started = time.monotonic()
+        copies, lacking = read_copies(store, files)
+        print(f"100 copies read, {time.monotonic() - started:.1f} s")
+        assert (copies, lacking) == ({file: read_json(file) for file in files}, {})
+        run = runs[7]["method"]["sdn"]
+        (copy,) = tmp_path.glob(f"results/mlflow-server/artifacts/**/{run}/artifacts/sdn.json")
+        copy.write_text(copy.read_text().replace("0", "1", 1))
+        assert read_copies(store, files)[1] == {
+            files[7]: f"{files[7]}: the copy of its run {run} in MLflow was altered"
+        }
+        copy.unlink()
+        assert read_copies(store, files)[1] == {
+            files[7]: f"{files[7]}: its run {run} in MLflow has no copy of it"
+        }
 
 
 def test_what_was_not_delivered_is_delivered_by_the_same_command(finished, tmp_path, port):
@@ -116,7 +126,7 @@ def test_what_was_not_delivered_is_delivered_by_the_same_command(finished, tmp_p
     config = changed_config(folder, tracking=f"http://127.0.0.1:{port}")
     away = run(folder, config)
     assert away.returncode == 0, away.stdout
-    assert "2 cells are not delivered; when it is back, run: make reproduce CONFIG=" in away.stdout
+    assert "2 cells are not delivered, the next call logs them: make reproduce CONFIG=" in away.stdout
     assert tables(folder) == tables(finished)
     with tracking_server(tmp_path, port) as uri:
         done = run(folder, config)
@@ -145,8 +155,8 @@ def test_a_study_ends_without_its_server_and_its_password_is_nowhere(finished, t
         assert len(re.findall(r"✓ track_cell .*not delivered", done.stdout)) == 2
         lines = [line for line in done.stdout.splitlines() if line.startswith("MLflow")]
         assert lines == [
-            "MLflow   the MLflow server http://127.0.0.1:9 is away ([Errno 111] Connection refused), 2 cells are"
-            f" not delivered; when it is back, run: make reproduce CONFIG={config}"
+            "MLflow   the MLflow server http://127.0.0.1:9 is away ([Errno 111] Connection refused); 2 cells are"
+            f" not delivered, the next call logs them: make reproduce CONFIG={config}"
         ]
         assert "s3cr3t" not in done.stdout + done.stderr
     assert tables(folder) == tables(finished)

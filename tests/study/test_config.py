@@ -63,7 +63,7 @@ WRONG = [
         ["mnist"],
         "datasets: 'mnist' is unknown; known: fashion_mnist, cifar10, cifar100, svhn, tiny_im",
     ),
-    ("archs", ["vgg16_bn"], "archs: 'vgg16_bn' needs images of at least 32 pixels a side, digits has 8"),
+    ("archs", ["vgg16_bn"], "archs: 'vgg16_bn' needs images of at least 32 pixels ... digits has 8"),
     ("compile", "maybe", "compile: 'maybe' must be auto, true or false"),
     ("archs", ["resnet21"], "archs.0: 'resnet21' is unknown; known: resnet8"),
     ("methods.new", {"ics": "independent", "rule": "x"}, "methods.new.rule: 'x' is unknown; known: max_soft"),
@@ -80,7 +80,7 @@ WRONG = [
     (
         "methods.small",
         {"static": "resnet8", "ics": "independent"},
-        "methods.small.ics: has no meaning with static, which has a single exit; leave it out",
+        "methods.small.ics: has no meaning with static ... leave it out",
     ),
     ("methods.small", {"rule": "entropy"}, "methods.small: the key 'ics' is missing"),
     ("methods.sdn.ensemble", "mean", "methods.sdn.ensemble: 'mean' is unknown; known: geometric"),
@@ -138,12 +138,12 @@ WRONG = [
     (
         "ics.sets.own",
         {"connection": "boosted", "training": "joint", "exit_weights": [1, 2, 3]},
-        "ics.sets.own.exit_weights: 3 numbers, resnet8 has 2 exits there",
+        "ics.sets.own.exit_weights: 3 numbers, resnet8 has 2 exits",
     ),
     (
         "ics.sets.own",
         {"connection": "independent", "schedule": "milestones", "milestones": [3]},
-        "ics.sets.own.milestones: 3 is not before the last of 1 epochs",
+        "ics.sets.own.milestones: 3 must be < epochs, which is 1",
     ),
     ("ics.head", "linear", "ics.head: 'linear' is unknown; known: conv, pool"),
     (
@@ -180,7 +180,7 @@ WRONG = [
     (
         "backbone.last_norm_momentum",
         0.9,
-        "backbone.last_norm_momentum: 0.9: only wide_resnet_32_4 has it, not r",
+        "backbone.last_norm_momentum: 0.9: only wide_resnet_32_4 ... not resnet8",
     ),
     ("backbone.init", "kaiming", "backbone.init: 'kaiming' is unknown; known: torch, released"),
     ("backbone.pretrained", "v1", "backbone.pretrained: has no meaning with source train; leave it out"),
@@ -215,7 +215,7 @@ WRONG = [
     (
         "overrides",
         [{"ics": {"sets": {"independent": {"training": "joint"}}}}],
-        "ics.sets.independent.training: the same for all cells",
+        "ics.sets.independent.training: ... the same for all cells",
     ),
     ("evaluation.budgets", [0], "evaluation.budgets.0: 0 must be a number > 0 or max"),
     ("evaluation.budgets", [-0.5], "evaluation.budgets.0: -0.5 must be a number > 0 or max"),
@@ -223,7 +223,7 @@ WRONG = [
     (
         "data.validation_fraction",
         0,
-        "data.validation_fraction: 0: there is no validation part, but evaluation.p",
+        "data.validation_fraction: 0: ... evaluation.protocols",
     ),
     ("data.validation_fraction", -0.1, "data.validation_fraction: -0.1 must be >= 0"),
     ("data.validation_fraction", 1, "data.validation_fraction: 1 must be < 1"),
@@ -239,7 +239,7 @@ WRONG = [
     ("backbone.epochs", 0, "backbone.epochs: 0 must be > 0"),
     ("backbone.batch_size", 1.5, "backbone.batch_size: 1.5 is not of type integer"),
     ("backbone.milestones", [1], "backbone.milestones: [1] has no meaning with schedule one_cycle"),
-    ("ics.milestones", [5], "ics.milestones: 5 is not before the last of 1 epochs"),
+    ("ics.milestones", [5], "ics.milestones: 5 must be < epochs, which is 1"),
     ("data.image_folders", {"digits": {"path": "x", "size": 8}}, "data.image_folders.digits: is the name of"),
     (
         "data.image_folders",
@@ -262,7 +262,7 @@ WRONG = [
     (
         "ics.sets.own",
         {"connection": "cascade", "training": "joint", "exit_weights": [0, 0]},
-        "ics.sets.own.exit_weights: [0, 0]: one must be above 0",
+        "ics.sets.own.exit_weights: [0, 0]: ... > 0",
     ),
     ("ics.placement", [0.1, 0.2, 0.3, 0.4], "ics.placement: [0.1, 0.2, 0.3, 0.4]: 4 exits, resnet8 has 3"),
     ("ensembles.sets.uniform", {"kind": "geometric"}, "ensembles.sets.uniform: is the name of a kind"),
@@ -276,16 +276,18 @@ WRONG = [
         {"source": "file", "path": "x.pt"},
         "methods.sdn-risk.thresholds: risk_controlled: weights from file may have been trained on",
     ),
-    ("overrides", [{"data": {"root": "x"}}], "data.root: the same for all cells"),
+    ("overrides", [{"data": {"root": "x"}}], "data.root: ... the same for all cells"),
     ("evaluation.allowed_losses", [0.0005], "evaluation.allowed_losses.0: 0.0005 must be >= 0.001"),
     ("latency.runtimes", ["onnx"], "latency.runtimes.0: 'onnx' is unknown; known: pytorch, onnxruntime"),
-    ("latency.runtimes", ["onnxruntime"], "latency.runtimes: ['onnxruntime'] must name pytorch, with which"),
+    ("latency.runtimes", ["onnxruntime"], "latency.runtimes: ['onnxruntime'] must include pytorch"),
 ]
 
 
 @pytest.mark.parametrize(("path", "value", "message"), WRONG)
 def test_wrong_config(path, value, message):
-    with pytest.raises(ztw.ZtwError, match=re.escape(message)) as caught:
+    """message: parts of the error in order, ` ... ` between them."""
+    parts = ".*".join(re.escape(part) for part in message.split(" ... "))
+    with pytest.raises(ztw.ZtwError, match=parts) as caught:
         check_study(changed(path, value))
     assert "\n" not in str(caught.value)
 
@@ -293,19 +295,19 @@ def test_wrong_config(path, value, message):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("ic_features", "after_relu", "'after_relu': only the CIFAR ResNets have it, not mobilenet"),
-        ("shortcut", "pad", "'pad': only the CIFAR ResNets have it, not mobilenet"),
-        ("init", "released", "'released': only the paper's architectures have it, not torchvision/resnet18"),
+        ("ic_features", "after_relu", "only the CIFAR ResNets.* not mobilenet;"),
+        ("shortcut", "pad", "only the CIFAR ResNets.* not mobilenet;"),
+        ("init", "released", "only the paper's architectures.* not torchvision/resnet18;"),
     ],
 )
 def test_what_an_architecture_does_not_have_is_refused_in_its_cells_only(key, value, message):
-    config = changed("archs", ["resnet8", message.split()[-1]])
+    config = changed("archs", ["resnet8", message.split()[-1].strip(";")])
     config["data"]["image_folders"] = {"mine": {"path": "x", "size": 32}}
     config |= {"datasets": ["mine"], "evaluation": {"protocols": ["paper"]}}
     check_study(config)
     given = config["backbone"]
     config["backbone"] = {**given, key: value}
-    with pytest.raises(ztw.ZtwError, match=re.escape(f"backbone.{key}: {message}")):
+    with pytest.raises(ztw.ZtwError, match=f"backbone.{key}: '{value}': {message}"):
         check_study(config)
     config |= {"backbone": given, "overrides": [{"archs": ["resnet8"], "backbone": {key: value}}]}
     cells = check_study(config).cells
@@ -317,9 +319,7 @@ def test_the_published_counter_knows_one_of_torchvisions_models():
     config |= {"datasets": ["cifar10"], "evaluation": {"protocols": ["published"]}}
     check_study(config)
     config["archs"] = ["torchvision/vit_b_16"]
-    with pytest.raises(
-        ztw.ZtwError, match="counter knows torchvision/resnet50 only, not torchvision/vit_b_16"
-    ):
+    with pytest.raises(ztw.ZtwError, match=r"published.*torchvision/resnet50 only.*not torchvision/vit_b_16"):
         check_study(config)
 
 
@@ -374,17 +374,17 @@ def test_a_near_miss_is_named(path, value, hint):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("datasets: [digits]\ndatasets: [x]\n", "line 2: the key 'datasets' stands twice"),
-        ("backbone:\n  lr: 1.0\n  epochs: 2\n  lr: 2.0\n", "line 4: the key 'lr' stands twice"),
+        ("datasets: [digits]\ndatasets: [x]\n", "line 2: the key 'datasets' appears twice"),
+        ("backbone:\n  lr: 1.0\n  epochs: 2\n  lr: 2.0\n", "line 4: the key 'lr' appears twice"),
         ("methods:\n  off: {ics: a}\n", "line 2: YAML reads the key off as False; put it in quotes"),
         ("methods: {2021: {ics: a}}\n", "line 1: YAML reads the key 2021 as 2021; put it in quotes"),
         (
             "ics:\n  sets:\n    1: {connection: cascade}\n",
             "line 3: YAML reads the key 1 as 1; put it in quotes",
         ),
-        ("a: &a {lr: 1}\nb:\n  <<: *a\n  <<: *a\n", "line 4: the key '<<' stands twice"),
+        ("a: &a {lr: 1}\nb:\n  <<: *a\n  <<: *a\n", "line 4: the key '<<' appears twice"),
         ("? [a, b]\n: 1\n", "line 1: the key ['a', 'b'] is not text"),
-        ("seeds: [010]\n", "line 1: YAML reads 010 as 8; write that, or put it in quotes"),
+        ("seeds: [010]\n", "line 1: YAML reads 010 as 8; write 8"),
         ("lr: 1\nsamples: 1:30\n", "line 2: YAML reads 1:30 as 90; write"),
         ("lr: 1:30.5\n", "line 1: YAML reads 1:30.5 as 90.5; write"),
         ("lr: 2021-99-99\n", "not YAML (month must be in 1..12"),
@@ -415,9 +415,9 @@ def test_a_config_in_another_encoding_is_named(tmp_path):
 
 
 def test_a_name_that_is_no_text_is_refused_wherever_the_study_comes_from():
-    with pytest.raises(ztw.ZtwError, match="methods: the name False is not text; put it in quotes"):
+    with pytest.raises(ztw.ZtwError, match="methods: the key False is not text"):
         check_study({**TINY, "methods": {False: {"ics": "independent", "rule": "entropy"}}})
-    with pytest.raises(ztw.ZtwError, match=r"^'a\\nb': the name None is not text; put it in quotes$"):
+    with pytest.raises(ztw.ZtwError, match=r"^'a\\nb': the key None is not text; put it in quotes$"):
         check_study({**TINY, "a\nb": {None: None}})
 
 
@@ -480,7 +480,7 @@ def test_a_joint_training_takes_the_backbones_recipe_unless_it_says_so():
 
 def test_what_a_set_takes_from_the_backbone_is_named_where_it_was_given():
     config = changed("backbone", {"epochs": 5, "milestones": [7]})
-    with pytest.raises(ztw.ZtwError, match=re.escape("backbone.milestones: 7 is not before the last of 5")):
+    with pytest.raises(ztw.ZtwError, match=re.escape("backbone.milestones: 7 must be < epochs, which is 5")):
         check_study(config)
 
 
@@ -569,20 +569,18 @@ def test_a_study_may_train_on_all_images():
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"evaluation": {"protocols": ["paper", "held-out"]}}, "held-out chooses its thresholds there"),
-        ({"latency": {"batch_sizes": [1]}}, "latency times methods at thresholds chosen there"),
+        ({"evaluation": {"protocols": ["paper", "held-out"]}}, "evaluation.protocols: held-out"),
+        ({"latency": {"batch_sizes": [1]}}, "set latency.batch_sizes to \\[\\]"),
         (
             {"methods": {"m": {"ics": "independent", "ensemble": "few", "rule": "entropy"}}},
-            "an ensemble is fitted there",
+            "fit_on: validation",
         ),
         (
             {"methods": {"m": {"ics": "cascade", "rule": "entropy", "thresholds": "risk_controlled"}}},
-            "risk_controlled thresholds need it",
+            "risk_controlled",
         ),
     ],
 )
 def test_what_needs_held_out_images_is_named(change, reason):
-    with pytest.raises(
-        ztw.ZtwError, match=f"validation_fraction: 0: there is no validation part, but .*{reason}"
-    ):
+    with pytest.raises(ztw.ZtwError, match=f"validation_fraction: 0: there is no validation part.*{reason}"):
         check_study(all_trained_on(**change))

@@ -83,7 +83,7 @@ def test_a_backbone_says_how_many_blocks_it_has():
         "def mine(name, num_classes, channels, size, options):\n    ...\n"
     )
     given = study(plugins=[plugin(text)], archs=["mine"], evaluation={})
-    with pytest.raises(ztw.ZtwError, match="'mine' needs images of at least 16 pixels a side, digits has 8"):
+    with pytest.raises(ztw.ZtwError, match=r"'mine' needs images of at least 16 pixels.*digits has 8"):
         check_study(given)
     given["data"] = {"image_folders": {"big": {"path": "x", "size": 16}}}
     given |= {"datasets": ["big"], "ics": {**TINY["ics"], "placement": [2]}}
@@ -162,7 +162,7 @@ def test_jobs_load_what_they_can_depend_on_and_write_down_its_digest():
     forget()
     assert "plugins" not in versions()
     plugin(MARGIN + "# edited\n", "a.py")
-    with pytest.raises(ztw.ZtwError, match=r"'a.py': was edited while the study ran; run it again"):
+    with pytest.raises(ztw.ZtwError, match=r"'a.py': was edited while the study ran; run the study again"):
         load_plugins(digests)
 
 
@@ -209,12 +209,6 @@ def told() -> object:
         ({"helper.py": "side = 1"}, "import helper", "helper.side", "pass"),
         ({"helper.py": "side = 1"}, "from helper import side", "side", "pass"),
         ({"helper.py": "side = 1"}, "", "side", "from helper import side"),
-        (
-            {"helper.py": "side = 1"},
-            "from importlib import import_module",
-            "h.side",
-            "h = import_module('helper')",
-        ),
         ({"far.py": "side = 1", "near.py": "from far import side"}, "import near", "near.side", "pass"),
         ({"parts/deep/far.py": "side = 1"}, "from parts.deep import far", "far.side", "pass"),
         (
@@ -234,7 +228,7 @@ def test_an_edit_of_a_helper_is_an_edit_of_the_plugin(files, imports, used, insi
     (edited,) = (Path(file) for file, text in files.items() if "1" in text)
     edited.write_text("side = 2")  # in the same second, of the same size
     with pytest.raises(
-        ztw.ZtwError, match=r"^plugins: 'own.py': was edited while the study ran; run it again$"
+        ztw.ZtwError, match=r"^plugins: 'own.py': was edited while the study ran; run the study again$"
     ):
         load_plugins({name: before})
     load_plugins([name])

@@ -91,7 +91,7 @@ def test_what_counts(package, name, text, counts):
 
 
 def test_a_job_that_is_not_there_is_named(package):
-    with pytest.raises(ztw.ZtwError, match=r"there is no module ztw\.jobs\.fly"):
+    with pytest.raises(ztw.ZtwError, match=r"module ztw\.jobs\.fly is missing"):
         code_digest("fly", package)
 
 

@@ -112,7 +112,7 @@ def test_stopped_and_gone_on_with_is_undisturbed(train, recipe, tmp_path, every_
     before = signal.getsignal(signal.SIGTERM)
     for steps in (2, 1, 5):  # in the middle of an epoch, at once again, at the end of an epoch or beyond
         stop = lambda: signal.raise_signal(signal.SIGTERM)  # noqa: E731
-        with pytest.raises(ZtwError, match=r"stopped by SIGTERM at epoch .* the same command goes on"):
+        with pytest.raises(ZtwError, match=r"stopped by SIGTERM at epoch .* the same command resumes"):
             begun(train, RECIPES[recipe], ended_by(stop, steps), kept)
     trained, again = begun(train, RECIPES[recipe], None, kept)
     assert same(state_of(trained), state_of(expected)), "bit for bit"
@@ -200,7 +200,7 @@ def test_a_damaged_one_is_noticed_and_the_one_before_used(how, tmp_path, every_s
     kept = Checkpoints(tmp_path, {"code": "1", "settings": "a"}, lines.append)
     trained, _ = begun(backbone, RECIPES["one_cycle"], None, kept)
     assert "step-0000000004.safetensors: altered since it was written" in lines[0]
-    assert lines[0].endswith("the one before it is used")
+    assert lines[0].endswith("the previous checkpoint is used")
     assert lines[1] == "resumed at epoch 0.6 of 2.5"
     assert same(state_of(trained), state_of(expected))
 
@@ -220,7 +220,7 @@ def test_one_of_something_else_is_not_used(of, what, tmp_path, every_step_is_tol
     trained, _ = begun(backbone, RECIPES["one_cycle"], None, Checkpoints(tmp_path, of, lines.append))
     assert len(lines) == 1
     assert lines[0].endswith(
-        f"step-0000000004.safetensors: of other {what}, so not used; training from the start"
+        f"step-0000000004.safetensors: not used, because of other {what}; training from the start"
     )
     assert same(state_of(trained), state_of(expected))
 

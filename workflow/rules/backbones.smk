@@ -1,10 +1,3 @@
-def backbone_data(wildcards):
-    """Return the records that a backbone depends on; `expected_accuracy` needs the test images, too."""
-    if sections_of(wildcards).backbone.expected_accuracy is None:
-        return training_data(wildcards)
-    return [LAYOUT.record(wildcards.dataset, split) for split in ("train", "test")]
-
-
 rule train_backbone:
     input:
         data=backbone_data,

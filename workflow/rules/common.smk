@@ -243,6 +243,13 @@ def training_data(wildcards):
     return [LAYOUT.record(wildcards.dataset, split) for split in splits]
 
 
+def backbone_data(wildcards):
+    """Return the records that a backbone depends on; `expected_accuracy` needs the test images, too."""
+    if sections_of(wildcards).backbone.expected_accuracy is None:
+        return training_data(wildcards)
+    return [LAYOUT.record(wildcards.dataset, split) for split in ("train", "test")]
+
+
 # All records of a data set, first that of the training images.
 ALL_DATA = [LAYOUT.record("{dataset}", split) for split in ("train", "test")]
 # A training waits until all test images were read, but does not depend on them.

@@ -1,1 +1,1 @@
-"""Facts in tables: data sets, architectures, the names of parts. Imports no torch and nothing of a study."""
+"""Metadata tables of data sets, architectures and parts. Imports no torch and nothing of a study."""

@@ -1,4 +1,4 @@
-"""What is known of every data set before it is read: one table of facts and checksums. Imports no torch."""
+"""Metadata of every built-in data set: one table of sizes, statistics and checksums. Imports no torch."""
 
 from __future__ import annotations
 
@@ -6,16 +6,24 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class DatasetFacts:
-    """What is known of a data set before it is read.
+class DatasetMetadata:
+    """Metadata of a data set, known before the data set is read.
 
-    size: side of the images in pixels. mean and std are per channel, of pixels scaled to [0, 1]; None where
-    they are measured on the training images. flip, crop_padding (pixels), colour_jitter (share): the
-    augmentation that suits it. files maps a file name below the data root to its SHA-256; url is the folder
-    they are downloaded from, where each is FILE.gz if gzipped. archive: a folder below the data root, or a zip
-    of it, whose files have this digest (`ztw.data.tiny_imagenet.Digest`) and these counts of images per
-    class in each split; archive_sha256: of the zip that is downloaded. streamed: too big for memory, read
-    from folders of class folders as it is used; source: where its user gets it.
+    Args:
+        num_classes: None for an image folder; its class folders are counted.
+        size: side of the images in pixels.
+        channels: 1 for greyscale, 3 for colour.
+        mean, std: per channel, of pixels scaled to [0, 1]; None = measured on the training images.
+        flip, crop_padding, colour_jitter: the augmentation; padding in pixels, jitter as a share.
+        files: file below the data root -> SHA-256.
+        url: the folder that files are downloaded from.
+        gzipped: the download of each file is FILE.gz.
+        archive: name of a folder, or of its zip file, below the data root.
+        archive_sha256: SHA-256 of the downloaded zip file.
+        digest: digest of the archive's files, see `ztw.data.tiny_imagenet.Digest`.
+        counts: split -> images per class.
+        streamed: read images from class folders when they are used; for data sets larger than memory.
+        source: where a user gets the data set.
     """
 
     num_classes: int | None
@@ -40,8 +48,8 @@ class DatasetFacts:
 _CIFAR10_STATISTICS = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
 _IMAGENET_STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
-DATASETS: dict[str, DatasetFacts] = {
-    "fashion_mnist": DatasetFacts(
+DATASETS: dict[str, DatasetMetadata] = {
+    "fashion_mnist": DatasetMetadata(
         num_classes=10,
         size=28,
         channels=1,
@@ -49,7 +57,7 @@ DATASETS: dict[str, DatasetFacts] = {
         std=(0.3530,),
         flip=True,
         crop_padding=2,
-        files={  # unpacked: gzip headers differ between distributions
+        files={  # of the unpacked files: gzip headers differ between distributions
             "FashionMNIST/raw/train-images-idx3-ubyte": (
                 "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888"
             ),
@@ -66,7 +74,7 @@ DATASETS: dict[str, DatasetFacts] = {
         url="https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion",
         gzipped=True,
     ),
-    "cifar10": DatasetFacts(
+    "cifar10": DatasetMetadata(
         10,
         32,
         3,
@@ -76,7 +84,7 @@ DATASETS: dict[str, DatasetFacts] = {
         files={"cifar-10-binary.tar.gz": "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"},
         url="https://www.cs.toronto.edu/~kriz",
     ),
-    "cifar100": DatasetFacts(
+    "cifar100": DatasetMetadata(
         100,
         32,
         3,
@@ -87,20 +95,20 @@ DATASETS: dict[str, DatasetFacts] = {
         files={"cifar-100-binary.tar.gz": "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec"},
         url="https://www.cs.toronto.edu/~kriz",
     ),
-    "svhn": DatasetFacts(
+    "svhn": DatasetMetadata(
         10,
         32,
         3,
         (0.4377, 0.4438, 0.4728),
         (0.1980, 0.2010, 0.1970),
-        crop_padding=4,  # no flips: digits are no digits any more
+        crop_padding=4,  # no flip: a mirrored digit is not a digit
         files={
             "train_32x32.mat": "435e94d69a87fde4fd4d7f3dd208dfc32cb6ae8af2240d066de1df7508d083b8",
             "test_32x32.mat": "cdce80dfb2a2c4c6160906d0bd7c68ec5a99d7ca4831afa54f09182025b6a75b",
         },
         url="https://ufldl.stanford.edu/housenumbers",
     ),
-    "tiny_imagenet": DatasetFacts(
+    "tiny_imagenet": DatasetMetadata(
         200,
         64,
         3,
@@ -115,7 +123,7 @@ DATASETS: dict[str, DatasetFacts] = {
         digest="eceabd779e714bd9198bfe3da9a54b30d584e6a40a6c8cd33ccf51987aadb308",
         counts={"train": 500, "test": 50},
     ),
-    "imagenet": DatasetFacts(
+    "imagenet": DatasetMetadata(
         1000,
         224,
         3,
@@ -124,10 +132,10 @@ DATASETS: dict[str, DatasetFacts] = {
         streamed=True,
         source="https://image-net.org, after registration",
     ),
-    "digits": DatasetFacts(10, 8, 1, (0.306,), (0.3763,)),
+    "digits": DatasetMetadata(10, 8, 1, (0.306,), (0.3763,)),
 }
 
-# A user's own folder of class folders; its classes, mean and std are read from the images.
-IMAGE_FOLDER = DatasetFacts(None, None, 3, None, None, flip=True, crop_padding=4)
-# One that is streamed: nobody has read all its pixels, so ImageNet's mean and std stand in.
-STREAMED_FOLDER = DatasetFacts(None, None, 3, *_IMAGENET_STATISTICS, flip=True, streamed=True)
+# A user's folder of class folders. Classes, mean and std are measured.
+IMAGE_FOLDER = DatasetMetadata(None, None, 3, None, None, flip=True, crop_padding=4)
+# A streamed folder. Measuring mean and std would read every image, so ImageNet's are used.
+STREAMED_FOLDER = DatasetMetadata(None, None, 3, *_IMAGENET_STATISTICS, flip=True, streamed=True)

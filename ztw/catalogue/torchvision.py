@@ -1,10 +1,10 @@
-"""torchvision's models that can be cut into stages, and their number of blocks. Imports no torch."""
+"""torchvision's models that ztw can cut into stages, with their number of blocks. Imports no torch."""
 
 from __future__ import annotations
 
-TORCHVISION_PREFIX = "torchvision/"  # of an architecture's name, as in "torchvision/resnet50"
+TORCHVISION_PREFIX = "torchvision/"  # as in "torchvision/resnet50"
 
-# name in torchvision -> number of blocks a head can sit on; ztw.torchvision_models finds them by itself
+# name in torchvision -> number of blocks that heads can be placed on
 TORCHVISION_BLOCKS: dict[str, int] = {
     "resnet18": 8,
     "resnet34": 16,

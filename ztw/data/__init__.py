@@ -1,1 +1,1 @@
-"""Images: found, checked, decoded once, and fed to a network."""
+"""Image data sets: find, check and decode them once, then feed them to a network."""

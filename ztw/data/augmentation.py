@@ -1,4 +1,4 @@
-"""Batches of images on their way into a network: normalised, flipped, cropped, their colours jittered."""
+"""Normalise and augment batches of images: flips, crops, colour jitter."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 BRIGHTNESS, CONTRAST, SATURATION = range(3)
-ORDERS = tuple(permutations((BRIGHTNESS, CONTRAST, SATURATION)))  # the first is the fixed one
+ORDERS = tuple(permutations((BRIGHTNESS, CONTRAST, SATURATION)))  # the first is the order "fixed"
 
 
 def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """uint8 (N, C, H, W) to float32 in channels_last memory, (x / 255 - mean) / std per channel."""
+    """Normalise uint8 images (N, C, H, W) per channel, (x / 255 - mean) / std, to float32 in channels_last."""
     scale, shift = (
         torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1).mul(255) for values in (std, mean)
     )
@@ -30,11 +30,16 @@ def augment(
     colour_jitter: float = 0.0,
     jitter_order: str = "fixed",
 ) -> Tensor:
-    """Flip each image with probability 1/2, crop it at a random offset after zero padding, jitter its colours.
+    """Flip images with probability 1/2, crop them at random offsets after zero padding, jitter their colours.
 
-    images: uint8 (N, C, H, W), any device; generator: on the CPU, so that every device sees the
-    same augmentation; colour_jitter, jitter_order: see `jitter_colours`.
-    Returns uint8, or float32 in [0, 255] after colour jitter.
+    Args:
+        images: uint8 (N, C, H, W), on any device.
+        padding: zero padding on each side, in pixels.
+        generator: on the CPU, so that every device gets the same augmentation.
+        colour_jitter, jitter_order: strength and order, see `jitter_colours`.
+
+    Returns:
+        uint8 (N, C, H, W); after colour jitter float32 in [0, 255].
     """
     count, _, height, width = images.shape
     if flip:
@@ -53,10 +58,17 @@ def augment(
 
 
 def jitter_colours(images: Tensor, strength: float, order: str, generator: torch.Generator) -> Tensor:
-    """Change brightness, contrast and saturation of each image by a random factor (`jitter_factors`).
+    """Change brightness, contrast and saturation of each image by random factors.
 
-    images: uint8 or float (N, C, H, W) in [0, 255], any device; order: "fixed", as named here, or "random",
-    another one for every image, as torchvision's ColorJitter draws it. Returns float32 in [0, 255].
+    Args:
+        images: uint8 or float (N, C, H, W) in [0, 255], on any device.
+        strength: of the factors, see `jitter_factors`.
+        order: "fixed" = brightness, contrast, saturation; "random" = a random order for each image, as in
+            torchvision's ColorJitter.
+        generator: on the CPU.
+
+    Returns:
+        float32 (N, C, H, W) in [0, 255].
     """
     factors = jitter_factors(len(images), strength, generator).to(images.device)
     if order == "fixed":
@@ -70,16 +82,21 @@ def jitter_colours(images: Tensor, strength: float, order: str, generator: torch
 
 
 def jitter_factors(count: int, strength: float, generator: torch.Generator) -> Tensor:
-    """(3, count): factors of brightness, contrast and saturation, uniform in [1 - strength, 1 + strength]."""
+    """Draw factors of brightness, contrast and saturation (3, N), uniform in [1 - strength, 1 + strength]."""
     factors = torch.empty(3, count, dtype=torch.float32)
     return factors.uniform_(1 - strength, 1 + strength, generator=generator)
 
 
 def adjust_colours(images: Tensor, factors: Tensor, order: Sequence[int] = ORDERS[0]) -> Tensor:
-    """Brightness, contrast and saturation by torchvision's formulas, without its rounding between.
+    """Adjust brightness, contrast and saturation by torchvision's formulas, without rounding in between.
 
-    images: uint8 or float (N, C, H, W) in [0, 255]; factors: (3, N), of each of the three for every image, 1
-    leaves it as it is; order: of BRIGHTNESS, CONTRAST, SATURATION. Returns float32 in [0, 255].
+    Args:
+        images: uint8 or float (N, C, H, W) in [0, 255].
+        factors: (3, N), the factors of brightness, contrast and saturation; 1 changes nothing.
+        order: of BRIGHTNESS, CONTRAST and SATURATION.
+
+    Returns:
+        float32 (N, C, H, W) in [0, 255].
     """
     images = images.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
     for which in order:
@@ -94,7 +111,7 @@ def adjust_colours(images: Tensor, factors: Tensor, order: Sequence[int] = ORDER
 
 
 def _grey(images: Tensor) -> Tensor:
-    """(N, 1, H, W): luma of RGB images (ITU-R 601); others as they are."""
+    """Return the luma (N, 1, H, W) of RGB images (ITU-R 601); other images unchanged."""
     if images.shape[1] != 3:
         return images
     red, green, blue = images.split(1, dim=1)

@@ -1,4 +1,4 @@
-"""One SHA-256 of all images of a folder, so that a study can name the images it was made with."""
+"""One SHA-256 for all images of a folder, so that a study can name its images."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ FILE = "images.sha256"
 
 
 def images_sha256(listing: Mapping[str, Listed], targets: Mapping[str, Path], report: Report) -> str:
-    """Hash all images of a folder, their paths and contents: what `sha256sum` says of its lines for them, sorted.
+    """Hash the paths and contents of all images of a folder: the SHA-256 of `sha256sum`'s sorted lines.
 
     Args:
-        listing: split -> its images; the paths of their lines start at the split's folder, as `train/cat/0.png`, in
-            Unicode's form NFC.
-        targets: split -> the folder that keeps its lines, so that only a split that changed is read again.
-        report: hears which split is read.
+        listing: split -> its images. Paths in the lines start at the split's folder, as `train/cat/0.png`, in
+            Unicode form NFC.
+        targets: split -> the folder that keeps its lines; an unchanged split is not read again.
+        report: called with the split that is read.
     """
     digest = hashlib.sha256()
     for split, listed in sorted(listing.items(), key=lambda item: item[1].place.name):
@@ -38,7 +38,7 @@ def images_sha256(listing: Mapping[str, Listed], targets: Mapping[str, Path], re
 
 
 def _lines(listed: Listed) -> bytes:
-    """A line of every image of a split, as `sha256sum` writes it, in the order of the paths' bytes."""
+    """Return `sha256sum`'s lines for a split, sorted by the bytes of the paths."""
     paths = {os.fsencode(nfc(f"{listed.place.name}/{file}")): listed.place / file for _, file in listed.rows}
     names = sorted(paths)
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:

@@ -1,4 +1,4 @@
-"""What a split of a data set is: labelled images that come in batches, wherever they are kept."""
+"""The interface of a split: labelled images in batches, in memory or on disk."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from torch import Tensor
 
 
 class Data(ABC):
-    """Labelled images that can be fed to a network, wherever they are kept.
+    """Labelled images that can be fed to a network.
 
-    labels: int64 (N,), on `device`; mean and std per channel, of pixels in [0, 1].
+    Args:
+        labels: int64 (N,), on `device`.
+        num_classes: number of classes.
+        mean, std: per channel, of pixels in [0, 1].
     """
 
     labels: Tensor
@@ -27,15 +30,15 @@ class Data(ABC):
     @property
     @abstractmethod
     def device(self) -> torch.device:
-        """Where labels and batches are."""
+        """Device of the labels and batches."""
 
     @abstractmethod
     def take(self, indices: Tensor) -> Self:
-        """The subset at `indices` (int64); no image is read or copied."""
+        """Return the subset at `indices` (int64) without reading images."""
 
     @abstractmethod
     def to(self, device: torch.device) -> Self:
-        """The same set for a network on `device`."""
+        """Return the same set for a network on `device`."""
 
     @abstractmethod
     def batches(
@@ -45,17 +48,25 @@ class Data(ABC):
         augmented: bool = False,
         skip: int = 0,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches (images float32 (B, C, H, W), labels int64 (B,)); shuffled when a generator is given.
+        """Return the batches of an epoch, shuffled if a generator is given.
 
-        augmented: flips, crops and colours drawn from the generator. Training passes (with a generator)
-        drop a last batch of one image, which BatchNorm cannot use. skip: batches that are not made. The order
-        is drawn at the call, what belongs to a batch as it is made: a generator that is put where it was after
-        `skip` batches draws for the others what it would have drawn.
+        The order is drawn at the call, the augmentation of a batch when the batch is made. To resume an epoch after
+        `skip` batches, restore the generator's state after the last of them.
+
+        Args:
+            batch_size: images per batch.
+            generator: for shuffling and augmentation. With it, a last batch of one image is dropped: BatchNorm
+                cannot train on it.
+            augmented: whether to flip, crop and jitter.
+            skip: number of batches to leave out at the beginning.
+
+        Returns:
+            (images float32 (B, C, H, W), labels int64 (B,)) of each batch.
         """
 
 
 def batch_indices(count: int, batch_size: int, generator: torch.Generator | None) -> list[Tensor]:
-    """Positions int64 (B,) of each batch, in order or shuffled; no last batch of one when shuffled."""
+    """Return the indices int64 (B,) of each batch; with a generator shuffled, without a last batch of one."""
     order = torch.arange(count) if generator is None else torch.randperm(count, generator=generator)
     batches = order.split(batch_size)
     return [indices for indices in batches if generator is None or len(indices) > 1 or count == 1]

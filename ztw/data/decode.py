@@ -1,4 +1,4 @@
-"""Files of a data set to uint8 images: built-in ones, and folders of class folders."""
+"""Decode the files of built-in data sets and of image folders to uint8 images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ztw.catalogue.datasets import DatasetFacts
+from ztw.catalogue.datasets import DatasetMetadata
 from ztw.data.archives import read_tar
 from ztw.data.folders import Listed
 from ztw.data.hold_out import held_out_split
@@ -24,13 +24,13 @@ from ztw.exits.logits import class_labels
 from ztw.progress import Report
 
 Splits = dict[str, Split]
-# What a user's own data set gives: split ("train", "test") -> images uint8 (N, C, size, size), labels (N,)
+# A registered data set: returns split ("train", "test") -> images uint8 (N, C, size, size), labels (N,)
 Read = Callable[[], Mapping[str, tuple[Tensor, Tensor]]]
 FASHION = (
     *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
     *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
 )
-# folder in the archive, file of the classes' names, split -> files, labels of a row
+# folder in the archive, file of the class names, split -> files, number of labels per row
 CIFAR: dict[str, tuple[str, str, dict[str, tuple[str, ...]], int]] = {
     "cifar10": (
         "cifar-10-batches-bin",
@@ -48,12 +48,11 @@ CIFAR: dict[str, tuple[str, str, dict[str, tuple[str, ...]], int]] = {
 
 
 def _in_memory(images: Tensor, labels: Tensor, class_names: list[str] | None = None) -> Split:
-    """A split that is in memory."""
     channels, height, width = images.shape[1:]
     return Split(labels.long(), (channels, height, width), [images.contiguous().numpy()], class_names)
 
 
-def _decode_digits(name: str, facts: DatasetFacts, root: Path, report: Report) -> Splits:
+def _decode_digits(name: str, metadata: DatasetMetadata, root: Path, report: Report) -> Splits:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
@@ -67,19 +66,19 @@ def _decode_digits(name: str, facts: DatasetFacts, root: Path, report: Report) -
     return {"train": _in_memory(images[train], labels[train]), "test": _in_memory(images[test], labels[test])}
 
 
-def _decode_svhn(name: str, facts: DatasetFacts, root: Path, report: Report) -> Splits:
+def _decode_svhn(name: str, metadata: DatasetMetadata, root: Path, report: Report) -> Splits:
     from scipy.io import loadmat  # slow
 
     splits = {}
-    for split, file in zip(("train", "test"), facts.files or {}, strict=True):
+    for split, file in zip(("train", "test"), metadata.files or {}, strict=True):
         content = loadmat(root / file)  # X: (32, 32, 3, N), y: (N, 1) with 10 for the digit 0
         images = torch.from_numpy(content["X"]).permute(3, 2, 0, 1)
         splits[split] = _in_memory(images, torch.from_numpy(content["y"].astype(np.int64)).flatten() % 10)
     return splits
 
 
-def _decode_fashion_mnist(name: str, facts: DatasetFacts, root: Path, report: Report) -> Splits:
-    files = [_read_idx(root / file) for file in facts.files or {}]  # images, labels; of train, of test
+def _decode_fashion_mnist(name: str, metadata: DatasetMetadata, root: Path, report: Report) -> Splits:
+    files = [_read_idx(root / file) for file in metadata.files or {}]  # images, labels; of train, of test
     splits = {}
     for split, images, labels in zip(("train", "test"), files[::2], files[1::2], strict=True):
         splits[split] = _in_memory(images[:, None], labels, list(FASHION))
@@ -87,15 +86,15 @@ def _decode_fashion_mnist(name: str, facts: DatasetFacts, root: Path, report: Re
 
 
 def _read_idx(path: Path) -> Tensor:
-    """Bytes in MNIST's format, whose fourth byte is the number of dimensions, which follow in four bytes each."""
+    """Read MNIST's format: byte 4 is the number of dimensions; each dimension follows in four bytes."""
     content = path.read_bytes()
     shape = np.frombuffer(content, ">i4", content[3], offset=4)
     return torch.tensor(np.frombuffer(content, np.uint8, offset=4 + 4 * len(shape)).reshape(shape))
 
 
-def _decode_cifar(name: str, facts: DatasetFacts, root: Path, report: Report) -> Splits:
-    """From the binary version: the other one holds pickles. A row is its labels, the last being ours, and pixels."""
-    (archive,) = facts.files or {}
+def _decode_cifar(name: str, metadata: DatasetMetadata, root: Path, report: Report) -> Splits:
+    """Decode the binary version: the other one holds pickles. A row is its labels (ours last), then pixels."""
+    (archive,) = metadata.files or {}
     folder, names, parts, labels = CIFAR[name]
     wanted = [f"{folder}/{file}" for file in (names, *chain(*parts.values()))]
     with gzip.open(root / archive) as unpacked:
@@ -109,7 +108,7 @@ def _decode_cifar(name: str, facts: DatasetFacts, root: Path, report: Report) ->
     return splits
 
 
-DECODERS: dict[str, Callable[[str, DatasetFacts, Path, Report], Splits]] = {
+DECODERS: dict[str, Callable[[str, DatasetMetadata, Path, Report], Splits]] = {
     "digits": _decode_digits,
     "fashion_mnist": _decode_fashion_mnist,
     "cifar10": _decode_cifar,
@@ -119,18 +118,22 @@ DECODERS: dict[str, Callable[[str, DatasetFacts, Path, Report], Splits]] = {
 }
 
 
-def decode_own(read: Read, name: str, facts: DatasetFacts) -> Splits:
-    """A user's own data set; raises ZtwError where it is not what `facts` says."""
+def decode_own(read: Read, name: str, metadata: DatasetMetadata) -> Splits:
+    """Decode a registered data set.
+
+    Raises:
+        ZtwError: if its images or labels differ from its metadata.
+    """
     given = read()
     if not isinstance(given, Mapping) or set(given) != {"train", "test"}:
-        raise ZtwError(f"data set {name}: must give a mapping of train and test to (images, labels)")
+        raise ZtwError(f"data set {name}: must return a mapping of train and test to (images, labels)")
     splits = {}
     for split in ("train", "test"):
         label = f"data set {name}: {split}"
         if not isinstance(given[split], tuple) or len(given[split]) != 2:
             raise ZtwError(f"{label}: must be (images, labels)")
         images, labels = map(torch.as_tensor, given[split])
-        shape = (facts.channels, facts.size, facts.size)
+        shape = (metadata.channels, metadata.size, metadata.size)
         if images.dtype != torch.uint8 or images.dim() != 4 or tuple(images.shape[1:]) != shape:
             found = f"{images.dtype} {tuple(images.shape)}"
             raise ZtwError(
@@ -140,18 +143,23 @@ def decode_own(read: Read, name: str, facts: DatasetFacts) -> Splits:
         if labels.shape != images.shape[:1] or not len(labels):
             raise ZtwError(f"{label}: labels {tuple(labels.shape)} for {len(images)} images")
         seen = labels.unique().tolist()
-        if seen[0] < 0 or seen[-1] >= (facts.num_classes or 0):
+        if seen[0] < 0 or seen[-1] >= (metadata.num_classes or 0):
             raise ZtwError(
-                f"{label}: labels {seen[0]}..{seen[-1]}, must lie in 0..{(facts.num_classes or 0) - 1}"
+                f"{label}: labels {seen[0]}..{seen[-1]}, must lie in 0..{(metadata.num_classes or 0) - 1}"
             )
-        if split == "train" and len(seen) != facts.num_classes:
-            raise ZtwError(f"{label}: {len(seen)} of {facts.num_classes} classes have an image, must be all")
+        if split == "train" and len(seen) != metadata.num_classes:
+            raise ZtwError(f"{label}: {len(seen)} of {metadata.num_classes} classes have images, must be all")
         splits[split] = _in_memory(images, labels)
     return splits
 
 
 def decode_folder(listing: Mapping[str, Listed], size: int, report: Report) -> Splits:
-    """Decode, convert to RGB and resize every image of `ztw.data.folders.list_images`."""
+    """Decode, convert to RGB and resize the images of a folder.
+
+    Args:
+        listing: from `ztw.data.folders.list_images`.
+        size: side in pixels.
+    """
     splits = {}
     for split, listed in listing.items():
         arguments = ((path, path, size) for path in listed.paths())

@@ -1,4 +1,4 @@
-"""Decoded images, in memory or memory-mapped."""
+"""Decoded images in memory or in a memory map."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from ztw.data.dataset import Data, batch_indices
 
 @dataclass(frozen=True)
 class ImageSet(Data):
-    """Decoded images, perhaps memory-mapped, with what is needed to feed them to a network.
+    """Decoded images, in memory or in a memory map, with their normalisation and augmentation.
 
-    stored: uint8 (M, channels, size, size), read where a batch needs it; index: int64 (N,), which of
-    them belong to the set, in order, None for all; labels: int64 (N,), theirs.
-    mean and std per channel in [0, 1]; flip, crop_padding, colour_jitter, jitter_order: see
-    `ztw.data.augmentation.augment`.
+    Args:
+        stored: uint8 (M, channels, size, size), read when a batch needs it.
+        labels: int64 (N,).
+        index: int64 (N,), the set's images in `stored`, in order; None = all.
+        mean, std: per channel, of pixels in [0, 1].
+        flip, crop_padding, colour_jitter, jitter_order: see `ztw.data.augmentation.augment`.
     """
 
     stored: Tensor
@@ -36,29 +38,29 @@ class ImageSet(Data):
 
     @property
     def device(self) -> torch.device:
-        """Where the images are."""
+        """Device of the images."""
         return self.stored.device
 
     @property
     def images(self) -> Tensor:
-        """uint8 (N, channels, size, size): a copy, unless the set is whole; batches do without it."""
+        """uint8 (N, channels, size, size); a copy if the set is a subset."""
         return self.stored if self.index is None else self.stored[self.index]
 
     def _at(self, indices: Tensor) -> Tensor:
         return self.stored[indices if self.index is None else self.index[indices]]
 
     def take(self, indices: Tensor) -> Self:
-        """The subset at `indices` (int64); shares the stored images."""
+        """Return the subset at `indices` (int64), which shares the stored images."""
         indices = indices.to(self.device)
         index = indices if self.index is None else self.index[indices]
         return replace(self, labels=self.labels[indices], index=index)
 
     def to(self, device: torch.device) -> Self:
-        """The same set on `device`: on the CPU itself, on a GPU a copy of the images taken."""
+        """Return the set itself on a CPU, else a copy of its images on `device`."""
         if device.type == self.device.type == "cpu":
             return self
         images = torch.empty((len(self), *self.stored.shape[1:]), dtype=self.stored.dtype, device=device)
-        for start in range(0, len(self), 4096):  # never a second copy in the CPU's memory
+        for start in range(0, len(self), 4096):  # in parts: no complete copy in the CPU's memory
             part = torch.arange(start, min(start + 4096, len(self)), device=self.device)
             images[start : start + 4096] = self._at(part)
         return replace(self, stored=images, labels=self.labels.to(device), index=None)
@@ -76,7 +78,7 @@ class ImageSet(Data):
 
     def _made(self, order: list[Tensor], draw: torch.Generator | None) -> Iterator[tuple[Tensor, Tensor]]:
         for indices in order:
-            indices = indices.to(self.device, non_blocking=True)  # a GPU goes on meanwhile
+            indices = indices.to(self.device, non_blocking=True)
             images = self._at(indices)
             if draw is not None:
                 jitter = (self.colour_jitter, self.jitter_order)

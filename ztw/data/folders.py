@@ -1,4 +1,4 @@
-"""Images in folders of class folders, listed: nothing that is found there is left out without a word."""
+"""List images in folders of class folders, and report every file that is left out."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from ztw.errors import ZtwError
 from ztw.files import is_left_behind, leads_back
 from ztw.progress import Note, Report
 
-SPLITS = {"train": ("train",), "test": ("test", "val")}  # ours -> names of its folder
+SPLITS = {"train": ("train",), "test": ("test", "val")}  # split -> names of its folder
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-NAMED = 1000  # dead links an error names
+NAMED = 1000  # dead links that an error lists
 OUTSIDE = "images outside a class folder"
 
 
@@ -29,9 +29,11 @@ OUTSIDE = "images outside a class folder"
 class Listed:
     """The images of a split.
 
-    place: its folder; class_names: in the order of the labels; rows: (class, path below the
-    place), in the order of the classes and of the paths; stamp: differs when a file was added, removed,
-    renamed or overwritten.
+    Args:
+        place: the split's folder.
+        class_names: in the order of the labels.
+        rows: (class, path below `place`), sorted by class and path.
+        stamp: changes when a file is added, removed, renamed or overwritten.
     """
 
     place: Path
@@ -40,22 +42,27 @@ class Listed:
     stamp: str
 
     def labels(self) -> torch.Tensor:
-        """int64 (N,)."""
+        """Return the labels, int64 (N,)."""
         number = {name: label for label, name in enumerate(self.class_names)}
         return torch.tensor([number[name] for name, _ in self.rows])
 
     def paths(self) -> Iterator[str]:
-        """Of every image."""
+        """Return the path of every image."""
         return (f"{self.place}/{file}" for _, file in self.rows)
 
 
 def list_images(folder: Path, num_classes: int | None, report: Report) -> dict[str, Listed]:
-    """The images of a folder that holds train/ and test/ (or val/), each with one folder per class.
+    """List the images of a folder that holds train/ and test/ (or val/), each with one folder per class.
 
-    num_classes: how many classes there must be, None for any number; report: gets what is left out. Images of a class
-    may lie in folders of its folder. Names that begin with a dot are ignored, what systems leave behind is counted.
-    A class has one name in all Unicode forms, which file systems differ in: its NFC form.
-    Raises ZtwError naming what is wrong: classes without images, dead links, a difference between the splits.
+    Images may lie in subfolders of a class folder. Hidden files are ignored, files that operating systems leave
+    behind are counted. Class names are compared in Unicode form NFC, because file systems differ in the form.
+
+    Args:
+        num_classes: the expected number of classes; None = any.
+        report: called with the files that are left out.
+
+    Raises:
+        ZtwError: for classes without images, dead links or different classes in the splits.
     """
     walks = {split: _Walk(place) for split, place in split_folders(folder, report).items()}
     problems = [f"{split}: {problem}" for split, walk in walks.items() for problem in walk.problems()]
@@ -78,7 +85,7 @@ def list_images(folder: Path, num_classes: int | None, report: Report) -> dict[s
 
 
 def _say_forms(walks: Iterable[_Walk], report: Report) -> None:
-    """Name the classes whose folders are written in several Unicode forms."""
+    """Report the classes whose folders are written in several Unicode forms."""
     forms: defaultdict[str, set[str]] = defaultdict(set)
     for walk in walks:
         for folder in walk.folders:
@@ -87,26 +94,30 @@ def _say_forms(walks: Iterable[_Walk], report: Report) -> None:
     if several:
         report(
             Note(
-                f"classes {', '.join(several)}: their folders' names are written in several Unicode forms"
-                " (macOS writes NFD, others NFC); they are matched by NFC, each is one class"
+                f"classes {', '.join(several)}: the names of their folders use several Unicode forms"
+                " (macOS writes NFD, others NFC); names that agree in form NFC are one class"
             )
         )
 
 
 def nfc(name: str) -> str:
-    """A name in Unicode's form NFC: composed, "e" and its accent as one character."""
+    """Return a name in Unicode form NFC: "e" and its accent as one character."""
     return unicodedata.normalize("NFC", name)
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """Class names in the order of their labels: alphabetical, or by number where all are numbers."""
+    """Sort class names as their labels are sorted: by number if all are numbers, else alphabetically."""
     names = sorted(names)
     numbers = all(name.isascii() and name.isdecimal() for name in names)
     return sorted(names, key=int) if numbers else names
 
 
 def split_folders(folder: Path, report: Report) -> dict[str, Path]:
-    """split -> where its class folders are; raises ZtwError when a split has none."""
+    """Find the folder of each split.
+
+    Raises:
+        ZtwError: if a split has no folder.
+    """
     found = {}
     for split, names in SPLITS.items():
         places = [folder / name for name in names if (folder / name).is_dir()]
@@ -115,7 +126,7 @@ def split_folders(folder: Path, report: Report) -> dict[str, Path]:
         # ImageNet's test/ has no labels, and so no class folders
         used = next((place for place in places if _has_class_folders(place)), places[-1])
         if len(places) > 1:
-            report(Note(f"{split}: its images are those in {shown(used)}, no others"))
+            report(Note(f"{split}: uses the images in {shown(used)} only"))
         found[split] = used
     return found
 
@@ -126,18 +137,18 @@ def _has_class_folders(place: Path) -> bool:
 
 
 class _Walk:
-    """A walk through a split's folder: the images of every class, and whatever else is there.
+    """A walk through a split's folder that records the images of every class and all other files.
 
-    A million files take some seconds: each costs one `stat`, for its size and time of change.
+    It costs one `stat` per file, for size and modification time: some seconds for a million files.
     """
 
     def __init__(self, place: Path) -> None:
         self.place = place
         self.rows: list[tuple[str, str]] = []
-        self.skipped: Counter[str] = Counter()  # what kind of file -> how many
-        self.folders: list[str] = []  # of classes, as they are written
-        self.empty: dict[str, str] = {}  # class -> its folder without an image, and what it holds instead
-        self.dead: list[str] = []  # links
+        self.skipped: Counter[str] = Counter()  # kind of file -> number
+        self.folders: list[str] = []  # names of the class folders on disk
+        self.empty: dict[str, str] = {}  # class without images -> its folder and the files in it
+        self.dead: list[str] = []  # dead links
         self._digest = hashlib.sha256()
         for entry in self._entries(str(place)):
             if not entry.is_dir():
@@ -148,14 +159,14 @@ class _Walk:
     def _class(self, entry: os.DirEntry[str]) -> None:
         images, skipped, label = len(self.rows), self.skipped.copy(), nfc(entry.name)
         self.folders.append(entry.name)
-        if label != entry.name:  # the order of the labels is the NFC names': it may have been another before
+        if label != entry.name:  # labels follow the NFC names, whose order may differ from the folders'
             self._digest.update(b"NFC\n")
         self._images(entry.path, label, f"{entry.name}/")
         if len(self.rows) == images:
             self.empty[label] = f"{shown(entry.name)!r} ({_counted(self.skipped - skipped) or 'empty'})"
 
     def _images(self, folder: str, label: str, below: str) -> None:
-        """Note the images of a folder of a class; below: its path in the split's folder, with a slash."""
+        """Record the images of a folder; below: its path in the split's folder, with a slash."""
         stamps = []
         for entry in self._entries(folder):
             name = below + entry.name
@@ -170,7 +181,7 @@ class _Walk:
         self._digest.update(os.fsencode("".join(stamps)))
 
     def _entries(self, folder: str) -> Iterator[os.DirEntry[str]]:
-        """What a folder holds, by name; without what is hidden or left behind, and links that lead nowhere or back."""
+        """Yield the entries of a folder by name, without hidden files, left-behind files and dead links."""
         try:
             entries = sorted(os.scandir(folder), key=attrgetter("name"))
         except OSError as error:
@@ -186,23 +197,23 @@ class _Walk:
                 yield entry
 
     def problems(self) -> Iterator[str]:
-        """What keeps the folder from being used."""
+        """Say why the folder cannot be used."""
         if self.dead:
             more = f" and {len(self.dead) - NAMED} more" if len(self.dead) > NAMED else ""
             yield f"{len(self.dead)} dead links: {', '.join(self.dead[:NAMED])}{more}"
         if not self.rows and self.skipped[OUTSIDE]:
             yield f"{shown(self.place)!r}: is flat; move its images into one folder per class"
         elif empty := [text for name, text in self.empty.items() if name not in self.names()]:
-            yield f"no image that can be read in {', '.join(empty)}"
+            yield f"no readable image in {', '.join(empty)}"
         elif not self.rows:
             yield f"{shown(self.place)!r}: has no images in class folders"
 
     def names(self) -> set[str]:
-        """The classes that have an image."""
+        """Return the classes that have images."""
         return {name for name, _ in self.rows}
 
     def listed(self) -> Listed:
-        """The images that were found."""
+        """Return the images, sorted."""
         class_names = in_order(self.names())
         number = {name: label for label, name in enumerate(class_names)}
         rows = sorted(self.rows, key=lambda row: (number[row[0]], row[1]))
@@ -214,7 +225,7 @@ def _is_image(entry: os.DirEntry[str]) -> bool:
 
 
 def _kind(entry: os.DirEntry[str]) -> str:
-    """What a file that is no image is called in a count."""
+    """Name the kind of a file that is not an image."""
     if not entry.is_file():
         return "special files"
     return shown(os.path.splitext(entry.name)[1].lower()) or "files without a suffix"
@@ -225,10 +236,10 @@ def _counted(kinds: Counter[str]) -> str:
 
 
 def write_listing(target: Path, listed: Listed, split: str) -> None:
-    """Write a split's paths (below the image folder) and labels as arrays, which jobs can memory-map.
+    """Write a split's paths (below the image folder) and labels as arrays that jobs can memory-map.
 
-    text: uint8, all paths one after the other in the file system's bytes; ends: int64 (N,), where each ends
-    in it; labels: int64 (N,).
+    The arrays are text: uint8, all paths in the file system's encoding; ends: int64 (N,), the end of each path
+    in text; labels: int64 (N,).
     """
     paths = [os.fsencode(f"{listed.place.name}/{file}") for _, file in listed.rows]
     ends = torch.tensor([len(path) for path in paths]).cumsum(0)

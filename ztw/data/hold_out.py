@@ -1,4 +1,4 @@
-"""The validation part that is held out of the training images, stratified by class."""
+"""Split the training images into training and validation parts, stratified by class."""
 
 from __future__ import annotations
 
@@ -9,14 +9,21 @@ from ztw.errors import ZtwError
 
 
 def held_out_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Split training samples into (train, validation) indices, stratified by class and seeded.
+    """Split the training images into training and validation parts, stratified by class.
 
-    labels: int64 (N,); fraction: share of the samples that is held out, in (0, 1); how many of each class,
-    `held_out_counts` says.
-    Raises ZtwError when the fraction leaves either part empty.
+    Args:
+        labels: int64 (N,).
+        fraction: share of the images for validation, in (0, 1); see `held_out_counts`.
+        seed: of the random choice.
+
+    Returns:
+        (training, validation) indices, int64.
+
+    Raises:
+        ZtwError: if a part would be empty.
     """
     if not 0 < fraction < 1:
-        raise ZtwError(f"validation fraction {fraction!r}: must lie strictly between 0 and 1")
+        raise ZtwError(f"validation fraction {fraction!r}: must be > 0 and < 1")
     generator = torch.Generator().manual_seed(seed)
     held_out = torch.zeros(len(labels), dtype=torch.bool)
     classes, sizes = labels.unique(return_counts=True)
@@ -30,12 +37,16 @@ def held_out_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, 
 
 
 def held_out_counts(sizes: Tensor, fraction: float) -> Tensor:
-    """Say how many samples of each class are held out: int64 (C,), round(fraction * N) in all.
+    """Return the number of validation images of each class, int64 (C,), in total round(fraction * N).
 
-    sizes: int64 (C,), samples of each class. Of a class of two samples or more at least one is held out and at
-    least one is not, of a class of one none: the total is smaller where that asks for it. Where the total is
-    smaller than the number of classes, the largest get one each. Classes of one size get the same number each,
-    which can change the total by half a sample a class.
+    A class of two or more images keeps at least one image in each part. A class of one image has no validation
+    image. The total shrinks where these rules require it. If the total is smaller than the number of classes, the
+    largest classes get one image each. Equal classes get equal numbers, which may change the total by up to half an
+    image per class.
+
+    Args:
+        sizes: int64 (C,), images of each class.
+        fraction: share of the images for validation.
     """
     fewest, most = (sizes > 1).long(), (sizes - 1).clamp(min=0)
     total = min(round(fraction * int(sizes.sum())), int(most.sum()))
@@ -51,8 +62,8 @@ def held_out_counts(sizes: Tensor, fraction: float) -> Tensor:
 
 
 def _apportioned(sizes: Tensor, fewest: Tensor, most: Tensor, total: int) -> Tensor:
-    """Share out `total` in proportion to sizes (C,), within bounds, by the largest remainder: int64 (C,)."""
-    low, high = 0.0, 1.0  # of the share at which the bounded parts add up to the total
+    """Divide `total` in proportion to sizes (C,), within bounds, by the largest remainder."""
+    low, high = 0.0, 1.0  # bounds of the share at which the parts add up to the total
     for _ in range(60):
         share = (low + high) / 2
         parts = (share * sizes).clamp(fewest, most)

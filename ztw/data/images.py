@@ -1,4 +1,4 @@
-"""One image file: its pixels as RGB, and whether it is whole; many of them in threads."""
+"""Read image files as RGB, check that they are complete, decode many in threads."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from PIL import Image
 from ztw.errors import ZtwError, reason
 from ztw.progress import Report
 
-SHOWN = 20  # unreadable images an error names
+SHOWN = 20  # unreadable images that an error lists
 ORIENTATION, BITS_PER_SAMPLE = 0x0112, 258  # tags of EXIF and TIFF
-UPRIGHT = {  # EXIF orientation -> what turns the stored pixels the way the picture was taken
+UPRIGHT = {  # EXIF orientation -> transposition of the stored pixels
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -27,13 +27,13 @@ UPRIGHT = {  # EXIF orientation -> what turns the stored pixels the way the pict
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# What the last bytes of a whole file hold; other formats are decoded to find out.
+# End marker of a complete file. Files of other formats are decoded to check them.
 ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
-TAIL = 64  # bytes: some programs pad
+TAIL = 64  # bytes searched for the marker: some programs add padding
 
 
 class UnreadableImagesError(ZtwError):
-    """Images that cannot be used, each with its name and the reason; problems: all of them."""
+    """Images that cannot be used; problems: name and reason of each."""
 
     def __init__(self, problems: list[str]) -> None:
         self.problems = problems
@@ -43,30 +43,36 @@ class UnreadableImagesError(ZtwError):
 
 
 def shown(path: object) -> str:
-    """A path as it can be printed anywhere, even where its bytes are no UTF-8."""
+    """Return a path that can be printed, even if its bytes are not UTF-8."""
     return os.fsencode(str(path)).decode("utf-8", "backslashreplace")
 
 
 def read_rgb(file: Path | str | IO[bytes], name: str) -> Image.Image:
-    """Decode an image file to 8-bit RGB, upright; raises ZtwError with its name when that cannot be done.
+    """Decode an image file to upright 8-bit RGB.
 
-    EXIF's orientation is applied, which torchvision's ImageFolder does not. 16-bit greys are divided by 257,
-    floats in 0..1 multiplied by 255; other floats and 32-bit integers are refused. Transparency is dropped:
-    a pixel keeps the colour it is stored with.
+    Applies EXIF's orientation, unlike torchvision's ImageFolder. Divides 16-bit greyscale by 257 and multiplies
+    floats in 0..1 by 255. Drops transparency and keeps the stored colours.
+
+    Args:
+        file: path or open file.
+        name: name in errors.
+
+    Raises:
+        ZtwError: if the file cannot be decoded, or has other floats or 32-bit integers.
     """
     try:
         with Image.open(file) as image:
             image.load()
-            image.info.pop("transparency", None)  # Pillow warns of it, and drops it all the same
+            image.info.pop("transparency", None)  # Pillow drops it too, with a warning
             return _upright(image, _eight_bits(image).convert("RGB"))
     except MemoryError:
         raise
-    except Exception as error:  # Pillow fails on a broken file in any way there is
+    except Exception as error:  # Pillow raises any exception for a broken file
         raise ZtwError(f"{shown(name)}: unreadable image ({reason(error, name, file)})") from error
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Greys of more than 8 bits scaled to 8, where it is known what is white."""
+    """Scale greyscale of more than 8 bits to 8 bits; refuse formats with an unknown white point."""
     if not image.mode.startswith(("I", "F")):
         return image
     values = np.asarray(image).astype(np.float64)
@@ -74,27 +80,28 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         white = 1.0
     elif image.mode == "I" and image.format == "TIFF":
-        raise ValueError("32-bit or signed integers; save it with 8 or 16 bits")
+        raise ValueError("32-bit or signed integers; save the image with 8 or 16 bits")
     else:
         bits = getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE, (16,))
         white = float(2 ** bits[0] - 1)
-    if not 0 <= low <= high <= white:  # NaN as well
-        raise ValueError(f"its pixels lie in {low:g}..{high:g}, must lie in 0..{white:g}")
+    if not 0 <= low <= high <= white:  # also false for NaN
+        raise ValueError(f"pixels lie in {low:g}..{high:g}, must lie in 0..{white:g}")
     return Image.fromarray((values * (255 / white)).round().astype(np.uint8))
 
 
 def _upright(image: Image.Image, rgb: Image.Image) -> Image.Image:
     try:
         turn = UPRIGHT.get(image.getexif().get(ORIENTATION, 1))
-    except Exception:  # a broken EXIF block says nothing of the pixels
+    except Exception:  # the pixels may be fine in spite of a broken EXIF block
         return rgb
     return rgb if turn is None else rgb.transpose(turn)
 
 
 def check_image(path: str) -> None:
-    """Raise ZtwError unless an image's header can be read and the file goes to its end.
+    """Check that an image's header is readable and that the file is complete; decode it unless it is JPEG or PNG.
 
-    Cheap for JPEG and PNG that end as they should; anything else is decoded.
+    Raises:
+        ZtwError: if the image is unreadable or incomplete.
     """
     try:
         with open(path, "rb") as file, Image.open(file) as image:
@@ -103,13 +110,13 @@ def check_image(path: str) -> None:
             file.seek(max(0, file.tell() - TAIL))
             if plain and end is not None and end in file.read():
                 return
-    except Exception:  # said by read_rgb, in its words
+    except Exception:  # read_rgb reports it
         pass
     read_rgb(path, path)
 
 
 def check_images(paths: Iterator[str], total: int, report: Report) -> list[str]:
-    """What is wrong with images, each with its name; [] where all are whole."""
+    """Check images in threads; return the name and problem of each bad one."""
 
     def problems_of(paths: list[str]) -> list[str]:
         return [problem for path in paths if (problem := _problem(path))]
@@ -134,9 +141,12 @@ def _problem(path: str) -> str | None:
 def decode_in_threads(
     decode: Callable[..., np.ndarray], arguments: Iterable[tuple], total: int, what: str, report: Report
 ) -> Iterator[np.ndarray]:
-    """Decode images in order, 1000 at a time; Pillow lets go of the GIL, and arguments are read meanwhile.
+    """Decode images in order, 1000 at a time, in threads.
 
-    Raises UnreadableImagesError, at the end, naming all that cannot be decoded.
+    Pillow releases the GIL. Arguments are read while images are decoded.
+
+    Raises:
+        UnreadableImagesError: at the end, with all images that cannot be decoded.
     """
     rest, problems = iter(arguments), list[str]()
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
@@ -150,7 +160,7 @@ def decode_in_threads(
 
 
 def _gather(futures: Iterable[Future[np.ndarray]], problems: list[str]) -> list[np.ndarray]:
-    """The results of those that have one; the errors of the others are added to `problems`."""
+    """Return the results; add errors to `problems`."""
     results = []
     for future in futures:
         try:

@@ -1,4 +1,4 @@
-"""Making data sets ready: their files found and checked, then decoded once into uint8 arrays, or listed."""
+"""Prepare data sets: find and check their files, then decode them once to uint8 arrays or list them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ztw.catalogue.datasets import DATASETS, IMAGE_FOLDER, STREAMED_FOLDER, DatasetFacts
+from ztw.catalogue.datasets import DATASETS, IMAGE_FOLDER, STREAMED_FOLDER, DatasetMetadata
 from ztw.catalogue.parts import PLUGINS, own
 from ztw.data.checksums import images_sha256
 from ztw.data.decode import DECODERS, Splits, decode_folder
@@ -28,8 +28,8 @@ from ztw.files import open_locked
 from ztw.progress import Note, Report
 from ztw.study.settings import FolderSettings
 
-DECODER = 4  # raised when decoding or what is written changes, so that old files are not reused
-CONSTANT = 1e-4  # a channel's standard deviation below this is rounded to 0
+DECODER = 4  # version of the decoded files; raise it when decoding changes
+CONSTANT = 1e-4  # a channel with a smaller standard deviation counts as constant
 
 
 def prepare_dataset(
@@ -38,29 +38,42 @@ def prepare_dataset(
     image_folders: Mapping[str, FolderSettings] | None = None,
     report: Report = lambda text: None,
 ) -> dict[str, Any]:
-    """Make a data set ready: files found and checked by SHA-256, decoded into `root`; or, streamed, listed there.
+    """Prepare a data set: check its files by SHA-256 and decode them below `root`, or list them if streamed.
 
-    image_folders: name -> the user's own folder of images (train/ and test/ or val/). Every image is checked,
-    and what is left out is said to `report`. Several calls at once do it once.
-    Returns the record (`ztw.data.record`) that `ztw.data.splits.load_split` reads: the same as long as the
-    images are the same, wherever and whenever they were decoded.
-    Raises ZtwError when no source has the files, one is altered, or the root cannot be written, and
-    UnreadableImagesError naming all images that cannot be used.
+    Several calls at once prepare the data set once.
+
+    Args:
+        name: a built-in or registered data set, or a name in `image_folders`.
+        root: the folder for data sets.
+        image_folders: name -> the user's folder of images (train/ and test/ or val/); every image is checked.
+        report: called with the progress and the files that are left out.
+
+    Returns:
+        The record that `ztw.data.splits.load_split` reads. It depends on the images only, not on when and where
+        they were decoded.
+
+    Raises:
+        ZtwError: if no source has the files, a file is altered, or the root cannot be written.
+        UnreadableImagesError: with all images that cannot be used.
     """
     root = Path(root).expanduser().absolute()
-    facts, folder = _facts(name, image_folders or {}), (image_folders or {}).get(name)
+    metadata, folder = _metadata(name, image_folders or {}), (image_folders or {}).get(name)
     _check_writable(root)
     with open_locked(root / f".prepare-{name}.lock", report):
-        if facts.streamed:
-            record = _prepare_streamed(name, facts, folder or _below(root, name, facts), root, report)
+        if metadata.streamed:
+            record = _prepare_streamed(name, metadata, folder or _below(root, name, metadata), root, report)
         elif folder:
             record = _prepare_folder(name, folder, root, report)
         else:
-            record = _prepare_files(name, facts, root, report)
-    # not properties of the decoded files, so that a corrected fact does not need decoding again
-    record |= {"flip": facts.flip, "crop_padding": facts.crop_padding, "colour_jitter": facts.colour_jitter}
-    if facts.mean and facts.std:
-        record |= {"mean": list(facts.mean), "std": list(facts.std)}
+            record = _prepare_files(name, metadata, root, report)
+    # Not part of the decoded files: a corrected value needs no new decoding
+    record |= {
+        "flip": metadata.flip,
+        "crop_padding": metadata.crop_padding,
+        "colour_jitter": metadata.colour_jitter,
+    }
+    if metadata.mean and metadata.std:
+        record |= {"mean": list(metadata.mean), "std": list(metadata.std)}
     if name in own("dataset"):
         record |= {"plugins": dict(PLUGINS)}
     record |= {"name": name, "root": str(root), "image_folder": _described(folder)}
@@ -71,12 +84,12 @@ def prepare_dataset(
 
 
 def _described(folder: FolderSettings | None) -> dict[str, Any] | None:
-    """What a record says of a folder of the user's: not the hash, so that naming it trains nothing again."""
+    """Describe an image folder, without the hash: adding it to a study must not train anything again."""
     return folder.model_dump(exclude={"sha256"}) if folder else None
 
 
-def _facts(name: str, folders: Mapping[str, FolderSettings]) -> DatasetFacts:
-    """The facts of a built-in data set, or those every image folder shares."""
+def _metadata(name: str, folders: Mapping[str, FolderSettings]) -> DatasetMetadata:
+    """Return the metadata of a data set; image folders share theirs."""
     if name in folders:
         return STREAMED_FOLDER if folders[name].stream else IMAGE_FOLDER
     if name not in DATASETS:
@@ -91,46 +104,46 @@ def _check_writable(root: Path) -> None:
             pass
     except OSError as error:
         raise ZtwError(
-            f"data root {shown(root)!r}: cannot be written ({error.strerror}); set data.root in the config,"
-            " or ZTW_DATA, to a folder of yours"
+            f"data root {shown(root)!r}: cannot be written ({error.strerror}); set data.root in the config, or"
+            " ZTW_DATA, to a folder that you can write to"
         ) from error
 
 
-def _prepare_files(name: str, facts: DatasetFacts, root: Path, report: Report) -> dict[str, Any]:
-    """A built-in data set, from its files."""
-    target = _target(root, name, facts.files or facts.digest)
+def _prepare_files(name: str, metadata: DatasetMetadata, root: Path, report: Report) -> dict[str, Any]:
+    """Prepare a built-in data set from its files."""
+    target = _target(root, name, metadata.files or metadata.digest)
     if (record := read_record(target)) is not None:
         return record
-    find_files(name, facts, root, report)
-    splits = DECODERS[name](name, facts, root, report)
+    find_files(name, metadata, root, report)
+    splits = DECODERS[name](name, metadata, root, report)
     with _removed_on_failure([target]):
         return write_record(target, _write_decoded(dict.fromkeys(splits, target), splits, report))
 
 
 def _prepare_folder(name: str, folder: FolderSettings, root: Path, report: Report) -> dict[str, Any]:
-    """A user's folder; a split is decoded again when an image of it changes."""
+    """Decode an image folder; a split is decoded again if its images change."""
     listing = list_images(_path(folder), None, report)
     targets = _targets(root, name, folder.size, listing)
     records = {split: read_record(target) for split, target in targets.items()}
     missing = [split for split, record in records.items() if record is None]
     with _removed_on_failure([targets[split] for split in missing]):
         splits = decode_folder({split: listing[split] for split in missing}, folder.size, report)
-        facts = _write_decoded(targets, splits, report) if missing else {}
+        metadata = _write_decoded(targets, splits, report) if missing else {}
         for split in missing:
             records[split] = write_record(
-                targets[split], {**facts, "counts": {split: facts["counts"][split]}}
+                targets[split], {**metadata, "counts": {split: metadata["counts"][split]}}
             )
     record = joined([record for record in records.values() if record])
     return record | _check_images(name, folder, listing, targets, report)
 
 
 def _prepare_streamed(
-    name: str, facts: DatasetFacts, folder: FolderSettings, root: Path, report: Report
+    name: str, metadata: DatasetMetadata, folder: FolderSettings, root: Path, report: Report
 ) -> dict[str, Any]:
-    """Check and list a folder's images once; a split is listed again when an image of it changes."""
+    """Check and list an image folder; a split is listed again if its images change."""
     path = _path(folder)
     report(f"listing {shown(path)}")
-    listing = list_images(path, facts.num_classes, report)
+    listing = list_images(path, metadata.num_classes, report)
     targets = _targets(root, name, "streamed", listing)
     records = {split: read_record(target) for split, target in targets.items()}
     missing = [split for split, record in records.items() if record is None]
@@ -139,8 +152,8 @@ def _prepare_streamed(
         raise UnreadableImagesError(problems)
     for split in missing:
         write_listing(targets[split], listing[split], split)
-        facts_of = {"channels": facts.channels, "counts": {split: len(listing[split].rows)}}
-        records[split] = write_record(targets[split], facts_of | _named(listing[split].class_names))
+        metadata_of = {"channels": metadata.channels, "counts": {split: len(listing[split].rows)}}
+        records[split] = write_record(targets[split], metadata_of | _named(listing[split].class_names))
     record = joined([record for record in records.values() if record])
     if folder.sha256 is not None:
         record |= _check_images(name, folder, listing, targets, report)
@@ -154,12 +167,12 @@ def _check_images(
     targets: Mapping[str, Path],
     report: Report,
 ) -> dict[str, str]:
-    """What a record says of all images of a folder; raises ZtwError when they are not those that a study names."""
+    """Hash all images of a folder and compare the hash with the study's."""
     found = images_sha256(listing, targets, report)
     if folder.sha256 not in (None, found):
         raise ZtwError(
             f"data.image_folders.{name}.sha256: expected {folder.sha256}, but the images in {shown(_path(folder))}"
-            f" have {found}: they are others, or have other names"
+            f" have {found}: images or their names have changed; correct the folder or the key"
         )
     report(f"SHA-256 of all images of {name}: {found}")
     return {OF_ALL: found}
@@ -169,19 +182,19 @@ def _path(folder: FolderSettings) -> Path:
     return Path(folder.path).expanduser().absolute()
 
 
-def _below(root: Path, name: str, facts: DatasetFacts) -> FolderSettings:
-    """Where a built-in streamed data set is; raises ZtwError when it is not there."""
+def _below(root: Path, name: str, metadata: DatasetMetadata) -> FolderSettings:
+    """Find the folder of a built-in streamed data set."""
     path = root / name
     if not path.is_dir():
         raise ZtwError(
             f"{name}: not found. By hand: put train/<class>/ and val/<class>/ with its images below {shown(path)}"
-            f" (from {facts.source})"
+            f" (from {metadata.source})"
         )
-    return FolderSettings(path=str(path), size=int(facts.size or 0), stream=True)
+    return FolderSettings(path=str(path), size=int(metadata.size or 0), stream=True)
 
 
 def _targets(root: Path, name: str, size: int | str, listing: Mapping[str, Listed]) -> dict[str, Path]:
-    """Where each split of a folder is kept: elsewhere when one of its images, or their size, changes."""
+    """Return the folder of each decoded split; it depends on the images and their size."""
     return {
         split: _target(root, name, [size, split, shown(listed.place.name), listed.stamp])
         for split, listed in listing.items()
@@ -189,14 +202,14 @@ def _targets(root: Path, name: str, size: int | str, listing: Mapping[str, Liste
 
 
 def _target(root: Path, name: str, key: Any) -> Path:
-    """The folder of what is decoded under `key`: another key, another folder."""
+    """Return the folder of decoded files; it depends on `key`."""
     text = json.dumps([DECODER, name, key], sort_keys=True)
     return root / "decoded" / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 @contextmanager
 def _removed_on_failure(targets: list[Path]) -> Iterator[None]:
-    """What is there without a record may be gigabytes."""
+    """Remove files without a record: they may be gigabytes."""
     try:
         yield
     except BaseException:
@@ -206,10 +219,7 @@ def _removed_on_failure(targets: list[Path]) -> Iterator[None]:
 
 
 def _write_decoded(targets: Mapping[str, Path], splits: Splits, report: Report) -> dict[str, Any]:
-    """Write the images and labels of splits, each into its folder; returns what is known of the data set.
-
-    Raises UnreadableImagesError for all splits together. mean and std are there where the training images are.
-    """
+    """Write the images and labels of splits; return the metadata. Only "train" gives mean and std."""
     report("decoding")
     pixels: dict[str, Tensor] = {}
     problems: list[str] = []
@@ -218,7 +228,7 @@ def _write_decoded(targets: Mapping[str, Path], splits: Splits, report: Report) 
             pixels[split] = write_split(targets[split], split, part)
         except UnreadableImagesError as error:
             problems += error.problems
-        except ZtwError:  # Tiny ImageNet's digest, which an unreadable image changes
+        except ZtwError:  # an unreadable image also changes Tiny ImageNet's digest
             if not problems:
                 raise
     if problems:
@@ -227,31 +237,30 @@ def _write_decoded(targets: Mapping[str, Path], splits: Splits, report: Report) 
     channels, size, _ = part.shape
     names = part.class_names or [str(label) for label in range(int(part.labels.max()) + 1)]
     counts = {split: len(part.labels) for split, part in splits.items()}
-    facts = {**_named(names), "channels": channels, "size": size, "counts": counts}
-    return facts | (_statistics(pixels["train"], report) if "train" in pixels else {})
+    metadata = {**_named(names), "channels": channels, "size": size, "counts": counts}
+    return metadata | (_statistics(pixels["train"], report) if "train" in pixels else {})
 
 
 def _named(class_names: list[str]) -> dict[str, Any]:
-    """What a record says of the classes."""
     return {"num_classes": len(class_names), "class_names": class_names}
 
 
 def _statistics(counts: Tensor, report: Report) -> dict[str, list[float]]:
-    """Mean and standard deviation per channel of pixels in [0, 1], to four digits; counts: of `write_split`.
+    """Compute mean and standard deviation per channel of pixels in [0, 1], to four digits.
 
-    A channel that is constant gets a standard deviation of 1: it becomes 0, and the others train.
+    A constant channel gets a standard deviation of 1, so that it becomes 0. counts: from `write_split`.
     """
     counts = counts.double()
     values = torch.arange(256, dtype=torch.float64) / 255
     mean = counts @ values / counts.sum(1)
-    # not E[x^2] - E[x]^2, which rounding makes negative for a constant
+    # E[x^2] - E[x]^2 can be negative for a constant channel because of rounding
     variance = (counts * (values - mean[:, None]).square()).sum(1) / counts.sum(1)
     std = variance.sqrt()
     for channel in (std < CONSTANT).nonzero().flatten().tolist():
         report(
             Note(
                 f"channel {channel} of 0..{len(std) - 1} is constant over the training images (std"
-                f" {float(std[channel]):.2g}): it is normalised by 1, and tells the network nothing"
+                f" {float(std[channel]):.2g}): it is normalised by 1 and holds no information for the network"
             )
         )
         std[channel] = 1.0

@@ -1,9 +1,8 @@
-"""What is kept of a prepared data set: .npy files, read through a memory map, and a record of what they are.
+"""The files of a prepared data set: memory-mapped .npy arrays and a record of their metadata.
 
-A record is written twice: beside the files, and in a study. It says of the whole set `name`, `num_classes`,
-`class_names`, `channels`, `size`, `mean`, `std`, ..., and of each split what PER_SPLIT lists. The files are compared
-with their SHA-256s whenever a job opens them: a disk changes bytes without changing a time, and hashing takes a second
-or so for a gigabyte.
+The record exists twice: beside the arrays and in a study. It holds metadata of the data set (`name`, `num_classes`,
+`class_names`, `channels`, `size`, `mean`, `std`, ...) and of each split (PER_SPLIT). Every job checks the arrays by
+SHA-256 when it opens them, because disk errors change no time stamp. Hashing takes about a second per gigabyte.
 """
 
 from __future__ import annotations
@@ -20,9 +19,9 @@ from torch import Tensor
 from ztw.errors import ZtwError
 from ztw.files import atomic, read_json, sha256, write_json
 
-# of a record: split -> how many images, split -> the folder of its files, file -> SHA-256
+# Keys of a record: split -> number of images, split -> folder of its arrays, file -> SHA-256
 PER_SPLIT = ("counts", "decoded", "sha256")
-# The hash of the images of all splits is in the record of "test", so that no training depends on it
+# SHA-256 of the images of all splits. It stands in the record of "test", so that no training depends on it.
 OF_ALL = "images_sha256"
 
 
@@ -32,26 +31,32 @@ class NotAsRecordedError(ZtwError):
 
 @dataclass
 class Split:
-    """One split on its way into files: labels int64 (N,); the images come in chunks, uint8 (B, C, size, size).
+    """A split that is about to be written.
 
-    class_names: in the order of the labels, None where they are but numbers.
+    Args:
+        labels: int64 (N,).
+        chunks: the images, uint8 (B, C, size, size).
+        class_names: in the order of the labels; None = the labels are the names.
     """
 
     labels: Tensor
-    shape: tuple[int, int, int]  # (C, size, size)
+    shape: tuple[int, int, int]
     chunks: Iterable[np.ndarray]
     class_names: list[str] | None = None
 
 
 def write_split(folder: Path, name: str, split: Split) -> Tensor:
-    """Write a split's images and labels; returns how often each value occurs in each channel, int64 (C, 256).
+    """Write a split's images and labels.
 
-    Images are written chunk by chunk, never all in memory, and not through a memory map: a disk that
-    fills up under one kills the process instead of raising OSError.
+    Writes chunk by chunk to save memory. Does not write through a memory map: when the disk is full, that kills the
+    process instead of raising OSError.
+
+    Returns:
+        How often each value occurs in each channel, int64 (C, 256).
     """
     header = {"descr": "|u1", "fortran_order": False, "shape": (len(split.labels), *split.shape)}
     counts = torch.zeros(split.shape[0], 256, dtype=torch.long)
-    for left in folder.glob(f".{name}-*.npy.*"):  # of a job that was killed: perhaps gigabytes
+    for left in folder.glob(f".{name}-*.npy.*"):  # a killed job may leave gigabytes
         left.unlink()
     with atomic(folder / f"{name}-images.npy") as scratch, scratch.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, header)
@@ -68,44 +73,51 @@ def _histogram(images: Tensor) -> Tensor:
 
 
 def write_array(path: Path, array: Tensor) -> None:
-    """Write a tensor as a .npy file, atomically."""
+    """Write a tensor to a .npy file atomically."""
     with atomic(path) as scratch, scratch.open("wb") as file:
         np.save(file, array.numpy())
 
 
 def open_array(record: dict[str, Any], split: str, what: str) -> Tensor:
-    """An array of a prepared data set, memory-mapped: what is read of it comes from the file when it is used.
+    """Memory-map an array of a prepared data set.
 
-    record: of a study; what: "images", "labels", ...
-    Raises NotAsRecordedError when the file is missing, truncated or altered.
+    Args:
+        record: from a study.
+        split: "train" or "test".
+        what: "images", "labels", "text" or "ends".
+
+    Raises:
+        NotAsRecordedError: if the file is missing, truncated or altered.
     """
     path = Path(record["decoded"][split]) / f"{split}-{what}.npy"
     if not path.exists():
         raise NotAsRecordedError(f"{path}: missing")
     if sha256(path) != record["sha256"][path.name]:
-        raise NotAsRecordedError(f"{path}: altered or truncated since it was written (its SHA-256 differs)")
-    return torch.from_numpy(
-        np.load(path, mmap_mode="c", allow_pickle=False)
-    )  # private: torch takes no read-only arrays
+        raise NotAsRecordedError(f"{path}: altered or truncated (its SHA-256 differs)")
+    # Mode "c": torch warns of read-only arrays
+    return torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))  # noqa: TID251
 
 
-def write_record(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
-    """Write record.json of the arrays in `folder`: facts, and each file's SHA-256.
+def write_record(folder: Path, metadata: dict[str, Any]) -> dict[str, Any]:
+    """Write record.json for the arrays in `folder`: metadata and the SHA-256 of each file.
 
-    facts: with "counts" of the splits that are there. Returns it as a study has it: with "decoded", the
-    folder, which is not written, for a data root may be moved.
+    Args:
+        metadata: of the data set, with "counts" of the splits in the folder.
+
+    Returns:
+        The record with "decoded", the folder of each split. The file leaves it out, because a data root may move.
     """
     files = sorted(folder.glob("*.npy"))
-    record = {**facts, "sha256": {path.name: sha256(path) for path in files}}
+    record = {**metadata, "sha256": {path.name: sha256(path) for path in files}}
     write_json(folder / "record.json", record)
     return _with_folder(record, folder)
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
-    """What `write_record` returned, if its files are still what was written, else None."""
+    """Read what `write_record` returned; None if a file is missing or altered."""
     if not (record := _beside(folder)):
         return None
-    record.pop("stamps", None)  # of records that earlier versions wrote
+    record.pop("stamps", None)  # written by earlier versions
     for name, expected in record["sha256"].items():
         if not (folder / name).exists() or sha256(folder / name) != expected:
             return None
@@ -117,22 +129,26 @@ def _with_folder(record: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def joined(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """One record of several splits: facts of the whole set from the first that has them, where they are told apart."""
+    """Join records of several splits; metadata of the data set come from the first record that has them."""
     per_split = {key: {k: v for record in records for k, v in record[key].items()} for key in PER_SPLIT}
     return {**records[-1], **records[0], **per_split}
 
 
 def read_study_record(files: Sequence[Path | str]) -> dict[str, Any]:
-    """The record of a study, from one file of each split, the training images' first.
+    """Read the record of a data set in a study.
 
-    Raises ZtwError naming a file that is missing or broken.
+    Args:
+        files: one file of each split, "train" first.
+
+    Raises:
+        ZtwError: if a file is missing or broken.
     """
     records = [read_json(file) for file in files]
     return joined(records) if len(records) > 1 else records[0]
 
 
 def of_split(record: dict[str, Any], split: str) -> dict[str, Any]:
-    """The part of a record that one split's images decide."""
+    """Return the part of a record that depends on one split."""
     found = {key: value for key, value in record.items() if key != OF_ALL or split == "test"}
     return found | {
         "counts": {split: record["counts"][split]},
@@ -142,7 +158,7 @@ def of_split(record: dict[str, Any], split: str) -> dict[str, Any]:
 
 
 def _beside(folder: Path) -> dict[str, Any]:
-    """The record that was written beside the files of a folder, {} where there is none that can be read."""
+    """Read the record beside the arrays; {} if there is no readable one."""
     try:
         return read_json(folder / "record.json")
     except ZtwError:

@@ -1,4 +1,4 @@
-"""Where the files of built-in data sets come from: a system copy, a download, Debian's package; checked."""
+"""Find the files of built-in data sets: system copy, download or Debian package, checked by SHA-256."""
 
 from __future__ import annotations
 
@@ -12,58 +12,59 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from ztw.catalogue.datasets import DatasetFacts
+from ztw.catalogue.datasets import DatasetMetadata
 from ztw.data.archives import copy_bounded, read_tar
 from ztw.download import download
 from ztw.errors import ZtwError
 from ztw.files import sha256
 from ztw.progress import Report
 
-# folders that hold the files, or each as FILE.gz
+# Folders that hold each file as FILE or FILE.gz
 SYSTEM_COPIES = {"fashion_mnist": Path("/usr/share/datasets/fashion-mnist")}
 DEBIAN_PACKAGES = {"fashion_mnist": "dataset-fashion-mnist"}
 
-Attempt = tuple[str, Callable[[Path], None]]  # (what it is called, what fills a scratch folder)
+Attempt = tuple[str, Callable[[Path], None]]  # (name, function that fills a scratch folder)
 
 
-def find_files(name: str, facts: DatasetFacts, root: Path, report: Report) -> None:
-    """Put a built-in data set's files below `root`: what is there, a system copy, a download, Debian's package.
+def find_files(name: str, metadata: DatasetMetadata, root: Path, report: Report) -> None:
+    """Put the files of a built-in data set below `root`: keep existing ones, then try all sources.
 
-    Raises ZtwError when one that is there has another SHA-256, or when no source has it.
+    Raises:
+        ZtwError: if an existing file has another SHA-256, or no source has the files.
     """
-    files = facts.files or {}
+    files = metadata.files or {}
     missing = {file: expected for file, expected in files.items() if not (root / file).exists()}
     for file in files.keys() - missing.keys():
         if (found := sha256(root / file)) != files[file]:
             raise ZtwError(
                 f"{root / file}: altered or truncated (SHA-256 {found[:12]}..., expected {files[file][:12]}...);"
-                " delete it to fetch it again"
+                " delete it to download it again"
             )
     if missing:
-        attempts = _attempts(name, facts, list(missing), root, report)
+        attempts = _attempts(name, metadata, list(missing), root, report)
         _fetch(name, attempts, missing, ", ".join(missing), root, report)
 
 
-def find_archive(name: str, facts: DatasetFacts, root: Path, report: Report) -> Path:
-    """The data set's folder below `root`, or the zip of it, which is downloaded when neither is there."""
-    folder = root / str(facts.archive)
-    packed = root / f"{facts.archive}.zip"
+def find_archive(name: str, metadata: DatasetMetadata, root: Path, report: Report) -> Path:
+    """Return the data set's folder below `root` or its zip, which is downloaded if neither exists."""
+    folder = root / str(metadata.archive)
+    packed = root / f"{metadata.archive}.zip"
     if not folder.is_dir() and not packed.exists():
-        attempts = _attempts(name, facts, [packed.name], root, report)
+        attempts = _attempts(name, metadata, [packed.name], root, report)
         by_hand = f"{packed.name} or the folder {folder.name}/"
-        _fetch(name, attempts, {packed.name: str(facts.archive_sha256)}, by_hand, root, report)
+        _fetch(name, attempts, {packed.name: str(metadata.archive_sha256)}, by_hand, root, report)
     return folder if folder.is_dir() else packed
 
 
 def _attempts(
-    name: str, facts: DatasetFacts, missing: list[str], root: Path, report: Report
+    name: str, metadata: DatasetMetadata, missing: list[str], root: Path, report: Report
 ) -> list[Attempt]:
     attempts: list[Attempt] = []
     if (system := SYSTEM_COPIES.get(name)) is not None:
         attempts.append((f"system copy {system}", lambda scratch: _from_folder(system, missing, scratch)))
     kept = root / f".download-{name}"
     attempts.append(
-        (f"download from {facts.url}", lambda scratch: _from_url(facts, missing, kept, scratch, report))
+        (f"download from {metadata.url}", lambda scratch: _from_url(metadata, missing, kept, scratch, report))
     )
     if (package := DEBIAN_PACKAGES.get(name)) is not None:
         attempts.append(
@@ -80,11 +81,11 @@ def _fetch(
     root: Path,
     report: Report,
 ) -> None:
-    """Try one attempt after the other; wanted: file -> SHA-256."""
+    """Try the sources in order; wanted: file -> SHA-256."""
     failures = []
     for label, attempt in attempts:
         report(f"looking for {name}: {label}")
-        for left in root.glob(f".fetch-{name}-*"):  # of a job that was killed
+        for left in root.glob(f".fetch-{name}-*"):  # left by a killed job
             shutil.rmtree(left)
         with tempfile.TemporaryDirectory(dir=root, prefix=f".fetch-{name}-") as scratch:
             try:
@@ -95,7 +96,7 @@ def _fetch(
             except (ZtwError, OSError, EOFError, zlib.error, subprocess.SubprocessError) as error:
                 failures.append(f"{label}: {' '.join(str(error).split())[:300]}")
     raise ZtwError(
-        f"{name}: no source has it. Tried: {'; '.join(failures)}. By hand: put {by_hand} below {root}"
+        f"{name}: no source has it. Tried: {'; '.join(failures)}. Put {by_hand} below {root} by hand"
     )
 
 
@@ -111,7 +112,7 @@ def _move_checked(scratch: Path, root: Path, files: Mapping[str, str]) -> None:
 
 
 def _from_folder(folder: Path, files: list[str], scratch: Path) -> None:
-    """Unpack FILE.gz, or copy FILE, of a flat folder to where the files belong below `scratch`."""
+    """Unpack FILE.gz, or copy FILE, from a flat folder to its place below `scratch`."""
     for file in files:
         target = scratch / file
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -122,17 +123,17 @@ def _from_folder(folder: Path, files: list[str], scratch: Path) -> None:
             copy_bounded(packed, unpacked, str(source))
 
 
-def _from_url(facts: DatasetFacts, files: list[str], kept: Path, scratch: Path, report: Report) -> None:
-    """Download to `kept`, where it stays until all is there, so that another run goes on from what broke off.
+def _from_url(metadata: DatasetMetadata, files: list[str], kept: Path, scratch: Path, report: Report) -> None:
+    """Download to `kept` and keep the files until all are complete, so that another run can resume.
 
-    What has been unpacked is checked by `_fetch`: packed files differ between servers.
+    `_fetch` checks the unpacked files: the packed files differ between servers.
     """
     try:
         for file in files:
-            name = f"{Path(file).name}{'.gz' if facts.gzipped else ''}"
-            download(f"{facts.url}/{name}", kept / name, None, report)
+            name = f"{Path(file).name}{'.gz' if metadata.gzipped else ''}"
+            download(f"{metadata.url}/{name}", kept / name, None, report)
     finally:
-        with suppress(OSError):  # it holds something, or is not there
+        with suppress(OSError):  # not empty, or missing
             kept.rmdir()
     try:
         _from_folder(kept, files, scratch)
@@ -141,7 +142,7 @@ def _from_url(facts: DatasetFacts, files: list[str], kept: Path, scratch: Path, 
 
 
 def _from_debian(package: str, folder: Path | None, files: list[str], scratch: Path) -> None:
-    """Fetch a Debian package and unpack it without installing: no root needed."""
+    """Download a Debian package and unpack it without installing it; needs no root."""
     for tool in ("apt-get", "dpkg-deb"):
         if shutil.which(tool) is None:
             raise ZtwError(f"{tool} not found")
@@ -169,7 +170,7 @@ def _apt_download(package: str, scratch: Path) -> None:
 
 
 def _apt_update(reason: ZtwError) -> None:
-    """Refresh the package lists, which only root can; raises the earlier failure when that is not possible."""
+    """Refresh the package lists as root; otherwise raise the earlier failure."""
     if os.geteuid() != 0:
-        raise ZtwError(f"{reason} (the package lists may be missing: 'apt-get update' as root)")
+        raise ZtwError(f"{reason} (the package lists may be missing: run 'apt-get update' as root)")
     subprocess.run(["apt-get", "update", "-qq"], capture_output=True, timeout=600, check=False)

@@ -1,4 +1,4 @@
-"""The splits of a prepared data set, as a study wants them: opened, held out, augmented."""
+"""Open the splits of a prepared data set, hold out the validation part, set the augmentation."""
 
 from __future__ import annotations
 
@@ -17,18 +17,22 @@ from ztw.errors import ZtwError
 from ztw.progress import Note, Report
 from ztw.study.settings import DataSettings, FolderSettings
 
-# What a study may choose; where it is null the record says it
+# Keys that a study may set; null takes the record's value
 CHOSEN = ("flip", "crop_padding", "colour_jitter", "jitter_order", "mean", "std")
-NAMED = 20  # classes that a note names
+NAMED = 20  # classes that a note lists
 
 
 def load_split(record: dict[str, Any], split: str, report: Report = lambda text: None) -> Data:
-    """Open one split that `ztw.data.prepare.prepare_dataset` has made ready; images are read when they are used.
+    """Open a prepared split; images are read when they are used. Missing or altered files are made again.
 
-    record: what `prepare_dataset` returned, perhaps with a study's flip, crop_padding, colour_jitter,
-    jitter_order, mean, std, workers; split: "train" or "test". Files that are missing or altered are made again,
-    which `report` hears of.
-    Raises ZtwError when what is made again is not what the record says.
+    Args:
+        record: from `ztw.data.prepare.prepare_dataset`, optionally with a study's flip, crop_padding,
+            colour_jitter, jitter_order, mean, std and workers.
+        split: "train" or "test".
+        report: called when files are made again.
+
+    Raises:
+        ZtwError: if files made again differ from the record.
     """
     arrays = _arrays(record, split, report)
     common = {
@@ -49,27 +53,25 @@ def load_split(record: dict[str, Any], split: str, report: Report = lambda text:
 
 
 def _arrays(record: dict[str, Any], split: str, report: Report) -> dict[str, Tensor]:
-    """The arrays of a split, made again where they are not as recorded."""
+    """Open the arrays of a split; make them again if they are missing or altered."""
     names = ("text", "ends", "labels") if record.get("streamed") else ("images", "labels")
     try:
         return {name: open_array(record, split, name) for name in names}
     except NotAsRecordedError as error:
-        report(Note(f"{error}; making it again"))
+        report(Note(f"{error}; preparing the data set again"))
     _prepare_again(record, report)
     try:
         return {name: open_array(record, split, name) for name in names}
     except NotAsRecordedError as error:
         raise ZtwError(
-            f"{error}, and cannot be made again as it was: the images of {record['name']}, or what decodes them,"
-            " changed since this study began; delete the study's data/ and run again, which trains again"
+            f"{error}, and cannot be restored: the images of {record['name']} or their decoder have changed since"
+            " the study started; delete the study's data/ and run the study again, which trains again"
         ) from error
 
 
 def _prepare_again(record: dict[str, Any], report: Report) -> None:
-    """Prepare the data set of a record again, in the same place; several jobs at once do it once."""
-    from ztw.data.prepare import (
-        prepare_dataset,  # not followed by code digests: `ztw.study.provenance.NOT_FOLLOWED`
-    )
+    # Code digests skip this import: `ztw.study.provenance.NOT_FOLLOWED`
+    from ztw.data.prepare import prepare_dataset
 
     name, folder = record["name"], record["image_folder"]
     folders = {name: FolderSettings(**folder)} if folder else {}
@@ -79,7 +81,7 @@ def _prepare_again(record: dict[str, Any], report: Report) -> None:
 def open_split(
     record: dict[str, Any], settings: DataSettings, split: str, report: Report = lambda text: None
 ) -> Data:
-    """All of "train" or "test", augmented and normalised as a study wants it; raises ZtwError as `load_split`."""
+    """Open all of "train" or "test" with a study's augmentation and normalisation; see `load_split`."""
     given = {key: value for key in CHOSEN if (value := getattr(settings, key)) is not None}
     return load_split({**record, **given}, split, report)
 
@@ -87,12 +89,16 @@ def open_split(
 def cell_splits(
     record: dict[str, Any], settings: DataSettings, seed: int, report: Report = lambda text: None
 ) -> dict[str, Data]:
-    """ "train", "validation" and "test" as a study wants them: the same in every job of a cell.
+    """Return "train", "validation" and "test" as a study defines them: the same in every job of a cell.
 
-    record: of `ztw.data.prepare.prepare_dataset`; with one split alone, what can be had of it. The validation
-    part is taken from the training images, or from the test images where weights that were not trained here
-    have seen all of the former.
-    Raises ZtwError as `load_split` and `held_out_split` do.
+    The validation part comes from the split that `settings.validation_from` names.
+
+    Args:
+        record: from `ztw.data.prepare.prepare_dataset`. A record of one split gives only what that split allows.
+        report: called with classes that have no validation image.
+
+    Raises:
+        ZtwError: as `load_split` and `held_out_split`.
     """
     splits = {split: open_split(record, settings, split, report) for split in record["counts"]}
     source = splits.get(settings.validation_from)
@@ -112,9 +118,8 @@ def cell_splits(
 
 
 def _without_held_out(names: list[str], num_classes: int) -> str:
-    """What is said of classes of which the validation split has no image."""
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return (
         f"validation: no image of {len(names)} of {num_classes} classes: {', '.join(map(shown, names[:NAMED]))}{more};"
-        " thresholds are chosen without them. Raise data.validation_fraction, or add images of them"
+        " thresholds are chosen without them. Raise data.validation_fraction, or add images of these classes"
     )

@@ -1,4 +1,4 @@
-"""Images that are decoded when a batch needs them: those too many for memory."""
+"""Decode images when a batch needs them, for data sets larger than memory."""
 
 from __future__ import annotations
 
@@ -26,13 +26,16 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class StreamedSet(Data):
-    """Images that are decoded, by worker processes, when a batch needs them.
+    """Images that worker processes decode when a batch needs them.
 
-    files: (text, ends) of `ztw.data.folders.write_listing`, paths below `folder`; index: int64 (N,), which
-    of them belong to the set, None for all; labels: int64 (N,), theirs. size: side of the network's input
-    in pixels.
-    flip: random flips beside the random resized crops of training. colour_jitter, jitter_order: see
-    `ztw.data.augmentation.jitter_colours`. workers: processes, 0 for none, None for as many as torch has threads.
+    Args:
+        files: (text, ends) from `ztw.data.folders.write_listing`, paths below `folder`.
+        labels: int64 (N,).
+        size: side of the network's input in pixels.
+        flip: flip at random, in addition to training's random resized crops.
+        colour_jitter, jitter_order: see `ztw.data.augmentation.jitter_colours`.
+        workers: number of processes; 0 = none, None = torch's number of threads.
+        index: int64 (N,), the set's images in `files`; None = all.
     """
 
     folder: Path
@@ -50,16 +53,16 @@ class StreamedSet(Data):
     device: torch.device = CPU
 
     def take(self, indices: Tensor) -> Self:
-        """The subset at `indices` (int64)."""
+        """Return the subset at `indices` (int64)."""
         index = indices.cpu() if self.index is None else self.index[indices.cpu()]
         return replace(self, labels=self.labels[indices.to(self.device)], index=index)
 
     def to(self, device: torch.device) -> Self:
-        """The same set, whose batches are put on `device`."""
+        """Return the same set with batches on `device`."""
         return replace(self, labels=self.labels.to(device), device=device)
 
     def path(self, position: int) -> Path:
-        """The file of the image at `position` in 0..N-1."""
+        """Return the file of the image at `position`, 0..N-1."""
         row = position if self.index is None else int(self.index[position])
         text, ends = self.files
         start = int(ends[row - 1]) if row else 0
@@ -72,9 +75,10 @@ class StreamedSet(Data):
         augmented: bool = False,
         skip: int = 0,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """See `ztw.data.dataset.Data.batches`; the number of workers changes nothing in what is yielded.
+        """See `ztw.data.dataset.Data.batches`. The batches do not depend on the number of workers.
 
-        Raises ZtwError when an image cannot be read or a worker dies.
+        Raises:
+            ZtwError: if an image cannot be read or a worker dies.
         """
         order = batch_indices(len(self), batch_size, generator)
         draw = generator if augmented else None
@@ -99,7 +103,7 @@ class StreamedSet(Data):
         )
         workers = torch.get_num_threads() if self.workers is None else self.workers
         with warnings.catch_warnings():
-            # of fork beside torch's threads, which workers never use, and of more workers than cores
+            # Warnings of fork with torch's threads (workers use none) and of more workers than cores
             warnings.simplefilter("ignore")
             loader = iter(
                 DataLoader(
@@ -108,8 +112,8 @@ class StreamedSet(Data):
                     sampler=requests,
                     num_workers=workers,
                     pin_memory=self.device.type == "cuda",
-                    generator=torch.Generator(),  # else it draws from the global one
-                    # others import the main script again, and a workflow's script would run again
+                    generator=torch.Generator(),  # otherwise it draws from the global generator
+                    # Other methods import the main script again, which would run the job again
                     multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
                 )
             )
@@ -118,12 +122,12 @@ class StreamedSet(Data):
         except RuntimeError as error:
             raise ZtwError(
                 f"{self.folder}: a worker process failed ({' '.join(str(error).split())[:200]}); it may lack"
-                " memory or shared memory: fewer workers, or 0, need less"
+                " memory or shared memory; use fewer workers, or 0"
             ) from error
 
 
 class _Decoder(Dataset):
-    """What a worker does: [(path, seed)] of a batch to uint8 (B, 3, size, size), or to an error's text."""
+    """Decode a batch [(path, seed)] in a worker: uint8 (B, 3, size, size), or the text of an error."""
 
     def __init__(self, size: int, flip: bool) -> None:
         self.size, self.flip = size, flip
@@ -131,7 +135,7 @@ class _Decoder(Dataset):
     def __getitem__(self, request: list[tuple[str, int | None]]) -> Tensor | str:
         try:
             return torch.stack([self._image(path, seed) for path, seed in request])
-        except ZtwError as error:  # raised from here it would arrive as a traceback in a string
+        except ZtwError as error:  # an exception would arrive as text with a traceback
             return str(error)
 
     def _image(self, path: str, seed: int | None) -> Tensor:
@@ -144,21 +148,21 @@ class _Decoder(Dataset):
 
 
 def centre_crop(image: Image.Image, size: int) -> Image.Image:
-    """Resize the shorter side to size * 256 / 224 pixels and cut out the middle."""
+    """Resize the shorter side to size * 256 / 224 pixels and crop the centre."""
     from torchvision.transforms import functional
 
     return functional.center_crop(functional.resize(image, round(size * 256 / 224)), size)
 
 
 def random_resized_crop(image: Image.Image, size: int, flip: bool, seed: int) -> Image.Image:
-    """A random part of the image at size x size pixels, flipped with probability 1/2 if `flip`."""
+    """Crop a random part, resize it to (size, size) pixels, flip it with probability 1/2 if `flip`."""
     box, mirrored = _draw(image, seed)
     image = image.crop(box).resize((size, size), Image.Resampling.BILINEAR)
     return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip and mirrored else image
 
 
 def _draw(image: Image.Image, seed: int) -> tuple[tuple[int, int, int, int], bool]:
-    """(left, top, right, bottom) of 8 to 100 % of the area, sides 3:4 to 4:3, and whether to flip."""
+    """Draw a box (left, top, right, bottom) of 8 to 100 % of the area, aspect 3:4 to 4:3, and a flip."""
     from torchvision.transforms import RandomResizedCrop
 
     with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator

@@ -1,4 +1,4 @@
-"""Tiny ImageNet, from its original folder or zip: its images checked, counted and decoded."""
+"""Check and decode Tiny ImageNet from its original folder or zip."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import IO
 import numpy as np
 import torch
 
-from ztw.catalogue.datasets import DatasetFacts
+from ztw.catalogue.datasets import DatasetMetadata
 from ztw.data.archives import UNREADABLE, open_zip, read_zipped
 from ztw.data.images import decode_in_threads, read_rgb
 from ztw.data.record import Split
@@ -23,25 +23,27 @@ from ztw.files import is_left_behind
 from ztw.progress import Report
 
 
-def decode_tiny_imagenet(name: str, facts: DatasetFacts, root: Path, report: Report) -> dict[str, Split]:
-    """Classes in the order of the sorted WordNet ids; its validation images are our test split."""
-    tree = FileTree(find_archive(name, facts, root, report))
+def decode_tiny_imagenet(
+    name: str, metadata: DatasetMetadata, root: Path, report: Report
+) -> dict[str, Split]:
+    """Decode Tiny ImageNet; its validation images are our test split, its classes are sorted by WordNet id."""
+    tree = FileTree(find_archive(name, metadata, root, report))
     files = _tiny_imagenet_files(tree)
     class_names = sorted(set(tree.read("wnids.txt").decode().split()))
-    _check_counts(tree.path, files, class_names, facts)
-    digest, size = Digest(tree), int(facts.size or 0)
+    _check_counts(tree.path, files, class_names, metadata)
+    digest, size = Digest(tree), int(metadata.size or 0)
     splits = {}
     for split, rows in files.items():
         labels = torch.tensor([class_names.index(wnid) for _, wnid in rows])
         arguments = _tree_arguments(digest, [file for file, _ in rows], size)
         chunks = decode_in_threads(_decode_exactly, arguments, len(rows), f"decoding {split}", report)
         splits[split] = Split(labels, (3, size, size), chunks, class_names)
-    splits["test"].chunks = _verified(splits["test"].chunks, digest, facts.digest)
+    splits["test"].chunks = _verified(splits["test"].chunks, digest, metadata.digest)
     return splits
 
 
 def _tiny_imagenet_files(tree: FileTree) -> dict[str, list[tuple[str, str]]]:
-    """split -> [(file, WordNet id)], in the order of the names."""
+    """Return split -> [(file, WordNet id)], sorted by name."""
     lines = tree.read("val/val_annotations.txt").decode().splitlines()
     annotated = {line.split("\t")[0]: line.split("\t")[1] for line in lines if "\t" in line}
     found: dict[str, list[tuple[str, str]]] = {"train": [], "test": []}
@@ -57,12 +59,12 @@ def _tiny_imagenet_files(tree: FileTree) -> dict[str, list[tuple[str, str]]]:
 
 
 def _check_counts(
-    path: Path, files: dict[str, list[tuple[str, str]]], class_names: list[str], facts: DatasetFacts
+    path: Path, files: dict[str, list[tuple[str, str]]], class_names: list[str], metadata: DatasetMetadata
 ) -> None:
-    """Raise ZtwError unless every class has the number of images in each split that the facts say."""
-    if len(class_names) != facts.num_classes:
-        raise ZtwError(f"{path}: wnids.txt lists {len(class_names)} classes, expected {facts.num_classes}")
-    for split, expected in (facts.counts or {}).items():
+    """Check the number of images of every class in each split."""
+    if len(class_names) != metadata.num_classes:
+        raise ZtwError(f"{path}: wnids.txt lists {len(class_names)} classes, expected {metadata.num_classes}")
+    for split, expected in (metadata.counts or {}).items():
         counts = Counter(wnid for _, wnid in files[split])
         if unknown := sorted(counts.keys() - set(class_names)):
             raise ZtwError(f"{path}: {split} has a class {unknown[0]} that is not in wnids.txt")
@@ -84,21 +86,22 @@ def _decode_exactly(file: IO[bytes], name: str, size: int) -> np.ndarray:
 
 
 def _verified(chunks: Iterable[np.ndarray], digest: Digest, expected: str | None) -> Iterator[np.ndarray]:
-    """The last images, then the files of labels; raises ZtwError when what was read is not the original."""
+    """Yield the images, then check the digest of all files."""
     yield from chunks
     for name in ("val/val_annotations.txt", "wnids.txt"):
         digest.read(name)
     if (found := digest.hexdigest()) != expected:
         raise ZtwError(
             f"{digest.tree.path}: altered (SHA-256 of its files {found[:12]}..., expected {str(expected)[:12]}...);"
-            " delete it to fetch it again"
+            " delete it to download it again"
         )
 
 
 class FileTree:
-    """The files below a folder, or below the one folder a zip holds, by their relative names.
+    """The files below a folder, or below the single folder in a zip, by relative name.
 
-    Raises ZtwError where a file, or the zip, cannot be read.
+    Raises:
+        ZtwError: if a file or the zip cannot be read.
     """
 
     def __init__(self, path: Path) -> None:
@@ -106,7 +109,7 @@ class FileTree:
         self._zip = None if path.is_dir() else open_zip(path)
 
     def names(self) -> list[str]:
-        """All files, sorted, without what systems leave behind."""
+        """List all files, sorted, without files that operating systems leave behind."""
         if self._zip is None:
             found = (Path(place, file) for place, _, files in os.walk(self.path) for file in files)
             names = [path.relative_to(self.path).as_posix() for path in found]
@@ -116,30 +119,30 @@ class FileTree:
         return sorted(name for name in names if not any(map(is_left_behind, name.split("/"))))
 
     def read(self, name: str) -> bytes:
-        """The content of a file."""
+        """Read a file."""
         try:
             if self._zip is None:
                 return (self.path / name).read_bytes()
             return read_zipped(self._zip, f"{self.path.stem}/{name}")
         except UNREADABLE as error:
             raise ZtwError(
-                f"{self.path}: {name} cannot be read ({reason(error, self.path / name)}); put all of it there again"
+                f"{self.path}: {name} cannot be read ({reason(error, self.path / name)}); copy the data set again"
             ) from error
 
 
 class Digest:
-    """A running SHA-256 of the files of a tree: of "name NUL size NUL content", one after the other."""
+    """A running SHA-256 over files: of "name NUL size NUL content" of each."""
 
     def __init__(self, tree: FileTree) -> None:
         self.tree, self._hash = tree, hashlib.sha256()
 
     def read(self, name: str) -> bytes:
-        """The content of a file, which is added to the digest."""
+        """Read a file and add it to the digest."""
         content = self.tree.read(name)
         self._hash.update(f"{name}\0{len(content)}\0".encode())
         self._hash.update(content)
         return content
 
     def hexdigest(self) -> str:
-        """Of what was read, in the order it was read."""
+        """Return the digest of the files read so far, in order of reading."""
         return self._hash.hexdigest()

@@ -1,4 +1,4 @@
-"""Images that a caller of the library has: tensors, a Dataset or a DataLoader, as the `Data` that trainings take."""
+"""Convert a user's images (tensors, Dataset or DataLoader) to the `Data` that training takes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from ztw.exits.logits import class_labels
 from ztw.tensors import as_tensor, check_images
 
 FORMS = "must be tensors (images, labels), a torch Dataset or a DataLoader"
-# They draw from torch's global generator, or always the same
+# Samplers that draw from torch's global generator, or do not draw
 SAMPLERS = (
     SequentialSampler,
     RandomSampler,
@@ -43,22 +43,29 @@ SAMPLERS = (
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a network takes and answers: images of `shape` (C, H, W), one of `num_classes` labels, on `device`."""
+    """The input and output of a network: images of `shape` (C, H, W), `num_classes` classes, batches on `device`."""
 
     shape: tuple[int, ...]
     num_classes: int
     device: torch.device
 
     def check(self, images: Any, labels: Any) -> tuple[Tensor, Tensor]:
-        """Images float32 (N, C, H, W) and labels int64 (N,), as given; raises ZtwError for anything else."""
+        """Check images float (N, C, H, W) and labels int (N,).
+
+        Returns:
+            The images as given, and the labels as int64.
+
+        Raises:
+            ZtwError: for other shapes, dtypes or labels.
+        """
         images, labels = as_tensor(images, "images"), as_tensor(labels, "labels")
         check_images(images, self.shape)
         if labels.dim() != 1 or len(labels) != len(images):
             raise ZtwError(
-                f"labels: shape {tuple(labels.shape)}, must be ({len(images)},), the number of a class each"
+                f"labels: shape {tuple(labels.shape)}, must be ({len(images)},), one class number per image"
             )
         if not len(images):
-            raise ZtwError("images: there are none")
+            raise ZtwError("images: empty, must have at least one image")
         labels = class_labels(labels)
         low, high = int(labels.min()), int(labels.max())
         if low < 0 or high >= self.num_classes:
@@ -66,24 +73,24 @@ class Wanted:
         return images, labels
 
     def moved(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """A batch on the device, in the memory format the networks compute in."""
+        """Move a batch to the device, as float32 in channels_last memory."""
         where, format = self.device, torch.channels_last
         return images.to(where, torch.float32, memory_format=format), labels.to(where)
 
 
 class GivenData(Data):
-    """What the three forms share: images are normalised and augmented already."""
+    """Base class of the three forms: images that are already normalised and augmented."""
 
     wanted: Wanted
 
     @property
     def device(self) -> torch.device:
-        """Where batches are."""
+        """Device of the batches."""
         return self.wanted.device
 
     @property
     def num_classes(self) -> int:  # type: ignore[override]
-        """How many there are."""
+        """Number of classes."""
         return self.wanted.num_classes
 
     @abstractmethod
@@ -97,14 +104,14 @@ class GivenData(Data):
 
 @dataclass(frozen=True)
 class TensorData(GivenData):
-    """images float (N, C, H, W) and labels int64 (N,), anywhere."""
+    """Tensors: images float (N, C, H, W) and labels int64 (N,), on any device."""
 
     images: Tensor
     labels: Tensor
     wanted: Wanted
 
     def take(self, indices: Tensor) -> Self:
-        """See `Data.take`; tensors are copied."""
+        """See `Data.take`; copies the tensors."""
         return replace(self, images=self.images[indices], labels=self.labels[indices])
 
     def batches(
@@ -114,14 +121,14 @@ class TensorData(GivenData):
         augmented: bool = False,
         skip: int = 0,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """See `Data.batches`; there is nothing to augment."""
+        """See `Data.batches`; nothing is augmented."""
         order = batch_indices(len(self.labels), batch_size, generator)[skip:]
         return (self.wanted.moved(self.images[indices], self.labels[indices]) for indices in order)
 
 
 @dataclass(frozen=True)
 class DatasetData(GivenData):
-    """A torch Dataset of (image (C, H, W), label), read sample by sample; what it augments it augments."""
+    """A torch Dataset of (image (C, H, W), label), which does its own augmentation."""
 
     dataset: Any
     wanted: Wanted
@@ -141,7 +148,7 @@ class DatasetData(GivenData):
         augmented: bool = False,
         skip: int = 0,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """See `Data.batches`; augmentation draws from torch's global generator, which checkpoints hold."""
+        """See `Data.batches`. The dataset's augmentation draws from torch's global generator, saved in checkpoints."""
         order = batch_indices(len(self), batch_size, generator)[skip:]
         return (self._batch(self.index[indices].tolist()) for indices in order)
 
@@ -151,7 +158,7 @@ class DatasetData(GivenData):
 
 @dataclass(frozen=True)
 class LoaderData(GivenData):
-    """A DataLoader, with its own batch size, order and augmentation; `batch_size`: what it counts as, at least 2."""
+    """A DataLoader with its own order and augmentation; batch_size: at least 2, samples: images in an epoch."""
 
     loader: DataLoader
     wanted: Wanted
@@ -162,8 +169,8 @@ class LoaderData(GivenData):
         return self.samples
 
     def take(self, indices: Tensor) -> Self:
-        """A loader gives what it gives: ZtwError."""
-        raise ZtwError("a DataLoader has no samples by number; give its dataset")
+        """Raise ZtwError: a DataLoader has no access by index."""
+        raise ZtwError("a DataLoader gives no access to single samples; give its dataset")
 
     def batches(
         self,
@@ -172,11 +179,14 @@ class LoaderData(GivenData):
         augmented: bool = False,
         skip: int = 0,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """See `Data.batches`; the size is the loader's.
+        """See `Data.batches`; the loader decides the batch size. Skipped batches are loaded, too.
 
-        generator: seeds the global generators of torch, numpy and Python for the loader, so that an epoch that
-        is resumed is the same; batches to skip are loaded all the same. Raises ZtwError when there are fewer
-        batches than the loader's length says.
+        Args:
+            generator: seeds the global generators of torch, numpy and Python for the loader, so that a resumed
+                epoch has the same batches.
+
+        Raises:
+            ZtwError: if there are fewer batches than the loader's length.
         """
         if generator is None:
             return (_checked(batch, self.wanted) for batch in self.loader)
@@ -192,37 +202,37 @@ class LoaderData(GivenData):
                 batch = next(batches, None)
             if batch is None:
                 raise ZtwError(
-                    f"data: the DataLoader has {number} batches, its length says {len(self.loader)}; correct"
+                    f"data: the DataLoader has {number} batches, but its length is {len(self.loader)}; correct"
                     " the length of its dataset or sampler"
                 )
             if number >= skip:
                 yield _checked(batch, self.wanted)
 
     def own_states(self) -> list[str]:
-        """What of the loader a checkpoint cannot hold, each with the reason: [] where it resumes bit for bit."""
+        """List the random states of the loader that no checkpoint can save; [] if training resumes exactly."""
         loader, found = self.loader, []
         if loader.num_workers and loader.persistent_workers:
-            found.append("persistent_workers=True: its workers' generators go on from one epoch to the next")
+            found.append("persistent_workers=True: its workers keep their random state between epochs")
         if not getattr(loader, "in_order", True):
-            found.append("in_order=False: its batches come as they are ready")
+            found.append("in_order=False: its batches have no fixed order")
         if isinstance(loader.dataset, IterableDataset):
-            return [*found, f"its dataset, {_kind(loader.dataset)}, decides the order and may draw it"]
+            return [*found, f"its dataset, {_kind(loader.dataset)}, decides the order, which may be random"]
         sampler = loader.sampler if loader.batch_sampler is None else loader.batch_sampler
         if type(sampler) is BatchSampler:
             sampler = sampler.sampler
         if loader.generator is not None or getattr(sampler, "generator", None) is not None:
-            found.append("it has a generator of its own, which no checkpoint holds")
+            found.append("it has its own generator, which no checkpoint saves")
         elif type(sampler) not in (*SAMPLERS, list, tuple, range):
-            found.append(f"its sampler, {_kind(sampler)}, may draw from a generator of its own")
+            found.append(f"its sampler, {_kind(sampler)}, may have its own generator")
         return found
 
 
 class _Generators:
-    """Within it the global generators of torch (CPU), numpy and Python are at states of its own, from a seed on."""
+    """Context with its own states of the global generators of torch (CPU), numpy and Python."""
 
     def __init__(self, seed: int) -> None:
         outside = _states()
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would change a GPU's, too
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed also changes GPU generators
         np.random.seed(seed % 2**32)
         random.seed(seed)
         self.other = _states()
@@ -261,20 +271,24 @@ def _checked(batch: Any, wanted: Wanted, collate: bool = False) -> tuple[Tensor,
         except (TypeError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:120]
             raise ZtwError(
-                f"dataset: its samples make no batch ({reason}); they must be (image tensor, label)"
+                f"dataset: samples cannot be collated into a batch ({reason}); each must be (image tensor, label)"
             ) from error
     if not isinstance(batch, Sequence) or isinstance(batch, str) or len(batch) != 2:
-        found = f"{len(batch)} things" if isinstance(batch, Sequence) else f"a {type(batch).__name__}"
-        raise ZtwError(f"data: gives {found} a batch, must give (images, labels)")
+        found = f"{len(batch)} items" if isinstance(batch, Sequence) else f"a {type(batch).__name__}"
+        raise ZtwError(f"data: a batch is {found}, must be (images, labels)")
     return wanted.moved(*wanted.check(*batch))
 
 
 def as_data(given: Any, wanted: Wanted, what: str = "data") -> Data:
-    """What a caller has as the Data of a network; what: its name in errors.
+    """Convert a user's data for a network.
 
-    given: (images float (N, C, H, W), labels int (N,)), a torch Dataset, a DataLoader, or Data already. Tensors are
-    looked at here, the others batch by batch. Raises ZtwError for anything else, for nothing at all, and for
-    images and labels that are not the network's.
+    Args:
+        given: (images float (N, C, H, W), labels int (N,)), a torch Dataset, a DataLoader, or `Data`. Tensors are
+            checked at once, other forms batch by batch.
+        what: name of the argument, for errors.
+
+    Raises:
+        ZtwError: if the data are empty, of another type, or do not fit the network.
     """
     if isinstance(given, Data):
         return given.to(wanted.device)
@@ -307,12 +321,16 @@ def _of_loader(loader: DataLoader, wanted: Wanted) -> LoaderData:
 
 
 def wanted_by(network: Any) -> Wanted:
-    """What an EarlyExitNetwork takes and answers, and where it is; raises ZtwError unless it is of float32."""
+    """Return the input, output and device of an EarlyExitNetwork.
+
+    Raises:
+        ZtwError: if its weights are not float32.
+    """
     check_default_dtype()
     backbone = network.backbone
     like = next(backbone.parameters(), torch.empty(0))
     if other := {str(part.dtype) for part in network.parameters() if part.dtype != torch.float32}:
         raise ZtwError(
-            f"the network has weights of {', '.join(sorted(other))}, must be torch.float32; call .float() first"
+            f"the network has {', '.join(sorted(other))} weights, must be torch.float32; call .float() first"
         )
     return Wanted(tuple(backbone.input_shape), backbone.num_classes, like.device)

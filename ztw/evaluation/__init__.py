@@ -1,1 +1,1 @@
-"""Logits, costs and metrics of a method; measured time."""
+"""Evaluation of methods: logits, costs, metrics, operating points, measured time."""

@@ -1,10 +1,9 @@
-"""Is a difference in accuracy more than the noise of the test split? A paired bootstrap over its samples.
+"""Paired bootstrap over test samples: is a difference in accuracy larger than the noise of the test split?
 
-The test samples are drawn again and again with replacement, the same draw for both methods and all seeds, because all
-of them answer the same images (Efron and Tibshirani 1993, chapter 13: percentile interval). This covers the
-choice of the test samples only. It does not cover how accuracy differs between trainings - with a few seeds
-no interval does; look at their standard deviation -, nor the choice of thresholds on the validation split,
-nor that of many pairs looked at some intervals exclude 0 by chance.
+Test samples are drawn with replacement many times. Each draw is the same for both methods and all seeds, because all
+of them predict the same images (Efron and Tibshirani 1993, chapter 13: percentile interval). The interval covers the
+choice of the test samples only. It does not cover the spread between trainings (see the standard deviation over
+seeds) or the choice of thresholds on the validation split. Of many pairs, some intervals exclude 0 by chance.
 """
 
 from __future__ import annotations
@@ -23,36 +22,44 @@ Row = dict[str, Any]
 # budget -> method -> seed -> bool (N,)
 Correct = Mapping[Any, Mapping[str, Mapping[Any, Tensor]]]
 
-CHUNK = 2_000_000  # counts held at once
-LARGEST = 2**24  # float32 counts exactly up to here
+CHUNK = 2_000_000  # counts in memory at once
+LARGEST = 2**24  # float32 represents integers exactly below this
 
 
 def pairs_at_budgets(
     correct: Correct, resamples: int = 2000, level: float = 0.95, seed: int = 0
 ) -> list[Row]:
-    """Every pair of methods at every budget, from one set of draws.
+    """Compare every pair of methods at every budget, from one set of draws.
 
-    correct: budget -> method -> seed -> bool (N,), which test samples are right, the same samples in the same
-    order for all; without the seeds for which the budget is infeasible. resamples: how often to draw; level:
-    the interval's coverage, in (0, 1); seed: of the draws.
-    A pair is compared on the seeds both have and skipped where there is none. Rows, budgets and pairs in the
-    order given: budget, first, second, difference of the mean accuracies, first - second, low and high, the
-    bounds of its interval, all in [-1, 1], within_noise (whether that contains 0, its ends included), seeds.
-    Raises ZtwError for malformed input.
+    A pair is compared on the seeds that both methods have, and left out if there are none.
+
+    Args:
+        correct: budget -> method -> seed -> bool (N,), whether each test sample is classified correctly. All have the
+            same samples in the same order. Seeds for which a budget is infeasible are left out.
+        resamples: number of draws.
+        level: coverage of the interval, in (0, 1).
+        seed: of the draws.
+
+    Returns:
+        Rows in the order of budgets and pairs: budget, first, second, difference (of mean accuracies, first - second),
+        low and high (interval), within_noise (the interval contains 0), seeds. Differences are in [-1, 1].
+
+    Raises:
+        ZtwError: for malformed input.
     """
     if not 0 < level < 1:
         raise ZtwError(f"level {level!r}: must lie between 0 and 1")
-    columns, answers = _columns(correct)
+    columns, right = _columns(correct)
     if not columns:
         return []
-    drawn = _resampled(answers, resamples, seed)
+    drawn = _resampled(right, resamples, seed)
     tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
     rows = []
     for budget, first, second, seeds in _pairs(correct):
         plus, minus = ([columns[budget, method, one] for one in seeds] for method in (first, second))
-        answered = len(seeds) * answers.shape[1]
-        low, high = ((drawn[plus].sum(0) - drawn[minus].sum(0)) / answered).quantile(tails).tolist()
-        difference = int(answers[plus].sum() - answers[minus].sum()) / answered
+        total = len(seeds) * right.shape[1]
+        low, high = ((drawn[plus].sum(0) - drawn[minus].sum(0)) / total).quantile(tails).tolist()
+        difference = int(right[plus].sum() - right[minus].sum()) / total
         interval = {"difference": difference, "low": low, "high": high}
         rows.append(
             {"budget": budget, "first": first, "second": second}
@@ -63,7 +70,7 @@ def pairs_at_budgets(
 
 
 class Difference(NamedTuple):
-    """Of two accuracies, first - second; low, high: its interval; all in [-1, 1]."""
+    """The difference of two accuracies, first - second, with its interval [low, high]; all in [-1, 1]."""
 
     difference: float
     low: float
@@ -73,11 +80,25 @@ class Difference(NamedTuple):
 def paired_difference(
     first: Tensor, second: Tensor, resamples: int = 2000, level: float = 0.95, seed: int = 0
 ) -> Difference:
-    """How much more often one method is right than another on the same test samples, and what noise allows to say.
+    """Compare the accuracies of two methods on the same test samples by a paired bootstrap.
 
-    first, second: bool (N,), which samples each answers rightly, in the same order; the others as in
-    `pairs_at_budgets`. Where the interval holds 0, the difference is within the noise of the test split.
-    Raises ZtwError for malformed input.
+    Args:
+        first, second: bool (N,), whether each sample is classified correctly, in the same order.
+        resamples: number of draws.
+        level: coverage of the interval, in (0, 1).
+        seed: of the draws.
+
+    Returns:
+        The difference. If its interval contains 0, the difference is within the noise of the test split.
+
+    Raises:
+        ZtwError: for malformed input.
+
+    Example:
+        >>> import torch, ztw
+        >>> first, second = torch.tensor([1, 1, 1, 0]), torch.tensor([1, 0, 1, 0])
+        >>> ztw.paired_difference(first, second)
+        Difference(difference=0.25, low=0.0, high=0.75)
     """
     correct = {"": {"first": {0: first}, "second": {0: second}}}
     (row,) = pairs_at_budgets(correct, resamples, level, seed)
@@ -85,7 +106,7 @@ def paired_difference(
 
 
 def _pairs(correct: Correct) -> Iterator[tuple]:
-    """(budget, first, second, common seeds) of every pair that has some."""
+    """Yield (budget, first, second, common seeds) of every pair with a common seed."""
     for budget, methods in correct.items():
         for first, second in combinations(methods, 2):
             seeds = [seed for seed in methods[first] if seed in methods[second]]
@@ -94,38 +115,38 @@ def _pairs(correct: Correct) -> Iterator[tuple]:
 
 
 def _columns(correct: Correct) -> tuple[dict[tuple[Hashable, ...], int], Tensor]:
-    """Where each (budget, method, seed) stands among the answers, and the answers, 0 or 1 (M, N)."""
+    """Stack all flags: (budget, method, seed) -> row, and 0 or 1 (M, N)."""
     found: dict[tuple[Hashable, ...], Tensor] = {}
     for budget, methods in correct.items():
         for method, of_seed in methods.items():
-            for seed, answers in of_seed.items():
-                found[budget, method, seed] = _checked(f"{method}, seed {seed}", answers)
-    sizes = {len(answers) for answers in found.values()}
+            for seed, right in of_seed.items():
+                found[budget, method, seed] = _checked(f"{method}, seed {seed}", right)
+    sizes = {len(right) for right in found.values()}
     if len(sizes) > 1:
-        raise ZtwError(f"correct: must be of the same test samples, got {sorted(sizes)} samples")
+        raise ZtwError(f"correct: must have the same test samples, got {sorted(sizes)} samples")
     return {key: place for place, key in enumerate(found)}, torch.stack([*found.values()] or [torch.empty(0)])
 
 
-def _checked(name: str, answers: Tensor) -> Tensor:
-    answers = as_tensor(answers, name)
-    if answers.dim() != 1 or not 0 < len(answers) < LARGEST:
-        raise ZtwError(f"{name}: shape {tuple(answers.shape)}, must be (samples,), 1 to {LARGEST - 1}")
-    answers = answers.cpu()
-    if not ((answers == 0) | (answers == 1)).all():
-        raise ZtwError(f"{name}: must be right (1) or wrong (0), got {answers.unique()[:5].tolist()}")
-    return answers.to(torch.uint8)
+def _checked(name: str, right: Tensor) -> Tensor:
+    right = as_tensor(right, name)
+    if right.dim() != 1 or not 0 < len(right) < LARGEST:
+        raise ZtwError(f"{name}: shape {tuple(right.shape)}, must be (samples,), 1 to {LARGEST - 1}")
+    right = right.cpu()
+    if not ((right == 0) | (right == 1)).all():
+        raise ZtwError(f"{name}: must be right (1) or wrong (0), got {right.unique()[:5].tolist()}")
+    return right.to(torch.uint8)
 
 
-def _resampled(answers: Tensor, resamples: int, seed: int) -> Tensor:
-    """How many right answers each draw of N samples holds: (M, resamples), whole numbers in float64.
+def _resampled(right: Tensor, resamples: int, seed: int) -> Tensor:
+    """Count the correct predictions in each draw of N samples: (M, resamples), integers in float64.
 
-    Whole numbers below 2^24 add up exactly in float32, in whatever order: the result is the same everywhere.
+    float32 adds integers below 2^24 exactly in any order, so the result is the same on every machine.
     """
     if resamples < 1:
         raise ZtwError(f"resamples {resamples!r}: must be at least 1")
-    samples = answers.shape[1]
+    samples = right.shape[1]
     generator = torch.Generator().manual_seed(seed)
-    numbers = answers.float()
+    numbers = right.float()
     chunk = max(1, CHUNK // samples)
     parts = []
     for start in range(0, resamples, chunk):

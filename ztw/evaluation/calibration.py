@@ -1,7 +1,7 @@
-"""How far an exit's confidence can be believed: pure functions of logits and labels.
+"""Calibration of exits: how well confidence matches accuracy. Pure functions of logits and labels.
 
-Everywhere logits may be unnormalised or log-probabilities; the confidence is the largest softmax probability;
-bins are of equal width, (lo, hi], and 0 belongs to the first. Everything is computed in float64 on the CPU.
+Logits may be unnormalised or log-probabilities. Confidence is the largest softmax probability. Bins have equal
+width, (lo, hi]; 0 belongs to the first bin. All computations are in float64 on the CPU.
 """
 
 from __future__ import annotations
@@ -16,18 +16,24 @@ from torch import Tensor
 from ztw.errors import ZtwError
 from ztw.exits.logits import LOG_FLOOR, check_logits
 
-LARGEST_SCALE = 1e3  # 1 / T is looked for between its inverse and this
+LARGEST_SCALE = 1e3  # upper bound of 1 / T; the lower bound is its inverse
 LARGEST_LOG_SCALE = math.log(LARGEST_SCALE)
-DRAFT = 2048  # samples on which a temperature first comes near its best
-NEAR = 0.05  # how far from there, as a share, that of all samples is looked for first
-CHUNK = 2**16  # numbers in float64 at once: few enough to stay near the processor
+DRAFT = 2048  # samples of the first search for a temperature
+NEAR = 0.05  # relative width of the second search, on all samples, around the result of the first
+CHUNK = 2**16  # float64 numbers at once, so that they fit into the cache
 
 
 def overthinking(logits: Tensor, labels: Tensor) -> float:
-    """Share of all samples that some earlier exit has right and the last exit wrong.
+    """Return the share of samples that an earlier exit classifies correctly and the last exit does not.
 
-    logits: (K, N, C); labels: integers (N,). Raises ZtwError for malformed input.
-    What Kaya et al. (2019) call destructive overthinking.
+    Kaya et al. (2019) call it destructive overthinking.
+
+    Args:
+        logits: (K, N, C).
+        labels: int (N,).
+
+    Raises:
+        ZtwError: for malformed input.
     """
     logits, labels, _ = check_logits(logits, labels)
     right = logits.argmax(-1) == labels
@@ -35,12 +41,21 @@ def overthinking(logits: Tensor, labels: Tensor) -> float:
 
 
 def fit_temperatures(logits: Tensor, labels: Tensor) -> Tensor:
-    """The temperature T > 0 of every exit that minimises the cross-entropy of logits / T, (K,) float64.
+    """Fit the temperature T > 0 of every exit that minimises the cross-entropy of logits / T (Guo et al. 2017).
 
-    logits: (K, N, C), of samples that are not the test split's; labels: integers (N,). Convex in 1 / T, which
-    is kept within [1e-3, 1e3]: logits that separate the classes perfectly give 1e-3, uninformative ones 1e3,
-    and constant ones, for which every T is as good, 1. A label of probability 0 keeps it at every T and does
-    not count. Raises ZtwError for malformed input. Guo et al. 2017.
+    The problem is convex in 1 / T, which is kept within [1e-3, 1e3]. Logits that separate the classes perfectly give
+    1e-3, uninformative logits 1e3. Constant logits give 1, because every T is equally good. Labels of probability 0
+    are left out, because no T changes them.
+
+    Args:
+        logits: (K, N, C), not from the test split.
+        labels: int (N,).
+
+    Returns:
+        float64 (K,).
+
+    Raises:
+        ZtwError: for malformed input.
     """
     logits, labels, _ = check_logits(logits, labels)
     return torch.tensor([_temperature(*_one_exit(exit, labels)) for exit in logits], dtype=torch.float64)
@@ -49,27 +64,35 @@ def fit_temperatures(logits: Tensor, labels: Tensor) -> Tensor:
 def calibration(
     logits: Tensor, labels: Tensor, temperatures: Tensor | None = None, bins: int = 15
 ) -> dict[str, Tensor]:
-    """Every measure of calibration at every exit, each (K,) float64, by name.
+    """Compute all calibration metrics of every exit.
 
-    logits: (K, N, C); labels: integers (N,); temperatures: (K,), from `fit_temperatures` on another split.
-    Raises ZtwError for malformed input. With temperatures the first four again as ece_scaled,
-    classwise_ece_scaled, brier_scaled, nll_scaled, of logits / temperature.
-
-    - ece: mean |accuracy - confidence| over bins of the confidence, weighted by their samples, in [0, 1]
+    - ece: mean |accuracy - confidence| over bins of the confidence, weighted by samples, in [0, 1]
       (Guo et al. 2017)
-    - classwise_ece: mean over the classes of the binned |frequency - mean probability| of that class, in
+    - classwise_ece: mean over classes of the binned |frequency - mean probability| of the class, in
       [0, 1] (Kull et al. 2019; the static calibration error of Nixon et al. 2019)
-    - brier: mean squared error of all class probabilities, summed, in [0, 2] (Brier 1950): the original,
-      multi-class score, twice the binary one of scikit-learn
-    - nll: mean negative log-probability of the label, in nats; probabilities are floored at float32's smallest
-      normal number, so that a label of probability 0 costs 87.3 nats and not infinitely many
-    - auroc: probability that a right answer has a higher confidence than a wrong one, ties counting half
-      (Mann and Whitney's U / (right * wrong)); NaN when all answers are right or all are wrong
+    - brier: squared error summed over class probabilities, mean over samples, in [0, 2] (Brier 1950): the
+      original multi-class score, twice scikit-learn's binary one
+    - nll: mean negative log-probability of the label, in nats. Probabilities have a floor, float32's smallest
+      normal number: a label of probability 0 adds 87.3 nats instead of infinity.
+    - auroc: probability that a correct prediction has a higher confidence than a wrong one, ties counting half
+      (Mann and Whitney's U / (correct * wrong)); NaN if all predictions are correct or all are wrong
+
+    Args:
+        logits: (K, N, C).
+        labels: int (N,).
+        temperatures: (K,), from `fit_temperatures` on another split. They add ece_scaled, classwise_ece_scaled,
+            brier_scaled and nll_scaled, the metrics of logits / temperature.
+
+    Returns:
+        name -> float64 (K,).
+
+    Raises:
+        ZtwError: for malformed input.
     """
     logits, labels, _ = check_logits(logits, labels)
     _check_temperatures(temperatures, len(logits))
     edges, exits = _edges(bins), []
-    for k, exit in enumerate(logits):  # one at a time: the memory is that of one exit
+    for k, exit in enumerate(logits):  # one at a time, to save memory
         one, integers = _one_exit(exit, labels)
         right = one.argmax(-1) == integers
         found = _measures(one, integers, right, edges)
@@ -82,7 +105,7 @@ def calibration(
 
 
 def _measures(logits: Tensor, labels: Tensor, right: Tensor, edges: Tensor) -> dict[str, float]:
-    """What a temperature changes, of one exit."""
+    """Compute the metrics of one exit that depend on the temperature."""
     log_probs = logits.log_softmax(-1)
     likelihood = float(_likelihood(log_probs, labels))
     probs = log_probs.exp_()
@@ -95,7 +118,7 @@ def _measures(logits: Tensor, labels: Tensor, right: Tensor, edges: Tensor) -> d
 
 
 def _one_exit(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """One exit's logits (N, C) in float64 and labels in int64, on the CPU."""
+    """Return one exit's logits (N, C) as float64 and labels as int64, on the CPU."""
     return logits.detach().cpu().double(), labels.cpu().long()
 
 
@@ -109,7 +132,7 @@ def _check_temperatures(temperatures: Tensor | None, exits: int) -> None:
 
 
 def _edges(bins: int) -> Tensor:
-    """The upper edges of all bins but the last, (bins - 1,)."""
+    """Return the upper edges of all bins but the last, (bins - 1,)."""
     if bins < 1:
         raise ZtwError(f"bins {bins!r}: must be at least 1")
     return torch.arange(1, bins, dtype=torch.float64) / bins
@@ -130,10 +153,10 @@ def _class_error(probs: Tensor, labels: Tensor, edges: Tensor) -> Tensor:
     def cells(values: Tensor, of_class: Tensor) -> Tensor:
         return torch.bucketize(values, edges) + bins * of_class
 
-    # with many classes nearly all probabilities lie in the first bin: it gets what the others leave
+    # With many classes nearly all probabilities lie in the first bin: compute it as the rest of the others
     row, column = (probs > edges[0]).nonzero(as_tuple=True) if bins > 1 else labels.new_zeros(2, 0)
     values = probs[row, column]
-    gap = torch.bincount(cells(values, column), values, minlength=bins * num_classes).double()  # of none: int
+    gap = torch.bincount(cells(values, column), values, minlength=bins * num_classes).double()  # int if empty
     gap[::bins] += probs.sum(0) - torch.bincount(column, values, minlength=num_classes)
     gap -= torch.bincount(cells(probs.gather(1, labels[:, None])[:, 0], labels), minlength=bins * num_classes)
     return gap.abs().sum() / (samples * num_classes)
@@ -150,7 +173,7 @@ def _likelihood(log_probs: Tensor, labels: Tensor) -> Tensor:
 
 
 def _auroc(confidence: Tensor, correct: Tensor) -> float:
-    """Of a confidence (N,) for answers that are correct, bool (N,)."""
+    """Compute the AUROC of confidences (N,) of predictions that are correct, bool (N,)."""
     right = int(correct.sum())
     wrong = len(correct) - right
     if not right or not wrong:
@@ -162,19 +185,19 @@ def _auroc(confidence: Tensor, correct: Tensor) -> float:
 
 
 def _temperature(logits: Tensor, labels: Tensor) -> float:
-    """The temperature of one exit, logits float64 (N, C)."""
+    """Fit the temperature of one exit, logits float64 (N, C)."""
     at_label = logits.gather(1, labels[:, None])
-    # relative to the label's: what is left of the cross-entropy is logsumexp(margins * scale)
+    # Relative to the label's logit, the cross-entropy is logsumexp(margins * scale)
     return 1 / _best_scale(logits - at_label)
 
 
 def _best_scale(margins: Tensor) -> float:
-    """Where the mean of logsumexp(margins * scale) is least, within the bounds: the root of its slope.
+    """Minimise the mean of logsumexp(margins * scale) within the bounds, by the root of its slope.
 
-    Large sets are searched first around the minimum of a few of their samples, evenly taken.
+    For large sets, search first on a subset, then on all samples near its minimum.
     """
 
-    @cache  # the root finder asks for the ends of its bracket again
+    @cache  # the root finder evaluates the ends of its bracket again
     def slope(log_scale: float) -> float:
         return _slope(margins, math.exp(log_scale))
 
@@ -191,6 +214,6 @@ def _best_scale(margins: Tensor) -> float:
 
 
 def _slope(margins: Tensor, scale: float) -> float:
-    """Derivative in `scale`, which it rises with, of the mean of logsumexp(margins * scale)."""
+    """Return the derivative in `scale` of the mean of logsumexp(margins * scale); it increases with `scale`."""
     parts = margins.split(max(1, CHUNK // margins.shape[1]))
     return sum(float((part * scale).softmax(-1).flatten() @ part.flatten()) for part in parts) / len(margins)

@@ -1,4 +1,4 @@
-"""How far an exported network answers as the network it was made from: what int8 costs."""
+"""Compare an exported network with the original, for example to measure the cost of int8."""
 
 from __future__ import annotations
 
@@ -16,9 +16,13 @@ from ztw.onnx.runner import OnnxRunner
 
 @dataclass(frozen=True)
 class Agreement:
-    """On held-out samples, by exit (K of them): accuracy in [0, 1] of the network, and of its exported form.
+    """How far an exported network agrees with the original on held-out samples.
 
-    exits_changed: the share of samples that leave elsewhere by the rule; answers_changed: that get another class.
+    Args:
+        accuracy: of each of the K exits of the original, in [0, 1].
+        exported_accuracy: of each exit of the exported network.
+        exits_changed: share of samples that leave at another exit.
+        answers_changed: share of samples with another predicted class.
     """
 
     accuracy: tuple[float, ...]
@@ -30,9 +34,26 @@ class Agreement:
 def compare_exported(
     network: EarlyExitNetwork, runner: OnnxRunner, held_out: Any, rule: ExitRule | str | None = None
 ) -> Agreement:
-    """Compare a network with its exported form, e.g. in int8; held_out: images and labels, see `ztw.train_exits`.
+    """Compare a network with its exported form, for example in int8.
 
-    rule: None = the file's. Raises ZtwError for a file of another network, by its exits and classes.
+    Args:
+        network: the original.
+        runner: the exported network.
+        held_out: images and labels, see `ztw.train_exits`.
+        rule: None = the rule in the exported file.
+
+    Raises:
+        ZtwError: if the file's exits or classes differ from the network's, or there is no rule.
+
+    Example:
+        >>> import torch, ztw, tempfile
+        >>> network = ztw.build_network(ztw.build_backbone("resnet8"), head="pool", progress=False).eval()
+        >>> images, labels = torch.randn(64, 3, 32, 32), torch.arange(64) % 10
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = ztw.export_onnx(network, "max_softmax 0.9", f"{folder}/int8.onnx", quantise=images)
+        ...     agreement = ztw.compare_exported(network, ztw.OnnxRunner(path), (images, labels))
+        >>> len(agreement.accuracy)
+        4
     """
     rule = runner.rule if rule is None else rule
     if rule is None or (network.exits, network.backbone.num_classes) != (
@@ -43,15 +64,13 @@ def compare_exported(
     logits, labels = predict(network, held_out, progress=False)
     before = logits if network.ensemble is None else network.ensemble(logits)
     after, _ = predict_onnx(runner, held_out)
-    (left, answering), (left_after, answering_after) = (
-        simulate_exits(before, rule),
-        simulate_exits(after, rule),
-    )
+    (left, source), (left_after, source_after) = simulate_exits(before, rule), simulate_exits(after, rule)
     samples = range(len(labels))
-    said, said_after = before[answering, samples].argmax(-1), after[answering_after, samples].argmax(-1)
+    predicted = before[source, samples].argmax(-1)
+    predicted_after = after[source_after, samples].argmax(-1)
     return Agreement(
         tuple(exit_accuracy(before, labels).tolist()),
         tuple(exit_accuracy(after, labels).tolist()),
         float((left != left_after).double().mean()),
-        float((said != said_after).double().mean()),
+        float((predicted != predicted_after).double().mean()),
     )

@@ -1,4 +1,4 @@
-"""The file that says which samples a method classifies correctly, 8 of them a byte."""
+"""Files of which samples a method classifies correctly, eight samples per byte."""
 
 from __future__ import annotations
 
@@ -14,24 +14,19 @@ from ztw.tensors import read_metadata, read_tensors, write_tensors
 
 
 def write_correct(path: Path, correct: Mapping[str, Tensor]) -> None:
-    """Write which samples are classified correctly.
-
-    Args:
-        path: of the file.
-        correct: by protocol and budget, uint8 (N,), 1 where a sample is classified correctly, else 0.
-    """
+    """Write which samples are classified correctly; correct: "<protocol>@<budget>" -> uint8 (N,), 1 = correct."""
     packed = {
         name: torch.from_numpy(np.packbits(own.numpy(), bitorder="little")) for name, own in correct.items()
     }
     samples = {name: str(len(own)) for name, own in correct.items()}
-    write_tensors(path, packed, samples or None)  # an empty text cannot be read again
+    write_tensors(path, packed, samples or None)  # empty metadata cannot be read
 
 
 def read_correct(path: Path) -> dict[str, Tensor]:
-    """Read which samples are classified correctly, as `write_correct` takes them.
+    """Read what `write_correct` wrote.
 
     Raises:
-        ZtwError: where the file is missing, altered, or of another kind.
+        ZtwError: if the file is missing, altered or of another kind.
     """
     packed, samples = read_tensors(path), read_metadata(path)
     try:
@@ -40,4 +35,6 @@ def read_correct(path: Path) -> dict[str, Tensor]:
             for name, bits in packed.items()
         }
     except (KeyError, TypeError, ValueError) as error:
-        raise ZtwError(f"{path}: does not say which samples are correct ({error!r})") from error
+        raise ZtwError(
+            f"{path}: not a file of correct samples ({error!r}); delete it and run again"
+        ) from error

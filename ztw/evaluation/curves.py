@@ -1,4 +1,4 @@
-"""A method's curves: what it predicts, what its exits cost, and how accuracy and cost go together."""
+"""Curves of a method: accuracy against cost as the threshold varies."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ztw.study.settings import MethodSettings
 
 @dataclass(frozen=True)
 class SplitPredictions:
-    """What one method predicts on one split: logits (K, N, C), single exits or ensembled; labels (N,)."""
+    """Predictions of one method on one split: logits (K, N, C) of single exits or ensembles, labels int64 (N,)."""
 
     logits: Tensor
     labels: Tensor
@@ -25,23 +25,25 @@ class SplitPredictions:
 
 @dataclass(frozen=True)
 class Costs:
-    """cost: (K,) cumulative, of leaving at each exit; base: of the backbone alone, in the same unit."""
+    """Costs in one unit: `cost` (K,) of leaving at each exit, cumulative, and `base` of the backbone alone."""
 
     cost: Tensor
     base: float
 
 
-def offered_to(answers: SplitPredictions, unit: Costs, method: MethodSettings, points: int) -> Candidates:
-    """The thresholds a method may run with, as chosen on one split."""
-    if len(answers.logits) == 1:  # a static network has none
+def offered_to(predictions: SplitPredictions, unit: Costs, method: MethodSettings, points: int) -> Candidates:
+    """Return the candidate thresholds of a method, chosen on one split."""
+    if len(predictions.logits) == 1:  # a static network has no thresholds
         only = torch.zeros(1, dtype=torch.float64)
         return Candidates(only, only)
-    return candidates(method.thresholds, answers.logits, answers.labels, unit.cost, method.rule, points)
+    return candidates(
+        method.thresholds, predictions.logits, predictions.labels, unit.cost, method.rule, points
+    )
 
 
-def swept(answers: SplitPredictions, unit: Costs, rule: str, offered: Candidates) -> Curve:
-    """The curve of the thresholds offered, by the parameter they were chosen by."""
-    curve = sweep(answers.logits, answers.labels, unit.cost, rule, offered.thresholds)
+def swept(predictions: SplitPredictions, unit: Costs, rule: str, offered: Candidates) -> Curve:
+    """Return the curve of candidate thresholds, by the parameter that they were chosen by."""
+    curve = sweep(predictions.logits, predictions.labels, unit.cost, rule, offered.thresholds)
     return replace(curve, parameter=offered.parameter)
 
 
@@ -52,9 +54,10 @@ def method_curves(
     method: MethodSettings,
     points: int,
 ) -> pd.DataFrame:
-    """The curves of both splits as rows; thresholds from the validation split, shared ones from both.
+    """Return the curves of the validation and test splits as rows.
 
-    Where nothing is held out: the curve of the test split alone.
+    Thresholds come from the validation split; shared ones from both splits. If nothing is held out, only the test
+    split has a curve.
     """
     if validation is None:
         return _rows(
@@ -73,7 +76,7 @@ def method_curves(
 
 
 def _in_order(parameters: Tensor, like: Tensor) -> Tensor:
-    """Parameters from the cheapest to the most cautious, as the rule's own grid runs."""
+    """Sort parameters from the cheapest to the most cautious, in the direction of `like`."""
     return parameters.flip(0) if len(like) > 1 and like[0] > like[-1] else parameters
 
 
@@ -91,6 +94,6 @@ def _rows(curve: Curve, split: str, base_cost: float) -> pd.DataFrame:
 
 
 def label(rows: pd.DataFrame, cell: Cell, method: str) -> pd.DataFrame:
-    """The rows with the cell and the method in front."""
+    """Add columns of the cell and the method in front."""
     named = rows.assign(dataset=cell.dataset, arch=cell.arch, seed=cell.seed, method=method)
     return named[["dataset", "arch", "seed", "method", *rows.columns]]

@@ -1,4 +1,4 @@
-"""Evaluating one method: curves on validation and test, and the metrics the tables need, a row each."""
+"""Evaluate one method: curves on validation and test, and the metrics of the tables."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from ztw.exits.sweep import Curve, scored, simulate_exits
 from ztw.exits.thresholds import at
 from ztw.study.settings import EvaluationSettings, MethodSettings
 
-# choices of thresholds whose parameter is an allowed loss of accuracy
+# Kinds of thresholds whose parameter is an allowed loss of accuracy
 FROM_ALLOWED_LOSS = ("allowed_loss", "risk_controlled")
-
-
-Rules = dict[float | str, ExitRule]  # by budget
+Rules = dict[float | str, ExitRule]  # budget -> rule
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is known of a method in one cell.
+    """Results of a method in one cell.
 
-    curves: a row a split and parameter; metrics: as `metric_rows`, NaN where a budget is
-    infeasible; correct: "<protocol>@<budget>" -> uint8 (N,), which test samples it answers rightly
-    there, and rules: protocol -> budget -> what it runs with, for the budgets that are feasible.
+    Args:
+        curves: one row per split and parameter.
+        metrics: rows as in `metric_rows`, NaN where a budget is infeasible.
+        correct: "<protocol>@<budget>" -> uint8 (N,), whether each test sample is classified correctly.
+        rules: protocol -> budget -> rule, for feasible budgets.
     """
 
     curves: pd.DataFrame
@@ -48,12 +48,14 @@ def evaluate_method(
     method: MethodSettings,
     evaluation: EvaluationSettings,
 ) -> Evaluation:
-    """Sweep one method and pick its thresholds for every budget.
+    """Sweep one method and choose its thresholds for every budget.
 
-    validation: None where nothing is held out; protocols and thresholds then need none, and nothing is scaled
-    by a temperature. costs: by counter, "ztw", and "published" where a protocol needs it. Protocol `held-out` picks
-    on the validation split, `paper` and `published` on the test split, the last by the published counter; accuracy
-    and cost are always the test split's.
+    Protocol `held-out` chooses on the validation split, `paper` and `published` on the test split. `published`
+    counts cost by the published counter. Accuracy and cost are always those of the test split.
+
+    Args:
+        validation: None if nothing is held out; then no protocol may need it, and nothing is scaled by a temperature.
+        costs: counter -> costs: "ztw", and "published" if a protocol needs it.
     """
     correct: dict[str, Tensor] = {}
     rules: dict[str, Rules] = {}
@@ -62,17 +64,17 @@ def evaluate_method(
     for protocol in evaluation.protocols:
         unit = costs["published" if protocol == "published" else "ztw"]
         chooser = validation if protocol == "held-out" and validation is not None else test
-        # how calibrated the answers at a budget are: of the first protocol, the one a reader looks at
+        # Calibration at budgets is reported for the first protocol only
         scale = temperatures if protocol == evaluation.protocols[0] else None
-        found, answered, rules[protocol] = _at_budgets(chooser, test, unit, method, evaluation, scale)
+        found, right, rules[protocol] = _at_budgets(chooser, test, unit, method, evaluation, scale)
         metrics.append(metric_rows(found, protocol))
-        correct |= {f"{protocol}@{budget}": value for budget, value in answered.items()}
+        correct |= {f"{protocol}@{budget}": value for budget, value in right.items()}
     curves = method_curves(validation, test, costs["ztw"], method, evaluation.points)
     return Evaluation(curves, pd.concat(metrics, ignore_index=True), correct, rules)
 
 
 def _of_exits(test: SplitPredictions, unit: Costs, temperatures: Tensor | None) -> list[Metric]:
-    """What each exit is worth if all samples left there, and how often the last one is a loss."""
+    """Compute the metrics of each exit if all samples left there, and overthinking."""
     per_exit = {
         "accuracy": exit_accuracy(test.logits, test.labels),
         "hindsight_improvability": hindsight_improvability(test.logits, test.labels),
@@ -96,7 +98,7 @@ def _at_budgets(
     evaluation: EvaluationSettings,
     temperatures: Tensor | None,
 ) -> tuple[list[Metric], dict[float | str, Tensor], Rules]:
-    """Metrics of the test split at every budget and allowed loss, which samples are right there, and by which rule."""
+    """Return the metrics on the test split, the correct samples and the rules, at every budget and allowed loss."""
     offered = offered_to(chooser, unit, method, evaluation.points)
     curve = swept(chooser, unit, method.rule, offered)
     on_test = curve if chooser is test else swept(test, unit, method.rule, offered)
@@ -109,11 +111,11 @@ def _at_budgets(
             found = [Metric(name, math.nan) for name in ("accuracy", "relative_cost", "parameter")]
         else:
             rules[budget] = at(method.rule, offered, index)
-            answering, given = _answers(test.logits, rules[budget])
-            correct[budget] = (given.argmax(-1) == test.labels).byte()
+            source, predicted = _early_predictions(test.logits, rules[budget])
+            correct[budget] = (predicted.argmax(-1) == test.labels).byte()
             found = _of_row(on_test, index, unit)
             if temperatures is not None:
-                found += _calibration(given, test.labels, temperatures[answering])
+                found += _calibration(predicted, test.labels, temperatures[source])
         metrics += [metric._replace(budget=str(budget)) for metric in found]
     if method.thresholds in FROM_ALLOWED_LOSS and chooser is not test:
         metrics += _at_allowed_losses(test, on_test, unit, method.rule, evaluation)
@@ -130,16 +132,16 @@ def _of_row(curve: Curve, index: int, unit: Costs) -> list[Metric]:
     ]
 
 
-def _answers(logits: Tensor, rule: ExitRule) -> tuple[Tensor, Tensor]:
-    """Which exit answers for each sample (N,), and what it says (N, C); logits: (K, N, C)."""
-    _, answering = simulate_exits(logits, rule)
-    return answering, logits[answering, torch.arange(len(answering))]
+def _early_predictions(logits: Tensor, rule: ExitRule) -> tuple[Tensor, Tensor]:
+    """Return the exit that predicts each sample (N,), and its logits (N, C)."""
+    _, source = simulate_exits(logits, rule)
+    return source, logits[source, torch.arange(len(source))]
 
 
-def _calibration(given: Tensor, labels: Tensor, temperatures: Tensor) -> list[Metric]:
-    """Of the answers given (N, C), plain, and each scaled by the temperature (N,) of the exit that gave it."""
-    plain = calibration(given[None], labels)
-    scaled = calibration((given / temperatures[:, None])[None], labels)
+def _calibration(predicted: Tensor, labels: Tensor, temperatures: Tensor) -> list[Metric]:
+    """Compute the calibration of logits (N, C), unscaled and scaled by their exits' temperatures (N,)."""
+    plain = calibration(predicted[None], labels)
+    scaled = calibration((predicted / temperatures[:, None])[None], labels)
     return [
         *(Metric(name, float(values[0])) for name, values in plain.items()),
         *(Metric(f"{name}_scaled", float(values[0])) for name, values in scaled.items() if name != "auroc"),
@@ -149,12 +151,12 @@ def _calibration(given: Tensor, labels: Tensor, temperatures: Tensor) -> list[Me
 def _at_allowed_losses(
     test: SplitPredictions, curve: Curve, unit: Costs, rule: str, evaluation: EvaluationSettings
 ) -> list[Metric]:
-    """What each allowed loss of accuracy cost on the test split; the allowed loss stands as the budget."""
-    # of the last exit, or of who answers there
+    """Return loss and cost on the test split at each allowed loss, which takes the place of the budget."""
+    # Accuracy of the last exit, or of the exit whose prediction the rule takes there
     full = scored(test.logits, test.labels, exit_rule(rule))[1][-1].double().mean()
     found = []
     for allowed in evaluation.allowed_losses:
-        # from the cheapest to the most cautious: the first that allows no more
+        # Rows run from the cheapest to the most cautious: take the first with this allowed loss
         index = int((curve.parameter <= allowed).nonzero()[0])
         loss, cost = float(full - curve.accuracy[index]), float(curve.cost[index] / unit.base)
         found.append(Metric("loss_at_allowed_loss", loss, str(allowed)))
@@ -163,11 +165,11 @@ def _at_allowed_losses(
 
 
 def rules_at_budgets(
-    answers: SplitPredictions, unit: Costs, method: MethodSettings, evaluation: EvaluationSettings
+    predictions: SplitPredictions, unit: Costs, method: MethodSettings, evaluation: EvaluationSettings
 ) -> Rules:
-    """The rule a method runs with at each feasible budget, thresholds chosen on these answers."""
-    offered = offered_to(answers, unit, method, evaluation.points)
-    picked = at_budget(swept(answers, unit, method.rule, offered), evaluation.budgets, unit.base)
+    """Return the rule of a method at each feasible budget, with thresholds chosen on these predictions."""
+    offered = offered_to(predictions, unit, method, evaluation.points)
+    picked = at_budget(swept(predictions, unit, method.rule, offered), evaluation.budgets, unit.base)
     return {
         budget: at(method.rule, offered, index)
         for budget, index in zip(evaluation.budgets, picked, strict=True)

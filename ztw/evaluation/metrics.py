@@ -1,4 +1,4 @@
-"""Metrics of exits and curves, and what a budget buys: pure functions."""
+"""Metrics of exits and curves, accuracy at a budget: pure functions."""
 
 from __future__ import annotations
 
@@ -11,16 +11,25 @@ from ztw.errors import ZtwError, is_number
 from ztw.exits.logits import check_logits
 from ztw.exits.sweep import Curve
 
-PERCENT = 10  # a budget from here on that nothing costs is meant as a percentage
+PERCENT = 10  # a budget from here on that exceeds all costs is taken for a percentage
 
 
 def at_budget(curve: Curve, budgets: Sequence[float | str], base_cost: float) -> list[int | None]:
-    """Index of the parameter each budget allows, None where none is cheap enough.
+    """Return the row of a curve that each budget allows.
 
-    budgets: fractions of `base_cost` (MACs of the backbone alone), each the largest mean cost
-    allowed, or "max" for the most accurate parameter whatever it costs. Of the parameters within a
-    budget the costliest is taken, of equally costly ones the most cautious: the paper's "largest
-    threshold whose mean cost is below". Raises ZtwError for a budget that is not positive, and for a percentage.
+    Of the rows within a budget, takes the most expensive one; of equally expensive ones, the most cautious. This is
+    the paper's "largest threshold whose mean cost is below".
+
+    Args:
+        curve: from `sweep`.
+        budgets: fractions of `base_cost`, each the largest mean cost; "max" = the most accurate row.
+        base_cost: MACs of the backbone alone.
+
+    Returns:
+        The index of each row; None where no row is cheap enough.
+
+    Raises:
+        ZtwError: for a budget that is not positive, or that is a percentage.
     """
     chosen: list[int | None] = []
     for budget in budgets:
@@ -33,7 +42,7 @@ def at_budget(curve: Curve, budgets: Sequence[float | str], base_cost: float) ->
             raise ZtwError(
                 f"budget {budget!r}: must be a fraction of the backbone's cost; {budget:g} % is {budget / 100:g}"
             )
-        # one part in 1e12: the mean over exit fractions rounds
+        # Tolerance 1e-12, because the mean over exit fractions is rounded
         within = (curve.cost <= budget * base_cost * (1 + 1e-12)).nonzero().flatten()
         if not len(within):
             chosen.append(None)
@@ -44,24 +53,39 @@ def at_budget(curve: Curve, budgets: Sequence[float | str], base_cost: float) ->
 
 
 def accuracy_at_budget(curve: Curve, budgets: Sequence[float | str], base_cost: float) -> Tensor:
-    """Look up the accuracy that each budget buys.
+    """Return the accuracy that each budget allows.
 
     Args:
-        curve: of `sweep`.
-        budgets: B fractions of `base_cost`, each the largest mean cost allowed; "max" = the highest accuracy.
+        curve: from `sweep`.
+        budgets: B fractions of `base_cost`, each the largest mean cost; "max" = the highest accuracy.
         base_cost: MACs of the backbone alone.
 
     Returns:
         float64 (B,), NaN where no parameter is cheap enough.
 
     Raises:
-        ZtwError: for a budget that is not positive, and for a percentage.
+        ZtwError: for a budget that is not positive, or that is a percentage.
+
+    Example:
+        >>> import torch, ztw
+        >>> logits = torch.tensor([[[2.0, 0.0], [0.0, 1.0]], [[3.0, 0.0], [4.0, 0.0]]])  # 2 exits, 2 samples
+        >>> curve = ztw.sweep(logits, torch.tensor([0, 1]), [1.0, 4.0], "max_softmax")
+        >>> ztw.accuracy_at_budget(curve, [0.2, 0.5, "max"], base_cost=4.0)
+        tensor([nan, 1., 1.], dtype=torch.float64)
     """
     return _picked(curve.accuracy, at_budget(curve, budgets, base_cost))
 
 
 def parameter_at_budget(curve: Curve, budgets: Sequence[float | str], base_cost: float) -> Tensor:
-    """Look up the rule's parameter for each budget, as `accuracy_at_budget` looks up its accuracy."""
+    """Return the rule's parameter at each budget; arguments, result and errors as in `accuracy_at_budget`.
+
+    Example:
+        >>> import torch, ztw
+        >>> logits = torch.tensor([[[2.0, 0.0], [0.0, 1.0]], [[3.0, 0.0], [4.0, 0.0]]])  # 2 exits, 2 samples
+        >>> curve = ztw.sweep(logits, torch.tensor([0, 1]), [1.0, 4.0], "max_softmax")
+        >>> ztw.parameter_at_budget(curve, [0.2, 0.5], base_cost=4.0)
+        tensor([   nan, 0.7311], dtype=torch.float64)
+    """
     return _picked(curve.parameter, at_budget(curve, budgets, base_cost))
 
 
@@ -71,16 +95,42 @@ def _picked(values: Tensor, rows: Sequence[int | None]) -> Tensor:
 
 
 def exit_accuracy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Accuracy (K,) of every exit if all samples left there."""
+    """Return the accuracy of every exit if all samples left there.
+
+    Args:
+        logits: (K, N, C).
+        labels: int (N,).
+
+    Returns:
+        float64 (K,), in [0, 1].
+
+    Example:
+        >>> import torch, ztw
+        >>> logits = torch.tensor([[[2.0, 0.0], [0.0, 1.0]], [[3.0, 0.0], [4.0, 0.0]]])  # 2 exits, 2 samples
+        >>> ztw.exit_accuracy(logits, torch.tensor([0, 1]))
+        tensor([1.0000, 0.5000], dtype=torch.float64)
+    """
     logits, labels, _ = check_logits(logits, labels)
     return (logits.argmax(-1) == labels).double().mean(1)
 
 
 def hindsight_improvability(logits: Tensor, labels: Tensor) -> Tensor:
-    """Share of an exit's errors that some earlier exit had right (K,), first 0; lower is better.
+    """Return the share of an exit's errors that some earlier exit classifies correctly; lower is better.
 
-    HI_m = #{exit m wrong and some exit j < m right} / #{exit m wrong} (ZTW 2021).
-    An exit that makes no error has nothing to improve: 0.
+    HI_m = #{exit m wrong and some exit j < m correct} / #{exit m wrong} (ZTW 2021); 0 for an exit without errors.
+
+    Args:
+        logits: (K, N, C).
+        labels: int (N,).
+
+    Returns:
+        float64 (K,), in [0, 1]; the first is 0.
+
+    Example:
+        >>> import torch, ztw
+        >>> logits = torch.tensor([[[2.0, 0.0], [0.0, 1.0]], [[3.0, 0.0], [4.0, 0.0]]])  # 2 exits, 2 samples
+        >>> ztw.hindsight_improvability(logits, torch.tensor([0, 1]))
+        tensor([0., 1.], dtype=torch.float64)
     """
     logits, labels, _ = check_logits(logits, labels)
     right = logits.argmax(-1) == labels

@@ -1,3 +1,3 @@
-"""Names in results that several stages write and read. Imports no torch: tables must not wait for it."""
+"""Names in results that several stages use. Imports no torch, so that tables load fast."""
 
-BACKBONE = "backbone alone"  # what others are compared with: its rows of measured times, its mark in figures
+BACKBONE = "backbone alone"  # the reference in measured times and figures

@@ -1,4 +1,4 @@
-"""network.json: all that is known of an early-exit network but its weights, and where those are."""
+"""Write network.json: the description of an early-exit network, with the paths of its weights."""
 
 from __future__ import annotations
 
@@ -21,24 +21,29 @@ from ztw.models.network import EarlyExitNetwork
 
 @dataclass(frozen=True)
 class Weights:
-    """A safetensors file and what is in it: its names, with `prefix` before them, are the network's."""
+    """A safetensors file with weights of a network; prefix + a name in the file = the name in the network."""
 
     path: Path
     prefix: str = ""
 
 
-def network_facts(
+def network_metadata(
     network: EarlyExitNetwork, backbone: dict[str, Any], cost: Tensor, base: float
 ) -> dict[str, Any]:
-    """What network.json says of the network itself.
+    """Return the metadata of a network for network.json.
 
-    backbone: how to make it, one of {"build_backbone": arguments}, {"stages": graphs, "classifier": graph} and
-    {"as_backbone": ...}, which needs the user's model; cost: (K,) MACs, base: of the backbone alone.
-    Raises ZtwError for a network whose heads `build_network` has not made.
+    Args:
+        backbone: how to make the backbone: {"build_backbone": arguments}, {"stages": graphs, "classifier": graph},
+            or {"as_backbone": ...}, which needs the user's model.
+        cost: (K,) cumulative MACs.
+        base: MACs of the backbone alone.
+
+    Raises:
+        ZtwError: if `build_network` did not make the network's heads.
     """
     if network.anatomy is None:
         raise ZtwError(
-            "save: the network's heads are not of build_network, so that nobody could make them again"
+            "save: the network's heads were not made by build_network, so load cannot make them again"
         )
     mean_and_std = network.normalisation
     return {
@@ -52,14 +57,14 @@ def network_facts(
         "connection": network.connection.name,
         "placement": list(network.placement),
         "heads": network.anatomy,
-        "ensemble": None if network.ensemble is None else _ensemble_facts(network.ensemble),
+        "ensemble": None if network.ensemble is None else _ensemble_metadata(network.ensemble),
         "macs": {"exits": cost.tolist(), "backbone": base},
         "versions": versions(),
         "backbone": backbone,
     }
 
 
-def _ensemble_facts(ensemble: Ensemble) -> dict[str, Any]:
+def _ensemble_metadata(ensemble: Ensemble) -> dict[str, Any]:
     for kind, known in ENSEMBLES.items():
         if type(ensemble) is known:
             return {"kind": kind, "include_final": ensemble.include_final}
@@ -68,15 +73,18 @@ def _ensemble_facts(ensemble: Ensemble) -> dict[str, Any]:
 
 def write_network(
     folder: Path,
-    facts: dict[str, Any],
+    metadata: dict[str, Any],
     weights: Sequence[Weights],
     rules: Sequence[tuple[float | str | None, ExitRule]],
     known: Mapping[Path, str] | None = None,
 ) -> None:
-    """Write a folder's network.json, sealed; the files of the weights are there already, anywhere.
+    """Write a folder's network.json, sealed.
 
-    rules: (budget, or None for no particular one; rule), the first is what `load` gives unless it is asked for
-    another; known: SHA-256 of files, computed where it is not there.
+    Args:
+        metadata: from `network_metadata`.
+        weights: existing files of weights, in any folder.
+        rules: (budget or None, rule); `load` returns the first unless a budget is given.
+        known: SHA-256 of files; others are computed.
     """
     files = [
         {
@@ -87,4 +95,4 @@ def write_network(
         for part in weights
     ]
     described = [{"budget": budget, **describe_rule(rule)} for budget, rule in rules]
-    write_sealed(folder / FILE, readable({**facts, "weights": files, "rules": described}) + "\n")
+    write_sealed(folder / FILE, readable({**metadata, "weights": files, "rules": described}) + "\n")

@@ -1,4 +1,4 @@
-"""The folder of a saved network: what its network.json is called and how it is copied. Imports no torch."""
+"""The folder of a saved network: file name, format version, copying. Imports no torch."""
 
 from __future__ import annotations
 
@@ -14,28 +14,34 @@ FORMAT, VERSION = "ztw network", 2
 
 
 def rules_of(folder: Path) -> dict[str, dict[str, Any]]:
-    """budget, as text -> its rule as `describe_rule` has it, of a folder's network.json."""
+    """Read the rules in a folder's network.json: budget, as text -> rule as from `describe_rule`."""
     rules = read_json(folder / FILE)["rules"]
     return {str(item["budget"]): {key: item[key] for key in item if key != "budget"} for item in rules}
 
 
 def copy_network(folder: Path, target: Path) -> dict[str, Any]:
-    """Copy a network with its weights, wherever they are, into a folder of its own; returns what network.json says.
+    """Copy a network and its weights, wherever they lie, into one folder.
 
-    Rules and hashes stay, so that `load` finds what is altered. Raises OSError where a file of weights is missing.
+    Rules and hashes stay the same, so that `load` still detects altered files.
+
+    Returns:
+        The content of network.json.
+
+    Raises:
+        OSError: if a file of weights is missing.
     """
-    facts = read_json(folder / FILE)
+    metadata = read_json(folder / FILE)
     target.mkdir(parents=True, exist_ok=True)
-    for number, part in enumerate(facts["weights"]):
-        name = f"{number}-{Path(part['file']).name}"  # two may be called the same
+    for number, part in enumerate(metadata["weights"]):
+        name = f"{number}-{Path(part['file']).name}"  # file names may repeat
         shutil.copyfile(folder / part["file"], target / name)
         part["file"] = name
-    write_sealed(target / FILE, readable(facts) + "\n")
-    return facts
+    write_sealed(target / FILE, readable(metadata) + "\n")
+    return metadata
 
 
 def readable(content: Any, depth: int = 0) -> str:
-    """JSON in which what fits on a line is on one."""
+    """Return JSON that puts every value that fits on one line on one line."""
     flat = json.dumps(content)
     if not isinstance(content, dict | list) or len(flat) + depth <= 110:
         return flat

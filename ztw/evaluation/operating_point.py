@@ -1,4 +1,4 @@
-"""Choosing where a network's samples leave, on held-out images that a caller has."""
+"""Choose the thresholds of a network on a user's held-out images."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def predict(
     precision: str = "fp32",
     progress: bool | Report = True,
 ) -> tuple[Tensor, Tensor]:
-    """Compute the logits of every single exit, in eval mode; nothing stops, and the network's own mode stays.
+    """Compute the logits of every exit for every image, without early exits, in eval mode.
 
     Args:
-        network: its ensemble is left out.
+        network: its ensemble is not applied; its training mode is restored.
         data: images and labels, see `train_exits`.
-        batch_size: images computed at once.
+        batch_size: images per batch.
         precision: "fp32", "bf16" or "auto".
         progress: see `train_exits`.
 
@@ -44,7 +44,15 @@ def predict(
         Logits float32 (K, N, C) and labels int64 (N,), on the CPU.
 
     Raises:
-        ZtwError: for images and labels that are not the network's, and for logits that are not finite.
+        ZtwError: if images or labels do not fit the network, or logits are not finite.
+
+    Example:
+        >>> import torch, ztw
+        >>> network = ztw.build_network(ztw.build_backbone("resnet8"), head="pool", progress=False)
+        >>> images, labels = torch.randn(64, 3, 32, 32), torch.arange(64) % 10
+        >>> logits, labels = ztw.predict(network, (images, labels), progress=False)
+        >>> logits.shape
+        torch.Size([4, 64, 10])
     """
     _check_network(network, "predict")
     report = reporter(progress)
@@ -66,15 +74,20 @@ def predict(
         raise ZtwError(
             "predict: some of the network's logits are not finite; train it again, with a lower lr"
         )
-    return logits.clone(), labels.clone()  # made in inference mode, where nothing may be fitted to them
+    return logits.clone(), labels.clone()  # nothing can be fitted to tensors made in inference mode
 
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """A rule, and what it gives on the held-out samples it was chosen on.
+    """A rule, with its results on the held-out samples that it was chosen on.
 
-    accuracy in [0, 1]; cost: mean MACs a sample; relative_cost: as a share of the backbone's; exit_fraction: the share
-    of samples that leave at each of the K exits; chosen_by: how, in words.
+    Args:
+        rule: the rule with its threshold.
+        accuracy: in [0, 1].
+        cost: mean MACs per sample.
+        relative_cost: cost as a share of the backbone's.
+        exit_fraction: share of samples that leave at each of the K exits.
+        chosen_by: how the rule was chosen, in words.
     """
 
     rule: ExitRule
@@ -99,27 +112,36 @@ def choose_threshold(
     precision: str = "fp32",
     progress: bool | Report = True,
 ) -> OperatingPoint:
-    """Choose the thresholds that meet one wish on held-out samples: a budget, an allowed loss or a risk.
+    """Choose the thresholds that meet one goal on held-out samples: a budget, an allowed loss or a risk.
 
     Args:
-        network: with its ensemble, where it has one; or an OnnxRunner, e.g. of a network in int8, which needs
-            thresholds of its own.
-        held_out: images and labels that nothing was trained on, see `train_exits`; or what `predict` returned for them.
-        budget: the largest mean cost, as a share of the backbone's MACs; "max" = the most accurate whatever it costs.
-        allowed_loss: the largest loss of accuracy against running to the end, at the smallest cost.
-        risk: (eps, delta): with probability 1 - delta over draws of held-out samples no more than a share eps of all
-            samples is answered wrongly early and would have been answered rightly at the end.
-        rule: a name such as "entropy", or its class.
-        thresholds: a way of choosing them, "shared" unless `risk` is given, which has its own; "allowed_loss" takes
-            `allowed_loss` as its own parameter (Berestizshevsky & Even 2019).
-        points: how fine the grid is.
-        batch_size: images computed at once.
+        network: a network, used with its ensemble if it has one; or an OnnxRunner. Choose new thresholds for an int8
+            model.
+        held_out: images and labels that nothing was trained on, see `train_exits`; or the result of `predict`.
+        budget: the largest mean cost, as a share of the backbone's MACs; "max" = the highest accuracy.
+        allowed_loss: the largest loss of accuracy against the last exit, in [0, 1), at the smallest cost.
+        risk: (eps, delta): with probability 1 - delta over draws of held-out samples, at most a share eps of all
+            samples leaves early with a wrong prediction that the last exit would get right.
+        rule: a name such as "entropy", or a class.
+        thresholds: the kind of thresholds, see `ztw.list_thresholds`; None = "shared", with `risk`
+            "risk_controlled". "allowed_loss" uses `allowed_loss` as its parameter (Berestizshevsky & Even 2019).
+        points: fineness of the grid of thresholds, which has about 2 * `points` points.
+        batch_size: images per batch.
         precision: "fp32", "bf16" or "auto".
         progress: see `train_exits`.
 
     Raises:
-        ZtwError: for none or several wishes, a budget that no threshold meets (it names the cheapest), and malformed
-            input.
+        ZtwError: if not exactly one goal is given, if no threshold meets the budget (the error names the cheapest),
+            or for malformed input.
+
+    Example:
+        >>> import torch, ztw
+        >>> network = ztw.build_network(ztw.build_backbone("resnet8"), head="pool", progress=False)
+        >>> images, labels = torch.randn(64, 3, 32, 32), torch.arange(64) % 10
+        >>> point = ztw.choose_threshold(network, (images, labels), budget=0.5, progress=False)
+        >>> point.relative_cost <= 0.5
+        True
+        >>> result = network.eval().infer(images, point.rule)
     """
     if not isinstance(network, OnnxRunner):
         _check_network(network, "choose_threshold")
@@ -132,33 +154,33 @@ def choose_threshold(
     wanted = "risk_controlled" if risk is not None else "shared"
     thresholds = thresholds or wanted
     if risk is not None and thresholds != wanted:
-        raise ZtwError(f"thresholds {thresholds!r}: risk has its own, risk_controlled")
+        raise ZtwError(f"thresholds {thresholds!r}: must be risk_controlled with risk; leave it out")
     rule = rule_name(exit_rule(rule))
     _check_wish(budget, allowed_loss, risk)
     if isinstance(network, OnnxRunner):
-        answers, labels = predict_onnx(network, held_out)
+        outputs, labels = predict_onnx(network, held_out)
         cost, base = network.cost, network.backbone_cost
     else:
         logits, labels = _predicted(network, held_out, batch_size, precision, progress)
         cost, base = macs(network), macs(network.backbone)
-        answers = logits if network.ensemble is None else network.ensemble(logits)
+        outputs = logits if network.ensemble is None else network.ensemble(logits)
     if risk is not None:
         eps, delta = risk
         way = RiskControlled(delta=delta, lowest=eps, highest=eps, steps=1)
-        offered = way.candidates(answers, labels, cost, rule, points)
+        offered = way.candidates(outputs, labels, cost, rule, points)
     else:
-        offered = candidates(thresholds, answers, labels, cost, rule, points)
-    curve = sweep(answers, labels, cost, rule, offered.thresholds)
+        offered = candidates(thresholds, outputs, labels, cost, rule, points)
+    curve = sweep(outputs, labels, cost, rule, offered.thresholds)
     if budget is not None:
         (index,) = at_budget(curve, [budget], base)
         if index is None:
             cheapest = float(curve.cost.min()) / base
             raise ZtwError(
-                f"budget {budget}: cannot be met with rule {rule} and {thresholds} thresholds; the cheapest costs"
-                f" {cheapest:.4g} of the backbone"
+                f"budget {budget}: the cheapest operating point with rule {rule} and {thresholds} thresholds costs"
+                f" {cheapest:.4g} of the backbone; use a larger budget, cheaper heads or fewer exits"
             )
     elif allowed_loss is not None:
-        full = float(scored(answers, labels, exit_rule(rule))[1][-1].double().mean())
+        full = float(scored(outputs, labels, exit_rule(rule))[1][-1].double().mean())
         index = _allowed(
             curve, offered, full - allowed_loss, allowed_loss if thresholds == "allowed_loss" else None
         )
@@ -176,7 +198,7 @@ def choose_threshold(
 
 
 def predict_onnx(runner: OnnxRunner, data: Any) -> tuple[Tensor, Tensor]:
-    """What every exit answers in ONNX Runtime, ensemble and all: logits (K, N, C), labels (N,); data: as `predict`."""
+    """Compute the logits (K, N, C) of every exit in ONNX Runtime, with the ensemble, and labels (N,)."""
     wanted = Wanted(runner.form.shape, runner.form.num_classes, torch.device("cpu"))
     batches = as_data(data, wanted, "predict").batches(CHUNK)
     logits, labels = zip(*((runner.logits(images), labels) for images, labels in batches), strict=True)
@@ -204,7 +226,7 @@ def _check_wish(budget: Any, allowed_loss: Any, risk: Any) -> None:
 def _predicted(
     network: EarlyExitNetwork, held_out: Any, batch_size: int, precision: str, progress: bool | Report
 ) -> tuple[Tensor, Tensor]:
-    """Predictions that were given, checked, or those of images."""
+    """Return given predictions, checked, or compute those of images."""
     if isinstance(held_out, tuple | list) and len(held_out) == 2 and getattr(held_out[0], "ndim", 0) == 3:
         logits, labels = held_out
         logits, labels, _ = check_logits(logits, labels)
@@ -218,10 +240,10 @@ def _predicted(
 
 
 def _allowed(curve: Curve, offered: Candidates, wanted: float, parameter: float | None) -> int:
-    """The cheapest row that is accurate enough; by its own parameter, the first that is small enough."""
+    """Return the cheapest row that is accurate enough; with `parameter`, the first row up to it."""
     if parameter is not None:
         return int((offered.parameter <= parameter).nonzero()[0])
     enough = (curve.accuracy >= wanted - 1e-12).nonzero().flatten()
-    if not len(enough):  # per-exit thresholds need not hold one that is as accurate as running to the end
+    if not len(enough):  # no per-exit thresholds may be as accurate as the last exit
         enough = (curve.accuracy == curve.accuracy.max()).nonzero().flatten()
     return int(enough[curve.cost[enough].argmin()])

@@ -1,4 +1,4 @@
-"""Logits, computed once per split and written down; everything after is a function of them."""
+"""Compute the logits of a split once; everything else is computed from them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ztw.device import ON_CPU, Compute
 from ztw.models.network import BOOST_TEMPERATURE, EarlyExitNetwork
 from ztw.progress import Progress, Report
 
-ROUNDING = 1e-4  # of sums of logits in float32
+ROUNDING = 1e-4  # rounding error of sums of logits in float32
 
 
 @torch.inference_mode()
@@ -24,11 +24,16 @@ def predict_networks(
     generator: torch.Generator | None = None,
     report: Report | None = None,
 ) -> tuple[list[Tensor], Tensor]:
-    """Logits of every exit of several networks that share one backbone.
+    """Compute the logits of every exit of several networks that share one backbone.
 
-    data: on the networks' device; generator: when given, the images are shuffled and augmented (as
-    the released recipe does for the ensembles' training logits), labels along with them.
-    Returns ([logits float32 (K, N, C) per network], labels int64 (N,)), on the CPU.
+    Args:
+        data: images, on the networks' device.
+        batch_size: images per batch.
+        compute: device and precision.
+        generator: shuffle and augment the images, as the released recipe does for the ensembles' training logits.
+
+    Returns:
+        Logits float32 (K, N, C) of each network, and labels int64 (N,), on the CPU.
     """
     backbone = networks[0].backbone
     progress = Progress(-(-len(data) // batch_size), report)
@@ -48,10 +53,16 @@ def predict_networks(
 
 
 def silent_exits(logits: Tensor, additive: bool) -> list[int]:
-    """The exits, from 1, to whose answers an image adds nothing: a convolution whose ReLU never fires, most often.
+    """List the exits whose own logits are the same for every image, usually because a ReLU never fires.
 
-    logits (K, N, C) of a network's single exits; additive: whether an exit adds to a share of the previous one's,
-    which would hide it. An exit of a cascade that only repeats the previous one is not found. None of a single image.
+    Cannot find an exit of a cascade that only repeats the previous exit.
+
+    Args:
+        logits: (K, N, C) of single exits.
+        additive: an exit adds to a share of the previous logits, which is subtracted first.
+
+    Returns:
+        Numbers of exits, from 1; [] for a single image.
     """
     if logits.shape[1] < 2:
         return []

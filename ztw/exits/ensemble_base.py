@@ -22,8 +22,8 @@ class Ensemble(nn.Module, ABC):
     Args:
         exits: number of exits K.
         num_classes: number of classes C.
-        include_final: True = the last exit is ensembled like the others (code of 2021); False = it predicts alone (code
-            of 2023).
+        include_final: True = the last exit is ensembled like the others (ZTW's code of 2021); False = it predicts alone
+            (ZTW's code of 2023).
 
     Example:
         >>> import torch, ztw
@@ -83,7 +83,7 @@ class Ensemble(nn.Module, ABC):
         """
 
     def start(self, samples: int, device: torch.device) -> IncrementalEnsemble:
-        """Return the state of `infer` before the first exit, for this number of samples."""
+        """Return the incremental state of the ensemble before the first exit, for a number of samples."""
         return KeptMembers(self)
 
     def macs(self, exit: int) -> float:
@@ -99,13 +99,7 @@ class Ensemble(nn.Module, ABC):
                     self.fit_exit(exit, log_probs[: exit + 1], labels)
 
     def fit_exit(self, exit: int, log_probs: Tensor, labels: Tensor) -> None:
-        """Fit the parameters of one exit, if it has any.
-
-        Args:
-            exit: index of the exit, from 0.
-            log_probs: (exit + 1, N, C).
-            labels: (N,).
-        """
+        """Fit the parameters of one exit (from 0), if it has any, to log_probs (exit + 1, N, C) and labels (N,)."""
 
 
 class LinearEnsemble(Ensemble):
@@ -170,7 +164,7 @@ class IncrementalEnsemble(ABC):
 
 
 class KeptMembers(IncrementalEnsemble):
-    """The state of any ensemble: the log-probabilities (n, C) of every exit so far, which each exit combines again."""
+    """The state of any ensemble: the log-probabilities (n, C) of every exit so far, combined again at each exit."""
 
     def __init__(self, ensemble: Ensemble) -> None:
         self.ensemble, self.members = ensemble, list[Tensor]()

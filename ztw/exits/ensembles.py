@@ -118,15 +118,7 @@ ENSEMBLES: dict[str, type[Ensemble]] = {
 
 
 def build_ensemble(kind: str, exits: int, num_classes: int, include_final: bool = True) -> Ensemble:
-    """Create an unfitted ensemble.
-
-    Args:
-        kind: a name in ENSEMBLES.
-        exits, num_classes, include_final: see `Ensemble`.
-
-    Raises:
-        ZtwError: for an unknown kind.
-    """
+    """Create an unfitted ensemble of a kind in ENSEMBLES, see `Ensemble`; raise ZtwError for an unknown kind."""
     if kind not in ENSEMBLES:
         raise unknown("ensemble", kind, ENSEMBLES)
     return ENSEMBLES[kind](exits, num_classes, include_final)

@@ -88,10 +88,10 @@ GPU_BATCHING = Batching(microbatch_bytes=None, sync_every=4)
 
 
 def microbatch_plan(route: Route, microbatch_bytes: int | None) -> list[tuple[list[int], int]]:
-    """Choose how many samples to run at once through each run of exits.
+    """Choose the number of samples per microbatch, for each group of consecutive exits.
 
-    Deep stages have small outputs, so they take more samples below `microbatch_bytes` than early stages. Without a
-    limit, one run contains all exits.
+    A stage's output stays below `microbatch_bytes`, so deep stages with small outputs get more samples than early
+    stages. Without a limit, one group contains all exits.
 
     Returns:
         Pairs of (exits, number of samples).
@@ -112,7 +112,7 @@ def pick(x: Tensor, rows: Tensor) -> Tensor:
 
 
 class MicroBatch:
-    """Samples that run through the network together, (n, ...) of everything that later exits need.
+    """Samples that run through the network together, with all activations and states that later exits need.
 
     Attributes:
         rows: (n,), index of each sample in the batch; the batch size for samples that have left.
@@ -238,7 +238,7 @@ def _infer_one(route: Route, image: Tensor, rule: ExitRule) -> ExitResult:
 
 
 def _infer_batch(route: Route, images: Tensor, rule: ExitRule, batching: Batching) -> ExitResult:
-    """Run the microbatches through one run of exits after another, and merge them in between."""
+    """Run the microbatches through one group of exits after another, and merge them in between."""
     plan = microbatch_plan(route, batching.microbatch_bytes)
     result = BatchResult(route, images, rule, batching)
     rows = torch.arange(len(images), device=images.device)
@@ -253,7 +253,7 @@ def _infer_batch(route: Route, images: Tensor, rule: ExitRule, batching: Batchin
 
 
 class BatchResult:
-    """Collects the results of a batch. A spare last row takes the logits of samples that have left before."""
+    """Collects the results of a batch. A spare last row takes the logits of samples that had left before."""
 
     def __init__(self, route: Route, images: Tensor, rule: ExitRule, batching: Batching) -> None:
         self.spare, device, self.last = len(images), images.device, len(route.steps) - 1

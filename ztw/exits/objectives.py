@@ -16,12 +16,7 @@ CHUNK = 250_000
 
 
 class GeometricObjective:
-    """Mean cross-entropy of the geometric ensemble in x = (s, b), and its gradient.
-
-    Args:
-        log_probs: float32 (m, N, C).
-        labels: (N,).
-    """
+    """Mean cross-entropy of the geometric ensemble in x = (s, b), and its gradient; log_probs: (m, N, C)."""
 
     def __init__(self, log_probs: Tensor, labels: Tensor) -> None:
         self.log_probs, self.labels = log_probs, labels

@@ -25,9 +25,9 @@ class PerExit(ThresholdChoice):
     """One threshold per exit, optimised jointly: the per-exit thresholds of BranchyNet (2016), learned.
 
     Maximises accuracy - lambda * mean cost / cost of the last exit on the held-out data by coordinate ascent. Each step
-    finds the best threshold of one exit, given those of the others. The parameter is lambda. It falls from a value at
-    which all samples leave at the first exit to `lowest` and 0; further values halve the largest gaps in cost. At its
-    lambda, no candidate is worse on the held-out data than any threshold of the shared grid.
+    finds the best threshold of one exit, given those of the others. The parameter is lambda. Its values fall from one
+    at which all samples leave at the first exit down to `lowest` and 0. More values then halve the largest gaps in
+    cost. At its lambda, no candidate is worse on the held-out data than any threshold of the shared grid.
     """
 
     lowest: float = 1e-4

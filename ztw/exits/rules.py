@@ -276,10 +276,7 @@ RULES: dict[str, type[ExitRule]] = {
 
 
 def exit_rule(given: str | ExitRule | type[ExitRule]) -> type[ExitRule]:
-    """Return the class of a rule.
-
-    Args:
-        given: a name in RULES, or a class.
+    """Return the class of a rule, given the class or its name in RULES.
 
     Raises:
         ZtwError: for an unknown name, and for a rule that already has a parameter.

@@ -94,7 +94,7 @@ def sweep(
 
 
 def simulate_exits(logits: Tensor, rule: ExitRule | str) -> tuple[Tensor, Tensor]:
-    """Compute from the logits of all exits where each sample leaves; `infer` gives the same exits.
+    """Compute where each sample leaves, from the logits of all exits. `infer` gives the same exits.
 
     Args:
         logits: (K, N, C), of single exits or ensembles.
@@ -162,8 +162,7 @@ def departures(scores: Tensor, correct: Tensor, bounds: Tensor) -> tuple[Tensor,
     """Count the samples that leave at each exit (T, K), and the correct predictions (T,).
 
     Args:
-        scores: (K, N).
-        correct: bool (K, N), see `scored`.
+        scores, correct: (K, N), see `scored`.
         bounds: (T,), each for all exits.
     """
     exits, samples = scores.shape

@@ -22,7 +22,7 @@ class Candidates:
     """Thresholds to choose from, ordered from the cheapest to the most cautious.
 
     Attributes:
-        parameter: float64 (T,), the parameter of the way of choosing.
+        parameter: float64 (T,), the value that the way of choosing varies, e.g. an allowed loss.
         thresholds: float64, one for all exits (T,), or one per exit but the last (T, K - 1).
 
     Example:
@@ -71,8 +71,7 @@ class HeldOut:
 
     Args:
         kind: class of the rule.
-        scores: float64 (K, N), see `scored`.
-        correct: bool (K, N), see `scored`.
+        scores, correct: (K, N), see `scored`.
         relative_cost: float64 (K,), as a share of the last exit's cost.
         num_classes: C.
     """
@@ -90,11 +89,7 @@ class HeldOut:
 
 
 def prepare_held_out(choice: str, logits: Tensor, labels: Tensor, cost: Tensor, rule: str) -> HeldOut:
-    """Convert held-out data to the form that a way of choosing needs.
-
-    Args:
-        choice: name of the way, for error messages.
-        logits, labels, cost, rule: see `ThresholdChoice.candidates`.
+    """Convert held-out data to the form that a way of choosing, `choice`, needs; see `ThresholdChoice.candidates`.
 
     Raises:
         ZtwError: for malformed input, an unknown rule, or a rule without a threshold.
@@ -113,7 +108,7 @@ def midway(upper: Tensor, lower: Tensor) -> Tensor:
 
 
 def just_below(score: Tensor) -> Tensor:
-    """Return bounds just below scores, so that these pass."""
+    """Return bounds just below scores, so that samples with these scores pass."""
     return score - 1e-6 * score.abs().clamp(min=1.0)
 
 

@@ -1,1 +1,1 @@
-"""One file per rule of the workflow; a rule, its script, its job and its output bear one name."""
+"""The jobs of the workflow, one file per rule; a rule, its script, its job and its output share a name."""

@@ -1,4 +1,4 @@
-"""The job that makes the tables from all cells' results."""
+"""The job that makes the tables from the results of all cells."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import Any
 
 import pandas as pd
 
+from ztw.files import write_json
 from ztw.jobs.job import Job
 from ztw.reporting.devices import COLUMNS, device_rows, mixed
 from ztw.reporting.differences import read_noise
 from ztw.reporting.latency_table import latency_table, left_out, write_latency
+from ztw.reporting.mlflow_names import undelivered
 from ztw.reporting.published import comparison_table, read_published
 from ztw.reporting.results import Metrics, from_files, from_runs, results_of, write_metrics
 from ztw.reporting.tables import (
@@ -28,14 +30,13 @@ from ztw.study.settings import EvaluationSettings
 
 @dataclass(frozen=True)
 class AggregateSettings:
-    """What the tables hold.
+    """Settings of the tables.
 
     Args:
         methods: rows, in this order.
-        evaluation: protocols, budgets.
         cells: (data set, architecture, seed) of every cell.
-        timed: those whose times were measured.
-        tracked: whether metrics are read from MLflow.
+        timed: cells with measured latency.
+        tracked: read metrics from the runs in MLflow.
     """
 
     methods: tuple[str, ...]
@@ -46,18 +47,16 @@ class AggregateSettings:
 
 
 def aggregate(job: Job, settings: AggregateSettings, partial: bool = False) -> None:
-    """Write every table of a study but those of differences and of the pipeline.
-
-    Args:
-        partial: of `ztw.reporting.results.results_of`.
-    """
+    """Write all tables of a study except `differences` and `pipeline`; partial: see `results_of`."""
     layout, cells = job.layout, [Cell(*names) for names in settings.cells]
-    files = [layout.metrics(*of) for of in results_of(layout, cells, settings.methods, partial)]
+    files = {layout.metrics(*of): of[0] for of in results_of(layout, cells, settings.methods, partial)}
     if settings.tracked:
-        metrics = from_runs(layout.store, map(layout.runs, cells), files, job.report)
+        metrics, lacking = from_runs(layout.store, list(files), job.report)
+        for file, reason in lacking.items():  # seen by the next call, which logs the cell again
+            write_json(layout.runs(files[file]), undelivered(files[file], reason))
     else:
         metrics = from_files(files)
-    _write_all(layout, metrics, device_rows(files), settings, partial)
+    _write_all(layout, metrics, device_rows(list(files)), settings, partial)
 
 
 def _write_all(
@@ -67,6 +66,12 @@ def _write_all(
     settings: AggregateSettings,
     partial: bool,
 ) -> None:
+    """Write the tables.
+
+    Args:
+        devices: rows from `ztw.reporting.devices.device_rows`.
+        partial: see `ztw.reporting.tables.accuracy_table`.
+    """
     evaluation = settings.evaluation
     accuracies = accuracy_table(metrics, settings.methods, evaluation, partial)
     compared = comparison_table(accuracies, read_published(PUBLISHED), evaluation.protocols)

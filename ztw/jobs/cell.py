@@ -1,4 +1,4 @@
-"""What the jobs of a cell share: its networks, built as the study says and read from the files of other jobs."""
+"""The networks of a cell, built as the study says and loaded from the files of other jobs."""
 
 from __future__ import annotations
 
@@ -28,29 +28,27 @@ from ztw.study.training_settings import Anatomy, BackboneBuild, IcSet
 
 
 def compute_on(hardware: HardwareSettings) -> Compute:
-    """Return where and how a job computes with a network, as the study says, on this machine.
+    """Choose a job's device and precision as the study says; of several GPUs, one that no other job uses.
 
-    Such a job keeps its freed memory; those on logits alone have few large arrays, and hold less without.
-    Of several GPUs it takes one that no other job has.
+    Jobs that run a network keep their freed memory. Jobs on logits have few large arrays and use less memory without
+    it.
     """
     keep_freed_memory()
     device = pick_device(own_gpu(hardware.device))
     if device.index is not None and device.type == "cuda":
-        torch.cuda.set_device(device)  # what names no device means this one: generator states, synchronize()
+        torch.cuda.set_device(device)  # the default of generator states and synchronize()
     return Compute.on(device, hardware.precision)
 
 
 @dataclass(frozen=True)
 class CellNetworks:
-    """The networks of a cell. All that is read is checked to be this cell's, else ZtwError.
+    """The networks of a cell. Loading raises ZtwError if a file belongs to another cell.
 
     Args:
-        layout: the files of the study.
-        cell: whose networks these are.
         build: how its backbone is built.
         sets: its IC sets.
-        statics: how the static networks beside it are built, by their architecture; each is a cell of its own.
-        records: the splits whose records the job reads, the training images' first.
+        statics: static network -> how it is built; each has its own cell.
+        records: the splits whose records the job reads, "train" first.
     """
 
     layout: Layout
@@ -61,7 +59,7 @@ class CellNetworks:
     records: tuple[str, ...] = ("train", "test")
 
     def home(self, method: MethodSettings) -> CellNetworks:
-        """Return the cell that holds a method's files: this one, or a static network's own."""
+        """Return the networks of the cell that holds a method's files: this cell, or a static network's own."""
         if not method.static:
             return self
         cell, build = self.cell.with_arch(method.static), self.statics[method.static]
@@ -69,7 +67,7 @@ class CellNetworks:
 
     @cached_property
     def record(self) -> dict[str, Any]:
-        """What is known of the prepared data set."""
+        """The record of the prepared data set."""
         return read_study_record([self.layout.record(self.cell.dataset, split) for split in self.records])
 
     @property
@@ -82,12 +80,12 @@ class CellNetworks:
             "seed": self.cell.seed,
             "num_classes": record["num_classes"],
             "input_shape": [record["channels"], record["size"], record["size"]],
-            # weights of the one place fit the other, where they answer something else
+            # Weights trained on the other features have the same shapes but predict something else
             "ic_features": self.build.ic_features if self.cell.arch in CIFAR_RESNETS else None,
         }
 
     def untrained_backbone(self, weights: str | None = None) -> Backbone:
-        """Build the cell's backbone with random weights, or torchvision's."""
+        """Build the cell's backbone with random weights, or with torchvision's."""
         size = (self.record["num_classes"], self.record["channels"], self.record["size"])
         options = {key: getattr(self.build, key) for key in BackboneBuild.model_fields}
         return build_backbone(self.cell.arch, *size, weights=weights, **options)
@@ -99,13 +97,13 @@ class CellNetworks:
         return backbone
 
     def attach(self, backbone: Backbone, name: str) -> EarlyExitNetwork:
-        """Put untrained ICs on a backbone, as a set of the study says."""
+        """Add the untrained ICs of an IC set to a backbone."""
         ics = self.sets[name]
         options = {key: getattr(ics, key) for key in Anatomy.model_fields}
         return build_network(backbone, ics.connection, progress=False, **options)
 
     def network(self, name: str) -> EarlyExitNetwork:
-        """Load the trained network of one IC set, on the CPU in eval mode."""
+        """Load the trained network of an IC set, on the CPU in eval mode."""
         ics = self.sets[name]
         network = self.attach(self.backbone(), name)
         trained_as = {"ics": name, "connection": ics.connection, "placement": list(network.placement)}
@@ -114,7 +112,7 @@ class CellNetworks:
         return network.eval()
 
     def of_method(self, method: MethodSettings) -> EarlyExitNetwork:
-        """Load the trained network of a method, its fitted ensemble included, on the CPU in eval mode."""
+        """Load the trained network of a method with its ensemble, on the CPU in eval mode."""
         if method.static:
             return static_network(self.home(method).backbone()).eval()
         network = self.network(method.ics)
@@ -129,7 +127,7 @@ class CellNetworks:
         return load_ensemble(file, method.ics, method.ensemble)
 
     def predictions_file(self, method: MethodSettings, split: str) -> Path:
-        """Return the file of the predictions that a method is made of."""
+        """Return the path of a method's predictions."""
         if method.static:
             return self.layout.backbone_predictions(self.home(method).cell, split)
         return self.layout.predictions(self.cell, method.ics, split)
@@ -137,18 +135,18 @@ class CellNetworks:
     def predictions(
         self, network: EarlyExitNetwork, method: MethodSettings, split: str
     ) -> tuple[Tensor, Tensor]:
-        """Read (logits (K, N, C), labels (N,)) that a method decides with, ensembled by `network` if it has one."""
+        """Read a method's logits (K, N, C), ensembled if `network` has an ensemble, and labels (N,)."""
         logits, labels = read_predictions(self.predictions_file(method, split))
         return (network.ensemble(logits) if network.ensemble else logits), labels
 
 
 def trained_part(network: EarlyExitNetwork, ics: IcSet) -> nn.Module:
-    """Return what the checkpoint of an IC set holds: the ICs, or the network where the backbone was trained too."""
+    """Return what the checkpoint of an IC set holds: the ICs, or all of the network if it trains the backbone."""
     return network if ics.trains_backbone else network.heads
 
 
 def share_backbone(networks: list[EarlyExitNetwork], device: torch.device) -> list[EarlyExitNetwork]:
-    """Give all networks the first one's backbone object, on `device`."""
+    """Move all networks to `device` and let them share the first one's backbone."""
     for network in networks:
         network.backbone = networks[0].backbone
         network.to(device)
@@ -156,8 +154,12 @@ def share_backbone(networks: list[EarlyExitNetwork], device: torch.device) -> li
 
 
 def load_ensemble(path: Path, ics: str, title: str) -> Ensemble:
-    """Load a fitted ensemble; raises ZtwError when its files are broken or it is another IC set's."""
-    facts = read_json(metadata(path))
-    ensemble = build_ensemble(facts["kind"], facts["exits"], facts["num_classes"], facts["include_final"])
+    """Load a fitted ensemble.
+
+    Raises:
+        ZtwError: if a file is broken or belongs to another IC set.
+    """
+    saved = read_json(metadata(path))
+    ensemble = build_ensemble(saved["kind"], saved["exits"], saved["num_classes"], saved["include_final"])
     load_checkpoint(path, ensemble, {"ics": ics, "ensemble": title})
     return ensemble

@@ -1,4 +1,4 @@
-"""The job that says which differences between methods are more than noise."""
+"""The job that tests which differences between methods exceed noise."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ztw.study.settings import EvaluationSettings
 
 @dataclass(frozen=True)
 class CompareMethodsSettings:
-    """Which methods are compared, in which cells (data set, architecture, seed), at which budgets."""
+    """The compared methods, their cells (data set, architecture, seed) and budgets."""
 
     evaluation: EvaluationSettings
     methods: tuple[str, ...]
@@ -29,11 +29,7 @@ class CompareMethodsSettings:
 
 
 def compare_methods(job: Job, settings: CompareMethodsSettings, partial: bool = False) -> None:
-    """Compare every pair of methods on the same test samples, budget by budget.
-
-    Args:
-        partial: of `ztw.reporting.results.results_of`.
-    """
+    """Compare every pair of methods on the same test samples at every budget; partial: see `results_of`."""
     rows: list[dict[str, Any]] = []
     cells = [Cell(*names) for names in settings.cells]
     for dataset, arch in dict.fromkeys((cell.dataset, cell.arch) for cell in cells):
@@ -53,7 +49,7 @@ def compare_methods(job: Job, settings: CompareMethodsSettings, partial: bool = 
 def _correct(
     files: Mapping[tuple[int, str], Mapping[str, Tensor]], protocol: str, evaluation: EvaluationSettings
 ) -> dict[str, dict[str, dict[int, Tensor]]]:
-    """budget -> method -> seed -> which samples are right, where the budget is feasible."""
+    """Return budget -> method -> seed -> correct samples, for feasible budgets."""
     correct: dict[str, dict[str, dict[int, Tensor]]] = {}
     for budget in map(str, evaluation.budgets):
         methods = correct.setdefault(budget, {})

@@ -14,7 +14,7 @@ from ztw.evaluation.curves import Costs, SplitPredictions, label
 from ztw.evaluation.methods import evaluate_method, rules_at_budgets
 from ztw.evaluation.metric_rows import backbone_metrics, metric_records
 from ztw.evaluation.metrics import exit_accuracy
-from ztw.evaluation.network_file import Weights, network_facts, write_network
+from ztw.evaluation.network_file import Weights, network_metadata, write_network
 from ztw.exits.logits import read_predictions
 from ztw.files import read_json, sealed, sha256, write_json
 from ztw.jobs.cell import CellNetworks
@@ -31,16 +31,7 @@ from ztw.study.training_settings import BackboneBuild, IcSet
 
 @dataclass(frozen=True)
 class EvaluateSettings:
-    """What decides the metrics of a cell.
-
-    Args:
-        images: how they are normalised, and whether a part is held out.
-        build: how the backbone is built.
-        statics: the same of the static networks beside the cell, by their architecture.
-        sets: the IC sets.
-        methods: what is evaluated.
-        evaluation: protocols, budgets and allowed losses.
-    """
+    """Settings that the metrics of a cell depend on; statics: static network -> how it is built."""
 
     images: DataSettings
     build: BackboneBuild
@@ -51,7 +42,7 @@ class EvaluateSettings:
 
 
 def evaluate(job: Job, cell: Cell, settings: EvaluateSettings) -> None:
-    """Evaluate every method of a cell: write its curves, its metrics, which samples are correct, and its network."""
+    """Evaluate every method of a cell: write its curves, metrics, correct samples and network."""
     networks = CellNetworks(
         job.layout, cell, settings.build, settings.sets, settings.statics, records=("train",)
     )
@@ -75,17 +66,17 @@ def evaluate(job: Job, cell: Cell, settings: EvaluateSettings) -> None:
         )
         network.class_names = tuple(networks.record["class_names"])
         network.normalisation = _normalisation(networks, settings.images)
-        facts = network_facts(network, network.backbone.origin or {}, costs["ztw"].cost, base["ztw"])
-        facts |= {"method": name, "thresholds_chosen_on": "validation" if validation else "test"}
+        described = network_metadata(network, network.backbone.origin or {}, costs["ztw"].cost, base["ztw"])
+        described |= {"method": name, "thresholds_chosen_on": "validation" if validation else "test"}
         files = _weights(networks, method)
         hashes |= {part.path: sha256(part.path) for part in files if part.path not in hashes}
-        write_network(layout.network(cell, name).parent, facts, files, list(rules.items()), hashes)
+        write_network(layout.network(cell, name).parent, described, files, list(rules.items()), hashes)
 
 
 def _with_costs(
     job: Job, networks: CellNetworks, settings: EvaluateSettings, base: dict[str, float]
 ) -> Iterator[tuple[str, EarlyExitNetwork, dict[str, Costs]]]:
-    """Every method with its network and what that costs, by counter; a network is loaded once, a cost counted once."""
+    """Yield every method with its network and costs by counter; each network is loaded once."""
     loaded: dict[str, EarlyExitNetwork] = {}
     counted: dict[tuple[str, str | None], dict[str, Costs]] = {}
     for done, (name, method) in enumerate(settings.methods.items(), 1):
@@ -109,20 +100,20 @@ def _with_costs(
 
 
 def _base_costs(networks: CellNetworks, protocols: Sequence[str]) -> dict[str, float]:
-    """Operations of the cell's backbone, which budgets are shares of, by counter."""
+    """Return the operations of the cell's backbone by counter; budgets are shares of them."""
     backbone = networks.untrained_backbone()
     counters = ("ztw", "published") if "published" in protocols else ("ztw",)
     return {counter: macs(backbone, counter) for counter in counters}
 
 
 def _normalisation(networks: CellNetworks, data: DataSettings) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and std that the cell's images are normalised with."""
+    """Return the mean and std of the cell's images."""
     record = networks.record
     return tuple(data.mean or record["mean"]), tuple(data.std or record["std"])
 
 
 def _weights(networks: CellNetworks, method: MethodSettings) -> list[Weights]:
-    """The files of the cell that hold a method's weights."""
+    """Return the files with a method's weights."""
     layout, home = networks.layout, networks.home(method).cell
     backbone = Weights(layout.backbone(home), "backbone.")
     if method.static:
@@ -137,7 +128,7 @@ def _weights(networks: CellNetworks, method: MethodSettings) -> list[Weights]:
 
 
 def _backbone_accuracy(networks: CellNetworks) -> float | None:
-    """Test accuracy of the backbone alone: the last exit of a set that left it as it was, None without one."""
+    """Return the backbone's test accuracy: the last exit of an IC set on the frozen backbone; None without one."""
     for name, ics in networks.sets.items():
         if not ics.trains_backbone and not CONNECTIONS[ics.connection].additive:
             predictions = read_predictions(networks.layout.predictions(networks.cell, name, "test"))
@@ -146,7 +137,7 @@ def _backbone_accuracy(networks: CellNetworks) -> float | None:
 
 
 def _computed(networks: CellNetworks, method: MethodSettings) -> list[dict[str, Any]]:
-    """Where and how a method's predictions were computed, a part each."""
+    """Return the hardware and precision of each part of a method's predictions."""
     layout, home = networks.layout, networks.home(method).cell
     if method.static:
         parts = {f"backbone {method.static}": layout.backbone(home)}
@@ -154,16 +145,16 @@ def _computed(networks: CellNetworks, method: MethodSettings) -> list[dict[str, 
         parts = {"backbone": layout.backbone(home), f"ics {method.ics}": layout.ics(home, method.ics)}
     parts[f"predictions {method.static or method.ics}"] = networks.predictions_file(method, "test")
     return [
-        {"part": part, **{name: facts[name] for name in ("device", "precision", "threads", "host")}}
+        {"part": part, **{name: saved[name] for name in ("device", "precision", "threads", "host")}}
         for part, file in parts.items()
-        for facts in [read_json(metadata(file))]
+        for saved in [read_json(metadata(file))]
     ]
 
 
 def write_method(networks: CellNetworks, name: str, method: MethodSettings, metrics: pd.DataFrame) -> None:
-    """Write a method's metrics and what they were computed with; JSON has no word for not-a-number but null."""
+    """Write a method's metrics with their settings, hardware and versions; NaN becomes null."""
     cell = networks.cell
-    facts = {
+    content = {
         "dataset": cell.dataset,
         "arch": cell.arch,
         "seed": cell.seed,
@@ -174,4 +165,4 @@ def write_method(networks: CellNetworks, name: str, method: MethodSettings, metr
         "computed": _computed(networks, method),
         "versions": versions(),
     }
-    write_json(networks.layout.metrics(cell, name), facts)
+    write_json(networks.layout.metrics(cell, name), content)

@@ -1,4 +1,4 @@
-"""Networks in ONNX Runtime for the job that times them, or the reason why they are not there."""
+"""Export networks to ONNX Runtime for timing, or record why that is impossible."""
 
 from __future__ import annotations
 
@@ -21,17 +21,19 @@ from ztw.progress import describe, memory_ran_out
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Why a network is not timed in ONNX Runtime; lasting: whether another try on this machine ends alike."""
+    """Why a network is not timed in ONNX Runtime; lasting: another try on this machine would fail in the same way."""
 
     reason: str
     lasting: bool
 
 
 class Exports:
-    """Networks in ONNX Runtime, with the job's threads. Methods that share one export it once.
+    """Networks in ONNX Runtime with the job's threads; methods that share a network export it once.
 
-    batches: one of each size; they are tried before anything is timed. Nothing that goes wrong here ends the job: a
-    study has its other results, and PyTorch's times.
+    No failure ends the job: a study has its other results, and PyTorch's times.
+
+    Args:
+        batches: one of each size, run once before anything is timed.
     """
 
     def __init__(self, batches: Sequence[Tensor]) -> None:
@@ -41,9 +43,11 @@ class Exports:
     def runner(
         self, shared: Hashable, network: EarlyExitNetwork | Backbone, rules: Sequence[ExitRule | None]
     ) -> OnnxRunner | LeftOut:
-        """The runner of a network, tried with its rules.
+        """Export a network and run it with its rules.
 
-        shared: what those have in common that share an export; rules: of one kind, thresholds come with the calls.
+        Args:
+            shared: key of the export; methods with the same key share it.
+            rules: rules of one kind; the thresholds are inputs of the exported network.
         """
         if shared not in self.made:
             self.made[shared] = _tried(lambda: _exported(network, rules[0]))
@@ -51,7 +55,7 @@ class Exports:
         return found if isinstance(found, LeftOut) else _tried(lambda: self._run(found, rules))
 
     def _run(self, runner: OnnxRunner, rules: Sequence[ExitRule | None]) -> OnnxRunner:
-        """Run every batch by every rule, which also makes what the runner makes when first called."""
+        """Run every batch with every rule, also as a warm-up."""
         for rule in rules:
             for batch in self.batches:
                 runner(batch, rule=rule)
@@ -59,10 +63,10 @@ class Exports:
 
 
 def _tried(make: Callable[[], OnnxRunner]) -> OnnxRunner | LeftOut:
-    """What is made, or why it is not."""
+    """Return the runner, or the reason of the failure."""
     try:
         return make()
-    except Exception as error:  # ONNX and ONNX Runtime raise errors of many types, some of them not public
+    except Exception as error:  # ONNX and ONNX Runtime raise many types of errors, also private ones
         known = isinstance(error, ZtwError) or memory_ran_out(error)
         text = describe(error, "measure_latency") if known else f"{type(error).__name__}: {error}"
         return LeftOut(" ".join(text.split())[:300], isinstance(error, ZtwError))

@@ -18,7 +18,7 @@ from ztw.study.settings import EnsembleSettings
 
 @dataclass(frozen=True)
 class FitEnsemblesSettings:
-    """IC set -> name of an ensemble -> how it is fitted."""
+    """IC set -> name of an ensemble -> its settings."""
 
     ensembles: dict[str, dict[str, EnsembleSettings]]
 
@@ -31,19 +31,21 @@ def fit_ensembles(job: Job, cell: Cell, settings: FitEnsemblesSettings) -> None:
         fit = settings.ensembles[ics][name]
         logits, labels = _drawn(*read_predictions(job.layout.predictions(cell, ics, fit.fit_on)), fit.samples)
         ensemble = fit_ensemble(logits, labels, fit.kind, fit.include_final)
-        facts = {"ics": ics, "ensemble": name, **_facts(ensemble, fit, logits, labels)}
-        save_checkpoint(job.layout.ensemble(cell, ics, name), ensemble, facts)
+        metadata = {"ics": ics, "ensemble": name, **_metadata(ensemble, fit, logits, labels)}
+        save_checkpoint(job.layout.ensemble(cell, ics, name), ensemble, metadata)
 
 
 def _drawn(logits: Tensor, labels: Tensor, samples: int | None) -> tuple[Tensor, Tensor]:
-    """As many samples as are wanted; drawn, because a split may be stored class by class."""
+    """Draw `samples` samples at random, because a split may be stored class by class."""
     if samples is None or samples >= len(labels):
         return logits, labels
     drawn = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))[:samples]
     return logits[:, drawn], labels[drawn]
 
 
-def _facts(ensemble: Ensemble, settings: EnsembleSettings, logits: Tensor, labels: Tensor) -> dict[str, Any]:
+def _metadata(
+    ensemble: Ensemble, settings: EnsembleSettings, logits: Tensor, labels: Tensor
+) -> dict[str, Any]:
     picked = ensemble(logits).gather(2, labels.expand(len(logits), -1)[..., None])
     return {
         "kind": settings.kind,

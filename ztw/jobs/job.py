@@ -1,4 +1,4 @@
-"""What every job of the workflow gets beside its settings."""
+"""The input that all jobs of the workflow share."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ from ztw.study.layout import Layout
 
 @dataclass(frozen=True)
 class Job:
-    """Where a job reads and writes, and what it reports to.
+    """Paths and progress of a job.
 
     Args:
-        layout: the files of its study.
-        report: gets lines of progress.
-        params: its settings, plugins and code digest as Snakemake compares them: a change of one runs it again.
-        inputs: files that it reads; another content is another result.
+        report: called with lines of progress.
+        params: settings, plugins and code digest; Snakemake runs the job again if one changes.
+        inputs: the files that the job reads.
     """
 
     layout: Layout

@@ -1,4 +1,4 @@
-"""The times of every method in a file of its own: what was measured once counts until something decides otherwise."""
+"""Keep the measured times of every method in a file, and use them until something that they depend on changes."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from ztw.progress import Report
 from ztw.study.layout import metadata
 from ztw.study.settings import MethodSettings
 
-# of an ensemble's JSON: what its weights mean; the rest is about how it was fitted
+# Keys of an ensemble's JSON that decide what it computes; the others describe how it was fitted
 ENSEMBLE = ("kind", "exits", "num_classes", "include_final")
 
 
 @dataclass
 class KeptTimes:
-    """The times of a cell's methods, each in a file of its own, sealed with its SHA-256.
+    """The measured times of a cell's methods, a file for each, sealed with its SHA-256.
 
-    common: what decides the times of all methods ("code", "machine", ...), as JSON knows it.
+    common: what the times of all methods depend on ("code", "machine", ...), as JSON values.
     """
 
     networks: CellNetworks
     common: Mapping[str, Any]
 
     def read(self, name: str, method: MethodSettings, report: Report) -> dict[str, Any] | None:
-        """What was kept of a method; None, and a line about it, where it is of other code, settings, weights, ..."""
+        """Read the times of a method; report and return None if the code, settings or weights have changed."""
         path, of = self._file(name), self._of(method)
         if not path.exists():
             return None
@@ -41,27 +41,27 @@ class KeptTimes:
             report(str(error))
             return None
         if other := sorted(key for key in {*of, *content["of"]} if of.get(key) != content["of"].get(key)):
-            report(f"{name}: kept times are of other {' and '.join(other)}; timed again")
+            report(f"{name}: timed again, because of other {' and '.join(other)}")
             return None
         return content["found"]
 
     def write(self, name: str, method: MethodSettings, found: Mapping[str, Any]) -> None:
-        """Keep the times of a method."""
+        """Write the times of a method."""
         write_json(self._file(name), {"of": self._of(method), "found": found})
 
     def _file(self, name: str) -> Path:
         return self.networks.layout.method_latency(self.networks.cell, name)
 
     def _of(self, method: MethodSettings) -> dict[str, str]:
-        """All that decides the times of a method, a digest each."""
-        decides = {**self.common, "method": method.model_dump(), **_network(self.networks, method)}
-        return {name: _digest(value) for name, value in decides.items()}
+        """Digest everything that the times of a method depend on."""
+        depends_on = {**self.common, "method": method.model_dump(), **_network(self.networks, method)}
+        return {name: _digest(value) for name, value in depends_on.items()}
 
 
 def _network(networks: CellNetworks, method: MethodSettings) -> dict[str, Any]:
-    """How the networks of a method and of the backbone beside it are built, and what is in the files of their weights.
+    """Return how a method's network and the backbone are built, and the SHA-256 of their weights.
 
-    The validation logits are among them, because they decide the thresholds.
+    Includes the validation logits, which decide the thresholds.
     """
     layout, cell, home = networks.layout, networks.cell, networks.home(method)
     builds = [networks.build.model_dump(), home.build.model_dump()]
@@ -73,8 +73,8 @@ def _network(networks: CellNetworks, method: MethodSettings) -> dict[str, Any]:
     if method.ensemble is not None:
         weights = layout.ensemble(cell, method.ics, method.ensemble)
         read.append(weights)
-        facts = read_json(metadata(weights))
-        ensemble = {key: facts[key] for key in ENSEMBLE}
+        saved = read_json(metadata(weights))
+        ensemble = {key: saved[key] for key in ENSEMBLE}
     return {"network": [cell.arch, home.cell.arch, builds, ensemble], "weights": [*map(sha256, read)]}
 
 

@@ -1,4 +1,4 @@
-"""What the methods of a cell are timed with: the images, the backbone alone, the networks in every runtime."""
+"""Time the methods of a cell: images, the backbone alone, the networks in every runtime."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ from ztw.study.training_settings import BackboneBuild, IcSet
 
 PYTORCH, ONNX = "pytorch", "onnxruntime"
 Found = dict[str, list[dict[str, Any]]]  # "rows", "left_out"
-# Methods that are timed in turn. More spread a call's turns over more time, in which a machine has fast and slow
-# phases; fewer lose less when the job is killed, and hold fewer networks.
+# Methods timed in turn. A larger group spreads a call's turns over fast and slow phases of the machine. A smaller
+# group needs less memory and loses less when the job is killed.
 GROUP = 5
 
 
 @dataclasses.dataclass(frozen=True)
 class MeasureLatencySettings:
-    """What is timed: the methods, at the budgets of the evaluation; how, on which images and hardware."""
+    """The timed methods, their budgets, images and hardware."""
 
     images: DataSettings
     build: BackboneBuild
@@ -65,7 +65,7 @@ class MeasureLatencySettings:
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """What is timed: a method at a budget, None for a static network, in a runtime."""
+    """A call to time: a method in a runtime, at a budget (None for a static network)."""
 
     method: str
     budget: Any
@@ -74,14 +74,16 @@ class Call:
 
     @property
     def timing(self) -> Timing:
-        """Calls of a method in a runtime run one network, with other thresholds at every budget."""
+        """The call with the key of its network: calls of a method in a runtime differ in thresholds only."""
         return Timing(self.run, None if self.budget is None else (self.method, self.runtime))
 
 
 class Bench:
-    """What the methods of a cell are timed with: the images, the backbone alone, the exports.
+    """The images, the backbone and the networks of a cell, ready to be timed.
 
-    missing: the methods that it will time; their share that is done is reported.
+    Args:
+        where: runtime -> description of hardware and precision.
+        missing: the methods to time.
     """
 
     def __init__(
@@ -108,11 +110,11 @@ class Bench:
 
     @property
     def runtimes(self) -> int:
-        """How many runtimes there are to time in."""
+        """The number of runtimes."""
         return 1 if ONNX not in self.plan.latency.runtimes or self.without_onnx else 2
 
     def _steps(self, group: Mapping[str, MethodSettings]) -> int:
-        """Steps of a group whose methods ONNX can hold and whose budgets are all feasible."""
+        """Return the largest number of steps of a group: all budgets feasible, all methods exported."""
         budgets = len(self.plan.evaluation.budgets)
         calls = 1 + sum(1 if method.static else budgets for method in group.values())
         return len(group) + calls * self.runtimes * self._turns(len(group))
@@ -121,7 +123,7 @@ class Bench:
         return sum(turns_of(size, methods) for size in self.batches)
 
     def measure(self, group: dict[str, MethodSettings]) -> dict[str, tuple[Found, bool]]:
-        """What is found of every method of a group, and whether it would be found again, so that it can be kept."""
+        """Time the methods of a group; return for each its results and whether to keep them."""
         left_out: dict[str, LeftOut] = {}
         calls = self._alone(BACKBONE, self.backbone, left_out)
         for name, method in group.items():
@@ -141,17 +143,17 @@ class Bench:
     def _rows(self, size: int, calls: Sequence[Call], timed: Sequence[Timed]) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = []
         reference: dict[tuple[str, Any], list[Any]] = {}
-        for call, found in zip(calls, timed, strict=True):  # PyTorch's come first
-            expected = reference.setdefault((call.method, call.budget), found.answers)
-            facts = {"method": call.method, "budget": call.budget, "runtime": call.runtime}
-            facts |= {"batch_size": size, "differs": share_that_differs(found.answers, expected)}
-            rows.append({**facts, **found.times, **self.where[call.runtime]})
+        for call, found in zip(calls, timed, strict=True):  # PyTorch comes first
+            expected = reference.setdefault((call.method, call.budget), found.predictions)
+            row = {"method": call.method, "budget": call.budget, "runtime": call.runtime}
+            row |= {"batch_size": size, "differs": share_that_differs(found.predictions, expected)}
+            rows.append({**row, **found.times, **self.where[call.runtime]})
         return rows
 
     def _of_method(
         self, name: str, rows: Sequence[dict[str, Any]], left_out: Mapping[str, LeftOut]
     ) -> tuple[Found, bool]:
-        """The part of a group's results that is of one method and of the backbone beside it."""
+        """Return a method's part of a group's results, with the backbone's rows."""
         names = BACKBONE, name
         own = [{**row, "beside": name} for row in rows if row["method"] in names]
         missing = {of: left_out[of] for of in names if of in left_out}
@@ -163,7 +165,7 @@ class Bench:
         return {"rows": own, "left_out": told}, all(one.lasting for one in missing.values())
 
     def _calls(self, name: str, method: MethodSettings, left_out: dict[str, LeftOut]) -> list[Call]:
-        """A method at every budget, or once if it is static; who is left out in ONNX Runtime goes into `left_out`."""
+        """Return the calls of a method; add it to `left_out` if ONNX Runtime cannot run it."""
         network = self.networks.of_method(method)
         if method.static:
             return self._alone(name, network.backbone.to(self.device), left_out)
@@ -179,7 +181,7 @@ class Bench:
         return calls
 
     def _alone(self, name: str, backbone: Backbone, left_out: dict[str, LeftOut]) -> list[Call]:
-        """A network without exits, in every runtime."""
+        """Return the calls of a network without exits."""
         calls = [Call(name, None, PYTORCH, backbone)]
         if runner := self._runner(name, name, backbone, [None], left_out):
             calls.append(Call(name, None, ONNX, runner))
@@ -193,7 +195,7 @@ class Bench:
         rules: Sequence[ExitRule | None],
         left_out: dict[str, LeftOut],
     ) -> Callable[..., Any] | None:
-        """The network in ONNX Runtime; None where that is not timed, or cannot be, and then `left_out` says why."""
+        """Return the network in ONNX Runtime; None if it is not timed there, or cannot be (see `left_out`)."""
         if self.runtimes == 1:
             return None
         if shared not in self.exports.made:
@@ -206,7 +208,7 @@ class Bench:
 
 
 def in_groups(methods: Mapping[str, MethodSettings]) -> list[dict[str, MethodSettings]]:
-    """The methods in groups of GROUP at most, as even as they can be."""
+    """Divide the methods into groups of similar size, at most GROUP each."""
     names = list(methods)
     count = -(-len(names) // GROUP)
     ends = [place * len(names) // max(1, count) for place in range(count + 1)]
@@ -214,11 +216,11 @@ def in_groups(methods: Mapping[str, MethodSettings]) -> list[dict[str, MethodSet
 
 
 def without_onnx(latency: LatencySettings, device: torch.device) -> str | None:
-    """Why nothing at all is timed in ONNX Runtime although the study wants it; None where it is, or need not be."""
+    """Return why nothing can be timed in ONNX Runtime; None if it can, or if the study does not ask for it."""
     if ONNX not in latency.runtimes:
         return None
     if device.type != "cpu":
-        return f"the study computes on {device.type}"
+        return f"the study uses device {device.type}, and ONNX Runtime is timed on the CPU only"
     try:
         need_onnx()
     except ZtwError as error:

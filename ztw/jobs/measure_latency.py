@@ -1,4 +1,4 @@
-"""The job that times a cell's methods on this machine, those that have not been timed yet."""
+"""The job that times a cell's methods on this machine."""
 
 from __future__ import annotations
 
@@ -17,19 +17,18 @@ from ztw.models.checkpoints import versions
 from ztw.progress import Note
 from ztw.study.layout import Cell
 
-# Share of the timed images that may be answered otherwise in ONNX Runtime before a user is told: scores that lie on a
-# threshold fall to either side of it.
+# Share of images that may differ in ONNX Runtime without a note: scores at a threshold may fall on either side of it
 FEW = 0.02
 
 
 def measure_latency(job: Job, cell: Cell, settings: MeasureLatencySettings) -> None:
-    """Time every method at every budget in every runtime; writes rows as JSON.
+    """Time every method at every budget in every runtime, and write the rows as JSON.
 
-    A few methods are timed in turn with the backbone alone, whose times beside a method are rows, too: `beside` of a
-    row is the method. Its times are kept in a file of its own, and are not measured again while nothing changes that
-    decides them. Thresholds are those chosen on the validation split, for ONNX Runtime the same as for PyTorch.
-    `differs` of a row is the share of the timed images that leave elsewhere or get another class than in PyTorch. What
-    ONNX Runtime cannot run here is in `left_out`, with the reason, and a Note says so.
+    Methods are timed in turn, in small groups with the backbone. The backbone's times in a method's group are rows,
+    too, with the method as `beside`. Times are kept and measured again only if something that they depend on
+    changes. Thresholds come from the validation split and are the same in all runtimes. `differs` is the share of
+    images that leave at another exit or get another class than in PyTorch. `left_out` lists what ONNX Runtime cannot
+    run here, with the reason; a Note reports it.
     """
     networks = CellNetworks(job.layout, cell, settings.build, settings.sets, settings.statics)
     compute = compute_on(settings.hardware)
@@ -50,16 +49,16 @@ def measure_latency(job: Job, cell: Cell, settings: MeasureLatencySettings) -> N
     rows.sort(key=lambda row: settings.latency.batch_sizes.index(row["batch_size"]))
     for note in dict.fromkeys([*map(_of_left_out, left_out), *_of_differences(rows)]):
         job.report(Note(note))
-    facts = {"rows": rows, "left_out": [one for at, one in enumerate(left_out) if one not in left_out[:at]]}
-    write_json(job.layout.latency(cell), {**dataclasses.asdict(cell), **facts, "versions": versions()})
+    content = {"rows": rows, "left_out": [one for at, one in enumerate(left_out) if one not in left_out[:at]]}
+    write_json(job.layout.latency(cell), {**dataclasses.asdict(cell), **content, "versions": versions()})
 
 
 def _common(
     job: Job, networks: CellNetworks, plan: MeasureLatencySettings, where: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """What decides the times of all methods. The name of the machine does not: relative times are of one machine."""
+    """Return what the times of all methods depend on, without the machine's name: it may change."""
     settings = [plan.evaluation, plan.latency, plan.images]
-    record = {key: value for key, value in networks.record.items() if key != "decoded"}  # a folder
+    record = {key: value for key, value in networks.record.items() if key != "decoded"}  # paths
     machine = [{key: value for key, value in of.items() if key != "host"} for of in where.values()]
     software = {**versions(), **{name: _version(name) for name in ("onnx", "onnxruntime", "onnxscript")}}
     return {
@@ -88,7 +87,7 @@ def _of_differences(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return [
         row["method"]
         + ("" if row["budget"] is None else f" at budget {row['budget']}")
-        + f": {row['differs']:.0%} of the images are answered otherwise in ONNX Runtime"
+        + f": {row['differs']:.0%} of the predictions differ in ONNX Runtime"
         for row in rows
         if row["differs"] > FEW
     ]

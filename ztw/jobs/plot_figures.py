@@ -19,14 +19,12 @@ from ztw.study.settings import EvaluationSettings
 
 @dataclass(frozen=True)
 class PlotFiguresSettings:
-    """What is drawn of one data set and architecture.
+    """Settings of the figures of one data set and architecture.
 
     Args:
-        dataset, arch: of which.
-        seeds: of its cells.
-        families: method with early exits -> family, which decides how it is drawn.
-        evaluation: protocols and budgets.
-        timed: whether times were measured.
+        families: method with early exits -> family, see `ztw.reporting.style.style`.
+        methods: all methods, static networks included.
+        timed: latency was measured.
     """
 
     dataset: str
@@ -42,8 +40,8 @@ def plot_figures(job: Job, title: str, settings: PlotFiguresSettings, partial: b
     """Draw every figure of one data set and architecture.
 
     Args:
-        title: of the figures' files.
-        partial: of `ztw.reporting.results.results_of`.
+        title: the first part of the file names.
+        partial: see `ztw.reporting.results.results_of`.
     """
     for name, figure in _figures(job.layout, settings, partial):
         job.report(name)

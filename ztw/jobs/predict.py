@@ -1,4 +1,4 @@
-"""The job that writes down a cell's logits, once."""
+"""The job that computes a cell's logits once."""
 
 from __future__ import annotations
 
@@ -27,17 +27,7 @@ from ztw.tensors import write_tensors
 
 @dataclass(frozen=True)
 class PredictSettings:
-    """What decides the logits.
-
-    Args:
-        images: which images the splits hold.
-        build: how the backbone is built.
-        sets: the IC sets.
-        batch_size: images of a batch.
-        samples: training images wanted, None for all.
-        splits: on which logits are computed.
-        hardware: device and precision.
-    """
+    """Settings that the logits depend on; samples: number of training images, None = all."""
 
     images: DataSettings
     build: BackboneBuild
@@ -49,9 +39,9 @@ class PredictSettings:
 
 
 def predict(job: Job, cell: Cell, settings: PredictSettings) -> None:
-    """Write the logits of every IC set on every split, and where they were computed into the JSON beside them.
+    """Write the logits of every IC set on every split, with the hardware in the JSON beside them.
 
-    The training images are augmented, as the released recipe's ensembles are fitted.
+    Training images are augmented, because the released recipe fits ensembles on augmented images.
     """
     networks = CellNetworks(job.layout, cell, settings.build, settings.sets)
     compute = compute_on(settings.hardware)
@@ -75,41 +65,45 @@ def predict(job: Job, cell: Cell, settings: PredictSettings) -> None:
                 check_finite(values, job.layout.ics(cell, name), split)
                 if split == "test":
                     _note_silent(name, values, loaded[name].connection.additive, job.report)
-                facts = {"ics": name, "split": split, **compute.describe()}
-                write_predictions(job.layout.predictions(cell, name, split), values, labels, facts)
+                described = {"ics": name, "split": split, **compute.describe()}
+                write_predictions(job.layout.predictions(cell, name, split), values, labels, described)
 
 
 def check_finite(logits: Tensor, weights: Path, split: str) -> None:
-    """Raise ZtwError, naming the network's weights, where a logit is not finite."""
+    """Check that all logits are finite.
+
+    Raises:
+        ZtwError: with the path of the network's weights.
+    """
     if not logits.isfinite().all():
-        raise ZtwError(f"{weights}: its logits on {split} are not finite; train it again")
+        raise ZtwError(f"{weights}: the network's logits on {split} are not finite; train it again")
 
 
 def _note_silent(name: str, logits: Tensor, additive: bool, report: Report) -> None:
     if silent := predictions.silent_exits(logits, additive):
         report(
             Note(
-                f"IC set {name}: to exit {', '.join(map(str, silent))} all images are alike: the head has"
+                f"IC set {name}: exit {', '.join(map(str, silent))} gives the same logits for all images: its head"
                 " died in training; a lower lr may help"
             )
         )
 
 
-def write_predictions(path: Path, logits: Tensor, labels: Tensor, facts: Mapping[str, Any]) -> None:
-    """Write logits (K, N, C) and labels (N,), and beside them in a JSON what they are and where they were computed."""
+def write_predictions(path: Path, logits: Tensor, labels: Tensor, described: Mapping[str, Any]) -> None:
+    """Write logits (K, N, C) and labels (N,), and their metadata in a JSON beside them."""
     write_tensors(path, {"logits": logits, "labels": labels})
-    write_json(metadata(path), {**facts, "versions": versions()})
+    write_json(metadata(path), {**described, "versions": versions()})
 
 
 def _drawn(train: Data, samples: int | None, generator: torch.Generator) -> Data:
-    """As many training images as are wanted."""
+    """Draw `samples` training images at random."""
     if samples is None:
         return train
     return train.take(torch.randperm(len(train), generator=generator)[:samples])
 
 
 def _by_backbone(sets: Mapping[str, IcSet]) -> Iterable[list[str]]:
-    """The sets on the frozen backbone together, each of the others alone."""
+    """Group the IC sets by backbone: those on the frozen backbone together, each other one alone."""
     frozen = [name for name, ics in sets.items() if not ics.trains_backbone]
     alone = [[name] for name, ics in sets.items() if ics.trains_backbone]
     return [frozen, *alone] if frozen else alone

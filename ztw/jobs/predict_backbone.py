@@ -1,4 +1,4 @@
-"""The job that writes down the logits of a static network: a backbone without exits that stands beside early exits."""
+"""The job that computes the logits of a static network, a backbone without exits."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ztw.study.training_settings import BackboneBuild
 
 @dataclass(frozen=True)
 class PredictBackboneSettings:
-    """What decides the logits: images, how the backbone is built, images of a batch, device and precision."""
+    """Settings that the logits depend on."""
 
     images: DataSettings
     build: BackboneBuild
@@ -26,7 +26,7 @@ class PredictBackboneSettings:
 
 
 def predict_backbone(job: Job, cell: Cell, settings: PredictBackboneSettings) -> None:
-    """Write the logits (1, N, C) of a cell's backbone on every split that is evaluated."""
+    """Write the logits (1, N, C) of a cell's backbone on every evaluated split."""
     networks = CellNetworks(job.layout, cell, settings.build)
     compute = compute_on(settings.hardware)
     parts = cell_splits(networks.record, settings.images, cell.seed, job.report)

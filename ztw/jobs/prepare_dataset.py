@@ -1,4 +1,4 @@
-"""The job that makes a data set ready: found, checked, decoded once or listed."""
+"""The job that prepares a data set."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class PrepareDatasetSettings:
     """Where the images are.
 
     Args:
-        root: of all data sets.
-        folder: a user's own folder of images, None for a built-in data set.
-        stamp: of the files of that folder, or of a streamed data set.
+        root: the folder of all data sets.
+        folder: a user's image folder; None = a built-in data set.
+        stamp: stamp of the files in an image folder or a streamed data set.
     """
 
     root: str | None
@@ -27,10 +27,10 @@ class PrepareDatasetSettings:
 
 
 def prepare_dataset(job: Job, dataset: str, split: str, settings: PrepareDatasetSettings) -> None:
-    """Prepare a data set, both splits of it, and write the record of one as JSON.
+    """Prepare both splits of a data set, and write the record of one as JSON.
 
-    A record for each, so that other test images do not train anything again. Both are prepared all the same:
-    an image that cannot be used is found before anything trains.
+    Each split has its own record, so that new test images train nothing again. Both splits are prepared in any case,
+    so that an unusable image is reported before anything is trained.
     """
     folders = {dataset: settings.folder} if settings.folder else {}
     record = prepare.prepare_dataset(dataset, data_root(settings.root), folders, job.report)

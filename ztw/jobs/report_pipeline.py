@@ -1,4 +1,4 @@
-"""The job that says what the pipeline itself cost."""
+"""The job that reports the time and memory of the pipeline itself."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from ztw.reporting.tables import write_csv
 
 @dataclass(frozen=True)
 class ReportPipelineSettings:
-    """The cores that the study was computed on."""
+    """The number of cores of the run."""
 
     cores: int
 
 
 def report_pipeline(job: Job, settings: ReportPipelineSettings) -> None:
-    """Write the table of what the study's jobs took."""
+    """Write the table of the time and memory of the study's jobs."""
     write_csv(pipeline_table(job.layout.folder, settings.cores), job.layout.table("pipeline"))

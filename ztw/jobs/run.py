@@ -1,4 +1,4 @@
-"""Run a job of the workflow: what its script does with what Snakemake hands it."""
+"""Run a job of the workflow with the input that Snakemake gives its script."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from ztw.study.plugins import load_plugins
 
 COMMON = ("code", "plugins")  # params of all rules
 CELL = ("dataset", "arch", "seed")
-ORDER_ONLY = "checked"  # an input that a job waits for and does not read
+ORDER_ONLY = "checked"  # an input that jobs wait for but do not read
 
 
 def run(snakemake: Any, job: Callable[..., None]) -> None:
-    """Call a job with its layout, its cell and its typed settings, its output in the log of its rule.
+    """Run a job with its layout, cell and typed settings; its output goes to the rule's log.
 
     Args:
         snakemake: the object that Snakemake gives a script.
-        job: takes a Job, then by name what the rule's wildcards name (all of a cell's: `cell`), and, unless the rule
-            has no other params than COMMON, `settings`, an object of the class that its annotation names.
+        job: function of a Job, of the rule's wildcards by name (`cell` for those of a cell), and of `settings` if the
+            rule has params other than COMMON; the annotation gives the class of the settings.
     """
     with job_log(snakemake.log[0], snakemake.rule, snakemake.wildcards) as report:
         params = dict(snakemake.params.items())
@@ -40,12 +40,12 @@ def run(snakemake: Any, job: Callable[..., None]) -> None:
 
 
 def _paths(inputs: list[Any]) -> list[Path]:
-    """The files of named inputs, each one or several."""
+    """Flatten named inputs, which are single files or lists."""
     return [Path(path) for part in inputs for path in ([part] if isinstance(part, str) else part)]
 
 
 def _layout(snakemake: Any) -> Layout:
-    """The study's files, found by where the first output lies: a storage of Snakemake's has a folder of its own."""
+    """Derive the study's folder from the first output, because a Snakemake storage has its own folder."""
     study = f"results/{snakemake.config['study']}/"
     before, found, _ = str(snakemake.output[0]).partition(study)
     assert found, f"{snakemake.output[0]} is not in {study}"
@@ -60,7 +60,7 @@ def _names(wildcards: dict[str, str]) -> dict[str, Any]:
 
 
 def _settings(job: Callable[..., None], params: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a job, from a rule's params; raises TypeError where these are not its class's fields."""
+    """Convert a rule's params to the job's settings; raises TypeError if the names differ."""
     given = {name: value for name, value in params.items() if name not in COMMON}
     wanted = get_type_hints(job).get("settings")
     if wanted is None and not given:

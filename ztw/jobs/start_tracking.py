@@ -1,4 +1,4 @@
-"""The job that creates a study's MLflow store, once and alone."""
+"""The job that creates a study's MLflow store, before parallel jobs use it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from ztw.reporting.tracking import start_store
 
 @dataclass(frozen=True)
 class StartTrackingSettings:
-    """Where the study is tracked, without a password."""
+    """The study's key `tracking`, without a password."""
 
     tracking: str
 
 
 def start_tracking(job: Job, settings: StartTrackingSettings) -> None:
-    """Create the store and the study's experiment; writes which they are into the study's folder."""
+    """Create the store and the study's experiment, and write their names to the study's folder."""
     folder = job.layout.folder
     write_json(job.layout.store, start_store(settings.tracking, folder.name, folder, job.report))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
+from dataclasses import dataclass
 
 from ztw.files import read_json, write_json
 from ztw.jobs.job import Job
 from ztw.reporting.figures import accuracy_against_cost
 from ztw.reporting.latency_table import shortest_times
-from ztw.reporting.mlflow_names import UNDELIVERED
+from ztw.reporting.mlflow_names import undelivered
 from ztw.reporting.results import from_files, read_curves
 from ztw.reporting.style import save
 from ztw.reporting.tracking import CellResults, ServerAwayError, log_cell
@@ -16,18 +16,16 @@ from ztw.study.layout import Cell, metadata
 from ztw.study.provenance import code_version
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class TrackCellSettings:
-    """What is logged of a cell.
+    """Settings of the runs of a cell.
 
     Args:
-        methods: their names.
-        sets: names of the IC sets.
         ensembles: (IC set, ensemble) of every fitted ensemble.
-        families: of the methods with early exits, which decides how they are drawn.
-        protocol: whose accuracies are the runs' headlines.
-        timed: whether the cell's times were measured.
-        models: whether MLflow gets every method's network as a model.
+        families: method with early exits -> family, see `ztw.reporting.style.style`.
+        protocol: the protocol of the headline accuracies.
+        timed: latency was measured.
+        models: log every method's network as an MLflow model.
     """
 
     methods: tuple[str, ...]
@@ -40,10 +38,13 @@ class TrackCellSettings:
 
 
 def track_cell(job: Job, cell: Cell, settings: TrackCellSettings) -> None:
-    """Draw accuracy against cost, log everything, and write the ids of the runs.
+    """Draw accuracy against cost, log everything to MLflow, and write the ids of the runs.
 
-    When the server is away, the file of the ids says so instead (UNDELIVERED): a study ends with its tables, and the
-    next call of `reproduce` does this again. Raises ZtwError when the store cannot be used.
+    If the server is away, the file of the ids says so instead. The study still ends with its tables, and the next
+    call of `reproduce` logs the cell again.
+
+    Raises:
+        ZtwError: if the store cannot be used.
     """
     layout, methods = job.layout, settings.methods
     curves = {method: layout.curves(cell, method) for method in methods}
@@ -63,11 +64,10 @@ def track_cell(job: Job, cell: Cell, settings: TrackCellSettings) -> None:
     artifacts["cell"] = [layout.cell_figure(cell), *([layout.latency(cell)] if settings.timed else [])]
     times = shortest_times(layout.latency(cell)) if settings.timed else {}
     models = {method: layout.network(cell, method).parent for method in methods if settings.models}
-    study = layout.folder.name
-    results = CellResults(cell, study, code_version(), parts, artifacts, settings.protocol, times, models)
+    results = CellResults(cell, code_version(), parts, artifacts, settings.protocol, times, models)
     try:
         runs = log_cell(read_json(layout.store), results, job.report)
     except ServerAwayError as away:
         job.report(f"not delivered: {away}")
-        runs = {**dataclasses.asdict(cell), UNDELIVERED: str(away)}
+        runs = undelivered(cell, str(away))
     write_json(layout.runs(cell), runs)

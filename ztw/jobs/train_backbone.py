@@ -1,4 +1,4 @@
-"""The job that makes a cell's backbone ready, from its source and by training."""
+"""The job that gets a cell's backbone from its source and trains it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ztw.evaluation.predictions import predict_networks
 from ztw.files import data_root, sha256
 from ztw.jobs.cell import CellNetworks, compute_on
 from ztw.jobs.job import Job
-from ztw.jobs.training import job_checkpoints, recipe_of, training_facts
+from ztw.jobs.training import job_checkpoints, recipe_of, training_metadata
 from ztw.models.backbone import Backbone
 from ztw.models.checkpoints import save_checkpoint
 from ztw.models.import_weights import fetch_weights, load_foreign, read_foreign
@@ -27,24 +27,21 @@ from ztw.study.settings import DataSettings, HardwareSettings
 from ztw.study.training_settings import BackboneSettings
 from ztw.training.separate import train_backbone as train
 
-PRETRAINED = {"default": "DEFAULT", "v1": "IMAGENET1K_V1"}  # what torchvision calls them
-TOLERANCE = 0.01  # of an expected accuracy: rounding, another decoder of images
+PRETRAINED = {"default": "DEFAULT", "v1": "IMAGENET1K_V1"}  # torchvision's names
+TOLERANCE = 0.01  # of an expected accuracy: rounding, another image decoder
 IN_ORDER = (
-    ": only order and shapes agree, which proves nothing about what is computed;"
-    " backbone.expected_accuracy checks it"
+    ": the names differ, and equal order and shapes do not prove the same computation;"
+    " set backbone.expected_accuracy to check it"
 )
 
 
 @dataclass(frozen=True)
 class TrainBackboneSettings:
-    """What decides a backbone's weights.
+    """Settings that a backbone's weights depend on.
 
     Args:
-        images: which images it sees.
         root: the folder of downloaded weights.
-        backbone: source, architecture's options and recipe.
-        hardware: device, precision, compilation.
-        weights: stamp of a file of weights that the study names.
+        weights: stamp of the file of weights that the study names.
     """
 
     images: DataSettings
@@ -55,7 +52,7 @@ class TrainBackboneSettings:
 
 
 def train_backbone(job: Job, cell: Cell, settings: TrainBackboneSettings) -> None:
-    """Make a backbone ready, from its source and by training; writes weights and metadata."""
+    """Get a backbone from its source, train it, and write weights and metadata."""
     images, backbone_settings = settings.images, settings.backbone
     networks = CellNetworks(
         job.layout, cell, backbone_settings, records=records_of(images, backbone_settings)
@@ -74,35 +71,35 @@ def train_backbone(job: Job, cell: Cell, settings: TrainBackboneSettings) -> Non
     if backbone_settings.epochs:
         history = train(backbone, training, recipe, cell.seed, job.report, checkpoints)
     accuracy = {}
-    if "validation" in parts:  # unless nothing is held out
+    if "validation" in parts:
         held_out = parts["validation"].to(device)
         accuracy["validation"] = _accuracy(backbone, held_out, compute, recipe.batch_size)
-    facts = {
+    metadata = {
         **networks.identity,
         "class_names": networks.record["class_names"],
         "settings": backbone_settings.model_dump(),
         "origin": origin,
         "accuracy": accuracy,
-        **training_facts(compute, history, checkpoints),
+        **training_metadata(compute, history, checkpoints),
     }
-    save_checkpoint(job.layout.backbone(cell), backbone, facts)
+    save_checkpoint(job.layout.backbone(cell), backbone, metadata)
     checkpoints.clear()
 
 
 def records_of(images: DataSettings, backbone: BackboneSettings) -> tuple[str, ...]:
-    """Return the data set's splits that a backbone depends on: the test images where their accuracy is expected."""
+    """Return the splits that a backbone depends on, "test" included if an accuracy is expected."""
     return images.training_records if backbone.expected_accuracy is None else ("train", "test")
 
 
 def _first_weights(
     networks: CellNetworks, settings: BackboneSettings, root: Path, report: Report
 ) -> tuple[Backbone, dict[str, Any]]:
-    """The backbone before any training of ours, and where its weights come from."""
+    """Return the backbone before training, and the origin of its weights."""
     source, num_classes = settings.source, networks.record["num_classes"]
     if source == "torchvision" and num_classes != 1000 and not settings.epochs:
         raise ZtwError(
-            f"backbone.epochs: 0: torchvision's weights answer 1000 classes, {networks.cell.dataset} has"
-            f" {num_classes}; train the new last layer for some epochs"
+            f"backbone.epochs: 0: torchvision's weights predict 1000 classes, {networks.cell.dataset} has"
+            f" {num_classes}; set epochs above 0 to train the new last layer"
         )
     backbone = networks.untrained_backbone(
         PRETRAINED[settings.pretrained] if source == "torchvision" else None
@@ -110,8 +107,8 @@ def _first_weights(
     if source == "torchvision" and num_classes != 1000:
         report(
             Note(
-                f"torchvision's weights: their last layer answers 1000 classes, not {num_classes}:"
-                " replaced by a new one"
+                f"torchvision's weights: the last layer predicts 1000 classes, not {num_classes};"
+                " a new layer replaces it"
             )
         )
     if source in ("train", "torchvision"):
@@ -124,7 +121,7 @@ def _first_weights(
 
 
 def _weights_file(settings: BackboneSettings, root: Path, report: Report) -> Path:
-    """The file of somebody else's weights, downloaded if need be and checked."""
+    """Return the file of foreign weights, downloaded if necessary and checked."""
     if settings.source == "url":
         return fetch_weights(str(settings.url), str(settings.sha256), root, report)
     path = Path(str(settings.path)).expanduser()
@@ -134,14 +131,14 @@ def _weights_file(settings: BackboneSettings, root: Path, report: Report) -> Pat
 
 
 def _check_accuracy(backbone: Backbone, test: Data, settings: BackboneSettings, compute: Compute) -> float:
-    """The accuracy of weights from elsewhere; raises ZtwError where it is not what they are known for."""
+    """Measure the accuracy of foreign weights and compare it with the expected one."""
     found = _accuracy(backbone, test, compute, settings.batch_size)
     expected = settings.expected_accuracy
     if expected is not None and abs(found - expected) > TOLERANCE:
         raise ZtwError(
             f"backbone.expected_accuracy: the weights have {found:.4f} on the {len(test)} test images, expected"
-            f" {expected:g} within {TOLERANCE:g}; they may want other data.mean and data.std, or belong to a"
-            " network that computes something else"
+            f" {expected:g} within {TOLERANCE:g}; they may need another data.mean and data.std, or belong to"
+            " another network"
         )
     return found
 

@@ -10,7 +10,7 @@ from ztw.data.splits import cell_splits
 from ztw.device import Compute
 from ztw.jobs.cell import CellNetworks, compute_on, share_backbone
 from ztw.jobs.job import Job
-from ztw.jobs.training import job_checkpoints, recipe_of, save_ics, training_facts
+from ztw.jobs.training import job_checkpoints, recipe_of, save_ics, training_metadata
 from ztw.study.layout import Cell
 from ztw.study.settings import DataSettings, HardwareSettings
 from ztw.study.training_settings import BackboneBuild, IcSet
@@ -20,7 +20,7 @@ from ztw.training.separate import train_separately
 
 @dataclass(frozen=True)
 class TrainIcsSettings:
-    """What decides the weights of the IC sets."""
+    """Settings that the weights of the IC sets depend on."""
 
     images: DataSettings
     build: BackboneBuild
@@ -29,29 +29,29 @@ class TrainIcsSettings:
 
 
 def train_ics(job: Job, cell: Cell, settings: TrainIcsSettings) -> None:
-    """Train the IC sets on the frozen backbone; sets that are trained alike share a pass over it."""
+    """Train the IC sets on the frozen backbone; sets with the same recipe share a pass over it."""
     networks = CellNetworks(
         job.layout, cell, settings.build, settings.sets, records=settings.images.training_records
     )
     checkpoints, compute = job_checkpoints(job, cell, "ics"), compute_on(settings.hardware)
     parts = cell_splits(networks.record, settings.images, cell.seed, job.report)
     training, backbone = parts["train"].to(compute.device), networks.backbone()
-    for number, (recipe, names) in enumerate(_trained_alike(settings, compute).items()):
+    for number, (recipe, names) in enumerate(_by_recipe(settings, compute).items()):
         together = []
         for name in names:
-            torch.manual_seed(cell.seed)  # a set's weights do not depend on which others are trained with it
+            torch.manual_seed(cell.seed)  # a set's weights must not depend on the other sets
             together.append(networks.attach(backbone, name))
-        torch.manual_seed(cell.seed)  # of dropout: the same whatever sets there are
+        torch.manual_seed(cell.seed)  # nor must dropout
         share_backbone(together, compute.device)
         kept = checkpoints.phase(f"pass-{number}")
         histories = train_separately(together, training, recipe, cell.seed, job.report, kept)
         for name, network, history in zip(names, together, histories, strict=True):
-            save_ics(networks, name, network, training_facts(compute, history, checkpoints))
+            save_ics(networks, name, network, training_metadata(compute, history, checkpoints))
     checkpoints.clear()
 
 
-def _trained_alike(settings: TrainIcsSettings, compute: Compute) -> dict[Recipe, list[str]]:
-    """Recipe -> the sets that are trained so."""
+def _by_recipe(settings: TrainIcsSettings, compute: Compute) -> dict[Recipe, list[str]]:
+    """Group the IC sets by recipe."""
     groups: dict[Recipe, list[str]] = {}
     for name, ics in settings.sets.items():
         groups.setdefault(recipe_of(ics, settings.hardware, compute), []).append(name)

@@ -1,4 +1,4 @@
-"""The job that trains backbone and ICs of one set, jointly or layer after layer."""
+"""The job that trains backbone and ICs of one IC set, jointly or layer by layer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from ztw.data.splits import cell_splits
 from ztw.jobs.cell import CellNetworks, compute_on
 from ztw.jobs.job import Job
-from ztw.jobs.training import job_checkpoints, recipe_of, save_ics, training_facts
+from ztw.jobs.training import job_checkpoints, recipe_of, save_ics, training_metadata
 from ztw.study.layout import Cell
 from ztw.study.settings import DataSettings, HardwareSettings
 from ztw.study.training_settings import BackboneBuild, IcSet
@@ -19,7 +19,7 @@ from ztw.training.layer_wise import train_layer_wise
 
 @dataclass(frozen=True)
 class TrainNetworkSettings:
-    """What decides the weights of a network that is trained as a whole."""
+    """Settings that the weights of the network depend on."""
 
     images: DataSettings
     build: BackboneBuild
@@ -28,7 +28,7 @@ class TrainNetworkSettings:
 
 
 def train_network(job: Job, cell: Cell, ics: str, settings: TrainNetworkSettings) -> None:
-    """Train backbone and ICs of the set `ics`, from scratch or from the cell's backbone, as the set says."""
+    """Train backbone and ICs of the IC set `ics`, from scratch or from the cell's backbone."""
     images, of_set = settings.images, settings.set
     networks = CellNetworks(job.layout, cell, settings.build, {ics: of_set}, records=images.training_records)
     checkpoints = job_checkpoints(job, cell, f"ics-{ics}")
@@ -44,5 +44,5 @@ def train_network(job: Job, cell: Cell, ics: str, settings: TrainNetworkSettings
         weights = exit_weights(network, of_set.exit_weights, of_set.asked_shares)
         loss = JointLoss(network, weights, of_set.rescale_gradients)
         history = train_jointly(loss, training, recipe, cell.seed, job.report, checkpoints)
-    save_ics(networks, ics, network, training_facts(compute, history, checkpoints))
+    save_ics(networks, ics, network, training_metadata(compute, history, checkpoints))
     checkpoints.clear()

@@ -1,4 +1,4 @@
-"""What the jobs that train share: the recipe, the checkpoints, and what is written down of a training."""
+"""Functions that the training jobs share: recipe, checkpoints, metadata."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from ztw.training.resume import Checkpoints
 
 
 def recipe_of(section: training_settings.Recipe, hardware: HardwareSettings, compute: Compute) -> Recipe:
-    """Return the recipe of a section of the study; compute: of `compute_on`."""
+    """Return the recipe of a section of the study; compute: from `compute_on`."""
     given = {key: getattr(section, key) for key in training_settings.Recipe.model_fields}
-    # what a plugin's network decides in Python would be captured once for all batches
+    # A CUDA graph would capture the decisions that a plugin makes in Python once for all batches
     of_a_plugin = bool(own("backbone") or own("head"))
     return Recipe(
         **given,
@@ -35,14 +35,14 @@ def recipe_of(section: training_settings.Recipe, hardware: HardwareSettings, com
     )
 
 
-def training_facts(compute: Compute, history: History, checkpoints: Checkpoints) -> dict[str, Any]:
-    """Return the metadata of a training: its history, where it resumed, on what and with what it was computed."""
+def training_metadata(compute: Compute, history: History, checkpoints: Checkpoints) -> dict[str, Any]:
+    """Return the metadata of a training: history, resumed checkpoints, hardware and versions."""
     computed = {**compute.describe(), "versions": versions()}
     return {"history": history, "resumed": checkpoints.resumed, **computed}
 
 
 def job_checkpoints(job: Job, cell: Cell, training: str) -> Checkpoints:
-    """Return a training's checkpoints: of the job's settings and code, the content of its inputs, and the software."""
+    """Return the checkpoints of a training, identified by settings, code, inputs and software of the job."""
     settings = {key: value for key, value in job.params.items() if key != "code"}
     of = {
         "code": str(job.params.get("code")),
@@ -56,9 +56,9 @@ def job_checkpoints(job: Job, cell: Cell, training: str) -> Checkpoints:
 def save_ics(
     networks: CellNetworks, name: str, network: EarlyExitNetwork, trained: Mapping[str, Any]
 ) -> None:
-    """Write the trained part of an IC set's network, its metadata beside it; trained: of `training_facts`."""
+    """Write the trained part of an IC set's network, and its metadata; trained: from `training_metadata`."""
     ics = networks.sets[name]
-    facts = {
+    metadata = {
         **networks.identity,
         "class_names": networks.record["class_names"],
         "ics": name,
@@ -67,4 +67,4 @@ def save_ics(
         "settings": ics.model_dump(),
         **trained,
     }
-    save_checkpoint(networks.layout.ics(networks.cell, name), trained_part(network, ics), facts)
+    save_checkpoint(networks.layout.ics(networks.cell, name), trained_part(network, ics), metadata)

@@ -1,1 +1,1 @@
-"""Backbones, heads and the one early-exit network, with what they cost."""
+"""Backbones, heads and early-exit networks, their costs and their weights."""

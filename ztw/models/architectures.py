@@ -1,4 +1,4 @@
-"""The table of architectures, and building one by name."""
+"""The table of architectures, BACKBONES, and building a backbone by name."""
 
 from __future__ import annotations
 
@@ -33,25 +33,40 @@ def build_backbone(
     weights: str | None = None,
     **options: Any,
 ) -> Backbone:
-    """Build a backbone, with random weights unless `weights` says otherwise.
+    """Build a backbone, with random weights or with torchvision's.
 
-    arch: a name of BACKBONES, or "torchvision/" and a name of TORCHVISION_BLOCKS; size: side of the square
-    input in pixels; weights: of torchvision's models, None, "DEFAULT" (its best of ImageNet) or
-    "IMAGENET1K_V1" (its first); options: shortcut, ic_features, last_norm_momentum, init, see `BackboneOptions`.
-    Raises ZtwError for an unknown name, a class count below 2, or an option the architecture does not have.
+    Args:
+        arch: a name in BACKBONES, or "torchvision/<name>" with a name in TORCHVISION_BLOCKS.
+        num_classes: at least 2.
+        channels: of the images.
+        size: side of the square images in pixels.
+        weights: of a torchvision model: None = random, "DEFAULT" = its best ImageNet weights, "IMAGENET1K_V1" = its
+            first.
+        options: shortcut, ic_features, last_norm_momentum, init; see `BackboneOptions`.
+
+    Raises:
+        ZtwError: for an unknown name, fewer than 2 classes, and an option that the architecture does not have.
+
+    Example:
+        >>> import torch, ztw
+        >>> backbone = ztw.build_backbone("resnet8", num_classes=100)
+        >>> backbone(torch.randn(4, 3, 32, 32)).shape
+        torch.Size([4, 100])
     """
     if num_classes < 2:
-        raise ZtwError(f"num_classes {num_classes!r}: a classifier needs at least 2")
+        raise ZtwError(f"num_classes {num_classes!r}: must be at least 2")
     chosen = BackboneOptions.of(options)
     _check_options(arch, chosen)
     if arch.startswith(TORCHVISION_PREFIX):
-        # imports torchvision: seconds that most jobs need not spend
+        # importing torchvision takes seconds, and most jobs do not need it
         from ztw.models.torchvision_cut import cut
 
         backbone = cut(arch, num_classes, channels, size, weights)
     else:
         if weights is not None:
-            raise ZtwError(f"weights {weights!r}: only torchvision's models have them, not {arch}")
+            raise ZtwError(
+                f"weights {weights!r}: only torchvision's models have pretrained weights, not {arch}"
+            )
         backbone = BACKBONES[arch](arch, num_classes, channels, size, chosen)
         if chosen.init == "released":
             initialise_backbone(backbone)

@@ -1,4 +1,4 @@
-"""What every backbone is: a list of stages, where exits may be placed, and a classifier."""
+"""The base of every backbone: a list of stages, after which exits may be placed, and a classifier."""
 
 from __future__ import annotations
 
@@ -17,12 +17,15 @@ from ztw.models.supported import check_supported
 
 @dataclass(frozen=True)
 class BackboneOptions:
-    """What may be chosen about a backbone, where it has it (`ztw.study.names.OPTION_OWNERS`).
+    """Options of a backbone. Not every architecture has all of them, see `OPTION_OWNERS`.
 
-    shortcut: of the CIFAR ResNets, "conv" (1x1 convolution) or "pad" (no parameters): options B and A of He et
-    al. 2016; ic_features: theirs too, whether a stage ends "before_relu", at the block's sum (the released
-    code), or "after_relu"; last_norm_momentum: of the Wide ResNet's last BatchNorm, released: 0.9;
-    init: the weights it starts with, "torch" (PyTorch's) or "released" (`ztw.models.initialisation`).
+    Args:
+        shortcut: of the CIFAR ResNets (He et al. 2016): "conv" = option B, a 1x1 convolution; "pad" = option A, without
+            parameters.
+        ic_features: of the CIFAR ResNets: a stage ends "before_relu", at the block's sum (released code), or
+            "after_relu".
+        last_norm_momentum: of the last BatchNorm of the Wide ResNet; 0.9 in the released code.
+        init: initial weights, "torch" (PyTorch's) or "released" (see `ztw.models.initialisation`).
     """
 
     shortcut: str = "conv"
@@ -32,7 +35,7 @@ class BackboneOptions:
 
     @classmethod
     def of(cls, given: dict[str, Any]) -> BackboneOptions:
-        """From options by name; raises ZtwError for a name that is not one of the fields."""
+        """Create the options from a mapping; raise ZtwError for an unknown name."""
         known = [field.name for field in fields(cls)]
         for name in given:
             if name not in known:
@@ -41,13 +44,29 @@ class BackboneOptions:
 
 
 class Backbone(nn.Module):
-    """A network cut into stages; an exit can be placed after each.
+    """A network cut into stages. An exit can be placed after each stage.
 
-    stages: modules applied in order, one per block (the stem belongs to the first);
-    classifier: maps the last stage's output to logits (N, classes). Either may work in place or flatten by
-    `view`: it is then given a copy, or a contiguous one, of what it is called with, and nobody sees a change.
-    `origin`: the call it comes from, {"build_backbone": its arguments} or {"as_backbone": ...}, None for another.
-    Raises ZtwError for a part that cannot be copied or followed, such as a TorchScript module.
+    Stages and classifier may work in place, or flatten by `view`. Such a part receives a copy of its input, or a
+    contiguous one, so that no other part is affected.
+
+    Args:
+        arch: name of the architecture.
+        stages: modules applied in order, one per block; the first includes the stem.
+        classifier: module from the last stage's output to logits (N, classes).
+        input_shape: (channels, height, width) of the images.
+
+    Attributes:
+        origin: the call that built the backbone, {"build_backbone": its arguments} or {"as_backbone": ...}, else None.
+
+    Raises:
+        ZtwError: for a part that cannot be copied or traced, such as a TorchScript module.
+
+    Example:
+        >>> import torch, ztw
+        >>> stages = [torch.nn.Conv2d(3, 8, 3), torch.nn.Conv2d(8, 8, 3)]
+        >>> classifier = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(8 * 28 * 28, 10))
+        >>> ztw.Backbone("two", stages, classifier, (3, 32, 32)).feature_shapes
+        [(8, 30, 30), (8, 28, 28)]
     """
 
     origin: dict[str, dict[str, Any]] | None = None
@@ -62,7 +81,7 @@ class Backbone(nn.Module):
         self.stages = nn.ModuleList(stages)
         self.classifier = classifier
         check_supported(self, arch)
-        # Measured rather than computed, so that a new backbone needs no formula of its own.
+        # shapes are measured, so that a new backbone needs no formula for them
         shapes, self.needs = list[Shape]([input_shape]), dict[str, list[str]]()
         for name, part in self._parts():
             shape, self.needs[name] = examine(part, shapes[-1])
@@ -72,22 +91,22 @@ class Backbone(nn.Module):
         self.train()
 
     def _parts(self) -> Iterator[tuple[str, nn.Module]]:
-        """Stages and classifier, by name."""
+        """Yield stages and classifier with their names."""
         yield from ((f"stages.{number}", stage) for number, stage in enumerate(self.stages))
         yield "classifier", self.classifier
 
     def give_needs(self) -> None:
-        """See to it that no part changes its input; again where stages have been replaced."""
+        """Register the hooks that protect inputs. Call it again after replacing a stage."""
         for name, part in self._parts():
             give(part, self.needs[name])
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self.give_needs()  # torch.fx forgets the hooks of what it copies
+        self.give_needs()  # torch.fx copies modules without their hooks
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)
-        self.give_needs()  # after a change to channels_last
+        self.give_needs()  # the memory format may have changed
         return self
 
     def features(self, images: Tensor) -> Iterator[Tensor]:
@@ -98,16 +117,16 @@ class Backbone(nn.Module):
             yield hidden
 
     def forward(self, images: Tensor) -> Tensor:
-        """images (N, C, H, W) -> logits (N, classes)."""
+        """Compute logits (N, classes) for images (N, C, H, W)."""
         *_, last = self.features(images)
         return self.classifier(last)
 
 
 class Fp32Linear(nn.Linear):
-    """A Linear in float32 even under autocast: bfloat16 logits would tie many of the confidences."""
+    """A Linear that computes in float32 even under autocast, because bfloat16 logits give many equal confidences."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, in) -> (N, out) float32."""
+        """Compute (N, out) float32 from (N, in)."""
         if not torch.is_autocast_enabled(x.device.type):
             return super().forward(x)
         with torch.autocast(x.device.type, enabled=False):

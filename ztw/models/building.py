@@ -1,4 +1,4 @@
-"""Internal classifiers put on a backbone."""
+"""Build an early-exit network: put internal classifiers on a backbone."""
 
 from __future__ import annotations
 
@@ -29,21 +29,28 @@ def build_network(
     """Put untrained internal classifiers (ICs) on a backbone.
 
     Args:
-        backbone: e.g. of `build_backbone` or `as_backbone`.
-        connection: a name of CONNECTIONS, how the ICs are connected.
-        head: a name of HEADS.
-        placement: after which blocks they sit, see `resolve_placement`.
-        progress: where a line goes if most exits cost more than they can save: True = stderr, False = nowhere, or a
+        backbone: e.g. from `build_backbone` or `as_backbone`.
+        connection: how the ICs are connected, one of `list_connections()`.
+        head: kind of the ICs, one of `list_heads()`.
+        placement: blocks after which the ICs sit, see `resolve_placement`.
+        progress: where to report that most exits cost more than they save: True = stderr, False = nowhere, or a
             function.
-        head_options: pooling, width, layer_norm, init of the heads, see `HeadOptions`.
+        head_options: pooling, width, layer_norm, init; see `HeadOptions`.
 
     Raises:
-        ZtwError: for an unknown connection, head or option, and for an impossible placement.
+        ZtwError: for an unknown connection, head or option, and for an invalid placement.
+
+    Example:
+        >>> import torch, ztw
+        >>> backbone = ztw.build_backbone("resnet8")
+        >>> network = ztw.build_network(backbone, connection="cascade_detached", head="pool")
+        >>> network(torch.randn(4, 3, 32, 32)).shape  # 4 exits: one after each of 3 blocks, and the backbone's own
+        torch.Size([4, 4, 10])
     """
     if not isinstance(backbone, Backbone):
         raise ZtwError(
-            f"build_network: {type(backbone).__name__}, must be a Backbone; ztw.as_backbone(model, input_shape) makes"
-            " one of a model of yours"
+            f"build_network: {type(backbone).__name__}, must be a Backbone; convert a model of yours with"
+            " ztw.as_backbone(model, input_shape)"
         )
     report = reporter(progress)
     if head not in HEADS:

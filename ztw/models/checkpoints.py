@@ -1,4 +1,4 @@
-"""Checkpoints: safetensors with a JSON beside them, read strictly."""
+"""Checkpoints: a safetensors file with a JSON file of metadata beside it."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from ztw.tensors import read_tensors, write_tensors
 from ztw.version import __version__
 
 
-def save_checkpoint(path: Path | str, module: nn.Module, facts: dict[str, Any]) -> None:
-    """Write a module's weights to `path` and what they are to the sibling .json (last, so that it vouches)."""
+def save_checkpoint(path: Path | str, module: nn.Module, metadata: dict[str, Any]) -> None:
+    """Write a module's weights to `path`. The JSON file beside it, written last, marks them as complete."""
     write_tensors(path, module.state_dict())
-    write_json(Path(path).with_suffix(".json"), facts)
+    write_json(Path(path).with_suffix(".json"), metadata)
 
 
 def load_checkpoint(path: Path | str, module: nn.Module, expected: dict[str, Any]) -> dict[str, Any]:
-    """Fill `module` strictly from `path`, after its JSON has been compared with `expected`.
+    """Load the weights of a module, if the metadata are as expected; return all metadata of the JSON file.
 
-    Returns the JSON's facts. Raises ZtwError when the files are broken, when a fact in `expected`
-    (architecture, class count, ...) differs, or when names or shapes of the weights do not match.
+    Raises:
+        ZtwError: if a file is broken, or if the metadata, or names or shapes of the weights, do not match.
     """
-    facts = read_json(Path(path).with_suffix(".json"))
+    metadata = read_json(Path(path).with_suffix(".json"))
     for key, value in expected.items():
-        if facts.get(key) != value:
-            raise ZtwError(f"{path}: {key} is {facts.get(key)!r}, expected {value!r}")
+        if metadata.get(key) != value:
+            raise ZtwError(f"{path}: {key} is {metadata.get(key)!r}, expected {value!r}")
     load_strictly(module, read_tensors(path), str(path))
-    return facts
+    return metadata
 
 
 def load_strictly(module: nn.Module, state: dict[str, Tensor], name: str) -> None:
-    """Load a state dict whose names and shapes must all match; the error lists what does not."""
+    """Load a state dict whose names and shapes must all match; raise ZtwError with the mismatches otherwise."""
     own = module.state_dict()
     missing = sorted(own.keys() - state.keys())
     surplus = sorted(state.keys() - own.keys())
@@ -56,6 +56,6 @@ def load_strictly(module: nn.Module, state: dict[str, Tensor], name: str) -> Non
 
 
 def versions() -> dict[str, Any]:
-    """The versions a result depends on: ztw, torch, and of each plugin the SHA-256 of its file."""
+    """Return the versions that a result depends on: ztw, torch, and the SHA-256 of each plugin's file."""
     plugins = {"plugins": dict(PLUGINS)} if PLUGINS else {}
     return {"ztw": __version__, "torch": torch.__version__, **plugins}

@@ -22,10 +22,10 @@ MOBILENET = (
 
 
 def vgg16_bn(arch: str, num_classes: int, channels: int, size: int, options: BackboneOptions) -> Backbone:
-    """13 convolutions and two fully connected layers; the second belongs to the classifier.
+    """Build VGG-16 with BatchNorm: 13 convolutions and two fully connected layers, the second one in the classifier.
 
-    An exit may be placed after each convolution and after the first fully connected layer: 14. As in the
-    released code there is no ReLU between the last two Linears.
+    It has 14 places for exits: after each convolution and after the first fully connected layer. Like the released
+    code, it has no ReLU between the last two Linears.
     """
     if size < 32:
         raise ZtwError(f"{arch}: its five poolings need images of at least 32x32 pixels, not {size}x{size}")
@@ -52,11 +52,11 @@ def vgg16_bn(arch: str, num_classes: int, channels: int, size: int, options: Bac
 
 
 class WideBlock(nn.Module):
-    """BatchNorm, ReLU, 3x3 convolution, dropout, and again, with a shortcut (Zagoruyko & Komodakis 2016)."""
+    """Twice BatchNorm, ReLU, 3x3 convolution, with dropout in between, and a shortcut (Zagoruyko & Komodakis 2016)."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, dropout: float) -> None:
         super().__init__()
-        # in the released code's order of definition, which its files of weights are matched by
+        # defined in the order of the released code, because its files of weights are matched in this order
         self.norm1 = nn.BatchNorm2d(inputs)
         self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
         self.norm2 = nn.BatchNorm2d(outputs)
@@ -66,7 +66,7 @@ class WideBlock(nn.Module):
         self.relu, self.dropout = nn.ReLU(), nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, inputs, H, W) -> (N, outputs, H / stride, W / stride)."""
+        """Compute (N, outputs, H / stride, W / stride) from (N, inputs, H, W)."""
         hidden = self.dropout(self.conv1(self.relu(self.norm1(x))))
         return self.conv2(self.relu(self.norm2(hidden))) + self.shortcut(x)
 
@@ -74,7 +74,7 @@ class WideBlock(nn.Module):
 def wide_resnet_32_4(
     arch: str, num_classes: int, channels: int, size: int, options: BackboneOptions
 ) -> Backbone:
-    """3 groups of 5 wide blocks with 64, 128, 256 channels, dropout 0.3."""
+    """Build WRN-32-4: 3 groups of 5 wide blocks with 64, 128 and 256 channels, dropout 0.3."""
     stages: list[nn.Module] = []
     width_in = 16
     for group, width in enumerate((64, 128, 256)):
@@ -94,7 +94,7 @@ def wide_resnet_32_4(
 
 
 def _separable(inputs: int, outputs: int, stride: int) -> nn.Sequential:
-    """A depthwise 3x3 and a pointwise convolution, each with BatchNorm and ReLU."""
+    """Return a depthwise 3x3 and a pointwise convolution, each with BatchNorm and ReLU."""
     return nn.Sequential(
         nn.Conv2d(inputs, inputs, 3, stride, 1, groups=inputs, bias=False),
         nn.BatchNorm2d(inputs),
@@ -106,7 +106,7 @@ def _separable(inputs: int, outputs: int, stride: int) -> nn.Sequential:
 
 
 def mobilenet(arch: str, num_classes: int, channels: int, size: int, options: BackboneOptions) -> Backbone:
-    """MobileNet-V1 (Howard et al. 2017) with a stem of stride 1: 13 depthwise-separable blocks."""
+    """Build MobileNet-V1 (Howard et al. 2017) with a stem of stride 1: 13 depthwise-separable blocks."""
     stem = nn.Sequential(
         nn.Conv2d(channels, 32, 3, padding=1, bias=False), nn.BatchNorm2d(32), nn.ReLU(inplace=True)
     )

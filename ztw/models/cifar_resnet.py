@@ -11,14 +11,14 @@ from ztw.models.backbone import Backbone, BackboneOptions, Fp32Linear
 
 
 def conv_bn(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Sequential:
-    """A convolution without bias and its BatchNorm."""
+    """Return a convolution without bias, and its BatchNorm."""
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(outputs)
     )
 
 
 class PadShortcut(nn.Module):
-    """Option A of He et al. 2016: every stride-th pixel, the new channels zero, half of them on either side."""
+    """Option A of He et al. 2016: subsampling by the stride; the new channels are zero, half of them on either side."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -26,27 +26,27 @@ class PadShortcut(nn.Module):
         self.before, self.after = (outputs - inputs) // 2, -((inputs - outputs) // 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, inputs, H, W) -> (N, outputs, H / stride, W / stride)."""
+        """Compute (N, outputs, H / stride, W / stride) from (N, inputs, H, W)."""
         return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.before, self.after))
 
 
 def conv_shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
-    """Option B of He et al. 2016: a 1x1 convolution and its BatchNorm."""
+    """Return option B of He et al. 2016: a 1x1 convolution and its BatchNorm."""
     return conv_bn(inputs, outputs, 1, stride)
 
 
-# What a CIFAR ResNet's shortcut is where the shape changes: name -> builder(inputs, outputs, stride)
+# Shortcuts of a CIFAR ResNet where the shape changes: name -> builder(inputs, outputs, stride)
 SHORTCUTS: dict[str, Callable[[int, int, int], nn.Module]] = {"conv": conv_shortcut, "pad": PadShortcut}
 
 
 class BlockReLU(nn.ReLU):
-    """The ReLU after a block's sum. A type of its own: the published counter counts it with the block."""
+    """The ReLU after a block's sum. It has its own type, because the published counter counts it with the block."""
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut, up to their sum (He et al. 2016).
+    """Two 3x3 convolutions plus a shortcut, up to their sum (He et al. 2016).
 
-    The shortcut needs one of SHORTCUTS where the shape changes.
+    SHORTCUTS has the shortcuts for blocks that change the shape.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int, shortcut: str = "conv") -> None:
@@ -58,19 +58,19 @@ class BasicBlock(nn.Module):
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, inputs, H, W) -> (N, outputs, H / stride, W / stride)."""
+        """Compute (N, outputs, H / stride, W / stride) from (N, inputs, H, W)."""
         return self.conv2(self.relu(self.conv1(x))) + self.shortcut(x)
 
 
 class ReLUThenBlock(BasicBlock):
-    """A block that begins with the ReLU of the one before."""
+    """A block that begins with the ReLU of the previous block."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, shortcut: str = "conv") -> None:
         super().__init__(inputs, outputs, stride, shortcut)
-        self.block_relu = BlockReLU()  # not in place: an IC may still need its input
+        self.block_relu = BlockReLU()  # not in place, because an IC may read the same input
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, inputs, H, W) -> (N, outputs, H / stride, W / stride)."""
+        """Compute (N, outputs, H / stride, W / stride) from (N, inputs, H, W)."""
         return super().forward(self.block_relu(x))
 
 
@@ -82,12 +82,12 @@ class BlockThenReLU(BasicBlock):
         self.block_relu = BlockReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, inputs, H, W) -> (N, outputs, H / stride, W / stride)."""
+        """Compute (N, outputs, H / stride, W / stride) from (N, inputs, H, W)."""
         return self.block_relu(super().forward(x))
 
 
-# Where the stages of a CIFAR ResNet are cut, and so what its ICs see: a block's sum or the ReLU of it.
-# name -> (first block, the others, what the classifier begins with)
+# Where the stages of a CIFAR ResNet end: its internal classifiers see a block's sum, or the ReLU of the sum.
+# name -> (first block, other blocks, first layer of the classifier)
 IC_FEATURES: dict[str, tuple[type[BasicBlock], type[BasicBlock], type[nn.Module]]] = {
     "before_relu": (BasicBlock, ReLUThenBlock, BlockReLU),  # the released code's
     "after_relu": (BlockThenReLU, BlockThenReLU, nn.Identity),
@@ -95,7 +95,7 @@ IC_FEATURES: dict[str, tuple[type[BasicBlock], type[BasicBlock], type[nn.Module]
 
 
 def cifar_resnet(depth: int) -> Callable[..., Backbone]:
-    """The CIFAR ResNet of 6n+2 layers: 3 groups of n basic blocks with 16, 32, 64 channels."""
+    """Return the builder of the CIFAR ResNet with 6n+2 layers: 3 groups of n basic blocks with 16, 32, 64 channels."""
 
     def build(arch: str, num_classes: int, channels: int, size: int, options: BackboneOptions) -> Backbone:
         kind, later, start = IC_FEATURES[options.ic_features]

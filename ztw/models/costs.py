@@ -1,4 +1,4 @@
-"""What a sample costs that leaves at each exit of a network, in multiply-accumulate operations (MACs)."""
+"""The cost of each exit of a network, in multiply-accumulate operations (MACs)."""
 
 from __future__ import annotations
 
@@ -21,19 +21,25 @@ def macs(network: EarlyExitNetwork, counter: str = "ztw") -> Tensor: ...
 @overload
 def macs(network: Backbone, counter: str = "ztw") -> float: ...
 def macs(network: EarlyExitNetwork | Backbone, counter: str = "ztw") -> Tensor | float:
-    """Count the operations of a sample that leaves at each exit of a network, or runs through a backbone.
+    """Count the operations of one sample, up to each exit of a network or through a backbone.
 
     Args:
-        network: with its cascade and its ensemble, where it has one; or a backbone. Images have the size it is built
-            for.
+        network: a network, with its cascade and its ensemble; or a backbone. The count is for its own image size.
         counter: "ztw" = multiply-accumulate operations (MACs); "published" = the released code's counter, which counts
-            groups of a convolution twice: only to compare with published figures.
+            the groups of a convolution twice. Use "published" only to compare with published figures.
 
     Returns:
-        Of a network float64 (K,), cumulative; of a backbone one number.
+        Cumulative cost float64 (K,) for a network; one number for a backbone.
 
     Raises:
-        ZtwError: for anything else, and for an unknown counter.
+        ZtwError: for any other model, and for an unknown counter.
+
+    Example:
+        >>> import ztw
+        >>> backbone = ztw.build_backbone("resnet8")
+        >>> cost = ztw.macs(ztw.build_network(backbone, head="pool", progress=False))
+        >>> bool(cost[0] < ztw.macs(backbone) < cost[-1])
+        True
     """
     if counter not in COUNTERS:
         raise unknown("counter", counter, COUNTERS)
@@ -46,16 +52,16 @@ def macs(network: EarlyExitNetwork | Backbone, counter: str = "ztw") -> Tensor |
 
 
 def _combined(network: EarlyExitNetwork) -> list[float]:
-    """MACs of combining each exit with those before it: by the ensemble, and by boosting."""
+    """Return the MACs that combine each exit with the previous ones, by the ensemble and by boosting."""
     ensemble = network.ensemble
     added = [0.0 if ensemble is None else ensemble.macs(exit) for exit in range(network.exits)]
-    if network.connection.additive:  # one multiplication a class, at every exit that has a predecessor
+    if network.connection.additive:  # one multiplication per class, at every exit but the first
         added = [value + network.backbone.num_classes * (exit > 0) for exit, value in enumerate(added)]
     return added
 
 
 def _combined_published(network: EarlyExitNetwork) -> list[float]:
-    """The same by the published counter."""
+    """Return the same operations by the published counter."""
     ensemble, num_classes = network.ensemble, network.backbone.num_classes
     return [
         ensemble_operations(exit, num_classes) if ensemble is not None and ensemble.ensembled(exit) else 0.0
@@ -64,14 +70,12 @@ def _combined_published(network: EarlyExitNetwork) -> list[float]:
 
 
 def costly_exits(arch: str, cost: Tensor, base: float) -> str | None:
-    """Say in a line which exits save nothing, where that is at least half of the ICs; else None.
-
-    A sample that leaves at an exit has paid for all exits before it, too.
+    """Report in one line which exits save nothing, if at least half of the ICs save nothing; else return None.
 
     Args:
-        arch: what the line calls the network.
-        cost: (K,) cumulative MACs of its exits.
-        base: MACs of its backbone alone.
+        arch: name of the network in the line.
+        cost: (K,) MACs of the exits, each including all previous exits.
+        base: MACs of the backbone alone.
     """
     relative = (cost / base).tolist()[:-1]
     useless = [exit + 1 for exit, cost in enumerate(relative) if round(cost, 2) >= 1]
@@ -83,12 +87,12 @@ def costly_exits(arch: str, cost: Tensor, base: float) -> str | None:
         where, costs = f"exits {first} to {last}", f"{costs} to {relative[last - 1]:.2f}"
     return (
         f"{arch}: a sample that leaves at {where} saves nothing, because it costs {costs} of the"
-        " backbone's MACs; head='pool', a smaller width= or fewer exits cost less"
+        " backbone's MACs; use head='pool', a smaller width= or fewer exits"
     )
 
 
 def _cumulative(network: EarlyExitNetwork, count: Counter, added: list[float]) -> Tensor:
-    """Cost (K,) of everything up to each exit; added: (K,), what combining exits costs at each."""
+    """Return the cost (K,) up to each exit; added: (K,), cost of combining each exit with the previous ones."""
     backbone = network.backbone
     stages = stage_costs(backbone, count).cumsum(0)
     exits_so_far, costs = 0.0, []

@@ -1,4 +1,4 @@
-"""Any classifier of images cut into stages by tracing it with torch.fx: no model is written again by hand."""
+"""Cut a classifier of images into stages, by tracing it with torch.fx."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ztw.models.inputs import to_channels_last
 from ztw.models.supported import check_supported
 from ztw.models.tracing import BY_HAND, Tracing, reason, trace_both, trace_patiently
 
-NAMED = 12  # modules an error names
+NAMED = 12  # number of modules that an error names
 
 
 def as_backbone(
@@ -31,25 +31,39 @@ def as_backbone(
     stages: Sequence[nn.Module] | None = None,
     classifier: nn.Module | None = None,
 ) -> Backbone:
-    """A classifier of yours as a Backbone: a copy cut into stages, after each of which an exit can be placed.
+    """Convert a classifier of your own to a Backbone: a copy, cut into stages after which exits can be placed.
 
-    model: images (N, C, H, W) -> logits (N, classes), traceable by torch.fx and ending in a Linear; it is left as it
-    is. input_shape: (C, H, W) of its images. It is cut after every block (the outermost modules of a class that it
-    uses more than once), or `at` the modules of these names. Where tracing cannot follow it: stages, modules
-    applied one after the other, and classifier, from the last one's output to logits.
-    The result computes what the model computes, which is tried on a sample, and is in the model's mode.
-    Raises ZtwError for what cannot be cut, with the reason and the remedy.
+    By default, the model is cut after every block. Blocks are the outermost modules of a class that the model uses more
+    than once. The backbone is in the model's mode. Its logits on random images must agree with the model's.
+
+    Args:
+        model: maps images (N, C, H, W) to logits (N, classes), ends in a Linear and can be traced by torch.fx. It stays
+            unchanged.
+        input_shape: (channels, height, width) of the images.
+        at: names of the modules to cut after, instead of the blocks.
+        stages: for a model that cannot be traced: modules applied in order.
+        classifier: with `stages`: module from the last stage's output to logits.
+
+    Raises:
+        ZtwError: for a model that cannot be cut. The message says why and what to do.
+
+    Example:
+        >>> import torch, ztw
+        >>> conv, linear = torch.nn.Conv2d(3, 8, 3, 2), torch.nn.Linear(8 * 15 * 15, 10)
+        >>> model = torch.nn.Sequential(conv, torch.nn.ReLU(), torch.nn.Flatten(), linear)
+        >>> len(ztw.as_backbone(model, (3, 32, 32), at=["1"]).stages)
+        1
     """
     check_default_dtype()
     if isinstance(model, Backbone):
-        raise ZtwError("as_backbone: is a Backbone already; give it to build_network")
+        raise ZtwError("as_backbone: the model is a Backbone already; pass it to build_network")
     if not isinstance(model, nn.Module):
         raise ZtwError(f"as_backbone: {type(model).__name__}, must be a torch.nn.Module")
     shape = _image_shape(input_shape)
     if (stages is None) != (classifier is None) or (stages is not None and at is not None):
-        raise ZtwError("as_backbone: give stages= and classifier= together and without at=")
+        raise ZtwError("as_backbone: stages= and classifier= must be given together, and without at=")
     if at is not None and (isinstance(at, str) or not at):
-        raise ZtwError(f"as_backbone: at={at!r}, must be a list of names of modules, at least one")
+        raise ZtwError(f"as_backbone: at={at!r}, must be a list of at least one name of a module")
     name = type(model).__name__
     check_supported(model, name)
     if other := {str(part.dtype) for part in model.parameters() if part.dtype != torch.float32}:
@@ -58,9 +72,9 @@ def as_backbone(
         )
     try:
         copied, by_hand = copy.deepcopy((model, (list(stages or []), classifier)))
-    except Exception as error:  # whatever a user's module holds
+    except Exception as error:  # a user's module may hold anything
         raise ZtwError(f"{name}: cannot be copied ({reason(error)})") from error
-    images, expected = _answers(copied, name, shape)
+    images, expected = _sample_logits(copied, name, shape)
     with torch.random.fork_rng(devices=[]):
         if by_hand[1] is None:
             parts, last = cut_model(copied, name, expected.shape[1], at, through=True)
@@ -80,22 +94,22 @@ def _image_shape(given: Any) -> tuple[int, int, int]:
 
 
 @torch.no_grad()
-def _answers(model: nn.Module, name: str, shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
-    """A sample, and the logits (3, classes) of a copy of the user's model in eval mode."""
+def _sample_logits(model: nn.Module, name: str, shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
+    """Return 3 random images, and the logits (3, classes) of the model in eval mode."""
     like = next((part for part in model.parameters() if part.is_floating_point()), torch.empty(0))
     images = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0)).to(like)
     try:
-        answer = model.eval()(images)
-    except Exception as error:  # whatever a user's forward raises
+        logits = model.eval()(images)
+    except Exception as error:  # a user's forward may raise anything
         raise ZtwError(f"{name}: cannot take images (3, {str(shape)[1:]} ({reason(error)})") from error
-    if not isinstance(answer, Tensor):
+    if not isinstance(logits, Tensor):
         raise ZtwError(
-            f"{name}: returns a {type(answer).__name__}, must return logits (N, classes); wrap it in a module whose"
-            " forward returns them alone"
+            f"{name}: returns a {type(logits).__name__}, must return logits (N, classes); wrap it in a module whose"
+            " forward returns only the logits"
         )
-    if answer.dim() != 2 or len(answer) != 3 or answer.shape[1] < 2:
-        raise ZtwError(f"{name}: returns shape {tuple(answer.shape)} for 3 images, must be (3, classes)")
-    return images, answer
+    if logits.dim() != 2 or len(logits) != 3 or logits.shape[1] < 2:
+        raise ZtwError(f"{name}: returns shape {tuple(logits.shape)} for 3 images, must be (3, classes)")
+    return images, logits
 
 
 def _checked_backbone(
@@ -111,31 +125,36 @@ def _checked_backbone(
 
 @torch.no_grad()
 def _compare(backbone: Backbone, images: Tensor, expected: Tensor) -> None:
-    """Raise ZtwError unless the cut backbone answers as the model does."""
+    """Raise ZtwError unless the backbone computes the model's logits."""
     found = backbone.eval()(images)
     if found.shape != expected.shape:
         raise ZtwError(
-            f"{backbone.arch}: cut, it returns shape {tuple(found.shape)}, the model {tuple(expected.shape)}"
+            f"{backbone.arch}: the cut model returns shape {tuple(found.shape)}, the original {tuple(expected.shape)}"
         )
     scale = max(1.0, float(expected.abs().max()))
     difference = float((found - expected).abs().max())
     if not difference <= 1e-3 * scale:
         raise ZtwError(
-            f"{backbone.arch}: cut, it answers something else than the model (by up to {difference:.3g}): it draws"
-            f" random numbers, or computes what tracing does not see; {BY_HAND}"
+            f"{backbone.arch}: the logits of the cut model differ from the original's by up to {difference:.3g},"
+            f" because it draws random numbers or computes something that tracing misses; {BY_HAND}"
         )
 
 
 def cut_model(
     model: nn.Module, name: str, num_classes: int, at: Sequence[str] | None = None, through: bool = False
 ) -> tuple[Sequence[nn.Module], nn.Module]:
-    """Cut any traceable model that ends in a Linear: its stages, one per block, and its classifier.
+    """Cut a traceable model that ends in a Linear into its stages, one per block, and its classifier.
 
-    model: gives its modules to the result; name: for errors; num_classes: the last Linear is replaced by a new
-    one unless it has as many outputs, and gives float32 logits; at: see `as_backbone`; through: whether modules of
-    the user's own without children become functions where that changes nothing between the modes.
-    Raises ZtwError for a model without repeated blocks, with another last layer, or whose graph depends on
-    its mode (e.g. F.dropout instead of nn.Dropout).
+    Args:
+        model: its modules become part of the result.
+        name: of the model, for error messages.
+        num_classes: a last Linear with another number of outputs is replaced by a new one. It gives float32 logits.
+        at: see `as_backbone`.
+        through: whether to trace into the user's own modules without children, if both modes compute the same.
+
+    Raises:
+        ZtwError: for a model without repeated blocks, with another last layer, or with a graph that depends on the mode
+            (e.g. F.dropout instead of nn.Dropout).
     """
     wanted = {_named(model, place, name): place for place in at} if at is not None else None
     blocks = set(_blocks(model)) if wanted is None else set(wanted)
@@ -149,7 +168,7 @@ def cut_model(
         cuts = [end for _, end in ends if _crossing(nodes, end) == {end}]
         if not cuts:
             raise ZtwError(
-                f"{name}: has no repeated blocks to cut it at; name modules with at=[...]{_offer(model)}"
+                f"{name}: has no repeated blocks to cut after; name modules with at=[...]{_offer(model)}"
             )
     else:
         cuts = _cuts_at(nodes, ends, wanted, name)
@@ -160,7 +179,7 @@ def cut_model(
     cuts = [end for end in dict.fromkeys(cuts) if end is not last]
     if not cuts:
         raise ZtwError(
-            f"{name}: at={list(at or [])} leaves nothing for a classifier; cut it before its last layer"
+            f"{name}: at={list(at or [])} leaves no layer for the classifier; cut before the last layer"
         )
     _replace_last_linear(model, str(last.target), name, num_classes)
     borders = [image, *cuts, last]
@@ -172,7 +191,7 @@ def _named(model: nn.Module, place: str, name: str) -> nn.Module:
     known = {key: module for key, module in model.named_modules() if key}
     if place not in known:
         close = difflib.get_close_matches(str(place), known, 3, 0.5) or list(known)[:NAMED]
-        raise ZtwError(f"{name}: at={place!r} is no module of it; known: {', '.join(close)}")
+        raise ZtwError(f"{name}: at={place!r} is not a module of the model; known: {', '.join(close)}")
     return known[place]
 
 
@@ -187,26 +206,27 @@ def _cuts_at(
     wanted: dict[nn.Module, str],
     name: str,
 ) -> list[fx.Node]:
-    """The nodes at the ends of the modules that a user has named, in the order they are computed in."""
+    """Return the nodes at the ends of the modules in `at`, in the order of computation."""
     for module, place in wanted.items():
         found = [end for called, end in ends if called is module]
         if len(found) != 1:
             times = (
                 f"is called {len(found)} times"
                 if found
-                else "is not called by itself (a layer above it is whole)"
+                else "is not called by itself, because a layer around it is traced as one unit"
             )
             raise ZtwError(f"{name}: at={place!r} {times}, must be once; name another module")
         if around := _crossing(nodes, found[0]) - {found[0]}:
             around_names = ", ".join(sorted(node.name for node in around))
             raise ZtwError(
-                f"{name}: at={place!r} cannot be a cut: {around_names} goes around it; cut where one value goes on"
+                f"{name}: at={place!r} cannot be a cut, because {around_names} bypasses it; cut where only one value"
+                " continues"
             )
     return [end for _, end in ends]
 
 
 def _offer(model: nn.Module) -> str:
-    """Which modules it could be cut at, in words."""
+    """List modules at which the model can be cut, as the end of a message."""
     names = {module: key for key, module in model.named_modules() if key}
     try:
         graph, ends = trace_patiently(model, "", set(names))
@@ -221,7 +241,7 @@ def _offer(model: nn.Module) -> str:
 
 
 def _blocks(model: nn.Module) -> Iterator[nn.Module]:
-    """The outermost instances of every class of composed modules that the model uses more than once."""
+    """Return the outermost instances of every class of composed modules that the model uses more than once."""
     used = Counter(type(module) for module in model.modules() if _is_composed(module))
 
     def outermost(parent: nn.Module) -> Iterator[nn.Module]:
@@ -235,7 +255,7 @@ def _blocks(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def _is_composed(module: nn.Module) -> bool:
-    """Whether a module is a part with a forward of its own: neither a container nor a layer of torch."""
+    """Return whether a module has children and its own forward: it is neither a container nor a layer of torch."""
     if isinstance(module, nn.TransformerEncoderLayer):
         return True
     own = not type(module).__module__.startswith("torch.nn") and not isinstance(module, nn.Sequential)
@@ -243,18 +263,18 @@ def _is_composed(module: nn.Module) -> bool:
 
 
 def _crossing(nodes: Sequence[fx.Node], end: fx.Node) -> set[fx.Node]:
-    """The values computed up to `end` that are needed after it, those that can be had again there left out."""
+    """Return the values computed up to `end` and needed after it, except for those any stage can compute by itself."""
     done = set(nodes[: nodes.index(end) + 1])
     return {node for node in done if not _is_anywhere(node) and any(user not in done for user in node.users)}
 
 
 def _is_anywhere(node: fx.Node) -> bool:
-    """Whether a value is the same in every stage: a weight, or the number of images."""
+    """Return whether every stage can compute a value by itself: a weight, or the number of images."""
     return node.op == "get_attr" or _is_batch_size(node)
 
 
 def _is_batch_size(node: fx.Node) -> bool:
-    """Whether a node is x.size(0) or x.shape[0]."""
+    """Return whether a node is x.size(0) or x.shape[0]."""
     if node.op == "call_method" and node.target == "size":
         return tuple(node.args[1:]) == (0,) and not node.kwargs
     if node.op != "call_function" or node.target is not operator.getitem or str(node.args[1]) != "0":
@@ -268,7 +288,7 @@ def _is_batch_size(node: fx.Node) -> bool:
 
 
 def _replace_last_linear(model: nn.Module, target: str, name: str, num_classes: int) -> None:
-    """Put an Fp32Linear with `num_classes` outputs in its place, with its weights if it has as many."""
+    """Replace the last Linear by an Fp32Linear with `num_classes` outputs; keep its weights if they fit."""
     old = model.get_submodule(target)
     if not isinstance(old, nn.Linear):
         raise ZtwError(f"{name}: ends in a {type(old).__name__}, must end in a Linear; or {BY_HAND}")
@@ -279,13 +299,13 @@ def _replace_last_linear(model: nn.Module, target: str, name: str, num_classes: 
 
 
 def _segment(model: nn.Module, nodes: Sequence[fx.Node], start: fx.Node, end: fx.Node) -> fx.GraphModule:
-    """What maps the value `start` (not computed any more) to the value `end`, with the modules it needs."""
+    """Return the part of a graph from the value `start` to the value `end`, with its modules."""
     graph = fx.Graph()
     image = graph.placeholder("x")
     copies = {start: image}
 
     def copy_of(node: fx.Node) -> fx.Node:
-        if node not in copies:  # of an earlier stage
+        if node not in copies:  # computed in an earlier stage
             sized = node.op != "get_attr"
             copies[node] = graph.call_method("size", (image, 0)) if sized else graph.node_copy(node)
         return copies[node]
@@ -293,7 +313,7 @@ def _segment(model: nn.Module, nodes: Sequence[fx.Node], start: fx.Node, end: fx
     for node in nodes[nodes.index(start) + 1 : nodes.index(end) + 1]:
         copies[node] = graph.node_copy(node, copy_of)
     graph.output(copies[end])
-    for node in reversed(graph.nodes):  # what a later stage has again
+    for node in reversed(graph.nodes):  # drop weights and batch sizes that only later stages use
         if _is_anywhere(node) and not node.users:
             graph.erase_node(node)
     return fx.GraphModule(model, graph)

@@ -1,4 +1,4 @@
-"""A network made ready for inference: its BatchNorms become part of the convolutions before them."""
+"""Fold BatchNorms into the convolutions before them, for inference."""
 
 from __future__ import annotations
 
@@ -19,22 +19,30 @@ Network = TypeVar("Network", Backbone, EarlyExitNetwork)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
-CLOSE = 1e-3  # of the largest logit
+CLOSE = 1e-3  # tolerance, relative to the largest logit
 
 
 def fold_batch_norm(network: Network) -> Network:
     """Copy a network for inference, with its BatchNorms folded into the convolutions before them.
 
-    A BatchNorm is folded where it follows a convolution that is used there only. Both must be exactly PyTorch's: a
-    subclass, a hook or a parametrization may compute something else, so these stay as they are.
-    The copy is in eval mode. It is compared with the original on two random images, and its logits agree up to
-    rounding. Take costs (`ztw.macs`) from the original, because the bias of a folded convolution counts.
+    A BatchNorm is folded if it follows a convolution whose output it alone uses. Both must be exactly PyTorch's
+    classes. A subclass, a hook or a parametrization may compute something else, so such modules stay as they are.
+
+    The copy is in eval mode. Its logits on two random images must agree with the original's up to rounding. Take costs
+    (`ztw.macs`) from the original, because the bias of a folded convolution counts.
 
     Args:
-        network: an EarlyExitNetwork, or a Backbone alone.
+        network: an EarlyExitNetwork or a Backbone.
 
     Raises:
-        ZtwError: for anything else, for a stage that torch.fx cannot trace, and where the copy computes something else.
+        ZtwError: for any other model, for a stage that torch.fx cannot trace, and if the logits differ.
+
+    Example:
+        >>> import torch, ztw
+        >>> backbone = ztw.build_backbone("resnet8")
+        >>> folded = ztw.fold_batch_norm(backbone)
+        >>> any(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())
+        False
     """
     if not isinstance(network, Backbone | EarlyExitNetwork):
         raise ZtwError(
@@ -64,7 +72,7 @@ def _compare(arch: str, found: torch.Tensor, expected: torch.Tensor) -> None:
     if not torch.allclose(found, expected, rtol=0, atol=CLOSE * max(1.0, scale), equal_nan=True):
         difference = float((found - expected).abs().max())
         raise ZtwError(
-            f"{arch}: with folded BatchNorms its logits differ by up to {difference:.3g}; use it as it is"
+            f"{arch}: folded BatchNorms change the logits by up to {difference:.3g}; use the network without folding"
         )
 
 
@@ -92,15 +100,12 @@ def _fold(module: nn.Module, name: str) -> nn.Module:
 
 
 def _is_exactly(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> bool:
-    """Whether a module computes what its class in PyTorch does, and nothing else.
-
-    A parametrization changes the class.
-    """
+    """Return whether a module computes exactly what its class in PyTorch does. A parametrization changes the class."""
     return type(module) in kinds and "forward" not in vars(module) and not _hooked(module)
 
 
 def _hooked(module: nn.Module) -> bool:
-    """Whether somebody has hooked a module's forward; our own hooks are registered again."""
+    """Return whether a module has hooks other than ztw's own, which are registered again."""
     before = module._forward_pre_hooks.values()
     return bool(module._forward_hooks) or any(hook not in HOOKS.values() for hook in before)
 
@@ -110,13 +115,13 @@ def _traced(module: nn.Module, name: str) -> fx.GraphModule:
         return module
     try:
         return fx.GraphModule(module, _Tracer().trace(module))
-    except Exception as error:  # whatever a user's forward does when it is called with a proxy
+    except Exception as error:  # a user's forward may raise anything when it is called with a proxy
         reason = " ".join(str(error).split())[:160]
         raise ZtwError(f"{name}: cannot be traced to fold its BatchNorms ({reason})") from error
 
 
 def _read(traced: fx.GraphModule, node: fx.Node) -> nn.Module | None:
-    """The module a node calls, or a parameter of which it reads."""
+    """Return the module that a node calls, or whose parameter it reads."""
     if node.op == "call_module":
         return traced.get_submodule(str(node.target))
     if node.op == "get_attr":
@@ -125,7 +130,7 @@ def _read(traced: fx.GraphModule, node: fx.Node) -> nn.Module | None:
 
 
 def _drop_dropout(traced: fx.GraphModule) -> None:
-    """Dropout does nothing at inference, but stands between a convolution and its BatchNorm."""
+    """Remove dropout, which does nothing at inference but separates a convolution from its BatchNorm."""
     for node in list(traced.graph.nodes):
         part = _read(traced, node)
         if part is not None and _is_exactly(part, DROPOUTS):
@@ -134,7 +139,7 @@ def _drop_dropout(traced: fx.GraphModule) -> None:
 
 
 class _Tracer(fx.Tracer):
-    """Keeps every module without children whole, whatever it does inside."""
+    """Traces every module without children as one unit."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return super().is_leaf_module(m, module_qualified_name) or not any(m.children())

@@ -1,4 +1,4 @@
-"""Files of weights from elsewhere: read without running code, and what training scripts wrap around them undone."""
+"""Read files of weights from other projects: without running code, and without the wrappers of training scripts."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from ztw.errors import ZtwError
 from ztw.progress import Note, Report
 from ztw.tensors import read_tensors
 
-# Keys under which training scripts put the weights; averaged ones are taken where there are no others.
+# Keys under which training scripts save the weights; averaged weights are used only if there are no others.
 NESTS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "module", "weights")
 AVERAGED = ("model_ema", "ema_state_dict", "state_dict_ema", "ema")
-PREFIXES = ("module.",)  # what DataParallel and AveragedModel put before every name
-COMPILED = "_orig_mod."  # what torch.compile puts before the names of what it compiled
-AVERAGES = "n_averaged"  # of AveragedModel: how many, no weight
-SCALARS = (int, float, str, np.generic, type(None))  # beside the weights: epochs, accuracies
+PREFIXES = ("module.",)  # DataParallel and AveragedModel put it before every name
+COMPILED = "_orig_mod."  # torch.compile puts it before the names in a compiled module
+AVERAGES = "n_averaged"  # a counter of AveragedModel, not a weight
+SCALARS = (int, float, str, np.generic, type(None))  # saved beside the weights: epochs, accuracies
 
 
 def _allowed() -> Iterator[Callable[..., Any] | tuple[Any, str]]:
-    """What may be in a file beside tensors and plain containers: it holds data, and its making runs no code."""
+    """Yield the types that a file may hold beside tensors and plain containers. Unpickling them runs no code."""
     scalar = np.float64(0).__reduce__()[0]
     rebuilt = np.zeros(0).__reduce__()[0]
     yield from (argparse.Namespace, types.SimpleNamespace, set, frozenset, codecs.encode)
     yield from ((_plain_dict, "collections.defaultdict"), list, dict, int, float)
     yield from (np.ndarray, np.dtype, *(getattr(np.dtypes, name) for name in np.dtypes.__all__))
-    for core in ("numpy.core", "numpy._core"):  # before NumPy 2, and since
+    for core in ("numpy.core", "numpy._core"):  # NumPy 1 and 2
         yield from ((scalar, f"{core}.multiarray.scalar"), (rebuilt, f"{core}.multiarray._reconstruct"))
     for module in ("pathlib", "pathlib._local"):
         yield from ((pathlib.PurePosixPath, f"{module}.{kind}Path") for kind in ("Posix", "PurePosix"))
@@ -46,16 +46,21 @@ def _allowed() -> Iterator[Callable[..., Any] | tuple[Any, str]]:
 
 
 def _plain_dict(factory: type | None = None) -> dict[Any, Any]:
-    """Instead of a defaultdict, which the unpickler does not fill."""
+    """Stand in for a defaultdict, which the unpickler cannot fill."""
     return {}
 
 
 def read_foreign(path: Path | str, report: Report = lambda text: None) -> dict[str, Tensor]:
-    """The tensors of a safetensors file or of a torch file, in their order; runs no code of the file.
+    """Read the tensors of a safetensors file or a torch file, in their order, without running code of the file.
 
-    Unwraps what training scripts wrap around them: {"state_dict": ...}, names that begin with "module.";
-    `report` hears which of several it takes, and what is left out.
-    Raises ZtwError when the file is neither, or holds no weights, naming what it holds instead.
+    Wrappers of training scripts are removed: {"state_dict": ...}, names that begin with "module.".
+
+    Args:
+        path: of the file.
+        report: receives a line about weights that were chosen among several, and about entries that are not used.
+
+    Raises:
+        ZtwError: for any other file, and for a file without weights.
     """
     path = Path(path).expanduser()
     content = read_tensors(path, "is it the right file?") if _is_safetensors(path) else _read_torch(path)
@@ -69,26 +74,26 @@ def read_foreign(path: Path | str, report: Report = lambda text: None) -> dict[s
 
 
 def _unwrapped(content: Any, path: Path, report: Report) -> Any:
-    """The mapping that holds the weights, which may lie below known keys, or below the only one that has any."""
+    """Return the mapping that holds the weights, nested under known keys or under the only key with weights."""
     while isinstance(content, Mapping):
         nested = [key for key, value in content.items() if _has_weights(value)]
         known = [key for key in (*NESTS, *AVERAGED) if key in nested]
         if not known and (len(nested) != 1 or any(isinstance(v, Tensor) for v in content.values())):
             if len(nested) > 1:
                 raise ZtwError(
-                    f"{path}: holds weights below each of {_listed(nested)}; save one of them alone"
+                    f"{path}: holds weights under each of {_listed(nested)}; save only one of them"
                 )
             return content
         key = (known or nested)[0]
         if len(nested) > 1:
             others = [other for other in nested if other != key]
-            report(Note(f"{path}: the weights are those of {key!r}, not of {_listed(others)}"))
+            report(Note(f"{path}: uses the weights under {key!r}, not those under {_listed(others)}"))
         content = content[key]
     return content
 
 
 def _has_weights(value: Any) -> bool:
-    """Whether tensors by name lie in it, at any depth; an optimizer's are by number."""
+    """Return whether a value holds named tensors at any depth. An optimizer's tensors have numbers instead of names."""
     return isinstance(value, Mapping) and any(
         isinstance(key, str) and (isinstance(inner, Tensor) or (key in NESTS and _has_weights(inner)))
         for key, inner in value.items()
@@ -96,14 +101,14 @@ def _has_weights(value: Any) -> bool:
 
 
 def _tensors(content: Any, path: Path, report: Report) -> dict[str, Tensor]:
-    """The weights by name, without the numbers and strings that may be among them."""
+    """Return the weights by name, without numbers and strings among them."""
     if not isinstance(content, Mapping) or not content:
         raise ZtwError(f"{path}: holds a {_kind(content)}, not weights by name (a state dict)")
     weights = {key: value for key, value in content.items() if isinstance(value, Tensor)}
     for key, value in content.items():
         unfit = key not in weights and (not weights or not isinstance(value, SCALARS))
         if unfit or not isinstance(key, str):
-            raise ZtwError(f"{path}: {key!r} is a {_kind(value)}; expected weights by name alone")
+            raise ZtwError(f"{path}: {key!r} is a {_kind(value)}, must be a tensor with a name")
     if left_out := [key for key in content if key not in weights]:
         report(Note(f"{path}: not used: {_listed(left_out)}"))
     return weights
@@ -118,7 +123,7 @@ def _kind(value: Any) -> str:
 
 
 def _is_safetensors(path: Path) -> bool:
-    """By content (8 bytes of length, then JSON), because a download's name may lack the suffix."""
+    """Return whether the content is safetensors (8 bytes of length, then JSON); a name may lack the suffix."""
     try:
         with path.open("rb") as stream:
             return stream.read(9)[8:] == b"{"
@@ -129,15 +134,14 @@ def _is_safetensors(path: Path) -> bool:
 def _read_torch(path: Path) -> Any:
     try:
         with torch.serialization.safe_globals(list(_allowed())):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # an unpickler fails on a broken file in any way there is
+            return torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251
+    except Exception as error:  # a broken file makes the unpickler raise anything
         if (found := re.search(r"(?:GLOBAL |function |<class ')([\w.]+)", str(error))) is not None:
             raise ZtwError(
-                f"{path}: holds a {found[1]}, and what could run code is not read; save the weights alone:"
-                " the model's state_dict()"
+                f"{path}: holds a {found[1]}, which could run code and is not read; save only the model's state_dict()"
             ) from error
         reason = " (TorchScript)" if "TorchScript" in str(error) else ""
         raise ZtwError(
-            f"{path}: neither a safetensors file nor a torch file of tensors alone{reason};"
-            " a pickled model must be saved again as its state_dict()"
+            f"{path}: must be a safetensors file or a torch file that holds only tensors{reason};"
+            " save a pickled model again as its state_dict()"
         ) from error

@@ -1,4 +1,4 @@
-"""Heads of internal classifiers: features of a block (and the previous exit's logits) to logits."""
+"""Heads of internal classifiers: modules from the features of a block to logits."""
 
 from __future__ import annotations
 
@@ -17,12 +17,16 @@ from ztw.models.pooling import POOLINGS
 
 @dataclass(frozen=True)
 class HeadOptions:
-    """What may be chosen about the heads of a network, of whatever kind they are.
+    """Options of a network's heads. Every kind of head receives all of them.
 
-    pooling: a name of POOLINGS; width: channels of a head's convolution as a share of the block's;
-    layer_norm: whether the previous exit's logits are normalised first in a cascade. The released recipe for
-    ImageNet has width 0.25 and layer_norm. init: the weights they start with, "torch" (PyTorch's) or
-    "released" (`ztw.models.initialisation`). Raises ZtwError for an unknown pooling or init.
+    Args:
+        pooling: a name in POOLINGS.
+        width: channels of a head's convolution, as a share of the block's. The released recipe for ImageNet has 0.25.
+        layer_norm: whether a cascade normalises the previous exit's logits. The released recipe for ImageNet does.
+        init: initial weights, "torch" (PyTorch's) or "released" (see `ztw.models.initialisation`).
+
+    Raises:
+        ZtwError: for an unknown pooling or init.
     """
 
     pooling: str = "mixed"
@@ -38,7 +42,7 @@ class HeadOptions:
 
     @classmethod
     def of(cls, given: dict[str, Any]) -> HeadOptions:
-        """From options by name; raises ZtwError for a name that is not one of the fields."""
+        """Create the options from a mapping; raise ZtwError for an unknown name."""
         known = [field.name for field in fields(cls)]
         for name in given:
             if name not in known:
@@ -47,11 +51,13 @@ class HeadOptions:
 
 
 class Head(nn.Module):
-    """An internal classifier: a body that turns a block's output into a vector, and one Linear.
+    """An internal classifier: a body that maps a block's output to a vector, and one Linear.
 
-    body: features -> (N, features); previous: number of logits of the previous exit that the Linear
-    also sees (0 for the first head and for independent ones), normalised first with `layer_norm`
-    (the released recipe for ImageNet).
+    Args:
+        body: maps the block's output to (N, features).
+        features, num_classes: sizes of the Linear.
+        previous: number of logits of the previous exit that the Linear receives, too; 0 for none.
+        layer_norm: whether to normalise these logits (released recipe for ImageNet).
     """
 
     def __init__(
@@ -63,45 +69,46 @@ class Head(nn.Module):
         self.linear = Fp32Linear(features + previous, num_classes)
 
     def forward(self, features: Tensor, previous: Tensor | None = None) -> Tensor:
-        """features (N, ...) of a block, previous (N, classes) or None -> logits (N, classes) float32."""
+        """Compute logits float32 (N, classes) from features (N, ...) and the previous exit's logits, or None."""
         flat = self.body(features).float()
         return self.linear(flat if previous is None else torch.cat([flat, self.norm(previous)], dim=1))
 
 
 class MeanToken(nn.Module):
-    """Mean over the tokens of a transformer's block, normalised: (N, S, D) -> (N, D)."""
+    """Normalised mean of the tokens of a transformer block."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(N, S, D) -> (N, D)."""
+        """Compute (N, D) from (N, S, D)."""
         return self.norm(tokens.mean(1))
 
 
 def _vector_head(
     feature_shape: tuple[int, ...], num_classes: int, previous: int, options: HeadOptions
 ) -> Head:
-    """On what is no feature map: one Linear, on a vector (D,) as it is, on tokens (S, D) after their mean."""
+    """Return a head for features without a map: one Linear, on a vector (D,) or on the mean of tokens (S, D)."""
     features = feature_shape[-1]
     body = nn.Identity() if len(feature_shape) == 1 else MeanToken(features)
     return Head(body, features, num_classes, previous, options.layer_norm)
 
 
 class WithoutLast(nn.Module):
-    """A map without its last row and column."""
+    """Removes the last row and column of a map."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C, H - 1, W - 1)."""
+        """Compute (N, C, H - 1, W - 1) from (N, C, H, W)."""
         return x[..., :-1, :-1]
 
 
 def stride_and_padding(image_size: int, side: int) -> tuple[int, int]:
-    """Of a head's 3x3 convolution, as released for CIFAR, Tiny ImageNet and ImageNet.
+    """Return stride and padding of a head's 3x3 convolution, as released for CIFAR, Tiny ImageNet and ImageNet.
 
-    image_size: side of the network's input, below 64 pixels as CIFAR's, below 224 as Tiny ImageNet's, else as
-    ImageNet's; side: of the block's output.
+    Args:
+        image_size: side of the images in pixels: below 64 as for CIFAR, below 224 as for Tiny ImageNet, else ImageNet.
+        side: of the block's output.
     """
     if image_size < 64:
         return 1, 1
@@ -113,10 +120,13 @@ def stride_and_padding(image_size: int, side: int) -> tuple[int, int]:
 def conv_head(
     feature_shape: tuple[int, ...], num_classes: int, previous: int, image_size: int, options: HeadOptions
 ) -> Head:
-    """The released recipe's head: 3x3 convolution, ReLU, pool to 4x4, Linear (ZTW 2021).
+    """Build the released recipe's head: 3x3 convolution, ReLU, pooling to 4x4, Linear (ZTW 2021).
 
-    feature_shape: (C, H, W) of the block's output, or (D,) and (S, D), which have no convolution; previous:
-    see `Head`; image_size: see `stride_and_padding`.
+    Args:
+        feature_shape: (C, H, W) of the block's output; (D,) and (S, D) get a head without a convolution.
+        num_classes, previous: see `Head`.
+        image_size: see `stride_and_padding`.
+        options: see `HeadOptions`.
     """
     if len(feature_shape) < 3:
         return _vector_head(feature_shape, num_classes, previous, options)
@@ -127,7 +137,7 @@ def conv_head(
     pooled = min(4, *convolved)
     layers = [nn.Conv2d(channels, hidden, 3, stride, padding), nn.ReLU(inplace=True)]
     if padding == 2 and options.pooling == "mixed" and {side % 4 for side in convolved} == {1}:
-        # Tiny ImageNet's 33, 17 and 9: the released mixed pool's 4 equal windows leave the last pixels out
+        # sides of 33, 17 and 9 (Tiny ImageNet): the released mixed pool has 4 equal windows and skips the last pixels
         layers.append(WithoutLast())
     layers += [POOLINGS[options.pooling](pooled), nn.Flatten()]
     return Head(nn.Sequential(*layers), hidden * pooled**2, num_classes, previous, options.layer_norm)
@@ -136,7 +146,7 @@ def conv_head(
 def pool_head(
     feature_shape: tuple[int, ...], num_classes: int, previous: int, image_size: int, options: HeadOptions
 ) -> Head:
-    """SDN's light head: pool to 4x4, Linear (Kaya et al. 2019); image_size and width change nothing."""
+    """Build SDN's light head: pooling to 4x4, Linear (Kaya et al. 2019). It ignores image_size and the option width."""
     if len(feature_shape) < 3:
         return _vector_head(feature_shape, num_classes, previous, options)
     channels, height, breadth = feature_shape
@@ -145,6 +155,6 @@ def pool_head(
     return Head(body, channels * side * side, num_classes, previous, options.layer_norm)
 
 
-# (feature shape without the batch axis, num_classes, previous logits, side of the images, options) -> head
+# (feature shape without the batch axis, num_classes, number of previous logits, side of the images, options) -> head
 HeadBuilder = Callable[[tuple[int, ...], int, int, int, HeadOptions], nn.Module]
 HEADS: dict[str, HeadBuilder] = {"conv": conv_head, "pool": pool_head}

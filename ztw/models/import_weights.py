@@ -1,4 +1,4 @@
-"""Weights from elsewhere: downloaded and checked, and matched to a backbone strictly."""
+"""Weights from other projects: download, check, and match them to a backbone."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from ztw.download import download
 from ztw.errors import ZtwError
 from ztw.files import sha256 as digest
 from ztw.models.backbone import Backbone
-from ztw.models.foreign_files import read_foreign as read_foreign  # how they are read belongs to it
+from ztw.models.foreign_files import read_foreign as read_foreign  # part of this module's interface
 from ztw.progress import Note, Report
 
-COUNTER = "num_batches_tracked"  # of BatchNorm; older files lack it, and nothing is computed from it
-SHOWN = 3  # mismatches an error shows
+COUNTER = "num_batches_tracked"  # of BatchNorm; older files lack it, and it does not affect inference
+SHOWN = 3  # number of mismatches that an error shows
 
 
 def fetch_weights(url: str, sha256: str, root: Path | str, report: Report = lambda text: None) -> Path:
-    """Download a file of weights to `root`/weights unless it is there; its SHA-256 is checked either way.
+    """Download a file of weights to `root`/weights, unless it is there, and check its SHA-256 (hexadecimal).
 
-    url: https, http or file; sha256: in hexadecimal; report: gets a line now and then.
-    Raises ZtwError when it cannot be had or is another file.
+    Raises:
+        ZtwError: if the download fails or the checksum differs.
     """
-    # a URL may hold anything: NUL, newlines, a name too long for a file system
+    # a URL may contain NUL, newlines, or a name that is too long for a file system
     name = re.sub(r"[^A-Za-z0-9._ -]", "_", Path(unquote(urlsplit(url).path)).name)[-100:] or "file"
     target = Path(root) / "weights" / f"{sha256[:12].lower()}-{name}"
     if not target.exists():
@@ -36,21 +36,24 @@ def fetch_weights(url: str, sha256: str, root: Path | str, report: Report = lamb
     elif (found := digest(target)) != sha256.lower():
         raise ZtwError(
             f"{target}: altered or truncated (SHA-256 {found[:12]}..., expected {sha256[:12].lower()}...);"
-            " delete it to fetch it again"
+            " delete it to download it again"
         )
     return target
 
 
-# below which of these a training framework puts the network, where there are several that would fit
+# Prefixes under which training frameworks put the network, in order of preference if several fit.
 PREFERRED = ("", "model.", "net.", "network.", "module.", "backbone.", "encoder.")
 
 
 @dataclass(frozen=True)
 class Match:
-    """Entries of a file that correspond to a backbone's, (theirs, ours) in the order of the file.
+    """Entries of a file and the corresponding entries of a backbone.
 
-    how: "by name" or "in order"; prefix: of their names in the file; replaced: the backbone's entries of
-    another number of classes.
+    Args:
+        how: "by name" or "in order".
+        prefix: of the names in the file.
+        pairs: (name in the file, name in the backbone), in the order of the file.
+        replaced: entries of the backbone that have another number of classes.
     """
 
     how: str
@@ -66,34 +69,43 @@ def load_foreign(
     new_last_layer: bool = False,
     report: Report = lambda text: None,
 ) -> str:
-    """Fill every weight of a backbone from somebody else's state dict; returns "by name" or "in order".
+    """Load every weight of a backbone from the state dict of another project.
 
-    state: as `ztw.models.foreign_files.read_foreign` gives it; name: of its file, for errors. By name means
-    the backbone's own names, or those of the torchvision model it was cut from. Otherwise entries must
-    correspond one to one in the order of definition, each with the same shape and the same last part of its
-    name. Either may hold below one prefix, with other entries beside it (Lightning's `model.*`).
-    new_last_layer: where only the number of classes differs, the backbone keeps its own new last layer, as it
-    does with torchvision's weights; report hears of that, and of entries that are left out.
-    Raises ZtwError that shows the first mismatches; the backbone is then left as it was.
+    Names match if they are the backbone's own, or those of the torchvision model it was cut from. Otherwise entries
+    must correspond one to one in the order of definition, with equal shapes and equal last parts of the names. Both
+    work under one prefix, with other entries beside it (Lightning's `model.*`).
+
+    Args:
+        backbone: receives the weights.
+        state: result of `ztw.models.foreign_files.read_foreign`.
+        name: of the file, for error messages.
+        new_last_layer: whether the backbone keeps its own, new last layer if only the number of classes differs.
+        report: receives a line about a new last layer, and about entries that are not used.
+
+    Returns:
+        "by name" or "in order".
+
+    Raises:
+        ZtwError: if the weights do not fit; it shows the first mismatches. The backbone is unchanged.
     """
     own, given = _weights(backbone.state_dict()), _weights(state)
     match = _match(own, given, backbone, name)
     if match.replaced:
         count = next(given[theirs].shape[0] for theirs, key in match.pairs if key in match.replaced)
-        answers = f"{name}: its last layer answers {count} classes, not {backbone.num_classes}"
+        differs = f"{name}: its last layer has {count} classes, not {backbone.num_classes}"
         if not new_last_layer:
-            raise ZtwError(f"{answers}: a new one must be trained, with backbone.epochs of more than 0")
-        report(Note(f"{answers}: replaced by a new one ({', '.join(match.replaced)})"))
+            raise ZtwError(f"{differs}; set backbone.epochs above 0 to train a new last layer")
+        report(Note(f"{differs}; replaced by a new last layer ({', '.join(match.replaced)})"))
     if left_out := [key for key in given if not key.startswith(match.prefix)]:
         what = _shortened({"entries": left_out})
-        report(Note(f"{name}: the weights are those below {match.prefix!r}; not used: {what}"))
+        report(Note(f"{name}: uses the weights under {match.prefix!r}; not used: {what}"))
     filled = {key: given[theirs] for theirs, key in match.pairs if key not in match.replaced}
     backbone.load_state_dict({**backbone.state_dict(), **filled})
     return match.how
 
 
 def _match(own: Mapping[str, Tensor], given: Mapping[str, Tensor], backbone: Backbone, name: str) -> Match:
-    """The one way a file fits a backbone; raises ZtwError where there is none, or no telling which."""
+    """Find the match of a file with a backbone; raise ZtwError if there is none, or several of equal rank."""
     last = _last_layer(own, backbone.num_classes)
     for matched in (_by_name, _in_order):
         fits = [match for prefix in _prefixes(given) if (match := matched(own, given, prefix, last))]
@@ -103,8 +115,8 @@ def _match(own: Mapping[str, Tensor], given: Mapping[str, Tensor], backbone: Bac
         best = min(fits, key=lambda match: _rank(match.prefix))
         if len(fits) > 1 and best.prefix not in PREFERRED:
             raise ZtwError(
-                f"{name}: fits {backbone.arch} below each of {', '.join(repr(match.prefix) for match in fits)};"
-                " save the weights of one of them alone"
+                f"{name}: fits {backbone.arch} under each of {', '.join(repr(match.prefix) for match in fits)};"
+                " save the weights of only one of them"
             )
         return best
     raise ZtwError(
@@ -118,7 +130,7 @@ def _rank(prefix: str) -> int:
 
 
 def _prefixes(given: Mapping[str, Tensor]) -> list[str]:
-    """What names of a file begin with, at their dots: "" first."""
+    """Return the dotted prefixes of the names in a file, "" first."""
     found = {"": None}
     for key in given:
         parts = key.split(".")
@@ -131,7 +143,7 @@ def _below(given: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _last_layer(own: Mapping[str, Tensor], num_classes: int) -> list[str]:
-    """The weight, and the bias if it has one, of the backbone's last layer."""
+    """Return the names of the weight and the bias, if any, of the backbone's last layer."""
     keys = list(own)[-2:]
     layer = keys[-1].rpartition(".")[0]
     return [key for key in keys if key.rpartition(".")[0] == layer and own[key].shape[:1] == (num_classes,)]
@@ -140,7 +152,7 @@ def _last_layer(own: Mapping[str, Tensor], num_classes: int) -> list[str]:
 def _by_name(
     own: Mapping[str, Tensor], given: Mapping[str, Tensor], prefix: str, last: list[str]
 ) -> Match | None:
-    """The match of a file's entries below a prefix, if its names are the expected ones."""
+    """Match a file's entries under a prefix by their names."""
     inner = _below(given, prefix)
     for naming in _namings(own):
         if naming.keys() == inner.keys():
@@ -152,7 +164,7 @@ def _by_name(
 def _in_order(
     own: Mapping[str, Tensor], given: Mapping[str, Tensor], prefix: str, last: list[str]
 ) -> Match | None:
-    """The match of a file's entries below a prefix with a backbone's in the order of definition."""
+    """Match a file's entries under a prefix in the order of definition."""
     inner = _below(given, prefix)
     if len(inner) != len(own) or any(_tail(a) != _tail(b) for a, b in zip(inner, own, strict=True)):
         return None
@@ -167,7 +179,7 @@ def _fitting(
     pairs: list[tuple[str, str]],
     last: list[str],
 ) -> Match | None:
-    """A match, if shapes agree, or all of them but the number of classes."""
+    """Return a match if the shapes agree, except for the number of classes."""
     pairs = [(prefix + theirs, key) for theirs, key in pairs]
     wrong = [(theirs, key) for theirs, key in pairs if given[theirs].shape != own[key].shape]
     if not wrong:
@@ -188,13 +200,13 @@ def _weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _namings(own: Mapping[str, Tensor]) -> list[dict[str, str]]:
-    """Name in a file -> name in the backbone: the same, and without the stages where that is unambiguous."""
+    """Return maps from names in a file to names in the backbone: equal names, and, if unique, without the stages."""
     cut = {re.sub(r"^(stages\.\d+|classifier)\.", "", key): key for key in own}
     return [{key: key for key in own}, *([cut] if len(cut) == len(own) else [])]
 
 
 def _problems(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[str, list[str]]:
-    """What keeps a file from fitting, below the prefix with which most of its names are the expected ones."""
+    """Return the mismatches, under the prefix with which most names are the expected ones."""
     agreeing, ours, inner = max(
         ((len(naming.keys() & below.keys()), naming, below) for naming, below in _readings(own, given)),
         key=lambda reading: reading[0],
@@ -215,7 +227,7 @@ def _readings(
 def _unlike_by_name(
     ours: Mapping[str, str], given: Mapping[str, Tensor], own: Mapping[str, Tensor]
 ) -> dict[str, list[str]]:
-    """What keeps a file from fitting whose names are mostly the expected ones."""
+    """Return the mismatches of a file whose names are mostly the expected ones."""
     shapes = [
         f"{theirs} {tuple(given[theirs].shape)} for {tuple(own[key].shape)}"
         for theirs, key in ours.items()
@@ -226,7 +238,7 @@ def _unlike_by_name(
 
 
 def _unlike_in_order(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[str, list[str]]:
-    """What keeps a file from fitting whose names say nothing: a difference in length may explain the rest."""
+    """Return the mismatches in the order of definition; if there are none, the difference in length."""
     wrong = [
         f"entry {index}: {theirs} {tuple(given[theirs].shape)} for {key} {tuple(own[key].shape)}"
         for index, (theirs, key) in enumerate(zip(given, own, strict=False), start=1)
@@ -236,7 +248,7 @@ def _unlike_in_order(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> 
 
 
 def _shortened(problems: Mapping[str, list[str]]) -> str:
-    """Each kind of problem with its count and its first few cases."""
+    """Describe each kind of problem with its count and its first cases."""
     return "; ".join(
         f"{f'{len(cases)} {kind}: ' if kind else ''}{', '.join(cases[:SHOWN])}"
         f"{f' and {len(cases) - SHOWN} more' if len(cases) > SHOWN else ''}"

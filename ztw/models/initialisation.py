@@ -1,8 +1,8 @@
-"""The weights a network starts with, where they are not PyTorch's: those of ZTW's released code.
+"""The initial weights of ZTW's released code.
 
-Read in its network definitions: normal weights of variance 2 / n, n = kernel^2 * outputs ("Kaiming, fan out"),
-for the convolutions of ResNet and VGG, and uniform ones by Xavier's rule for the Wide ResNet's. MobileNet has no
-initialiser there: its weights and its heads' are PyTorch's own.
+Its network definitions use normal weights of variance 2 / n, n = kernel^2 * outputs ("Kaiming, fan out"), for the
+convolutions of ResNet and VGG, and uniform ones by Xavier's rule for the Wide ResNet. They define no initialiser for
+MobileNet and its heads, which therefore keep PyTorch's weights.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _xavier = partial(nn.init.xavier_uniform_, gain=2**0.5)
 
 
 def initialise_backbone(backbone: Backbone) -> None:
-    """Draw the weights of one of the paper's backbones as the released code does; biases start at 0.
+    """Draw the weights of one of the paper's backbones as the released code does. Biases are 0.
 
     MobileNet keeps PyTorch's weights and biases.
     """
@@ -41,9 +41,9 @@ def initialise_backbone(backbone: Backbone) -> None:
 
 
 def initialise_head(head: nn.Module, arch: str) -> None:
-    """Draw the weights of a head as the released code does on this backbone; alpha of a mixed pool from U(0, 1).
+    """Draw the weights of a head as the released code does for this backbone, and alpha of a mixed pool from U(0, 1).
 
-    On MobileNet and torchvision's models it leaves all but alpha to PyTorch.
+    On MobileNet and torchvision's models, all other weights stay PyTorch's.
     """
     drawn = arch in ARCHS and arch != MOBILENET
     for part in head.modules():

@@ -1,4 +1,4 @@
-"""What a part of a network may do to its input: nothing that another part, or its caller, could see."""
+"""Protect the inputs of modules: a module that works in place receives a copy."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def copied(part: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    """A hook before `forward`: for a part that overwrites its input."""
+    """Forward pre-hook for a module that overwrites its input."""
     return (arguments[0].clone(), *arguments[1:])
 
 
 def contiguous(part: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    """A hook before `forward`: for a part that cannot read channels_last, e.g. one that flattens by `view`."""
+    """Forward pre-hook for a module that cannot read channels_last, e.g. one that flattens by `view`."""
     return (arguments[0].contiguous(), *arguments[1:])
 
 
@@ -32,10 +32,17 @@ HOOKS = {"contiguous": contiguous, "copied": copied}
 
 
 def examine(part: nn.Module, *shapes: Shape) -> tuple[Shape, list[str]]:
-    """The shape of a part's output, and which HOOKS it needs, for arguments of these shapes, the features first.
+    """Find the shape of a module's output, and the HOOKS that it needs.
 
-    Found out by calling it on numbers from -1 to 1, in both memory formats and in training, so that any in-place
-    operation counts, whatever module or function it is in. Dropout that works in place is changed.
+    The module is called on numbers from -1 to 1, in both memory formats and in training mode, to detect any in-place
+    operation. Dropout is set to not work in place.
+
+    Args:
+        part: the module.
+        shapes: of its arguments without the batch axis, the features first.
+
+    Returns:
+        The shape of the output without the batch axis, and names in HOOKS.
     """
     for module in part.modules():
         if isinstance(module, _DropoutNd):
@@ -48,7 +55,7 @@ def examine(part: nn.Module, *shapes: Shape) -> tuple[Shape, list[str]]:
             part.eval()
             output, overwritten = _call(part, features, rest)
             if features.dim() == 4:
-                try:  # torch.fx prints where it failed
+                try:  # torch.fx prints the place of an error
                     with redirect_stderr(io.StringIO()):
                         overwritten |= _call(part, features.to(memory_format=torch.channels_last), rest)[1]
                 except RuntimeError:
@@ -58,7 +65,7 @@ def examine(part: nn.Module, *shapes: Shape) -> tuple[Shape, list[str]]:
 
 
 def give(part: nn.Module, needs: list[str]) -> None:
-    """Register the hooks a part needs, unless it has them."""
+    """Register the hooks that a module needs, unless it has them."""
     for need in needs:
         if HOOKS[need] not in part._forward_pre_hooks.values():
             part.register_forward_pre_hook(HOOKS[need])
@@ -66,7 +73,7 @@ def give(part: nn.Module, needs: list[str]) -> None:
 
 
 def to_channels_last(module: Module) -> Module:
-    """A module with its weights in channels_last memory; what has five axes is left as it is, which `to` refuses."""
+    """Convert the weights of a module to channels_last memory if they have 4 axes. `Module.to` would reject 5 axes."""
 
     def convert(tensor: Tensor) -> Tensor:
         return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
@@ -75,7 +82,7 @@ def to_channels_last(module: Module) -> Module:
 
 
 def keep_contiguous(part: nn.Module) -> None:
-    """Put the weights of a part that cannot read channels_last back: its convolutions would give that."""
+    """Restore contiguous weights in a module that cannot read channels_last; its convolutions would return that."""
     if contiguous in part._forward_pre_hooks.values():
         part.to(memory_format=torch.contiguous_format)
 
@@ -95,7 +102,7 @@ def _modes_kept(part: nn.Module) -> Iterator[None]:
 
 
 def _call(part: Callable[..., Tensor], features: Tensor, rest: list[Tensor]) -> tuple[Tensor, bool]:
-    """A part's output, and whether it has overwritten its features: also where autograd does not see it."""
+    """Return a module's output, and whether it has overwritten its features, with or without autograd noticing."""
     given = features.clone()
     before = given._version
     output = part(given, *rest)
@@ -103,13 +110,13 @@ def _call(part: Callable[..., Tensor], features: Tensor, rest: list[Tensor]) -> 
 
 
 def _overwrites_in_training(part: nn.Module, features: Tensor, rest: list[Tensor]) -> bool:
-    """Whether a part overwrites its features only then; its buffers and the random numbers stay as they are."""
+    """Return whether a module overwrites its features in training; its buffers and the random state stay unchanged."""
     buffers = {name: buffer.clone() for name, buffer in part.named_buffers()}
     devices = [features.device] if features.is_cuda else []
     with _modes_kept(part), torch.random.fork_rng(devices):
         for module in part.modules():
-            module.training = not isinstance(module, _BatchNorm)  # which cannot use a single sample
+            module.training = not isinstance(module, _BatchNorm)  # BatchNorm cannot train on a single sample
         try:
             return _call(lambda *given: functional_call(part, buffers, given), features, rest)[1]
-        except ValueError:  # a norm that needs more than one number
+        except ValueError:  # some norms need more than one number
             return False

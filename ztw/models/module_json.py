@@ -1,7 +1,7 @@
-"""Traced modules as readable JSON and back: what is called is looked up in lists, so that a file runs no code.
+"""Convert traced modules to readable JSON and back. Only listed classes and functions are used, so a file runs no code.
 
-A module of torch.nn or torchvision.ops is its class and its constructor's arguments; anything else is its torch.fx
-graph, whose nodes call such modules, torch's functions of tensors and tensors' methods.
+A module of torch.nn or torchvision.ops is stored as its class and the arguments of its constructor. Any other module is
+stored as its torch.fx graph, whose nodes call such modules, functions of torch and methods of tensors.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ OPERATORS = (
     *("iadd", "isub", "imul", "itruediv", "eq", "ne", "lt", "le", "gt", "ge", "and_", "or_", "xor"),
     "getitem",
 )
-ATTRIBUTES = ("shape", "dtype", "device", "ndim", "T", "mT")  # of tensors, that a graph may read
-PLACE = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")  # of a module or tensor: it gets into generated code
+ATTRIBUTES = ("shape", "dtype", "device", "ndim", "T", "mT")  # attributes of tensors that a graph may read
+PLACE = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")  # name of a module or tensor; it becomes part of code
 OURS = "ztw.Fp32Linear"
 TORCHVISION = "torchvision.ops."
 PLAIN = (bool, int, float, str, type(None))
 
 
 class NotDescribedError(ZtwError):
-    """A module that the format has no words for."""
+    """A module that the format cannot represent."""
 
 
 def describe_module(module: nn.Module) -> dict[str, Any]:
-    """A module as JSON has it, without its weights; raises NotDescribedError for what cannot be put so."""
+    """Convert a module without its weights to JSON; raise NotDescribedError if the format cannot represent it."""
     if (name := _class_name(type(module))) is not None:
         return {"class": name, "options": _options(module)}
     if not isinstance(module, fx.GraphModule):
@@ -64,29 +64,29 @@ def _describe_part(part: nn.Module) -> dict[str, Any]:
         if isinstance(error, NotDescribedError) and _class_name(type(part)) is not None:
             raise
         raise NotDescribedError(
-            f"{type(part).__name__}: is no module of torch.nn or torchvision.ops"
+            f"{type(part).__name__}: must be a module of torch.nn or torchvision.ops"
         ) from error
 
 
-def module_from(facts: dict[str, Any]) -> nn.Module:
-    """The module that was described, its weights not yet those; raises ZtwError for what is not in the lists."""
-    if "class" in facts:
-        return _make(facts["class"], facts["options"])
+def module_from(described: dict[str, Any]) -> nn.Module:
+    """Create a module from its JSON, without its weights; raise ZtwError for a class or function that is not listed."""
+    if "class" in described:
+        return _make(described["class"], described["options"])
     root = nn.Module()
-    for place, part in facts["modules"].items():
+    for place, part in described["modules"].items():
         holder, name = _holder(root, place)
         holder.add_module(name, module_from(part))
-    for place, tensor in facts["tensors"].items():
+    for place, tensor in described["tensors"].items():
         _add_tensor(*_holder(root, place), tensor)
     graph, made = fx.Graph(), dict[str, fx.Node]()
-    for node in facts["nodes"]:
-        made[node["name"]] = _make_node(graph, node, made, facts)
-    graph.output(_decode(facts["output"], made))
+    for node in described["nodes"]:
+        made[node["name"]] = _make_node(graph, node, made, described)
+    graph.output(_decode(described["output"], made))
     return fx.GraphModule(root, graph)
 
 
 def _class_name(kind: type[nn.Module]) -> str | None:
-    """How a class of modules is called in a file, None for one that is not in the lists."""
+    """Return the name of a class of modules in a file; None for a class that is not listed."""
     if kind is Fp32Linear:
         return OURS
     if kind.__module__.startswith("torch.nn.modules.") and getattr(nn, kind.__name__, None) is kind:
@@ -110,12 +110,12 @@ def _class_of(name: Any) -> type[nn.Module]:
 
         kind = getattr(torchvision.ops, name.rpartition(".")[2], None)
     if not (isinstance(kind, type) and issubclass(kind, nn.Module) and _class_name(kind) == name):
-        raise ZtwError(f"module {name!r}: must be of torch.nn or torchvision.ops")
+        raise ZtwError(f"module {name!r}: must be a class of torch.nn or torchvision.ops")
     return kind
 
 
 def _options(module: nn.Module) -> dict[str, Any]:
-    """The arguments of a module's constructor that are not the defaults, read back from its attributes."""
+    """Return the arguments of a module's constructor that differ from the defaults, read from its attributes."""
     options: dict[str, Any] = {}
     for name, parameter in inspect.signature(type(module).__init__).parameters.items():
         variable = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
@@ -125,7 +125,9 @@ def _options(module: nn.Module) -> dict[str, Any]:
         if found is inspect.Parameter.empty:
             if default is not inspect.Parameter.empty:
                 continue
-            raise NotDescribedError(f"{type(module).__name__}: keeps no {name}")
+            raise NotDescribedError(
+                f"{type(module).__name__}: has no attribute {name} for its argument {name}"
+            )
         listed = list(found) if isinstance(found, tuple) else found
         if found != default and not (isinstance(listed, list) and listed and set(listed) == {default}):
             options[name] = _encode(listed)
@@ -158,7 +160,7 @@ def _layer_option(layer: nn.TransformerEncoderLayer, name: str) -> Any:
     for text, function, kind in (("relu", F.relu, nn.ReLU), ("gelu", F.gelu, nn.GELU)):
         if layer.activation is function or type(layer.activation) is kind:
             return text
-    raise NotDescribedError("TransformerEncoderLayer: has an activation other than relu or gelu")
+    raise NotDescribedError("TransformerEncoderLayer: its activation must be relu or gelu")
 
 
 def _make(name: Any, options: dict[str, Any]) -> nn.Module:
@@ -167,12 +169,12 @@ def _make(name: Any, options: dict[str, Any]) -> nn.Module:
         given = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
         return kind(**given)
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
-        raise ZtwError(f"module {name!r}: cannot be made with {options} ({error})") from error
+        raise ZtwError(f"module {name!r}: invalid options {options} ({error})") from error
 
 
 @cache
 def _functions() -> dict[str, Callable[..., Any]]:
-    """What a graph may call, by name: torch's functions that take tensors and give tensors."""
+    """Return the functions that a graph may call, by name: those of torch that take and return tensors."""
     known = {f"operator.{name}": getattr(operator, name) for name in OPERATORS}
     overridable = {
         id(f) for functions in torch.overrides.get_overridable_functions().values() for f in functions
@@ -192,7 +194,7 @@ def _function_names() -> dict[Callable[..., Any], str]:
 
 @cache
 def _methods() -> frozenset[str]:
-    """The methods of tensors that a graph may call."""
+    """Return the methods of tensors that a graph may call."""
     overridable = torch.overrides.get_overridable_functions()[Tensor]
     names = {getattr(method, "__name__", "") for method in overridable}
     return frozenset(name for name in names if not name.startswith("_") and hasattr(Tensor, name))
@@ -210,49 +212,55 @@ def _describe_node(node: fx.Node) -> dict[str, Any]:
         return {"name": node.name, "op": "module", "of": _place(node.target), **called}
     if node.op == "call_method":
         if node.target not in _methods():
-            raise NotDescribedError(f"{node.target}: is no method of tensors that can be written down")
+            raise NotDescribedError(f"{node.target}: must be a public method of tensors")
         return {"name": node.name, "op": "method", "of": node.target, **called}
     name = _function_names().get(node.target) if isinstance(node.target, Callable) else None  # type: ignore[arg-type]
     if name is None or (name == "getattr" and node.args[1] not in ATTRIBUTES):
-        raise NotDescribedError(f"{getattr(node.target, '__name__', node.target)}: is no function of torch")
+        raise NotDescribedError(
+            f"{getattr(node.target, '__name__', node.target)}: must be a function of torch"
+        )
     return {"name": node.name, "op": "function", "of": name, **called}
 
 
 def _make_node(
-    graph: fx.Graph, node: dict[str, Any], made: dict[str, fx.Node], facts: dict[str, Any]
+    graph: fx.Graph, node: dict[str, Any], made: dict[str, fx.Node], described: dict[str, Any]
 ) -> fx.Node:
     op, of, name = node["op"], str(node.get("of")), node["name"]
     if op == "input":
         return graph.placeholder("x")
     if op == "tensor":
-        if of not in facts["tensors"]:
-            raise ZtwError(f"tensor {of!r}: is not among the tensors")
+        if of not in described["tensors"]:
+            raise ZtwError(
+                f"tensor {of!r}: not in the file; known: {', '.join(described['tensors']) or 'none'}"
+            )
         return graph.get_attr(of)
     args = tuple(_decode(arg, made) for arg in node["args"])
     kwargs = {key: _decode(value, made) for key, value in node.get("kwargs", {}).items()}
     if not all(key.isidentifier() for key in kwargs):
-        raise ZtwError(f"node {name!r}: its keywords {sorted(kwargs)} are no names")
-    if op == "module" and of in facts["modules"]:
+        raise ZtwError(f"node {name!r}: keywords {sorted(kwargs)}, must be identifiers")
+    if op == "module" and of in described["modules"]:
         return graph.call_module(of, args, kwargs)
     if op == "method" and of in _methods():
         return graph.call_method(of, args, kwargs)
     if op == "function" and of in _functions():
         if of == "getattr" and (len(args) != 2 or args[1] not in ATTRIBUTES or kwargs):
-            raise ZtwError(f"node {name!r}: may read {', '.join(ATTRIBUTES)} of a tensor, not {args[1:]}")
+            raise ZtwError(
+                f"node {name!r}: reads {args[1:]} of a tensor, must be one of {', '.join(ATTRIBUTES)}"
+            )
         return graph.call_function(_functions()[of], args, kwargs)
-    raise ZtwError(f"node {name!r}: {op} {of!r} is not among what a file may call")
+    raise ZtwError(f"node {name!r}: a file may not call the {op} {of!r}")
 
 
 def _place(target: Any) -> str:
     if not PLACE.fullmatch(str(target)):
-        raise NotDescribedError(f"{target!r}: is named with other characters than letters, digits and _")
+        raise NotDescribedError(f"{target!r}: a name may have letters, digits and _ only")
     return str(target)
 
 
 def _holder(root: nn.Module, place: str) -> tuple[nn.Module, str]:
-    """The module that holds what is at a dotted place, made where it is not there, and the last of the names."""
+    """Return the module that holds a dotted place, created if missing, and the last part of the name."""
     if not PLACE.fullmatch(place):
-        raise ZtwError(f"{place!r}: must be names of letters, digits and _ between dots")
+        raise ZtwError(f"{place!r}: must be names of letters, digits and _, separated by dots")
     *way, name = place.split(".")
     for step in way:
         if step not in root._modules:
@@ -265,14 +273,14 @@ def _describe_tensor(module: nn.Module, target: str) -> dict[str, Any]:
     holder, _, name = target.rpartition(".")
     tensor = getattr(module.get_submodule(holder), name)
     if not isinstance(tensor, Tensor):
-        raise NotDescribedError(f"{target}: is no tensor")
+        raise NotDescribedError(f"{target}: must be a tensor")
     kind = "parameter" if isinstance(tensor, nn.Parameter) else "buffer"
     return {"kind": kind, "shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch.")}
 
 
-def _add_tensor(holder: nn.Module, name: str, facts: dict[str, Any]) -> None:
-    tensor = torch.zeros(facts["shape"], dtype=_dtype(facts["dtype"]))
-    if facts["kind"] == "parameter":
+def _add_tensor(holder: nn.Module, name: str, described: dict[str, Any]) -> None:
+    tensor = torch.zeros(described["shape"], dtype=_dtype(described["dtype"]))
+    if described["kind"] == "parameter":
         holder.register_parameter(name, nn.Parameter(tensor, requires_grad=tensor.is_floating_point()))
     else:
         holder.register_buffer(name, tensor)
@@ -281,12 +289,12 @@ def _add_tensor(holder: nn.Module, name: str, facts: dict[str, Any]) -> None:
 def _dtype(name: Any) -> torch.dtype:
     found = getattr(torch, name, None) if isinstance(name, str) else None
     if not isinstance(found, torch.dtype):
-        raise ZtwError(f"dtype {name!r}: torch has none of that name")
+        raise ZtwError(f"dtype {name!r}: must be a dtype of torch")
     return found
 
 
 def _encode(value: Any) -> Any:
-    """An argument as JSON has it; what JSON has not is an object with one key that says what it is."""
+    """Convert an argument to JSON. Types that JSON lacks become an object with one key, the type."""
     if isinstance(value, fx.Node):
         return {"node": value.name}
     if isinstance(value, PLAIN):
@@ -302,7 +310,7 @@ def _encode(value: Any) -> Any:
     if isinstance(value, torch.dtype):
         return {"dtype": str(value).removeprefix("torch.")}
     raise NotDescribedError(
-        f"{type(value).__name__} {str(value)[:40]!r}: is no argument that can be written down"
+        f"{type(value).__name__} {str(value)[:40]!r}: the format cannot hold such an argument"
     )
 
 
@@ -322,4 +330,4 @@ def _decode(value: Any, made: dict[str, fx.Node]) -> Any:
         return Ellipsis
     if kind == "dtype":
         return _dtype(content)
-    raise ZtwError(f"argument {value}: is none that a file may have")
+    raise ZtwError(f"argument {value}: must be a known node, a tuple, a slice, an ellipsis or a dtype")

@@ -1,4 +1,4 @@
-"""The one early-exit network: a backbone, heads on its blocks, and inference that really stops."""
+"""The early-exit network: a backbone, heads on its blocks, and early-exit inference."""
 
 from __future__ import annotations
 
@@ -28,8 +28,12 @@ from ztw.tensors import as_tensor, check_images
 class Connection:
     """How internal classifiers (ICs) are connected.
 
-    name: in CONNECTIONS; cascade: each sees the previous one's logits; detach: without gradient; additive: each
-    exit, the backbone's own too, adds to a share of the previous one's logits, without gradient.
+    Args:
+        name: in CONNECTIONS.
+        cascade: whether each IC receives the previous exit's logits.
+        detach: whether these logits carry no gradient.
+        additive: whether each exit, also the backbone's own, adds a share of the previous exit's logits, without
+            gradient.
     """
 
     name: str
@@ -50,34 +54,57 @@ CONNECTIONS: dict[str, Connection] = {
 
 
 def list_connections() -> list[str]:
-    """List the names of the ways in which internal classifiers can be connected."""
+    """List the names of the connections between internal classifiers.
+
+    Example:
+        >>> import ztw
+        >>> ztw.list_connections()
+        ['independent', 'cascade', 'cascade_detached', 'boosted']
+    """
     return list(CONNECTIONS)
 
 
 def connection_of(name: str) -> Connection:
-    """Look up a connection by its name; raises ZtwError for one that is not in CONNECTIONS."""
+    """Return the connection of a name; raise ZtwError for a name that is not in CONNECTIONS."""
     if name not in CONNECTIONS:
         raise unknown("connection", name, CONNECTIONS)
     return CONNECTIONS[name]
 
 
-# F_k = f_k + t F_{k-1}: t of BoostNet (Yu et al. 2023, "prediction reweighting")
+# t in F_k = f_k + t F_{k-1} of BoostNet (Yu et al. 2023, "prediction reweighting")
 BOOST_TEMPERATURE = 0.5
 
 
 def boosted(logits: Tensor, previous: Tensor) -> Tensor:
-    """An exit's own logits and a share of the previous one's, without gradient (Yu et al. 2023)."""
+    """Add a share of the previous exit's logits, without gradient, to an exit's own (Yu et al. 2023)."""
     return logits + BOOST_TEMPERATURE * previous.detach()
 
 
 class EarlyExitNetwork(nn.Module):
-    """A backbone with K - 1 ICs; exit K is the backbone's own classifier.
+    """A backbone with K - 1 internal classifiers (ICs). Exit K is the backbone's own classifier.
 
-    placement: index of the block each head sits on, increasing; connection: a name of CONNECTIONS. `ensemble` may be
-    set to a fitted Ensemble; `infer` then decides and answers with it, `forward` stays the single exits.
-    Optional metadata: class_names, in the order of the labels; normalisation, the mean and std per channel of its
-    images' pixels in [0, 1]; anatomy, the head and its options that `build_network` was called with.
-    Raises ZtwError for an unknown connection.
+    Args:
+        backbone: the backbone.
+        heads: the ICs.
+        placement: index of the block of each head, increasing.
+        connection: a name in CONNECTIONS.
+
+    Attributes:
+        ensemble: None, or a fitted Ensemble, which `infer` then uses. `forward` always returns the single exits.
+        class_names: optional, in the order of the labels.
+        normalisation: optional, mean and std per channel for pixels in [0, 1].
+        anatomy: optional, the arguments head and head_options of `build_network`.
+
+    Raises:
+        ZtwError: for an unknown connection.
+
+    Example:
+        >>> import torch, ztw
+        >>> network = ztw.build_network(ztw.build_backbone("resnet8"), head="pool").eval()
+        >>> network(torch.randn(5, 3, 32, 32)).shape  # (exits, images, classes)
+        torch.Size([4, 5, 10])
+        >>> network.infer(torch.randn(5, 3, 32, 32), "max_softmax 0.9").logits.shape
+        torch.Size([5, 10])
     """
 
     class_names: tuple[str, ...] | None = None
@@ -96,28 +123,31 @@ class EarlyExitNetwork(nn.Module):
         self.ensemble: Ensemble | None = None
         for exit, head in enumerate(self.heads):
             check_supported(head, f"head {exit + 1}")
-            if not _only_reads(head):  # trying it would take long
+            if not _only_reads(head):  # skip the slow test of known heads
                 self._protect_features(head, exit)
 
     def _protect_features(self, head: nn.Module, exit: int) -> None:
-        """Give a head a copy of its features where it would overwrite them: others read them too."""
+        """Give a head that overwrites its features a copy, because other parts read them, too."""
         previous = [(self.backbone.num_classes,)] if self.connection.cascade and exit else []
         features = self.backbone.feature_shapes[self.placement[exit]]
         give(head, examine(head, features, *previous)[1])
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)
-        for head in self.heads:  # after a change to channels_last
+        for head in self.heads:  # the memory format may have changed
             keep_contiguous(head)
         return self
 
     @property
     def exits(self) -> int:
-        """K, the backbone's own exit included."""
+        """Number of exits K, the backbone's own included."""
         return len(self.heads) + 1
 
     def exit_function(self, exit: int) -> ExitFunction:
-        """What computes the logits (N, C) of an exit (from 0); its second argument is None at the first."""
+        """Return the function from (features, the previous exit's logits) to the logits (N, C) of an exit (from 0).
+
+        The second argument is None at the first exit.
+        """
         last = exit == len(self.heads)
         module = self.backbone.classifier if last else self.heads[exit]
         if exit and self.connection.additive:
@@ -129,14 +159,19 @@ class EarlyExitNetwork(nn.Module):
         return lambda features, previous: module(features).float()
 
     def ic_logits(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """Logits [(N, C)] of the ICs alone; features: the output of EVERY block, as Backbone.features yields."""
+        """Compute the logits [(N, C)] of the ICs; features: the output of EVERY block, see `Backbone.features`."""
         outputs: list[Tensor] = []
         for exit, block in enumerate(self.placement):
             outputs.append(self.exit_function(exit)(features[block], outputs[-1] if outputs else None))
         return outputs
 
     def exit_logits(self, features: Sequence[Tensor], own: Tensor | None = None) -> list[Tensor]:
-        """Logits [(N, C)] of all K exits; own: the backbone's own answer (N, C), computed when None."""
+        """Compute the logits [(N, C)] of all K exits.
+
+        Args:
+            features: the output of every block.
+            own: logits (N, C) of the backbone's classifier; None = compute them.
+        """
         outputs = self.ic_logits(features)
         if own is None:
             last = self.exit_function(len(self.heads))(features[-1], outputs[-1] if outputs else None)
@@ -145,11 +180,11 @@ class EarlyExitNetwork(nn.Module):
         return [*outputs, last]
 
     def forward(self, images: Tensor) -> Tensor:
-        """images (N, C, H, W) -> logits float32 (K, N, classes) of every exit, nothing stopped."""
+        """Compute the logits float32 (K, N, classes) of every exit for images (N, C, H, W), without early exits."""
         return torch.stack(self.exit_logits(list(self.backbone.features(images))))
 
     def logits_at(self, exit: int, images: Tensor) -> Tensor:
-        """images (N, C, H, W) -> logits (N, classes) of one exit (from 0), computed no further than that."""
+        """Compute the logits (N, classes) of one exit (from 0) for images (N, C, H, W), and no later stage."""
         previous: Tensor | None = None
         hidden = images
         for index, segment in enumerate(self.segments()):
@@ -163,7 +198,7 @@ class EarlyExitNetwork(nn.Module):
         return previous
 
     def segments(self) -> Iterator[Sequence[nn.Module]]:
-        """The stages between one exit and the next, K of them (the last may be empty)."""
+        """Yield for each of the K exits its stages, which follow the previous exit. The last may have none."""
         stages, start = list(self.backbone.stages), 0
         for block in (*self.placement, len(stages) - 1):
             yield stages[start : block + 1]
@@ -171,16 +206,19 @@ class EarlyExitNetwork(nn.Module):
 
     @torch.inference_mode()
     def infer(self, images: Tensor, rule: ExitRule | str) -> ExitResult:
-        """Classify with early exits; samples that left are not computed further.
+        """Classify images with early exits. Samples that left are not computed further.
 
         Args:
-            images: (N, C, H, W) of the network's size, float32, normalised as in training; a numpy array is taken,
-                other floating-point numbers are converted.
+            images: float32 (N, C, H, W) of the network's size, normalised as in training. NumPy arrays and other
+                floating-point types are converted.
             rule: e.g. MaxSoftmax(0.9) or "max_softmax 0.9".
 
+        Returns:
+            Logits and index of the exit for each image.
+
         Raises:
-            ZtwError: for other images, NaN and infinite ones included; for a rule with thresholds for another number
-                of exits; in training mode, where BatchNorm would depend on the samples that are still in the batch.
+            ZtwError: for other images, also NaN and infinite ones; for thresholds for another number of exits; and in
+                training mode, where BatchNorm would depend on the samples that are still in the batch.
         """
         check_default_dtype()
         if self.training:
@@ -191,10 +229,10 @@ class EarlyExitNetwork(nn.Module):
         return infer(self.route(), images.to(like.dtype), rule)
 
     def route(self) -> Route:
-        """What `infer` needs of this network; looked up once a call, because a module's attributes are slow."""
+        """Return the network as a sequence of exits, once per call of `infer`, because module attributes are slow."""
         numbers = [math.prod(shape) for shape in self.backbone.feature_shapes]
-        largest = list(accumulate(reversed(numbers), max))[::-1]  # from each block on: the largest to come
-        firsts = [0, *(block + 1 for block in self.placement)]  # the first block on the way to each exit
+        largest = list(accumulate(reversed(numbers), max))[::-1]  # the largest from each block to the last
+        firsts = [0, *(block + 1 for block in self.placement)]  # the first block after the previous exit
         return Route(
             [(stages, self.exit_function(exit)) for exit, stages in enumerate(self.segments())],
             [largest[min(block, len(largest) - 1)] for block in firsts],
@@ -205,14 +243,14 @@ class EarlyExitNetwork(nn.Module):
 
 
 def _only_reads(head: nn.Module) -> bool:
-    """Whether a head is known to leave its features alone, in whatever memory format they are."""
+    """Return whether a head is known not to overwrite its features, in any memory format."""
     body = list(head.body.children()) if isinstance(head, Head) else []
     known = (nn.ReLU, nn.Flatten, MixedPool, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
     return bool(body) and type(body[0]) is nn.Conv2d and all(type(part) in known for part in body[1:])
 
 
 def static_network(backbone: Backbone) -> EarlyExitNetwork:
-    """A backbone alone, as the network whose one exit is its classifier."""
+    """Return a backbone as a network with one exit, its classifier."""
     network = EarlyExitNetwork(backbone, [], (), "independent")
     network.anatomy = {}
     return network

@@ -1,4 +1,4 @@
-"""Multiply-accumulate operations (MACs) of a module and of a backbone for one sample, counted by ptflops."""
+"""Count the multiply-accumulate operations (MACs) of a module and of a backbone for one sample, with ptflops."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ztw.device import check_default_dtype
 from ztw.models.backbone import Backbone
 
-# Counts what is dispatched (convolutions and matrix products, a bias as one operation an output), so that
-# it needs no table of module types.
+# Counts dispatched operations: convolutions, matrix products, and a bias as one operation per output. It needs no table
+# of module types.
 BACKEND = "aten"
 
 
 def module_macs(module: nn.Module, *shapes: tuple[int, ...]) -> float:
-    """MACs of one call of `module` on one sample; shapes: of each argument, without the batch axis."""
+    """Count the MACs of one call of a module on one sample; shapes: of its arguments, without the batch axis."""
     check_default_dtype()
-    import ptflops  # imports torchvision: seconds that most jobs need not spend
+    import ptflops  # imports torchvision, which takes seconds
 
-    # ptflops sees no operation in inference mode
+    # ptflops counts no operations in inference mode
     with torch.inference_mode(False), _unfused_attention():
         inputs = [torch.zeros(1, *shape) for shape in shapes]
-        module = copy.deepcopy(module).cpu().eval()  # ptflops adds methods and changes the mode
+        module = copy.deepcopy(module).cpu().eval()  # ptflops adds methods to a module and changes its mode
         counted, _ = ptflops.get_model_complexity_info(
             _Positional(module),
             (1,),
@@ -40,7 +40,7 @@ def module_macs(module: nn.Module, *shapes: tuple[int, ...]) -> float:
 
 @contextmanager
 def _unfused_attention() -> Iterator[None]:
-    """Attention as matrix products: ptflops cannot see into its fused kernels."""
+    """Compute attention by matrix products, because ptflops cannot count fused kernels."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -51,7 +51,7 @@ def _unfused_attention() -> Iterator[None]:
 
 
 class _Positional(nn.Module):
-    """ptflops passes keyword arguments; the modules here take positional ones."""
+    """Passes positional arguments to a module, because ptflops passes keyword arguments."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -62,12 +62,12 @@ class _Positional(nn.Module):
         return self.module(*inputs)
 
 
-# Operations of one call of a module on one sample, given its arguments' shapes
+# (module, *shapes of its arguments) -> operations of one call on one sample
 Counter = Callable[..., float]
 
 
 def stage_costs(backbone: Backbone, count: Counter = module_macs) -> Tensor:
-    """Cost (B,) float64 of each stage of a backbone, the classifier not among them; MACs by default."""
+    """Count the operations (B,) float64 of each stage of a backbone, without its classifier; MACs by default."""
     shapes = [backbone.input_shape, *backbone.feature_shapes]
     return torch.tensor(
         [count(stage, shape) for stage, shape in zip(backbone.stages, shapes[:-1], strict=True)],
@@ -76,6 +76,6 @@ def stage_costs(backbone: Backbone, count: Counter = module_macs) -> Tensor:
 
 
 def backbone_macs(backbone: Backbone, count: Counter = module_macs) -> float:
-    """MACs of the backbone alone: the base that relative costs and budgets refer to."""
+    """Count the MACs of the backbone alone, the base of relative costs and budgets."""
     classifier = count(backbone.classifier, backbone.feature_shapes[-1])
     return float(stage_costs(backbone, count).sum()) + classifier

@@ -1,4 +1,4 @@
-"""Where the heads of a network sit: after which blocks of its backbone."""
+"""The placement of heads: the blocks of the backbone after which they sit."""
 
 from __future__ import annotations
 
@@ -16,13 +16,21 @@ ALLOWED = "all, every <n>, sdn, block indices or fractions of the cost"
 
 
 def resolve_placement(backbone: Backbone, placement: Placement) -> tuple[int, ...]:
-    """Turn a placement into block indices.
+    """Convert a placement to block indices.
 
-    placement: "all" = after every block; "every 3" = after every third; whole numbers = block indices
-    from 0; fractions in (0, 1] of the backbone's MACs = after the block whose cumulative cost is nearest;
-    "sdn" = as SDN's authors place them (Kaya et al. 2019): fractions 0.15, 0.3 ... 0.9, on "mobilenet" blocks
-    2, 4, 6, 8 and 11.
-    Raises ZtwError for a block beyond the last, a fraction outside (0, 1], or two heads on one block.
+    Args:
+        backbone: the backbone.
+        placement: one of
+
+            - "all": after every block.
+            - "every 3": after every third block.
+            - whole numbers: block indices, from 0.
+            - fractions in (0, 1]: after the block whose cumulative share of the backbone's MACs is nearest.
+            - "sdn": as SDN's authors place them (Kaya et al. 2019): fractions 0.15, 0.3 ... 0.9; on "mobilenet" blocks
+              2, 4, 6, 8 and 11.
+
+    Raises:
+        ZtwError: for a block beyond the last, a fraction outside (0, 1], and two heads on one block.
     """
     if isinstance(placement, str):
         placement = listed_placement(placement, backbone.arch)
@@ -41,7 +49,7 @@ def resolve_placement(backbone: Backbone, placement: Placement) -> tuple[int, ..
         chosen = _by_cost(backbone, placement)
     if any(later <= earlier for earlier, later in pairwise(chosen)):
         raise ZtwError(
-            f"placement {list(placement)}: means blocks {chosen} of {backbone.arch}, must be increasing"
+            f"placement {list(placement)}: gives blocks {chosen} of {backbone.arch}, must be increasing"
         )
     return tuple(chosen)
 

@@ -1,4 +1,4 @@
-"""Pooling a block's feature map to a few pixels a side, for the heads."""
+"""Pooling of a block's feature map for the heads."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 def pooling_matrix(size: int, target: int, device: torch.device | str = "cpu") -> Tensor:
-    """(target, size): adaptive average pooling of one axis as a matrix, with torch's window borders."""
+    """Return adaptive average pooling of one axis as a matrix (target, size), with torch's windows."""
     matrix = torch.zeros(target, size, device=device)
     for row in range(target):
         start, end = row * size // target, -(-(row + 1) * size // target)
@@ -27,16 +27,16 @@ def _max_pool(x: Tensor, target: int) -> Tensor:
 
 
 def _window(x: Tensor, target: int) -> tuple[int, int] | None:
-    """The windows of adaptive pooling where they tile the map (N, C, H, W): plain pooling is faster then."""
+    """Return the window of adaptive pooling if windows tile the map (N, C, H, W): plain pooling is then faster."""
     height, width = x.shape[-2:]
     return None if height % target or width % target else (height // target, width // target)
 
 
 class _AveragePool(torch.autograd.Function):
-    """Adaptive average pooling whose backward pass is two small matrix products.
+    """Adaptive average pooling with a backward pass of two small matrix products.
 
-    PyTorch's own backward takes four times as long on CPUs in channels_last memory and was more
-    than a third of a head's training step. On GPUs that of windows which do not tile the map is not deterministic.
+    On CPUs in channels_last memory, PyTorch's backward takes four times as long, more than a third of a head's training
+    step. On GPUs it is not deterministic for windows that do not tile the map.
     """
 
     @staticmethod
@@ -56,7 +56,7 @@ class _AveragePool(torch.autograd.Function):
 
 
 class MixedPool(nn.Module):
-    """alpha * max + (1 - alpha) * average pooling to (target, target), alpha learned (Kaya et al. 2019)."""
+    """Pooling to (target, target) by alpha * max + (1 - alpha) * average, alpha learned (Kaya et al. 2019)."""
 
     def __init__(self, target: int) -> None:
         super().__init__()
@@ -64,15 +64,15 @@ class MixedPool(nn.Module):
         self.alpha = nn.Parameter(torch.tensor(0.5))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C, target, target)."""
+        """Compute (N, C, target, target) from (N, C, H, W)."""
         if not torch.is_grad_enabled() and x.shape[-2:] == (self.target, self.target):
-            return x  # windows of one pixel: maximum and average are the pixel
+            return x  # in windows of one pixel, maximum and average equal the pixel
         ours = torch.is_grad_enabled() and (x.device.type == "cpu" or _window(x, self.target) is None)
         pool = _AveragePool.apply if ours else _average_pool
         return torch.lerp(pool(x, self.target), _max_pool(x, self.target), self.alpha.to(x.dtype))
 
 
-# name -> module that pools a map (N, C, H, W) to (N, C, side, side), built with the side
+# name -> module, constructed with side, that pools (N, C, H, W) to (N, C, side, side)
 POOLINGS: dict[str, Callable[[int], nn.Module]] = {
     "mixed": MixedPool,
     "avg": nn.AdaptiveAvgPool2d,

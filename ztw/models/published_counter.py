@@ -1,7 +1,7 @@
-"""The operation counter behind the published figures, its double count of groups included.
+"""The operation counter of the published figures, which counts groups twice.
 
-Only for comparing with published numbers: a grouped convolution's cost is multiplied by its groups a
-second time, which makes MobileNet eight times too expensive. Use `ztw.macs` for anything else.
+Use it only to compare with published numbers. It multiplies the cost of a grouped convolution by the number of groups a
+second time, so MobileNet appears eight times too expensive. `ztw.macs` counts correctly.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def _linear(module: nn.Module, x: Tensor, y: Tensor) -> float:
 
 
 def _kernel(module: nn.Module, x: Tensor, y: Tensor) -> int:
-    """The side of a pool's kernel: its own, or, of an adaptive one, what the counter takes it for."""
+    """Return the side of a pool's kernel; for an adaptive pool, the side that the published counter assumes."""
     if not isinstance(module, nn.MaxPool2d | nn.AvgPool2d):
         return -(-x.shape[-1] // y.shape[-1])
     side = module.kernel_size
@@ -51,12 +51,12 @@ def _mixed_pool(module: nn.Module, x: Tensor, y: Tensor) -> float:
     return _max_pool(module, x, y) + _average_pool(module, x, y)
 
 
-# Operations of one module for one image, from its input and output; what is not listed costs nothing.
+# type -> operations for one image, computed from input and output; other types cost nothing
 OPERATIONS: dict[type[nn.Module], Callable[[nn.Module, Tensor, Tensor], float]] = {
     nn.Conv2d: _convolution,
     nn.Linear: _linear,
     nn.BatchNorm2d: lambda module, x, y: 2 * x.numel(),
-    # a block's last ReLU, counted with the block even where the next stage begins with it
+    # a block's last ReLU is counted with the block, even if it is in the next stage
     BasicBlock: lambda module, x, y: y.numel(),
     BlockReLU: lambda module, x, y: 0.0,
     nn.ReLU: lambda module, x, y: x.numel(),
@@ -69,7 +69,7 @@ OPERATIONS: dict[type[nn.Module], Callable[[nn.Module, Tensor, Tensor], float]] 
 
 
 def module_operations(module: nn.Module, *shapes: tuple[int, ...]) -> float:
-    """Operations of one call of `module` on one sample; shapes: of each argument, without the batch axis."""
+    """Count the operations of one call of a module on one sample; shapes: of its arguments, without the batch axis."""
     check_default_dtype()
     module = copy.deepcopy(module).cpu().eval()
     total = 0.0
@@ -87,5 +87,5 @@ def module_operations(module: nn.Module, *shapes: tuple[int, ...]) -> float:
 
 
 def ensemble_operations(exit: int, num_classes: int) -> float:
-    """What the published counter adds for the ensemble of one exit (from 0)."""
+    """Return the operations that the published counter adds for the ensemble of one exit (from 0)."""
     return float((exit + 1) * num_classes + exit * num_classes + num_classes)

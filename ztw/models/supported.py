@@ -1,4 +1,4 @@
-"""Modules that cannot be copied, cut, saved and exported as they are."""
+"""Checks for modules that cannot be copied, cut, saved and exported."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from ztw.errors import ZtwError
 
-# The hook of an older reparametrization -> how its user removes it
+# Hook of an older reparametrization -> call that removes it
 REMOVED_BY: dict[type, str] = {
     WeightNorm: "torch.nn.utils.remove_weight_norm(module)",
     SpectralNorm: "torch.nn.utils.remove_spectral_norm(module)",
@@ -22,25 +22,20 @@ REMOVED_BY: dict[type, str] = {
 
 
 def check_supported(model: nn.Module, name: str) -> None:
-    """Raise ZtwError, with what to do, where a model holds a module that cannot be copied or followed.
-
-    Args:
-        model: any module.
-        name: what an error calls it.
-    """
+    """Raise ZtwError, with a remedy, if a model (`name`) holds a module that cannot be copied or traced."""
     for place, part in model.named_modules():
         for problem in _problems(part):
             raise ZtwError(f"{name}{f': {place}' if place else ''}: {problem}")
 
 
 def _problems(part: nn.Module) -> Iterator[str]:
-    """What is wrong with one module, and the remedy."""
+    """Yield the problems of one module, each with a remedy."""
     if isinstance(part, torch.jit.ScriptModule):
-        yield "is a TorchScript module, which cannot be cut; give the module it was made from"
+        yield "is a TorchScript module, which cannot be cut; pass the original module"
     elif "_orig_mod" in part._modules:
-        yield "is compiled by torch.compile, which cannot be cut; give its _orig_mod"
+        yield "is compiled by torch.compile, which cannot be cut; pass its _orig_mod"
     elif type(part).__module__.startswith(("torch.ao.nn.", "torch.nn.quantized.")):
-        yield "is quantised, which cannot be cut; give the float model"
+        yield "is quantised, which cannot be cut; pass the float model"
     elif parametrize.is_parametrized(part):
         names = ", ".join(getattr(part, "parametrizations", {}))
         yield (
@@ -52,4 +47,4 @@ def _problems(part: nn.Module) -> Iterator[str]:
             if isinstance(hook, kind):
                 yield f"has {kind.__name__.removeprefix('Base')} on it, which cannot be cut; call {remedy} first"
     if any(tensor.is_meta for tensor in part.parameters(recurse=False)):
-        yield "has weights on the device meta, which hold no numbers; load the weights first"
+        yield "has weights on the device meta, which have no values; load the weights first"

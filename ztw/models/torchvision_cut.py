@@ -1,4 +1,4 @@
-"""torchvision's classification models cut into stages by tracing: no model is written again by hand."""
+"""Cut torchvision's classification models into stages by tracing."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ from ztw.errors import ZtwError, reason, unknown
 from ztw.models.backbone import Backbone
 from ztw.models.cut import cut_model
 
-WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # torch's name for it
-WEIGHTS = ("DEFAULT", "IMAGENET1K_V1")  # torchvision's names for the best weights it has, and for its first
+WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # environment variable of torch
+WEIGHTS = ("DEFAULT", "IMAGENET1K_V1")  # torchvision's names for its best and its first weights
 
 
 def cut(arch: str, num_classes: int, channels: int, size: int, weights: str | None = None) -> Backbone:
-    """A torchvision model as a Backbone: a stage per block, the rest as its classifier.
+    """Build a torchvision model as a Backbone: one stage per block, and the rest as its classifier.
 
-    arch: "torchvision/" and a name of TORCHVISION_BLOCKS; channels: 3; size: side of the square input in
-    pixels; weights: None (random) or one of WEIGHTS (ImageNet's, downloaded once). The last Linear is new
-    unless num_classes is 1000. Names of weights are the model's own, below `stages.<i>.` or `classifier.`.
-    Raises ZtwError for an unknown name, a size the model cannot take, or weights that cannot be had.
+    The arguments are those of `build_backbone`. The last Linear is new unless num_classes is 1000. Weights keep the
+    model's own names, after `stages.<i>.` or `classifier.`.
+
+    Raises:
+        ZtwError: for an unknown name, a size that the model cannot take, and a failed download.
     """
     name = arch.removeprefix(TORCHVISION_PREFIX)
     if name not in TORCHVISION_BLOCKS:
@@ -42,13 +43,13 @@ def cut(arch: str, num_classes: int, channels: int, size: int, weights: str | No
         model = _build(name, size, weights)
         stages, classifier = cut_model(model, arch, num_classes)
         return Backbone(arch, stages, classifier, (channels, size, size))
-    except (AssertionError, RuntimeError) as error:  # how torch and torchvision refuse a shape
+    except (AssertionError, RuntimeError) as error:  # torch and torchvision raise them for an invalid shape
         reason = " ".join(str(error).split())[:160]
         raise ZtwError(f"{arch}: cannot take images of {size}x{size} pixels ({reason})") from error
 
 
 def _build(name: str, size: int, weights: str | None) -> nn.Module:
-    # a vision transformer has a weight for each position in the image
+    # a vision transformer has one weight per position in the image
     sized: dict[str, Any] = {"image_size": size} if name.startswith("vit_") else {}
     if weights is None:
         return torchvision.models.get_model(name, weights=None, **sized)
@@ -65,9 +66,9 @@ def _build(name: str, size: int, weights: str | None) -> nn.Module:
 
 @contextmanager
 def _downloading(name: str, url: str) -> Iterator[None]:
-    """Bound how long torchvision waits, and say what to do when it does not get the weights.
+    """Limit how long torchvision waits for weights, and say what to do if the download fails.
 
-    torchvision checks the first 8 digits of their SHA-256. It would unpickle the file: torch is told not to.
+    torchvision checks the first 8 digits of the SHA-256. torch must load tensors only, and not unpickle the file.
     """
     folder, file = Path(torch.hub.get_dir()) / "checkpoints", url.rpartition("/")[2]
     try:
@@ -76,14 +77,14 @@ def _downloading(name: str, url: str) -> Iterator[None]:
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         why = reason(error, folder / file, url)[:160]
         raise ZtwError(
-            f"{TORCHVISION_PREFIX}{name}: no pretrained weights ({why}); by hand: put {file} (from {url})"
-            f" into {folder}"
+            f"{TORCHVISION_PREFIX}{name}: no pretrained weights ({why}); download {url} by hand and save it"
+            f" as {folder / file}"
         ) from error
 
 
 @contextmanager
 def _weights_only() -> Iterator[None]:
-    """torch.load reads tensors alone, whatever it is asked for."""
+    """Make torch.load read only tensors, whatever its arguments are."""
     before = os.environ.get(WEIGHTS_ONLY)
     os.environ[WEIGHTS_ONLY] = "1"
     try:

@@ -1,4 +1,4 @@
-"""What a module computes, written down by torch.fx: the same in both modes, and where each of its blocks ends."""
+"""Trace modules with torch.fx: one graph for both modes, and the ends of the blocks in it."""
 
 from __future__ import annotations
 
@@ -17,13 +17,19 @@ Ends = list[tuple[nn.Module, fx.Node]]
 
 
 def reason(error: Exception) -> str:
-    """An error of somebody else's code in a line."""
+    """Describe an error of a user's code in one line."""
     return " ".join(str(error).split())[:160] or type(error).__name__
 
 
 @dataclass(frozen=True)
 class Tracing:
-    """How to trace: blocks whose ends are noted; own modules without children to follow, others to keep whole."""
+    """Settings of a trace.
+
+    Args:
+        blocks: modules whose ends are recorded.
+        followed: modules without children to trace into.
+        whole: modules with children to trace as one unit.
+    """
 
     blocks: set[nn.Module]
     followed: set[nn.Module] = field(default_factory=set)
@@ -31,7 +37,7 @@ class Tracing:
 
 
 class CannotTraceError(ZtwError):
-    """What tracing cannot follow, and the module, None for the model itself, in whose forward that is."""
+    """A module cannot be traced. `module` is the module whose forward fails, None for the model itself."""
 
     def __init__(self, message: str, module: nn.Module | None) -> None:
         super().__init__(message)
@@ -39,21 +45,21 @@ class CannotTraceError(ZtwError):
 
 
 def trace_part(part: nn.Module) -> fx.GraphModule:
-    """A stage or a classifier as its graph, which has the same weights; raises ZtwError where it cannot be traced."""
+    """Return a stage or a classifier as a graph with the same weights; raise ZtwError if it cannot be traced."""
     traced = copy.deepcopy(part)
     graph, _ = trace_patiently(traced, type(part).__name__, set())
     return fx.GraphModule(traced, graph)
 
 
 def trace_patiently(model: nn.Module, name: str, blocks: set[nn.Module]) -> tuple[fx.Graph, Ends]:
-    """As `trace_both`; what tracing cannot follow inside of a module is kept whole, if no block is within."""
+    """Like `trace_both`, but trace a module as one unit if tracing it fails and it contains no block."""
     tracing = Tracing(blocks, set(_plain(model)))
     while True:
         try:
             return trace_both(model, name, tracing)
         except CannotTraceError as error:
             at = error.module
-            if at in tracing.followed:  # cannot be traced as it is called here
+            if at in tracing.followed:  # it cannot be traced in this call
                 tracing.followed.discard(at)
                 continue
             alike = {module for module in model.modules() if type(module) is type(at)} - tracing.whole
@@ -64,7 +70,7 @@ def trace_patiently(model: nn.Module, name: str, blocks: set[nn.Module]) -> tupl
 
 
 def trace_both(model: nn.Module, name: str, tracing: Tracing) -> tuple[fx.Graph, Ends]:
-    """The graph of a model, the same in both modes, and the nodes at the ends of its blocks; else ZtwError."""
+    """Return the graph of a model, equal in both modes, and the nodes at the ends of its blocks, or raise ZtwError."""
     buffers = {key: (buffer, buffer._version, buffer.clone()) for key, buffer in model.named_buffers()}
     tracer = other = Tracer(tracing)
     try:
@@ -75,11 +81,11 @@ def trace_both(model: nn.Module, name: str, tracing: Tracing) -> tuple[fx.Graph,
         again = _take_constants(model)
     except fx.proxy.TraceError as error:
         raise CannotTraceError(
-            f"{name}: its forward decides by the values of tensors, which tracing cannot follow ({reason(error)});"
+            f"{name}: its forward depends on the values of tensors, which tracing cannot follow ({reason(error)});"
             f" {BY_HAND}",
             other.failed,
         ) from error
-    except Exception as error:  # whatever a user's forward does when it is called with a proxy
+    except Exception as error:  # a user's forward may raise anything when it is called with a proxy
         said = f"{type(error).__name__}: {reason(error)}"
         raise CannotTraceError(f"{name}: cannot be traced ({said}); {BY_HAND}", other.failed) from error
     finally:
@@ -88,14 +94,14 @@ def trace_both(model: nn.Module, name: str, tracing: Tracing) -> tuple[fx.Graph,
     if str(graph) != str(in_training):
         node = _difference(graph, in_training)
         raise CannotTraceError(
-            f"{name}: computes differently in training (at {node.name}), which tracing cannot follow; use a"
-            f" module for it (nn.Dropout instead of F.dropout), or {BY_HAND}",
+            f"{name}: computes differently in training (at {node.name}), which tracing cannot follow; use a module"
+            f" (nn.Dropout instead of F.dropout), or {BY_HAND}",
             _module_of(node, model),
         )
     if changed or any(not torch.equal(constants[key], again[key]) for key in constants):
         raise ZtwError(
-            f"{name}: draws random numbers or changes its own buffers, which tracing cannot follow; do it in a module"
-            f" without children, or {BY_HAND}"
+            f"{name}: draws random numbers or changes its own buffers, which tracing cannot follow; use a module"
+            f" without children for it, or {BY_HAND}"
         )
     for key, value in constants.items():
         setattr(model, key, value)
@@ -103,7 +109,7 @@ def trace_both(model: nn.Module, name: str, tracing: Tracing) -> tuple[fx.Graph,
 
 
 def _put_back(model: nn.Module, buffers: dict[str, tuple[Tensor, int, Tensor]]) -> bool:
-    """Give a model its buffers back as they were before; returns whether one was changed."""
+    """Restore the buffers of a model; return whether one was changed."""
     changed = False
     for key, (buffer, version, before) in buffers.items():
         holder, _, name = key.rpartition(".")
@@ -114,7 +120,7 @@ def _put_back(model: nn.Module, buffers: dict[str, tuple[Tensor, int, Tensor]]) 
 
 
 def _difference(graph: fx.Graph, other: fx.Graph) -> fx.Node:
-    """The first node that is another one in the other graph."""
+    """Return the first node that differs between two graphs."""
     for one, two in zip(graph.nodes, other.nodes, strict=False):
         if str(one.format_node()) != str(two.format_node()):
             return one
@@ -122,21 +128,21 @@ def _difference(graph: fx.Graph, other: fx.Graph) -> fx.Node:
 
 
 def _module_of(node: fx.Node, model: nn.Module) -> nn.Module | None:
-    """The module in whose forward a node is computed, None for the model itself."""
+    """Return the module whose forward computes a node, None for the model itself."""
     places = [place for place, _ in node.meta.get("nn_module_stack", {}).values() if place != node.target]
     return model.get_submodule(places[-1]) if places and places[-1] else None
 
 
 def _take_constants(model: nn.Module) -> dict[str, Tensor]:
-    """The tensors made while tracing, off the model again: a second trace would give others their names."""
+    """Move the tensors made by tracing out of the model, because a second trace would give its own other names."""
     names = [key for key in vars(model) if key.startswith("_tensor_constant")]
     return {key: vars(model).pop(key) for key in names}
 
 
 def _plain(model: nn.Module) -> Iterator[nn.Module]:
-    """Modules of the user's own without children that compute the same in both modes, and can be traced.
+    """Yield the user's own modules without children that compute the same in both modes and can be traced.
 
-    The last Linear is not among them: it will be another one.
+    The last Linear is excluded, because it will be replaced.
     """
     last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1:]
     for module in model.modules():
@@ -152,9 +158,9 @@ def _plain(model: nn.Module) -> Iterator[nn.Module]:
 
 
 class Tracer(fx.Tracer):
-    """Traces a model and notes the nodes at the end of its blocks, `ends`, and in which module it failed, `failed`.
+    """Traces a model. `ends` holds the nodes at the ends of its blocks, `failed` the module in which tracing failed.
 
-    Modules without children stay whole unless they are to be followed.
+    Modules without children are traced as one unit unless they are in `tracing.followed`.
     """
 
     def __init__(self, tracing: Tracing) -> None:
@@ -166,11 +172,11 @@ class Tracer(fx.Tracer):
     def create_args_for_root(
         self, root_fn: Any, is_module: bool, concrete_args: Any = None
     ) -> tuple[Any, list[Any]]:
-        """One input; further arguments of a forward keep their defaults."""
+        """Trace one input. Further arguments of a forward keep their defaults."""
         return root_fn, [self.root, self.create_proxy("placeholder", "x", (), {})]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Also a module without children, e.g. StochasticDepth: traced, its `self.training` would be frozen."""
+        """Return whether to trace a module as one unit. Tracing into StochasticDepth would fix `self.training`."""
         if m in self.tracing.whole:
             return True
         if m in self.tracing.followed or type(m) is nn.TransformerEncoder:
@@ -192,7 +198,7 @@ class Tracer(fx.Tracer):
 
 
 def _layer_by_layer(encoder: nn.TransformerEncoder) -> Callable[..., Any]:
-    """What an encoder computes, without the choice of a faster way by the values it gets."""
+    """Return an encoder's forward without its fast path, which depends on the values of its input."""
 
     def forward(
         src: Any, mask: Any = None, src_key_padding_mask: Any = None, is_causal: bool | None = None

@@ -1,1 +1,1 @@
-"""One ONNX graph that stops at its exits: written, quantised, run."""
+"""Export of a network to one ONNX graph with early exits, its quantisation and its runner."""

@@ -1,4 +1,4 @@
-"""Writing a network as ONE ONNX file that stops early, in float32 or in int8."""
+"""Export a network to one ONNX file with early exits, in float32 or int8."""
 
 from __future__ import annotations
 
@@ -20,26 +20,33 @@ def export_onnx(
     *,
     quantise: Tensor | None = None,
 ) -> Path:
-    """Write a network as one ONNX graph that really stops.
+    """Write a network as one ONNX graph with early exits.
 
-    Its inputs are images (N, C, H, W) and bounds (K - 1,), by default the rule's thresholds on the scale of its scores.
-    Its outputs are logits float32 (N, num_classes), log-probabilities with an ensemble, and exit_index int64 (N,),
-    which a Backbone has not. Any runtime for ONNX can read the file; `OnnxRunner` makes it fast on this machine. The
-    file's metadata says, as JSON under "ztw", what is in it.
+    The inputs are images (N, C, H, W) and bounds (K - 1,). The default of the bounds is the rule's thresholds, on the
+    scale of its scores. The outputs are logits float32 (N, num_classes), log-probabilities with an ensemble, and
+    exit_index int64 (N,). A Backbone has no bounds and no exit_index. Any ONNX runtime can run the file; `OnnxRunner`
+    optimises it for this machine. The file's metadata describe it as JSON under the key "ztw".
 
     Args:
-        network: or a Backbone: the whole network alone.
+        network: a network, or a Backbone alone.
         rule: e.g. MaxSoftmax(0.9) or "max_softmax 0.9"; None for a Backbone.
         path: of the file.
-        quantise: images (N, C, H, W) of the training data, for convolutions and products in int8. Choose thresholds
-            again afterwards.
+        quantise: images (N, C, H, W) of the training data; convolutions and matrix products are then quantised to int8.
+            Choose the thresholds again afterwards.
 
     Returns:
         The path.
 
     Raises:
-        ZtwError: for a rule that does not fit, a network that ONNX cannot hold or that answers otherwise there, and
-            when the packages of ztw[onnx] are missing.
+        ZtwError: for a rule that does not fit, a network that ONNX cannot hold or that computes other logits there, and
+            if the packages of ztw[onnx] are missing.
+
+    Example:
+        >>> import torch, ztw
+        >>> network = ztw.build_network(ztw.build_backbone("resnet8"), placement=[0])
+        >>> path = ztw.export_onnx(network, "max_softmax 0.9", "network.onnx")
+        >>> ztw.OnnxRunner(path)(torch.randn(4, 3, 32, 32)).logits.shape
+        torch.Size([4, 10])
     """
     if quantise is None:
         return write_onnx(network, rule, path)

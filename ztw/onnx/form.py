@@ -1,4 +1,4 @@
-"""What an exported network is called and looks like; imports no onnx."""
+"""The names and the form of an exported network. Imports no onnx."""
 
 from __future__ import annotations
 
@@ -9,9 +9,13 @@ IMAGES, BOUNDS, LOGITS, EXIT_INDEX = "images", "bounds", "logits", "exit_index"
 
 @dataclass(frozen=True)
 class Form:
-    """What a graph of exits is: K exits, C classes, shape (channels, height, width) of an image.
+    """The form of a graph with exits.
 
-    log_probabilities: whether what the exits answer with is normalised at the end, as `infer` does with an ensemble.
+    Args:
+        exits: number of exits K.
+        num_classes: number of classes C.
+        shape: (channels, height, width) of an image.
+        log_probabilities: whether the logits are normalised at the end, as `infer` does with an ensemble.
     """
 
     exits: int
@@ -21,10 +25,10 @@ class Form:
 
 
 def answer(exit: int) -> str:
-    """The output of a flat graph that an exit (from 0) answers with."""
+    """Return the name of the output of a flat graph that holds the logits of an exit (from 0)."""
     return f"answer_{exit}"
 
 
 def score(exit: int) -> str:
-    """The output of a flat graph that decides whether a sample leaves at an exit (from 0)."""
+    """Return the name of the output of a flat graph that holds the score of an exit (from 0)."""
     return f"score_{exit}"

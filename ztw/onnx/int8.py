@@ -1,4 +1,4 @@
-"""A flat graph in int8: ONNX Runtime's static quantisation."""
+"""Quantise a flat graph to int8, with ONNX Runtime's static quantisation."""
 
 from __future__ import annotations
 
@@ -15,15 +15,22 @@ from torch import Tensor
 from ztw.errors import ZtwError
 from ztw.onnx.form import IMAGES
 
-BATCH = 32  # images whose activations are looked at together
+BATCH = 32  # images per batch of the calibration
 
 
 def quantised(flat: ModelProto, images: Tensor) -> ModelProto:
-    """Convolutions of all parts and matrix products of the backbone's stages in int8, the rest as it is.
+    """Quantise all convolutions, and the matrix products of the backbone's stages, to int8.
 
-    The Linears that answer, ensembles and scores stay in float32: they cost next to nothing, and thresholds lie close.
-    Weights by channel and in 7 bits, because processors without VNNI overflow with 8; activations in 8 bits, their
-    ranges those of `images` (N, C, H, W). Raises ZtwError for no images, or others than the network takes.
+    The Linears that compute logits, ensembles and scores stay in float32: they cost little, and thresholds can lie
+    close together. Weights have one scale per channel and 7 bits, because processors without VNNI overflow with 8.
+    Activations have 8 bits.
+
+    Args:
+        flat: the graph.
+        images: (N, C, H, W), determine the ranges of the activations.
+
+    Raises:
+        ZtwError: for no images, and for images that the network does not accept.
     """
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
@@ -36,7 +43,7 @@ def quantised(flat: ModelProto, images: Tensor) -> ModelProto:
             " at least one"
         )
     before = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # it recommends a preparation that the graph has had
+    logging.disable(logging.WARNING)  # it recommends a preparation that has been done
     try:
         with tempfile.TemporaryDirectory() as folder:
             given, made = Path(folder, "float.onnx"), Path(folder, "int8.onnx")
@@ -59,7 +66,7 @@ def quantised(flat: ModelProto, images: Tensor) -> ModelProto:
 
 
 def _in_int8(flat: ModelProto) -> list[str]:
-    """The names of the nodes to quantise."""
+    """Return the names of the nodes to quantise."""
     return [
         node.name
         for node in flat.graph.node
@@ -69,7 +76,7 @@ def _in_int8(flat: ModelProto) -> list[str]:
 
 
 class _Batches:
-    """What ONNX Runtime calls a CalibrationDataReader."""
+    """A CalibrationDataReader of ONNX Runtime."""
 
     def __init__(self, images: Tensor) -> None:
         self.parts = iter(images.float().cpu().split(BATCH))
@@ -79,5 +86,5 @@ class _Batches:
         return None if part is None else {IMAGES: part.numpy()}
 
     def set_range(self, start_index: int, end_index: int) -> None:
-        """Of a reader that could start anywhere; ONNX Runtime does not ask for it here."""
+        """Not supported; ONNX Runtime does not call it here."""
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""A network as one module that ONNX can hold: every exit's answer and score, in operations that export cleanly."""
+"""Convert a network to one module of operations that ONNX has, with the logits and the score of every exit."""
 
 from __future__ import annotations
 
@@ -22,10 +22,9 @@ from ztw.models.pooling import MixedPool
 
 
 class AllExits(nn.Module):
-    """images (N, C, H, W) -> of each of K exits in turn its answer (N, classes) and score (N,), as `infer` has them.
+    """Computes for images (N, C, H, W) the logits (N, classes) and the score (N,) of each of the K exits, like `infer`.
 
-    The last exit has no score: it takes everybody.
-    network: made for this by `exportable`.
+    The network comes from `exportable`. The last exit has no score, because all remaining samples leave there.
     """
 
     def __init__(self, network: EarlyExitNetwork, rule: type[ExitRule]) -> None:
@@ -34,7 +33,7 @@ class AllExits(nn.Module):
         self.ensemble = None if network.ensemble is None else StackedEnsemble(network.ensemble)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Every exit, nothing stopped."""
+        """Compute every exit, without early exits."""
         hidden, previous = images, None
         state: State = ()
         best: State = ()
@@ -43,22 +42,22 @@ class AllExits(nn.Module):
         for exit, stages in enumerate(self.network.segments()):
             for stage in stages:
                 hidden = stage(hidden)
-            answer = previous = self.network.exit_function(exit)(hidden, previous)
+            logits = previous = self.network.exit_function(exit)(hidden, previous)
             if self.ensemble is not None:
-                answer, members = self.ensemble(exit, answer, members)
-            score, state = self.rule.score(answer, state)
+                logits, members = self.ensemble(exit, logits, members)
+            score, state = self.rule.score(logits, state)
             if self.rule.best_answers:
-                best = better(best, (score, answer))
-            outputs += [answer, score.float()]
+                best = better(best, (score, logits))
+            outputs += [logits, score.float()]
         if best:
             outputs[-2] = best[1]
         return tuple(outputs[:-1])
 
 
 class StackedEnsemble(nn.Module):
-    """An ensemble exit by exit on what its members contributed, (N, classes, members): one small product an exit.
+    """An ensemble exit by exit, on stacked contributions (N, classes, members) of its members: one product per exit.
 
-    One that is not linear keeps the members' log-probabilities.
+    An ensemble that is not linear stacks the members' log-probabilities.
     """
 
     def __init__(self, ensemble: Ensemble) -> None:
@@ -70,7 +69,11 @@ class StackedEnsemble(nn.Module):
             self.register_buffer("constants", constants)
 
     def forward(self, exit: int, logits: Tensor, members: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """logits (N, classes) of an exit (from 0), members of those before -> its answer, members with it."""
+        """Combine the logits (N, classes) of an exit (from 0) with the previous members.
+
+        Returns:
+            Unnormalised log-probabilities (N, classes) of the exit, and the members including this one.
+        """
         if not self.ensemble.ensembled(exit):
             return floored(logits), members
         linear = isinstance(self.ensemble, LinearEnsemble)
@@ -83,14 +86,14 @@ class StackedEnsemble(nn.Module):
 
 
 def exportable(network: EarlyExitNetwork) -> EarlyExitNetwork:
-    """A copy on the CPU, in eval mode and in plain memory order, that computes the same in other operations.
+    """Copy a network to the CPU in eval mode, with operations that ONNX has and that compute the same.
 
-    BatchNorms are folded where that can be done; poolings of the heads become operations that ONNX has, the share of a
-    mixed one a part of the Linear behind it.
+    BatchNorms are folded where possible. The poolings of the heads are replaced. The share of a mixed pooling becomes
+    part of the Linear after it.
     """
     try:
         ready = fold_batch_norm(network)
-    except ZtwError:  # a stage that cannot be traced: ONNX Runtime folds as well
+    except ZtwError:  # a stage that cannot be traced; ONNX Runtime folds its BatchNorms
         ready = copy.deepcopy(network).eval()
     ready = ready.cpu().to(memory_format=torch.contiguous_format).requires_grad_(False)
     for number, head in enumerate(ready.heads):
@@ -105,9 +108,9 @@ def _is_mixed(head: nn.Module) -> bool:
 
 
 class PooledHead(nn.Module):
-    """A `Head` that ends in a mixed pool, without the mixing: the Linear weighs maximum and average by itself.
+    """A `Head` that ends in a mixed pool, where the Linear weighs maximum and average itself.
 
-    previous: how many of the previous exit's logits the Linear sees.
+    The Linear also receives `previous` logits of the previous exit.
     """
 
     def __init__(self, head: nn.Module, previous: int) -> None:
@@ -126,7 +129,7 @@ class PooledHead(nn.Module):
         self.register_buffer("of_previous", of_previous.contiguous())
 
     def forward(self, features: Tensor, previous: Tensor | None = None) -> Tensor:
-        """As `Head.forward`."""
+        """See `Head.forward`."""
         part, x = self.get_buffer, self.before(features)
         if x.shape[-2:] == (self.target, self.target):
             logits = torch.addmm(part("bias"), x.flatten(1), part("of_map"))
@@ -139,7 +142,7 @@ class PooledHead(nn.Module):
 
 
 class PlainPool(nn.Module):
-    """Adaptive pooling (max, average, or a mixed one) in operations that ONNX has."""
+    """Adaptive pooling (maximum, average or mixed) in operations that ONNX has."""
 
     def __init__(self, pool: nn.Module) -> None:
         super().__init__()
@@ -149,7 +152,7 @@ class PlainPool(nn.Module):
             self.target, self.share = int(pool.output_size), float(isinstance(pool, nn.AdaptiveMaxPool2d))  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C, target, target)."""
+        """Compute (N, C, target, target) from (N, C, H, W)."""
         if self.share == 1.0:
             return plain_max(x, self.target)
         if self.share == 0.0:
@@ -168,17 +171,17 @@ def _with_plain_pools(head: nn.Module) -> nn.Module:
 
 
 def plain_average(x: Tensor, target: int) -> Tensor:
-    """Adaptive average pooling (N, C, H, W) -> (N, C, target, target)."""
+    """Average (N, C, H, W) to (N, C, target, target) by adaptive pooling."""
     height, width = x.shape[-2:]
     if height % target == 0 == width % target:
         return F.avg_pool2d(x, (height // target, width // target))
-    # in NumPy, because the exporter would trace every step of it
+    # in NumPy, because the exporter would trace every operation of PyTorch
     matrix = np.kron(_shares(height, target), _shares(width, target)).T
     return (x.flatten(2) @ torch.tensor(matrix.tolist())).unflatten(2, (target, target))
 
 
 def plain_max(x: Tensor, target: int) -> Tensor:
-    """Adaptive maximum pooling (N, C, H, W) -> (N, C, target, target)."""
+    """Reduce (N, C, H, W) to (N, C, target, target) by adaptive maximum pooling."""
     height, width = x.shape[-2:]
     if height % target == 0 == width % target:
         return F.max_pool2d(x, (height // target, width // target))
@@ -187,20 +190,20 @@ def plain_max(x: Tensor, target: int) -> Tensor:
 
 
 def _shares(size: int, target: int) -> np.ndarray:
-    """(target, size): adaptive average pooling of one axis as a matrix."""
+    """Return adaptive average pooling of one axis as a matrix (target, size)."""
     place, spans = np.arange(size), _spans(size, target)
     return np.stack([((start <= place) & (place < end)) / (end - start) for start, end in spans])
 
 
 def _spans(size: int, target: int) -> list[tuple[int, int]]:
-    """Where adaptive pooling's windows start and end."""
+    """Return the starts and ends of adaptive pooling's windows."""
     return [(place * size // target, -(-(place + 1) * size // target)) for place in range(target)]
 
 
 def _windows(size: int, target: int) -> tuple[Tensor, int]:
-    """The places of adaptive pooling's windows, one after another and all of one length, and that length.
+    """Return the indices of adaptive pooling's windows, one window after another, and the length that all windows have.
 
-    A place that is there twice does not change a maximum.
+    Windows are padded by repeated indices, which do not change a maximum.
     """
     spans = _spans(size, target)
     longest = max(end - start for start, end in spans)

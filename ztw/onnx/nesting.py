@@ -1,8 +1,8 @@
-"""One ONNX graph that stops early: a flat graph of all exits, nested into an `If` an exit, and back.
+"""Nest a flat ONNX graph of all exits into one `If` per exit, so that it stops early, and flatten it again.
 
-A flat graph has the input "images" and for every exit k the outputs `answer(k)` (N, C) and, but for the last one,
-`score(k)` (N,). Nested, it has the inputs "images" and "bounds" (K - 1,) and the outputs "logits" (N, C) and
-"exit_index" (N,).
+A flat graph has the input "images" and for every exit k the outputs `answer(k)` (N, C), the logits, and `score(k)`
+(N,), except for the last exit. A nested graph has the inputs "images" and "bounds" (K - 1,), and the outputs "logits"
+(N, C) and "exit_index" (N,).
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, 
 from ztw.onnx.form import BOUNDS, EXIT_INDEX, IMAGES, LOGITS, Form, answer, score
 from ztw.onnx.steps import Steps, inner_graphs, reads, split
 
-# Names of the nodes that nesting adds, and of those it repeats at an exit: both are taken away again by `flatten`.
+# Prefixes of the nodes that nesting adds, and of those it repeats at an exit. `flatten` removes both.
 OURS, REPEATED = "ztw:", "ztw-again:"
 IR_VERSION = 10
-# Protobuf reads no message within more than 100 others, and each level of nesting is three. So after so many levels the
-# rest is a function of the model, which stands beside its graph and which a runtime puts in its place.
+# Protobuf limits the nesting of messages to 100, and each exit adds three. After this many exits the rest therefore
+# becomes a function, which the model holds beside its graph and which a runtime inlines.
 LEVELS = 30
 DOMAIN = "ztw"
 _OPSET = helper.make_opsetid(DOMAIN, 1)
@@ -28,29 +28,29 @@ EIGHT_BITS = {TensorProto.INT8, TensorProto.UINT8}
 
 
 class _Level:
-    """The nodes of one exit in the nested graph, for the samples that have come so far."""
+    """The nodes of one exit in the nested graph, for the samples that reach it."""
 
     def __init__(self, steps: Steps, exit: int) -> None:
         self.steps, self.exit = steps, exit
         self.nodes: list[NodeProto] = []
         self.weights = list(steps.steps[exit].weights)
-        self.names: dict[str, str] = {}  # of the flat graph -> here
+        self.names: dict[str, str] = {}  # name in the flat graph -> name here
         self.answer, self.score = answer(exit), score(exit)
 
     def add(self, op: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
-        """A node of ours; returns its output's name, which is `output` at this exit."""
+        """Add a node of ztw's own; return the name of its output, which is `output` at this exit."""
         name = f"{OURS}{output}_{self.exit}"
         self.nodes.append(helper.make_node(op, inputs, [name], name, **attributes))
         return name
 
     def constant(self, value: Any, name: str) -> str:
-        """A constant of ours; returns its name."""
+        """Add a constant of ztw's own; return its name."""
         name = f"{OURS}{name}_{self.exit}"
         self.weights.append(numpy_helper.from_array(np.array(value), name))
         return name
 
     def gather(self, rows: str) -> None:
-        """What crosses the exit before: only those rows of it."""
+        """Select these rows of all values that come from the previous exit."""
         for name in self.steps.crossing[self.exit - 1]:
             before = name
             if self.exit > 1 and name in self.steps.crossing[self.exit - 2]:
@@ -58,12 +58,12 @@ class _Level:
             self.names[name] = self.add("Gather", [before, rows], name, axis=0)
 
     def compute(self, rows: str | None = None) -> None:
-        """The flat graph's nodes; rows: the samples that are left of those at the exit before, None for all."""
+        """Add the flat graph's nodes; rows: the samples that remain after the previous exit, None for all."""
         for node in self.steps.steps[self.exit].nodes:
             for name in reads(node):
                 self._repeat(name, rows)
             self.nodes.append(_renamed(node, self.names))
-        for name in (answer(self.exit), score(self.exit)):  # a score can be the same for every sample
+        for name in (answer(self.exit), score(self.exit)):  # a score may depend on the batch size only
             self._repeat(name, rows)
         self.answer, self.score = (
             self.names.get(name, name) for name in (answer(self.exit), score(self.exit))
@@ -76,7 +76,7 @@ class _Level:
         copy = NodeProto()
         copy.CopyFrom(node)
         if node.op_type == "Shape":
-            copy.input[:] = [rows or IMAGES]  # both have as many rows as there are samples
+            copy.input[:] = [rows or IMAGES]  # both have one row per sample
         else:
             for given in reads(node):
                 self._repeat(given, rows)
@@ -87,23 +87,23 @@ class _Level:
         self.nodes.append(copy)
 
     def stop(self) -> GraphProto:
-        """The branch that answers with this exit."""
+        """Return the branch in which all samples leave at this exit."""
         end = _Level(self.steps, self.exit)
         end.weights = []
         return end.finish("stop", self.answer, f"{OURS}mine_{self.exit}")
 
     def finish(self, name: str, logits: str, exit_index: str) -> GraphProto:
-        """This level as a graph whose results are these values."""
+        """Return this level as a graph with these values as its outputs."""
         results, own = [], {output for node in self.nodes for output in node.output}
         for value, kind in ((logits, TensorProto.FLOAT), (exit_index, TensorProto.INT64)):
-            # a graph's result must be made in it
+            # a graph must compute its outputs itself
             result = value if value in own else self.add("Identity", [value], f"{name}_{kind}")
             results.append(helper.make_tensor_value_info(result, kind, None))
         return helper.make_graph(self.nodes, f"{name} {self.exit + 1}", [], results, self.weights)
 
 
 def _renamed(node: NodeProto, names: dict[str, str]) -> NodeProto:
-    """A copy of a node that reads other names."""
+    """Copy a node and rename its inputs."""
     copy = NodeProto()
     copy.CopyFrom(node)
     copy.input[:] = [names.get(name, name) for name in node.input]
@@ -115,13 +115,19 @@ def _renamed(node: NodeProto, names: dict[str, str]) -> NodeProto:
 
 
 def nest(flat: ModelProto, form: Form, single: bool = False, optimised: bool = False) -> ModelProto:
-    """A flat graph as one that stops.
+    """Convert a flat graph to a graph with early exits.
 
-    single: for one image at a time, which needs no bookkeeping. Otherwise each level goes on with the rows that
-    stay and answers for them in their order, and the level above puts that into its own answers; nobody left: stop.
-    optimised: it will be loaded as it is. Its weights then stand in the outermost graph, because ONNX Runtime holds
-    those of a level once more for every level around it: 2.5 GB for a VGG-16 with 14 ICs, whose file has 0.12. Those of
-    eight bits, a fourth in size, do not: a convolution in int8 is fast with weights of its own graph only.
+    In a graph for batches, each level computes the rows that remain and passes them on. The level above merges their
+    results with its own. If no row remains, the graph stops.
+
+    Args:
+        flat: the graph of all exits.
+        form: its form.
+        single: whether the graph is for one image at a time, which needs no bookkeeping.
+        optimised: whether the graph is loaded without further optimisation. The outermost graph then holds the weights,
+            because ONNX Runtime copies a level's weights once per level around it: 2.5 GB for a VGG-16 with 14 ICs and
+            a file of 0.12 GB. Weights of 8 bits stay in their levels, because a convolution in int8 is fast only with
+            weights of its own graph.
     """
     if form.exits == 1:
         return _alone(flat, form)
@@ -144,7 +150,7 @@ def nest(flat: ModelProto, form: Form, single: bool = False, optimised: bool = F
 
 
 def _as_function(graph: GraphProto, like: ModelProto) -> FunctionProto:
-    """A level and all below it as a function of what they take from above, under the names these have there."""
+    """Convert a level, and all levels in it, to a function of the values that it takes from the levels around it."""
     constants = [
         helper.make_node("Constant", [], [tensor.name], OURS + tensor.name, value=tensor)
         for tensor in graph.initializer
@@ -157,7 +163,7 @@ def _as_function(graph: GraphProto, like: ModelProto) -> FunctionProto:
 
 
 def _made(nodes: Iterable[NodeProto]) -> set[str]:
-    """The names of all values that some nodes make, or hold in the graphs inside them."""
+    """Return the names of all values that nodes compute, or hold in the graphs inside them."""
     found: set[str] = set()
     for node in nodes:
         found.update(node.output)
@@ -167,14 +173,14 @@ def _made(nodes: Iterable[NodeProto]) -> set[str]:
 
 
 def _call(function: FunctionProto, graph: GraphProto) -> GraphProto:
-    """A graph with the results of another, which is a function now."""
+    """Return a graph that calls a function and has the outputs of `graph`."""
     name = OURS + function.name
     node = helper.make_node(function.name, function.input, function.output, name, domain=DOMAIN)
     return helper.make_graph([node], graph.name, [], graph.output)
 
 
 def _alone(flat: ModelProto, form: Form) -> ModelProto:
-    """A network without early exits: its answer, and nothing about where it left."""
+    """Return a network without early exits: it has logits and no index of an exit."""
     model = ModelProto()
     model.CopyFrom(flat)
     for node in model.graph.node:
@@ -208,7 +214,7 @@ def _batch_level(steps: Steps, exit: int, deeper: GraphProto | None) -> GraphPro
     if deeper is None:
         return level.finish("exit", level.answer, mine)
     bound = level.add("Gather", [BOUNDS, number], "bound")
-    # not LessOrEqual: a score that is NaN passes nothing, as in `infer`
+    # not LessOrEqual, because a NaN score passes no bound, as in `infer`
     stays = level.add("Not", [level.add("Greater", [level.score, bound], "leaves")], "stays")
     places = level.add("NonZero", [stays], "places")
     rows = level.add("Reshape", [places, level.constant([-1], "flat")], "rows")
@@ -218,7 +224,7 @@ def _batch_level(steps: Steps, exit: int, deeper: GraphProto | None) -> GraphPro
 
 
 def _scatter(deeper: GraphProto, logits: str, exit_index: str, rows: str, exit: int) -> None:
-    """Let a level answer for all rows of the level above: its own put into those."""
+    """Merge the results of a level into the rows of the level above."""
     axis = f"{OURS}axis_{exit}"
     deeper.initializer.append(numpy_helper.from_array(np.array([1]), axis))
     at = f"{OURS}at_{exit}"
@@ -230,7 +236,7 @@ def _scatter(deeper: GraphProto, logits: str, exit_index: str, rows: str, exit: 
 
 
 def _branch(level: _Level, condition: str, then: GraphProto, otherwise: GraphProto) -> tuple[str, str]:
-    """An `If`; returns the names of the logits and the exit index that come out."""
+    """Add an `If`; return the names of its logits and exit index."""
     names = (f"{OURS}logits_{level.exit}", f"{OURS}exit_index_{level.exit}")
     node = helper.make_node(
         "If", [condition], names, f"{OURS}if_{level.exit}", then_branch=then, else_branch=otherwise
@@ -240,7 +246,7 @@ def _branch(level: _Level, condition: str, then: GraphProto, otherwise: GraphPro
 
 
 def _whole(first: GraphProto, flat: ModelProto, form: Form, functions: Sequence[FunctionProto]) -> ModelProto:
-    """The outermost graph, with the inputs and outputs a caller sees."""
+    """Return the outermost graph as a model, with its inputs and outputs."""
     ends = ("LogSoftmax" if form.log_probabilities else "Identity", "Identity")
     outputs = [
         helper.make_tensor_value_info(LOGITS, TensorProto.FLOAT, ["batch", form.num_classes]),
@@ -259,10 +265,10 @@ def _whole(first: GraphProto, flat: ModelProto, form: Form, functions: Sequence[
 
 
 def flatten(nested: ModelProto, form: Form) -> ModelProto:
-    """The flat graph that `nest` made a graph of."""
+    """Convert a graph of `nest` back to the flat graph."""
     nodes: list[NodeProto] = []
     weights: list[TensorProto] = []
-    names: dict[str, str] = {}  # here -> of the flat graph
+    names: dict[str, str] = {}  # name here -> name in the flat graph
     known: set[str] = set()
     functions = {function.name: function for function in nested.functions}
 
@@ -297,7 +303,7 @@ def flatten(nested: ModelProto, form: Form) -> ModelProto:
 
 
 def _weights(graph: GraphProto | FunctionProto) -> list[TensorProto]:
-    """The tensors of a graph; those of a function are the constants that `_as_function` made of them."""
+    """Return the tensors of a graph, or of a function, where `_as_function` stores them as constants."""
     if isinstance(graph, GraphProto):
         return list(graph.initializer)
     return [
@@ -310,13 +316,13 @@ def _weights(graph: GraphProto | FunctionProto) -> list[TensorProto]:
 def _flat_model(
     nodes: Sequence[NodeProto], weights: Sequence[TensorProto], like: ModelProto, form: Form
 ) -> ModelProto:
-    """A flat graph; like: a model of the same operator sets."""
+    """Return a flat graph as a model with the operator sets of `like`."""
     outputs = []
     for exit in range(form.exits):
         outputs.append(
             helper.make_tensor_value_info(answer(exit), TensorProto.FLOAT, ["batch", form.num_classes])
         )
-        if exit < form.exits - 1:  # the last one takes everybody
+        if exit < form.exits - 1:  # all remaining samples leave at the last exit
             outputs.append(helper.make_tensor_value_info(score(exit), TensorProto.FLOAT, ["batch"]))
     images = helper.make_tensor_value_info(IMAGES, TensorProto.FLOAT, ["batch", *form.shape])
     graph = helper.make_graph(nodes, "all exits", [images], outputs, weights)

@@ -1,4 +1,4 @@
-"""Running an exported network in ONNX Runtime, in the form that is fastest on this machine."""
+"""Run an exported network in ONNX Runtime, optimised for this machine."""
 
 from __future__ import annotations
 
@@ -22,33 +22,44 @@ from ztw.exits.inference import ExitResult
 from ztw.exits.rules import ExitRule, as_rule, rule_from
 from ztw.files import check_seal, sealed
 from ztw.onnx.form import BOUNDS, IMAGES, LOGITS, Form, answer
-from ztw.onnx.write import FACTS, SCHEMA, float32_below, need_onnx
+from ztw.onnx.write import METADATA, SCHEMA, float32_below, need_onnx
 from ztw.tensors import as_tensor, check_images
 
 if TYPE_CHECKING:
     import onnxruntime
 
 CPU = "CPUExecutionProvider"
-CHUNK = 32  # a larger batch keeps the activations of all levels alive: 0.9 GB at 256 for a ResNet-56 with 27 exits
-NESTED = 3  # of the kept forms: raise it when `nest` writes others
-SESSIONS = ("_single", "_each", "_batched", "_flat", "_pool")  # made when first needed, in one process
-INHERITED: list[Any] = []  # sessions of a parent process, which end only with this one
-LARGE = (
-    1e9  # MACs of a backbone from which a batch is no faster than its images one by one, as with ResNet-50
-)
+CHUNK = 32  # nested levels keep all activations: 0.9 GB at 256 samples for a ResNet-56 with 27 exits
+NESTED = 3  # version of the cached graphs; raise it when `nest` changes
+SESSIONS = ("_single", "_each", "_batched", "_flat", "_pool")  # created on first use, one set per process
+INHERITED: list[Any] = []  # keeps the sessions of a parent process until this process ends
+LARGE = 1e9  # MACs; with larger backbones, e.g. ResNet-50, batches are no faster than single images
 
 
 class OnnxRunner:
-    """Early exits in ONNX Runtime: runner(images) answers what `EarlyExitNetwork.infer` answers.
+    """Early-exit inference in ONNX Runtime, with the results of `EarlyExitNetwork.infer`.
 
-    path: what `export_onnx` wrote; threads: of one call, None = as many as PyTorch takes; providers: its execution
-    providers in order of preference (those other than the CPU's have not been tested: they get the file as it is);
-    chunk: samples carried through the network together, None = 32, or 1 where the backbone takes a GMAC or more.
-    Threads share the work of a single image; of a batch each carries samples of its own through it, because those
-    still on their way are soon too few to share. On the CPU the graph is optimised for this machine when it is first
-    needed, once for single images and once for batches, and kept in the user's cache folder, by file, version of
-    ONNX Runtime and CPU; cache: another folder for it, or False for none.
-    Raises ZtwError for a file that is not ours, an unknown provider, and when the packages of ztw[onnx] are missing.
+    The threads share the work of a single image. In a batch, each thread runs its own samples, because few samples
+    remain after the first exits. On the CPU, the graph is optimised for this machine on first use, once for single
+    images and once for batches. The result is cached by file, version of ONNX Runtime and CPU.
+
+    Args:
+        path: written by `export_onnx`.
+        threads: number of threads per call; None = as many as PyTorch uses.
+        providers: execution providers of ONNX Runtime, in order of preference. Only the CPU's is tested. Others run the
+            file without ztw's optimisation.
+        chunk: samples that run together; None = 32, or 1 for a backbone of at least one GMAC.
+        cache: folder for the optimised graphs; True = the user's cache folder, False = no cache.
+
+    Raises:
+        ZtwError: for a file that `export_onnx` did not write, an unknown provider, and if the packages of ztw[onnx] are
+            missing.
+
+    Example:
+        >>> import torch, ztw
+        >>> path = ztw.export_onnx(ztw.build_backbone("resnet8"), None, "backbone.onnx")
+        >>> ztw.OnnxRunner(path)(torch.randn(4, 3, 32, 32)).logits.shape
+        torch.Size([4, 10])
     """
 
     def __init__(
@@ -72,46 +83,46 @@ class OnnxRunner:
         try:
             self.content = Path(path).read_bytes()
             properties = {item.key: item.value for item in onnx.load_from_string(self.content).metadata_props}
-            self.facts: dict[str, Any] = json.loads(properties[FACTS])
+            self.metadata: dict[str, Any] = json.loads(properties[METADATA])
         except OSError as error:
             raise ZtwError(f"{path}: cannot be read ({error.strerror})") from error
         except KeyError as error:
             raise ZtwError(f"{path}: not written by ztw.export_onnx") from error
-        except Exception as error:  # protobuf's DecodeError, which is of no public type
-            raise ZtwError(f"{path}: damaged, or no ONNX file") from error
-        if (schema := self.facts["schema"]) != SCHEMA:
+        except Exception as error:  # protobuf's DecodeError is not a public type
+            raise ZtwError(f"{path}: damaged, or not an ONNX file") from error
+        if (schema := self.metadata["schema"]) != SCHEMA:
             raise ZtwError(
-                f"{path}: schema {schema}, written by ztw {self.facts['ztw']}; this one reads schema {SCHEMA}"
+                f"{path}: schema {schema}, written by ztw {self.metadata['ztw']}; this one reads schema {SCHEMA}"
             )
         self.path = Path(path)
         self.threads: int = threads or torch.get_num_threads()
         self.providers = [providers] if isinstance(providers, str) else list(providers)
-        self.exits: int = self.facts["exits"]
-        self.cost = torch.tensor(self.facts["macs"], dtype=torch.float64)
-        self.backbone_cost: float = self.facts["backbone_macs"]
+        self.exits: int = self.metadata["exits"]
+        self.cost = torch.tensor(self.metadata["macs"], dtype=torch.float64)
+        self.backbone_cost: float = self.metadata["backbone_macs"]
         one_by_one = self.backbone_cost >= LARGE and self.providers == [CPU]
         self.chunk = chunk or (1 if one_by_one else CHUNK)
-        self.class_names: list[str] | None = self.facts["class_names"]
-        self.rule = None if self.facts["rule"] is None else rule_from(self.facts["rule"])
-        self._last: tuple[Any, np.ndarray] = (None, np.empty(0))  # a rule, and its bounds
+        self.class_names: list[str] | None = self.metadata["class_names"]
+        self.rule = None if self.metadata["rule"] is None else rule_from(self.metadata["rule"])
+        self._last: tuple[Any, np.ndarray] = (None, np.empty(0))  # the last rule and its bounds
         self.form = Form(
             self.exits,
-            self.facts["num_classes"],
-            tuple(self.facts["input_shape"]),
-            self.facts["log_probabilities"],
+            self.metadata["num_classes"],
+            tuple(self.metadata["input_shape"]),
+            self.metadata["log_probabilities"],
         )
         self.folder = self._cache_folder(cache)
         self._process = os.getpid()
 
     def __call__(self, images: Tensor | np.ndarray, rule: ExitRule | str | None = None) -> ExitResult:
-        """Classify images; samples that left are not computed further.
+        """Classify images with early exits. Samples that left are not computed further.
 
         Args:
             images: (N, C, H, W), see `EarlyExitNetwork.infer`.
-            rule: with other thresholds than the file's, of the same kind.
+            rule: the kind of rule in the file, with other thresholds; None = the file's rule.
 
         Raises:
-            ZtwError: for the images that `EarlyExitNetwork.infer` refuses, and for a rule of another kind.
+            ZtwError: for images that `EarlyExitNetwork.infer` rejects, and for a rule of another kind.
         """
         array = self._checked(images)
         bounds = self._bounds(self.rule if rule is None else as_rule(rule))
@@ -123,7 +134,7 @@ class OnnxRunner:
         return self._result(list(map(run, chunks) if len(chunks) == 1 else self._pool.map(run, chunks)))
 
     def logits(self, images: Tensor | np.ndarray) -> Tensor:
-        """What every exit answers, (K, N, classes) float32, nothing stopped: to choose thresholds on."""
+        """Compute the logits float32 (K, N, classes) of every exit without early exits, e.g. to choose thresholds."""
         array, names = self._checked(images), [LOGITS]
         if self.exits > 1:
             names = [answer(exit) for exit in range(self.exits)]
@@ -135,8 +146,8 @@ class OnnxRunner:
         return logits.log_softmax(-1) if self.form.log_probabilities else logits
 
     def _checked(self, images: Tensor | np.ndarray) -> np.ndarray:
-        """The images in float32. In numpy, because PyTorch's own threads hang in a forked process."""
-        if self._process != os.getpid():  # a fork: the threads of these sessions are in the parent
+        """Convert the images to float32, in NumPy because PyTorch's own threads hang in a forked process."""
+        if self._process != os.getpid():  # after a fork, the threads of these sessions are in the parent
             INHERITED.append([vars(self).pop(name, None) for name in SESSIONS])
             self._process = os.getpid()
         if isinstance(images, Tensor):
@@ -148,18 +159,18 @@ class OnnxRunner:
         return np.ascontiguousarray(images, dtype=np.float32)
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy makes sessions of its own."""
+        """Leave out the sessions: a copy creates its own."""
         return {name: value for name, value in vars(self).items() if name not in SESSIONS}
 
     def _bounds(self, rule: ExitRule | None) -> dict[str, np.ndarray]:
-        """The input that carries a rule's thresholds; none for a network without exits."""
+        """Return the input with a rule's thresholds; none for a network without exits."""
         if rule is None:
             return {}
         known, bounds = self._last
-        if rule is not known:  # looked at with every image, so that it must not cost
+        if rule is not known:  # cached, because this runs once per image
             if type(rule) is not type(self.rule):
                 raise ZtwError(
-                    f"{self.path}: was exported for {type(self.rule).__name__}, not for {type(rule).__name__}"
+                    f"{self.path}: exported for {type(self.rule).__name__}, not for {type(rule).__name__}"
                 )
             bounds = float32_below(rule.bounds(self.exits))
             self._last = (rule, bounds)
@@ -183,7 +194,7 @@ class OnnxRunner:
 
     @cached_property
     def _each(self) -> onnxruntime.InferenceSession:
-        """For single images side by side."""
+        """Session for single images that run side by side."""
         return self._single if self._carriers == 1 else self._session("single", 1)
 
     @cached_property
@@ -192,7 +203,7 @@ class OnnxRunner:
 
     @property
     def _carriers(self) -> int:
-        """Threads that carry samples of their own."""
+        """Number of threads that run their own samples."""
         return self.threads if self.providers == [CPU] else 1
 
     @cached_property
@@ -210,8 +221,11 @@ class OnnxRunner:
         return self._load(flat.SerializeToString(), optimise=True)
 
     def _session(self, name: str, threads: int) -> onnxruntime.InferenceSession:
-        """The graph for single images or for batches, optimised as a flat one and nested again: that way each
-        subgraph is as fast as it would be alone, which ONNX Runtime does not reach on nested ones by itself."""
+        """Return a session for single images or for batches.
+
+        The graph is flattened, optimised and nested again. Each subgraph is then as fast as it would be alone, which
+        ONNX Runtime does not achieve with nested graphs.
+        """
         if self.providers != [CPU] or self.exits == 1:
             return self._load(self.content, optimise=True, threads=threads)
         if self.folder is None:
@@ -220,12 +234,12 @@ class OnnxRunner:
         try:
             check_seal(kept)
             return self._load(kept.read_bytes(), optimise=False, threads=threads)
-        except (OSError, ZtwError):  # not there yet, or damaged
+        except (OSError, ZtwError):  # missing or damaged
             content = self._fast(name)
         try:
             with sealed(kept) as scratch:
                 scratch.write_bytes(content)
-        except OSError:  # no room or no right: it is made again next time
+        except OSError:  # disk full or no permission: without a cache, the next process optimises again
             pass
         return self._load(content, optimise=False, threads=threads)
 
@@ -262,7 +276,7 @@ class OnnxRunner:
         try:
             base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
             folder = Path(base if cache is True else str(cache)).expanduser()
-        except RuntimeError:  # a user without a home
+        except RuntimeError:  # the user has no home folder
             return None
         key = hashlib.sha256(self.content)
         key.update(f"{onnxruntime.__version__} {NESTED} {device_name(torch.device('cpu'))}".encode())

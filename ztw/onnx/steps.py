@@ -1,4 +1,4 @@
-"""A flat ONNX graph of all exits by exits: which of its nodes and weights each one needs first."""
+"""Partition a flat ONNX graph by exit."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ztw.onnx.form import IMAGES, answer, score
 
 @dataclass
 class Step:
-    """What one exit adds to the way: its nodes in order, and the weights that it is the first to use."""
+    """The nodes that one exit adds, in order, and the weights that it is the first to use."""
 
     nodes: list[NodeProto] = field(default_factory=list)
     weights: list[TensorProto] = field(default_factory=list)
@@ -21,10 +21,13 @@ class Step:
 
 @dataclass
 class Steps:
-    """A flat graph by exits.
+    """A flat graph partitioned by exit.
 
-    steps: K of them; crossing: (K - 1), the values that later exits need of those up to this one; repeated: value
-    -> node, what depends on the batch's size at most and is computed anew for the samples that are left.
+    Args:
+        steps: one per exit.
+        crossing: (K - 1), for each exit the values computed so far that later exits need.
+        repeated: value -> its node, for values that depend on nothing but the batch size. Each exit computes them again
+            for the samples that remain.
     """
 
     steps: list[Step]
@@ -33,10 +36,10 @@ class Steps:
 
 
 def split(model: ModelProto, exits: int) -> Steps:
-    """Give each node of a flat graph to the first exit that needs it.
+    """Assign each node of a flat graph to the first exit that needs it.
 
-    Weights go with their first user: ONNX Runtime optimises a convolution with weights of its own graph only, and
-    takes half as long again with them outside.
+    Weights belong to the first exit that uses them. ONNX Runtime optimises a convolution only with weights of its own
+    graph; with weights outside, it takes 1.5 times as long.
     """
     nodes = list(model.graph.node)
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -70,7 +73,7 @@ def split(model: ModelProto, exits: int) -> Steps:
 
 
 def only_batch_sizes(flat: ModelProto) -> None:
-    """Rewrite each `Shape` of a whole value as the batch's size and constants, so that `split` knows it."""
+    """Replace each `Shape` of a value by the batch size and constants, which `split` recognises."""
     shapes = {item.name: item.type.tensor_type.shape.dim for item in flat.graph.value_info}
     nodes: list[NodeProto] = []
     for node in flat.graph.node:
@@ -90,20 +93,20 @@ def only_batch_sizes(flat: ModelProto) -> None:
 
 
 def reads(node: NodeProto) -> list[str]:
-    """The names a node reads, those of the graphs inside it among them."""
+    """Return the names that a node reads, also in the graphs inside it."""
     inner = [name for graph in inner_graphs(node) for part in graph.node for name in reads(part)]
     return [name for name in (*node.input, *inner) if name]
 
 
 def inner_graphs(node: NodeProto) -> Iterator[GraphProto]:
-    """The graphs inside a node, e.g. the branches of an `If`."""
+    """Yield the graphs inside a node, e.g. the branches of an `If`."""
     for attribute in node.attribute:
         if attribute.type == AttributeProto.GRAPH:
             yield attribute.g
 
 
 def _repeated(nodes: Sequence[NodeProto], weights: Collection[str]) -> dict[str, NodeProto]:
-    """The nodes that depend on nothing of the images but how many they are, by the values they make."""
+    """Return the nodes that depend on nothing but the number of images, by the values they compute."""
     found: dict[str, NodeProto] = {}
     for node in nodes:
         attributes = {item.name: item.i for item in node.attribute if item.type == AttributeProto.INT}

@@ -1,4 +1,4 @@
-"""Writing a network as ONE ONNX file that stops early, at any batch size."""
+"""Write a network as one ONNX file with early exits, for any batch size."""
 
 from __future__ import annotations
 
@@ -31,13 +31,12 @@ if TYPE_CHECKING:
 
 
 OPSET = 20
-FACTS = "ztw"  # the key of what we say of a network in the file's metadata
+METADATA = "ztw"  # key of ztw's entry in the file's metadata
 SCHEMA = 2
-# Of the batch the exporter sees: neither 1, which it takes for a constant, nor a usual number of channels.
-SAMPLES = 4
+SAMPLES = 4  # batch size of the export: not 1, which becomes a constant, and not a usual number of channels
 PROBES = 16
-CLOSE = 1e-3  # of answers, against the largest
-CLEAR = 1e-3  # a score nearer its bound may fall on either side of it: rounding differs between runtimes
+CLOSE = 1e-3  # tolerance of logits, relative to the largest
+CLEAR = 1e-3  # a score closer to its bound may pass in one runtime and not in another, because of rounding
 
 
 def write_onnx(
@@ -46,11 +45,11 @@ def write_onnx(
     path: Path | str,
     change: Callable[[ModelProto], ModelProto] | None = None,
 ) -> Path:
-    """As `export_onnx`; change: made to the graph of all exits, which is then not compared with the network."""
+    """See `export_onnx`; change: applied to the graph of all exits, which is then not compared with the network."""
     check_default_dtype()
     need_onnx()
     if Path(path).is_dir():
-        raise ZtwError(f"{path}: is a folder, must be the name of a file, e.g. network.onnx")
+        raise ZtwError(f"{path}: is a folder, must be a file, e.g. network.onnx")
     import onnx
 
     from ztw.onnx.nesting import nest
@@ -59,7 +58,7 @@ def write_onnx(
     if isinstance(network, Backbone):
         if rule is not None:
             raise ZtwError(
-                f"export_onnx: {type(rule).__name__} for a Backbone, which has no exits; give None"
+                f"export_onnx: {type(rule).__name__} for a Backbone, which has no exits; use rule=None"
             )
         network = static_network(network)
     elif not isinstance(network, EarlyExitNetwork):
@@ -73,10 +72,10 @@ def write_onnx(
     if change is not None:
         flat = change(flat)
     model = nest(flat, form)
-    if form.exits > 1:  # a default that whoever runs the file may override
+    if form.exits > 1:  # a default, which the caller of the graph can override
         model.graph.initializer.append(onnx.numpy_helper.from_array(float32_below(bounds), BOUNDS))
-    facts = describe(network, rule, bounds)
-    onnx.helper.set_model_props(model, {FACTS: json.dumps(facts, sort_keys=True)})
+    metadata = describe(network, rule, bounds)
+    onnx.helper.set_model_props(model, {METADATA: json.dumps(metadata, sort_keys=True)})
     try:
         content = model.SerializeToString()
         onnx.checker.check_model(content)
@@ -92,7 +91,7 @@ def write_onnx(
 
 
 def need_onnx() -> None:
-    """Raise ZtwError when the packages of the extra are not there."""
+    """Raise ZtwError if the packages of ztw[onnx] are missing."""
     try:
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
@@ -102,7 +101,7 @@ def need_onnx() -> None:
 
 
 def flat_graph(network: EarlyExitNetwork, rule: type[ExitRule]) -> tuple[ModelProto, Form]:
-    """The graph of all exits, nothing stopped (`ztw.onnx.nesting`), with what it is."""
+    """Return the graph of all exits without early exits (see `ztw.onnx.nesting`), and its form."""
     from ztw.onnx.modules import AllExits, exportable
     from ztw.onnx.steps import only_batch_sizes
 
@@ -121,7 +120,7 @@ def flat_graph(network: EarlyExitNetwork, rule: type[ExitRule]) -> tuple[ModelPr
                 dynamo=True,
                 verbose=False,
             )
-        except Exception as error:  # whatever the exporter meets in a model of a user's own
+        except Exception as error:  # the exporter may raise anything for a user's model
             reason = " ".join(str(error.__cause__ or error).split())[:200]
             raise ZtwError(f"{network.backbone.arch}: ONNX cannot hold it ({reason})") from error
     assert program is not None
@@ -132,7 +131,7 @@ def flat_graph(network: EarlyExitNetwork, rule: type[ExitRule]) -> tuple[ModelPr
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter tells its developers more than its users."""
+    """Silence the exporter's warnings, which are for its developers."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         before = logging.root.manager.disable
@@ -144,7 +143,7 @@ def _quiet() -> Iterator[None]:
 
 
 def describe(network: EarlyExitNetwork, rule: ExitRule | None, bounds: Tensor) -> dict[str, Any]:
-    """What the file says of itself: readable, and all that a runner needs."""
+    """Return the file's metadata, with everything that a runner needs."""
     backbone = network.backbone
     return {
         "schema": SCHEMA,
@@ -164,7 +163,7 @@ def describe(network: EarlyExitNetwork, rule: ExitRule | None, bounds: Tensor) -
 
 
 def float32_below(bounds: Tensor) -> np.ndarray:
-    """Bounds float64 (K - 1,) -> the largest float32 <= each: a float32 score passes it where it passes the bound."""
+    """Return the largest float32 <= each bound (K - 1,). A float32 score exceeds it exactly if it exceeds the bound."""
     exact = bounds.double().numpy()
     single = exact.astype(np.float32)
     return np.where(single > exact, np.nextafter(single, np.float32(-np.inf)), single).astype(np.float32)
@@ -172,7 +171,7 @@ def float32_below(bounds: Tensor) -> np.ndarray:
 
 @torch.inference_mode()
 def _prove(content: bytes, network: EarlyExitNetwork, rule: ExitRule | None) -> None:
-    """Raise ZtwError unless the graph leaves and answers as `simulate_exits` does, on samples that leave everywhere."""
+    """Raise ZtwError unless the graph gives the exits of `simulate_exits` and the network's logits on random images."""
     import onnxruntime
 
     images = torch.randn(PROBES, *network.backbone.input_shape, generator=torch.Generator().manual_seed(0))
@@ -193,12 +192,12 @@ def _prove(content: bytes, network: EarlyExitNetwork, rule: ExitRule | None) -> 
     found, where = (torch.from_numpy(output) for output in session.run([LOGITS, EXIT_INDEX], inputs))
     exit_index, answering = simulate_exits(logits, probe)
     if not torch.equal(where[clear], exit_index[clear]):
-        raise ZtwError(f"{network.backbone.arch}: leaves elsewhere in ONNX than here")
+        raise ZtwError(f"{network.backbone.arch}: samples leave at other exits in ONNX than in PyTorch")
     _compare(network, found, logits[answering, torch.arange(PROBES)], clear)
 
 
 def _halving(scores: Tensor, kind: type[ThresholdRule]) -> ThresholdRule:
-    """Thresholds at which half of the samples that reach an exit leave there; scores: (K, N)."""
+    """Return thresholds at which half of the samples that reach an exit leave there; scores: (K, N)."""
     left = torch.ones(scores.shape[1], dtype=torch.bool)
     bounds = []
     for row in scores[:-1]:
@@ -206,11 +205,13 @@ def _halving(scores: Tensor, kind: type[ThresholdRule]) -> ThresholdRule:
         left &= row <= bounds[-1]
     ordered = scores.flatten().unique()
     places = torch.searchsorted(ordered, torch.stack(bounds), right=True).clamp(max=len(ordered) - 1)
-    between = (torch.stack(bounds) + ordered[places]) / 2  # no score lies on a threshold
+    between = (torch.stack(bounds) + ordered[places]) / 2  # so that no score equals a threshold
     return kind(tuple(kind.thresholds(between).tolist()))
 
 
 def _compare(network: EarlyExitNetwork, found: Tensor, expected: Tensor, clear: Tensor) -> None:
     off = (found - expected)[clear].abs().max() if clear.any() else torch.zeros(())
     if not off <= CLOSE * expected.abs().max().clamp(min=1):
-        raise ZtwError(f"{network.backbone.arch}: answers otherwise in ONNX than here, by up to {off:.2g}")
+        raise ZtwError(
+            f"{network.backbone.arch}: the logits in ONNX differ from PyTorch's by up to {off:.2g}"
+        )

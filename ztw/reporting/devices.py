@@ -1,4 +1,4 @@
-"""What the results of a study were computed on, and which tables mix devices or precisions. Imports no pandas."""
+"""The devices and precisions of a study's results, and the tables that mix them. Imports no pandas."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from ztw.reporting.readable import read_rows
 
 CELL = ("dataset", "arch", "seed")
 PART = ("part", "device", "precision", "threads", "host")
-# kinds: how many pairs of device and precision the table of this data set and architecture mixes, 1 where it is none
+# kinds: number of pairs of device and precision in the table of this data set and architecture
 COLUMNS = (*CELL, *PART, "kinds")
 Row = Mapping[str, Any]
 
 
 def device_rows(files: Iterable[Path | str]) -> list[dict[str, Any]]:
-    """Every part of every cell (backbone, IC set, its predictions), as the `evaluate` jobs wrote it down."""
+    """Return one row per part of every cell (backbone, IC set, predictions), from files of the job `evaluate`."""
     rows: dict[tuple[Any, ...], dict[str, Any]] = {}
     for file in files:
-        facts = read_json(file)
-        for part in facts["computed"]:
-            row = {**{name: facts[name] for name in CELL}, **{name: part[name] for name in PART}}
+        content = read_json(file)
+        for part in content["computed"]:
+            row = {**{name: content[name] for name in CELL}, **{name: part[name] for name in PART}}
             rows[*(row[name] for name in CELL), row["part"]] = row  # methods share their parts
     return with_kinds(rows.values())
 
 
 def with_kinds(rows: Iterable[Row]) -> list[dict[str, Any]]:
-    """The rows with how many pairs of device and precision their table mixes, counted anew."""
+    """Return the rows with `kinds` counted again."""
     rows = list(rows)
     kinds = _kinds(rows)
     return [{**row, "kinds": len(kinds[row["dataset"], row["arch"]])} for row in rows]
 
 
 def _kinds(rows: Iterable[Row]) -> dict[tuple[str, str], dict[str, list[str]]]:
-    """(data set, architecture) -> "device, precision" -> the seeds of which some part was computed so."""
+    """Return (data set, architecture) -> "device, precision" -> seeds."""
     kinds: dict[tuple[str, str], dict[str, list[str]]] = {}
     for row in rows:
         of_table = kinds.setdefault((row["dataset"], row["arch"]), {})
@@ -46,7 +46,7 @@ def _kinds(rows: Iterable[Row]) -> dict[tuple[str, str], dict[str, list[str]]]:
 
 
 def mixed(rows: Iterable[Row]) -> dict[tuple[str, str], str]:
-    """(data set, architecture) -> what stands under a table that mixes devices or precisions, nothing of others."""
+    """Return (data set, architecture) -> the note under a table that mixes devices or precisions."""
     return {
         names: f"Mixed: computed on {len(kinds)} kinds of device or precision, on which accuracies can depend: "
         + "; ".join(f"{kind} (seed {', '.join(seeds)})" for kind, seeds in kinds.items())
@@ -57,5 +57,5 @@ def mixed(rows: Iterable[Row]) -> dict[tuple[str, str], str]:
 
 
 def read_mixed(path: Path | str) -> dict[tuple[str, str], str]:
-    """The same of `devices.csv`, as the job `aggregate` wrote it."""
+    """Return the notes of `mixed` from `devices.csv`."""
     return mixed(read_rows(path))

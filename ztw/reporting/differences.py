@@ -1,4 +1,4 @@
-"""The table of differences between methods, with what noise allows to say of each. Imports no pandas."""
+"""Read the table of differences between methods. Imports no pandas."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ COLUMNS = (
 
 
 def read_noise(path: Path | str) -> set[tuple[str, ...]]:
-    """The pairs whose difference lies within noise, as the job `compare_methods` wrote them.
+    """Return the pairs of methods whose difference lies within noise, from the table of `compare_methods`.
 
-    (data set, architecture, protocol, budget, method, method), either way round.
+    A pair is (data set, architecture, protocol, budget, method, method), in both orders.
     """
     pairs: set[tuple[str, ...]] = set()
     for row in read_rows(path):

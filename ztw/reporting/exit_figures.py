@@ -1,4 +1,4 @@
-"""Figures of the single exits: what each is worth, and how many samples leave there."""
+"""Figures of single exits: accuracy, hindsight improvability, share of samples that leave."""
 
 from __future__ import annotations
 
@@ -27,26 +27,26 @@ from ztw.reporting.style import (
     style,
 )
 
-# exits: beyond that a line has its marks, and the legend its colours, at some of them
+# With more exits, lines have markers, and the legend has colours, at some exits only
 MANY = 12
 
 
 def exit_accuracies(metrics: Metrics, families: Mapping[str, str], title: str) -> Figure:
-    """Accuracy of every exit if all samples left there; methods that share their exits share a line."""
+    """Draw the accuracy of every exit if all samples left there; methods with the same exits share a line."""
     return _by_exit(metrics[metrics["metric"] == "accuracy"], families, title, "test accuracy\nat this exit")
 
 
 def improvabilities(metrics: Metrics, families: Mapping[str, str], title: str) -> Figure:
-    """Hindsight improvability of every exit; lower is better."""
+    """Draw the hindsight improvability of every exit; lower is better."""
     own = metrics[metrics["metric"] == "hindsight_improvability"]
     return _by_exit(own, families, title, "hindsight improvability\n(lower is better)")
 
 
 def _by_exit(metrics: Metrics, families: Mapping[str, str], title: str, what: str) -> Figure:
-    """metrics: rows of one metric, of which those of exits are drawn; families: see `style`."""
+    """Draw a metric by exit; metrics: rows of one metric, families: see `style`."""
     own = metrics[metrics["exit"].gt(0) & metrics["protocol"].eq("")].sort_values(["seed", "exit"])
     rows_of = {method: own[own["method"] == method] for method in families}
-    shared: dict[bytes, list[str]] = {}  # methods that differ by their rule only share their exits
+    shared: dict[bytes, list[str]] = {}  # methods that differ in the rule only have the same exits
     for method, rows in rows_of.items():
         shared.setdefault(rows["value"].to_numpy().tobytes(), []).append(method)
     label = {first: ", ".join([first, *others]) for first, *others in shared.values()}
@@ -58,9 +58,8 @@ def _by_exit(metrics: Metrics, families: Mapping[str, str], title: str, what: st
     for axes, (family, shown) in zip(panels, groups, strict=True):
         for first in label:
             if first in shown:
-                every = (
-                    (list(shown).index(first), len(shown)) if many else None
-                )  # a mark has its exit to itself
+                # At an exit, only one method has a marker
+                every = (list(shown).index(first), len(shown)) if many else None
                 look = {"label": label[first], "markevery": every, **looks[first]}
                 draw_band(axes, rows_of[first], "exit", "value", **look)
             else:
@@ -76,7 +75,10 @@ def _by_exit(metrics: Metrics, families: Mapping[str, str], title: str, what: st
 def exit_shares(
     metrics: Metrics, methods: Sequence[str], budgets: Sequence[str], protocol: str, title: str
 ) -> Figure:
-    """Where samples exit: a stacked bar a method, a panel a budget; mean over the seeds that can afford it."""
+    """Draw the share of samples that leave at each exit: a stacked bar per method, a panel per budget.
+
+    Shares are means over the seeds for which the budget is feasible.
+    """
     figure, panels = new_panels(len(budgets), 2.6 * len(budgets) + 1, 0.38 * len(methods) + 1.6, grid=False)
     shares = metrics[metrics["metric"].eq("exit_fraction") & metrics["protocol"].eq(protocol)]
     means = shares.groupby(["budget", "method", "exit"])["value"].mean()
@@ -98,13 +100,13 @@ def exit_shares(
 
 
 def _stacked_bar(axes: Axes, position: int, shares: pd.Series, colours: Sequence) -> None:
-    """shares: of each exit of a method, none where the budget is infeasible."""
+    """Draw the shares of a method's exits; no shares = infeasible."""
     if not len(shares):
         axes.text(0.5, position, "infeasible", ha="center", va="center", fontsize=8)
         return
     lefts = np.concatenate([[0.0], shares.cumsum()[:-1]])
-    own = [*colours[: len(shares) - 1], colours[-1]]  # the last is the backbone's, however many ICs
-    # between many exits the rims would cover those where few leave
+    own = [*colours[: len(shares) - 1], colours[-1]]  # the last exit is the backbone's
+    # With many exits, rims would cover small shares
     rims = 0.5 if len(colours) <= MANY else 0.0
     axes.barh(position, shares, left=lefts, color=own, edgecolor="white", linewidth=rims)
 

@@ -1,4 +1,4 @@
-"""Figures of accuracy against what it costs: in operations, and in measured time."""
+"""Figures of accuracy against cost, in operations and in measured time."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from ztw.reporting.style import (
     style,
 )
 
-# Shares of the backbone's cost at which seeds are averaged; stretched where a curve goes beyond.
+# Shares of the backbone's cost at which seeds are averaged; stretched for longer curves
 GRID = np.linspace(0.02, 2.0, 199)
 
 
@@ -37,12 +37,15 @@ def accuracy_against_cost(
     families: Mapping[str, str],
     title: str,
 ) -> Figure:
-    """Accuracy against relative cost, a curve a method (mean over seeds, band = one standard deviation).
+    """Draw accuracy against relative cost: a curve per method, mean over seeds with a band of one std.
 
-    curves: rows of all methods and seeds, of which the test split's are drawn; metrics: of the same
-    data set and architecture; families: see `style`. A rule that counts, as patience, is a row of points. The
-    star is the backbone alone, diamonds are other networks without early exits. Of many methods a panel shows a
-    family, the others faintly.
+    A rule that counts, such as patience, is a row of points. The star is the backbone alone, diamonds are static
+    networks. With many methods each panel shows one family and the other methods in grey.
+
+    Args:
+        curves: rows of all methods and seeds; the test split is drawn.
+        metrics: of the same data set and architecture.
+        families: see `style`.
     """
     groups = panels_of(families)
     figure, panels = new_panels(len(groups), 6.4 if len(groups) == 1 else 3.6 * len(groups), 4.2)
@@ -62,11 +65,11 @@ def accuracy_against_cost(
             look = looks[method] | {"label": method}
             if "seed" not in lines[method]:
                 axes.plot(lines[method]["cost"], lines[method]["accuracy"], markersize=5, **look)
-            else:  # markers where no other line has its own
+            else:  # markers of different lines at different places
                 draw_band(axes, lines[method], "cost", "accuracy", markevery=(3 * place, 18), **look)
         if len(statics):
             draw_statics(axes, statics, "relative_cost")
-        if len(backbone):  # some IC set left the backbone as it was
+        if len(backbone):  # some IC set kept the backbone frozen
             draw_backbone(axes, 1.0, backbone.mean())
         axes.set(title=family or title, ylabel=measured if axes is panels[0] else "", xlabel="")
         in_percent(axes.xaxis, axes.yaxis)
@@ -77,15 +80,15 @@ def accuracy_against_cost(
 
 
 def _line(rows: pd.DataFrame, grid: np.ndarray) -> pd.DataFrame:
-    """cost, accuracy: of every seed at the same costs, or of a rule that counts, of each number, mean over seeds."""
-    if rows["parameter"].mod(1).any():  # thresholds are never whole: they begin 1e-6 below a score
+    """Return cost and accuracy of every seed at equal costs; of a rule that counts, means at each number."""
+    if rows["parameter"].mod(1).any():  # thresholds are no integers: the first is 1e-6 below a score
         return _on_grid(rows, grid)
     points = rows.groupby("parameter")[["relative_cost", "accuracy"]].mean()
     return points.rename(columns={"relative_cost": "cost"})
 
 
 def _on_grid(rows: pd.DataFrame, grid: np.ndarray) -> pd.DataFrame:
-    """cost, accuracy of each seed at the costs that every seed reaches; rows: of one method, grid: of costs."""
+    """Return cost and accuracy of each seed at the costs of the grid that every seed reaches."""
     accuracies = np.stack([accuracy_within(of_seed, grid) for _, of_seed in rows.groupby("seed")])
     reached = rows["relative_cost"].max() + grid[1] - grid[0] >= grid
     shown = ~np.isnan(accuracies).any(0) & reached
@@ -99,9 +102,9 @@ def _on_grid(rows: pd.DataFrame, grid: np.ndarray) -> pd.DataFrame:
 
 
 def accuracy_within(rows: pd.DataFrame, budgets: np.ndarray) -> np.ndarray:
-    """Accuracies (B,) of one seed's curve at budgets (B,), shares of the backbone's cost; NaN where none is so cheap.
+    """Return the accuracies (B,) of one seed's curve at budgets (B,), shares of the backbone's cost, without torch.
 
-    What `ztw.evaluation.metrics.accuracy_at_budget` says of the rows, without torch.
+    The result is that of `ztw.evaluation.metrics.accuracy_at_budget`: NaN where no row is cheap enough.
     """
     rows = rows.sort_values("relative_cost", kind="stable")
     place = np.searchsorted(rows["relative_cost"], budgets * (1 + 1e-12), side="right") - 1
@@ -109,11 +112,15 @@ def accuracy_within(rows: pd.DataFrame, budgets: np.ndarray) -> np.ndarray:
 
 
 def accuracy_against_time(times: pd.DataFrame, families: Mapping[str, str], title: str) -> Figure:
-    """Accuracy against measured time, a panel a runtime and batch size, a curve a method.
+    """Draw accuracy against measured time: a panel per runtime and batch size, a curve per method.
 
-    times: of `read_latency`; a point is a budget but "max", thresholds chosen on the validation split; families: see
-    `style`. 100 % is the backbone alone in the runtime that is fastest for it; the star is where it is in the panel's,
-    diamonds are other networks without early exits. Of many methods a column shows a family, the others faintly.
+    Points are budgets except "max", with thresholds chosen on the validation split. 100 % is the backbone alone in
+    its fastest runtime. The star is the backbone in the panel's runtime, diamonds are static networks. With many
+    methods each column shows one family and the other methods in grey.
+
+    Args:
+        times: from `read_latency`.
+        families: see `style`.
     """
     sizes, runtimes = sorted(times["batch_size"].unique()), list(times["runtime"].unique())
     measured, groups = list(product(runtimes, sizes)), panels_of(families)
@@ -140,7 +147,7 @@ def accuracy_against_time(times: pd.DataFrame, families: Mapping[str, str], titl
         where = ", ".join([runtime, *here["precision"].unique(), f"batch size {size}"])
         axes.set_title(f"{family}\n{where}" if family and axes in panels[:columns] else where, fontsize=9)
         in_percent(axes.xaxis, axes.yaxis)
-    for axes in panels:  # when all is drawn: from then on an axis does not grow with its lines
+    for axes in panels:  # after drawing, because a fixed limit stops autoscaling
         axes.set_xlim(left=0)
     for axes in panels[::columns]:
         axes.set_ylabel("test accuracy")

@@ -1,4 +1,4 @@
-"""The table of measured times, with accuracy and cost beside them."""
+"""The table of measured times, with accuracy and cost."""
 
 from __future__ import annotations
 
@@ -57,12 +57,14 @@ REFERENCE = (
 
 
 def latency_table(files: Iterable[Path | str], metrics: Metrics) -> pd.DataFrame:
-    """Measured times with accuracy and cost of the same seed's test split beside them.
+    """Return measured times with accuracy and cost of the same seed's test split.
 
-    files: of the job `measure_latency`; metrics: see `ztw.reporting.results`. relative_time: as a share of what the
-    backbone alone took for the same batches, beside the row's method, in the runtime that is fastest for it (smallest
-    median); relative_time_in_runtime: of what it took in the row's own runtime, NaN where it was not timed there. The
-    backbone's own rows are medians of what was measured beside all methods.
+    relative_time is the time as a share of the backbone's in its fastest runtime (smallest median), for the same
+    batches and in the same group of methods. relative_time_in_runtime is the share of the backbone's in the same
+    runtime, NaN where the backbone was not timed there. The backbone's rows are medians over all groups.
+
+    Args:
+        files: from the job `measure_latency`.
     """
     times = pd.concat([_times(read_json(file)) for file in files], ignore_index=True)
     table = times.merge(_known(metrics), how="left", on=[*IDENTITY, "budget"])
@@ -70,13 +72,13 @@ def latency_table(files: Iterable[Path | str], metrics: Metrics) -> pd.DataFrame
     return table[COLUMNS]
 
 
-def _times(facts: dict[str, Any]) -> pd.DataFrame:
-    """The rows of one file; what has no budget, as the backbone alone, has "-"."""
+def _times(content: dict[str, Any]) -> pd.DataFrame:
+    """Return the rows of one file, with "-" for no budget."""
     found = [
         {"beside": "", **row, "budget": INFEASIBLE if row["budget"] is None else str(row["budget"])}
-        for row in facts["rows"]  # `beside` is missing where all methods were timed beside one another
+        for row in content["rows"]  # no `beside` if all methods were timed in one group
     ]
-    rows = pd.DataFrame(found).assign(**{name: facts[name] for name in IDENTITY[:3]})
+    rows = pd.DataFrame(found).assign(**{name: content[name] for name in IDENTITY[:3]})
     alone = rows[rows["method"] == BACKBONE].sort_values("median_ms", kind="stable")
     fastest = _speed(rows, alone, ["beside", "batch_size"])
     own = _speed(rows, alone, ["beside", "batch_size", "runtime"])
@@ -87,13 +89,13 @@ def _times(facts: dict[str, Any]) -> pd.DataFrame:
 
 
 def _speed(rows: pd.DataFrame, alone: pd.DataFrame, where: list[str]) -> np.ndarray:
-    """For every row the images a second of the backbone alone in the same place, its first row there."""
+    """Return the backbone's images per second for every row: its first row with the same `where`."""
     speeds = alone.drop_duplicates(where).set_index(where)["images_per_s"]
     return speeds.reindex(pd.MultiIndex.from_frame(rows[where])).to_numpy()
 
 
 def _with_one_backbone(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows by batch size, one of the backbone alone in each runtime first: medians of its numbers."""
+    """Sort rows by batch size and replace the backbone's rows in each runtime by their median."""
     is_backbone, numbers = rows["method"] == BACKBONE, [name for name in NUMBERS if name in rows]
     groups = rows[is_backbone].groupby(["batch_size", "runtime"], sort=False)
     alone = groups.first().assign(**groups[numbers].median()).reset_index()
@@ -105,25 +107,22 @@ def _with_one_backbone(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def left_out(files: Iterable[Path | str]) -> dict[tuple[str, str], str]:
-    """(data set, architecture) -> what stands under its tables: which rows are missing, and why; nothing if none is."""
+    """Return (data set, architecture) -> the note under its tables: rows that are missing, and why."""
     lines: dict[tuple[str, str], str] = {}
     for file in files:
-        facts = read_json(file)
+        content = read_json(file)
         reasons: dict[tuple[str, str], list[str]] = {}
-        for one in facts.get("left_out", ()):
+        for one in content.get("left_out", ()):
             reasons.setdefault((one["runtime"], one["reason"]), []).append(one["method"] or "all")
         for (runtime, reason), methods in reasons.items():
             line = f"Not timed in {runtime}: {', '.join(methods)} ({reason})."
-            place = facts["dataset"], facts["arch"]
+            place = content["dataset"], content["arch"]
             lines[place] = f"{lines[place]}\n{line}" if place in lines else line
     return lines
 
 
 def shortest_times(file: Path | str) -> dict[str, dict[str, float]]:
-    """method -> budget -> its smallest relative time in any runtime, at the smallest batch size that was timed.
-
-    file: of the job `measure_latency`; relative_time as in `latency_table`.
-    """
+    """Return method -> budget -> the smallest relative time in any runtime, at the smallest batch size."""
     times = _times(read_json(file))
     smallest = times[times["batch_size"].eq(times["batch_size"].min())]
     shortest = smallest.sort_values("relative_time").drop_duplicates(["method", "budget"])
@@ -134,7 +133,7 @@ def shortest_times(file: Path | str) -> dict[str, dict[str, float]]:
 
 
 def _known(metrics: Metrics) -> pd.DataFrame:
-    """Accuracy and relative cost of each method at each budget; at "-" those of static networks, the backbone's too."""
+    """Return accuracy and relative cost of each method at each budget; static networks and the backbone have "-"."""
     names, where = ["accuracy", "relative_cost"], [*IDENTITY, "budget"]
     held_out = metrics[metrics["protocol"].eq("held-out") & metrics["metric"].isin(names)]
     methods = held_out.pivot(index=where, columns="metric", values="value").reindex(columns=names)
@@ -147,10 +146,10 @@ def _known(metrics: Metrics) -> pd.DataFrame:
 
 
 def read_latency(path: Path | str, dataset: str, arch: str) -> pd.DataFrame:
-    """The rows of one data set and architecture, as `write_latency` wrote them."""
+    """Read the rows of one data set and architecture from the csv of `write_latency`."""
     check_seal(path)
     texts = dict.fromkeys(("dataset", "arch", "method", "budget", "runtime", "device", "precision"), str)
-    empty = ["", INFEASIBLE]  # which earlier versions wrote
+    empty = ["", INFEASIBLE]  # earlier versions wrote "-"
     missing = dict.fromkeys(("accuracy", "relative_cost", "relative_time_in_runtime"), empty)
     rows = pd.read_csv(path, dtype=texts, keep_default_na=False, na_values=missing)
     rows["budget"] = rows["budget"].replace("", INFEASIBLE)
@@ -158,10 +157,7 @@ def read_latency(path: Path | str, dataset: str, arch: str) -> pd.DataFrame:
 
 
 def write_latency(table: pd.DataFrame, missing: Notes, csv_path: Path | str, md_path: Path | str) -> None:
-    """The long table, and a readable one: a block for each cell and batch size, and below it what is missing.
-
-    missing: see `left_out`.
-    """
+    """Write the long table as csv, and a readable one per cell and batch size; missing: from `left_out`."""
     write_csv(table, csv_path)
     blocks = []
     for (dataset, arch, size), rows in table.groupby(["dataset", "arch", "batch_size"], sort=False):
@@ -176,7 +172,7 @@ def write_latency(table: pd.DataFrame, missing: Notes, csv_path: Path | str, md_
 
 
 def _precisions(rows: pd.DataFrame) -> list[tuple[str, str]]:
-    """Each runtime with its precision."""
+    """Return each runtime with its precision."""
     return list(rows[["runtime", "precision"]].drop_duplicates().itertuples(index=False, name=None))
 
 

@@ -1,4 +1,4 @@
-"""A network as MLflow's pyfunc loads it: images in, a table of answers out. Imports no mlflow."""
+"""A network as MLflow's pyfunc loads it: images in, a table of predictions out. Imports no mlflow."""
 
 from __future__ import annotations
 
@@ -23,19 +23,26 @@ class Served:
         self.rules = {budget: rule_from(facts) for budget, facts in rules_of(folder).items()}
 
     def predict(self, images: np.ndarray, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """Images (N, C, H, W) float32, normalised as in training -> a row each: class, probability, exit.
+        """Classify images by the rule of a budget.
 
-        class: from 0; probability: of that class; exit: where the image left, from 1. params: {"budget": ...}, as
-        text, which of the network's budgets, by default its first. Raises ZtwError for one it has no rule for.
+        Args:
+            images: (N, C, H, W) float32, normalised as in training.
+            params: {"budget": text}, one of the network's budgets; by default its first.
+
+        Returns:
+            A row an image: class from 0, its probability, and the exit from 1 at which the image left.
+
+        Raises:
+            ZtwError: the network has no rule for the budget.
         """
         budget = (params or {}).get("budget", next(iter(self.rules)))
         if budget not in self.rules:
             raise ZtwError(f"budget {budget!r}: the network has rules for {', '.join(self.rules)}")
         result = self.network.infer(torch.from_numpy(images), self.rules[budget])
-        probability, answer = result.logits.softmax(-1).max(-1)
+        probability, predicted = result.logits.softmax(-1).max(-1)
         return pd.DataFrame(
             {
-                "class": answer.numpy(),
+                "class": predicted.numpy(),
                 "probability": probability.double().numpy(),
                 "exit": result.exit_index.numpy() + 1,
             }
@@ -43,5 +50,5 @@ class Served:
 
 
 def _load_pyfunc(path: str) -> Served:
-    """What MLflow calls with the folder of the model's data."""
+    """Load the model from the folder of its data; called by MLflow."""
     return Served(Path(path))

@@ -1,32 +1,34 @@
-"""What a cell's JSON files become in MLflow: names of runs and metrics, parameters. Imports no mlflow."""
+"""Names of runs, metrics and parameters in MLflow, from the JSON files of a cell. Imports no mlflow."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from ztw.reporting.readable import INFEASIBLE
+from ztw.study.layout import Cell
 
-# in the file of a cell's runs, instead of them, when the server was away: what was said of it
+# In a cell's file of runs, instead of them: why MLflow does not hold them. The next call logs the cell again.
 UNDELIVERED = "undelivered"
-# names in MLflow that are not made of a row's parts
-NAMES = {
-    "backbone_accuracy": "backbone/accuracy",
-    "backbone_macs": "backbone/macs",
-    "exit_fraction": "{protocol}/exit_fraction_{exit}_at_{budget}",
-    "loss_at_allowed_loss": "{protocol}/accuracy_loss_allowed_{budget}",
-    "relative_cost_at_allowed_loss": "{protocol}/relative_cost_allowed_{budget}",
-}
+
+
+def undelivered(cell: Cell, reason: str) -> dict[str, Any]:
+    """Return the content of a cell's file of runs when MLflow does not hold them."""
+    return {**asdict(cell), UNDELIVERED: reason}
 
 
 def headlines(
     facts: Mapping[str, Any], protocol: str, times: Mapping[str, float] | None = None
 ) -> dict[str, float]:
-    """What a method is looked up for, under short names: accuracy (and time) at each feasible budget.
+    """Return the metrics that a method is looked up for, under short names, at each feasible budget.
 
-    protocol: whose accuracy; times: budget -> relative time, where it was measured; that of a static network, which
-    has no budget, stands at all that it fits.
+    Args:
+        facts: content of the method's metrics file.
+        protocol: whose accuracies.
+        times: budget -> relative time, where it was measured; a static network has one, without a budget, for all
+            budgets that it fits.
     """
     wanted = [row for row in facts["metrics"] if (row["metric"], row["protocol"]) == ("accuracy", protocol)]
     feasible = {row["budget"]: row["value"] for row in wanted if row["value"] is not None}
@@ -39,33 +41,20 @@ def headlines(
 
 
 def metric_name(row: Mapping[str, Any]) -> str:
-    """What a metric is called in MLflow, from a row of `ztw.reporting.results`; names are never parsed back."""
-    if row["metric"] in NAMES:
-        return NAMES[row["metric"]].format(**row)
-    if row["protocol"]:
-        return "{protocol}/{metric}_at_{budget}".format(**row)
-    return "exit_{exit}/{metric}".format(**row) if row["exit"] else row["metric"]
-
-
-def method_tag(facts: Mapping[str, Any]) -> dict[str, str]:
-    """The method's name, where the file is of one."""
-    return {"method": facts["method"]} if "method" in facts else {}
+    """Return the name of a row of `ztw.reporting.results` in MLflow: [protocol/][exit_k/]metric[_at_budget]."""
+    exit = f"exit_{row['exit']}" if row["exit"] else ""
+    metric = f"{row['metric']}_at_{row['budget']}" if row["budget"] else row["metric"]
+    return "/".join(filter(None, [row["protocol"], exit, metric]))
 
 
 def title_of(kind: str, facts: Mapping[str, Any]) -> str:
-    """The name of the run of one JSON file."""
-    match kind:
-        case "ics":
-            return f"ics {facts['ics']}"
-        case "ensemble":
-            return f"ensemble {facts['ics']} {facts['ensemble']}"
-        case "method":
-            return facts["method"]
-    return kind
+    """Return the name of the run of one JSON file; kind: "backbone", "ics", "ensemble" or "method"."""
+    parts = [facts[name] for name in ("ics", "ensemble") if name in facts]
+    return facts["method"] if kind == "method" else " ".join([kind, *parts])
 
 
 def params_of(facts: Mapping[str, Any]) -> dict[str, str]:
-    """The parameters of one JSON file, as text."""
+    """Return the parameters of one JSON file as text."""
     params = {key: value for key, value in facts.items() if isinstance(value, str | int | float | bool)}
     for section in ("settings", "versions", "origin"):
         values = dict(facts.get(section, {}))
@@ -75,7 +64,7 @@ def params_of(facts: Mapping[str, Any]) -> dict[str, str]:
 
 
 def metrics_of(facts: Mapping[str, Any]) -> list[tuple[str, float, int, int]]:
-    """The metrics of one JSON file: (name, value, when in ms, step)."""
+    """Return the metrics of one JSON file: (name, value, time in ms, step)."""
     metrics: list[tuple[str, float, int, int]] = []
     for row in facts.get("history", []):
         when, epoch = int(row["finished"] * 1000), int(row["epoch"])

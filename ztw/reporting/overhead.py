@@ -1,4 +1,4 @@
-"""What the pipeline itself costs: time and memory of every rule's jobs, and how much of it is not work."""
+"""The cost of the pipeline itself: time and memory of every rule's jobs, and the share that is overhead."""
 
 from __future__ import annotations
 
@@ -11,24 +11,26 @@ import pandas as pd
 from ztw.errors import ZtwError
 
 COLUMNS = ["rule", "jobs", "seconds", "working", "overhead", "largest_mb", "share_of_run"]
-BOOKKEEPING = ("start_tracking", "track_cell")  # MLflow: all of it is overhead
+BOOKKEEPING = ("start_tracking", "track_cell")  # MLflow: overhead as a whole
 WORKED = re.compile(r"^worked ([\d.]+) s, from ([\d.]+)$", re.MULTILINE)
 
 
 def read_job(benchmark: Path, log: Path) -> dict[str, float]:
-    """One job: seconds and largest_mb by Snakemake's benchmark file, working and its start by the job's log."""
+    """Read seconds and largest_mb from a job's benchmark file, working time and start from its log.
+
+    Raises:
+        ZtwError: if the log has no working time.
+    """
     row = pd.read_csv(benchmark, sep="\t", nrows=1, na_values=["-"]).iloc[0]
     matches = WORKED.findall(log.read_text(encoding="utf-8", errors="replace"))
     if not matches:
-        raise ZtwError(
-            f"{log}: does not say how long the job worked; delete the job's output to run it again"
-        )
+        raise ZtwError(f"{log}: has no working time of the job; delete the job's output to run the job again")
     working, start = map(float, matches[-1])
     return {"seconds": row["s"], "working": working, "start": start, "largest_mb": row["max_rss"]}
 
 
 def read_jobs(study: Path) -> pd.DataFrame:
-    """A row a job of the study: its rule, and what `read_job` says."""
+    """Return one row per job of the study: its rule and the values of `read_job`."""
     jobs: list[dict[str, Any]] = []
     for benchmark in sorted((study / "benchmarks").rglob("*.tsv")):
         name = benchmark.relative_to(study / "benchmarks")
@@ -38,10 +40,13 @@ def read_jobs(study: Path) -> pd.DataFrame:
 
 
 def pipeline_table(study: Path | str, cores: int) -> pd.DataFrame:
-    """A row a rule, and one for all: seconds of its jobs, of which working, the rest processes and imports.
+    """Return one row per rule and one for all: seconds of jobs, working seconds, overhead (processes, imports).
 
-    share_of_run: overhead / (cores * the run's wall time); the row "all" adds what MLflow takes. Wall time is
-    from the first job's start to the last one's end, so it means something for a run in one go only.
+    share_of_run is overhead / (cores * wall time). The row "all" counts MLflow as overhead. Wall time is from the
+    start of the first job to the end of the last one, so it is meaningful for an uninterrupted run only.
+
+    Args:
+        cores: number of cores of the run.
     """
     jobs = read_jobs(Path(study))
     ends = jobs["start"] + jobs["working"]

@@ -1,4 +1,4 @@
-"""Published figures beside ours."""
+"""Compare our accuracies with published ones."""
 
 from __future__ import annotations
 
@@ -20,7 +20,11 @@ LEVEL = 0.95  # of the interval
 
 
 def read_published(path: Path | str) -> pd.DataFrame:
-    """Published accuracies, `value` in percent; raises ZtwError naming the line that is wrong."""
+    """Read published accuracies; `value` in percent.
+
+    Raises:
+        ZtwError: if the file cannot be read, or for the first invalid line.
+    """
     try:
         rows = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False)
     except OSError as error:
@@ -32,20 +36,23 @@ def read_published(path: Path | str) -> pd.DataFrame:
     value, share = (pd.to_numeric(rows[name], errors="coerce") for name in ("value", "budget"))
     valid = value.between(0, 100) & (rows["budget"].eq("max") | share.gt(0))
     if not valid.all():
-        line = int(valid.to_numpy().argmin())  # the first that is not
+        line = int(valid.to_numpy().argmin())  # the first invalid line
         raise ZtwError(
-            f"{path}: line {line + 2}: value {rows['value'][line]!r} at budget {rows['budget'][line]!r}; the value"
-            " is a percentage, the budget a share of the backbone's cost or max"
+            f"{path}: line {line + 2}: value {rows['value'][line]!r} at budget {rows['budget'][line]!r}; value must"
+            " be a percentage in 0..100, budget a share of the backbone's cost above 0 or max"
         )
     return rows.assign(value=value, budget=_plain(rows["budget"]))
 
 
 def comparison_table(table: pd.DataFrame, published: pd.DataFrame, protocols: Sequence[str]) -> pd.DataFrame:
-    """Our accuracies (%) with the published ones beside them, NaN where there is none.
+    """Return our accuracies (%) beside the published ones, NaN where there is none.
 
-    low, high: of the difference, ours - published, by Student's t over our seeds, as if the published value had no
-    spread of its own (papers rarely tell it); NaN for one seed. table: of `accuracy_table`. Ours are of the protocol
-    nearest to the papers': `published`, else `paper`, else the study's first.
+    low and high are the interval of the difference, ours - published, by Student's t over our seeds; NaN for one
+    seed. The published value counts as exact, because papers rarely report its spread. Our values are of the
+    protocol nearest to the papers': `published`, else `paper`, else the study's first.
+
+    Args:
+        table: from `accuracy_table`.
     """
     protocol = next((name for name in ("published", "paper") if name in protocols), protocols[0])
     ours = table[table["protocol"] == protocol]
@@ -58,5 +65,5 @@ def comparison_table(table: pd.DataFrame, published: pd.DataFrame, protocols: Se
 
 
 def _plain(budgets: pd.Series) -> pd.Series:
-    """Budgets as numbers are shortest, 0.50 as 0.5, so that equal ones are equal texts."""
+    """Write budgets in the shortest form, 0.50 as 0.5, so that equal budgets are equal texts."""
     return budgets.map(lambda budget: budget if budget == "max" else f"{float(budget):g}")

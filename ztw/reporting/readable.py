@@ -1,6 +1,6 @@
-"""What a reader sees of the accuracy table: rounded and marked once, for screen, Markdown and LaTeX.
+"""The accuracy table for readers: rounded and marked once, for screen, Markdown and LaTeX.
 
-Imports no pandas: the screen shows the table at every call of `make reproduce`, which must not wait for it.
+Imports no pandas, because the screen shows the table at every call of `make reproduce`.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from ztw.files import check_seal
 INFEASIBLE = "-"  # no value, and the budget of a network without exits; empty in a csv
 SAME = "≈"
 Mark = Literal["best", "same", ""]
-# (data set, architecture, protocol, budget, method, method) of the pairs that differ by no more than noise
+# (data set, architecture, protocol, budget, method, method) of pairs whose difference is within noise
 Noise = Collection[tuple[str, ...]]
-# (data set, architecture) -> what stands under its tables
+# (data set, architecture) -> note under its tables
 Notes = Mapping[tuple[str, str], str]
 
 
 class Entry(NamedTuple):
-    """A cell of the table; mark: "best" of its budget, "same" where it is within noise of the best, or ""."""
+    """An entry of the table; mark: "best" of its budget, "same" if within noise of the best, or ""."""
 
     text: str
     mark: Mark
@@ -33,10 +33,7 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class Block:
-    """The table of one data set, architecture and protocol; rows: method -> its entries, one a budget.
-
-    note: what stands under it, "" for nothing.
-    """
+    """The table of one data set, architecture and protocol; rows: method -> entries, one per budget."""
 
     title: str
     budgets: list[str]
@@ -45,40 +42,44 @@ class Block:
 
 
 def read_rows(path: Path | str) -> list[dict[str, Any]]:
-    """Rows of a csv table as text, "" where there is no value; raises ZtwError when it was altered."""
+    """Read a csv table as text, "" for no value.
+
+    Raises:
+        ZtwError: if the file was altered.
+    """
     check_seal(path)
     with Path(path).open(newline="", encoding="utf-8") as stream:
         return list(csv.DictReader(stream))
 
 
 def read_accuracies(path: Path | str) -> list[dict[str, Any]]:
-    """The rows of `accuracy_at_budget.csv`, as `blocks` takes them."""
+    """Read the rows of `accuracy_at_budget.csv` for `blocks`."""
     rows = read_rows(path)
     for row in rows:
         row["budget"] = row["budget"] or INFEASIBLE
-        for name in ("mean", "std"):  # earlier versions wrote "-" where there was no value
+        for name in ("mean", "std"):  # earlier versions wrote "-" for no value
             row[name] = math.nan if row[name] in ("", INFEASIBLE) else float(row[name])
         row["n"] = int(row["n"])
     return rows
 
 
 def budget_name(budget: float | str) -> str:
-    """0.25 as "25 %", "max" as "Max"."""
+    """Format a budget: 0.25 as "25 %", "max" as "Max"."""
     return "Max" if budget == "max" else f"{100 * float(budget):g} %"
 
 
 def percent(share: float) -> float:
-    """A share as percent with one decimal, halves up, NaN as it is.
+    """Convert a share to percent with one decimal, rounding half up; NaN stays NaN.
 
-    Of the six decimals that the csv keeps, so that a table made from it says the same as one made before.
+    Rounds to six decimals first, as in the csv, so that a table made from the csv is the same.
     """
     return share if math.isnan(share) else math.floor(1000 * round(share, 6) + 0.5 + 1e-9) / 10
 
 
 def accuracy_text(row: Mapping[str, Any], seeds: int) -> str:
-    """ "91.2 ± 0.3" in percent, "91.2" for one seed, "-" where infeasible.
+    """Format an accuracy in percent: "91.2 ± 0.3", "91.2" for one seed, "-" if infeasible.
 
-    Feasible for fewer than `seeds` seeds, it says for how many: "91.2 (n=1)".
+    A budget that is feasible for fewer than `seeds` seeds gets their number: "91.2 (n=1)".
     """
     if math.isnan(row["mean"]):
         return INFEASIBLE
@@ -90,7 +91,12 @@ def accuracy_text(row: Mapping[str, Any], seeds: int) -> str:
 def blocks(
     rows: Iterable[Mapping[Any, Any]], noise: Noise = frozenset(), notes: Notes | None = None
 ) -> list[Block]:
-    """The long table as blocks; noise: see `ztw.reporting.differences.read_noise`, notes: `ztw.reporting.devices`."""
+    """Convert the long table to blocks.
+
+    Args:
+        noise: from `ztw.reporting.differences.read_noise`.
+        notes: from `ztw.reporting.devices.mixed`.
+    """
     grouped: dict[tuple[str, str, str], dict[str, list[Mapping[str, Any]]]] = {}
     for row in rows:
         block = grouped.setdefault((row["dataset"], row["arch"], row["protocol"]), {})
@@ -118,18 +124,18 @@ def _block(
             for row, leader in zip(rows, leaders, strict=True)
         ]
     title = _title(dataset, arch, protocol, seeds) + _note(noise)
-    if alone and not any(map(_whole, budgets)):
+    if alone and not any(map(_fits_backbone, budgets)):
         title += f"; {BACKBONE}: {accuracy_text(alone[0], seeds)}"
     return Block(title, list(map(budget_name, budgets)), entries)
 
 
 def _of_backbone(row: Mapping[str, Any], budget: str, seeds: int) -> Entry:
-    """The backbone's accuracy at a budget that it fits. It is no method: nothing is marked against it."""
-    return Entry(accuracy_text(row, seeds) if _whole(budget) else INFEASIBLE, "")
+    """Return the backbone's accuracy at a budget, unmarked, because the backbone is no method."""
+    return Entry(accuracy_text(row, seeds) if _fits_backbone(budget) else INFEASIBLE, "")
 
 
-def _whole(budget: str) -> bool:
-    """Whether a budget is enough for the whole backbone."""
+def _fits_backbone(budget: str) -> bool:
+    """Return whether a budget allows the complete backbone."""
     return budget == "max" or float(budget) >= 1
 
 
@@ -143,18 +149,18 @@ def _title(dataset: str, arch: str, protocol: str, seeds: int) -> str:
 
 
 def _note(noise: Noise) -> str:
-    """What the title adds where differences were compared."""
+    """Return the addition to the title if differences were compared."""
     return f"; {SAME}: within noise of the best (95 % paired bootstrap over the test images)" if noise else ""
 
 
 def _leader(column: Iterable[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """The best row of a budget, the first of those that the csv does not tell apart; None where infeasible."""
+    """Return the best row of a budget, the first of equal ones to six decimals; None if infeasible."""
     feasible = [row for row in column if not math.isnan(row["mean"])]
     return max(feasible, key=lambda row: round(row["mean"], 6), default=None)
 
 
 def _mark(row: Mapping[str, Any], leader: Mapping[str, Any] | None, noise: Noise) -> Mark:
-    """How a row stands to the best; all that print as the best does are best."""
+    """Mark a row; all rows that are printed with the best value are best."""
     if leader is None:
         return ""
     if percent(row["mean"]) == percent(leader["mean"]):

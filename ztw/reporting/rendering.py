@@ -1,4 +1,4 @@
-"""Tables as Markdown and as LaTeX."""
+"""Render tables as Markdown and LaTeX."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LATEX = {"best": "\\textbf{{{}}}", "same": f"{{}} {SAME}", "": "{}"}
 
 
 def markdown_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table under its title, the first column to the left and the others to the right."""
+    """Render a table with a title; the first column is left-aligned, the others right-aligned."""
     lines = [f"**{title}**\n", _line(columns), "|---|" + "---:|" * (len(columns) - 1)]
     return "\n".join([*lines, *map(_line, rows), ""])
 
@@ -23,7 +23,7 @@ def _line(texts: Sequence[str]) -> str:
 
 
 def to_markdown(blocks: Iterable[Block]) -> str:
-    """One table a block, its note under it; the best of a budget is bold, what is within its noise is marked."""
+    """Render one table per block with its note; the best of a budget is bold, rows within noise of it are marked."""
     return "\n".join(
         markdown_table(block.title, ["method", *block.budgets], _texts(block, MARKDOWN))
         + (f"\n{block.note}\n" if block.note else "")
@@ -32,7 +32,7 @@ def to_markdown(blocks: Iterable[Block]) -> str:
 
 
 def to_latex(blocks: Iterable[Block]) -> str:
-    """The same; needs the package booktabs."""
+    """Render the same tables in LaTeX, for the package booktabs."""
     return "% needs \\usepackage{booktabs}\n" + "\n".join(map(_latex_table, blocks))
 
 
@@ -42,7 +42,7 @@ def _latex_table(block: Block) -> str:
     return (
         pd.DataFrame(texts)
         .style.hide(axis="index")
-        .relabel_index(heads, axis="columns")  # two budgets may print the same
+        .relabel_index(heads, axis="columns")  # two budgets may have the same text
         .to_latex(
             hrules=True,
             column_format="l" + "r" * len(block.budgets),
@@ -53,7 +53,7 @@ def _latex_table(block: Block) -> str:
 
 
 def _texts(block: Block, look: dict[str, str]) -> list[list[str]]:
-    """The rows of a block as text, the method first."""
+    """Return the rows of a block as text, the method first."""
     return [
         [method, *(look[entry.mark].format(entry.text) for entry in entries)]
         for method, entries in block.rows.items()

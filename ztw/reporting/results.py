@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from itertools import product
 from pathlib import Path
@@ -12,8 +11,7 @@ import pandas as pd
 
 from ztw.errors import ZtwError, reason
 from ztw.files import check_seal, read_json, sealed
-from ztw.progress import Report
-from ztw.reporting.mlflow_names import UNDELIVERED
+from ztw.progress import Note, Report
 from ztw.study.layout import Cell, Layout
 
 IDENTITY = ["dataset", "arch", "seed", "method"]
@@ -45,7 +43,7 @@ def from_files(files: Iterable[Path | str]) -> Metrics:
     return _frame(read_json(file) for file in files)
 
 
-def read_curves(files: Iterable[Path | str]) -> pd.DataFrame:
+def read_curves(files: Iterable[Path]) -> pd.DataFrame:
     """The rows of several methods' curves, as the job `evaluate` wrote them; ZtwError for an altered file."""
     files = list(files)
     for file in files:
@@ -61,52 +59,32 @@ def _read_parquet(file: Path | str) -> pd.DataFrame:
 
 
 def from_runs(
-    store_file: Path | str,
-    runs_files: Iterable[Path | str],
-    metrics_files: Sequence[Path | str],
-    report: Report = print,
-) -> Metrics:
-    """The same, the values read from MLflow by the run ids that the `track_cell` jobs wrote, from no other run.
+    store_file: Path, files: Sequence[Path], report: Report = print
+) -> tuple[Metrics, dict[Path, str]]:
+    """Read the metrics from the copies of these files that the study's runs in MLflow hold.
 
-    metrics_files: which metrics there are, as in `from_files`; from there come the values of cells that are
-    not delivered, and all of them when the server is away. Raises ZtwError when a run or a metric is
-    missing or not what the file says, and when the store cannot be used.
+    Args:
+        store_file: written by the job `start_tracking`.
+        files: written by the `evaluate` jobs; read instead of a copy that is missing or altered, and all of them while
+            the server is away.
+        report: gets one line for what MLflow lacks, and for a server that is away.
+
+    Returns:
+        The metrics, a row each, METRIC_COLUMNS; and file -> what MLflow lacks of it.
     """
-    from ztw.reporting.tracking import ServerAwayError, open_store, read_values
-
-    store, delivered = read_json(store_file), {}
-    for file in runs_files:
-        facts = read_json(file)
-        if UNDELIVERED not in facts:
-            delivered[_cell(facts)] = file, facts["runs"]["method"]
-    if not delivered:
-        return from_files(metrics_files)
-
-    def tracked(facts: dict[str, Any]) -> dict[str, Any]:
-        if _cell(facts) not in delivered:
-            return facts
-        file, runs = delivered[_cell(facts)]
-        if facts["method"] not in runs:
-            raise ZtwError(f"{file}: names no run of {facts['method']}; delete it to log the cell again")
-        values = read_values(client, store["uri"], runs[facts["method"]], facts["metrics"])
-        for row, value in zip(facts["metrics"], values, strict=True):
-            if not (row["value"] == value or (row["value"] is None and math.isnan(value))):
-                raise ZtwError(
-                    f"tracking: run {runs[facts['method']]} of {facts['method']} in {store['uri']!r} says"
-                    f" {row['metric']} = {value}, the file of the cell {row['value']}; delete {file} to log it again"
-                )
-        return facts
+    from ztw.reporting.tracking import ServerAwayError, read_copies
 
     try:
-        client, _ = open_store(store)
-        return _frame(tracked(read_json(file)) for file in metrics_files)
+        copies, lacking = read_copies(read_json(store_file), files, report)
     except ServerAwayError as away:
-        report(f"{away}: the tables are made of the cells' files")
-        return from_files(metrics_files)
-
-
-def _cell(facts: dict[str, Any]) -> tuple[str, str, int]:
-    return facts["dataset"], facts["arch"], facts["seed"]
+        report(f"{away}: the tables are made from the cells' files")
+        return from_files(files), {}
+    if lacking:
+        more = f" (and {len(lacking) - 1} more)" if len(lacking) > 1 else ""
+        report(
+            Note(f"{next(iter(lacking.values()))}{more}: taken from the file; the next call logs it again")
+        )
+    return _frame(copies[file] if file in copies else read_json(file) for file in files), lacking
 
 
 def _frame(results: Iterable[dict[str, Any]]) -> Metrics:

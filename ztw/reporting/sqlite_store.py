@@ -1,90 +1,63 @@
-"""MLflow's sqlite file in a study's folder: whether it is whole, and where its artifacts are. Imports no mlflow.
-
-MLflow writes down absolute places. A study's folder may be moved or copied, so they are put right whenever the
-store is opened.
-"""
+"""The MLflow database in a study's folder: set aside when it is broken, moved with the folder. Imports no mlflow."""
 
 from __future__ import annotations
 
-import contextlib
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
-ARTIFACTS = "mlflow-artifacts"  # below the study's folder
-# Without these it is no store; MLflow makes them first, and then many changes of them
-TABLES = {"experiments", "runs", "metrics", "latest_metrics", "params", "tags", "alembic_version"}
-
-
+# What sqlite says of a file that is damaged, is no database, or lacks a table
+BROKEN = ("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_ERROR")
 # What sqlite keeps beside a file: changes that were interrupted, which it takes back at the next opening
-BESIDE = ("-journal", "-wal", "-shm")
+BESIDE = ("", "-journal", "-wal", "-shm")
 
 
-def is_whole(database: Path) -> bool:
-    """Whether the file is a store that nothing broke; the one of an interrupted first start may still be half made."""
+def artifacts_of(database: Path) -> str:
+    """Return where the files of a database's runs lie; a URI, because MLflow reads %20 in a path as a space."""
+    return (database.parent / "mlflow-artifacts").absolute().as_uri()
+
+
+def prepare(database: Path) -> str | None:
+    """Make the database of a study usable where it lies, before anything opens it.
+
+    A broken database is renamed and kept. In a study that was moved, the runs' files are found beside it again:
+    MLflow writes down absolute places.
+
+    Returns:
+        What was done, None when there was nothing to do.
+    """
+    if not database.exists():
+        return None
     try:
-        with contextlib.closing(
-            sqlite3.connect(f"{database.absolute().as_uri()}?mode=rw", uri=True)
-        ) as store:
-            found = {name for (name,) in store.execute("SELECT name FROM sqlite_master")}
-            if not found >= TABLES or not store.execute("SELECT 1 FROM alembic_version").fetchone():
-                return False
-            return store.execute("PRAGMA quick_check").fetchone() == ("ok",)
-    except sqlite3.OperationalError as error:
-        return "locked" in str(error)  # somebody is writing to it
-    except sqlite3.DatabaseError:
-        return False
+        with closing(sqlite3.connect(f"{database.absolute().as_uri()}?mode=rw", uri=True)) as store, store:
+            (state,) = store.execute("PRAGMA quick_check(1)").fetchone()
+            if state == "ok":
+                return _relocate(store, artifacts_of(database))
+    except sqlite3.DatabaseError as error:
+        if not getattr(error, "sqlite_errorname", "").startswith(BROKEN):  # locked, or not ours to write
+            return None
+        state = str(error)
+    kept = _set_aside(database).name
+    return f"{database} is broken ({state}): kept as {kept}, and its runs are logged again from the files"
 
 
-def holds_runs(database: Path) -> bool:
-    """Whether a whole store has runs: its making was then finished once. True where somebody is writing to it."""
-    try:
-        with contextlib.closing(sqlite3.connect(database)) as store:
-            return store.execute("SELECT 1 FROM runs").fetchone() is not None
-    except sqlite3.OperationalError:
-        return True
+def _relocate(store: sqlite3.Connection, here: str) -> str | None:
+    elsewhere = "SELECT experiment_id FROM experiments WHERE artifact_location LIKE '%/mlflow-artifacts'"
+    where = f"WHERE experiment_id IN ({elsewhere} AND artifact_location != :here)"
+    store.execute(
+        f"UPDATE runs SET artifact_uri = :here || '/' || run_uuid || '/artifacts' {where}", {"here": here}
+    )
+    moved = store.execute(
+        f"UPDATE experiments SET artifact_location = :here {where}", {"here": here}
+    ).rowcount
+    return f"the study was moved: the files of its runs are in {here}" if moved else None
 
 
-def put_aside(database: Path) -> Path:
-    """Move a store that cannot be used out of the way, with what sqlite keeps beside it; nothing is deleted."""
+def _set_aside(database: Path) -> Path:
     number = 1
     while (target := database.with_name(f"{database.name}.broken{number}")).exists():
         number += 1
-    for suffix in BESIDE:  # left there, sqlite would change the next store by it
+    for suffix in BESIDE:  # left there, sqlite would change the next database by it
         if (file := database.with_name(database.name + suffix)).exists():
             file.rename(target.with_name(target.name + suffix))
-    return database.rename(target)
-
-
-def relocate(database: Path) -> bool:
-    """Make the artifacts' places those beside the file as it lies now; returns whether they had been others."""
-    if not database.exists():
-        return False
-    here = (database.parent / ARTIFACTS).absolute().as_uri()
-    with contextlib.closing(sqlite3.connect(database, timeout=30)) as store, store:
-        before = {
-            place
-            for (place,) in store.execute(
-                "SELECT artifact_location FROM experiments WHERE experiment_id != 0"
-            )
-            if place and place.rstrip("/").endswith(f"/{ARTIFACTS}")
-        }
-        moved = sorted(place for place in before if _as_uri(place) != here)
-        for place in moved:
-            store.execute(
-                "UPDATE experiments SET artifact_location = ? WHERE artifact_location = ?", (here, place)
-            )
-            store.execute(
-                "UPDATE runs SET artifact_uri = ? || substr(artifact_uri, ?) WHERE artifact_uri LIKE ? ESCAPE '\\'",
-                (here, len(place) + 1, _like(place) + "/%"),
-            )
-    return bool(moved)
-
-
-def _as_uri(place: str) -> str:
-    return place if "://" in place else Path(place).as_uri()
-
-
-def _like(text: str) -> str:
-    for char in "\\%_":
-        text = text.replace(char, f"\\{char}")
-    return text
+    return target

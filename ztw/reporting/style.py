@@ -1,4 +1,4 @@
-"""How figures look: readable in print and for colour-blind eyes; png and pdf of each."""
+"""The style of figures: readable in print and with colour blindness; each as png and pdf."""
 
 from __future__ import annotations
 
@@ -21,32 +21,29 @@ from matplotlib.transforms import Bbox
 from ztw.evaluation.names import BACKBONE
 from ztw.files import atomic
 
-matplotlib.rcdefaults()  # nobody's matplotlibrc: a figure is the same for everybody
+matplotlib.rcdefaults()  # ignore matplotlibrc: figures are the same for every user
 matplotlib.use("Agg")
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.2)), (0, (6, 2, 1, 2)), (0, (3, 1, 1, 1, 1, 1)))
-# family of methods -> (its colour in seaborn's palette for colour-blind eyes, its title)
+# family -> (index in seaborn's palette "colorblind", title)
 FAMILIES = {
     "frozen": (0, "single exits, backbone frozen"),
     "recycled": (3, "recycled: cascade, ensemble"),
     "together": (2, "trained with the backbone"),
 }
 MOST = 6  # lines of one panel
-OTHERS = "in the other panels"  # what faint lines are called
-STATIC = "static networks"  # what diamonds are called
-LONG = 24  # letters of a name beside which a panel's legend has no room for a second column
-# where a static network's name may stand: points right of its mark and above, its side that is meant
+OTHERS = "in the other panels"  # label of grey lines
+STATIC = "static networks"  # label of diamonds
+LONG = 24  # letters of a name that is too long for a legend of two columns
+# Places for a static network's name: (points to the right, points up), alignment
 NAMES: tuple[Any, ...] = (((0, 5), "center"), ((0, -10), "center"), ((4, -8), "left"))
-MARK = 4  # pixels that a mark reaches to either side
-HANDLES: dict[str, Any] = {"frameon": False, "handlelength": 3.2}  # a whole period of the longest dashes
+MARK = 4  # half the width of a marker in pixels
+HANDLES: dict[str, Any] = {"frameon": False, "handlelength": 3.2}  # one period of the longest dashes
 
 
 def style(families: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """Of each method the colour of its family, and a marker and a line of its own: never colour alone.
-
-    families: method -> its family, a name of FAMILIES.
-    """
+    """Return each method's style: the colour of its family (a key of FAMILIES), and its own marker and line."""
     colours, seen, looks = sns.color_palette("colorblind"), Counter[str](), {}
     for method, family in families.items():
         index = seen[family]
@@ -54,21 +51,21 @@ def style(families: Mapping[str, str]) -> dict[str, dict[str, Any]]:
         looks[method] = {
             "color": colours[FAMILIES[family][0]],
             "marker": MARKERS[index % len(MARKERS)],
-            # one step further each time the markers start over, so that no two methods look the same
+            # Shifted when the markers repeat, so that no two methods look the same
             "linestyle": DASHES[(index + index // len(MARKERS)) % len(DASHES)],
         }
     return looks
 
 
 def panels_of(families: Mapping[str, str]) -> list[tuple[str, list[str]]]:
-    """What stands together in a panel: (title, methods), one without a title for up to MOST methods, else by family."""
+    """Divide methods into panels (title, methods): one without a title for up to MOST methods, else by family."""
     if len(families) <= MOST:
         return [("", list(families))]
     panels = []
     for family, (_, title) in FAMILIES.items():
         members = [method for method, own in families.items() if own == family]
         count = math.ceil(len(members) / MOST)
-        for part in range(count):  # of about the same size
+        for part in range(count):  # parts of similar size
             own = members[part * len(members) // count : (part + 1) * len(members) // count]
             panels.append((title if count == 1 else f"{title} ({part + 1}/{count})", own))
     return panels
@@ -82,9 +79,11 @@ def new_panels(
     rows: int = 1,
     share_x: Literal["none", "row"] = "none",
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of `rows` rows of `count` panels side by side; all share their y axis.
+    """Make a figure of `rows` rows of `count` panels that share their y axis.
 
-    width, height: of the figure, in inches; share_x: "row" where the panels of a row share their x axis, too.
+    Args:
+        width, height: of the figure, in inches.
+        share_x: "row" = the panels of a row share their x axis.
     """
     sns.set_theme(style="whitegrid" if grid else "white", context="paper", font_scale=1.1)
     figure, panels = plt.subplots(
@@ -99,21 +98,21 @@ def new_panels(
 
 
 def draw_band(axes: Axes, rows: pd.DataFrame, x: str, y: str, **look: Any) -> None:
-    """A line of the means over seeds, in a band of one standard deviation (n - 1) to either side."""
+    """Draw the means over seeds as a line, in a band of one standard deviation (n - 1)."""
     band = {"errorbar": "sd", "err_kws": {"alpha": 0.15, "lw": 0}}
     sns.lineplot(rows, x=x, y=y, ax=axes, legend=False, ms=5, mec=look["color"], **band, **look)
 
 
 def draw_faint(axes: Axes, rows: pd.DataFrame, x: str, y: str) -> None:
-    """The means over seeds of a method that another panel shows."""
+    """Draw the means over seeds of a method of another panel in grey."""
     means = rows.groupby(x)[y].mean()
     axes.plot(means.index, means, color="0.85", lw=0.9, zorder=0, label=OTHERS)
 
 
 def draw_statics(axes: Axes, points: pd.DataFrame, x: str) -> None:
-    """Networks without early exits, each with its name: mean over seeds and one standard deviation to either side.
+    """Draw static networks with their names: means over seeds, with one standard deviation.
 
-    points: columns x, accuracy, method, a row a seed.
+    points: columns x, accuracy and method, one row per seed.
     """
     by_method = points.groupby("method", sort=False)
     means, spread = by_method[[x, "accuracy"]].mean().sort_values(x), by_method["accuracy"].std()
@@ -130,15 +129,15 @@ def draw_statics(axes: Axes, points: pd.DataFrame, x: str) -> None:
         means[x], means["accuracy"], spread[means.index].fillna(0), fmt="none", ecolor="black", elinewidth=1
     )
     look = {"fontsize": 6.5, "textcoords": "offset points", "zorder": 5}
-    look["path_effects"] = [withStroke(linewidth=2.5, foreground="white")]  # where they lie on a curve
+    look["path_effects"] = [withStroke(linewidth=2.5, foreground="white")]  # readable on a curve
     for name, row in means.iterrows():
         axes.annotate(str(name), (row[x], row["accuracy"]), xytext=(0, 0), **look)
 
 
 def place_names(figure: Figure, panels: Sequence[Axes]) -> None:
-    """Put the names that `draw_statics` wrote where no other name, mark or axis is: above, below, else right below.
+    """Move the names from `draw_statics` to where they overlap nothing: above, below, else right below.
 
-    To be called when all else is drawn: only then it is known how large a panel is.
+    Must be called after all drawing, when the sizes of the panels are final.
     """
     figure.draw_without_rendering()
     for axes in panels:
@@ -155,12 +154,12 @@ def place_names(figure: Figure, panels: Sequence[Axes]) -> None:
 
 
 def draw_backbone(axes: Axes, x: Any, y: Any) -> None:
-    """The backbone alone: a star."""
+    """Draw the backbone alone as a star."""
     axes.plot(x, y, marker="*", color="black", markersize=13, ls="", zorder=5, label=BACKBONE)
 
 
 def label_all(figure: Figure, panels: Sequence[Axes], x: str, title: str) -> None:
-    """A label of the x axis, the title on top: of the only panel, or of all."""
+    """Set the label of the x axes, and the title of the only panel or of the figure."""
     for axes in panels:
         axes.set_xlabel(x)
     if len(panels) == 1:
@@ -174,23 +173,23 @@ def label_all(figure: Figure, panels: Sequence[Axes], x: str, title: str) -> Non
 
 
 def over_seeds(what: str, seeds: int) -> str:
-    """What an axis shows, and where it is of several seeds what line and band are."""
+    """Return the label of an axis, with the number of seeds if there are several."""
     return what + (f", mean ± std of {seeds} seeds" if seeds > 1 else "")
 
 
 def in_percent(*axes: Any) -> None:
-    """Show shares on these axes (`axes.xaxis`, ...) as percent."""
+    """Show shares as percent on axes (`axes.xaxis`, ...)."""
     for axis in axes:
         axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
         axis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.6g}%"))
 
 
 def add_legends(panels: Sequence[Axes], below: float = -0.24) -> None:
-    """A legend to the right of the only panel, or one below each; below: where, as a share of a panel's height."""
+    """Add a legend to the right of the only panel, or one below each panel; below: as a share of the panel's height."""
     for axes in panels:
         handles, labels = axes.get_legend_handles_labels()
-        once = dict(zip(labels, handles, strict=True))  # faint lines have one name
-        if OTHERS in once:  # the last
+        once = dict(zip(labels, handles, strict=True))  # grey lines share a label
+        if OTHERS in once:  # move it to the end
             once[OTHERS] = once.pop(OTHERS)
         where: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5)}
         if len(panels) > 1:
@@ -200,7 +199,7 @@ def add_legends(panels: Sequence[Axes], below: float = -0.24) -> None:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG to `path`, and as PDF beside it; without a date, so that equal figures are equal files."""
+    """Save a figure as PNG at `path` and as PDF beside it, without a date: equal figures are equal files."""
     for kind, metadata in (("png", {}), ("pdf", {"CreationDate": None})):
         with atomic(path.with_suffix(f".{kind}")) as scratch:
             figure.savefig(scratch, format=kind, dpi=160, bbox_inches="tight", metadata=metadata)

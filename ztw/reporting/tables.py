@@ -1,4 +1,4 @@
-"""Tables from the methods' metrics: grouped over seeds, as long csv, wide Markdown and LaTeX."""
+"""Tables of metrics over seeds, as long csv, wide Markdown and LaTeX."""
 
 from __future__ import annotations
 
@@ -36,11 +36,18 @@ ALLOWED_LOSS = [
 def accuracy_table(
     metrics: Metrics, methods: Sequence[str], evaluation: EvaluationSettings, partial: bool = False
 ) -> pd.DataFrame:
-    """Accuracy at every budget: one row per data set, architecture, protocol, method and budget.
+    """Return accuracy at every budget: one row per data set, architecture, protocol, method and budget.
 
-    mean, std (n - 1) and relative_cost (of the test samples, mean) are over the n seeds for which
-    the budget is feasible; NaN where it is for none. Methods, budgets and protocols keep their order.
-    partial: a method has no row where it has no result at all. Raises ZtwError when a method lacks a result.
+    mean, std (n - 1) and relative_cost (mean on the test samples) are over the n seeds for which the budget is
+    feasible; NaN if it is feasible for none.
+
+    Args:
+        methods: order of the methods.
+        evaluation: order of protocols and budgets.
+        partial: leave out methods without any result.
+
+    Raises:
+        ZtwError: if a method lacks a result.
     """
     wanted = pd.DataFrame(
         product(evaluation.protocols, methods, map(str, evaluation.budgets)),
@@ -62,10 +69,10 @@ def accuracy_table(
 
 
 def with_backbone(table: pd.DataFrame, metrics: Metrics) -> pd.DataFrame:
-    """The accuracy table with the backbone's own accuracy as the first row of every cell and protocol.
+    """Add the backbone's accuracy as the first row of every data set, architecture and protocol.
 
-    The row has no budget, because the backbone has no thresholds; mean, std and n are over the seeds. A cell without
-    the metric `backbone_accuracy` (every IC set trained the backbone as well) gets no row.
+    The row has no budget, because the backbone has no thresholds. There is no row if every IC set trained the
+    backbone, because the metric `backbone_accuracy` is then missing.
     """
     known = metrics[metrics["metric"].eq("backbone_accuracy")].drop_duplicates(IDENTITY[:3])
     alone = known.groupby(CELL).agg(mean=("value", "mean"), std=("value", "std"), n=("value", "count"))
@@ -80,21 +87,21 @@ def with_backbone(table: pd.DataFrame, metrics: Metrics) -> pd.DataFrame:
 
 
 def _side_by_side(metrics: Metrics, names: list[str]) -> pd.DataFrame:
-    """Metrics of budgets, a column each; a row is a seed of a method under a protocol at a budget."""
+    """Return metrics of budgets as columns; one row per seed, method, protocol and budget."""
     found = metrics[metrics["metric"].isin(names) & metrics["protocol"].ne("")]
     table = found.pivot(index=[*IDENTITY, "protocol", "budget"], columns="metric", values="value")
     return table.reindex(columns=names)
 
 
 def _check_methods(metrics: Metrics, methods: Sequence[str]) -> None:
-    """Raise ZtwError for a method that some cell lacks."""
+    """Check that every cell has all methods."""
     for (dataset, arch), found in metrics.groupby(CELL, sort=False)["method"]:
         if missing := [method for method in methods if method not in set(found)]:
             raise ZtwError(f"table: no result of {missing[0]} on {dataset}/{arch}")
 
 
 def _check_budgets(metrics: Metrics, seeds: pd.DataFrame, wanted: pd.DataFrame) -> None:
-    """Raise ZtwError for a budget that some seed of a method lacks."""
+    """Check that every seed of a method has all budgets."""
     every = metrics[IDENTITY].drop_duplicates().merge(wanted, on="method")[list(seeds.index.names)]
     for row in every[~pd.MultiIndex.from_frame(every).isin(seeds.index)].itertuples():
         raise ZtwError(
@@ -104,18 +111,18 @@ def _check_budgets(metrics: Metrics, seeds: pd.DataFrame, wanted: pd.DataFrame) 
 
 
 def per_exit_table(metrics: Metrics) -> pd.DataFrame:
-    """Every metric that each exit has, if all samples left there: mean and std over the n seeds."""
+    """Return every metric of each exit if all samples left there: mean and std over n seeds."""
     found = metrics[metrics["exit"].gt(0) & metrics["protocol"].eq("")]
     table = found.groupby([*CELL, "method", "exit", "metric"])["value"].agg(mean="mean", std="std", n="count")
-    # exits as text: 1, 10, 11, 2, ...
+    # Exits are sorted as text: 1, 10, 11, 2, ...
     ordered = table.reset_index().sort_values(["exit", "metric"], key=lambda column: column.astype(str))
     return _as_they_come(ordered, metrics)[PER_EXIT]
 
 
 def allowed_loss_table(metrics: Metrics) -> pd.DataFrame:
-    """For methods whose thresholds follow an allowed loss of accuracy: what they lost on the test split.
+    """Return the loss on the test split of methods whose thresholds follow an allowed loss of accuracy.
 
-    accuracy_loss, std: of the last exit's accuracy less the method's, over n seeds; largest: of any seed.
+    accuracy_loss and std: the last exit's accuracy minus the method's, over n seeds; largest: the largest of a seed.
     """
     loss, cost = "loss_at_allowed_loss", "relative_cost_at_allowed_loss"
     seeds = _side_by_side(metrics, [loss, cost]).reset_index()
@@ -131,13 +138,13 @@ def allowed_loss_table(metrics: Metrics) -> pd.DataFrame:
 
 
 def _as_they_come(table: pd.DataFrame, metrics: Metrics) -> pd.DataFrame:
-    """The table's rows, cells and methods in the order of the metrics."""
+    """Sort cells and methods in the order of the metrics."""
     key = [*CELL, "method"]
     return metrics[key].drop_duplicates().merge(table, on=key)
 
 
 def write_csv(table: pd.DataFrame, path: Path | str) -> None:
-    """The long table, six decimals, empty where there is no value."""
+    """Write the long table with six decimals, empty for no value."""
     if "budget" in table:
         table = table.assign(budget=table["budget"].where(table["budget"].ne(INFEASIBLE)))
     with sealed(path) as scratch:
@@ -152,7 +159,7 @@ def write_tables(
     md_path: Path | str,
     tex_path: Path | str,
 ) -> None:
-    """Write the accuracy table in its three forms; noise, notes: see `ztw.reporting.readable.blocks`."""
+    """Write the accuracy table as csv, Markdown and LaTeX; noise, notes: see `ztw.reporting.readable.blocks`."""
     write_csv(table, csv_path)
     readable = blocks(table.to_dict("records"), noise, notes)
     write_sealed(md_path, to_markdown(readable))

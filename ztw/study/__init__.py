@@ -1,1 +1,1 @@
-"""What a study means, typed and checked before anything runs; imports no torch."""
+"""Studies: typed settings, checked before anything runs. Imports no torch."""

@@ -1,6 +1,6 @@
-"""What types cannot say: names that refer to others, combinations that cannot be.
+"""Checks that types cannot express: references between keys, combinations that are not allowed.
 
-Every check raises ZtwError, one line that names the key, the value and what is allowed.
+Every check raises ZtwError in one line: the key, the bad value and what is allowed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ztw.study.settings import MethodSettings, Study
 from ztw.study.training_settings import BackboneBuild, BackboneSettings, IcSet, Placement, Recipe
 from ztw.study.validate import as_written, did_you_mean
 
-# Keys of `backbone` that only some sources have
+# Key of `backbone` -> the sources that use it
 SOURCES_OF = {
     "path": ("file",),
     "url": ("url",),
@@ -34,31 +34,31 @@ SOURCES_OF = {
     "pretrained": ("torchvision",),
     "expected_accuracy": ("file", "url", "torchvision"),
 }
-# The one the released code uses. Others have layers that its counter does not count.
+# The only torchvision model in the released code. Others have layers that the released counter does not count.
 RELEASED_TORCHVISION = f"{TORCHVISION_PREFIX}resnet50"
-# What the study calls a key
+# key -> its full name in the study
 Label = Callable[[str], str]
 
 
 def check_names(study: Study) -> None:
-    """What refers to what: data sets, architectures, methods, overrides."""
+    """Check references by name: data sets, architectures, parts, methods, overrides."""
     folders = study.data.image_folders
     for name in folders:
         if name in DATASETS:
             raise ZtwError(f"data.image_folders.{name}: is the name of a built-in data set; choose another")
-    there = [*DATASETS, *folders]
+    datasets = [*DATASETS, *folders]
     for name in study.datasets:
-        if name not in there:
+        if name not in datasets:
             raise ZtwError(
-                f"datasets: {name!r} is unknown; known: {', '.join(there)}{did_you_mean(name, there)};"
-                " your own images go under data.image_folders"
+                f"datasets: {name!r} is unknown; known: {', '.join(datasets)}{did_you_mean(name, datasets)};"
+                " add your own images under data.image_folders"
             )
-    cut = [f"{TORCHVISION_PREFIX}{name}" for name in TORCHVISION_BLOCKS]
+    torchvision = [f"{TORCHVISION_PREFIX}{name}" for name in TORCHVISION_BLOCKS]
     named = {f"archs.{index}": arch for index, arch in enumerate(study.archs)}
     named |= {f"methods.{name}.static": m.static for name, m in study.methods.items() if m.static is not None}
     for label, arch in named.items():
-        if arch not in archs() and arch not in cut:
-            near = get_close_matches(arch, cut, n=3, cutoff=0.5) or ["torchvision/<name>"]
+        if arch not in archs() and arch not in torchvision:
+            near = get_close_matches(arch, torchvision, n=3, cutoff=0.5) or ["torchvision/<name>"]
             raise ZtwError(f"{label}: {arch!r} is unknown; known: {', '.join([*archs(), *near])}, ...")
     for index, item in enumerate(study.overrides):
         _check_listed(f"overrides.{index}.datasets", item.datasets or (), study.datasets, "datasets")
@@ -69,8 +69,8 @@ def check_names(study: Study) -> None:
         _check_method(study, name)
     if study.latency.batch_sizes and "pytorch" not in study.latency.runtimes:
         raise ZtwError(
-            f"latency.runtimes: {as_written(study.latency.runtimes)!r} must name pytorch, with which the others are"
-            " compared"
+            f"latency.runtimes: {as_written(study.latency.runtimes)!r} must include pytorch; other runtimes are"
+            " compared with it"
         )
     if study.tracking not in ("sqlite", "none") and "://" not in study.tracking:
         raise ZtwError(
@@ -79,7 +79,6 @@ def check_names(study: Study) -> None:
 
 
 def _check_part(label: str, kind: str, name: str) -> None:
-    """Whether there is a part of that kind and name, built in or a user's own."""
     if name not in known(kind):
         raise ZtwError(
             f"{label}: {name!r} is unknown; known: {', '.join(known(kind))}{did_you_mean(name, known(kind))}"
@@ -100,7 +99,7 @@ def _check_method(study: Study, name: str) -> None:
         for key, field in MethodSettings.model_fields.items():
             if key != "static" and getattr(method, key) != field.default:
                 raise ZtwError(
-                    f"methods.{name}.{key}: has no meaning with static, which has a single exit; leave it out"
+                    f"methods.{name}.{key}: has no meaning with static (a static network has one exit); leave it out"
                 )
         return
     if not method.ics:
@@ -121,18 +120,18 @@ def _check_method(study: Study, name: str) -> None:
         )
 
 
-def _named(study: Study, arch: str) -> str:
-    """Where a study names an architecture."""
+def _arch_key(study: Study, arch: str) -> str:
+    """Return the key of the study that names an architecture."""
     rows = (f"methods.{name}.static" for name, method in study.methods.items() if method.static == arch)
     return "archs" if arch in study.archs else next(rows)
 
 
 def check_cell(study: Study, dataset: str, arch: str) -> None:
-    """What a data set, an architecture and a source of weights ask of each other."""
+    """Check that a data set, an architecture and a source of weights fit together."""
     size, channels = image_size(study.data, dataset), image_channels(study.data, dataset)
     if size < smallest_image(arch):
         raise ZtwError(
-            f"{_named(study, arch)}: {arch!r} needs images of at least {smallest_image(arch)} pixels a side,"
+            f"{_arch_key(study, arch)}: {arch!r} needs images of at least {smallest_image(arch)} pixels a side;"
             f" {dataset} has {size}"
         )
     if arch.startswith(TORCHVISION_PREFIX):
@@ -143,7 +142,7 @@ def check_cell(study: Study, dataset: str, arch: str) -> None:
             raise ZtwError(f"data.{key}: {as_written(given)!r}: {dataset} has {channels} channel(s)")
     if is_streamed(study.data, dataset) and study.data.crop_padding is not None:
         raise ZtwError(
-            f"data.crop_padding: {dataset} is streamed, with random resized crops instead; leave it out"
+            f"data.crop_padding: {dataset} is streamed and uses random resized crops instead; leave it out"
         )
     _check_source(study.backbone, arch)
     _check_build(study.backbone, arch)
@@ -152,27 +151,31 @@ def check_cell(study: Study, dataset: str, arch: str) -> None:
 
 def _check_torchvision(study: Study, dataset: str, arch: str) -> None:
     if image_channels(study.data, dataset) == 1:
-        raise ZtwError(f"{_named(study, arch)}: {arch!r} needs colour images, those of {dataset} are grey")
+        raise ZtwError(f"{_arch_key(study, arch)}: {arch!r} needs colour images; {dataset} is greyscale")
     size = image_size(study.data, dataset)
     if "vit_" in arch and size % (patch := int(arch.rpartition("_")[2])):
         raise ZtwError(
-            f"{_named(study, arch)}: {arch!r} needs a side that {patch} divides, {dataset} has {size} pixels"
+            f"{_arch_key(study, arch)}: {arch!r} needs an image side that is a multiple of {patch} pixels;"
+            f" {dataset} has {size}"
         )
     untrained = study.backbone.source == "torchvision" and not study.backbone.epochs
     if untrained and dataset in DATASETS and dataset != "imagenet":
         raise ZtwError(
-            f"backbone.epochs: 0: torchvision's weights answer ImageNet's 1000 classes, not {dataset}'s;"
-            " train the new last layer for some epochs"
+            f"backbone.epochs: 0: torchvision's weights predict ImageNet's 1000 classes, not {dataset}'s;"
+            " set epochs above 0 to train the new last layer"
         )
     if "published" in study.evaluation.protocols and arch != RELEASED_TORCHVISION:
         raise ZtwError(
-            f"evaluation.protocols: published: of torchvision's models the published operation counter knows"
-            f" {RELEASED_TORCHVISION} only, not {arch}; leave it out"
+            f"evaluation.protocols: published: the published operation counter supports {RELEASED_TORCHVISION}"
+            f" only of torchvision's models, not {arch}; leave it out"
         )
 
 
 def check_honest(study: Study) -> None:
-    """What is chosen on held-out images needs some, a guarantee such that nothing has learned from."""
+    """Check that thresholds and ensembles are chosen on held-out images where they need them.
+
+    A choice on held-out images needs a validation part. A guarantee needs images that nothing was trained on.
+    """
     if not study.data.validation_fraction:
         _check_nothing_held_out(study)
     for name, method in study.methods.items():
@@ -189,14 +192,16 @@ def check_honest(study: Study) -> None:
 
 
 def _check_nothing_held_out(study: Study) -> None:
-    """Without a validation part nothing may ask for one."""
+
     fitted = [study.ensembles.sets[m.ensemble] for m in study.methods.values() if m.ensemble]
     needs = {
-        "evaluation.protocols: held-out chooses its thresholds there; leave it out": "held-out"
+        "evaluation.protocols: held-out chooses thresholds on it; leave held-out out": "held-out"
         in study.evaluation.protocols,
-        "latency times methods at thresholds chosen there; set latency.batch_sizes to []": study.latency.batch_sizes,
-        "an ensemble is fitted there (fit_on: validation)": any(e.fit_on == "validation" for e in fitted),
-        "risk_controlled thresholds need it": any(
+        "latency uses thresholds chosen on it; set latency.batch_sizes to []": study.latency.batch_sizes,
+        "an ensemble is fitted on it (fit_on: validation); use fit_on: train": any(
+            e.fit_on == "validation" for e in fitted
+        ),
+        "risk_controlled thresholds need it; set a fraction above 0": any(
             m.thresholds == "risk_controlled" for m in study.methods.values()
         ),
     }
@@ -220,15 +225,14 @@ def _check_source(backbone: BackboneSettings, arch: str) -> None:
 
 
 def _check_build(backbone: BackboneSettings, arch: str) -> None:
-    """What an architecture does not have may not be chosen."""
     for key, (who, owners) in OPTION_OWNERS.items():
         value = getattr(backbone, key)
         if value != BackboneBuild.model_fields[key].default and arch not in owners:
-            raise ZtwError(f"backbone.{key}: {value!r}: only {who} it, not {arch}")
+            raise ZtwError(f"backbone.{key}: {value!r}: only {who} this option, not {arch}; leave it out")
 
 
 def check_recipe(recipe: Recipe, label: Label) -> None:
-    """Schedule and milestones."""
+    """Check the schedule and milestones of a training."""
     if recipe.schedule == "one_cycle" and recipe.milestones:
         raise ZtwError(
             f"{label('milestones')}: {as_written(recipe.milestones)!r} has no meaning with schedule one_cycle;"
@@ -236,11 +240,11 @@ def check_recipe(recipe: Recipe, label: Label) -> None:
         )
     late = [epoch for epoch in recipe.milestones if epoch >= recipe.epochs]
     if late:
-        raise ZtwError(f"{label('milestones')}: {late[0]} is not before the last of {recipe.epochs:g} epochs")
+        raise ZtwError(f"{label('milestones')}: {late[0]} must be < epochs, which is {recipe.epochs:g}")
 
 
 def check_set(name: str, ics: IcSet, arch: str, label: Label) -> None:
-    """What an IC set, its training and an architecture ask of each other."""
+    """Check that an IC set, its training and an architecture fit together."""
     if not ics.epochs > 0:
         missing = "the key is missing" if ics.training == "joint" else "must be > 0"
         raise ZtwError(f"ics.sets.{name}.epochs: {missing} ({label('epochs')} is {ics.epochs:g})")
@@ -252,26 +256,31 @@ def check_set(name: str, ics: IcSet, arch: str, label: Label) -> None:
 
 
 def _check_regime(label: str, ics: IcSet) -> None:
-    """What the training of an IC set allows."""
+    """Check the keys of an IC set that depend on its training."""
     if ics.connection == "boosted" and ics.training == "separate":
         raise ZtwError(
-            f"{label}.connection: boosted: the backbone's own exit adds to the ICs as well and must be trained with"
-            " them; set training to joint or layer_wise"
+            f"{label}.connection: boosted: the backbone's own exit adds to the ICs' logits, so it must be trained"
+            " with them; set training to joint or layer_wise"
         )
     if ics.head == "pool" and ics.width != 1:
-        raise ZtwError(f"{label}.width: has no meaning with head pool, which has no convolution")
+        raise ZtwError(
+            f"{label}.width: has no meaning with head pool, which has no convolution; leave it out"
+        )
     if ics.training == "separate" and ics.start == "scratch":
         raise ZtwError(
-            f"{label}.start: scratch: training separate keeps the backbone frozen; use joint or layer_wise"
+            f"{label}.start: scratch: training separate freezes the backbone; set training to joint or layer_wise"
         )
     if ics.training != "separate" and ics.frozen_dropout:
         raise ZtwError(
-            f"{label}.frozen_dropout: has no meaning with training {ics.training}, which trains the backbone too"
+            f"{label}.frozen_dropout: has no meaning with training {ics.training}, which does not freeze the"
+            " backbone; leave it out"
         )
     if ics.training != "joint" and ics.rescale_gradients:
-        raise ZtwError(f"{label}.rescale_gradients: has no meaning with training {ics.training}")
+        raise ZtwError(
+            f"{label}.rescale_gradients: has no meaning with training {ics.training}; leave it out"
+        )
     if ics.training != "joint" and ics.exit_weights != "uniform":
-        raise ZtwError(f"{label}.exit_weights: has no meaning with training {ics.training}")
+        raise ZtwError(f"{label}.exit_weights: has no meaning with training {ics.training}; leave it out")
 
 
 def _check_exit_weights(label: str, ics: IcSet, arch: str) -> None:
@@ -284,9 +293,9 @@ def _check_exit_weights(label: str, ics: IcSet, arch: str) -> None:
             )
         return
     if not any(weights):
-        raise ZtwError(f"{label}.exit_weights: {as_written(weights)!r}: one must be above 0")
+        raise ZtwError(f"{label}.exit_weights: {as_written(weights)!r}: at least one must be > 0")
     if len(weights) != (exits := _heads(ics.placement, arch) + 1):
-        raise ZtwError(f"{label}.exit_weights: {len(weights)} numbers, {arch} has {exits} exits there")
+        raise ZtwError(f"{label}.exit_weights: {len(weights)} numbers, {arch} has {exits} exits")
 
 
 def _heads(placement: Placement, arch: str) -> int:
@@ -298,7 +307,7 @@ def _heads(placement: Placement, arch: str) -> int:
 
 
 def check_placement(placement: Placement, arch: str, label: str) -> None:
-    """Whether an architecture has the blocks that exits are to be placed on."""
+    """Check that an architecture has the blocks of a placement."""
     listed, placement = as_written(placement), listed_placement(placement, arch)
     if isinstance(placement, str):
         if placement_step(placement) is None:

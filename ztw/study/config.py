@@ -1,4 +1,4 @@
-"""A study's config: read strictly, checked against its definition, its cells worked out. Imports no torch."""
+"""Read and check the config of a study. Imports no torch."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from ztw.study.resolve import as_given, resolved
 from ztw.study.settings import Study
 from ztw.study.validate import validated
 
-MOST_VALUES = 100_000  # of a study; the largest there is has some hundred
+MOST_VALUES = 100_000  # in one config; the largest shipped config has some hundred
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """YAML in which a key is text and stands once in its mapping, and a number is what it looks like."""
+    """YAML loader that refuses duplicate keys, keys that are not text, and numbers in base 8 or 60."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
@@ -33,18 +33,18 @@ class _StrictLoader(yaml.SafeLoader):
                     f"line {line}: YAML reads the key {key_node.value} as {key!r}; put it in quotes"
                 )
             if key in seen:
-                raise ZtwError(f"line {line}: the key {key!r} stands twice in one section; keep one")
+                raise ZtwError(f"line {line}: the key {key!r} appears twice in one section; keep one")
             seen.add(key)
         return super().construct_mapping(node, deep)
 
     def construct_number(self, node: yaml.ScalarNode) -> int | float:
-        """YAML 1.1 has numbers of base 8 and 60: 010 is 8, and 1:30 is 90."""
+        """Refuse YAML 1.1's numbers in base 8 and 60: it reads 010 as 8 and 1:30 as 90."""
         whole = node.tag == "tag:yaml.org,2002:int"
         number = self.construct_yaml_int(node) if whole else self.construct_yaml_float(node)
         if ":" in node.value or (whole and re.fullmatch("[-+]?0[0-9_]+", node.value)):
             line = node.start_mark.line + 1
             raise ZtwError(
-                f"line {line}: YAML reads {node.value} as {number}; write that, or put it in quotes"
+                f"line {line}: YAML reads {node.value} as {number}; write {number}, or put the value in quotes"
             )
         return number
 
@@ -54,9 +54,13 @@ for kind in ("int", "float"):
 
 
 def read_config(path: Path | str) -> dict[str, Any]:
-    """Read a study's file; raises ZtwError, one line, when it is no mapping in YAML and UTF-8, or names a key twice."""
+    """Read a study's YAML file.
+
+    Raises:
+        ZtwError: if the file cannot be read, is not a YAML mapping in UTF-8, or repeats a key.
+    """
     try:
-        config = yaml.load(Path(path).read_text(encoding="utf-8"), _StrictLoader)
+        config = yaml.load(Path(path).read_text(encoding="utf-8"), _StrictLoader)  # noqa: S506
     except OSError as error:
         raise ZtwError(f"config {str(path)!r}: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -65,7 +69,7 @@ def read_config(path: Path | str) -> dict[str, Any]:
         ) from error
     except ZtwError as error:
         raise ZtwError(f"config {str(path)!r}: {error}") from error
-    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:  # PyYAML's own
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:  # by PyYAML
         raise ZtwError(f"config {str(path)!r}: not YAML ({' '.join(str(error).split())})") from error
     if not isinstance(config, dict):
         raise ZtwError(f"config {str(path)!r}: must be a mapping of keys, see config/README.md")
@@ -74,7 +78,7 @@ def read_config(path: Path | str) -> dict[str, Any]:
 
 
 def _check_extent(config: dict[str, Any], path: Path | str) -> None:
-    """Raise ZtwError where aliases (`*name`) make a small file a huge mapping, or one that holds itself."""
+    """Refuse YAML aliases (`*name`) that expand to a huge or endless mapping."""
     todo: list[Any] = [config]
     for _ in range(MOST_VALUES):
         if not todo:
@@ -84,33 +88,37 @@ def _check_extent(config: dict[str, Any], path: Path | str) -> None:
             todo.extend(value.values())
         elif isinstance(value, list):
             todo.extend(value)
-    raise ZtwError(f"config {str(path)!r}: has more than {MOST_VALUES:,} values, aliases followed")
+    raise ZtwError(f"config {str(path)!r}: has more than {MOST_VALUES:,} values after expanding its aliases")
 
 
 def study_name(path: Path | str) -> str:
-    """What a study and its folder are called: its file's name without the suffix.
+    """Return the name of a study and of its results folder: the stem of the config's file name.
 
-    Raises ZtwError for one that a file name, a pattern of Snakemake's or a shell could take for something else.
+    Raises:
+        ZtwError: if the name has characters with a meaning for Snakemake or a shell.
     """
     name = Path(path).stem
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
         raise ZtwError(
-            f"config {str(path)!r}: a study is named after its file, and {name!r} is no such name: letters, digits,"
-            " '_', and after the first also '-' and '.'; rename the file"
+            f"config {str(path)!r}: the file name gives the study's name, and {name!r} is not allowed; use letters,"
+            " digits and '_', after the first character also '-' and '.'"
         )
     return name
 
 
 def check_study(config: dict[str, Any]) -> Study:
-    """The study that a config means, every default filled in and every cell worked out; its plugins are loaded.
+    """Check a config, fill in its defaults and resolve every cell; loads the study's plugins.
 
-    config: as read from YAML. Raises ZtwError: one line that names the key, the value and what is allowed.
+    Args:
+        config: as read from YAML.
+
+    Raises:
+        ZtwError: in one line: the key, the bad value and what is allowed.
     """
     given = as_given(config)
     plugins = given.get("plugins", ())
-    if isinstance(plugins, tuple) and all(
-        isinstance(name, str) for name in plugins
-    ):  # else validation says so
+    # Validation reports any other type
+    if isinstance(plugins, tuple) and all(isinstance(name, str) for name in plugins):
         load_plugins(plugins)
     study = validated(resolved(given))
     return study.with_cells(study_cells(given, study))

@@ -1,4 +1,4 @@
-"""What of a user's environment reaches the jobs of a study. Imports no torch."""
+"""The environment variables that reach the jobs of a study. Imports no torch."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 
-# Settings of other work that would change what a study computes, and that no table would show
+# Variables that would change results without a trace in the tables
 SETTINGS = {
     *("SNAKEMAKE_PROFILE", "MATPLOTLIBRC", "MPLBACKEND"),
     *("PYTHONOPTIMIZE", "PYTHONWARNINGS", "PYTHONINSPECT", "PYTHONDEVMODE", "PYTHONSAFEPATH"),
     *("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"),  # precision is a key of the study
     *("GIT_DIR", "GIT_WORK_TREE"),  # results record the commit of this repository
 }
-# Of MLflow's variables a run keeps how a server is reached, and not which: that is the study's key `tracking`
+# MLflow's variables that a run keeps: how to reach a server. The study's key `tracking` names the server.
 ACCESS = re.compile(
     r"MLFLOW_(TRACKING_(USERNAME|PASSWORD|TOKEN|AUTH|AWS_SIGV4|INSECURE_TLS|SERVER_CERT_PATH|CLIENT_CERT_PATH)"
     r"|WORKSPACE|S3_\w+|GCS_\w+|BOTO_\w+|KERBEROS_\w+|MYSQL_SSL_\w+|SQLALCHEMYSTORE_\w+|PYARROW_EXTRA_CONF"
@@ -22,11 +22,7 @@ ACCESS = re.compile(
 
 
 def settings_of_others(names: Iterable[str]) -> set[str]:
-    """Find among names of variables those that a user has set for other work: a run depends on its study alone.
-
-    Files with such settings are ignored where they would be read: Snakemake gets our profile by its path, and figures
-    start from matplotlib's own defaults.
-    """
+    """Find the environment variables that could change a study's results from outside its config."""
     return {
         name
         for name in names
@@ -35,6 +31,6 @@ def settings_of_others(names: Iterable[str]) -> set[str]:
 
 
 def search_path(root: str, environment: Mapping[str, str], others: bool = True) -> str:
-    """Return PYTHONPATH with `root` first; others: whether what the user has there follows."""
+    """Return PYTHONPATH with `root` first; others: keep the user's own entries after it."""
     given = environment.get("PYTHONPATH", "").split(os.pathsep) if others else []
     return os.pathsep.join([root, *(path for path in given if path not in ("", root))])

@@ -1,228 +1,129 @@
-"""The files of a user's own that a plugin imports: found without running it, hashed with it. Imports no torch."""
+"""Find the user's own files that a plugin imports, without running them. Imports no torch."""
 
 from __future__ import annotations
 
-import ast
 import hashlib
-import importlib.util
+import importlib
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from importlib.machinery import (
-    EXTENSION_SUFFIXES,
-    SOURCE_SUFFIXES,
-    ExtensionFileLoader,
-    FileFinder,
-    ModuleSpec,
-    SourceFileLoader,
-)
+from importlib.machinery import PathFinder
+from importlib.util import find_spec
+from modulefinder import Module, ModuleFinder
 from pathlib import Path
-from types import CodeType
-from typing import NamedTuple
+from typing import Any
 
 from ztw.errors import ZtwError
 from ztw.files import sha256
 
-LOADERS = ((ExtensionFileLoader, EXTENSION_SUFFIXES), (SourceFileLoader, SOURCE_SUFFIXES))
-INSTALLED = {"site-packages", "dist-packages"}  # the environment's lock says what is in them
-IMPORTERS = {"import_module", "__import__"}  # of a module's name
+INSTALLED = {"site-packages", "dist-packages"}  # locked by the environment
+NAMESPACE = 0  # our kind for a package without __init__.py, which ModuleFinder does not support
+
+_added: list[str] = []  # folders of plugins on the module search path
+_used: set[str] = set()  # helpers that plugins have imported
 
 
-class Place(NamedTuple):
-    """Where a module is: its file, None for a package without __init__.py, and the folders of a package."""
+def helpers(path: Path, module: str = "") -> dict[str, Path]:
+    """Find the user's own modules that a file imports, directly or through each other.
 
-    file: Path | None
-    folders: tuple[str, ...] = ()
+    Leaves out the standard library, installed packages and ztw. Includes imports inside functions. Cannot see computed
+    names (`import_module(name)`). Adds the file's folder to the end of the module search path.
 
+    Args:
+        path: the file.
+        module: the name that Python imports the file by; "" for a file outside of packages.
 
-def helpers(path: Path, module: str = "") -> dict[str, Place]:
-    """Find the modules that a file imports, also through each other, and that belong to no environment.
+    Returns:
+        Name -> file, with the file itself.
 
-    The standard library, installed packages and ztw are left out. Imports inside functions count. A name is looked
-    for beside the file first, as for a script. A name that is computed (`import_module(name)`) is not seen.
-    module: the name that Python imports the file by, for an installed one. Returns name -> place, the module's own
-    among them.
+    Raises:
+        ZtwError: if a module beside the file has the name of another module, which Python would import.
     """
-    package = _package(path, module)
-    beside = "" if package else str(path.parent)
-    found: dict[str, Place] = {}
-    seen: set[str] = set()
-    todo = {module, package, *_imported(path, package)}
-    while todo:
-        name = todo.pop()
-        if not name or name in seen or name.split(".")[0] == "ztw":
-            continue
-        seen.add(name)
-        place = _place(name, beside)
-        if place is not None and _is_own(place):
-            found[name] = place
-            todo.add(name.rpartition(".")[0])
-            if place.file is not None:
-                todo |= set(_imported(place.file, _package(place.file, name)))
-    return found
+    package = module if "." in module or path.stem == "__init__" else ""
+    if not package and (folder := str(path.parent)) not in sys.path:
+        sys.path.append(folder)
+        _added.append(folder)
+    importlib.invalidate_caches()
+    finder = _Finder(None if package else path.parent)
+    try:
+        finder.import_hook(package) if package else finder.run_script(str(path))
+    except ZtwError:
+        raise
+    except (OSError, SyntaxError, ValueError, ImportError):  # reported when the file is hashed or run
+        return {"__main__": path}
+    modules: dict[str, Any] = finder.modules
+    return {name: Path(module.__file__) for name, module in modules.items() if module.__file__}
 
 
-def code_sha256(path: Path, found: Mapping[str, Place]) -> str:
-    """SHA-256 of a file and of the helpers found for it; without helpers, that of the file. Raises OSError."""
-    files = {name: place.file for name, place in found.items() if place.file not in (None, path)}
-    own = sha256(path)
-    if not files:
-        return own
-    lines = [own, *(f"{name} {sha256(file)}" for name, file in sorted(files.items()) if file is not None)]
+def code_sha256(files: dict[str, Path]) -> str:
+    """Return the SHA-256 of a file and its helpers, from `helpers`; without helpers, that of the file.
+
+    Raises:
+        OSError: if a file cannot be read.
+    """
+    if len(files) == 1:
+        return sha256(next(iter(files.values())))
+    lines = [f"{name} {sha256(file)}" for name, file in sorted(files.items())]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def check_names(found: Mapping[str, Place]) -> None:
-    """Raise ZtwError for a helper that Python would take for another module of the same name."""
-    for name, place in found.items():
-        if place.file is None:
-            continue
-        other = None
-        if name in sys.stdlib_module_names:
-            other = "a module of the standard library"
-        elif (loaded := getattr(sys.modules.get(name), "__file__", None)) and _differ(loaded, place.file):
-            other = loaded
-        elif "." not in name and (spec := _search(name)) and not _is_own(at := _at(spec)):
-            other = str(at.file)
-        if other is not None:
-            raise ZtwError(f"imports {name}: both {place.file} and {other} have this name; rename the first")
+def import_again(names: set[str]) -> None:
+    """Make the next import of these helpers run them again."""
+    for name in list(names):
+        parts = name.split(".")
+        for count in range(len(parts)):  # packages hold their modules
+            sys.modules.pop(".".join(parts[: count + 1]), None)
+    _used.update(names)
 
 
-class FromSource(SourceFileLoader):
-    """Without .pyc files: they are told stale by whole seconds, and nothing is left beside a user's file."""
-
-    def get_code(self, fullname: str) -> CodeType:
-        """Compile the file as it is now."""
-        return self.source_to_code(self.get_data(self.path), self.path)
-
-
-class Helpers:
-    """An importer of the helpers of all loaded plugins, so that what runs is what was hashed."""
-
-    def __init__(self) -> None:
-        self.places: dict[str, Place] = {}
-        self.read: dict[str, str | None] = {}  # name -> SHA-256 of the file when it was taken up
-
-    def find_spec(
-        self, name: str, path: Sequence[str] | None = None, target: object = None
-    ) -> ModuleSpec | None:
-        """Find a helper; None for any other module."""
-        if name not in self.places:
-            return None
-        file, folders = self.places[name]
-        if file is None:
-            spec = ModuleSpec(name, None, is_package=True)
-            spec.submodule_search_locations = list(folders)
-            return spec
-        loader = FromSource(name, str(file)) if file.suffix == ".py" else None
-        return importlib.util.spec_from_file_location(
-            name, file, loader=loader, submodule_search_locations=list(folders) or None
-        )
-
-    def take_up(self, found: Mapping[str, Place]) -> None:
-        """Import these helpers from now on; where one has changed, all are imported again."""
-        now = {name: sha256(place.file) if place.file else None for name, place in found.items()}
-        if any(self.read.get(name, digest) != digest for name, digest in now.items()):
-            self.forget()
-        self.places |= found
-        self.read |= now
-        if self not in sys.meta_path:
-            sys.meta_path.insert(0, self)
-
-    def forget(self) -> None:
-        """Drop all helpers, those that are imported, too."""
-        for name in self.places:
-            sys.modules.pop(name, None)
-        self.places.clear()
-        self.read.clear()
+def forget_helpers() -> None:
+    """Make all helpers be imported again, and remove the folders of plugins from the module search path."""
+    import_again(_used)
+    _used.clear()
+    sys.path[:] = [folder for folder in sys.path if folder not in _added]
+    _added.clear()
 
 
-HELPERS = Helpers()
+class _Finder(ModuleFinder):
+    """Follow the imports of a file into the user's own modules."""
+
+    def __init__(self, beside: Path | None) -> None:
+        super().__init__()
+        self.beside = beside
+
+    def find_module(self, name: str, path: Any, parent: Module | None = None) -> Any:
+        """Find a module as Python would; raises ImportError unless it is the user's own."""
+        if path is None:
+            path = self._folders(name)
+        spec = PathFinder.find_spec(name, path)
+        if spec is not None and spec.loader is None:
+            return None, list(spec.submodule_search_locations or ()), ("", "", NAMESPACE)
+        return super().find_module(name, path, parent)
+
+    def load_module(self, fqname: str, fp: Any, pathname: Any, file_info: Any) -> Module:
+        """Load a module, or a package without __init__.py."""
+        if file_info[2] != NAMESPACE:
+            return super().load_module(fqname, fp, pathname, file_info)
+        package: Any = self.add_module(fqname)
+        package.__path__ = pathname
+        return package
+
+    def _folders(self, name: str) -> list[str]:
+        """Find the folders that hold a top-level module of the user's own."""
+        spec = None if name in (*sys.stdlib_module_names, "ztw") else _spec(name)
+        origin = spec and (spec.origin or next(iter(spec.submodule_search_locations or ()), None))
+        near = None
+        if self.beside is not None:
+            beside = (self.beside / f"{name}.py", self.beside / name / "__init__.py")
+            near = next((file for file in beside if file.is_file()), None)
+        if near and not (origin and Path(origin).exists() and near.samefile(origin)):
+            other = origin or "the standard library"
+            raise ZtwError(f"imports {name}: both {near} and {other} have this name; rename the first")
+        if spec is None or origin is None or INSTALLED & set(Path(origin).parts):
+            raise ImportError(name=name)
+        return [str(Path(place).parent) for place in spec.submodule_search_locations or [origin]]
 
 
-def find_module(name: str) -> Place | None:
-    """Find where a module is, without importing it or the packages around it."""
-    return _place(name, "")
-
-
-def _place(name: str, beside: str) -> Place | None:
-    package = name.rpartition(".")[0]
-    if package:
-        above = _place(package, beside)
-        return None if above is None else _below(name, above.folders)
-    near = _below(name, [beside]) if beside else None
-    if near is not None and near.file is not None:
-        return near
-    if name in sys.stdlib_module_names:
+def _spec(name: str) -> Any:
+    try:
+        return find_spec(name)
+    except (ImportError, ValueError):
         return None
-    spec = _search(name)
-    return near if spec is None else _at(spec)
-
-
-def _below(name: str, folders: Sequence[str]) -> Place | None:
-    """A module in the first of some folders that has it; a folder without __init__.py counts where none has."""
-    bare: list[str] = []
-    for folder in folders:
-        spec = FileFinder(folder, *LOADERS).find_spec(name)
-        if spec is not None and spec.loader is not None:
-            return _at(spec)
-        bare += (spec and spec.submodule_search_locations) or []
-    return Place(None, tuple(bare)) if bare else None
-
-
-def _search(name: str) -> ModuleSpec | None:
-    """What Python would import, by all importers but ours."""
-    for importer in sys.meta_path:
-        if importer is not HELPERS and hasattr(importer, "find_spec"):
-            spec = importer.find_spec(name, None)
-            if spec is not None:
-                return spec
-    return None
-
-
-def _at(spec: ModuleSpec) -> Place:
-    file = Path(spec.origin).absolute() if spec.has_location and spec.origin else None
-    return Place(file, tuple(spec.submodule_search_locations or ()))
-
-
-def _is_own(place: Place) -> bool:
-    paths = [place.file] if place.file is not None else [Path(folder) for folder in place.folders]
-    return any(not INSTALLED & set(path.parts) for path in paths)
-
-
-def _differ(one: str, other: Path) -> bool:
-    """Whether these are two files; one that is gone is none."""
-    return Path(one).exists() and not Path(one).samefile(other)
-
-
-def _package(path: Path, module: str) -> str:
-    """The package that a module's relative imports start from."""
-    return module if path.stem == "__init__" else module.rpartition(".")[0]
-
-
-def _imported(path: Path, package: str) -> Iterator[str]:
-    """The names of all modules that a file may import, and some that are none."""
-    if path.suffix != ".py":
-        return
-    try:
-        tree = ast.parse(path.read_bytes())
-    except (OSError, SyntaxError, ValueError):  # told when it is hashed, or with its line when it runs
-        return
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            source = _absolute("." * node.level + (node.module or ""), package)
-            yield source
-            yield from (f"{source}.{alias.name}" for alias in node.names)
-        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
-            called = getattr(node.func, "attr", getattr(node.func, "id", ""))
-            if called in IMPORTERS and isinstance(node.args[0].value, str):
-                yield _absolute(node.args[0].value, package)
-
-
-def _absolute(name: str, package: str) -> str:
-    """An import's absolute name; empty where it leads out of every package."""
-    try:
-        return importlib.util.resolve_name(name, package) if name.startswith(".") else name
-    except ImportError:
-        return ""

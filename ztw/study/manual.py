@@ -1,4 +1,4 @@
-"""The tables of config/README.md and the schema for editors, made from the settings: `make manual` writes both."""
+"""Generate the key tables of config/README.md and the editors' JSON schema from the settings (`make manual`)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ztw.study.settings import (
 )
 from ztw.study.training_settings import BackboneSettings, IcsSettings, Regime
 
-# Between `<!-- keys: NAME -->` and `<!-- end -->` the manual has the table of this section.
+# NAME in `<!-- keys: NAME -->` ... `<!-- end -->` of the manual -> the section whose table stands there
 SECTIONS: dict[str, type[Section]] = {
     "study": Study,
     "data": DataSettings,
@@ -42,7 +42,7 @@ Schema = dict[str, Any]
 
 
 def filled_manual(manual: str) -> str:
-    """The manual's text with the table of every section as the settings have it."""
+    """Replace the key tables in the manual's text by tables of the current settings."""
 
     def table(match: re.Match[str]) -> str:
         return f"<!-- keys: {match[1]} -->\n{key_table(SECTIONS[match[1]])}<!-- end -->"
@@ -51,18 +51,18 @@ def filled_manual(manual: str) -> str:
 
 
 def key_table(section: type[Section]) -> str:
-    """A Markdown table of a section's keys: type, unit, range and default, and what each means."""
+    """Return a Markdown table of a section's keys: type, unit, range, default and meaning."""
     schema = section.model_json_schema()
     lines = ["| key | type, default | meaning |", "|---|---|---|"]
     for name, found in schema["properties"].items():
-        if "description" in found:  # sections have a table of their own
+        if "description" in found:  # a nested section has its own table
             required = name in schema.get("required", ())
             lines.append(f"| `{name}` | {_kind(found, required)} | {found['description']} |")
     return "\n".join(lines) + "\n"
 
 
 def _kind(found: Schema, required: bool) -> str:
-    """ "number > 0, epochs, `0.1`"."""
+    """For example "number > 0, epochs, `0.1`"."""
     options = [option for option in found.get("anyOf", [found]) if option.get("type") != "null"]
     kind = " or ".join(dict.fromkeys(text for option in options if (text := _type(option))))
     default = "required" if required else f"`{_as_yaml(found.get('default'))}`"
@@ -70,7 +70,7 @@ def _kind(found: Schema, required: bool) -> str:
 
 
 def _type(option: Schema) -> str:
-    """ "number > 0"; nothing for a choice, which the meaning explains."""
+    """For example "number > 0"; empty for a choice, whose values stand in the meaning."""
     limits = [f"{sign} {option[limit]:g}" for limit, sign in LIMITS.items() if limit in option]
     kind: str = option.get("type", "")
     return " ".join([TYPES.get(kind, kind), *limits]) if "enum" not in option else ""
@@ -83,21 +83,21 @@ def _as_yaml(value: Any) -> str:
 
 
 def editor_schema() -> Schema:
-    """JSON Schema of a study as its author writes it: sets and overrides say only what differs."""
+    """Return the JSON Schema of a study as a user writes it: IC sets and overrides may leave keys out."""
     schema = Study.model_json_schema()
     definitions = schema["$defs"]
     definitions["IcSet"]["required"] = ["connection"]
     definitions["EnsembleSettings"]["required"] = ["kind"]
     definitions["MethodSettings"]["oneOf"] = [{"required": ["ics"]}, {"required": ["static"]}]
-    for name in ("IcSet", "EnsembleSettings"):  # what is left out comes from the section
+    for name in ("IcSet", "EnsembleSettings"):  # defaults come from the section
         for found in definitions[name]["properties"].values():
             found.pop("default", None)
     changed = definitions["OverrideSettings"]["properties"]
-    for name, whole in (("data", "DataSettings"), ("backbone", "BackboneSettings"), ("ics", "IcsSettings")):
-        part = copy.deepcopy(definitions[whole])
+    for name, section in (("data", "DataSettings"), ("backbone", "BackboneSettings"), ("ics", "IcsSettings")):
+        part = copy.deepcopy(definitions[section])
         part.pop("required", None)
-        definitions[f"Some{whole}"] = part
-        changed[name] = {"$ref": f"#/$defs/Some{whole}", "description": changed[name]["description"]}
+        definitions[f"Some{section}"] = part
+        changed[name] = {"$ref": f"#/$defs/Some{section}", "description": changed[name]["description"]}
     for found in schema["properties"].values():
         if not isinstance(found.get("default"), str):
             found.pop("default", None)
@@ -106,7 +106,7 @@ def editor_schema() -> Schema:
 
 
 def write_manual(root: Path) -> None:
-    """Write config/README.md's tables and config/study.schema.json below `root`."""
+    """Write the tables of config/README.md and config/study.schema.json below `root`."""
     manual = root / "config/README.md"
     write_text(manual, filled_manual(manual.read_text(encoding="utf-8")))
     write_text(root / "config/study.schema.json", json.dumps(editor_schema(), indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""What a study means for each cell: its overrides merged, everything checked together. Imports no torch."""
+"""Resolve a study for each cell: apply its overrides, then check all settings together. Imports no torch."""
 
 from __future__ import annotations
 
@@ -19,9 +19,16 @@ Cells = dict[tuple[str, str], CellSettings]
 
 
 def study_cells(given: Given, study: Study) -> Cells:
-    """(data set, architecture) -> the sections that hold there, those of static networks too.
+    """Resolve the settings of every cell, static networks included.
 
-    given: the study as its file has it; study: the same, typed. Raises ZtwError.
+    Args:
+        given: the study as its file has it.
+
+    Returns:
+        (data set, architecture) -> settings.
+
+    Raises:
+        ZtwError: if a check fails or an override matches no cell.
     """
     check_names(study)
     cells, used = {}, set()
@@ -63,19 +70,19 @@ def _cell(given: Given, study: Study, applied: list[int], names: tuple[str, str]
 
 
 def _check_same_for_all(study: Study, here: Study) -> None:
-    """The workflow's jobs are the same for all cells: overrides may add no set and change no regime."""
+    """Refuse overrides of settings that all cells share: the workflow has the same jobs for every cell."""
     for key in ("root", "image_folders"):
         if getattr(here.data, key) != getattr(study.data, key):
-            raise ZtwError(f"data.{key}: the same for all cells; set it under data, not in overrides")
+            raise ZtwError(f"data.{key}: must be the same for all cells; set it under data, not in overrides")
     for name, ics in here.ics.sets.items():
         if name not in study.ics.sets:
-            raise ZtwError(f"ics.sets.{name}: the same for all cells; name it under ics, not in overrides")
+            raise ZtwError(f"ics.sets.{name}: must exist for all cells; add it under ics, not in overrides")
         if ics.training != study.ics.sets[name].training:
-            raise ZtwError(f"ics.sets.{name}.training: the same for all cells; make it a set of its own")
+            raise ZtwError(f"ics.sets.{name}.training: must be the same for all cells; add another IC set")
 
 
 def _merge(target: Given, changes: Mapping[str, Any]) -> None:
-    """Write `changes` over `target`, mapping by mapping."""
+    """Write nested `changes` over `target`."""
     for key, value in changes.items():
         if isinstance(value, Mapping) and isinstance(target.get(key), dict):
             _merge(target[key], value)

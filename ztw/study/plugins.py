@@ -1,6 +1,6 @@
-"""Plugins: files and installed packages with parts of a user's own, loaded before a study is checked.
+"""Load plugins: files and installed packages that register a user's parts, before the study is checked.
 
-Imports no torch; a plugin does.
+This module imports no torch. A plugin may.
 """
 
 from __future__ import annotations
@@ -11,69 +11,79 @@ import sys
 import traceback
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from importlib.util import module_from_spec, spec_from_file_location
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 
 from ztw.catalogue.parts import PARTS, PLUGINS
 from ztw.errors import ZtwError, unknown
-from ztw.study.helpers import HELPERS, FromSource, Place, check_names, code_sha256, find_module, helpers
+from ztw.study.helpers import code_sha256, forget_helpers, helpers, import_again
 
-GROUP = "ztw.plugins"  # of entry points
+GROUP = "ztw.plugins"  # entry-point group
 
 
 def load_plugins(plugins: Iterable[str] | Mapping[str, str]) -> None:
-    """Run the code of plugins, each once a process, and again when its file or a helper has changed.
+    """Run plugins once a process, and again if a plugin's file or a helper has changed.
 
-    A helper is a file of the user's own that the plugin imports (`ztw.study.helpers`).
-    plugins: entries of a study's key `plugins`, with the SHA-256 each must have where a study has begun.
-    Raises ZtwError, one line with the number of the line at fault, for one that is missing, fails, registers
-    nothing, or has changed.
+    A helper is a user's file that a plugin imports (`ztw.study.helpers`).
+
+    Args:
+        plugins: entries of a study's key `plugins`, or entry -> expected SHA-256 in a study's jobs.
+
+    Raises:
+        ZtwError: if a plugin is missing, fails (with its line number), registers nothing or has changed.
     """
     for name in plugins:
-        path, found = _code_of(name)
+        path, files = _code_of(name)
         try:
-            digest = code_sha256(path, found)
+            digest = code_sha256(files)
         except OSError as error:
             raise ZtwError(f"plugins: {name!r}: {error.strerror}") from error
         if isinstance(plugins, Mapping) and plugins[name] != digest:
-            raise ZtwError(f"plugins: {name!r}: was edited while the study ran; run it again")
+            raise ZtwError(f"plugins: {name!r}: was edited while the study ran; run the study again")
         if PLUGINS.get(name) != digest:
-            _load(name, path, found)
+            _load(name, path, files)
             PLUGINS[name] = digest
 
 
 def plugin_files(name: str) -> list[Path]:
-    """The file of a plugin, then those of its helpers."""
-    path, found = _code_of(name)
-    return [path, *(place.file for place in found.values() if place.file not in (None, path))]
+    """Return the file of a plugin, then its helpers."""
+    path, files = _code_of(name)
+    return [path, *(file for file in files.values() if file != path)]
 
 
 def plugin_file(name: str) -> Path:
-    """The file of a plugin: `name` itself if it ends in .py, else the module of an installed package's entry point."""
+    """Return the file of a plugin: `name` itself if it ends in .py, else the module of the entry point `name`.
+
+    Raises:
+        ZtwError: if there is no such entry point or module.
+    """
     if name.endswith(".py"):
         return Path(name).expanduser().absolute()
-    place = find_module(_entry_point(name))
-    if place is None or place.file is None:
-        raise ZtwError(f"plugins: {name!r}: its module {_entry_point(name)} cannot be found")
-    return place.file
+    spec = find_spec(_entry_point(name))
+    if spec is None or spec.origin is None:
+        raise ZtwError(f"plugins: {name!r}: module {_entry_point(name)} not found; install the package again")
+    return Path(spec.origin)
 
 
-def _code_of(name: str) -> tuple[Path, dict[str, Place]]:
-    """The file of a plugin and its helpers."""
+def _code_of(name: str) -> tuple[Path, dict[str, Path]]:
+    """Return the file of a plugin, and name -> file of the plugin and its helpers."""
     path = plugin_file(name)
-    return path, helpers(path, "" if name.endswith(".py") else _entry_point(name))
+    try:
+        return path, helpers(path, "" if name.endswith(".py") else _entry_point(name))
+    except ZtwError as error:
+        raise ZtwError(f"plugins: {name!r}: {error}") from error
 
 
 def plugins_with(plugins: Iterable[str], kinds: Iterable[str]) -> dict[str, str]:
-    """Those of some loaded plugins that brought a part of these kinds, and their SHA-256."""
+    """Select the loaded plugins that registered a part of some kinds: name -> SHA-256."""
     wanted = set(kinds)
     brought = {part.plugin for (kind, _), part in PARTS.items() if kind in wanted}
     return {name: PLUGINS[name] for name in plugins if name in brought}
 
 
 def _entry_point(name: str) -> str:
-    """The module an installed package registers its parts in."""
-    from importlib.metadata import entry_points  # slow, and few studies name a package
+    """Return the module of an entry point."""
+    from importlib.metadata import entry_points  # slow, and rarely needed
 
     found = {point.name: point.module for point in entry_points(group=GROUP)}
     if name not in found:
@@ -82,34 +92,35 @@ def _entry_point(name: str) -> str:
     return found[name]
 
 
-def _load(name: str, path: Path, found: Mapping[str, Place]) -> None:
-    """Run a plugin; all it registered, or nothing."""
+def _load(name: str, path: Path, files: Mapping[str, Path]) -> None:
+    """Run a plugin; remove its parts if it fails."""
     forget(name)
     before = set(PARTS)
+    import_again(set(files) - {"__main__"})
+    writes, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # write no .pyc beside a user's file
     try:
-        check_names(found)
-        HELPERS.take_up(found)
         _run(name, path)
         if PARTS.keys() == before:
             raise ZtwError("registers nothing; call ztw.register(kind, name, part)")
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # SystemExit, too
+    except BaseException as error:  # includes SystemExit
         for key in PARTS.keys() - before:
             PARTS.pop(key).remove()
-        HELPERS.forget()
         raise ZtwError(f"plugins: {name!r}{_fault(error, path)}") from error
+    finally:
+        sys.dont_write_bytecode = writes
     for key in PARTS.keys() - before:
         PARTS[key] = replace(PARTS[key], plugin=name)
 
 
 def _run(name: str, path: Path) -> None:
     if not name.endswith(".py"):
-        sys.modules.pop(_entry_point(name), None)
+        import_again({_entry_point(name)})
         importlib.import_module(_entry_point(name))
         return
-    title = f"ztw_plugin_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"  # two may be called own.py
-    spec = spec_from_file_location(title, path, loader=FromSource(title, str(path)))
+    title = f"ztw_plugin_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"  # file names may repeat
+    spec = spec_from_file_location(title, path)
     assert spec is not None
     assert spec.loader is not None
     module_of_it = sys.modules[title] = module_from_spec(spec)
@@ -117,7 +128,7 @@ def _run(name: str, path: Path) -> None:
 
 
 def _fault(error: BaseException, path: Path) -> str:
-    """Where in the plugin and why: ", line 3: NameError: ..."."""
+    """Say where and why a plugin failed, for example ", line 3: NameError: ..."."""
     lines = [
         frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)
     ]
@@ -130,11 +141,13 @@ def _fault(error: BaseException, path: Path) -> str:
 
 
 def forget(plugin: str | None = None) -> None:
-    """Take a plugin's parts out of their tables; without one, all of a user's own."""
+    """Remove a plugin's parts from their tables; without a name, all registered parts."""
     for key, part in list(PARTS.items()):
         if plugin is None or part.plugin == plugin:
             part.remove()
             del PARTS[key]
-    for name in [plugin] if plugin else list(PLUGINS):
-        if PLUGINS.pop(name, None) is not None:
-            HELPERS.forget()  # one may have registered a part: it has to run again
+    if plugin is None:
+        PLUGINS.clear()
+        forget_helpers()
+    else:
+        PLUGINS.pop(plugin, None)

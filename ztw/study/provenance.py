@@ -1,4 +1,4 @@
-"""What code and what files a result comes from. Imports no torch."""
+"""Digests of the code and stamps of the files that a result depends on. Imports no torch."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from ztw.files import is_left_behind, leads_back
 from ztw.version import __version__
 
 ROOT = Path(__file__).parents[2]
-# They name things and change no result: public names, the version, which results record, and where files lie.
+# Modules that change no result: public names, the version (recorded in results), and paths
 NAMES_ONLY = ("ztw", "ztw.version", "ztw.study.layout")
-# Imports that no digest follows: of a module, what only makes files again that are then compared with their SHA-256s
+# Module -> imports that digests skip: prepare makes lost files again, and splits checks them by SHA-256
 NOT_FOLLOWED = {"ztw.data.splits": {"ztw.data.prepare"}}
-DESCRIBED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)  # may begin with a docstring
+DESCRIBED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)  # nodes with a docstring
 
 
 def folder_stamp(folder: Path | str, names: Sequence[str] = ("train", "test", "val")) -> str:
-    """Changes when a file in these folders of a folder is added, removed, renamed or overwritten.
+    """Return a digest that changes when a file below a folder is added, removed, renamed or overwritten.
 
-    Of every file its path, size and time of change: a million take some seconds. What begins with a dot does
-    not count, nor what systems leave behind, nor where the folder is.
+    Reads path, size and modification time of every file: some seconds for a million files. Ignores hidden files,
+    files that operating systems leave behind, and the path of the folder itself. names: the subfolders to include.
     """
     digest = hashlib.sha256()
     for name in names:
@@ -37,10 +37,10 @@ def folder_stamp(folder: Path | str, names: Sequence[str] = ("train", "test", "v
 
 
 def _add_stamps(place: Path | str, below: str, digest: hashlib._Hash) -> None:
-    """Add the stamps of all files in a folder; whether it is a fit folder, its own job says."""
+    """Add the stamps of all files below a folder; the job of the data set checks the folder itself."""
     try:
         entries = sorted(os.scandir(place), key=attrgetter("name"))
-    except OSError:  # a folder that is not there, or a link that leads back to one above it
+    except OSError:  # missing, or a link in a cycle
         return
     lines = []
     for entry in entries:
@@ -55,24 +55,27 @@ def _add_stamps(place: Path | str, below: str, digest: hashlib._Hash) -> None:
 
 
 def file_stamp(path: os.DirEntry[str] | Path | str | None) -> str | None:
-    """Changes when a file is replaced; None for no file or a missing one."""
+    """Return a text that changes when a file is replaced; None if there is no file."""
     try:
         if isinstance(path, os.DirEntry):
-            facts = path.stat()
+            found = path.stat()
         elif path is not None:
-            facts = Path(path).expanduser().stat()
+            found = Path(path).expanduser().stat()
         else:
             return None
     except OSError:
         return None
-    return f"{facts.st_size} {facts.st_mtime_ns}"
+    return f"{found.st_size} {found.st_mtime_ns}"
 
 
 def code_digest(job: str, root: Path = ROOT) -> str:
-    """Digest of all code that a job runs: its script, `ztw.jobs.run`, and the import closure of its module.
+    """Digest all code that a job runs: its script, `ztw.jobs.run`, its module and the modules it imports.
 
-    Comments, docstrings, formatting and the descriptions of a study's keys do not count, so that only a
-    real edit re-runs a job. root: the folder that holds ztw/ and workflow/.
+    Ignores comments, docstrings, formatting and descriptions of keys: only an edit of the code runs a job again.
+
+    Args:
+        job: name of the job's module in ztw.jobs.
+        root: the folder that holds ztw/ and workflow/.
     """
     digest = hashlib.sha256()
     for module in import_closure(f"ztw.jobs.{job}", root):
@@ -84,10 +87,12 @@ def code_digest(job: str, root: Path = ROOT) -> str:
 
 
 def import_closure(module: str, root: Path = ROOT) -> list[str]:
-    """The modules of ztw that importing one runs, itself among them, sorted; NAMES_ONLY are left out.
+    """List the modules of ztw that importing a module runs, itself included, sorted; without NAMES_ONLY.
 
-    Static: imports inside functions count, those for type checkers alone (`if TYPE_CHECKING`) do not.
-    Raises ZtwError for a module that is not there.
+    Reads the source only. Imports inside functions count; imports for type checkers (`if TYPE_CHECKING`) do not.
+
+    Raises:
+        ZtwError: if a module is missing.
     """
     found, todo = set(), [module]
     while todo:
@@ -100,7 +105,7 @@ def import_closure(module: str, root: Path = ROOT) -> list[str]:
 
 @cache
 def _tree(module: str, root: Path) -> tuple[frozenset[str], bytes]:
-    """What a module imports from ztw, and what it does."""
+    """Return the modules that a module imports from ztw, and its code."""
     does, imports = _what_runs(_file(module, root))
     named: set[str] = set()
     for node in imports:
@@ -115,7 +120,7 @@ def _tree(module: str, root: Path) -> tuple[frozenset[str], bytes]:
 
 
 def _what_runs(path: Path) -> tuple[list[str], list[ast.Import | ast.ImportFrom]]:
-    """What of a file runs, and its imports among that."""
+    """Return the code of a file that runs, and its imports."""
     does: list[str] = []
     imports: list[ast.Import | ast.ImportFrom] = []
     _walk(ast.parse(path.read_text(encoding="utf-8")), does, imports)
@@ -123,7 +128,7 @@ def _what_runs(path: Path) -> tuple[list[str], list[ast.Import | ast.ImportFrom]
 
 
 def _walk(node: Any, does: list[str], imports: list[ast.Import | ast.ImportFrom]) -> None:
-    """Write down what of a tree runs: no docstrings, no imports for type checkers, no descriptions of keys."""
+    """Collect the code that runs, without docstrings, imports for type checkers and descriptions of keys."""
     if isinstance(node, list):
         does.append("[")
         for item in node:
@@ -146,7 +151,7 @@ def _only_for_types(node: ast.AST) -> bool:
 
 
 def _ran(node: ast.AST, field: str) -> Any:
-    """A node's field without what is there for readers: a docstring, the description of a key."""
+    """Return a field of a node without its docstring or its description of a key."""
     value = getattr(node, field, None)
     if not isinstance(value, list) or not value:
         return value
@@ -159,7 +164,7 @@ def _ran(node: ast.AST, field: str) -> Any:
 
 
 def _source(node: ast.ImportFrom, module: str, root: Path) -> str:
-    """The absolute name of what `from ... import` imports from."""
+    """Return the absolute name of the module after `from`."""
     if not node.level:
         return node.module or ""
     package = module if _file(module, root).name == "__init__.py" else module.rpartition(".")[0]
@@ -175,13 +180,13 @@ def _exists(module: str, root: Path) -> bool:
 
 def _file(module: str, root: Path) -> Path:
     if not _exists(module, root):
-        raise ZtwError(f"code digest: there is no module {module}")
+        raise ZtwError(f"code digest: module {module} is missing")
     path = root / module.replace(".", "/")
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
 def code_version() -> str:
-    """The package's version and, in a git checkout, the commit ("+dirty" with uncommitted changes)."""
+    """Return the package's version and, in a git checkout, the commit; "+dirty" marks uncommitted changes."""
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+dirty", "--exclude=*"]
     try:
         commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

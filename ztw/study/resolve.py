@@ -1,4 +1,4 @@
-"""From a study as given to one in which every IC set and every ensemble says all of its keys."""
+"""Fill the keys that a study shares into each IC set and ensemble."""
 
 from __future__ import annotations
 
@@ -16,11 +16,15 @@ Given = dict[str, Any]
 
 
 def as_given(value: Any, place: str = "config") -> Any:
-    """A copy with lists as tuples, for nothing in a study changes; raises ZtwError for a name that is not text."""
+    """Copy a config with lists as tuples, which cannot change.
+
+    Raises:
+        ZtwError: if a key is not text.
+    """
     if isinstance(value, Mapping):
         for key in value:
             if not isinstance(key, str):
-                raise ZtwError(f"{place}: the name {key!r} is not text; put it in quotes")
+                raise ZtwError(f"{place}: the key {key!r} is not text; put it in quotes")
         inner = "" if place == "config" else f"{place}."
         return {key: as_given(item, inner + dotted([key])) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -29,9 +33,9 @@ def as_given(value: Any, place: str = "config") -> Any:
 
 
 def resolved(given: Given) -> Given:
-    """The study with what its sections say for all filled into `ics.sets` and `ensembles.sets`.
+    """Fill the keys of the sections into `ics.sets` and `ensembles.sets`.
 
-    What is of a wrong type stays as it is: validation names it.
+    Leaves values of a wrong type alone; validation reports them.
     """
     study = copy.deepcopy(given)
     ics, ensembles = study.get("ics"), study.setdefault("ensembles", {})
@@ -43,7 +47,7 @@ def resolved(given: Given) -> Given:
 
 
 def recipe_home(own: Any) -> str:
-    """The section that says the recipe of an IC set where the set does not: a joint training's is the backbone's."""
+    """Return the section with the default recipe of an IC set: `backbone` for joint training, else `ics`."""
     return "backbone" if isinstance(own, dict) and own.get("training") == "joint" else "ics"
 
 
@@ -59,7 +63,7 @@ def _ic_set(study: Given, own: Any) -> Any:
 
 
 def _says(section: Any, kind: type[Section], keys: Iterable[str]) -> Given:
-    """What a section says of some keys, its defaults where it does not; nothing of keys that must be given."""
+    """Return a section's values of some keys, else their defaults; required keys have none."""
     defaults = {
         key: kind.model_fields[key].default for key in keys if not kind.model_fields[key].is_required()
     }
@@ -67,10 +71,10 @@ def _says(section: Any, kind: type[Section], keys: Iterable[str]) -> Given:
 
 
 def _add_kinds(ensembles: Given) -> None:
-    """The plain kinds can be named as they are."""
+    """Let methods name a kind of ensemble without defining a set."""
     for name in ensembles["sets"]:
         if name in known("ensemble"):
-            raise ZtwError(f"ensembles.sets.{name}: is the name of a kind; choose another")
+            raise ZtwError(f"ensembles.sets.{name}: is the name of a kind of ensemble; choose another name")
     named = {kind: {"kind": kind} for kind in known("ensemble")} | ensembles["sets"]
     shared = _says(ensembles, EnsemblesSettings, EnsembleFit.model_fields)
     ensembles["sets"] = {

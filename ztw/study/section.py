@@ -1,4 +1,4 @@
-"""What every section of a study is made of: frozen, closed models, and the types that several keys share."""
+"""The base class of a study's sections, and types that several keys share."""
 
 from __future__ import annotations
 
@@ -20,13 +20,19 @@ from ztw.catalogue.parts import BUILT_IN
 
 
 class Section(BaseModel):
-    """A section of a study: unknown keys are refused, a number is no text, nothing changes later."""
+    """Base class of a study's sections: strict types, no unknown keys, frozen."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 def key(description: str, default: Any = ..., **limits: Any) -> Any:
-    """A key of a section; limits: as pydantic's Field has them; unit= says what a number counts."""
+    """Define a key of a section.
+
+    Args:
+        description: the meaning, for the manual.
+        default: `...` = required.
+        limits: as in pydantic's `Field`, and `unit`, the unit of a number.
+    """
     unit = limits.pop("unit", None)
     extra = {"unit": unit} if unit else None
     return Field(default, description=description, json_schema_extra=extra, **limits)
@@ -37,23 +43,28 @@ T = TypeVar("T")
 
 def _each_once(values: tuple[T, ...]) -> tuple[T, ...]:
     if len(set(values)) < len(values):
-        raise PydanticCustomError("twice", "names something twice; each may stand once")
+        raise PydanticCustomError("twice", "names something twice; list each value once")
     return values
 
 
 Unique = Annotated[tuple[T, ...], AfterValidator(_each_once)]
 Listed = Annotated[tuple[T, ...], Field(min_length=1), AfterValidator(_each_once)]
-# Names become file names
+# Names are used as file names
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
 
 
 def part(kind: str) -> WithJsonSchema:
-    """For a key that names a part: an editor offers the built-in ones; a user's own are known once it is loaded."""
+    """Offer an editor the built-in parts of a kind; other names are checked later, when plugins are loaded."""
     return WithJsonSchema({"anyOf": [{"enum": list(BUILT_IN[kind])}, {"type": "string"}]})
 
 
 def one_of(kinds: str, accepts: Callable[[Any], bool], schema: dict[str, Any]) -> tuple[Any, ...]:
-    """For a key of several types, which pydantic would tell apart in as many errors; kinds: what is allowed."""
+    """Validate a key of several types with one error message; pydantic would raise one error per type.
+
+    Args:
+        kinds: the allowed values in words, for the error.
+        accepts: returns whether a value is allowed.
+    """
 
     def check(value: Any) -> Any:
         if not accepts(value):

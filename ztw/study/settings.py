@@ -1,6 +1,6 @@
-"""A study, typed: one definition of every key, its type, default, unit, range and meaning. Imports no torch.
+"""A study, typed: the type, default, unit, range and meaning of every key. Imports no torch.
 
-The manual's tables and the schema for editors are made from these definitions (`ztw.study.manual`).
+`ztw.study.manual` generates the manual's tables and the editors' schema from these definitions.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Share = Annotated[float, Field(gt=0)]
 
 
 class FolderSettings(Section):
-    """A folder of your own images."""
+    """A folder of the user's own images."""
 
     path: str = key("Folder with `train/` and `test/` (or `val/`), each with one folder per class.")
     size: int = key("Images are resized to `size` x `size` pixels.", ge=8, unit="pixels")
@@ -102,7 +102,7 @@ class DataSettings(Section):
 
     @property
     def training_records(self) -> tuple[str, ...]:
-        """The data set's splits that a training depends on: of the test images where the validation split is."""
+        """The data set's splits that training depends on; "test" if the validation split is taken from it."""
         return ("train", "test") if self.validation_from == "test" else ("train",)
 
     @property
@@ -112,21 +112,21 @@ class DataSettings(Section):
 
 
 class OverrideSettings(Section):
-    """An item of `overrides`; what it changes is checked once it is merged into the sections."""
+    """An item of `overrides`; its changes are checked after they are merged into the sections."""
 
-    datasets: Listed[str] | None = key("Data sets of the item. `null`: all.", None)
-    archs: Listed[str] | None = key("Architectures of the item. `null`: all.", None)
+    datasets: Listed[str] | None = key("Data sets that the item changes. `null`: all.", None)
+    archs: Listed[str] | None = key("Architectures that the item changes. `null`: all.", None)
     data: dict[str, Any] = key("Keys of `data`: augmentation and normalisation.", {})
     backbone: dict[str, Any] = key("Keys of `backbone`.", {})
     ics: dict[str, Any] = key("Keys of `ics`.", {})
 
     def holds_for(self, dataset: str, arch: str) -> bool:
-        """Whether it changes the cells of this data set and architecture."""
+        """Return whether the override applies to a data set and an architecture."""
         return dataset in (self.datasets or (dataset,)) and arch in (self.archs or (arch,))
 
 
 class EnsembleFit(Section):
-    """On what ensembles are fitted."""
+    """How ensembles are fitted."""
 
     samples: int | None = key(
         "Number of training images (augmented) to fit on. `null`: all.",
@@ -147,7 +147,7 @@ class EnsembleFit(Section):
 
 
 class EnsembleSettings(EnsembleFit):
-    """An ensemble, resolved: what it does not say itself comes from the section."""
+    """An ensemble with all keys filled in from the section."""
 
     kind: Annotated[str, part("ensemble")] = key(
         "`geometric`: weighted geometric mean. `arithmetic`: weighted arithmetic mean. `uniform`:"
@@ -182,7 +182,7 @@ class MethodSettings(Section):
         "shared",
     )
     static: str | None = key(
-        "A network without early exits, by its name as in `archs`. No other key goes with it.",
+        "A network without early exits, by its name as in `archs`. Not together with other keys.",
         None,
     )
 
@@ -191,7 +191,8 @@ class EvaluationSettings(Section):
     """Section `evaluation`."""
 
     budgets: Listed[Annotated[Budget, *_BUDGET]] = key(
-        "Columns of the main table. `max`: the most accurate threshold at any cost.",
+        "Columns of the main table: the largest mean cost of a sample, as a share of the backbone's"
+        " MACs. `max`: the most accurate threshold at any cost.",
         (0.25, 0.5, 0.75, 1.0, "max"),
     )
     protocols: Listed[Literal["held-out", "paper", "published"]] = key(
@@ -226,7 +227,7 @@ class LatencySettings(Section):
 
 
 class HardwareSettings(Section):
-    """On what a study computes."""
+    """The hardware that a study uses."""
 
     precision: Literal["auto", "bf16", "fp32"] = key(
         "`bf16`, `fp32` or `auto`: bf16 where it is faster (AMX, AMD's AVX512-BF16, GPUs from Ampere"
@@ -245,7 +246,7 @@ class HardwareSettings(Section):
 
 @dataclass(frozen=True)
 class CellSettings:
-    """The sections of one data set and architecture, overrides applied; a static network's ICs mean nothing."""
+    """The sections of one data set and architecture, overrides applied; static networks ignore `ics`."""
 
     data: DataSettings
     backbone: BackboneSettings
@@ -253,7 +254,7 @@ class CellSettings:
 
 
 class CellNames(Section):
-    """What a study computes: every combination is a cell."""
+    """The data sets, architectures and seeds of a study; every combination is a cell."""
 
     datasets: Listed[str] = key(
         "`fashion_mnist`, `cifar10`, `cifar100`, `tiny_imagenet`, `svhn`, `imagenet`, `digits`, or"
@@ -268,7 +269,7 @@ class CellNames(Section):
 
 
 class Study(HardwareSettings, CellNames):
-    """A whole study."""
+    """A complete study."""
 
     plugins: Unique[str] = key(
         'Files and packages with your own parts; see section "Plugins".',
@@ -295,22 +296,22 @@ class Study(HardwareSettings, CellNames):
 
     @property
     def cells(self) -> dict[tuple[str, str], CellSettings]:
-        """(data set, architecture) -> the sections that hold there."""
+        """(data set, architecture) -> settings."""
         return {names: cell for names, cell in self._cells.items() if names[1] in self.archs}
 
     @property
     def backbones(self) -> dict[tuple[str, str], CellSettings]:
-        """The same, of static networks too: of all that are trained without exits."""
+        """(data set, architecture) -> settings, static networks included."""
         return self._cells
 
     @property
     def statics(self) -> tuple[str, ...]:
-        """The architectures of the static networks, in the methods' order."""
+        """The architectures of the static networks, in the order of the methods."""
         return tuple(dict.fromkeys(method.static for method in self.methods.values() if method.static))
 
     @property
     def families(self) -> dict[str, str]:
-        """Method -> what it is drawn with, of all but static networks: by how its exits are trained and connected."""
+        """Method -> family: how its exits are trained and connected. Static networks have none."""
         return {name: self._family(method) for name, method in self.methods.items() if not method.static}
 
     def _family(self, method: MethodSettings) -> str:
@@ -320,11 +321,11 @@ class Study(HardwareSettings, CellNames):
         return "recycled" if method.ensemble or ics.connection.startswith("cascade") else "frozen"
 
     def sets(self, names: Iterable[str] | None = None) -> dict[str, IcSet]:
-        """The IC sets as the section has them, before any override."""
+        """Return IC sets by name, before any override; without names, all of them."""
         return {name: self.ics.sets[name] for name in names or self.ics.sets}
 
     def with_cells(self, cells: dict[tuple[str, str], CellSettings]) -> Study:
-        """The same study, its overrides worked out."""
+        """Return the same study with its resolved cells."""
         study = self.model_copy()
         study._cells = cells
         return study

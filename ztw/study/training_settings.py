@@ -1,4 +1,4 @@
-"""The keys of a study that say how its networks are built and trained: `backbone` and `ics`."""
+"""The keys of `backbone` and `ics`: how networks are built and trained."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _EXIT_WEIGHTS = one_of(
 
 
 class Recipe(Section):
-    """How something is trained."""
+    """How a network is trained."""
 
     epochs: float = key("Passes over the training images; 0.5 is half a pass.", ge=0, unit="epochs")
     batch_size: int = key("Images per training step.", 128, ge=2, unit="images")
@@ -99,7 +99,7 @@ class BackboneBuild(Section):
     )
     init: Literal["torch", "released"] = key(
         "Random weights: PyTorch's (`torch`) or the released code's (`released`); see section"
-        ' "Initial weights". For the paper\'s architectures only; the same on MobileNet.',
+        ' "Initial weights". For the paper\'s architectures only; on MobileNet both are the same.',
         "torch",
     )
 
@@ -116,7 +116,7 @@ class BackboneSettings(Recipe, BackboneBuild, BackboneSource):
 
 
 class Anatomy(Section):
-    """What the ICs of a set look like."""
+    """How the ICs of a set are built."""
 
     head: Annotated[str, part("head")] = key(
         "`conv`: 3x3 convolution, ReLU, pool to 4x4, Linear. `pool`: pool to 4x4, Linear (SDN's head).",
@@ -144,7 +144,7 @@ class Anatomy(Section):
 
 
 class Regime(Section):
-    """What a set of ICs says for itself alone."""
+    """The keys that an IC set cannot take from the section."""
 
     connection: Literal["independent", "cascade", "cascade_detached", "boosted"] = key(
         'What an IC sees of the previous exit; see section "Connections".'
@@ -185,19 +185,19 @@ class IcRecipe(Recipe):
 
 
 class IcSet(IcRecipe, Anatomy, Regime):
-    """A set of ICs, resolved: what it does not say itself comes from the section, or from `backbone`."""
+    """An IC set with all keys filled in from the section or from `backbone`."""
 
     # A joint set may inherit the 0 of a backbone that is not trained: the checks name what to do
     epochs: float = key("As in the section `ics`; of a `joint` set as in `backbone`.", ge=0, unit="epochs")
 
     @property
     def trains_backbone(self) -> bool:
-        """Whether its training changes the backbone: its checkpoint then holds the whole network."""
+        """Whether training changes the backbone; if so, the checkpoint holds the complete network."""
         return self.training != "separate"
 
     @property
     def asked_shares(self) -> tuple[float, ...] | None:
-        """The shares of the backbone's cost at which the study asks for its exits, or more; None: it says none."""
+        """The requested exits as shares of the backbone's cost; None if the placement has no shares."""
         if self.placement == "sdn":
             return SDN_SHARES
         if isinstance(self.placement, str) or not any(isinstance(item, float) for item in self.placement):

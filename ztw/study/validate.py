@@ -1,4 +1,4 @@
-"""A study against its definition; what is wrong is told in one line."""
+"""Validate a study against its definition; report the first error in one line."""
 
 from __future__ import annotations
 
@@ -28,11 +28,15 @@ LIMITS = {"greater_than": ">", "greater_than_equal": ">=", "less_than": "<", "le
 
 
 def validated(resolved: dict[str, Any]) -> Study:
-    """The typed study; raises ZtwError for the first thing that is wrong, a section before what it is copied into."""
+    """Return the typed study.
+
+    Raises:
+        ZtwError: for the first error; errors of a section come before those of its IC sets.
+    """
     try:
         return Study.model_validate(resolved)
     except ValidationError as error:
-        # a list whose items are wrong counts as empty, too
+        # pydantic also reports a list of wrong items as empty
         found = [
             one for one in error.errors(include_url=False) if one["type"] != "too_short" or not one["input"]
         ]
@@ -40,7 +44,7 @@ def validated(resolved: dict[str, Any]) -> Study:
 
 
 def describe(error: ErrorDetails) -> str:
-    """One line: key, value, what is allowed."""
+    """Describe an error in one line: key, value, what is allowed."""
     loc = [part for part in error["loc"] if part != "[key]"]
     place, value, context = dotted(loc), as_written(error["input"]), error.get("ctx", {})
     match error["type"]:
@@ -70,45 +74,45 @@ def describe(error: ErrorDetails) -> str:
 
 
 def as_written(value: Any) -> Any:
-    """A value as the study's file has it: tuples were lists."""
+    """Return a value as the study's file has it: tuples become lists."""
     return [as_written(item) for item in value] if isinstance(value, tuple) else value
 
 
 def did_you_mean(name: object, known: Sequence[str]) -> str:
-    """The near miss, if there is one."""
+    """Suggest the closest known name, if there is one."""
     near = get_close_matches(str(name), known, n=1)
     return f"; did you mean {near[0]}?" if near else ""
 
 
 def _known_keys(path: Sequence[Any]) -> list[str]:
-    """The keys of the section at a path."""
+    """List the keys of the section at a path."""
     kind: Any = Study
-    # whether the next part is a user's name, or a place in a list: a method may be called like a key
-    names_come = False
+    # The next part is a user's name or a list index. A method may have the name of a key.
+    is_name = False
     for part in path:
-        if names_come or part not in kind.model_fields:
-            names_come = False
+        if is_name or part not in kind.model_fields:
+            is_name = False
             continue
         annotation = kind.model_fields[part].annotation
         kind = _section_in(annotation)
-        names_come = get_origin(annotation) in (dict, tuple)
+        is_name = get_origin(annotation) in (dict, tuple)
     return list(kind.model_fields)
 
 
 def _section_in(annotation: Any) -> Any:
-    """The section that a field holds, be it in a mapping or a list."""
+    """Return the section in a field's type, also inside a mapping or list."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return annotation
     return next((found for part in get_args(annotation) if (found := _section_in(part)) is not None), None)
 
 
-def _number_hint(value: Any, whole: bool = False) -> str:
-    """YAML 1.1 reads 1e-3 as text."""
+def _number_hint(value: Any, integer: bool = False) -> str:
+    """Explain a number in text: YAML 1.1 reads 1e-3 as text."""
     try:
         number = float(value) if isinstance(value, str) else None
     except ValueError:
         return ""
     if number is None:
         return ""
-    plain = int(number) if whole and number.is_integer() else number
+    plain = int(number) if integer and number.is_integer() else number
     return f" (YAML reads it as text: write {plain!r}, or with a point as in 1.0e-3)"

@@ -1,1 +1,1 @@
-"""The backbone, its ICs on the frozen backbone, or both together."""
+"""Training of the backbone, of ICs on a frozen backbone, or of both together."""

@@ -1,4 +1,4 @@
-"""Training steps made faster by torch.compile, where that pays and works."""
+"""Speed up training steps by torch.compile where compiling pays and works."""
 
 from __future__ import annotations
 
@@ -12,25 +12,31 @@ from ztw.errors import ZtwError
 from ztw.progress import Note, Report
 from ztw.training.recipe import Recipe, total_steps
 
-# Steps from which torch.compile earns back the minute it takes: measured on two CPU cores without AMX, where
-# it takes 5 to 11 % off a backbone's step (`make bench`). Counted, not timed: the same study compiles the
+# Number of steps that makes up for the minute of compiling. On two CPU cores without AMX, compiling makes a
+# backbone's step 5 to 11 % shorter (`make bench`). A number of steps, not a time: a study always compiles the
 # same trainings.
 WORTH_COMPILING = 4000
 
 
 def worth_compiling(recipe: Recipe, samples: int) -> bool:
-    """Whether a backbone's training on so many samples is long enough."""
+    """Return whether the training of a backbone is long enough to compile its step."""
     return total_steps(recipe, samples) >= WORTH_COMPILING
 
 
 def compiled(
     function: Callable[[Tensor], Any], recipe: Recipe, pays: bool = False, report: Report | None = None
 ) -> Callable[[Tensor], Any]:
-    """A function of a batch of images, compiled where the recipe says so; pays: what its "auto" means here.
+    """Compile a function of a batch of images if the recipe says so.
 
-    Only for full batches: the last, smaller one would have it compiled again for any size, and slower.
-    Where compiling fails "auto" goes on without, after a line to `report`; otherwise ZtwError at the first
-    call.
+    Batches smaller than the recipe's are not compiled: torch would compile again for any batch size, to slower code.
+
+    Args:
+        recipe: its `compile` is True, False or "auto".
+        pays: whether "auto" compiles.
+        report: called if compiling fails with "auto"; training then continues without compiling.
+
+    Raises:
+        ZtwError: at the first call, if compiling fails with True.
     """
     auto = recipe.compile == "auto"
     if recipe.cuda_graph or not (pays if auto else recipe.compile):
@@ -44,11 +50,11 @@ def compiled(
         try:
             return fast(images)
         except torch._dynamo.exc.BackendCompilerFailed as error:
-            reason = f"compile: failed ({' '.join(str(error).split())[:160]}); it needs a C++ compiler"
+            reason = f"compile: failed ({' '.join(str(error).split())[:160]})"
             if not auto:
-                raise ZtwError(f"{reason}, or set it to false") from error
+                raise ZtwError(f"{reason}; install a C++ compiler, or set compile to false") from error
             if report is not None:
-                report(Note(f"{reason}; training goes on without"))
+                report(Note(f"{reason}; training continues without it. Install a C++ compiler to use it"))
             fast = function
             return function(images)
 

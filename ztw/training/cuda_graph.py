@@ -1,4 +1,4 @@
-"""A training step's losses and gradients in one launch: Python starts a GPU's kernels slower than they run."""
+"""Run the losses and gradients of a training step as one CUDA graph: launching kernels from Python is slower."""
 
 from __future__ import annotations
 
@@ -11,19 +11,24 @@ from torch import Tensor, nn
 
 from ztw.progress import Note, Report
 
-# images (N, C, H, W), labels (N,), weights of the losses (W,) -> losses (M,), right answers (M,); the gradients of
-# all that is trained are then in `.grad`
+# images (N, C, H, W), labels (N,), weights of the losses (W,) -> losses (M,), correct predictions (M,). Writes the
+# gradients of all trained parameters to `.grad`.
 Gradients = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
-WARM_UP = 3  # steps before the capture: what libraries do at their first calls must not be captured
+WARM_UP = 3  # steps before the capture: initialisations of libraries must not be captured
 
 
 class CapturedGradients:
-    """A `Gradients` that is captured as a CUDA graph after some steps, and replayed from then on.
+    """A `Gradients` function that is captured as a CUDA graph after some steps and then replayed.
 
-    Computes what it is made of, kernel by kernel, in the same order. For full batches on a GPU: others go the usual
-    way. What it is made of must do the same for every batch: what Python decides or draws anew is captured once.
-    Where it cannot be captured, because it waits for the GPU say, `report` gets one line and all goes the usual way.
+    Runs the same kernels in the same order. Captures full batches on a GPU only; other batches run normally. The
+    function must do the same for every batch, because decisions and random draws in Python are captured once. If the
+    capture fails, for example because the function waits for the GPU, training continues without it.
+
+    Args:
+        parameters: the trained parameters.
+        batch_size: images of a full batch.
+        report: called if the capture fails.
     """
 
     def __init__(
@@ -41,7 +46,7 @@ class CapturedGradients:
             return self.compute(images, labels, weights)
         self.steps += 1
         if self.steps <= WARM_UP:
-            return self._beside(images, labels, weights)
+            return self._on_side_stream(images, labels, weights)
         if self.graph is None:
             self._capture(images, labels, weights)
         if self.graph is None:
@@ -50,12 +55,12 @@ class CapturedGradients:
             kept.copy_(given, non_blocking=True)
         self.graph.replay()
         for parameter, gradient in zip(self.parameters, self.gradients, strict=True):
-            parameter.grad = gradient  # a smaller batch has put its own there
+            parameter.grad = gradient  # a smaller batch may have replaced it
         losses, right = self.outputs
         return losses, right
 
-    def _beside(self, *batch: Tensor) -> tuple[Tensor, Tensor]:
-        """On the stream of the capture: autograd remembers streams, and each keeps memory of its own."""
+    def _on_side_stream(self, *batch: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute on the stream of the capture: autograd remembers streams, and each holds its own memory."""
         stream = _side_stream(batch[0].device)
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -66,23 +71,23 @@ class CapturedGradients:
     def _capture(self, *batch: Tensor) -> None:
         self.inputs = [given.clone() for given in batch]  # keeps channels_last
         for parameter in self.parameters:
-            parameter.grad = None  # what a replay writes is then the gradient, not added to the one before
+            parameter.grad = None  # so that a replay writes the gradient instead of adding to the last one
         graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         gc.collect()
         collects = gc.isenabled()
-        gc.disable()  # an older graph, freed meanwhile, would end the capture
+        gc.disable()  # freeing an older graph would end the capture
         try:
-            # threads that pin the next batches' memory meanwhile may do so
+            # "thread_local" lets other threads pin memory for the next batches
             with torch.cuda.graph(
                 graph, stream=_side_stream(batch[0].device), capture_error_mode="thread_local"
             ):
                 self.outputs = self.compute(*self.inputs)
         except RuntimeError as error:
-            torch.cuda.set_stream(stream)  # a failed capture may not have left its own
+            torch.cuda.set_stream(stream)  # a failed capture may leave its own stream set
             self.failed = True
-            # the end of a broken capture fails, too, and says nothing of what broke it
+            # Ending a failed capture raises, too; the context holds the cause
             reason = " ".join(str(error.__context__ or error).split())[:160]
-            self.report(Note(f"the training step cannot be captured ({reason}); training goes on without"))
+            self.report(Note(f"the training step cannot be captured ({reason}); training continues without"))
             return
         finally:
             if collects:
@@ -93,5 +98,5 @@ class CapturedGradients:
 
 @cache
 def _side_stream(device: torch.device) -> torch.cuda.Stream:
-    """The one stream of a process on which steps are warmed up and captured."""
+    """Return the process's stream for warm-up and capture."""
     return torch.cuda.Stream(device)

@@ -1,4 +1,4 @@
-"""Joint training: the backbone and all its exits together, on a weighted sum of the exits' losses."""
+"""Joint training: the backbone and all exits together, on a weighted sum of the exits' losses."""
 
 from __future__ import annotations
 
@@ -20,21 +20,28 @@ from ztw.training.loop import History, Step, Task, run_epochs
 from ztw.training.recipe import Recipe, make_optimizer
 from ztw.training.resume import Checkpoints
 
-# share of the training that is done when the epoch at work ends, e / E in (0, 1] -> weight of every exit's loss (K,)
+# share of the training completed at the end of this epoch, e / E in (0, 1] -> weight of every exit's loss (K,)
 Weights = Callable[[float], Tensor]
 
 
 def exit_weights(
     network: EarlyExitNetwork, kind: str | Sequence[float], shares: Sequence[float] | None = None
 ) -> Weights:
-    """The weights of the exits' losses in joint training.
+    """Return the weights of the exits' losses in joint training. tau is an IC's share of the backbone's cost.
 
-    kind: "uniform" = 1 each (BranchyNet 2016's code); "depth" = j / sum of j, deeper exits weigh more
-    (PABEE 2020, whose authors train with Adam, which no common factor of the weights changes; under SGD the last
-    of K exits has the weight 2 / (K + 1)); "growing" = 1 for the backbone's own exit, and for each IC
-    min(tau, 0.01 + tau e / E) in epoch e of E, as in SDN's code (2019), tau its share of the backbone's cost: its
-    block's, or the one in `shares` (K - 1 or more), where it was asked for; or K numbers. Raises ZtwError for an
-    unknown name or another count of numbers.
+    Args:
+        network: the network of K exits.
+        kind: "uniform" = 1 each (code of BranchyNet 2016); "depth" = j / sum of j for exit j (PABEE 2020; under SGD the
+            last exit has the weight 2 / (K + 1), and Adam, which PABEE uses, ignores a common factor); "growing" = 1
+            for the backbone's exit, min(tau, 0.01 + tau e / E) for each IC in epoch e of E (code of SDN 2019); or K
+            numbers.
+        shares: tau of each IC, at least K - 1 numbers; None = the cost shares of their blocks.
+
+    Returns:
+        A function: share of the training completed -> weights float32 (K,).
+
+    Raises:
+        ZtwError: for an unknown name or a wrong number of weights.
     """
     exits = network.exits
     if not isinstance(kind, str):
@@ -58,15 +65,15 @@ def exit_weights(
 
 
 def scale_gradient(x: Tensor, factor: float) -> Tensor:
-    """x itself, its gradient multiplied by `factor`."""
+    """Return x with its gradient multiplied by `factor`."""
     return x.detach() + factor * (x - x.detach())
 
 
 def rescaled_logits(network: EarlyExitNetwork, images: Tensor) -> list[Tensor]:
-    """Logits of all K exits (N, C); of the K - k exits still to come, each sends 1 / (K - k) of the gradient.
+    """Return the logits of all K exits (N, C); each of the K - k later exits sends 1 / (K - k) of the gradient.
 
-    The gradient that reaches a block then does not grow with the number of exits behind it (gradient
-    equilibrium, Li et al. 2019, as BoostNet 2023 uses it).
+    The gradient at a block then does not grow with the number of exits behind it (gradient equilibrium, Li et al.
+    2019, used by BoostNet 2023).
     """
     hidden, features = images, []
     left = network.exits
@@ -81,10 +88,7 @@ def rescaled_logits(network: EarlyExitNetwork, images: Tensor) -> list[Tensor]:
 
 @dataclass(frozen=True)
 class JointLoss:
-    """What joint training minimises: the weighted sum of the cross-entropies of a network's exits.
-
-    weights: of `exit_weights`; rescale_gradients: see `rescaled_logits`.
-    """
+    """The weighted sum of the cross-entropies of a network's exits; weights: from `exit_weights`."""
 
     network: EarlyExitNetwork
     weights: Weights
@@ -99,11 +103,12 @@ def train_jointly(
     report: Report | None = None,
     checkpoints: Checkpoints | None = None,
 ) -> History:
-    """Train backbone and ICs of the loss's network together in place; ends in eval mode.
+    """Train backbone and ICs together in place; leaves the network in eval mode.
 
-    data: the training part, on the network's device; seed: of the order and the augmentation; checkpoints:
-    where an interrupted training goes on from. The history's accuracy is that of the backbone's own exit.
-    Raises ZtwError when the loss is not finite.
+    Arguments as in `ztw.training.separate.train_backbone`; the history's accuracy is that of the backbone's exit.
+
+    Raises:
+        ZtwError: if the loss is not finite.
     """
     network = loss.network
     network.requires_grad_(True).train()
@@ -117,7 +122,7 @@ def train_jointly(
 
 
 def _joint_step(loss: JointLoss, recipe: Recipe) -> Step:
-    """The weighted sum as one loss."""
+
     network = loss.network
 
     def all_logits(images: Tensor) -> list[Tensor]:

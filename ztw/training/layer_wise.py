@@ -1,4 +1,4 @@
-"""Exit after exit, all before it frozen (Scardapane et al. 2020)."""
+"""Layer-wise training: exit after exit, earlier parts frozen (Scardapane et al. 2020)."""
 
 from __future__ import annotations
 
@@ -23,11 +23,14 @@ def train_layer_wise(
     report: Report | None = None,
     checkpoints: Checkpoints | None = None,
 ) -> History:
-    """Train exit after exit in place, one phase each: the blocks since the last exit and the head.
+    """Train exit after exit in place: in each phase the blocks since the last exit, and the head.
 
-    What belongs to earlier exits is frozen then, and so it stays. The recipe's epochs are shared out over
-    the K phases, the schedule with them (Scardapane et al. 2020). Ends in eval mode; the history holds the
-    epochs of all phases. Raises ZtwError when a loss is not finite.
+    Earlier parts are frozen. The epochs and the schedule are divided among the K phases (Scardapane et al. 2020).
+    Leaves the network in eval mode. Arguments as in `ztw.training.separate.train_backbone`; the history covers all
+    phases.
+
+    Raises:
+        ZtwError: if a loss is not finite.
     """
     freeze(network)
     history: History = []
@@ -45,12 +48,12 @@ def train_layer_wise(
 
 
 def _phase(recipe: Recipe, exits: int) -> Recipe:
-    """The part of a recipe that one of `exits` phases gets."""
+    """Return the recipe of one of `exits` phases."""
     milestones = tuple(epoch / exits for epoch in recipe.milestones)
     return dataclasses.replace(recipe, epochs=recipe.epochs / exits, milestones=milestones)
 
 
 def _parts(network: EarlyExitNetwork) -> list[nn.ModuleList]:
-    """What each phase trains: the stages since the exit before, and what computes the exit."""
+    """Return the modules of each phase: the stages since the last exit, and the exit's head."""
     heads = [*network.heads, network.backbone.classifier]
     return [nn.ModuleList([*stages, head]) for stages, head in zip(network.segments(), heads, strict=True)]

@@ -1,4 +1,4 @@
-"""The loop all trainings share: steps, epochs, and all that a training must have again to go on."""
+"""The training loop: steps, epochs, and the state that a resumed training needs."""
 
 from __future__ import annotations
 
@@ -22,20 +22,23 @@ from ztw.training.cuda_graph import CapturedGradients, Gradients
 from ztw.training.recipe import Recipe, make_schedule, steps_per_epoch, total_steps
 from ztw.training.resume import Checkpoints
 
-# A row an epoch: epoch, loss, accuracy, lr, seconds, finished (Unix time).
+# One row per epoch: epoch, loss, accuracy, lr, seconds, finished (Unix time).
 History = list[dict[str, float]]
-# images (N, C, H, W), labels (N,), weights (W,) of the task at this point of the training
-# -> losses (M,) with gradient, right answers (M,), one per network
+# images (N, C, H, W), labels (N,), the task's weights (W,) -> losses (M,) with gradient, correct predictions (M,)
 Step = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is trained.
+    """What is trained, and how.
 
-    names: what each of the M losses belongs to, for messages; step: computes them for a batch; module: all that
-    training changes; optimizer: of its weights; weights: share of the training that is done when
-    the epoch at work ends, in (0, 1] -> what the step gets beside the batch, on the CPU.
+    Args:
+        names: name of each of the M losses, for messages.
+        step: computes the losses of a batch.
+        module: holds all that training changes.
+        optimizer: of the module's parameters.
+        weights: share of the training completed at the end of this epoch, in (0, 1] -> weights (W,) for the step,
+            on the CPU.
     """
 
     names: Sequence[str]
@@ -46,7 +49,7 @@ class Task:
 
 
 def cross_entropy_step(forward: Callable[[Tensor], Tensor], compute: Compute) -> Step:
-    """The step of a single loss; forward: images (N, C, H, W) -> logits (N, classes)."""
+    """Return the step of a single cross-entropy loss; forward: images (N, C, H, W) -> logits (N, C)."""
 
     def step(images: Tensor, labels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         with compute.autocast():
@@ -56,13 +59,13 @@ def cross_entropy_step(forward: Callable[[Tensor], Tensor], compute: Compute) ->
     return step
 
 
-TOO_SMALL = "Expected more than 1 "  # how torch's errors of normalisation layers begin
-OF_SCHEDULE = ("last_epoch", "_step_count", "_last_lr")  # what its steps change
+TOO_SMALL = "Expected more than 1 "  # the start of torch's error in normalisation layers
+OF_SCHEDULE = ("last_epoch", "_step_count", "_last_lr")  # state of a schedule
 OF_EPOCHS = ("step", "seen", "seconds", "lr", "histories")
 
 
 class Training:
-    """A training at work: all that it must have again to go on as if it had never stopped."""
+    """A running training, with all state that it needs to resume exactly."""
 
     def __init__(
         self, task: Task, recipe: Recipe, samples: int, seed: int, report: Report | None = None
@@ -73,19 +76,19 @@ class Training:
         self.generator = torch.Generator().manual_seed(seed)
         self.histories: list[History] = [[] for _ in task.names]
         self.step = 0
-        # of the task alone: a cycle would keep a graph and its memory until Python looks for cycles
+        # Must not refer to self: a cycle would keep a CUDA graph's memory until Python's garbage collection
         self.gradients: Gradients = partial(_gradients, task)
         if recipe.cuda_graph:
             trained = [weight for group in task.optimizer.param_groups for weight in group["params"]]
             self.gradients = CapturedGradients(self.gradients, trained, recipe.batch_size, report)
-        self.begin_epoch()
+        self.start_epoch()
 
-    def begin_epoch(self) -> None:
-        """Nothing of the epoch is done."""
-        self.order = self.generator.get_state()  # from which its order is drawn
+    def start_epoch(self) -> None:
+        """Reset the sums of the epoch."""
+        self.order = self.generator.get_state()  # the epoch's order is drawn from it
         self.lr = float(self.task.optimizer.param_groups[0]["lr"])
         self.seen, self.seconds = 0, 0.0
-        self.sums = torch.zeros(2, len(self.task.names))  # of losses and right answers, over the samples seen
+        self.sums = torch.zeros(2, len(self.task.names))  # losses and correct predictions of the samples seen
 
     @property
     def epoch(self) -> int:
@@ -94,16 +97,16 @@ class Training:
 
     @property
     def epoch_is_over(self) -> bool:
-        """Whether the last step was the last of its epoch."""
+        """Whether the last step ended its epoch."""
         return self.step % self.steps == 0 or self.step == self.total
 
     @property
     def position(self) -> str:
-        """How far it is, in words."""
+        """The progress in words."""
         return f"epoch {self.step / self.steps:.1f} of {self.recipe.epochs:g}"
 
     def batches(self, data: Data) -> Iterator[tuple[Tensor, Tensor]]:
-        """What is left of the epoch at work."""
+        """Return the remaining batches of the epoch."""
         done = self.step % self.steps
         now = self.generator.get_state()
         self.generator.set_state(self.order)
@@ -113,7 +116,11 @@ class Training:
         return islice(batches, min(self.steps - done, self.total - self.step))
 
     def train_on(self, images: Tensor, labels: Tensor) -> None:
-        """One step of the optimizer; raises ZtwError for a batch that a normalisation layer cannot use."""
+        """Take one optimizer step.
+
+        Raises:
+            ZtwError: if the batch is too small for a normalisation layer.
+        """
         epoch = self.step // self.steps + 1
         done = min(1.0, epoch / self.recipe.epochs)
         weights = self.task.weights(done).to(images.device, non_blocking=True)
@@ -124,8 +131,7 @@ class Training:
                 raise
             raise ZtwError(
                 f"a batch of {len(labels)} images is too small for a normalisation layer"
-                f" ({' '.join(str(error).split())}); give larger batches: a DataLoader a larger batch_size, or"
-                " drop_last=True"
+                f" ({' '.join(str(error).split())}); use a larger batch_size, or drop_last=True in a DataLoader"
             ) from error
         self.task.optimizer.step()
         self.schedule.step()
@@ -134,16 +140,20 @@ class Training:
         self.sums = self.sums.to(losses.device) + torch.stack([losses * len(labels), right.float()])
 
     def end_epoch(self) -> None:
-        """Write an epoch down; raises ZtwError when a loss is not finite."""
+        """Add the epoch to the history.
+
+        Raises:
+            ZtwError: if a loss is not finite.
+        """
         means = (self.sums / self.seen).tolist()
         ended = {"lr": self.lr, "seconds": round(self.seconds, 3), "finished": round(time.time(), 3)}
         for name, history, loss, accuracy in zip(self.task.names, self.histories, *means, strict=True):
             _check_finite(name, loss, self.epoch, self.recipe)
             history.append({"epoch": self.epoch, "loss": loss, "accuracy": accuracy, **ended})
-        self.begin_epoch()
+        self.start_epoch()
 
     def snapshot(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """See `ztw.training.resume.Kept`."""
+        """See `ztw.training.resume.Resumable`."""
         tensors = {f"module.{name}": tensor for name, tensor in self.task.module.state_dict().items()}
         optimizer = self.task.optimizer.state_dict()
         for number, state in optimizer["state"].items():
@@ -151,12 +161,12 @@ class Training:
             tensors |= {f"optimizer.{number}.{key}": value for key, value in kept.items()}
         tensors |= {"sums": self.sums, "order": self.order, "generator": self.generator.get_state()}
         tensors |= {f"global.{device}": state for device, state in _global_generators().items()}
-        facts = {key: getattr(self, key) for key in OF_EPOCHS}
-        facts["schedule"] = {key: self.schedule.state_dict()[key] for key in OF_SCHEDULE}
-        return tensors, {**facts, "rates": [group["lr"] for group in optimizer["param_groups"]]}
+        values = {key: getattr(self, key) for key in OF_EPOCHS}
+        values["schedule"] = {key: self.schedule.state_dict()[key] for key in OF_SCHEDULE}
+        return tensors, {**values, "rates": [group["lr"] for group in optimizer["param_groups"]]}
 
-    def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        """See `ztw.training.resume.Kept`."""
+    def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        """See `ztw.training.resume.Resumable`."""
         parts: dict[str, dict[str, Tensor]] = {"module": {}, "optimizer": {}, "global": {}}
         for name, tensor in tensors.items():
             part, _, rest = name.partition(".")
@@ -167,19 +177,19 @@ class Training:
             number, key = name.split(".")
             state.setdefault(int(number), {})[key] = tensor
         groups = self.task.optimizer.state_dict()["param_groups"]
-        for group, rate in zip(groups, facts["rates"], strict=True):
+        for group, rate in zip(groups, values["rates"], strict=True):
             group["lr"] = rate
         self.task.optimizer.load_state_dict({"state": state, "param_groups": groups})
-        self.schedule.load_state_dict(facts["schedule"])
+        self.schedule.load_state_dict(values["schedule"])
         for key in OF_EPOCHS:
-            setattr(self, key, facts[key])
+            setattr(self, key, values[key])
         self.sums, self.order = tensors["sums"], tensors["order"]
         self.generator.set_state(tensors["generator"])
         _set_global_generators(parts["global"])
 
 
 def _global_generators() -> dict[str, Tensor]:
-    """The states dropout is drawn from: of the CPU, and of the GPU where one is used."""
+    """Return the random states for dropout: of the CPU and, if used, of the GPU."""
     states = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_initialized():
         states["cuda"] = torch.cuda.get_rng_state()
@@ -207,19 +217,19 @@ def run_epochs(
     report: Report | None = None,
     checkpoints: Checkpoints | None = None,
 ) -> list[History]:
-    """The epochs of a training; seed: of the order and the augmentation; checkpoints: where it goes on from.
+    """Run all epochs of a training; return a history for each of the M losses.
 
-    Returns a history for each of the task's losses. Raises ZtwError when one is not finite at the end of an
-    epoch, and when a signal has ended it.
+    Raises:
+        ZtwError: if a loss is not finite at the end of an epoch, or after a signal that stops the training.
     """
     training = Training(task, recipe, len(data), seed, report)
     if checkpoints is None:
         _run(training, data, report)
         return training.histories
     resumed = checkpoints.restore(training)
-    with checkpoints.attended(training) as attendant:
-        _run(training, data, report, attendant.after_step, f"  (resumed at {training.position})" * resumed)
-        checkpoints.save(training, training.step)  # what follows in the job can fail, too
+    with checkpoints.saving(training) as saver:
+        _run(training, data, report, saver.after_step, f"  (resumed at {training.position})" * resumed)
+        checkpoints.save(training, training.step)  # a later part of the job may fail
     return training.histories
 
 
@@ -232,16 +242,16 @@ def _run(
 ) -> None:
     progress = Progress(training.total, report, done=training.step)
     while training.step < training.total:
-        began = time.monotonic()
+        started = time.monotonic()
         for images, labels in training.batches(data):
             training.train_on(images, labels)
-            training.seconds += time.monotonic() - began
+            training.seconds += time.monotonic() - started
             progress.step(partial(_status, training, note))
             if training.epoch_is_over:
                 training.end_epoch()
             after_step(training.step)
-            began = time.monotonic()
-    training.task.optimizer.zero_grad(set_to_none=True)  # the last ones hold a captured graph's memory
+            started = time.monotonic()
+    training.task.optimizer.zero_grad(set_to_none=True)  # gradients hold a captured graph's memory
 
 
 def _status(training: Training, note: str) -> str:
@@ -258,6 +268,6 @@ def _check_finite(name: str, loss: float, epoch: int, recipe: Recipe) -> None:
 
 
 def freeze(module: nn.Module) -> None:
-    """No gradients, and eval mode: BatchNorm's statistics and dropout stand still."""
+    """Switch off gradients and set eval mode, which fixes BatchNorm's statistics and dropout."""
     module.eval()
     module.requires_grad_(False)

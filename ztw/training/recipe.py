@@ -1,4 +1,4 @@
-"""How a training goes: its recipe, and the optimizer, the schedule and the number of steps that follow from it."""
+"""The recipe of a training, with its optimizer, learning-rate schedule and number of steps."""
 
 from __future__ import annotations
 
@@ -19,15 +19,23 @@ OPTIMIZERS = ("sgd", "adam")
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train: what the config's `backbone` and `ics` sections say.
+    """How to train; the keys of `backbone` and `ics` in a study.
 
-    epochs: passes over the data, the last may be a part of one; batch_size in images; lr: the highest
-    learning rate; schedule: one of SCHEDULES; milestones: epochs after which lr is multiplied by gamma;
-    compute: where, and in which precision; optimizer: one of OPTIMIZERS, momentum is of SGD; compile: whether
-    torch.compile builds the forward and backward pass first, "auto" = for a backbone where it is
-    `worth_compiling` and works; cuda_graph: whether a GPU gets a step captured once and replayed
-    (`ztw.training.cuda_graph`), nothing is compiled then; frozen_dropout: whether the dropout of a frozen backbone
-    stays on while its ICs are trained, as in ZTW's released code, drawn from torch's global generator.
+    Args:
+        epochs: passes over the data; may be fractional.
+        batch_size: images per step.
+        lr: the highest learning rate.
+        weight_decay: L2 penalty, as the optimizer applies it.
+        momentum: of SGD.
+        schedule: one of SCHEDULES.
+        milestones: epochs after which lr is multiplied by `gamma`.
+        gamma: see `milestones`.
+        compute: device and precision.
+        optimizer: one of OPTIMIZERS.
+        compile: use torch.compile for the forward pass; "auto" = for a backbone if `worth_compiling`.
+        cuda_graph: on a GPU, capture a step and replay it (`ztw.training.cuda_graph`); excludes `compile`.
+        frozen_dropout: keep the dropout of a frozen backbone on while ICs are trained, as ZTW's released code
+            does; draws from torch's global generator.
     """
 
     epochs: float
@@ -46,7 +54,11 @@ class Recipe:
 
 
 def make_optimizer(parameters: Iterable[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
-    """SGD with momentum or Adam, as the recipe says; raises ZtwError for another name."""
+    """Return SGD with momentum or Adam.
+
+    Raises:
+        ZtwError: for another name.
+    """
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(
             parameters, recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
@@ -57,9 +69,10 @@ def make_optimizer(parameters: Iterable[nn.Parameter], recipe: Recipe) -> torch.
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, samples: int) -> LRScheduler:
-    """The learning-rate schedule, stepped once a batch; samples: of an epoch.
+    """Return the learning-rate schedule, to be stepped once per batch; samples: images in an epoch.
 
-    Raises ZtwError for a name that is not in SCHEDULES.
+    Raises:
+        ZtwError: if the schedule is not in SCHEDULES.
     """
     if recipe.schedule == "one_cycle":
         total = total_steps(recipe, samples) + 1
@@ -73,11 +86,11 @@ def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, samples: int
 
 
 def steps_per_epoch(recipe: Recipe, samples: int) -> int:
-    """Batches of an epoch; a last one of a single image is left out, which BatchNorm cannot use."""
-    whole, rest = divmod(samples, recipe.batch_size)
-    return whole + (rest > 1 or samples == 1)
+    """Return the number of batches in an epoch, without a last batch of one image: BatchNorm cannot train on it."""
+    full, rest = divmod(samples, recipe.batch_size)
+    return full + (rest > 1 or samples == 1)
 
 
 def total_steps(recipe: Recipe, samples: int) -> int:
-    """Batches of the training, at least one."""
+    """Return the number of batches in the training, at least one."""
     return max(1, round(recipe.epochs * steps_per_epoch(recipe, samples)))

@@ -1,4 +1,4 @@
-"""Training the exits of one network, on images that a caller has: the three regimes behind one call."""
+"""Train the exits of one network on a user's images, in any of three regimes."""
 
 from __future__ import annotations
 
@@ -45,37 +45,45 @@ def train_exits(
     checkpoints: Path | str | None = None,
     progress: bool | Report = True,
 ) -> History:
-    """Train a network's exits in place, on the device it is on; it ends in eval mode.
+    """Train a network's exits in place, on the network's device; leaves the network in eval mode.
 
-    The defaults are ZTW's recipe (2021) for ICs: Adam, lr 1e-3, batches of 128, weight decay 5e-4 (1e-4 on its ResNet
-    and MobileNet). It trains 50 epochs, and lr falls to a tenth after epoch 15.
+    The defaults are ZTW's recipe (2021) for ICs: Adam, lr 1e-3, batches of 128, weight decay 5e-4 (1e-4 for ResNet
+    and MobileNet). ZTW trains 50 epochs and divides lr by 10 after epoch 15.
 
     Args:
-        network: of `build_network`.
-        data: the training images, normalised: tensors (images float (N, C, H, W), labels int (N,)), a torch Dataset of
-            (image, label), or a DataLoader, whose batch size, order and augmentation are then used.
-        epochs: passes over the data; 0.5 is half of one.
-        regime: "separate" = the ICs on the frozen backbone, "joint" = backbone and ICs together, "layer_wise" = exit
-            after exit, the epochs shared out over them.
+        network: from `build_network`.
+        data: normalised training images: tensors (images float (N, C, H, W), labels int (N,)), a torch Dataset of
+            (image, label), or a DataLoader. A DataLoader keeps its batch size, order and augmentation.
+        epochs: passes over the data; 0.5 is half a pass.
+        regime: "separate" = the ICs on the frozen backbone; "joint" = backbone and ICs together; "layer_wise" = exit
+            after exit, the epochs divided among the exits.
         lr: the highest learning rate.
-        batch_size: images of a step.
+        batch_size: images per step.
         optimizer: "adam" or "sgd".
         weight_decay: L2 penalty, as the optimizer applies it.
-        milestones: epochs after each of which lr falls to a tenth.
-        weights: of the exits' losses in joint training, see `ztw.training.joint.exit_weights`.
+        milestones: epochs after which lr is divided by 10.
+        weights: weights of the exits' losses in joint training: "uniform", "depth", "growing" or one number per
+            exit, see `ztw.training.joint.exit_weights`.
         seed: of order, augmentation and dropout.
         precision: "fp32", "bf16" or "auto".
-        checkpoints: a folder; the same call then resumes where it was stopped, in the middle of an epoch, and ends
-            with the same weights. It cannot with a Dataset that draws from others than torch's global generator, nor
-            with a DataLoader of which it says so: persistent workers, a generator of its own, a sampler or an iterable
-            dataset of your own.
-        progress: True = a line now and then on stderr, False = silence, or a function that takes a line.
+        checkpoints: a folder. The same call then resumes a stopped training, also within an epoch, and ends with
+            the same weights. It may not with a Dataset or DataLoader whose random state cannot be saved; for a
+            DataLoader, `progress` gets a note.
+        progress: True = lines on stderr, False = silence, or a function that takes a line.
 
     Returns:
-        A row an epoch: loss, accuracy (of the last exit that is trained), lr, seconds.
+        The history, a row per epoch: epoch, loss, accuracy of the last trained exit, lr, seconds, finished.
 
     Raises:
         ZtwError: for wrong arguments, images or labels, and for a loss that is not finite.
+
+    Example:
+        >>> import torch, ztw
+        >>> network = ztw.build_network(ztw.build_backbone("resnet8"), head="pool", progress=False)
+        >>> images, labels = torch.randn(64, 3, 32, 32), torch.arange(64) % 10
+        >>> history = ztw.train_exits(network, (images, labels), epochs=2, progress=False)
+        >>> len(history)
+        2
     """
     if not isinstance(network, EarlyExitNetwork):
         raise ZtwError(
@@ -91,11 +99,12 @@ def train_exits(
         raise ZtwError(f"checkpoints {checkpoints!r}: must be the path of a folder")
     if regime == "separate" and network.connection.additive:
         raise ZtwError(
-            f"regime 'separate': not with connection={network.connection.name!r}, which trains the backbone's exit too"
+            f"regime 'separate': cannot be used with connection={network.connection.name!r}, which also trains the"
+            " backbone's exit; use joint or layer_wise"
         )
     if any(weight.is_inference() for weight in network.parameters()):
         raise ZtwError(
-            "train_exits: the network was made in torch.inference_mode(); make it outside, to train it"
+            "train_exits: the network was made in torch.inference_mode(); make it outside of inference mode"
         )
     if not network.heads:
         raise ZtwError("train_exits: the network has no ICs")
@@ -118,7 +127,7 @@ def train_exits(
         if isinstance(images, LoaderData) and (states := images.own_states()):
             kept.report(Note(f"checkpoints: this DataLoader may not resume bit for bit: {'; '.join(states)}"))
     gpus = [images.device] if images.device.type == "cuda" else []
-    # whoever calls it may have switched gradients off
+    # The caller may have switched gradients off
     with torch.random.fork_rng(gpus), torch.inference_mode(False), torch.enable_grad():
         torch.manual_seed(seed)
         if regime == "separate":
@@ -132,7 +141,7 @@ def train_exits(
 def _check_numbers(
     epochs: Any, lr: Any, batch_size: Any, weight_decay: Any, milestones: Any, seed: Any
 ) -> None:
-    """Raise ZtwError for an argument of a training that is no number, or out of its range."""
+    """Check the types and ranges of train_exits' numbers."""
     for name, value in (("epochs", epochs), ("lr", lr)):
         if not is_number(value) or not 0 < value < math.inf:
             raise ZtwError(f"{name} {value!r}: must be a number above 0")
@@ -147,7 +156,7 @@ def _check_numbers(
 
 
 def _identity(network: EarlyExitNetwork, data: Data, settings: tuple[Any, ...]) -> dict[str, str]:
-    """What a checkpoint must share with the training that goes on from it: not the weights that it replaces."""
+    """Digest everything that a resumed training must share with its checkpoint, except the trained weights."""
     shapes = {name: list(value.shape) for name, value in network.state_dict().items()}
     anatomy = {"connection": network.connection.name, "placement": list(network.placement), "shapes": shapes}
     known = {
@@ -166,5 +175,5 @@ def _digest(tensor: torch.Tensor) -> str:
     return hashlib.sha256(tensor.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
 
 
-def _digest_of(facts: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+def _digest_of(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Checkpoints of a training: the next try goes on in the middle of an epoch and ends with the same weights."""
+"""Checkpoints: a stopped training resumes within an epoch and ends with the same weights."""
 
 from __future__ import annotations
 
@@ -20,31 +20,36 @@ from ztw.errors import ZtwError
 from ztw.progress import Note, Report
 from ztw.tensors import read_metadata, read_tensors, write_tensors
 
-EVERY = 120.0
+EVERY = 120.0  # seconds
 STOPS = (signal.SIGTERM, signal.SIGINT)
 SAVES = tuple(getattr(signal, name) for name in ("SIGUSR1",) if hasattr(signal, name))
 
 
-class Kept(Protocol):
-    """What a checkpoint holds."""
+class Resumable(Protocol):
+    """A training whose state a checkpoint saves."""
 
     @property
     def position(self) -> str:
-        """How far it is, in words."""
+        """The progress in words."""
 
     def snapshot(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Its tensors, and its numbers and texts as JSON knows them."""
+        """Return the state: tensors, and JSON values."""
 
-    def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        """Be what was kept."""
+    def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        """Load the saved state."""
 
 
 @dataclass
 class Checkpoints:
-    """Where a training keeps its checkpoints, the newest two, each sealed with its SHA-256.
+    """The checkpoints of a training: the newest two, each sealed with its SHA-256.
 
-    of: what the training is ("code", "settings", ...) -> digest; a checkpoint of another is not used, and
-    `report` gets one line of it. every: seconds of work from one to the next. resumed: what was gone on with.
+    Args:
+        folder: the folder of the checkpoints.
+        of: identity of the training, such as "code" and "settings" -> digest. A checkpoint with another identity
+            is not used.
+        report: called when a checkpoint is used or refused.
+        every: seconds between checkpoints.
+        resumed: the checkpoints that training resumed from.
     """
 
     folder: Path
@@ -54,11 +59,11 @@ class Checkpoints:
     resumed: list[dict[str, Any]] = field(default_factory=list)
 
     def phase(self, name: str) -> Checkpoints:
-        """Those of a training that is one of several in a job, each of which is gone on with at its end."""
+        """Return the checkpoints of one phase of a job that trains several."""
         return replace(self, folder=self.folder / name)
 
     def clear(self) -> None:
-        """Remove them all: what was trained is written."""
+        """Remove all checkpoints, after the result is written."""
         shutil.rmtree(self.folder, ignore_errors=True)
         if self.folder.parent.exists() and not any(self.folder.parent.iterdir()):
             self.folder.parent.rmdir()
@@ -66,11 +71,11 @@ class Checkpoints:
     def _files(self) -> list[Path]:
         return sorted(self.folder.glob("step-*.safetensors"), reverse=True)
 
-    def restore(self, training: Kept) -> bool:
-        """Bring a training to where its newest whole checkpoint is; returns whether there was one."""
+    def restore(self, training: Resumable) -> bool:
+        """Load the newest complete checkpoint; return whether there is one."""
         for path in self._files():
             try:
-                tensors = read_tensors(path, "the one before it is used")
+                tensors = read_tensors(path, "the previous checkpoint is used")
                 content = json.loads(read_metadata(path)["content"])
             except ZtwError as error:
                 self.report(Note(str(error)))
@@ -78,7 +83,7 @@ class Checkpoints:
             of = content["of"]
             if other := sorted(key for key in {*of, *self.of} if of.get(key) != self.of.get(key)):
                 self.report(
-                    Note(f"{path}: of other {' and '.join(other)}, so not used; training from the start")
+                    Note(f"{path}: not used, because of other {' and '.join(other)}; training from the start")
                 )
                 shutil.rmtree(self.folder)
                 return False
@@ -88,50 +93,54 @@ class Checkpoints:
             return True
         return False
 
-    def save(self, training: Kept, step: int) -> None:
-        """Write one; the one before is kept until the next is whole, those before it go."""
-        tensors, facts = training.snapshot()
+    def save(self, training: Resumable, step: int) -> None:
+        """Save a checkpoint; keep the previous one, remove older ones."""
+        tensors, values = training.snapshot()
         path = self.folder / f"step-{step:010d}.safetensors"
-        write_tensors(path, tensors, {"content": json.dumps({"of": dict(self.of), "facts": facts})})
+        write_tensors(path, tensors, {"content": json.dumps({"of": dict(self.of), "facts": values})})
         for old in self._files()[2:]:
             old.unlink()
             old.with_name(f".{old.name}.sha256").unlink(missing_ok=True)
 
     @contextmanager
-    def attended(self, training: Kept) -> Iterator[Attendant]:
-        """Within it SIGTERM and SIGINT end the training after its step, with a checkpoint; SIGUSR1 asks for one."""
-        attendant = Attendant(self, training)
+    def saving(self, training: Resumable) -> Iterator[Saver]:
+        """Handle signals: SIGTERM and SIGINT save and stop after the current step, SIGUSR1 saves."""
+        saver = Saver(self, training)
         before = {}
         if threading.current_thread() is threading.main_thread():
-            before = {sent: signal.signal(sent, attendant.hear) for sent in (*STOPS, *SAVES)}
+            before = {sent: signal.signal(sent, saver.on_signal) for sent in (*STOPS, *SAVES)}
         try:
-            yield attendant
+            yield saver
         finally:
             for sent, handler in before.items():
                 signal.signal(sent, handler)
 
 
-class Attendant:
-    """Looks after a training at work: saves it when it is time or asked for."""
+class Saver:
+    """Saves a running training at intervals and after signals."""
 
-    def __init__(self, checkpoints: Checkpoints, training: Kept) -> None:
+    def __init__(self, checkpoints: Checkpoints, training: Resumable) -> None:
         self.checkpoints, self.training = checkpoints, training
         self.saved = time.monotonic()
-        self.heard: signal.Signals | None = None
+        self.signal: signal.Signals | None = None
 
-    def hear(self, sent: int, frame: object) -> None:
-        """A signal has come; it is answered after the step, when all that is kept fits together."""
-        if self.heard not in STOPS:
-            self.heard = signal.Signals(sent)
+    def on_signal(self, sent: int, frame: object) -> None:
+        """Signal handler: acts after the current step, when the state is consistent."""
+        if self.signal not in STOPS:
+            self.signal = signal.Signals(sent)
 
     def after_step(self, step: int) -> None:
-        """Save where that is due; raises ZtwError after a signal that ends the training."""
-        if self.heard is None and time.monotonic() - self.saved < self.checkpoints.every:
+        """Save a checkpoint when it is due.
+
+        Raises:
+            ZtwError: after a signal that stops the training.
+        """
+        if self.signal is None and time.monotonic() - self.saved < self.checkpoints.every:
             return
-        heard, self.heard = self.heard, None
+        received, self.signal = self.signal, None
         self.checkpoints.save(self.training, step)
         self.saved = time.monotonic()
-        if heard in STOPS:
+        if received in STOPS:
             raise ZtwError(
-                f"stopped by {heard.name} at {self.training.position}; the same command goes on from there"
+                f"stopped by {received.name} at {self.training.position}; the same command resumes from there"
             )

@@ -1,4 +1,4 @@
-"""A backbone alone, then its internal classifiers (ICs) on the frozen backbone (SDN 2019, ZTW 2021)."""
+"""Separate training: the backbone alone, then ICs on the frozen backbone (SDN 2019, ZTW 2021)."""
 
 from __future__ import annotations
 
@@ -27,11 +27,18 @@ def train_backbone(
     report: Report | None = None,
     checkpoints: Checkpoints | None = None,
 ) -> History:
-    """Train a backbone in place; ends in eval mode.
+    """Train a backbone in place; leaves it in eval mode.
 
-    data: the training part, on the backbone's device; seed: of the order and the augmentation; checkpoints:
-    where an interrupted training goes on from. Raises ZtwError when the loss is not finite at the end of an
-    epoch.
+    Args:
+        data: training images, on the backbone's device.
+        seed: of order and augmentation.
+        checkpoints: saves and resumes the training.
+
+    Returns:
+        The history.
+
+    Raises:
+        ZtwError: if the loss is not finite at the end of an epoch.
     """
     forward = compiled(backbone, recipe, worth_compiling(recipe, len(data)), report)
     step = cross_entropy_step(forward, recipe.compute)
@@ -50,13 +57,19 @@ def train_separately(
     report: Report | None = None,
     checkpoints: Checkpoints | None = None,
 ) -> list[History]:
-    """Train the ICs of several networks on ONE frozen backbone, in one pass over it; end in eval mode.
+    """Train the ICs of several networks on ONE frozen backbone, in one pass; leaves the networks in eval mode.
 
-    networks: sharing one Backbone object, on the device of `data`. Each is trained as it would be
-    alone (Adam works parameter by parameter): loss = plain sum of its ICs' cross-entropies, the
-    backbone's own exit left out (ZTW 2021). checkpoints: where an interrupted training goes on from. A
-    history's accuracy is that of the last IC.
-    Raises ZtwError when the networks do not share a backbone or a loss is not finite.
+    Each network is trained as it would be alone, because Adam works parameter by parameter. Its loss is the plain
+    sum of its ICs' cross-entropies, without the backbone's exit (ZTW 2021). Other arguments as in `train_backbone`.
+
+    Args:
+        networks: networks that share one Backbone object, on the device of `data`.
+
+    Returns:
+        The history of each network; its accuracy is that of the last IC.
+
+    Raises:
+        ZtwError: if the networks do not share a backbone, or a loss is not finite.
     """
     backbone = networks[0].backbone
     if any(network.backbone is not backbone for network in networks):
@@ -78,7 +91,7 @@ def train_separately(
 
 
 def _ics_step(networks: Sequence[EarlyExitNetwork], recipe: Recipe) -> Step:
-    """A loss per network: the sum over its ICs, on features that are computed once."""
+    """Return a step with one loss per network, on features that are computed once."""
 
     def all_logits(images: Tensor) -> list[list[Tensor]]:
         with torch.no_grad():
