@@ -80,9 +80,7 @@ def _changed(folder: Path) -> Iterator[Layout]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
         made = Path(scratch, folder.name)
-        made.mkdir()
-        if folder.is_dir():
-            shutil.copytree(folder, made, dirs_exist_ok=True)
+        shutil.copytree(folder, made) if folder.is_dir() else made.mkdir()
         try:
             yield Layout(made)
         except ZtwError as error:
