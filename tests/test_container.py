@@ -107,11 +107,13 @@ def test_every_entry_of_a_profile_is_an_option_of_snakemake_s(profile):
     assert [key for key in content if key not in known and not key.startswith(f"{executor}-")] == []
 
 
-def test_every_resource_of_a_profile_is_of_a_rule_that_exists():
+def test_what_a_profile_says_of_rules_is_of_rules_that_exist():
     rules = {
         name
         for path in (ROOT / "workflow/rules").glob("*.smk")
         for name in re.findall(r"^ *rule (\w+):", path.read_text(), re.M)
     }
     for profile in PROFILES:
-        assert set(yaml.safe_load(profile.read_text()).get("set-resources", {})) <= rules, profile
+        content = yaml.safe_load(profile.read_text())
+        for part in ("set-resources", "set-threads", "groups"):
+            assert set(content.get(part, {})) <= rules, profile

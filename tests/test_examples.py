@@ -36,6 +36,7 @@ def test_own_cnn(tmp_path, capsys, monkeypatch):
     network, rule = ztw.load(tmp_path / "net")  # in a process of its own: tests/evaluation/test_saving.py
     assert rule is not None
     assert rule == point.rule
+    assert rule is not None
     assert network.class_names is not None
     assert "row 3" in network.class_names
     assert network.infer(torch.zeros(2, 1, 16, 16), rule).exit_index.shape == (2,)

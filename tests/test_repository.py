@@ -61,18 +61,6 @@ def test_the_readme_example_runs(tmp_path, monkeypatch):
     assert names["network"].exits == 4
 
 
-def test_every_rule_that_shares_the_cores_has_its_threads_in_the_profile_of_slurm():
-    """Without a number there it asks for four, which a smaller node never has."""
-    profile = yaml.safe_load((ROOT / "workflow/profiles/slurm/config.yaml").read_text())
-    rules = re.findall(
-        r"^ *rule (\w+):$(?:(?!^ *rule ).)*?^ *threads: (?:share_of_cores|CORES)$",
-        "\n".join(path.read_text() for path in (ROOT / "workflow/rules").glob("*.smk")),
-        re.M | re.S,
-    )
-    assert {"train_backbone", "predict_backbone", "measure_latency"} <= set(rules)
-    assert set(rules) == profile["set-threads"].keys()
-
-
 def test_the_readme_config_is_valid():
     (example,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
     assert check_study(yaml.safe_load(example)).ics.head == "conv"

@@ -46,14 +46,14 @@ def test_a_text_with_a_parameter_is_a_rule(network, given, expected):
 @pytest.mark.parametrize(
     ("rule", "message"),
     [
-        (0.5, r"rule 0\.5: must be an exit rule, e\.g\. ztw\.MaxSoftmax\(0\.9\) or 'max_softmax 0\.9'"),
+        (0.5, r"rule 0\.5: must be an exit rule.* ztw\.MaxSoftmax\(0\.9\) or 'max_softmax 0\.9'"),
         (None, "rule None: must be an exit rule"),
         (api.MaxSoftmax, r"rule MaxSoftmax \(a class\): must be an exit rule"),
         (nn.Linear(1, 1), "rule Linear: must be an exit rule"),
         ("", "rule '': must be an exit rule"),
-        ("max_softmax", r"rule 'max_softmax': needs its parameter, e\.g\. 'max_softmax 0\.9'"),
+        ("max_softmax", r"rule 'max_softmax': .*parameter.* 'max_softmax 0\.9'"),
         ("softmax 0.9", "unknown exit rule 'softmax'; known: max_softmax, "),
-        ("max_softmax high", "rule 'max_softmax high': what follows the name must be numbers"),
+        ("max_softmax high", "rule 'max_softmax high': .*numbers"),
         ("patience 0.5", r"patience 0\.5: must be a whole number"),
     ],
 )
@@ -75,9 +75,9 @@ def test_numbers_of_numpy_and_torch_are_numbers(number):
 @pytest.mark.parametrize(
     ("rule", "message"),
     [
-        (lambda: api.MaxSoftmax(90), "threshold 90: of MaxSoftmax must be at most 1, its best score"),
+        (lambda: api.MaxSoftmax(90), "threshold 90: must be at most 1 for MaxSoftmax"),
         (lambda: api.MaxSoftmax((0.5, 50)), "must be at most 1"),
-        (lambda: api.Entropy(-3), "threshold -3: of Entropy must be at least 0, its best score"),
+        (lambda: api.Entropy(-3), "threshold -3: must be at least 0 for Entropy"),
         (lambda: api.MaxSoftmax("0.9"), "threshold '0.9': "),
         (lambda: api.MaxSoftmax(None), "threshold None: "),
         (lambda: api.MaxSoftmax(True), "threshold True: must be a number"),

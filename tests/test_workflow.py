@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 import re
 import shutil
@@ -16,7 +17,7 @@ import torch
 import yaml
 from mlflow import MlflowClient
 from rebuilt import assert_rebuilt
-from tiny_study import ROOT, TINY, changed_config, command, copy_of, errors, run, shown, tables
+from tiny_study import ROOT, TINY, changed_config, command, copy_of, errors, jobs_done, run, shown, tables
 
 import ztw
 from ztw.data.record import read_study_record
@@ -25,7 +26,6 @@ from ztw.device import device_name
 from ztw.exits.logits import read_predictions
 from ztw.exits.sweep import simulate_exits
 from ztw.files import read_json, sha256
-from ztw.reporting.devices import read_mixed
 from ztw.study.settings import DataSettings
 
 pytestmark = pytest.mark.usefixtures("data_root")
@@ -54,7 +54,7 @@ def test_it_leaves_what_the_readme_promises(finished):
         study / "figures/digits-resnet8-exit_shares.pdf",
     ):
         assert path.stat().st_size > 0, path
-    assert read_mixed(study / "tables/devices.csv") == {}
+    assert set(pd.read_csv(study / "tables/devices.csv")["kinds"]) == {1}
     where = {"device", "precision", "threads", "host"}
     for file in ("backbone", "ics/cascade", "ics/depth_weighted", "predictions/cascade/test"):
         assert where <= read_json(cell / f"{file}.json").keys(), file
@@ -190,12 +190,13 @@ def test_a_published_study_is_the_union_of_its_cells(finished, tmp_path, monkeyp
     publishing.publish(TINY, whole, "one", [])
     assert capsys.readouterr().out == ""
     (cells / "seed1").rename(tmp_path / "seed1")
-    pabee = cells / "seed0/metrics/pabee.json"
-    pabee.rename(tmp_path / "pabee.json")
+    for file in ("metrics/pabee.json", "latency.json"):
+        (cells / "seed0" / file).unlink()
     publishing.publish(TINY, target, "one", [])
     seeds = seeds_of(target)
     assert seeds["sdn"] == 1
     assert "pabee" not in seeds
+    assert not [*target.glob("tables/latency.*"), *target.glob("figures/*accuracy_time*")]
     (target / "README.md").write_text("A test.\n")
     told = capsys.readouterr().out.splitlines()
     assert told[0] == "digits/resnet8/seed0: no results of pabee; n is smaller"
@@ -211,10 +212,6 @@ def test_a_published_study_is_the_union_of_its_cells(finished, tmp_path, monkeyp
     shutil.copytree(whole / "digits/resnet8/seed0", target / "digits/resnet8/seed0", dirs_exist_ok=True)
     publishing.rebuild(target)
     assert_rebuilt(whole, target)
-    (target / "digits/resnet8/seed0/latency.json").unlink()
-    publishing.rebuild(target)
-    assert not list(target.glob("tables/latency.*"))
-    assert not list(target.glob("figures/*accuracy_time*"))
 
 
 def test_what_is_not_published(finished, tmp_path, monkeypatch, publishing):
@@ -261,6 +258,14 @@ def test_every_file_of_numbers_is_sealed(finished):
             assert path.with_name(f".{path.name}.sha256").exists(), path
 
 
+def test_no_rule_has_a_shell(finished):
+    """By Snakemake's records of how each file was made."""
+    records = [path for path in (finished / ".snakemake/metadata").rglob("*") if path.is_file()]
+    made = [json.loads(path.read_text()) for path in records]
+    assert {"prepare_dataset", "train_ics", "evaluate", "aggregate"} <= {one["rule"] for one in made}
+    assert not any(one["shellcmd"] for one in made)
+
+
 def test_a_second_call_finds_nothing_to_do(finished):
     study = finished / "results/tiny"
     before = {
@@ -281,25 +286,31 @@ def planned(folder: Path, config: Path = TINY) -> set[str]:
     return set(re.findall(r"^(?:local)?rule (\w+):$", done.stdout, re.M))
 
 
-def test_profiles_that_a_run_was_not_given_change_nothing(finished, tmp_path, monkeypatch):
-    """With mtime alone as trigger a changed setting would run nothing, and the old table would be shown."""
+def with_other_times(folder: Path) -> None:
+    """Every file is older than the code, as after a clone, and an output may be older than its input."""
+    for number, path in enumerate(path for path in sorted(folder.rglob("*")) if path.is_file()):
+        then = 10**18 - number * 10**9
+        os.utime(path, ns=(then, then))
+
+
+def test_neither_times_nor_profiles_that_were_not_given_decide_what_runs(finished, tmp_path, monkeypatch):
+    """Results are known by their content; mtime as the trigger would run something here and nothing elsewhere."""
     folder = copy_of(finished, tmp_path)
+    with_other_times(folder)
     for place in ("mine", "profiles/default", "default"):
         (folder / place).mkdir(parents=True)
         (folder / place / "config.yaml").write_text("rerun-triggers: [mtime]\nexecutor: no-such\n")
     monkeypatch.setenv("SNAKEMAKE_PROFILE", str(folder / "mine"))
-    changed = changed_config(folder, evaluation={"budgets": [0.5]})
-    assert {"evaluate", "aggregate"} <= planned(folder, changed)
+    assert planned(folder) == set()
     (folder / "mine/config.yaml").write_text("rerun-triggers: [mtime]\ncores: 1\n")
+    changed = changed_config(folder, evaluation={"budgets": [0.5]}, seeds=[0, 1, 2])
     asked = [*command(changed)[:-2], "--profile", "mine", "--", "--dry-run"]
     given = subprocess.run(asked, cwd=folder, capture_output=True, text=True, timeout=100)
-    assert re.search("^rule evaluate:$", given.stdout, re.M), "a given profile's triggers neither"
-
-
-def test_a_copy_with_new_times_is_known_by_its_content(finished, tmp_path):
-    shutil.copytree(finished, tmp_path / "copy", copy_function=shutil.copyfile)
-    assert planned(tmp_path / "copy") == set()
-    assert "train_ics" in planned(tmp_path / "copy", changed_config(tmp_path / "copy", seeds=[0, 1, 2]))
+    assert re.search(r"^rule evaluate:\n(?:    .*\n)*    wildcards: .*seed=0", given.stdout, re.M), (
+        "a given profile's triggers neither"
+    )
+    assert re.search(r"^rule train_ics:\n(?:    .*\n)*    wildcards: .*seed=2", given.stdout, re.M)
+    assert not re.search(r"^rule train_ics:\n(?:    .*\n)*    wildcards: .*seed=0", given.stdout, re.M)
 
 
 def test_results_without_records_of_how_they_were_made_are_not_judged(finished, tmp_path):
@@ -312,11 +323,10 @@ def test_results_without_records_of_how_they_were_made_are_not_judged(finished, 
     assert "copy .snakemake along with results" in line
     assert "-- --touch --forceall" in line
     assert run(tmp_path / "copy", TINY, "--", "--touch", "--forceall").returncode == 0
-    assert planned(tmp_path / "copy") == set()
     backbone = {"epochs": 1, "batch_size": 64, "lr": 0.05, "schedule": "one_cycle"}
-    assert "train_backbone" in planned(
-        tmp_path / "copy", changed_config(tmp_path / "copy", backbone=backbone)
-    )
+    would = planned(tmp_path / "copy", changed_config(tmp_path / "copy", backbone=backbone))
+    assert "train_backbone" in would
+    assert "prepare_dataset" not in would
 
 
 def test_results_of_which_some_have_no_record_are_not_judged(finished, tmp_path):
@@ -330,34 +340,30 @@ def test_results_of_which_some_have_no_record_are_not_judged(finished, tmp_path)
     assert "how 2 of them (results/tiny/digits/resnet14/seed1/backbone.safetensors, ...) were made" in line
 
 
-def test_a_clone_s_new_scripts_run_nothing_again(finished, tmp_path):
-    """Git gives files the time of the checkout: older results are of the same code all the same."""
-    folder = copy_of(finished, tmp_path)
-    for path in (path for path in folder.rglob("*") if path.is_file()):
-        long_ago = path.stat().st_mtime_ns - 10**18
-        os.utime(path, ns=(long_ago, long_ago))
-    assert planned(folder) == set()
-
-
 def test_without_tracking_the_tables_come_from_the_files(finished, tmp_path):
     folder = copy_of(finished, tmp_path)
     shutil.rmtree(folder / "results/tiny/tables")
     for path in [*folder.rglob("runs.json"), folder / "results/tiny/mlflow.db"]:
         path.unlink()
-    done = run(folder, changed_config(folder, tracking="none"))
+    done = run(folder, changed_config(folder, tracking="none"), "--", "aggregate")
     assert done.returncode == 0, done.stdout
     assert tables(folder) == tables(finished)
     assert not (folder / "results/tiny/mlflow.db").exists()
 
 
-def test_a_missing_run_is_named(finished, tmp_path):
-    folder = copy_of(finished, tmp_path)
-    run_id = read_json(folder / "results/tiny/digits/resnet8/seed0/runs.json")["runs"]["method"]["ztw"]
+def test_a_missing_run_is_named_and_its_cell_logged_again(finished, tmp_path):
+    folder, runs = copy_of(finished, tmp_path), "results/tiny/digits/resnet8/seed0/runs.json"
+    run_id = read_json(folder / runs)["runs"]["method"]["ztw"]
     MlflowClient(f"sqlite:///{folder}/results/tiny/mlflow.db").delete_run(run_id)
     shutil.rmtree(folder / "results/tiny/tables")
-    failed = run(folder)
-    assert failed.returncode != 0
-    assert f"run {run_id} was deleted" in failed.stdout
+    done = run(folder)
+    assert done.returncode == 0, done.stdout
+    assert "digits/resnet8/seed0/metrics/ztw.json: no run in MLflow was made from it" in done.stdout
+    assert tables(folder) == tables(finished)
+    done = run(folder)
+    assert "track_cell" in jobs_done(done.stdout)
+    assert read_json(folder / runs)["runs"]["method"]["ztw"] != run_id
+    assert tables(folder) == tables(finished)
 
 
 def test_a_broken_checkpoint_is_named(finished, tmp_path):
@@ -367,7 +373,8 @@ def test_a_broken_checkpoint_is_named(finished, tmp_path):
     content, times = weights.read_bytes()[:-50], weights.stat()
     weights.write_bytes(content)
     os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns))
-    failed = run(folder, TINY, "--", "--forcerun", "predict")
+    target = cell.relative_to(folder) / "predictions/independent/test.safetensors"
+    failed = run(folder, TINY, "--", "--forcerun", "predict", "--", str(target))
     assert failed.returncode != 0
     assert "seed0/backbone.safetensors: altered since it was written" in failed.stdout
 
@@ -458,9 +465,12 @@ def test_parts_of_ones_own_with_no_change_in_ztw(tmp_path):
 
 
 @pytest.mark.parametrize("config", sorted(ROOT.glob("config/*.yaml")), ids=lambda path: path.name)
-def test_dry_run_and_lint_of_every_shipped_config(config, tmp_path):
-    base = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "workflow/Snakefile")]
-    base += ["--configfile", str(config), "--cores", "1"]
-    for extra in (["--dry-run"], ["--lint"]):
-        done = subprocess.run([*base, *extra], cwd=tmp_path, capture_output=True, text=True, timeout=100)
-        assert done.returncode == 0, done.stdout + done.stderr
+def test_dry_run_of_every_shipped_config(config, tmp_path):
+    """A rule that shares a machine's cores has its threads in Slurm's profile: else it gets four, or waits for ever."""
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "workflow/Snakefile")]
+    command += ["--configfile", str(config), "--cores", "999", "--dry-run"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stdout + done.stderr
+    profile = yaml.safe_load((ROOT / "workflow/profiles/slurm/config.yaml").read_text())
+    sharing = set(re.findall(r"^rule (\w+):\n(?:    .*\n)*    threads: ", done.stdout, re.M))
+    assert {"train_backbone", "predict"} <= sharing <= profile["set-threads"].keys()

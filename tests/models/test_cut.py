@@ -119,11 +119,11 @@ def test_what_cannot_be_cut_is_told_why(model, how, message):
 
 def test_cuts_that_a_shortcut_goes_around():
     model = torchvision.models.resnet18(num_classes=5)
-    with pytest.raises(ztw.ZtwError, match=r"at='layer1.0.conv1' cannot be a cut: maxpool goes around it"):
+    with pytest.raises(ztw.ZtwError, match=r"at='layer1.0.conv1' cannot be a cut.* maxpool"):
         ztw.as_backbone(model, (3, 32, 32), at=["layer1.0.conv1"])
     with pytest.raises(ztw.ZtwError, match=r"at='layer1.0.relu' is called 2 times, must be once"):
         ztw.as_backbone(model, (3, 32, 32), at=["layer1.0.relu"])
-    with pytest.raises(ztw.ZtwError, match=r"at='layer9' is no module of it; known: layer4"):
+    with pytest.raises(ztw.ZtwError, match=r"at='layer9' .*; known: layer4"):
         ztw.as_backbone(model, (3, 32, 32), at=["layer9"])
 
 
@@ -135,7 +135,7 @@ def test_shapes_that_are_none(shape):
 
 def test_build_network_says_what_to_do_with_a_plain_module():
     with pytest.raises(
-        ztw.ZtwError, match=r"Plain, must be a Backbone; ztw.as_backbone\(model, input_shape\)"
+        ztw.ZtwError, match=r"Plain, must be a Backbone; .*ztw.as_backbone\(model, input_shape\)"
     ):
         ztw.build_network(Plain())  # type: ignore[arg-type]
     with pytest.raises(ztw.ZtwError, match="is a Backbone already"):

@@ -50,10 +50,10 @@ def test_safetensors_whatever_its_name(tmp_path):
     [
         ([1, 2], "holds a list, not weights by name"),
         ({}, "holds a dict, not weights by name"),
-        ({"epoch": 3}, "'epoch' is a int; expected weights by name alone"),
+        ({"epoch": 3}, "'epoch' is a int, must be a tensor"),
         (
             torch.nn.Linear(2, 2),
-            "holds a torch.nn.modules.linear.Linear, and what could run code is not read; save the weights alone",
+            "holds a torch.nn.modules.linear.Linear, which could run code",
         ),
     ],
 )
@@ -137,7 +137,7 @@ def test_which_weights_are_taken_is_said(tmp_path):
     torch.save(of_torchvision(), tmp_path / "mine.pth")
     said: list[str] = []
     read_foreign(tmp_path / "mine.pth", said.append)
-    assert said == [f"{tmp_path / 'mine.pth'}: the weights are those of 'model', not of 'model_ema'"]
+    assert said == [f"{tmp_path / 'mine.pth'}: uses the weights under 'model', not those under 'model_ema'"]
     torch.save({**STATE, "epoch": 3}, tmp_path / "mine.pth")
     read_foreign(tmp_path / "mine.pth", said.append)
     assert said[1:] == [f"{tmp_path / 'mine.pth'}: not used: 'epoch'"]
@@ -150,15 +150,15 @@ class Net(torch.nn.Module):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"teacher": STATE, "student": STATE}, "holds weights below each of 'teacher', 'student'; save one"),
+        ({"teacher": STATE, "student": STATE}, "holds weights under each of 'teacher', 'student'; save"),
         (
             {"net": STATE, "loss": Net()},
-            r"holds a \S*Net, and what could run code is not read; save the weights",
+            r"holds a \S*Net, which could run code",
         ),
-        (Net(), r"holds a \S*Net, and what could run code is not read"),
-        ({"a.weight": torch.ones(2), "b": {"c": 3}}, "'b' is a dict; expected weights by name alone"),
-        ({"a.weight": numpy.ones(2)}, "'a.weight' is a ndarray; expected weights by name alone"),
-        ({0: torch.ones(2)}, "0 is a Tensor; expected weights by name alone"),
+        (Net(), r"holds a \S*Net, which could run code"),
+        ({"a.weight": torch.ones(2), "b": {"c": 3}}, "'b' is a dict, must be a tensor"),
+        ({"a.weight": numpy.ones(2)}, "'a.weight' is a ndarray, must be a tensor"),
+        ({0: torch.ones(2)}, "0 is a Tensor, must be a tensor with a name"),
         (numpy.ones(3), "holds a ndarray, not weights by name"),
     ],
 )
@@ -175,7 +175,7 @@ def test_no_code_of_a_file_runs(tmp_path):
             return (os.mkdir, (str(tmp_path / "attacked"),))
 
     torch.save({"state_dict": STATE, "args": Attack()}, tmp_path / "mine.pth")
-    with pytest.raises(ztw.ZtwError, match=r"holds a \S+mkdir, and what could run code is not read"):
+    with pytest.raises(ztw.ZtwError, match=r"holds a \S+mkdir, which could run code"):
         read_foreign(tmp_path / "mine.pth")
     assert not (tmp_path / "attacked").exists()
 
@@ -232,7 +232,7 @@ def test_weights_below_a_prefix_with_other_entries_beside_them(prefix, by_name):
     assert all(torch.equal(own[key], value) for key, value in state.items())
     found = prefix if by_name else prefix.replace("encoder.", "")
     assert said == [
-        f"file: the weights are those below {found!r}; not used:"
+        f"file: uses the weights under {found!r}; not used:"
         " 3 entries: criterion.weight, metric.confmat, n_averaged"
     ]
 
@@ -259,14 +259,14 @@ def test_weights_of_another_number_of_classes(by_name):
     state |= {"classifier.2.weight": torch.ones(1000, 64), "classifier.2.bias": torch.ones(1000)}
     given = state if by_name else renamed(state)
     with pytest.raises(
-        ztw.ZtwError, match=r"^file: its last layer answers 1000 classes, not 5: .*backbone.epochs"
+        ztw.ZtwError, match=r"^file: its last layer has 1000 classes, not 5; .*backbone.epochs"
     ):
         load_foreign(backbone, given, "file")
     assert same(backbone.state_dict(), before)
     said: list[str] = []
     load_foreign(backbone, given, "file", new_last_layer=True, report=said.append)
     assert said == [
-        "file: its last layer answers 1000 classes, not 5: replaced by a new one"
+        "file: its last layer has 1000 classes, not 5; replaced by a new last layer"
         " (classifier.2.weight, classifier.2.bias)"
     ]
     own = backbone.state_dict()
@@ -370,6 +370,6 @@ def test_downloads_that_fail(tmp_path):
         fetch_weights((tmp_path / "file.th").as_uri(), "0" * 64, tmp_path)
     with pytest.raises(ztw.ZtwError, match=r"none.th: cannot be downloaded to .* \(.*No such file"):
         fetch_weights((tmp_path / "none.th").as_uri(), "0" * 64, tmp_path)
-    with pytest.raises(ztw.ZtwError, match=r"^my/file.th: not a URL"):
+    with pytest.raises(ztw.ZtwError, match=r"^my/file.th: .* URL"):
         fetch_weights("my/file.th", "0" * 64, tmp_path)
     assert list((tmp_path / "weights").iterdir()) == [], "nothing half written is left"

@@ -1,4 +1,4 @@
-"""Read the table of differences between methods. Imports no pandas."""
+"""Read the table of differences between methods."""
 
 from __future__ import annotations
 
@@ -7,17 +7,8 @@ from pathlib import Path
 from ztw.reporting.readable import read_rows
 
 COLUMNS = (
-    "dataset",
-    "arch",
-    "protocol",
-    "budget",
-    "first",
-    "second",
-    "difference",
-    "low",
-    "high",
-    "within_noise",
-    "seeds",
+    *("dataset", "arch", "protocol", "budget", "first", "second"),
+    *("difference", "low", "high", "within_noise", "seeds"),
 )
 
 

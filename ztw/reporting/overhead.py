@@ -58,14 +58,7 @@ def pipeline_table(study: Path | str, cores: int) -> pd.DataFrame:
 
 
 def _by_rule(jobs: pd.DataFrame) -> pd.DataFrame:
-    table = (
-        jobs.groupby("rule", sort=False)
-        .agg(
-            jobs=("seconds", "size"),
-            seconds=("seconds", "sum"),
-            working=("working", "sum"),
-            largest_mb=("largest_mb", "max"),
-        )
-        .reset_index()
-    )
+    sums = {name: (name, "sum") for name in ("seconds", "working")}
+    groups = jobs.groupby("rule", sort=False, as_index=False)
+    table = groups.agg(jobs=("seconds", "size"), **sums, largest_mb=("largest_mb", "max"))
     return table.assign(overhead=table["seconds"] - table["working"])

@@ -1,7 +1,4 @@
-"""The accuracy table for readers: rounded and marked once, for screen, Markdown and LaTeX.
-
-Imports no pandas, because the screen shows the table at every call of `make reproduce`.
-"""
+"""The accuracy table for readers: rounded and marked once, for Markdown and LaTeX."""
 
 from __future__ import annotations
 
@@ -50,17 +47,6 @@ def read_rows(path: Path | str) -> list[dict[str, Any]]:
     check_seal(path)
     with Path(path).open(newline="", encoding="utf-8") as stream:
         return list(csv.DictReader(stream))
-
-
-def read_accuracies(path: Path | str) -> list[dict[str, Any]]:
-    """Read the rows of `accuracy_at_budget.csv` for `blocks`."""
-    rows = read_rows(path)
-    for row in rows:
-        row["budget"] = row["budget"] or INFEASIBLE
-        for name in ("mean", "std"):  # earlier versions wrote "-" for no value
-            row[name] = math.nan if row[name] in ("", INFEASIBLE) else float(row[name])
-        row["n"] = int(row["n"])
-    return rows
 
 
 def budget_name(budget: float | str) -> str:

@@ -27,6 +27,7 @@ import numpy as np
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run
 from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
 
@@ -39,6 +40,7 @@ from ztw.reporting.mlflow_names import headlines, metrics_of, params_of, title_o
 from ztw.study.layout import Cell
 
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 MODEL = "model"  # where it is among a run's files
 # Named, not imported: what loads a model later changes nothing that is tracked.
@@ -292,7 +294,7 @@ def read_copies(
         runs = {run.data.tags.get(SEAL): run for run in found}
         for file in files:
             check_seal(file)
-            content = _read_copy(client, runs.get(sha256(file)), file.name)
+            content = _read_copy(store["uri"], runs.get(sha256(file)), file.name)
             if isinstance(content, str):
                 lacking[file] = f"{file}: {content}"
             else:
@@ -300,15 +302,16 @@ def read_copies(
     return copies, lacking
 
 
-def _read_copy(client: MlflowClient, run: Run | None, name: str) -> dict[str, Any] | str:
+def _read_copy(uri: str, run: Run | None, name: str) -> dict[str, Any] | str:
     """Return the content of a run's copy of a file, or a text that says what is wrong with it."""
     if run is None:
         return "no run in MLflow was made from it"
     run_id = run.info.run_id
-    if name not in [artifact.path for artifact in client.list_artifacts(run_id)]:
+    kept = get_artifact_repository(run.info.artifact_uri, uri)  # a client would ask for the run each time
+    if name not in [artifact.path for artifact in kept.list_artifacts()]:
         return f"its run {run_id} in MLflow has no copy of it"
     with tempfile.TemporaryDirectory() as scratch:
-        copy = Path(client.download_artifacts(run_id, name, scratch))
+        copy = Path(kept.download_artifacts(name, scratch))
         if sha256(copy) != run.data.tags[SEAL]:
             return f"the copy of its run {run_id} in MLflow was altered"
         content: dict[str, Any] = json.loads(copy.read_bytes())
