@@ -162,7 +162,7 @@ def in_int8(exported, tmp_path_factory):
 
 def test_convolutions_in_int8_keep_their_weights_beside_them(exported, in_int8, tmp_path):
     """Elsewhere ONNX Runtime does not pack them, and takes half as long again."""
-    network, rule, _ = exported
+    network, _, _ = exported
     images = images_for(network, 64)
     runner = ztw.OnnxRunner(in_int8, threads=1, cache=tmp_path)
     for count, form in ((9, "batched"), (1, "single")):
