@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 import ztw
 from ztw.data.decoded import ImageSet
+from ztw.data.prepare import prepare_dataset
+from ztw.data.record import of_split
 from ztw.models.placement import Placement
 from ztw.study.plugins import forget
 
@@ -125,6 +127,13 @@ def state_of(module: nn.Module) -> dict[str, Tensor]:
 def same(before: dict[str, Tensor], after: dict[str, Tensor]) -> bool:
     """Whether two states are equal to the last bit."""
     return all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory) -> dict[str, dict[str, Any]]:
+    """Split -> its record, of scikit-learn's digits, which are decoded once."""
+    record = prepare_dataset("digits", tmp_path_factory.mktemp("digits"))
+    return {split: of_split(record, split) for split in ("train", "test")}
 
 
 @pytest.fixture(scope="session")

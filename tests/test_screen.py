@@ -51,6 +51,13 @@ def test_an_event_is_one_line_of_json(monkeypatch, tmp_path):
     ]
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_stops_no_event_after_it(monkeypatch, capsys):
+    monkeypatch.setattr(LogHandler, "baseFilename", "/dev/full")
+    TestPlugin()._create_handler().emit(logging.makeLogRecord({"msg": "lost", "levelname": "INFO"}))
+    assert "No space left on device" in capsys.readouterr().err
+
+
 @pytest.fixture
 def screen(tmp_path):
     earlier = tmp_path / "prepare_dataset/cell.log"

@@ -17,7 +17,7 @@ import torch
 import yaml
 from mlflow import MlflowClient
 from rebuilt import assert_rebuilt
-from tiny_study import ROOT, TINY, changed_config, command, copy_of, errors, run, shown, tables
+from tiny_study import ROOT, TINY, changed_config, command, copy_of, errors, jobs_done, run, shown, tables
 
 import ztw
 from ztw.data.record import read_study_record
@@ -190,12 +190,13 @@ def test_a_published_study_is_the_union_of_its_cells(finished, tmp_path, monkeyp
     publishing.publish(TINY, whole, "one", [])
     assert capsys.readouterr().out == ""
     (cells / "seed1").rename(tmp_path / "seed1")
-    pabee = cells / "seed0/metrics/pabee.json"
-    pabee.rename(tmp_path / "pabee.json")
+    for file in ("metrics/pabee.json", "latency.json"):
+        (cells / "seed0" / file).unlink()
     publishing.publish(TINY, target, "one", [])
     seeds = seeds_of(target)
     assert seeds["sdn"] == 1
     assert "pabee" not in seeds
+    assert not [*target.glob("tables/latency.*"), *target.glob("figures/*accuracy_time*")]
     (target / "README.md").write_text("A test.\n")
     told = capsys.readouterr().out.splitlines()
     assert told[0] == "digits/resnet8/seed0: no results of pabee; n is smaller"
@@ -211,10 +212,6 @@ def test_a_published_study_is_the_union_of_its_cells(finished, tmp_path, monkeyp
     shutil.copytree(whole / "digits/resnet8/seed0", target / "digits/resnet8/seed0", dirs_exist_ok=True)
     publishing.rebuild(target)
     assert_rebuilt(whole, target)
-    (target / "digits/resnet8/seed0/latency.json").unlink()
-    publishing.rebuild(target)
-    assert not list(target.glob("tables/latency.*"))
-    assert not list(target.glob("figures/*accuracy_time*"))
 
 
 def test_what_is_not_published(finished, tmp_path, monkeypatch, publishing):
@@ -354,14 +351,19 @@ def test_without_tracking_the_tables_come_from_the_files(finished, tmp_path):
     assert not (folder / "results/tiny/mlflow.db").exists()
 
 
-def test_a_missing_run_is_named(finished, tmp_path):
-    folder = copy_of(finished, tmp_path)
-    run_id = read_json(folder / "results/tiny/digits/resnet8/seed0/runs.json")["runs"]["method"]["ztw"]
+def test_a_missing_run_is_named_and_its_cell_logged_again(finished, tmp_path):
+    folder, runs = copy_of(finished, tmp_path), "results/tiny/digits/resnet8/seed0/runs.json"
+    run_id = read_json(folder / runs)["runs"]["method"]["ztw"]
     MlflowClient(f"sqlite:///{folder}/results/tiny/mlflow.db").delete_run(run_id)
     shutil.rmtree(folder / "results/tiny/tables")
-    failed = run(folder)
-    assert failed.returncode != 0
-    assert f"run {run_id} was deleted" in failed.stdout
+    done = run(folder)
+    assert done.returncode == 0, done.stdout
+    assert "digits/resnet8/seed0/metrics/ztw.json: no run in MLflow was made from it" in done.stdout
+    assert tables(folder) == tables(finished)
+    done = run(folder)
+    assert "track_cell" in jobs_done(done.stdout)
+    assert read_json(folder / runs)["runs"]["method"]["ztw"] != run_id
+    assert tables(folder) == tables(finished)
 
 
 def test_a_broken_checkpoint_is_named(finished, tmp_path):

@@ -18,7 +18,7 @@ from ztw.errors import ZtwError
 
 MARK = "ZTW_RUN"  # in the environment of everything a run starts, so that a later run finds the orphans
 OF_OTHERS = {"checkpoints", "mlflow-artifacts"}  # folders in a study that Snakemake knows nothing of
-SCRATCH = re.compile(r"\..+\.(\d+|[0-9a-f]{32})(-journal|-wal|-shm)?")
+SCRATCH = re.compile(r"\..+\.\d+(-journal|-wal|-shm)?")
 
 
 @contextlib.contextmanager
@@ -103,7 +103,7 @@ def check_known(study: Path) -> None:
 
 
 def remove_scratch(study: Path) -> None:
-    """Remove half-written files of a killed run: .NAME.PROCESS of `ztw.files.atomic`, new stores, SQLite's journals."""
+    """Remove half-written files of a killed run: .NAME.PROCESS of `ztw.files.atomic`, and SQLite's journals."""
     for path in study.rglob(".*"):
         if SCRATCH.fullmatch(path.name):
             path.unlink()

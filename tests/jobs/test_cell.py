@@ -11,6 +11,7 @@ import torch
 
 import ztw
 from ztw.device import ON_CPU, Compute
+from ztw.exits.logits import read_predictions
 from ztw.files import read_json, write_json
 from ztw.jobs.cell import CellNetworks, compute_on, load_ensemble, share_backbone
 from ztw.jobs.fit_ensembles import FitEnsemblesSettings, fit_ensembles
@@ -46,20 +47,24 @@ def test_an_ensemble_of_few_samples_sees_every_class(tmp_path):
 
 
 @pytest.fixture
-def networks(tmp_path) -> CellNetworks:
-    """A cell whose two sets are written down untrained, one with a backbone of its own."""
+def networks(tmp_path, digits) -> CellNetworks:
+    """A cell of digits whose two sets are written down untrained, one with a backbone of its own."""
     layout, cell = Layout(tmp_path), Cell("digits", "resnet8", 3)
-    write_json(layout.record("digits", "train"), {"num_classes": 5, "channels": 1, "size": 10})
+    for split, record in digits.items():
+        write_json(layout.record("digits", split), record)
     own: dict[str, Any] = {"connection": "independent", "epochs": 1.0, "placement": (0, 1)}
     sets = {"plain": IcSet(**own), "joint": IcSet(**own, training="joint")}
-    networks = CellNetworks(layout, cell, sets=sets, records=("train",))
+    networks = CellNetworks(layout, cell, sets=sets)
     save_checkpoint(layout.backbone(cell), networks.untrained_backbone(), networks.identity)
     for name in sets:
-        network = networks.attach(networks.untrained_backbone(), name)
-        part = network if name == "joint" else network.heads
-        facts = {"ics": name, "connection": "independent", "placement": [0, 1]}
-        save_checkpoint(layout.ics(cell, name), part, {**networks.identity, **facts})
+        write_ics(networks, name, networks.attach(networks.untrained_backbone(), name))
     return networks
+
+
+def write_ics(networks: CellNetworks, name: str, network: ztw.EarlyExitNetwork) -> None:
+    part = network if name == "joint" else network.heads
+    metadata = {"ics": name, "connection": "independent", "placement": [0, 1]}
+    save_checkpoint(networks.layout.ics(networks.cell, name), part, {**networks.identity, **metadata})
 
 
 def test_a_set_on_the_frozen_backbone_has_the_cell_s(networks):
@@ -77,50 +82,44 @@ def test_networks_of_another_cell_are_refused(networks):
         other.network("plain")
 
 
-@pytest.fixture
-def predicted(networks, monkeypatch):
-    """Run the job with these logits; what it reports."""
-    monkeypatch.setattr("ztw.jobs.predict.CellNetworks", lambda *given: replace(networks, sets=given[3]))
-    monkeypatch.setattr("ztw.jobs.predict.cell_splits", lambda *_: {"train": None, "test": torch.zeros(1)})
-
-    def run(logits: torch.Tensor, **hardware: Any) -> list[str]:
-        found = [logits], torch.zeros(4).long()
-        monkeypatch.setattr("ztw.evaluation.predictions.predict_networks", lambda *_: found)
-        said: list[str] = []
-        settings = PredictSettings(
-            images=DataSettings(),
-            build=BackboneBuild(),
-            sets={"plain": networks.sets["plain"]},
-            batch_size=4,
-            samples=None,
-            splits=("test",),
-            hardware=HardwareSettings(device="cpu", **hardware),
-        )
-        predict(Job(networks.layout, said.append), networks.cell, settings)
-        return said
-
-    return run
+def predicted(networks: CellNetworks, weight: float | None = None, **hardware: Any) -> list[str]:
+    """Run the job on the test images, the second head's last weights all being `weight`; what it reports."""
+    if weight is not None:
+        network = networks.network("plain")
+        torch.nn.init.constant_(network.heads[1].linear.weight, weight)  # type: ignore[union-attr, arg-type]
+        write_ics(networks, "plain", network)
+    said: list[str] = []
+    settings = PredictSettings(
+        images=DataSettings(),
+        build=BackboneBuild(),
+        sets={"plain": networks.sets["plain"]},
+        batch_size=64,
+        samples=None,
+        splits=("test",),
+        hardware=HardwareSettings(device="cpu", **hardware),
+    )
+    predict(Job(networks.layout, said.append), networks.cell, settings)
+    return said
 
 
-def test_predictions_that_are_not_finite_are_refused(networks, predicted):
-    with pytest.raises(ztw.ZtwError, match=r"plain.safetensors: .* logits on test are not finite"):
-        predicted(torch.full((3, 4, 5), torch.nan))
+def test_predictions_that_are_not_finite_are_refused(networks):
+    with pytest.raises(ztw.ZtwError, match=r"plain.safetensors: .*logits on test are not finite"):
+        predicted(networks, torch.nan)
     assert not networks.layout.predictions(networks.cell, "plain", "test").exists()
 
 
-def test_predictions_say_where_they_were_computed(networks, predicted):
-    predicted(torch.zeros(3, 4, 5), precision="bf16")
-    facts = read_json(metadata(networks.layout.predictions(networks.cell, "plain", "test")))
+def test_predictions_say_where_they_were_computed(networks):
+    predicted(networks, precision="bf16")
+    file = networks.layout.predictions(networks.cell, "plain", "test")
+    assert read_predictions(file)[0].shape == (3, 359, 10)
+    facts = read_json(metadata(file))
     assert facts.pop("versions")["torch"] == torch.__version__
     assert facts == {"ics": "plain", "split": "test", **Compute(torch.device("cpu"), "bf16").describe()}
 
 
-def test_a_head_that_died_is_said(predicted):
-    logits = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0))
-    logits[1] = 1.0
-    (note,) = predicted(logits)
-    assert isinstance(note, Note), "it stays on the screen"
-    assert note.startswith("IC set plain: exit 2 gives the same logits for all images")
+def test_a_head_that_died_is_said(networks):
+    (note,) = (line for line in predicted(networks, 0.0) if isinstance(line, Note))  # it stays on the screen
+    assert note.startswith("IC set plain: exit 2 ")
 
 
 def test_networks_share_one_backbone(networks):

@@ -120,13 +120,13 @@ def timed(tmp_path, methods: list[str], *runtimes: str, sizes: tuple[int, ...] =
 
 
 def test_every_method_is_timed_in_both_runtimes(tmp_path):
-    """In turn, and each with the times of the backbone beside it."""
-    rows, said = timed(tmp_path, ["sdn", "per-exit"], "pytorch", "onnxruntime")
+    """In turn, and each with the times of the backbone beside it; a static network once."""
+    rows, said = timed(tmp_path, ["sdn", "per-exit", "small"], "pytorch", "onnxruntime")
     expected: list[tuple[Any, ...]] = []
-    for method in ("sdn", "per-exit"):
+    for method, budgets in {"sdn": (0.8, "max"), "per-exit": (0.8, "max"), "small": (None,)}.items():
         expected += [(BACKBONE, None, "pytorch", method), (BACKBONE, None, "onnxruntime", method)]
         for runtime in ("pytorch", "onnxruntime"):
-            expected += [(method, budget, runtime, method) for budget in (0.8, "max")]
+            expected += [(method, budget, runtime, method) for budget in budgets]
     found = [
         tuple(row[key] for key in ("method", "budget", "runtime", "beside", "batch_size")) for row in rows
     ]
@@ -137,29 +137,28 @@ def test_every_method_is_timed_in_both_runtimes(tmp_path):
     assert {row["differs"] for row in rows} == {0.0}, "the same answers from the same exits"
     assert not any(isinstance(line, Note) for line in said)
     exported = [line.split("%  ")[1] for line in said if "exporting" in line]
-    assert exported == [f"{BACKBONE}, exporting", "sdn, exporting"], "methods share an export"
-    assert said[-1].startswith("100 %  sdn to per-exit, batches of 8")
+    assert exported == [f"{BACKBONE}, exporting", "sdn, exporting", "small, exporting"], (
+        "methods share an export"
+    )
+    assert said[-1].startswith("100 %  sdn to small, batches of 8")
     assert said[-1].endswith("0:00 left")
 
 
-def test_a_static_network_is_timed_once_in_each_runtime(tmp_path):
-    rows, _ = timed(tmp_path, ["sdn", "small"], "pytorch", "onnxruntime", sizes=(8,))
-    found = [(row["budget"], row["runtime"]) for row in rows if row["method"] == "small"]
-    assert found == [(None, "pytorch"), (None, "onnxruntime")]
-
-
 @pytest.mark.parametrize(
-    ("error", "reason"),
+    ("place", "error", "reason"),
     [
-        (ztw.ZtwError("resnet8: ONNX cannot hold it (sort)"), "resnet8: ONNX cannot hold it (sort)"),
-        (RuntimeError("nested\ntoo deep"), "RuntimeError: nested too deep"),
-        (DecodeError("Error parsing message"), "DecodeError: Error parsing message"),
-        (RecursionError("maximum recursion depth"), "RecursionError: maximum recursion depth"),
-        (MemoryError(), "memory ran out: raise mem_mb of measure_latency"),
+        (
+            "export",
+            ztw.ZtwError("resnet8: ONNX cannot hold it (sort)"),
+            "resnet8: ONNX cannot hold it (sort)",
+        ),
+        ("export", RuntimeError("nested\ntoo deep"), "RuntimeError: nested too deep"),
+        ("export", RecursionError("maximum recursion depth"), "RecursionError: maximum recursion depth"),
+        ("run", DecodeError("Error parsing message"), "DecodeError: Error parsing message"),
+        ("run", MemoryError(), "memory ran out: raise mem_mb of measure_latency"),
     ],
-    ids=lambda value: type(value).__name__,
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )
-@pytest.mark.parametrize("place", ["export", "run"])
 def test_what_onnx_cannot_do_is_told_and_has_no_row(tmp_path, layout, monkeypatch, place, error, reason):
     """Whatever fails in an export, or in a first call of what was exported, the study goes on with PyTorch's times."""
 

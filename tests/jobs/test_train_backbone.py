@@ -2,44 +2,49 @@
 
 from __future__ import annotations
 
+import urllib.error
+
 import pytest
 import torch
+import torchvision
 
 import ztw
 from ztw.data.prepare import prepare_dataset
 from ztw.data.record import of_split
-from ztw.device import ON_CPU
+from ztw.data.splits import open_split
 from ztw.files import read_json, write_json
-from ztw.jobs import train_backbone as job
 from ztw.jobs.cell import CellNetworks
 from ztw.jobs.job import Job
 from ztw.jobs.train_backbone import TrainBackboneSettings, train_backbone
 from ztw.jobs.train_ics import TrainIcsSettings, train_ics
 from ztw.jobs.train_network import TrainNetworkSettings, train_network
+from ztw.progress import Note
 from ztw.study.layout import Cell, Layout, metadata
 from ztw.study.settings import DataSettings, HardwareSettings
 from ztw.study.training_settings import BackboneBuild, BackboneSettings, IcSet
+from ztw.tensors import read_tensors
 
 CELL = Cell("digits", "resnet8", 0)
 CPU = HardwareSettings(device="cpu", precision="fp32", compile=False)
 
 
 @pytest.fixture
-def layout(tmp_path) -> Layout:
+def layout(tmp_path, digits) -> Layout:
     """A study whose data set is ready."""
     found = Layout(tmp_path / "study")
-    record = prepare_dataset("digits", tmp_path / "root")
-    for split in ("train", "test"):
-        write_json(found.record("digits", split), of_split(record, split))
+    for split, record in digits.items():
+        write_json(found.record("digits", split), record)
     return found
 
 
-def made_ready(layout: Layout, settings: BackboneSettings, data: DataSettings | None = None) -> list[str]:
+def made_ready(
+    layout: Layout, settings: BackboneSettings, data: DataSettings | None = None, cell: Cell = CELL
+) -> list[str]:
     """Run the job; what it reports."""
     lines: list[str] = []
     given = TrainBackboneSettings(data or DataSettings(), None, settings, CPU)
-    train_backbone(Job(layout, lines.append), CELL, given)
-    assert not layout.checkpoints(CELL, "backbone").exists(), "what is done needs none"
+    train_backbone(Job(layout, lines.append), cell, given)
+    assert not layout.checkpoints(cell, "backbone").exists(), "what is done needs none"
     return lines
 
 
@@ -77,9 +82,10 @@ def foreign(layout, tmp_path) -> tuple[BackboneSettings, float]:
         tmp_path / "theirs.pth",
     )
     settings = BackboneSettings(source="file", path=str(tmp_path / "theirs.pth"))
-    test = job.open_split(networks.record, DataSettings(), "test")
-    accuracy = job._accuracy(networks.backbone().eval(), test, ON_CPU, 64)
-    return settings, accuracy
+    images, labels = next(open_split(networks.record, DataSettings(), "test").batches(1000))
+    with torch.no_grad():
+        right = networks.backbone().eval()(images).argmax(-1) == labels
+    return settings, right.double().mean().item()
 
 
 def test_weights_with_the_expected_accuracy_are_taken(layout, foreign):
@@ -93,10 +99,9 @@ def test_weights_with_the_expected_accuracy_are_taken(layout, foreign):
     assert read_json(metadata(layout.backbone(CELL)))["origin"]["test_accuracy"] == pytest.approx(accuracy)
 
 
-def test_weights_with_another_accuracy_are_refused_before_anything_is_trained(layout, foreign, monkeypatch):
+def test_weights_with_another_accuracy_are_refused_before_anything_is_trained(layout, foreign):
     settings, accuracy = foreign
     layout.backbone(CELL).unlink()
-    monkeypatch.setattr(job, "train", lambda *_: pytest.fail("trained"))
     wrong = settings.model_copy(update={"expected_accuracy": accuracy + 0.02, "epochs": 1.0})
     with pytest.raises(ztw.ZtwError) as caught:
         made_ready(layout, wrong)
@@ -114,30 +119,48 @@ def test_where_only_order_and_shapes_agree_the_line_says_so(layout, foreign):
     assert "backbone.expected_accuracy" in line
 
 
-@pytest.mark.parametrize(("pretrained", "name"), [("default", "DEFAULT"), ("v1", "IMAGENET1K_V1")])
-def test_torchvisions_weights_are_the_ones_asked_for(layout, monkeypatch, pretrained, name):
-    asked = []
+@pytest.fixture
+def coloured(layout, tmp_path, monkeypatch) -> Layout:
+    """A study of 40 coloured images, and a folder for torchvision's weights; there is no network."""
 
-    def building(networks, weights):
-        asked.append(weights)
-        raise ztw.ZtwError("enough")
+    @ztw.register("dataset", "mine", num_classes=10, size=32, channels=3)
+    def mine():
+        images = torch.randint(255, (40, 3, 32, 32), dtype=torch.uint8)
+        return {split: (images, torch.arange(40) % 10) for split in ("train", "test")}
 
-    monkeypatch.setattr(CellNetworks, "untrained_backbone", building)
+    record = prepare_dataset("mine", tmp_path / "root")
+    for split in ("train", "test"):
+        write_json(layout.record("mine", split), of_split(record, split))
+
+    def refuse(*_, **__):
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setattr(torch.hub, "urlopen", refuse)
+    (tmp_path / "torch/hub/checkpoints").mkdir(parents=True)
+    return layout
+
+
+@pytest.mark.usefixtures("uninitialised")
+@pytest.mark.parametrize(
+    ("pretrained", "file"), [("default", "resnet50-11ad3fa6.pth"), ("v1", "resnet50-0676ba61.pth")]
+)
+def test_torchvisions_weights_are_the_ones_asked_for(coloured, pretrained, file):
     settings = BackboneSettings(source="torchvision", pretrained=pretrained, epochs=1.0)
-    with pytest.raises(ztw.ZtwError, match="enough"):
-        made_ready(layout, settings)
-    assert asked == [name]
+    with pytest.raises(ztw.ZtwError, match=f"put {file} "):
+        made_ready(coloured, settings, cell=Cell("mine", "torchvision/resnet50", 0))
 
 
-def test_that_torchvisions_last_layer_is_replaced_is_said(layout, monkeypatch):
-    monkeypatch.setattr(
-        CellNetworks, "untrained_backbone", lambda *_: ztw.build_backbone("resnet8", 10, 1, 8)
-    )
-    settings = BackboneSettings(source="torchvision", epochs=0.1, batch_size=64)
-    lines = made_ready(layout, settings)
-    assert (
-        "torchvision's weights: the last layer predicts 1000 classes, not 10; a new layer replaces it"
-        in lines
+def test_that_torchvisions_last_layer_is_replaced_is_said(coloured, tmp_path):
+    model = torchvision.models.mobilenet_v3_small()
+    torch.save(model.state_dict(), tmp_path / "torch/hub/checkpoints/mobilenet_v3_small-047dcff4.pth")
+    cell = Cell("mine", "torchvision/mobilenet_v3_small", 0)
+    lines = made_ready(coloured, BackboneSettings(source="torchvision", epochs=0.1, lr=1e-9), cell=cell)
+    (note,) = (line for line in lines if "1000 classes" in line)
+    assert isinstance(note, Note), "it stays on the screen"
+    trained = read_tensors(coloured.backbone(cell))
+    torch.testing.assert_close(
+        trained["stages.0.features.0.0.weight"], model.state_dict()["features.0.0.weight"]
     )
 
 

@@ -187,8 +187,8 @@ def test_the_first_weights_are_others_than_the_best(tmp_path, monkeypatch):
         with pytest.raises(ztw.ZtwError) as caught:
             ztw.build_backbone("torchvision/resnet50", 1000, size=64, weights=name)
         wanted[name] = str(caught.value)
-    assert "put resnet50-11ad3fa6.pth" in wanted["DEFAULT"]
-    assert "put resnet50-0676ba61.pth" in wanted["IMAGENET1K_V1"], "76.13 %, of ZTW's time"
+    assert "hub/checkpoints/resnet50-11ad3fa6.pth" in wanted["DEFAULT"]
+    assert "hub/checkpoints/resnet50-0676ba61.pth" in wanted["IMAGENET1K_V1"], "76.13 %, of ZTW's time"
 
 
 def refuse(*args, **kwargs):

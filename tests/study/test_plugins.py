@@ -97,7 +97,7 @@ FAULTS = [
     ("x = 1\n", ": registers nothing; call ztw.register(kind, name, part)"),
     ("import sys\nsys.exit(3)\n", "line 2: SystemExit: 3"),
     (f"{MARGIN}\nraise ValueError('two\\nlines')\n", "ValueError: two lines"),
-    (MARGIN.replace('"margin"', '"entropy"'), "line 8: rule 'entropy': is the name of a built-in part"),
+    (MARGIN.replace('"margin"', '"entropy"'), "line 8: rule 'entropy': is the name of a built-in"),
     (MARGIN.replace('"rule"', '"rul"'), "line 8: unknown kind of part 'rul'; known: rule, ensemble, head"),
     (MARGIN.replace("def worst", "def worse"), "line 8: rule 'margin': Margin lacks worst"),
     (MARGIN.replace("    top = 1.0", "    tops = 1.0"), "line 8: rule 'margin': Margin lacks top"),

@@ -7,7 +7,7 @@ import weakref
 
 import pytest
 import torch
-from conftest import same, small_network, state_of, stripes
+from conftest import stripes
 
 import ztw
 from ztw.catalogue.parts import PARTS, Part
@@ -18,7 +18,7 @@ from ztw.study.training_settings import BackboneSettings
 from ztw.training import compiling
 from ztw.training.loop import Task, Training, cross_entropy_step
 from ztw.training.recipe import Recipe
-from ztw.training.separate import train_backbone, train_separately
+from ztw.training.separate import train_backbone
 
 
 @pytest.mark.parametrize(
@@ -44,15 +44,6 @@ def test_nothing_is_compiled_beside_it(monkeypatch):
     torch.manual_seed(0)
     backbone = ztw.build_backbone("resnet8", 5, 1, 10)
     train_backbone(backbone, stripes(), Recipe(1, 32, 0.1, 0.0, compile="auto", cuda_graph=True), seed=0)
-
-
-def test_a_cpu_computes_the_usual_way():
-    states = []
-    for cuda_graph in (False, True):
-        network = small_network("cascade_detached")
-        train_separately([network], stripes(), Recipe(2, 24, 0.01, 0.0, cuda_graph=cuda_graph), seed=0)
-        states.append(state_of(network))
-    assert same(*states)
 
 
 def test_a_training_s_memory_is_freed_when_it_is_over():

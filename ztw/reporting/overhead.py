@@ -11,7 +11,7 @@ import pandas as pd
 from ztw.errors import ZtwError
 
 COLUMNS = ["rule", "jobs", "seconds", "working", "overhead", "largest_mb", "share_of_run"]
-BOOKKEEPING = ("start_tracking", "track_cell")  # MLflow: overhead as a whole
+BOOKKEEPING = ("start_tracking", "track_cell")  # jobs for MLflow count as overhead
 WORKED = re.compile(r"^worked ([\d.]+) s, from ([\d.]+)$", re.MULTILINE)
 
 
