@@ -13,8 +13,8 @@ from ztw.exits.logits import read_predictions
 from ztw.files import atomic, check_seal, read_json, sealed, write_json
 from ztw.jobs.cell import load_ensemble
 from ztw.models.checkpoints import load_checkpoint
-from ztw.reporting.differences import read_noise
 from ztw.reporting.latency_table import read_latency
+from ztw.reporting.readable import read_noise
 from ztw.reporting.results import read_curves, read_metrics
 from ztw.tensors import read_tensors, write_tensors
 

@@ -14,6 +14,11 @@ from ztw.files import check_seal
 
 INFEASIBLE = "-"  # no value, and the budget of a network without exits; empty in a csv
 SAME = "≈"
+# Columns of the table of differences between methods
+DIFFERENCES = (
+    *("dataset", "arch", "protocol", "budget", "first", "second"),
+    *("difference", "low", "high", "within_noise", "seeds"),
+)
 Mark = Literal["best", "same", ""]
 # (data set, architecture, protocol, budget, method, method) of pairs whose difference is within noise
 Noise = Collection[tuple[str, ...]]
@@ -49,6 +54,19 @@ def read_rows(path: Path | str) -> list[dict[str, Any]]:
         return list(csv.DictReader(stream))
 
 
+def read_noise(path: Path | str) -> set[tuple[str, ...]]:
+    """Return the pairs of methods whose difference lies within noise, from the table of `compare_methods`.
+
+    A pair is (data set, architecture, protocol, budget, method, method), in both orders.
+    """
+    pairs: set[tuple[str, ...]] = set()
+    for row in read_rows(path):
+        if row["within_noise"] == "True":
+            *where, first, second = (row[name] for name in DIFFERENCES[:6])
+            pairs |= {(*where, first, second), (*where, second, first)}
+    return pairs
+
+
 def budget_name(budget: float | str) -> str:
     """Format a budget: 0.25 as "25 %", "max" as "Max"."""
     return "Max" if budget == "max" else f"{100 * float(budget):g} %"
@@ -80,7 +98,7 @@ def blocks(
     """Convert the long table to blocks.
 
     Args:
-        noise: from `ztw.reporting.differences.read_noise`.
+        noise: from `read_noise`.
         notes: from `ztw.reporting.devices.mixed`.
     """
     grouped: dict[tuple[str, str, str], dict[str, list[Mapping[str, Any]]]] = {}
