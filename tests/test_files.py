@@ -13,9 +13,8 @@ from ztw.exits.logits import read_predictions
 from ztw.files import atomic, check_seal, read_json, sealed, write_json
 from ztw.jobs.cell import load_ensemble
 from ztw.models.checkpoints import load_checkpoint
-from ztw.reporting.differences import read_noise
 from ztw.reporting.latency_table import read_latency
-from ztw.reporting.readable import read_accuracies
+from ztw.reporting.readable import read_noise
 from ztw.reporting.results import read_curves, read_metrics
 from ztw.tensors import read_tensors, write_tensors
 
@@ -54,7 +53,6 @@ def test_a_changed_digit_in_json_is_named(tmp_path):
         lambda path: read_curves([path]),
         read_metrics,
         lambda path: read_latency(path, "digits", "resnet8"),
-        read_accuracies,
         read_noise,
         lambda path: read_study_record([path]),
         read_predictions,

@@ -49,7 +49,7 @@ def publish(config: Path, target: Path, machine: str, logits: list[str]) -> None
         raise ZtwError(f"{run.folder}: nothing of the study is finished; run make reproduce first")
     with _changed(target) as made:
         for cell, methods in finished.items():
-            before = sorted(made.cell(cell).rglob("*"))
+            before = [file for file in sorted(made.cell(cell).rglob("*")) if file.is_file()]
             shutil.rmtree(made.cell(cell), ignore_errors=True)
             comes_from = publish_cell(study, run, cell, methods, made)
             write_json(made.provenance(cell), provenance(run, machine) | comes_from)
@@ -80,9 +80,7 @@ def _changed(folder: Path) -> Iterator[Layout]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
         made = Path(scratch, folder.name)
-        made.mkdir()
-        if folder.is_dir():
-            shutil.copytree(folder, made, dirs_exist_ok=True)
+        shutil.copytree(folder, made) if folder.is_dir() else made.mkdir()
         try:
             yield Layout(made)
         except ZtwError as error:

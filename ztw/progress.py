@@ -157,17 +157,13 @@ def job_log(path: str | Path, rule: str, wildcards: Iterable[str] = ()) -> Itera
             yield lambda text: say((NOTE if isinstance(text, Note) else PROGRESS) + text)
             print(f"worked {time.monotonic() - started:.3f} s, from {began:.3f}", file=log)
             say(f"{DONE}{clock(time.monotonic() - started)}")
-        except (ZtwError, OSError, MemoryError) as error:
+        except Exception as error:
             with contextlib.suppress(OSError):
                 log.write(without_password(traceback.format_exc()))
-            say(FAILED + describe(error, rule))
-            raise SystemExit(1) from error
-        except Exception as error:
-            log.write(without_password(traceback.format_exc()))
-            if memory_ran_out(error):
-                say(FAILED + describe(error, rule))
-                raise SystemExit(1) from error
-            say(f"{FAILED}{type(error).__name__}: {' '.join(str(error).split())[:300]} (traceback: {path})")
+            text = describe(error, rule)
+            if not isinstance(error, ZtwError | OSError) and not memory_ran_out(error):
+                text = f"{type(error).__name__}: {' '.join(str(error).split())[:300]} (traceback: {path})"
+            say(FAILED + text)
             raise SystemExit(1) from error
 
 

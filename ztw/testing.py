@@ -10,7 +10,7 @@ import contextlib
 import math
 import tempfile
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from ztw.catalogue.parts import PARTS, own
 from ztw.data.decode import DECODERS
 from ztw.errors import ZtwError, unknown
 from ztw.exits.ensembles import ENSEMBLES, Ensemble, build_ensemble, fit_ensemble
-from ztw.exits.rules import ExitRule, ThresholdRule, exit_rule, exit_scores
+from ztw.exits.rules import RULES, ExitRule, ThresholdRule, exit_rule, exit_scores
 from ztw.exits.sweep import simulate_exits, sweep
 from ztw.exits.thresholds import THRESHOLDS, at, candidates
 from ztw.models.architectures import BACKBONES, build_backbone
@@ -63,7 +63,7 @@ def check_rule(name: str) -> None:
     - `infer`, `sweep` and `simulate_exits` agree for every sample, at batch sizes 0, 1, 7 and 16.
     """
     kind = exit_rule(name)
-    with _checked(f"rule {name!r}"):
+    with _checked("rule", name, RULES):
         logits, labels = draw(samples=60)
         scores = exit_scores(logits, kind)
         _require(
@@ -142,10 +142,8 @@ def check_ensemble(name: str) -> None:
     - NaN and other shapes are refused.
     - A saved and loaded ensemble computes the same.
     """
-    if name not in ENSEMBLES:
-        raise unknown("ensemble", name, ENSEMBLES)
     for include_final in (True, False):
-        with _checked(f"ensemble {name!r}"):
+        with _checked("ensemble", name, ENSEMBLES):
             _check_ensemble(name, include_final)
 
 
@@ -217,10 +215,8 @@ def check_head(name: str, shapes: Sequence[tuple[int, ...]] = HEAD_SHAPES, **opt
         shapes: of the features, without the batch axis. Each is tried with and without the previous exit's logits.
         options: see `HeadOptions`.
     """
-    if name not in HEADS:
-        raise unknown("head", name, HEADS)
     for shape, previous, size in product(shapes, (0, 5), (32, 64)):
-        with _checked(f"head {name!r}"), torch.random.fork_rng(devices=[]):
+        with _checked("head", name, HEADS), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             head, what = HEADS[name](shape, 5, previous, size, HeadOptions(**options)), f"features {shape}"
             _require(isinstance(head, nn.Module), f"{what}: returns {type(head).__name__}, must be a module")
@@ -249,12 +245,10 @@ def check_thresholds(name: str, rules: Iterable[str] = ("max_softmax", "entropy"
     - `sweep` and `simulate_exits` agree about every candidate.
     - NaN logits are refused.
     """
-    if name not in THRESHOLDS:
-        raise unknown("choice of thresholds", name, THRESHOLDS)
     logits, labels = draw(samples=200)
     cost = 2.0 ** torch.arange(len(logits), dtype=torch.float64)
     for rule in rules:
-        with _checked(f"thresholds {name!r}"):
+        with _checked("thresholds", name, THRESHOLDS):
             found = candidates(name, logits, labels, cost, rule, points=100)
             count, shape = len(found.parameter), tuple(found.thresholds.shape)
             for what in ("parameter", "thresholds"):
@@ -284,9 +278,7 @@ def check_backbone(name: str, size: int = 32, channels: int = 3) -> None:
     The classifier of the last stage's output must give the backbone's logits. Images have a side of `size` pixels, or
     the smallest that the backbone takes.
     """
-    if name not in BACKBONES:
-        raise unknown("architecture", name, BACKBONES)
-    with _checked(f"backbone {name!r}"), torch.random.fork_rng(devices=[]):
+    with _checked("backbone", name, BACKBONES), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         size = max(size, own("backbone").get(name, {}).get("smallest_image", 1))
         backbone = build_backbone(name, num_classes=7, channels=channels, size=size)
@@ -319,10 +311,8 @@ def check_backbone(name: str, size: int = 32, channels: int = 3) -> None:
 
 def check_dataset(name: str) -> None:
     """Read a data set of your own, or a built-in one without files, and check its images and labels."""
-    if name not in DATASETS:
-        raise unknown("data set", name, DATASETS)
-    metadata = DATASETS[name]
-    with _checked(f"data set {name!r}"), tempfile.TemporaryDirectory() as scratch:
+    with _checked("data set", name, DATASETS), tempfile.TemporaryDirectory() as scratch:
+        metadata = DATASETS[name]
         splits = DECODERS[name](name, metadata, Path(scratch), lambda text: None)
         for split in ("train", "test"):
             shape = (metadata.channels, metadata.size, metadata.size)
@@ -339,7 +329,7 @@ def check_agreement(network: EarlyExitNetwork, images: Tensor, rule: str) -> Non
         logits = network(images)
         logits = network.ensemble(logits) if network.ensemble else logits
     seen = set[int]()
-    with _checked(f"rule {rule!r}"):
+    with _checked("rule", rule, RULES):
         for parameters in _apart(exit_scores(logits, kind), kind):
             simulated = [simulate_exits(logits, kind(parameter)) for parameter in parameters.tolist()]
             _check_swept(logits, rule, parameters, simulated)
@@ -425,8 +415,11 @@ class _BrokenError(Exception):
 
 
 @contextlib.contextmanager
-def _checked(part: str) -> Iterator[None]:
-    """Turn any error into a ZtwError of one line that names the part."""
+def _checked(kind: str, name: str, known: Collection[str]) -> Iterator[None]:
+    """Turn any error, an unknown name included, into a ZtwError of one line that names the part."""
+    if name not in known:
+        raise unknown(kind, name, known)
+    part = f"{kind} {name!r}"
     try:
         yield
     except Exception as error:

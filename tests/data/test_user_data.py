@@ -73,7 +73,7 @@ NAN[3] = torch.nan
 WRONG = [
     ((IMAGES[:, 0], LABELS), r"images: shape \(11, 4, 4\), must be \(N, 1, 4, 4\)"),
     ((IMAGES.expand(-1, 3, -1, -1), LABELS), r"images: shape \(11, 3, 4, 4\), must be \(N, 1, 4, 4\)"),
-    ((IMAGES.byte(), LABELS), "images: uint8, must be float32 .*, normalised"),
+    ((IMAGES.byte(), LABELS), "images: uint8, must be float32 .*normalised"),
     ((NAN, LABELS), "images: some pixels are NaN or infinite"),
     ((IMAGES, LABELS + 1), r"labels: must lie in 0..2, got 1..3"),
     ((IMAGES, LABELS.float()), "labels: torch.float32, must be integers"),

@@ -110,9 +110,7 @@ def test_what_cannot_be_put_into_words_needs_the_model(how, tmp_path):
     ztw.save(network, tmp_path / "net", ztw.Patience(1), progress=told.append)
     assert len(told) == 1
     assert "ztw.load(" in told[0]
-    assert (
-        "model=<a new instance of your model>): Block: is no module of torch.nn or torchvision.ops" in told[0]
-    )
+    assert "model=<a new instance of your model>): Block:" in told[0]
     with pytest.raises(
         ztw.ZtwError, match="backbone could not be described; call load with model=<a Blocks>"
     ):
@@ -212,7 +210,7 @@ def edit(folder: Path, **changes) -> None:
         ),
         (
             {"backbone": {"stages": [CALLS], "classifier": CALLS}},
-            "'torch.load' is not among what a file may call",
+            "may not call .*'torch.load'",
         ),
         ({"backbone": {"build_backbone": {"arch": "nope"}}}, "unknown architecture 'nope'"),
     ],

@@ -10,7 +10,7 @@ from ztw.evaluation.correct import write_correct
 from ztw.files import write_json
 from ztw.jobs.compare_methods import CompareMethodsSettings, compare_methods
 from ztw.jobs.job import Job
-from ztw.reporting.differences import read_noise
+from ztw.reporting.readable import read_noise
 from ztw.study.layout import Cell, Layout
 from ztw.study.settings import EvaluationSettings
 

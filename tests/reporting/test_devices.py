@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import pandas as pd
 import pytest
 
 from ztw.files import write_json
-from ztw.reporting.devices import COLUMNS, device_rows, mixed, read_mixed
-from ztw.reporting.tables import write_csv
+from ztw.reporting.devices import device_rows, mixed
 
 
 def part(name: str, device: str = "CPU A", precision: str = "fp32") -> dict:
@@ -39,13 +37,11 @@ def test_every_part_of_every_cell_is_a_row(rows):
     assert [row["kinds"] for row in rows] == [2] * 5 + [1]
 
 
-def test_only_a_table_that_mixes_says_so(rows, tmp_path):
+def test_only_a_table_that_mixes_says_so(rows):
     assert mixed(rows) == {
         ("d", "a"): "Mixed: computed on 2 kinds of device or precision, on which accuracies can depend:"
         " CPU A, fp32 (seed 0, 1); CPU B, bf16 (seed 1). Which part where: devices.csv."
     }
-    write_csv(pd.DataFrame(rows, columns=COLUMNS), tmp_path / "devices.csv")
-    assert read_mixed(tmp_path / "devices.csv") == mixed(rows), "the screen reads it from the table"
 
 
 @pytest.mark.parametrize("change", [{"host": "node2"}, {"threads": 1}])

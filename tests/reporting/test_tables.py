@@ -16,7 +16,7 @@ from ztw.evaluation.methods import Evaluation, evaluate_method
 from ztw.evaluation.metric_rows import backbone_metrics, metric_records
 from ztw.evaluation.names import BACKBONE
 from ztw.reporting import tables
-from ztw.reporting.readable import Block, blocks, read_accuracies
+from ztw.reporting.readable import Block, blocks
 from ztw.reporting.results import read_metrics, write_metrics
 from ztw.study.settings import EvaluationSettings, MethodSettings
 
@@ -221,7 +221,7 @@ def test_a_study_without_allowed_losses_has_an_empty_table(tmp_path):
 
 
 def test_a_csv_is_empty_where_there_is_no_value(tmp_path):
-    """In every column of numbers, and in the budget of a network that has none; a reader of either form sees both."""
+    """In every column of numbers, and in the budget of a network that has none."""
     rows = [
         {"budget": "0.5", "mean": math.nan, "std": 0.1, "n": 1},
         {"budget": "-", "mean": 0.5, "std": math.nan, "n": 2},
@@ -231,10 +231,6 @@ def test_a_csv_is_empty_where_there_is_no_value(tmp_path):
     lines = (tmp_path / "new.csv").read_text().splitlines()
     assert lines == ["budget,mean,std,n", "0.5,,0.100000,1", ",0.500000,,2", "max,0.500000,0.250000,2"]
     assert pd.read_csv(tmp_path / "new.csv")["mean"].dtype == "float64"
-    (tmp_path / "old.csv").write_text("budget,mean,std,n\n0.5,-,0.1,1\n-,0.5,-,2\nmax,0.5,0.25,2\n")
-    new, old = (read_accuracies(tmp_path / name) for name in ("new.csv", "old.csv"))
-    assert str(new) == str(old)
-    assert [row["budget"] for row in new] == ["0.5", "-", "max"]
 
 
 def with_backbones(

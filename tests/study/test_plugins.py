@@ -19,7 +19,7 @@ from ztw.files import sha256
 from ztw.models.checkpoints import versions
 from ztw.models.heads import HEADS
 from ztw.study.config import check_study
-from ztw.study.plugins import forget, load_plugins, plugin_files, plugins_with
+from ztw.study.plugins import forget, load_plugins, plugins_with
 
 ROOT = Path(__file__).parents[2]
 TINY = yaml.safe_load((ROOT / "tests/config/tiny.yaml").read_text())
@@ -97,7 +97,7 @@ FAULTS = [
     ("x = 1\n", ": registers nothing; call ztw.register(kind, name, part)"),
     ("import sys\nsys.exit(3)\n", "line 2: SystemExit: 3"),
     (f"{MARGIN}\nraise ValueError('two\\nlines')\n", "ValueError: two lines"),
-    (MARGIN.replace('"margin"', '"entropy"'), "line 8: rule 'entropy': is the name of a built-in one"),
+    (MARGIN.replace('"margin"', '"entropy"'), "line 8: rule 'entropy': is the name of a built-in"),
     (MARGIN.replace('"rule"', '"rul"'), "line 8: unknown kind of part 'rul'; known: rule, ensemble, head"),
     (MARGIN.replace("def worst", "def worse"), "line 8: rule 'margin': Margin lacks worst"),
     (MARGIN.replace("    top = 1.0", "    tops = 1.0"), "line 8: rule 'margin': Margin lacks top"),
@@ -244,7 +244,6 @@ def test_what_the_environment_locks_is_no_helper():
     text = f"import json, numpy, yaml, ztw.exits.rules, importlib.metadata, os.path\n{HEAD}"
     load_plugins([plugin(text)])
     assert PLUGINS["own.py"] == sha256(Path("own.py"))
-    assert plugin_files("own.py") == [Path("own.py").absolute()]
 
 
 def test_a_helper_on_the_path_and_of_two_plugins_counts_for_both(monkeypatch, tmp_path):
@@ -257,9 +256,6 @@ def test_a_helper_on_the_path_and_of_two_plugins_counts_for_both(monkeypatch, tm
     ]
     load_plugins(names)
     before = dict(PLUGINS)
-    assert list(map(plugin_files, names)) == [
-        [tmp_path / name, tmp_path / "lib/shared_side.py"] for name in names
-    ]
     (tmp_path / "lib/shared_side.py").write_text("side = 2")
     load_plugins(names)
     assert all(PLUGINS[name] != before[name] for name in names)
@@ -329,7 +325,6 @@ def test_the_modules_of_an_editable_package_are_helpers(monkeypatch, tmp_path):
     for place in (tmp_path, tmp_path / "src"):
         monkeypatch.syspath_prepend(str(place))
     load_plugins(["early"])
-    assert set(plugin_files("early")) == {package / f"{name}.py" for name in ("__init__", "parts", "sub")}
     for edited, side in (("sub", 2), ("sub", 3), ("__init__", 3)):
         before = dict(PLUGINS)
         (package / f"{edited}.py").write_text(f"side = {side}")

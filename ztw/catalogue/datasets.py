@@ -20,7 +20,7 @@ class DatasetMetadata:
         gzipped: the download of each file is FILE.gz.
         archive: name of a folder, or of its zip file, below the data root.
         archive_sha256: SHA-256 of the downloaded zip file.
-        digest: digest of the archive's files, see `ztw.data.tiny_imagenet.Digest`.
+        digest: digest of the archive's files, see `ztw.data.tiny_imagenet`.
         counts: split -> images per class.
         streamed: read images from class folders when they are used; for data sets larger than memory.
         source: where a user gets the data set.

@@ -106,7 +106,7 @@ def nfc(name: str) -> str:
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """Sort class names as their labels are sorted: by number if all are numbers, else alphabetically."""
+    """Sort class names in the order of the labels: by number if all names are numbers, else alphabetically."""
     names = sorted(names)
     numbers = all(name.isascii() and name.isdecimal() for name in names)
     return sorted(names, key=int) if numbers else names

@@ -67,25 +67,18 @@ def prepare_dataset(
         else:
             record = _prepare_files(name, metadata, root, report)
     # Not part of the decoded files: a corrected value needs no new decoding
-    record |= {
-        "flip": metadata.flip,
-        "crop_padding": metadata.crop_padding,
-        "colour_jitter": metadata.colour_jitter,
-    }
+    record |= {key: getattr(metadata, key) for key in ("flip", "crop_padding", "colour_jitter")}
     if metadata.mean and metadata.std:
         record |= {"mean": list(metadata.mean), "std": list(metadata.std)}
     if name in own("dataset"):
         record |= {"plugins": dict(PLUGINS)}
-    record |= {"name": name, "root": str(root), "image_folder": _described(folder)}
+    # without the folder's hash: adding it to a study must not train anything again
+    described = folder.model_dump(exclude={"sha256"}) if folder else None
+    record |= {"name": name, "root": str(root), "image_folder": described}
     report(
         f"{record['counts']['train']} training and {record['counts']['test']} test images in {shown(root)}"
     )
     return record
-
-
-def _described(folder: FolderSettings | None) -> dict[str, Any] | None:
-    """Describe an image folder, without the hash: adding it to a study must not train anything again."""
-    return folder.model_dump(exclude={"sha256"}) if folder else None
 
 
 def _metadata(name: str, folders: Mapping[str, FolderSettings]) -> DatasetMetadata:

@@ -115,7 +115,9 @@ def write_record(folder: Path, metadata: dict[str, Any]) -> dict[str, Any]:
 
 def read_record(folder: Path) -> dict[str, Any] | None:
     """Read what `write_record` returned; None if a file is missing or altered."""
-    if not (record := _beside(folder)):
+    try:
+        record = read_json(folder / "record.json")
+    except ZtwError:
         return None
     record.pop("stamps", None)  # written by earlier versions
     for name, expected in record["sha256"].items():
@@ -155,11 +157,3 @@ def of_split(record: dict[str, Any], split: str) -> dict[str, Any]:
         "decoded": {split: record["decoded"][split]},
         "sha256": {file: s for file, s in record["sha256"].items() if file.startswith(f"{split}-")},
     }
-
-
-def _beside(folder: Path) -> dict[str, Any]:
-    """Read the record beside the arrays; {} if there is no readable one."""
-    try:
-        return read_json(folder / "record.json")
-    except ZtwError:
-        return {}

@@ -102,9 +102,7 @@ def cell_splits(
     """
     splits = {split: open_split(record, settings, split, report) for split in record["counts"]}
     source = splits.get(settings.validation_from)
-    if source is None:
-        return splits
-    if not settings.validation_fraction:
+    if source is None or not settings.validation_fraction:
         return splits
     rest, held_out = held_out_split(source.labels, settings.validation_fraction, seed)
     missing = sorted(set(range(record["num_classes"])) - set(source.labels[held_out].tolist()))

@@ -31,14 +31,14 @@ def decode_tiny_imagenet(
     files = _tiny_imagenet_files(tree)
     class_names = sorted(set(tree.read("wnids.txt").decode().split()))
     _check_counts(tree.path, files, class_names, metadata)
-    digest, size = Digest(tree), int(metadata.size or 0)
+    digest, size = hashlib.sha256(), int(metadata.size or 0)
     splits = {}
     for split, rows in files.items():
         labels = torch.tensor([class_names.index(wnid) for _, wnid in rows])
-        arguments = _tree_arguments(digest, [file for file, _ in rows], size)
+        arguments = _tree_arguments(tree, digest, [file for file, _ in rows], size)
         chunks = decode_in_threads(_decode_exactly, arguments, len(rows), f"decoding {split}", report)
         splits[split] = Split(labels, (3, size, size), chunks, class_names)
-    splits["test"].chunks = _verified(splits["test"].chunks, digest, metadata.digest)
+    splits["test"].chunks = _verified(splits["test"].chunks, tree, digest, metadata.digest)
     return splits
 
 
@@ -73,9 +73,17 @@ def _check_counts(
                 raise ZtwError(f"{path}: {split} has {counts[wnid]} images of {wnid}, expected {expected}")
 
 
-def _tree_arguments(digest: Digest, names: list[str], size: int) -> Iterator[tuple]:
+def _tree_arguments(tree: FileTree, digest: hashlib._Hash, names: list[str], size: int) -> Iterator[tuple]:
     for name in names:
-        yield BytesIO(digest.read(name)), f"{digest.tree.path}/{name}", size
+        yield BytesIO(_read(tree, name, digest)), f"{tree.path}/{name}", size
+
+
+def _read(tree: FileTree, name: str, digest: hashlib._Hash) -> bytes:
+    """Read a file and add "name NUL size NUL content" to the digest of the data set."""
+    content = tree.read(name)
+    digest.update(f"{name}\0{len(content)}\0".encode())
+    digest.update(content)
+    return content
 
 
 def _decode_exactly(file: IO[bytes], name: str, size: int) -> np.ndarray:
@@ -85,14 +93,16 @@ def _decode_exactly(file: IO[bytes], name: str, size: int) -> np.ndarray:
     return np.asarray(rgb).transpose(2, 0, 1)
 
 
-def _verified(chunks: Iterable[np.ndarray], digest: Digest, expected: str | None) -> Iterator[np.ndarray]:
+def _verified(
+    chunks: Iterable[np.ndarray], tree: FileTree, digest: hashlib._Hash, expected: str | None
+) -> Iterator[np.ndarray]:
     """Yield the images, then check the digest of all files."""
     yield from chunks
     for name in ("val/val_annotations.txt", "wnids.txt"):
-        digest.read(name)
+        _read(tree, name, digest)
     if (found := digest.hexdigest()) != expected:
         raise ZtwError(
-            f"{digest.tree.path}: altered (SHA-256 of its files {found[:12]}..., expected {str(expected)[:12]}...);"
+            f"{tree.path}: altered (SHA-256 of its files {found[:12]}..., expected {str(expected)[:12]}...);"
             " delete it to download it again"
         )
 
@@ -128,21 +138,3 @@ class FileTree:
             raise ZtwError(
                 f"{self.path}: {name} cannot be read ({reason(error, self.path / name)}); copy the data set again"
             ) from error
-
-
-class Digest:
-    """A running SHA-256 over files: of "name NUL size NUL content" of each."""
-
-    def __init__(self, tree: FileTree) -> None:
-        self.tree, self._hash = tree, hashlib.sha256()
-
-    def read(self, name: str) -> bytes:
-        """Read a file and add it to the digest."""
-        content = self.tree.read(name)
-        self._hash.update(f"{name}\0{len(content)}\0".encode())
-        self._hash.update(content)
-        return content
-
-    def hexdigest(self) -> str:
-        """Return the digest of the files read so far, in order of reading."""
-        return self._hash.hexdigest()

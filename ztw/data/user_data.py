@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -93,13 +92,22 @@ class GivenData(Data):
         """Number of classes."""
         return self.wanted.num_classes
 
-    @abstractmethod
-    def take(self, indices: Tensor) -> Self:
-        """See `Data.take`."""
-
     def to(self, device: torch.device) -> Self:
         """See `Data.to`."""
         return replace(self, wanted=replace(self.wanted, device=device))  # type: ignore[type-var]
+
+    def batches(
+        self,
+        batch_size: int,
+        generator: torch.Generator | None = None,
+        augmented: bool = False,
+        skip: int = 0,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """See `Data.batches`; nothing is augmented, but by a Dataset, which draws from torch's global generator."""
+        return map(self._batch, batch_indices(len(self), batch_size, generator)[skip:])
+
+    def _batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -114,16 +122,8 @@ class TensorData(GivenData):
         """See `Data.take`; copies the tensors."""
         return replace(self, images=self.images[indices], labels=self.labels[indices])
 
-    def batches(
-        self,
-        batch_size: int,
-        generator: torch.Generator | None = None,
-        augmented: bool = False,
-        skip: int = 0,
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """See `Data.batches`; nothing is augmented."""
-        order = batch_indices(len(self.labels), batch_size, generator)[skip:]
-        return (self.wanted.moved(self.images[indices], self.labels[indices]) for indices in order)
+    def _batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        return self.wanted.moved(self.images[indices], self.labels[indices])
 
 
 @dataclass(frozen=True)
@@ -141,19 +141,9 @@ class DatasetData(GivenData):
         """See `Data.take`."""
         return replace(self, index=self.index[indices])
 
-    def batches(
-        self,
-        batch_size: int,
-        generator: torch.Generator | None = None,
-        augmented: bool = False,
-        skip: int = 0,
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """See `Data.batches`. The dataset's augmentation draws from torch's global generator, saved in checkpoints."""
-        order = batch_indices(len(self), batch_size, generator)[skip:]
-        return (self._batch(self.index[indices].tolist()) for indices in order)
-
-    def _batch(self, samples: list[int]) -> tuple[Tensor, Tensor]:
-        return _checked([self.dataset[sample] for sample in samples], self.wanted, collate=True)
+    def _batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        samples = [self.dataset[sample] for sample in self.index[indices].tolist()]
+        return _checked(samples, self.wanted, collate=True)
 
 
 @dataclass(frozen=True)

@@ -115,7 +115,7 @@ def _pairs(correct: Correct) -> Iterator[tuple]:
 
 
 def _columns(correct: Correct) -> tuple[dict[tuple[Hashable, ...], int], Tensor]:
-    """Stack all flags: (budget, method, seed) -> row, and 0 or 1 (M, N)."""
+    """Return the row of each (budget, method, seed), and its flags, 0 or 1 (M, N)."""
     found: dict[tuple[Hashable, ...], Tensor] = {}
     for budget, methods in correct.items():
         for method, of_seed in methods.items():

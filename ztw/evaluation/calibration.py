@@ -146,7 +146,7 @@ def _top_error(probs: Tensor, right: Tensor, edges: Tensor) -> Tensor:
 
 
 def _class_error(probs: Tensor, labels: Tensor, edges: Tensor) -> Tensor:
-    """For each class and bin |sum of probabilities - number of labels| / N, summed over bins."""
+    """Sum |sum of probabilities - number of labels| / N over classes and bins."""
     samples, num_classes = probs.shape
     bins = len(edges) + 1
 

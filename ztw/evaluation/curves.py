@@ -67,17 +67,15 @@ def method_curves(
     on_validation = swept(validation, unit, method.rule, offered)
     if method.thresholds == "shared":
         own = offered_to(test, unit, method, points)
-        both = torch.cat([offered.thresholds, own.thresholds]).unique()
-        both = _in_order(both, offered.thresholds)
+        both, like = torch.cat([offered.thresholds, own.thresholds]).unique(), offered.thresholds
+        if (
+            len(like) > 1 and like[0] > like[-1]
+        ):  # from the cheapest to the most cautious, as the rule's grid runs
+            both = both.flip(0)
         offered = Candidates(both, both)
     on_test = swept(test, unit, method.rule, offered)
     splits = (("validation", on_validation), ("test", on_test))
     return pd.concat([_rows(curve, split, unit.base) for split, curve in splits], ignore_index=True)
-
-
-def _in_order(parameters: Tensor, like: Tensor) -> Tensor:
-    """Sort parameters from the cheapest to the most cautious, in the direction of `like`."""
-    return parameters.flip(0) if len(like) > 1 and like[0] > like[-1] else parameters
 
 
 def _rows(curve: Curve, split: str, base_cost: float) -> pd.DataFrame:

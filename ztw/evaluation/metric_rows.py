@@ -11,7 +11,10 @@ METRIC_COLUMNS = ("protocol", "budget", "exit", "metric", "value")
 
 
 class Metric(NamedTuple):
-    """A value of a metric, NaN where infeasible; budget: or allowed loss, "" = none; exit: 1 to K, 0 = none."""
+    """A value of a metric, NaN where infeasible.
+
+    budget: as the study writes it, or an allowed loss, "" = none; exit: 1 to K, 0 = none.
+    """
 
     metric: str
     value: float

@@ -41,7 +41,7 @@ def copy_network(folder: Path, target: Path) -> dict[str, Any]:
 
 
 def readable(content: Any, depth: int = 0) -> str:
-    """Return JSON that puts every value that fits on one line on one line."""
+    """Return JSON with each value on one line if it fits."""
     flat = json.dumps(content)
     if not isinstance(content, dict | list) or len(flat) + depth <= 110:
         return flat

@@ -151,8 +151,7 @@ def load(
         named = str(error) if str(error).startswith(str(folder)) else f"{file}: {error}"
         raise ZtwError(named) from error
     except (
-        KeyError,
-        IndexError,
+        LookupError,
         TypeError,
         ValueError,
         AttributeError,

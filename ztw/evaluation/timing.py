@@ -64,7 +64,8 @@ def time_in_turn(
         call.run(batches[0])
     for turn in range(turns):
         for number, call in enumerate(calls):
-            for place in _from(turn, len(batches)):
+            for later in range(len(batches)):
+                place = (turn + later) % len(batches)
                 work.time(turn, (number, place), call, batches[place])
             step()
     return [work.of_call(number, batches) for number in range(len(calls))]
@@ -73,11 +74,6 @@ def time_in_turn(
 def turns_of(size: int, methods: int) -> int:
     """Return the number of turns for a batch size and a number of methods."""
     return (TURNS_OF_SINGLE if size == 1 else TURNS) * (2 if methods <= FEW else 1)
-
-
-def _from(start: int, count: int) -> list[int]:
-    """Return the numbers below `count` in a ring, starting with `start`."""
-    return [(start + number) % count for number in range(count)]
 
 
 class WorkTimes:

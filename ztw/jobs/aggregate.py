@@ -11,10 +11,10 @@ import pandas as pd
 from ztw.files import write_json
 from ztw.jobs.job import Job
 from ztw.reporting.devices import COLUMNS, device_rows, mixed
-from ztw.reporting.differences import read_noise
 from ztw.reporting.latency_table import latency_table, left_out, write_latency
 from ztw.reporting.mlflow_names import undelivered
 from ztw.reporting.published import comparison_table, read_published
+from ztw.reporting.readable import read_noise
 from ztw.reporting.results import Metrics, from_files, from_runs, results_of, write_metrics
 from ztw.reporting.tables import (
     accuracy_table,

@@ -12,7 +12,7 @@ from torch import Tensor
 from ztw.evaluation.bootstrap import pairs_at_budgets
 from ztw.evaluation.correct import read_correct
 from ztw.jobs.job import Job
-from ztw.reporting.differences import COLUMNS
+from ztw.reporting.readable import DIFFERENCES
 from ztw.reporting.results import results_of
 from ztw.reporting.tables import write_csv
 from ztw.study.layout import Cell
@@ -43,7 +43,7 @@ def compare_methods(job: Job, settings: CompareMethodsSettings, partial: bool = 
             named = {"dataset": dataset, "arch": arch, "protocol": protocol}
             found = pairs_at_budgets(_correct(correct, protocol, settings.evaluation))
             rows += [{**named, **row, "seeds": len(row["seeds"])} for row in found]
-    write_csv(pd.DataFrame(rows, columns=COLUMNS), job.layout.table("differences"))
+    write_csv(pd.DataFrame(rows, columns=DIFFERENCES), job.layout.table("differences"))
 
 
 def _correct(

@@ -1,4 +1,4 @@
-"""The devices and precisions of a study's results, and the tables that mix them. Imports no pandas."""
+"""The devices and precisions of a study's results, and the tables that mix them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from ztw.files import read_json
-from ztw.reporting.readable import read_rows
 
 CELL = ("dataset", "arch", "seed")
 PART = ("part", "device", "precision", "threads", "host")
@@ -24,14 +23,8 @@ def device_rows(files: Iterable[Path | str]) -> list[dict[str, Any]]:
         for part in content["computed"]:
             row = {**{name: content[name] for name in CELL}, **{name: part[name] for name in PART}}
             rows[*(row[name] for name in CELL), row["part"]] = row  # methods share their parts
-    return with_kinds(rows.values())
-
-
-def with_kinds(rows: Iterable[Row]) -> list[dict[str, Any]]:
-    """Return the rows with `kinds` counted again."""
-    rows = list(rows)
-    kinds = _kinds(rows)
-    return [{**row, "kinds": len(kinds[row["dataset"], row["arch"]])} for row in rows]
+    kinds = _kinds(rows.values())
+    return [{**row, "kinds": len(kinds[row["dataset"], row["arch"]])} for row in rows.values()]
 
 
 def _kinds(rows: Iterable[Row]) -> dict[tuple[str, str], dict[str, list[str]]]:
@@ -54,8 +47,3 @@ def mixed(rows: Iterable[Row]) -> dict[tuple[str, str], str]:
         for names, kinds in _kinds(rows).items()
         if len(kinds) > 1
     }
-
-
-def read_mixed(path: Path | str) -> dict[tuple[str, str], str]:
-    """Return the notes of `mixed` from `devices.csv`."""
-    return mixed(read_rows(path))

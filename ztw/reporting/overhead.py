@@ -11,7 +11,7 @@ import pandas as pd
 from ztw.errors import ZtwError
 
 COLUMNS = ["rule", "jobs", "seconds", "working", "overhead", "largest_mb", "share_of_run"]
-BOOKKEEPING = ("start_tracking", "track_cell")  # MLflow: overhead as a whole
+BOOKKEEPING = ("start_tracking", "track_cell")  # jobs for MLflow count as overhead
 WORKED = re.compile(r"^worked ([\d.]+) s, from ([\d.]+)$", re.MULTILINE)
 
 
@@ -58,14 +58,7 @@ def pipeline_table(study: Path | str, cores: int) -> pd.DataFrame:
 
 
 def _by_rule(jobs: pd.DataFrame) -> pd.DataFrame:
-    table = (
-        jobs.groupby("rule", sort=False)
-        .agg(
-            jobs=("seconds", "size"),
-            seconds=("seconds", "sum"),
-            working=("working", "sum"),
-            largest_mb=("largest_mb", "max"),
-        )
-        .reset_index()
-    )
+    sums = {name: (name, "sum") for name in ("seconds", "working")}
+    groups = jobs.groupby("rule", sort=False, as_index=False)
+    table = groups.agg(jobs=("seconds", "size"), **sums, largest_mb=("largest_mb", "max"))
     return table.assign(overhead=table["seconds"] - table["working"])

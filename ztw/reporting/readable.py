@@ -1,7 +1,4 @@
-"""The accuracy table for readers: rounded and marked once, for screen, Markdown and LaTeX.
-
-Imports no pandas, because the screen shows the table at every call of `make reproduce`.
-"""
+"""The accuracy table for readers: rounded and marked once, for Markdown and LaTeX."""
 
 from __future__ import annotations
 
@@ -17,6 +14,11 @@ from ztw.files import check_seal
 
 INFEASIBLE = "-"  # no value, and the budget of a network without exits; empty in a csv
 SAME = "≈"
+# Columns of the table of differences between methods
+DIFFERENCES = (
+    *("dataset", "arch", "protocol", "budget", "first", "second"),
+    *("difference", "low", "high", "within_noise", "seeds"),
+)
 Mark = Literal["best", "same", ""]
 # (data set, architecture, protocol, budget, method, method) of pairs whose difference is within noise
 Noise = Collection[tuple[str, ...]]
@@ -52,15 +54,17 @@ def read_rows(path: Path | str) -> list[dict[str, Any]]:
         return list(csv.DictReader(stream))
 
 
-def read_accuracies(path: Path | str) -> list[dict[str, Any]]:
-    """Read the rows of `accuracy_at_budget.csv` for `blocks`."""
-    rows = read_rows(path)
-    for row in rows:
-        row["budget"] = row["budget"] or INFEASIBLE
-        for name in ("mean", "std"):  # earlier versions wrote "-" for no value
-            row[name] = math.nan if row[name] in ("", INFEASIBLE) else float(row[name])
-        row["n"] = int(row["n"])
-    return rows
+def read_noise(path: Path | str) -> set[tuple[str, ...]]:
+    """Return the pairs of methods whose difference lies within noise, from the table of `compare_methods`.
+
+    A pair is (data set, architecture, protocol, budget, method, method), in both orders.
+    """
+    pairs: set[tuple[str, ...]] = set()
+    for row in read_rows(path):
+        if row["within_noise"] == "True":
+            *where, first, second = (row[name] for name in DIFFERENCES[:6])
+            pairs |= {(*where, first, second), (*where, second, first)}
+    return pairs
 
 
 def budget_name(budget: float | str) -> str:
@@ -94,7 +98,7 @@ def blocks(
     """Convert the long table to blocks.
 
     Args:
-        noise: from `ztw.reporting.differences.read_noise`.
+        noise: from `read_noise`.
         notes: from `ztw.reporting.devices.mixed`.
     """
     grouped: dict[tuple[str, str, str], dict[str, list[Mapping[str, Any]]]] = {}

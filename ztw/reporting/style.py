@@ -87,12 +87,7 @@ def new_panels(
     """
     sns.set_theme(style="whitegrid" if grid else "white", context="paper", font_scale=1.1)
     figure, panels = plt.subplots(
-        rows,
-        count,
-        figsize=(width, height),
-        sharex=share_x,
-        sharey=True,
-        squeeze=False,
+        rows, count, figsize=(width, height), sharex=share_x, sharey=True, squeeze=False
     )
     return figure, list(panels.flat)
 

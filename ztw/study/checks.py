@@ -48,11 +48,7 @@ def check_names(study: Study) -> None:
             raise ZtwError(f"data.image_folders.{name}: is the name of a built-in data set; choose another")
     datasets = [*DATASETS, *folders]
     for name in study.datasets:
-        if name not in datasets:
-            raise ZtwError(
-                f"datasets: {name!r} is unknown; known: {', '.join(datasets)}{did_you_mean(name, datasets)};"
-                " add your own images under data.image_folders"
-            )
+        _check_known("datasets", name, datasets, advice="; add your own images under data.image_folders")
     torchvision = [f"{TORCHVISION_PREFIX}{name}" for name in TORCHVISION_BLOCKS]
     named = {f"archs.{index}": arch for index, arch in enumerate(study.archs)}
     named |= {f"methods.{name}.static": m.static for name, m in study.methods.items() if m.static is not None}
@@ -64,7 +60,7 @@ def check_names(study: Study) -> None:
         _check_listed(f"overrides.{index}.datasets", item.datasets or (), study.datasets, "datasets")
         _check_listed(f"overrides.{index}.archs", item.archs or (), [*study.archs, *study.statics], "archs")
     for name, ensemble in study.ensembles.sets.items():
-        _check_part(f"ensembles.sets.{name}.kind", "ensemble", ensemble.kind)
+        _check_known(f"ensembles.sets.{name}.kind", ensemble.kind, known("ensemble"))
     for name in study.methods:
         _check_method(study, name)
     if study.latency.batch_sizes and "pytorch" not in study.latency.runtimes:
@@ -78,11 +74,11 @@ def check_names(study: Study) -> None:
         )
 
 
-def _check_part(label: str, kind: str, name: str) -> None:
-    if name not in known(kind):
-        raise ZtwError(
-            f"{label}: {name!r} is unknown; known: {', '.join(known(kind))}{did_you_mean(name, known(kind))}"
-        )
+def _check_known(label: str, name: str, known: Sequence[str], or_else: str = "", advice: str = "") -> None:
+    """Check a name; or_else: allowed values that are no names."""
+    if name not in known:
+        listed = f"{', '.join(known)}{or_else}{did_you_mean(name, known)}{advice}"
+        raise ZtwError(f"{label}: {name!r} is unknown; known: {listed}")
 
 
 def _check_listed(label: str, names: Iterable[str], listed: Sequence[str], where: str) -> None:
@@ -105,14 +101,10 @@ def _check_method(study: Study, name: str) -> None:
     if not method.ics:
         raise ZtwError(f"methods.{name}: the key 'ics' is missing")
     _check_listed(f"methods.{name}.ics", [method.ics], list(study.ics.sets), "ics.sets")
-    ensembles = list(study.ensembles.sets)
-    if method.ensemble is not None and method.ensemble not in ensembles:
-        raise ZtwError(
-            f"methods.{name}.ensemble: {method.ensemble!r} is unknown; known: {', '.join(ensembles)},"
-            f" null{did_you_mean(method.ensemble, ensembles)}"
-        )
-    _check_part(f"methods.{name}.rule", "rule", method.rule)
-    _check_part(f"methods.{name}.thresholds", "thresholds", method.thresholds)
+    if method.ensemble is not None:
+        _check_known(f"methods.{name}.ensemble", method.ensemble, list(study.ensembles.sets), ", null")
+    _check_known(f"methods.{name}.rule", method.rule, known("rule"))
+    _check_known(f"methods.{name}.thresholds", method.thresholds, known("thresholds"))
     if not has_threshold(method.rule) and method.thresholds != "shared":
         raise ZtwError(
             f"methods.{name}.thresholds: {method.thresholds!r}: the rule {method.rule} has no threshold;"
@@ -249,7 +241,7 @@ def check_set(name: str, ics: IcSet, arch: str, label: Label) -> None:
         missing = "the key is missing" if ics.training == "joint" else "must be > 0"
         raise ZtwError(f"ics.sets.{name}.epochs: {missing} ({label('epochs')} is {ics.epochs:g})")
     check_recipe(ics, label)
-    _check_part(label("head"), "head", ics.head)
+    _check_known(label("head"), ics.head, known("head"))
     check_placement(ics.placement, arch, label("placement"))
     _check_regime(f"ics.sets.{name}", ics)
     _check_exit_weights(f"ics.sets.{name}", ics, arch)
@@ -262,36 +254,29 @@ def _check_regime(label: str, ics: IcSet) -> None:
             f"{label}.connection: boosted: the backbone's own exit adds to the ICs' logits, so it must be trained"
             " with them; set training to joint or layer_wise"
         )
-    if ics.head == "pool" and ics.width != 1:
-        raise ZtwError(
-            f"{label}.width: has no meaning with head pool, which has no convolution; leave it out"
-        )
     if ics.training == "separate" and ics.start == "scratch":
         raise ZtwError(
             f"{label}.start: scratch: training separate freezes the backbone; set training to joint or layer_wise"
         )
-    if ics.training != "separate" and ics.frozen_dropout:
-        raise ZtwError(
-            f"{label}.frozen_dropout: has no meaning with training {ics.training}, which does not freeze the"
-            " backbone; leave it out"
-        )
-    if ics.training != "joint" and ics.rescale_gradients:
-        raise ZtwError(
-            f"{label}.rescale_gradients: has no meaning with training {ics.training}; leave it out"
-        )
-    if ics.training != "joint" and ics.exit_weights != "uniform":
-        raise ZtwError(f"{label}.exit_weights: has no meaning with training {ics.training}; leave it out")
+    training, joint = f"training {ics.training}", ics.training == "joint"
+    meaningless = {
+        "width": (ics.head == "pool" and ics.width != 1, "head pool, which has no convolution"),
+        "frozen_dropout": (
+            ics.frozen_dropout and ics.training != "separate",
+            f"{training}, which does not freeze the backbone",
+        ),
+        "rescale_gradients": (ics.rescale_gradients and not joint, training),
+        "exit_weights": (ics.exit_weights != "uniform" and not joint, training),
+    }
+    for key, (is_set, other) in meaningless.items():
+        if is_set:
+            raise ZtwError(f"{label}.{key}: has no meaning with {other}; leave it out")
 
 
 def _check_exit_weights(label: str, ics: IcSet, arch: str) -> None:
     weights = ics.exit_weights
     if isinstance(weights, str):
-        if weights not in EXIT_WEIGHTS:
-            raise ZtwError(
-                f"{label}.exit_weights: {weights!r} is unknown; known: {', '.join(EXIT_WEIGHTS)}, a list of"
-                f" numbers{did_you_mean(weights, EXIT_WEIGHTS)}"
-            )
-        return
+        return _check_known(f"{label}.exit_weights", weights, EXIT_WEIGHTS, ", a list of numbers")
     if not any(weights):
         raise ZtwError(f"{label}.exit_weights: {as_written(weights)!r}: at least one must be > 0")
     if len(weights) != (exits := _heads(ics.placement, arch) + 1):

@@ -39,9 +39,9 @@ class _StrictLoader(yaml.SafeLoader):
 
     def construct_number(self, node: yaml.ScalarNode) -> int | float:
         """Refuse YAML 1.1's numbers in base 8 and 60: it reads 010 as 8 and 1:30 as 90."""
-        whole = node.tag == "tag:yaml.org,2002:int"
-        number = self.construct_yaml_int(node) if whole else self.construct_yaml_float(node)
-        if ":" in node.value or (whole and re.fullmatch("[-+]?0[0-9_]+", node.value)):
+        is_int = node.tag == "tag:yaml.org,2002:int"
+        number = self.construct_yaml_int(node) if is_int else self.construct_yaml_float(node)
+        if ":" in node.value or (is_int and re.fullmatch("[-+]?0[0-9_]+", node.value)):
             line = node.start_mark.line + 1
             raise ZtwError(
                 f"line {line}: YAML reads {node.value} as {number}; write {number}, or put the value in quotes"
@@ -100,8 +100,8 @@ def study_name(path: Path | str) -> str:
     name = Path(path).stem
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
         raise ZtwError(
-            f"config {str(path)!r}: the file name gives the study's name, and {name!r} is not allowed; use letters,"
-            " digits and '_', after the first character also '-' and '.'"
+            f"config {str(path)!r}: the file name gives the study's name, and {name!r} is not allowed; rename the file"
+            " with letters, digits and '_', after the first character also '-' and '.'"
         )
     return name
 

@@ -96,7 +96,7 @@ class Layout:
         return self.cell(cell) / "metrics" / f"{method}.json"
 
     def correct(self, cell: Cell, method: str) -> Path:
-        """Return the path of which test samples a method classifies correctly, by protocol and budget."""
+        """Return the path of a method's correctly classified test samples, by protocol and budget."""
         return self.cell(cell) / "correct" / f"{method}.safetensors"
 
     def network(self, cell: Cell, method: str) -> Path:
@@ -122,7 +122,7 @@ class Layout:
     # A cell of a published study: these files in addition to those of a run
 
     def provenance(self, cell: Cell) -> Path:
-        """Return the path of when, where and with which software a published cell was computed."""
+        """Return the path of a published cell's provenance: date, machine and software."""
         return self.cell(cell) / "provenance.json"
 
     def cell_config(self, cell: Cell) -> Path:

@@ -45,12 +45,6 @@ def load_plugins(plugins: Iterable[str] | Mapping[str, str]) -> None:
             PLUGINS[name] = digest
 
 
-def plugin_files(name: str) -> list[Path]:
-    """Return the file of a plugin, then its helpers."""
-    path, files = _code_of(name)
-    return [path, *(file for file in files.values() if file != path)]
-
-
 def plugin_file(name: str) -> Path:
     """Return the file of a plugin: `name` itself if it ends in .py, else the module of the entry point `name`.
 

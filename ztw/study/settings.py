@@ -96,8 +96,7 @@ class DataSettings(Section):
         "Standard deviation per channel, as `mean`.", None
     )
     image_folders: dict[Name, FolderSettings] = key(
-        "Your own images: name -> `path`, `size`, `stream` and `sha256`.",
-        {},
+        "Your own images: name -> `path`, `size`, `stream` and `sha256`.", {}
     )
 
     @property
@@ -129,10 +128,7 @@ class EnsembleFit(Section):
     """How ensembles are fitted."""
 
     samples: int | None = key(
-        "Number of training images (augmented) to fit on. `null`: all.",
-        None,
-        ge=1,
-        unit="images",
+        "Number of training images (augmented) to fit on. `null`: all.", None, ge=1, unit="images"
     )
     include_final: bool = key(
         "`true`: the backbone's own exit is ensembled as well (ZTW's code of 2021). `false`: it"
@@ -159,8 +155,7 @@ class EnsemblesSettings(EnsembleFit):
     """Section `ensembles`."""
 
     sets: dict[Name, EnsembleSettings] = key(
-        "Your own ensembles: name -> `kind` and any other key of this section.",
-        {},
+        "Your own ensembles: name -> `kind` and any other key of this section.", {}
     )
 
 
@@ -173,17 +168,12 @@ class MethodSettings(Section):
         " predicts alone.",
         None,
     )
-    rule: Annotated[str, part("rule")] = key(
-        'When a sample leaves; see section "Rules".',
-        "max_softmax",
-    )
+    rule: Annotated[str, part("rule")] = key('When a sample leaves; see section "Rules".', "max_softmax")
     thresholds: Annotated[str, part("thresholds")] = key(
-        'How thresholds are chosen; see section "Thresholds".',
-        "shared",
+        'How thresholds are chosen; see section "Thresholds".', "shared"
     )
     static: str | None = key(
-        "A network without early exits, by its name as in `archs`. Not together with other keys.",
-        None,
+        "A network without early exits, by its name as in `archs`. Not together with other keys.", None
     )
 
 
@@ -234,13 +224,9 @@ class HardwareSettings(Section):
         " on), else fp32.",
         "auto",
     )
-    device: str = key(
-        "`cpu`, `cuda`, `cuda:1`, ... or `auto`: a GPU where there is one.",
-        "auto",
-    )
+    device: str = key("`cpu`, `cuda`, `cuda:1`, ... or `auto`: a GPU where there is one.", "auto")
     compile: Annotated[Literal["auto"] | bool, *_COMPILE] = key(
-        'Whether training steps are compiled; see section "Compilation".',
-        "auto",
+        'Whether training steps are compiled; see section "Compilation".', "auto"
     )
 
 
@@ -271,10 +257,7 @@ class CellNames(Section):
 class Study(HardwareSettings, CellNames):
     """A complete study."""
 
-    plugins: Unique[str] = key(
-        'Files and packages with your own parts; see section "Plugins".',
-        (),
-    )
+    plugins: Unique[str] = key('Files and packages with your own parts; see section "Plugins".', ())
     data: DataSettings = DataSettings()
     backbone: BackboneSettings = BackboneSettings()
     ics: IcsSettings
@@ -289,8 +272,7 @@ class Study(HardwareSettings, CellNames):
         "sqlite",
     )
     tracked_models: Literal["first_seed", "all", "none"] = key(
-        "Cells whose networks MLflow gets as models: `first_seed`, `all` or `none`.",
-        "first_seed",
+        "Cells whose networks MLflow gets as models: `first_seed`, `all` or `none`.", "first_seed"
     )
     _cells: dict[tuple[str, str], CellSettings] = PrivateAttr(default_factory=dict)
 

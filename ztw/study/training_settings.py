@@ -57,10 +57,7 @@ class BackboneSource(Section):
         " trained for `epochs` epochs.",
         "train",
     )
-    path: str | None = key(
-        "Source `file`: safetensors, or a torch file without pickled code.",
-        None,
-    )
+    path: str | None = key("Source `file`: safetensors, or a torch file without pickled code.", None)
     url: str | None = key("Source `url`: the address of the file.", None, pattern="^(https?|file)://")
     sha256: str | None = key(
         "SHA-256 of the file. Required with source `url`, optional with `file`.",
@@ -107,12 +104,7 @@ class BackboneBuild(Section):
 class BackboneSettings(Recipe, BackboneBuild, BackboneSource):
     """Section `backbone`."""
 
-    epochs: float = key(
-        "Passes over the training images; 0.5 is half a pass.",
-        0.0,
-        ge=0,
-        unit="epochs",
-    )
+    epochs: float = key("Passes over the training images; 0.5 is half a pass.", 0.0, ge=0, unit="epochs")
 
 
 class Anatomy(Section):
@@ -138,8 +130,7 @@ class Anatomy(Section):
         "torch",
     )
     placement: Annotated[Placement, *_PLACEMENT] = key(
-        'Blocks that get an IC; see section "Placement".',
-        "all",
+        'Blocks that get an IC; see section "Placement".', "all"
     )
 
 
@@ -150,16 +141,13 @@ class Regime(Section):
         'What an IC sees of the previous exit; see section "Connections".'
     )
     training: Literal["separate", "layer_wise", "joint"] = key(
-        'What is trained, and in which order; see section "Training".',
-        "separate",
+        'What is trained, and in which order; see section "Training".', "separate"
     )
     start: Literal["backbone", "scratch"] = key(
-        "First weights of the backbone: the cell's `backbone`, or random (`scratch`).",
-        "backbone",
+        "First weights of the backbone: the cell's `backbone`, or random (`scratch`).", "backbone"
     )
     exit_weights: Annotated[ExitWeights, *_EXIT_WEIGHTS] = key(
-        '`joint` sets: weights of the exits\' losses; see section "Weights of the losses".',
-        "uniform",
+        '`joint` sets: weights of the exits\' losses; see section "Weights of the losses".', "uniform"
     )
     rescale_gradients: bool = key(
         "`joint` sets: all exits after a block send equal shares of its gradient (BoostNet).", False
@@ -176,11 +164,7 @@ class IcRecipe(Recipe):
 
     optimizer: Literal["sgd", "adam"] = key("`adam`, or `sgd` (with momentum).", "adam")
     lr: float = key("Highest learning rate.", 1e-3, gt=0)
-    epochs: float = key(
-        "Passes over the training images; 0.5 is half a pass.",
-        gt=0,
-        unit="epochs",
-    )
+    epochs: float = key("Passes over the training images; 0.5 is half a pass.", gt=0, unit="epochs")
     batch_size: int = key("Images per training step, and per batch of predictions.", 128, ge=2, unit="images")
 
 

@@ -92,7 +92,7 @@ class Training:
 
     @property
     def epoch(self) -> int:
-        """The epoch of the last step, from 1."""
+        """The epoch of the last step, counted from 1."""
         return max(0, self.step - 1) // self.steps + 1
 
     @property
