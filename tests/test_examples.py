@@ -76,6 +76,7 @@ def test_timm_vit(tmp_path, capsys):
 )
 def test_every_example_says_what_it_is(name, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", [name, "--help"])
+    monkeypatch.syspath_prepend(str(EXAMPLES))  # as Python does for a script
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
     assert ended.value.code == 0

@@ -76,6 +76,7 @@ STUB = """
 import sys, types
 torch = sys.modules["torch"] = types.ModuleType("torch")
 torch.cuda = types.SimpleNamespace(device_count=lambda: {count})
+torch.device = str
 from ztw.device import own_gpu
 """
 TRAIN = """

@@ -53,7 +53,7 @@ def test_a_published_file_is_small_and_names_no_machine():
         assert not any("host" in row for row in read_json(path)["rows"]), path
 
 
-@pytest.mark.parametrize(("content", "message"), [(None, "No such file"), (b"garbage", "")])
+@pytest.mark.parametrize(("content", "message"), [(None, ""), (b"garbage", "")])
 def test_a_study_without_readable_curves_is_one_line(content, message, tmp_path, rebuild):
     study = cells_of(REFERENCE / "tiny-imagenet-resnet56", tmp_path)
     curves = study / "tiny_imagenet/resnet56/seed0/curves/ztw.parquet"

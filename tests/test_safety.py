@@ -100,7 +100,7 @@ STRANGE = [
 
 @pytest.mark.parametrize("name", [*STRANGE, ""])
 def test_a_study_s_name_is_plain_or_refused_in_one_line(name):
-    with pytest.raises(ztw.ZtwError, match="not allowed; use letters, digits") as caught:
+    with pytest.raises(ztw.ZtwError, match="not allowed; rename the file with letters, digits") as caught:
         study_name(f"config/{name}.yaml")
     assert "\n" not in str(caught.value)
 

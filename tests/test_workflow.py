@@ -238,7 +238,7 @@ def test_what_is_not_published(finished, tmp_path, monkeypatch, publishing):
         changed_config(tmp_path, ensembles={**given["ensembles"], "samples": 7}),
         "^results/tiny/.*/ensembles/.*: computed with samples .*, the study has 7",
     )
-    refused(TINY, f"^{target}/.*seed0/predictions/independent.safetensors: .* would be lost.* --logits", ())
+    refused(TINY, f"^{target}/.*seed0/predictions.*: is published and would be lost.* --logits", ())
     (cells / "seed0/metrics/pabee.json").rename(tmp_path / "pabee.json")
     refused(TINY, f"^{target}/digits/resnet8/seed0/.*/pabee.*: is published and would be lost")
     (cells / "seed0").rename(tmp_path / "seed0")
@@ -461,7 +461,7 @@ def test_parts_of_ones_own_with_no_change_in_ztw(tmp_path):
     plugin.write_text(plugin.read_text().replace("largest[:, 0]", "logits.mean()"))
     broken = run(tmp_path, config)
     assert broken.returncode == 1
-    assert broken.stdout == "error: rule 'margin': score depends on which samples are in the batch\n"
+    assert broken.stdout == "error: rule 'margin': scores depend on the other samples of the batch\n"
 
 
 @pytest.mark.parametrize("config", sorted(ROOT.glob("config/*.yaml")), ids=lambda path: path.name)
