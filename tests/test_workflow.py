@@ -437,7 +437,7 @@ def test_parts_of_ones_own_with_no_change_in_ztw(tmp_path):
     config, plugin = Path("examples/my_parts.yaml"), tmp_path / "examples/my_parts.py"
     text = (tmp_path / config).read_text().replace("images: 8}", "images: 8, runtimes: [pytorch]}")
     (tmp_path / config).write_text(text + "tracking: none\n")  # what takes long has tests of its own
-    done = run(tmp_path, config)
+    done = run(tmp_path, config, "--", "aggregate")  # no figures, no report
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("ics independent: a sample that leaves at exits 2 to 3 saves nothing") == 1
     study = tmp_path / "results/my_parts"
