@@ -146,7 +146,7 @@ def test_two_jobs_fetch_one_file_once(server, target):
     assert files(target) == ["file.bin"]
 
 
-def test_a_part_that_another_job_removes_meanwhile_is_begun_again(server, target, monkeypatch):
+def test_a_part_that_another_job_removes_meanwhile_is_started_again(server, target, monkeypatch):
     """The other one waits with it open, and is about to have the lock."""
     part = target.with_name(".file.bin.part")
     waits = iter([part.unlink, lambda: None])

@@ -73,8 +73,8 @@ def wait_for(path: Path, process: subprocess.Popen) -> None:
         time.sleep(0.05)
 
 
-def begun(logs: Path, rule: str, since: float) -> bool:
-    """Whether a job of a rule has begun since then (Unix time); Snakemake removes its log before that."""
+def has_started(logs: Path, rule: str, since: float) -> bool:
+    """Whether a job of a rule has started since then (Unix time); Snakemake removes its log before that."""
     found = False
     for log in [*logs.glob(f"{rule}.log"), *logs.glob(f"{rule}/*.log")]:
         with contextlib.suppress(FileNotFoundError):
@@ -92,7 +92,7 @@ def worker(process: subprocess.Popen, rule: str) -> psutil.Process:
                     words = " ".join(child.cmdline())
                     if ".snakemake/scripts" in words and f".{rule}.py" in words:
                         logs = Path(child.cwd()) / "results/tiny/logs"
-                        if begun(logs, rule, child.create_time()):
+                        if has_started(logs, rule, child.create_time()):
                             return child
         time.sleep(0.02)
 

@@ -113,8 +113,16 @@ def make_tables(made: Layout) -> None:
     compare_methods(Job(made), CompareMethodsSettings(evaluation, methods, cells), partial=True)
     aggregate(Job(made), AggregateSettings(methods, evaluation, cells, times), partial=True)
     for dataset, arch in dict.fromkeys((cell.dataset, cell.arch) for cell in found):
-        drawn = dataset, arch, study.seeds, study.families, methods, evaluation, (dataset, arch) in timed
-        plot_figures(Job(made), figure_title(dataset, arch), PlotFiguresSettings(*drawn), partial=True)
+        drawn = PlotFiguresSettings(
+            dataset=dataset,
+            arch=arch,
+            seeds=study.seeds,
+            families=study.families,
+            methods=methods,
+            evaluation=evaluation,
+            timed=(dataset, arch) in timed,
+        )
+        plot_figures(Job(made), figure_title(dataset, arch), drawn, partial=True)
     # git vouches for files
     for file in [*made.folder.rglob(".*.sha256"), *made.folder.glob("figures/*.pdf")]:
         file.unlink()

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tiny_study import SMALL, begun, command, errors, run, shown, tables
+from tiny_study import SMALL, command, errors, has_started, run, shown, tables
 
 from ztw.errors import ZtwError
 from ztw.files import check_seal
@@ -72,7 +72,7 @@ def test_a_disk_that_runs_full_in_any_stage(finished, tmp_path, tell):
 
 def _wait_for_job(folder: Path, stage: str, process: subprocess.Popen) -> None:
     began = time.time()
-    while not begun(folder / "results/tiny/logs", stage, began):
+    while not has_started(folder / "results/tiny/logs", stage, began):
         assert process.poll() is None, f"{stage}: {process.communicate()[0]}"
         assert time.time() < began + 900
         time.sleep(0.01)

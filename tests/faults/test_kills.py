@@ -32,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("data_root")
 
 KILLS, SEED = 20, 13
 EARLY, STARTING = 0.2, 4.0  # the share of kills that come at once, before most jobs; within so many seconds
-JOBS, AMID = 3, 1.5  # the others come after one to so many jobs have begun, within so many seconds
+JOBS, AMID = 3, 1.5  # the others come after one to so many jobs have started, within so many seconds
 
 
 def tree(process: subprocess.Popen) -> list[psutil.Process]:
@@ -67,7 +67,7 @@ def complete(folder: Path) -> dict[str, int]:
 
 
 def at_work(folder: Path, since: float) -> list[str]:
-    """The jobs that have begun since then (Unix time) and were not done."""
+    """The jobs that have started since then (Unix time) and were not done."""
     found = folder.rglob("results/tiny/logs/**/*.log")
     logs = [path for path in found if path.name != "snakemake.log" and path.stat().st_mtime > since]
     running = [path for path in logs if not re.search("^(done|error): ", path.read_text(), re.MULTILINE)]
@@ -77,7 +77,7 @@ def at_work(folder: Path, since: float) -> list[str]:
 
 
 def wait_for_jobs(folder: Path, process: subprocess.Popen, count: int) -> None:
-    """Until so many jobs have begun, or the run has ended."""
+    """Until so many jobs have started, or the run has ended."""
     began, since = set[Path](), time.time()
     while process.poll() is None and len(began) < count:
         for log in folder.glob("results/tiny/logs/**/*.log"):

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny_study import SMALL, begun, command, copy_of, jobs_done, run, shown, tables
+from tiny_study import SMALL, command, copy_of, has_started, jobs_done, run, shown, tables
 
 COMPUTES = {"train_backbone", "train_ics", "train_network", "predict", "fit_ensembles", "evaluate"}
 STORE = "results/tiny/mlflow.db"
@@ -120,7 +120,7 @@ def test_a_locked_store_is_waited_for(finished, tmp_path, tell):
         store.execute("BEGIN EXCLUSIVE")
         process = subprocess.Popen([*command(SMALL), *TABLE], cwd=folder, stdout=subprocess.PIPE, text=True)
         began = time.time()
-        while not begun(folder / "results/tiny/logs", "track_cell", began):
+        while not has_started(folder / "results/tiny/logs", "track_cell", began):
             assert process.poll() is None
             time.sleep(0.1)
         time.sleep(4)

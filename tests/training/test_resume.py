@@ -83,7 +83,7 @@ def without_times(history) -> list:
     ]
 
 
-def begun(train, recipe, report=None, checkpoints=None):
+def run_training(train, recipe, report=None, checkpoints=None):
     torch.manual_seed(7)
     return train(recipe, report, checkpoints)
 
@@ -106,15 +106,15 @@ class Told:
 @pytest.mark.parametrize("train", [backbone, ics, joint, layer_wise])
 @pytest.mark.parametrize("recipe", list(RECIPES))
 def test_stopped_and_gone_on_with_is_undisturbed(train, recipe, tmp_path, every_step_is_told):
-    expected, history = begun(train, RECIPES[recipe])
+    expected, history = run_training(train, RECIPES[recipe])
     lines: list[str] = []
     kept = Checkpoints(tmp_path / "checkpoints", {"code": "1"}, lines.append)
     before = signal.getsignal(signal.SIGTERM)
     for steps in (2, 1, 5):  # in the middle of an epoch, at once again, at the end of an epoch or beyond
         stop = lambda: signal.raise_signal(signal.SIGTERM)  # noqa: E731
         with pytest.raises(ZtwError, match=r"stopped by SIGTERM at epoch .* the same command resumes"):
-            begun(train, RECIPES[recipe], ended_by(stop, steps), kept)
-    trained, again = begun(train, RECIPES[recipe], None, kept)
+            run_training(train, RECIPES[recipe], ended_by(stop, steps), kept)
+    trained, again = run_training(train, RECIPES[recipe], None, kept)
     assert same(state_of(trained), state_of(expected)), "bit for bit"
     assert without_times(again) == without_times(history)
     assert signal.getsignal(signal.SIGTERM) == before
@@ -126,15 +126,15 @@ def test_a_killed_training_loses_what_came_after_its_checkpoint(train, tmp_path,
     def killed() -> None:
         raise KilledError
 
-    expected, _ = begun(train, RECIPES["one_cycle"])
+    expected, _ = run_training(train, RECIPES["one_cycle"])
     kept = Checkpoints(tmp_path, {"code": "1"}, every=0)
     with pytest.raises(KilledError):
-        begun(train, RECIPES["one_cycle"], ended_by(killed, 4), kept)
+        run_training(train, RECIPES["one_cycle"], ended_by(killed, 4), kept)
     steps: list[str] = []
-    trained, _ = begun(train, RECIPES["one_cycle"], steps.append, kept)
+    trained, _ = run_training(train, RECIPES["one_cycle"], steps.append, kept)
     assert same(state_of(trained), state_of(expected))
     undisturbed: list[str] = []
-    begun(train, RECIPES["one_cycle"], undisturbed.append)
+    run_training(train, RECIPES["one_cycle"], undisturbed.append)
     assert len(steps) == len(undisturbed) - 3, "the fourth step is done again"
 
 
@@ -142,9 +142,9 @@ def test_what_is_shown_says_that_it_was_resumed(tmp_path, every_step_is_told):
     kept = Checkpoints(tmp_path, {})
     stop = lambda: signal.raise_signal(signal.SIGINT)  # noqa: E731
     with pytest.raises(ZtwError, match=r"stopped by SIGINT at epoch 0.6 of 3"):
-        begun(backbone, RECIPES["milestones"], ended_by(stop, 3), kept)
+        run_training(backbone, RECIPES["milestones"], ended_by(stop, 3), kept)
     lines: list[str] = []
-    begun(backbone, RECIPES["milestones"], lines.append, kept)
+    run_training(backbone, RECIPES["milestones"], lines.append, kept)
     assert lines[0].startswith("epoch 1/3")
     assert lines[-1].endswith("(resumed at epoch 0.6 of 3)")
     assert kept.resumed[0]["at"] == "epoch 0.6 of 3"
@@ -160,7 +160,7 @@ def test_a_warning_saves_and_goes_on(tmp_path, every_step_is_told):
         if len(found) == 2:
             os.kill(os.getpid(), signal.SIGUSR1)
 
-    begun(backbone, RECIPES["milestones"], report, kept)
+    run_training(backbone, RECIPES["milestones"], report, kept)
     assert found[1] == []
     assert found[2] == ["step-0000000002.safetensors"]
     assert len(found) == 15
@@ -174,7 +174,7 @@ def interrupted(folder, of=None) -> Checkpoints:
 
     kept = Checkpoints(folder, of or {"code": "1", "settings": "a"}, every=0)
     with pytest.raises(KilledError):
-        begun(backbone, RECIPES["one_cycle"], ended_by(killed, 5), kept)
+        run_training(backbone, RECIPES["one_cycle"], ended_by(killed, 5), kept)
     return kept
 
 
@@ -190,7 +190,7 @@ def test_the_newest_two_are_kept(tmp_path, every_step_is_told):
 
 @pytest.mark.parametrize("how", ["truncated", "flipped", "empty"])
 def test_a_damaged_one_is_noticed_and_the_one_before_used(how, tmp_path, every_step_is_told):
-    expected, _ = begun(backbone, RECIPES["one_cycle"])
+    expected, _ = run_training(backbone, RECIPES["one_cycle"])
     interrupted(tmp_path)
     newest = tmp_path / "step-0000000004.safetensors"
     content = bytearray(newest.read_bytes())
@@ -198,7 +198,7 @@ def test_a_damaged_one_is_noticed_and_the_one_before_used(how, tmp_path, every_s
     newest.write_bytes({"truncated": content[:-100], "flipped": content, "empty": b""}[how])
     lines: list[str] = []
     kept = Checkpoints(tmp_path, {"code": "1", "settings": "a"}, lines.append)
-    trained, _ = begun(backbone, RECIPES["one_cycle"], None, kept)
+    trained, _ = run_training(backbone, RECIPES["one_cycle"], None, kept)
     assert "step-0000000004.safetensors: altered since it was written" in lines[0]
     assert lines[0].endswith("the previous checkpoint is used")
     assert lines[1] == "resumed at epoch 0.6 of 2.5"
@@ -214,10 +214,10 @@ def test_a_damaged_one_is_noticed_and_the_one_before_used(how, tmp_path, every_s
     ],
 )
 def test_one_of_something_else_is_not_used(of, what, tmp_path, every_step_is_told):
-    expected, _ = begun(backbone, RECIPES["one_cycle"])
+    expected, _ = run_training(backbone, RECIPES["one_cycle"])
     interrupted(tmp_path)
     lines: list[str] = []
-    trained, _ = begun(backbone, RECIPES["one_cycle"], None, Checkpoints(tmp_path, of, lines.append))
+    trained, _ = run_training(backbone, RECIPES["one_cycle"], None, Checkpoints(tmp_path, of, lines.append))
     assert len(lines) == 1
     assert lines[0].endswith(
         f"step-0000000004.safetensors: not used, because of other {what}; training from the start"
@@ -229,7 +229,7 @@ def test_what_is_done_is_removed(tmp_path):
     kept = Checkpoints(tmp_path / "checkpoints/backbone", {})
     other = tmp_path / "checkpoints/ics"
     other.mkdir(parents=True)
-    begun(backbone, RECIPES["one_cycle"], None, kept)
+    run_training(backbone, RECIPES["one_cycle"], None, kept)
     assert kept.folder.exists(), "until the job has written what it is for"
     kept.clear()
     assert not kept.folder.exists()

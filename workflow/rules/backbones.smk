@@ -4,7 +4,7 @@ rule train_backbone:
         checked=CHECKED,
     output:
         weights=LAYOUT.backbone(CELL),
-        facts=metadata(LAYOUT.backbone(CELL)),
+        metadata=metadata(LAYOUT.backbone(CELL)),
     log:
         log_of("train_backbone"),
     benchmark:

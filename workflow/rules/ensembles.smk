@@ -10,7 +10,7 @@ if ENSEMBLES:
             ),
         output:
             weights=[LAYOUT.ensemble(CELL, *names) for names in ENSEMBLES],
-            facts=[metadata(LAYOUT.ensemble(CELL, *names)) for names in ENSEMBLES],
+            metadata=[metadata(LAYOUT.ensemble(CELL, *names)) for names in ENSEMBLES],
         log:
             log_of("fit_ensembles"),
         benchmark:

@@ -8,7 +8,7 @@ if FROZEN:
             backbone=LAYOUT.backbone(CELL),
         output:
             weights=[LAYOUT.ics(CELL, ics) for ics in FROZEN],
-            facts=[metadata(LAYOUT.ics(CELL, ics)) for ics in FROZEN],
+            metadata=[metadata(LAYOUT.ics(CELL, ics)) for ics in FROZEN],
         log:
             log_of("train_ics"),
         benchmark:
@@ -45,7 +45,7 @@ if JOINT:
             ),
         output:
             weights=LAYOUT.ics(CELL, "{ics}"),
-            facts=metadata(LAYOUT.ics(CELL, "{ics}")),
+            metadata=metadata(LAYOUT.ics(CELL, "{ics}")),
         log:
             LAYOUT.log("train_network", CELL.title, "{ics}"),
         benchmark:

@@ -12,7 +12,7 @@ rule predict:
         ics=[LAYOUT.ics(CELL, ics) for ics in ICS],
     output:
         logits=PREDICTIONS,
-        facts=map(metadata, PREDICTIONS),
+        metadata=map(metadata, PREDICTIONS),
     log:
         log_of("predict"),
     benchmark:
@@ -47,7 +47,7 @@ if STATICS:
             backbone=LAYOUT.backbone(CELL),
         output:
             logits=BACKBONE_PREDICTIONS,
-            facts=map(metadata, BACKBONE_PREDICTIONS),
+            metadata=map(metadata, BACKBONE_PREDICTIONS),
         log:
             log_of("predict_backbone"),
         benchmark:

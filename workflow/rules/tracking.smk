@@ -21,7 +21,7 @@ rule start_tracking:
 rule track_cell:
     input:
         store=LAYOUT.store,
-        facts=[
+        metadata=[
             *(metadata(LAYOUT.ics(CELL, ics)) for ics in ICS),
             *(metadata(LAYOUT.ensemble(CELL, *names)) for names in ENSEMBLES),
             metadata(LAYOUT.backbone(CELL)),

@@ -134,7 +134,10 @@ def load(
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
         raise ZtwError(f"{file}: not a network that ztw.save has written")
     if metadata.get("version") != VERSION:
-        raise ZtwError(f"{file}: version {metadata.get('version')!r} of the format, this ztw reads {VERSION}")
+        raise ZtwError(
+            f"{file}: version {metadata.get('version')!r} of the format, this ztw reads {VERSION};"
+            " save the network again with this ztw"
+        )
     try:
         with torch.random.fork_rng(
             devices=[]

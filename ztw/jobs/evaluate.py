@@ -21,7 +21,7 @@ from ztw.jobs.cell import CellNetworks
 from ztw.jobs.job import Job
 from ztw.models.checkpoints import versions
 from ztw.models.costs import costly_exits, macs
-from ztw.models.network import CONNECTIONS, EarlyExitNetwork, static_network
+from ztw.models.network import CONNECTIONS, EarlyExitNetwork
 from ztw.models.operations import BACKEND
 from ztw.progress import Note
 from ztw.study.layout import Cell, metadata
@@ -83,11 +83,7 @@ def _with_costs(
         job.report(f"{name} ({done}/{len(settings.methods)})")
         key = method.static or method.ics
         if new := key not in loaded:
-            loaded[key] = (
-                static_network(networks.home(method).backbone()).eval()
-                if method.static
-                else networks.network(method.ics)
-            )
+            loaded[key] = networks.of_method(method)
         network = loaded[key]
         network.ensemble = networks.ensemble(method)
         of = key, method.ensemble

@@ -20,17 +20,17 @@ def undelivered(cell: Cell, reason: str) -> dict[str, Any]:
 
 
 def headlines(
-    facts: Mapping[str, Any], protocol: str, times: Mapping[str, float] | None = None
+    content: Mapping[str, Any], protocol: str, times: Mapping[str, float] | None = None
 ) -> dict[str, float]:
     """Return the metrics that a method is looked up for, under short names, at each feasible budget.
 
     Args:
-        facts: content of the method's metrics file.
+        content: content of the method's metrics file.
         protocol: whose accuracies.
         times: budget -> relative time, where it was measured; a static network has one, without a budget, for all
             budgets that it fits.
     """
-    wanted = [row for row in facts["metrics"] if (row["metric"], row["protocol"]) == ("accuracy", protocol)]
+    wanted = [row for row in content["metrics"] if (row["metric"], row["protocol"]) == ("accuracy", protocol)]
     feasible = {row["budget"]: row["value"] for row in wanted if row["value"] is not None}
     measured = dict(times or {})
     if (alone := measured.pop(INFEASIBLE, None)) is not None:
@@ -47,33 +47,33 @@ def metric_name(row: Mapping[str, Any]) -> str:
     return "/".join(filter(None, [row["protocol"], exit, metric]))
 
 
-def title_of(kind: str, facts: Mapping[str, Any]) -> str:
+def title_of(kind: str, content: Mapping[str, Any]) -> str:
     """Return the name of the run of one JSON file; kind: "backbone", "ics", "ensemble" or "method"."""
-    parts = [facts[name] for name in ("ics", "ensemble") if name in facts]
-    return facts["method"] if kind == "method" else " ".join([kind, *parts])
+    parts = [content[name] for name in ("ics", "ensemble") if name in content]
+    return content["method"] if kind == "method" else " ".join([kind, *parts])
 
 
-def params_of(facts: Mapping[str, Any]) -> dict[str, str]:
+def params_of(content: Mapping[str, Any]) -> dict[str, str]:
     """Return the parameters of one JSON file as text."""
-    params = {key: value for key, value in facts.items() if isinstance(value, str | int | float | bool)}
+    params = {key: value for key, value in content.items() if isinstance(value, str | int | float | bool)}
     for section in ("settings", "versions", "origin"):
-        values = dict(facts.get(section, {}))
+        values = dict(content.get(section, {}))
         values |= values.pop("recipe", {})
         params |= {f"{section}.{key}": value for key, value in values.items()}
     return {key: str(value)[:500] for key, value in params.items()}
 
 
-def metrics_of(facts: Mapping[str, Any]) -> list[tuple[str, float, int, int]]:
+def metrics_of(content: Mapping[str, Any]) -> list[tuple[str, float, int, int]]:
     """Return the metrics of one JSON file: (name, value, time in ms, step)."""
     metrics: list[tuple[str, float, int, int]] = []
-    for row in facts.get("history", []):
+    for row in content.get("history", []):
         when, epoch = int(row["finished"] * 1000), int(row["epoch"])
         metrics += [(key, float(row[key]), when, epoch) for key in ("loss", "accuracy", "lr", "seconds")]
-    for split, value in facts.get("accuracy", {}).items():
+    for split, value in content.get("accuracy", {}).items():
         metrics.append((f"{split}_accuracy", value, 0, 0))
-    for exit, value in enumerate(facts["loss"] if isinstance(facts.get("loss"), list) else [], 1):
+    for exit, value in enumerate(content["loss"] if isinstance(content.get("loss"), list) else [], 1):
         metrics.append(("exit_loss", value, 0, exit))
-    for row in facts.get("metrics", []):
+    for row in content.get("metrics", []):
         value = math.nan if row["value"] is None else row["value"]
         metrics.append((metric_name(row), value, 0, 0))
     return metrics

@@ -1,4 +1,4 @@
-"""What the jobs measured, as tidy tables: metrics, from MLflow or from files, and curves. Imports no torch."""
+"""Read the results of jobs as tidy tables: metrics, from MLflow or from files, and curves. Imports no torch."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def results_of(
 
 
 def from_files(files: Iterable[Path | str]) -> Metrics:
-    """The metrics that the `evaluate` jobs wrote, a row each, METRIC_COLUMNS."""
+    """Read the metrics of the `evaluate` jobs: one row a metric, with METRIC_COLUMNS."""
     return _frame(read_json(file) for file in files)
 
 
 def read_curves(files: Iterable[Path]) -> pd.DataFrame:
-    """The rows of several methods' curves, as the job `evaluate` wrote them; ZtwError for an altered file."""
+    """Read the curves of several methods into one table; raises ZtwError for an altered or unreadable file."""
     files = list(files)
     for file in files:
         check_seal(file)
@@ -89,19 +89,20 @@ def from_runs(
 
 def _frame(results: Iterable[dict[str, Any]]) -> Metrics:
     frames = [
-        pd.DataFrame(facts["metrics"]).assign(**{key: facts[key] for key in IDENTITY}) for facts in results
+        pd.DataFrame(content["metrics"]).assign(**{key: content[key] for key in IDENTITY})
+        for content in results
     ]
     return pd.concat(frames, ignore_index=True)[list(METRIC_COLUMNS)].astype(TYPES)
 
 
 def write_metrics(metrics: Metrics, path: Path | str) -> None:
-    """Every metric of every method and seed: what the tables and figures are made of."""
+    """Write all metrics of a study: tables and figures are made from them."""
     with sealed(path) as scratch:
         metrics.to_csv(scratch, index=False, lineterminator="\r\n")
 
 
 def read_metrics(path: Path | str) -> Metrics:
-    """Every metric, as `write_metrics` wrote them."""
+    """Read what `write_metrics` wrote."""
     check_seal(path)
     return pd.read_csv(
         path,

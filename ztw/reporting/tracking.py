@@ -215,16 +215,16 @@ def _log_part(
     client: MlflowClient, experiment: str, tags: Mapping[str, str], file: Path, results: CellResults
 ) -> tuple[str, str]:
     """Write the run of one JSON file; returns its title and id."""
-    facts, kind = read_json(file), tags["kind"]
-    title = title_of(kind, facts)
+    content, kind = read_json(file), tags["kind"]
+    title = title_of(kind, content)
     own = {**tags, SEAL: sha256(file)} | ({"method": title} if kind == "method" else {})
     run = client.create_run(experiment, run_name=title, tags=own).info.run_id
-    metrics = [Metric(*metric) for metric in metrics_of(facts)]
-    params = [Param(*param) for param in params_of(facts).items()]
+    metrics = [Metric(*metric) for metric in metrics_of(content)]
+    params = [Param(*param) for param in params_of(content).items()]
     for start in range(0, max(len(metrics), 1), BATCH):
         client.log_batch(run, metrics=metrics[start : start + BATCH], params=[] if start else params)
     if kind == "method":
-        found = headlines(facts, results.protocol, results.times.get(title))
+        found = headlines(content, results.protocol, results.times.get(title))
         for place, prefix in ((run, ""), (tags[PARENT], f"{title}/")):
             client.log_batch(place, [Metric(f"{prefix}{name}", value, 0, 0) for name, value in found.items()])
         if title in results.models:
@@ -250,14 +250,14 @@ def _log_model(client: MlflowClient, run: str, network: Path) -> None:
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec
 
     with tempfile.TemporaryDirectory() as scratch:
-        facts = copy_network(network, Path(scratch, "network"))
-        if not facts["rules"]:
+        content = copy_network(network, Path(scratch, "network"))
+        if not content["rules"]:
             return
-        shape = facts["input_shape"]
+        shape = content["input_shape"]
         signature = ModelSignature(
             Schema([TensorSpec(np.dtype("float32"), (-1, *shape))]),
             Schema([ColSpec("long", "class"), ColSpec("double", "probability"), ColSpec("long", "exit")]),
-            ParamSchema([ParamSpec("budget", "string", str(facts["rules"][0]["budget"]))]),
+            ParamSchema([ParamSpec("budget", "string", str(content["rules"][0]["budget"]))]),
         )
         save_model(
             Path(scratch, MODEL),
@@ -265,7 +265,7 @@ def _log_model(client: MlflowClient, run: str, network: Path) -> None:
             data_path=Path(scratch, "network"),
             signature=signature,
             input_example=np.zeros((1, *shape), np.float32),  # an image of the mean colour
-            pip_requirements=[f"torch=={facts['versions']['torch'].split('+')[0]}"],
+            pip_requirements=[f"torch=={content['versions']['torch'].split('+')[0]}"],
         )
         client.log_artifacts(run, str(Path(scratch, MODEL)), MODEL)
 
