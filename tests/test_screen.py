@@ -18,7 +18,7 @@ from snakemake_interface_logger_plugins.tests import TestLogHandlerBase
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "workflow"), str(ROOT / "workflow/logger")]
-from screen import Screen, undelivered  # noqa: E402
+from screen import Screen, print_markdown, undelivered  # noqa: E402
 from snakemake_logger_plugin_ztw import LogHandler  # noqa: E402
 
 from ztw.files import write_json  # noqa: E402
@@ -226,3 +226,15 @@ def test_the_report_is_written_where_something_is_newer(tmp_path, newer, old):
         report.touch()
         os.utime(table if newer == "report.html" else report, (2e9, 2e9))
     assert report_is_old(tmp_path) == old
+
+
+def test_a_table_is_not_cut_at_80_columns():
+    """Of a study of two seeds: the longest name and the widest numbers of the quick study."""
+    numbers = " | ".join(["**90.9 ± 0.1** ≈", *["91.2 ± 0.2 ≈"] * 4])
+    text = "**the title**\n\n| method | 25 % | 50 % | 75 % | 100 % | Max |\n|---|---:|---:|---:|---:|---:|\n"
+    text += f"| ztw-arithmetic | {numbers} |\n\na note\n"
+    console = Console(width=80, record=True, file=io.StringIO())
+    print_markdown(console, text)
+    title, *_, row, note = [line.strip() for line in console.export_text().splitlines() if line.strip()]
+    assert (title, note) == ("the title", "a note")
+    assert row.split() == ["ztw-arithmetic", *["90.9", "±", "0.1", "≈"], *["91.2", "±", "0.2", "≈"] * 4]

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE
 from rich.console import Console, Group
 from rich.live import Live
-from rich.markdown import Markdown
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
@@ -25,6 +25,7 @@ from ztw.reporting.mlflow_names import UNDELIVERED
 from ztw.study.layout import Layout
 
 DIED = re.compile(r"died with <Signals\.(SIG\w+)")  # Python's words for a process that was killed
+WIDEST = 200  # columns of a table; a narrower terminal breaks its lines
 PLAIN_INTERVAL = 15.0  # seconds between two lines of a job where the screen cannot be redrawn
 
 
@@ -163,6 +164,35 @@ def undelivered(study: Path) -> dict[Path, str]:
     return {path: runs[UNDELIVERED] for path, runs in files.items() if UNDELIVERED in runs}
 
 
+def print_markdown(console: Console, text: str) -> None:
+    """Print titles, tables and notes. `rich.markdown` would cut names and wrap numbers at 80 columns."""
+    table: Table | None = None
+    for line in [*text.splitlines(), ""]:
+        if not line.startswith("|"):
+            if table is not None:
+                width, console.width = console.width, max(console.width, WIDEST)
+                console.print(table)
+                console.width = width
+            table = None
+            console.print(_styled(line), soft_wrap=True, end="\n" if line else "")
+        elif table is None:
+            table = Table(box=SIMPLE, padding=(0, 0))
+            for place, name in enumerate(_cells(line)):
+                table.add_column(name, justify="right" if place else "left", no_wrap=True)
+        elif not set(line) <= set("|-:"):
+            table.add_row(*map(_styled, _cells(line)))
+
+
+def _cells(row: str) -> list[str]:
+    return [cell.strip() for cell in row.strip("|").split("|")]
+
+
+def _styled(text: str) -> Text:
+    """Show **text** in bold; the rest of a line has no markup."""
+    plain = text.replace("**", "")
+    return Text(plain, style="bold" if text.startswith("**") else "")
+
+
 def show_results(console: Console, study: Path, tracking: str, config: str) -> None:
     """Print the accuracy-at-budget tables, and where everything is; raises ZtwError for an altered table."""
     table = Layout(study).table("accuracy_at_budget", "md")
@@ -171,7 +201,7 @@ def show_results(console: Console, study: Path, tracking: str, config: str) -> N
     if not table.exists():
         console.print("no table yet: Snakemake was not asked for one")
         return
-    console.print(Markdown(table.read_text(encoding="utf-8")))
+    print_markdown(console, table.read_text(encoding="utf-8"))
     lines = [f"tables   {table.with_suffix('.csv')}, .md, .tex", f"figures  {study}/figures/"]
     lines.append(f"report   {study}/report.html")
     if tracking != "none" and (late := undelivered(study)):
