@@ -91,7 +91,8 @@ def _load(name: str, path: Path, files: Mapping[str, Path]) -> None:
     forget(name)
     before = set(PARTS)
     import_again(set(files) - {"__main__"})
-    writes, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # write no .pyc beside a user's file
+    # Write no .pyc beside a user's file, neither now nor when a function imports a helper later
+    sys.dont_write_bytecode = True
     try:
         _run(name, path)
         if PARTS.keys() == before:
@@ -102,8 +103,6 @@ def _load(name: str, path: Path, files: Mapping[str, Path]) -> None:
         for key in PARTS.keys() - before:
             PARTS.pop(key).remove()
         raise ZtwError(f"plugins: {name!r}{_fault(error, path)}") from error
-    finally:
-        sys.dont_write_bytecode = writes
     for key in PARTS.keys() - before:
         PARTS[key] = replace(PARTS[key], plugin=name)
 
