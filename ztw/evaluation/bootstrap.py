@@ -37,14 +37,14 @@ def pairs_at_budgets(
             same samples in the same order. Seeds for which a budget is infeasible are left out.
         resamples: number of draws.
         level: coverage of the interval, in (0, 1).
-        seed: of the draws.
+        seed: seed of the draws.
 
     Returns:
         Rows in the order of budgets and pairs: budget, first, second, difference (of mean accuracies, first - second),
         low and high (interval), within_noise (the interval contains 0), seeds. Differences are in [-1, 1].
 
     Raises:
-        ZtwError: for malformed input.
+        ZtwError: as in `paired_difference`.
     """
     if not 0 < level < 1:
         raise ZtwError(f"level {level!r}: must lie between 0 and 1")

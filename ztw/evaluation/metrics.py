@@ -15,21 +15,20 @@ PERCENT = 10  # a budget from here on that exceeds all costs is taken for a perc
 
 
 def at_budget(curve: Curve, budgets: Sequence[float | str], base_cost: float) -> list[int | None]:
-    """Return the row of a curve that each budget allows.
+    """Return the most expensive row of a curve within each budget; on a tie the last one.
 
-    Of the rows within a budget, takes the most expensive one; of equally expensive ones, the most cautious. This is
-    the paper's "largest threshold whose mean cost is below".
+    This is the paper's "largest threshold whose mean cost is below".
 
     Args:
         curve: from `sweep`.
-        budgets: fractions of `base_cost`, each the largest mean cost; "max" = the most accurate row.
+        budgets: limits of the mean cost, as shares of `base_cost`; "max" = the most accurate row.
         base_cost: MACs of the backbone alone.
 
     Returns:
         The index of each row; None where no row is cheap enough.
 
     Raises:
-        ZtwError: for a budget that is not positive, or that is a percentage.
+        ZtwError: as in `accuracy_at_budget`.
     """
     chosen: list[int | None] = []
     for budget in budgets:

@@ -63,7 +63,7 @@ class _Shared:
     relative_cost: Tensor
 
     def best(self, weight: float) -> float:
-        """Return the best bound at a lambda; on a tie the most cautious one."""
+        """Return the best bound at a lambda; on a tie the last one."""
         value = self.accuracy - weight * self.relative_cost
         return float(self.bounds[(value >= value.max() - TIE).nonzero()[-1]])
 

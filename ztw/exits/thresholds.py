@@ -36,7 +36,7 @@ def candidates(
 ) -> Candidates:
     """Compute the candidates of an entry of THRESHOLDS, see `ThresholdChoice.candidates`."""
     if choice not in THRESHOLDS:
-        raise unknown("choice of thresholds", choice, THRESHOLDS)
+        raise unknown("way to choose thresholds", choice, THRESHOLDS)
     return THRESHOLDS[choice].candidates(logits, labels, cost, rule, points)
 
 

@@ -1,7 +1,7 @@
 """The operation counter of the released code. Use it only to compare with published figures.
 
 It multiplies the cost of a grouped convolution by the number of groups twice, so MobileNet appears eight times too
-expensive. `ztw.macs` counts correctly.
+expensive.
 """
 
 from __future__ import annotations

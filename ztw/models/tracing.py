@@ -128,7 +128,6 @@ def _put_back(model: nn.Module, buffers: dict[str, tuple[Tensor, int, Tensor]]) 
 
 
 def _difference(graph: fx.Graph, other: fx.Graph) -> fx.Node:
-    """Return the first node that differs between two graphs."""
     for one, two in zip(graph.nodes, other.nodes, strict=False):
         if str(one.format_node()) != str(two.format_node()):
             return one

@@ -244,7 +244,6 @@ def _branch(level: _Level, condition: str, then: GraphProto, otherwise: GraphPro
 
 
 def _whole(first: GraphProto, flat: ModelProto, form: Form, functions: Sequence[FunctionProto]) -> ModelProto:
-    """Return the outermost level as a model with inputs and outputs."""
     ends = ("LogSoftmax" if form.log_probabilities else "Identity", "Identity")
     outputs = [
         helper.make_tensor_value_info(LOGITS, TensorProto.FLOAT, ["batch", form.num_classes]),
