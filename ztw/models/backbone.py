@@ -20,11 +20,11 @@ class BackboneOptions:
     """Options of a backbone. Not every architecture has all of them, see `OPTION_OWNERS`.
 
     Args:
-        shortcut: of the CIFAR ResNets (He et al. 2016): "conv" = option B, a 1x1 convolution; "pad" = option A, without
+        shortcut: of CIFAR ResNets (He et al. 2016). "conv" = option B, a 1x1 convolution; "pad" = option A, without
             parameters.
-        ic_features: of the CIFAR ResNets: a stage ends "before_relu", at the block's sum (released code), or
+        ic_features: where a stage of a CIFAR ResNet ends: "before_relu", at the block's sum (released code), or
             "after_relu".
-        last_norm_momentum: of the last BatchNorm of the Wide ResNet; 0.9 in the released code.
+        last_norm_momentum: momentum of the last BatchNorm of the Wide ResNet. The released code has 0.9.
         init: initial weights, "torch" (PyTorch's) or "released" (see `ztw.models.initialisation`).
     """
 
@@ -46,20 +46,22 @@ class BackboneOptions:
 class Backbone(nn.Module):
     """A network cut into stages. An exit can be placed after each stage.
 
-    Stages and classifier may work in place, or flatten by `view`. Such a part receives a copy of its input, or a
-    contiguous one, so that no other part is affected.
+    A stage that overwrites its input receives a copy. A stage that cannot read channels_last memory, e.g. because it
+    calls `view`, receives contiguous memory.
 
     Args:
         arch: name of the architecture.
-        stages: modules applied in order, one per block; the first includes the stem.
+        stages: modules applied in order, one per block. The first includes the stem.
         classifier: module from the last stage's output to logits (N, classes).
         input_shape: (channels, height, width) of the images.
 
     Attributes:
-        origin: the call that built the backbone, {"build_backbone": its arguments} or {"as_backbone": ...}, else None.
+        feature_shapes: shape of each stage's output, without the batch axis.
+        num_classes: number of classes.
+        origin: the call that built the backbone, e.g. {"build_backbone": {"arch": "resnet8", ...}}, or None.
 
     Raises:
-        ZtwError: for a part that cannot be copied or traced, such as a TorchScript module.
+        ZtwError: for a module that cannot be copied or traced, such as a TorchScript module.
 
     Example:
         >>> import torch, ztw
@@ -81,7 +83,6 @@ class Backbone(nn.Module):
         self.stages = nn.ModuleList(stages)
         self.classifier = classifier
         check_supported(self, arch)
-        # shapes are measured, so that a new backbone needs no formula for them
         shapes, self.needs = list[Shape]([input_shape]), dict[str, list[str]]()
         for name, part in self._parts():
             shape, self.needs[name] = examine(part, shapes[-1])
@@ -91,12 +92,11 @@ class Backbone(nn.Module):
         self.train()
 
     def _parts(self) -> Iterator[tuple[str, nn.Module]]:
-        """Yield stages and classifier with their names."""
         yield from ((f"stages.{number}", stage) for number, stage in enumerate(self.stages))
         yield "classifier", self.classifier
 
     def give_needs(self) -> None:
-        """Register the hooks that protect inputs. Call it again after replacing a stage."""
+        """Register the hooks that copy inputs or make them contiguous. Call this after replacing a stage."""
         for name, part in self._parts():
             give(part, self.needs[name])
 
@@ -110,7 +110,7 @@ class Backbone(nn.Module):
         return self
 
     def features(self, images: Tensor) -> Iterator[Tensor]:
-        """Yield the output of every stage in turn, for images (N, C, H, W)."""
+        """Yield the output of each stage for images (N, C, H, W)."""
         hidden = images
         for stage in self.stages:
             hidden = stage(hidden)
@@ -123,7 +123,7 @@ class Backbone(nn.Module):
 
 
 class Fp32Linear(nn.Linear):
-    """A Linear that computes in float32 even under autocast, because bfloat16 logits give many equal confidences."""
+    """A Linear that computes in float32 even under autocast. Logits in bfloat16 would give many equal confidences."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute (N, out) float32 from (N, in)."""

@@ -31,18 +31,21 @@ def as_backbone(
     stages: Sequence[nn.Module] | None = None,
     classifier: nn.Module | None = None,
 ) -> Backbone:
-    """Convert a classifier of your own to a Backbone: a copy, cut into stages after which exits can be placed.
+    """Cut a copy of your own classifier into stages, after which exits can be placed.
 
-    By default, the model is cut after every block. Blocks are the outermost modules of a class that the model uses more
-    than once. The backbone is in the model's mode. Its logits on random images must agree with the model's.
+    By default, the model is cut after every block. A block is a module of several layers whose class occurs more than
+    once, e.g. torchvision's BasicBlock. The backbone's logits are compared with the model's on random images.
 
     Args:
-        model: maps images (N, C, H, W) to logits (N, classes), ends in a Linear and can be traced by torch.fx. It stays
-            unchanged.
+        model: a float32 module from images (N, C, H, W) to logits (N, classes). It must end in a Linear, and torch.fx
+            must be able to trace it. It stays unchanged.
         input_shape: (channels, height, width) of the images.
-        at: names of the modules to cut after, instead of the blocks.
-        stages: for a model that cannot be traced: modules applied in order.
-        classifier: with `stages`: module from the last stage's output to logits.
+        at: names of modules to cut after, instead of the blocks, e.g. ["layer1", "layer2"].
+        stages: modules to apply in order, for a model that cannot be traced.
+        classifier: module from the last stage's output to logits, required with `stages`.
+
+    Returns:
+        The backbone, in training mode if the model is.
 
     Raises:
         ZtwError: for a model that cannot be cut. The message says why and what to do.
@@ -125,7 +128,6 @@ def _checked_backbone(
 
 @torch.no_grad()
 def _compare(backbone: Backbone, images: Tensor, expected: Tensor) -> None:
-    """Raise ZtwError unless the backbone computes the model's logits."""
     found = backbone.eval()(images)
     if found.shape != expected.shape:
         raise ZtwError(
@@ -143,18 +145,21 @@ def _compare(backbone: Backbone, images: Tensor, expected: Tensor) -> None:
 def cut_model(
     model: nn.Module, name: str, num_classes: int, at: Sequence[str] | None = None, through: bool = False
 ) -> tuple[Sequence[nn.Module], nn.Module]:
-    """Cut a traceable model that ends in a Linear into its stages, one per block, and its classifier.
+    """Cut a model that ends in a Linear into stages, one per block, and a classifier.
 
     Args:
         model: its modules become part of the result.
-        name: of the model, for error messages.
-        num_classes: a last Linear with another number of outputs is replaced by a new one. It gives float32 logits.
+        name: name of the model, for error messages.
+        num_classes: number of classes. If the last Linear has another number of outputs, a new one replaces it.
         at: see `as_backbone`.
-        through: whether to trace into the user's own modules without children, if both modes compute the same.
+        through: whether to trace into the user's own modules without children.
+
+    Returns:
+        The stages and the classifier.
 
     Raises:
-        ZtwError: for a model without repeated blocks, with another last layer, or with a graph that depends on the mode
-            (e.g. F.dropout instead of nn.Dropout).
+        ZtwError: for a model without repeated blocks, with another last layer, or with another graph in training than
+            in eval mode (e.g. F.dropout instead of nn.Dropout).
     """
     wanted = {_named(model, place, name): place for place in at} if at is not None else None
     blocks = set(_blocks(model)) if wanted is None else set(wanted)
@@ -168,7 +173,7 @@ def cut_model(
         cuts = [end for _, end in ends if _crossing(nodes, end) == {end}]
         if not cuts:
             raise ZtwError(
-                f"{name}: has no repeated blocks to cut after; name modules with at=[...]{_offer(model)}"
+                f"{name}: has no repeated blocks to cut after; name modules with at=[...]{_suggestion(model)}"
             )
     else:
         cuts = _cuts_at(nodes, ends, wanted, name)
@@ -206,7 +211,7 @@ def _cuts_at(
     wanted: dict[nn.Module, str],
     name: str,
 ) -> list[fx.Node]:
-    """Return the nodes at the ends of the modules in `at`, in the order of computation."""
+    """Return the output nodes of the modules in `at`, in the order of computation."""
     for module, place in wanted.items():
         found = [end for called, end in ends if called is module]
         if len(found) != 1:
@@ -225,8 +230,8 @@ def _cuts_at(
     return [end for _, end in ends]
 
 
-def _offer(model: nn.Module) -> str:
-    """List modules at which the model can be cut, as the end of a message."""
+def _suggestion(model: nn.Module) -> str:
+    """Return the end of an error message: modules after which the model can be cut."""
     names = {module: key for key, module in model.named_modules() if key}
     try:
         graph, ends = trace_patiently(model, "", set(names))
@@ -241,7 +246,7 @@ def _offer(model: nn.Module) -> str:
 
 
 def _blocks(model: nn.Module) -> Iterator[nn.Module]:
-    """Return the outermost instances of every class of composed modules that the model uses more than once."""
+    """Return the outermost composed modules whose class occurs more than once."""
     used = Counter(type(module) for module in model.modules() if _is_composed(module))
 
     def outermost(parent: nn.Module) -> Iterator[nn.Module]:
@@ -255,7 +260,7 @@ def _blocks(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def _is_composed(module: nn.Module) -> bool:
-    """Return whether a module has children and its own forward: it is neither a container nor a layer of torch."""
+    """Return whether a module has children, and is no container or layer of torch."""
     if isinstance(module, nn.TransformerEncoderLayer):
         return True
     own = not type(module).__module__.startswith("torch.nn") and not isinstance(module, nn.Sequential)
@@ -263,13 +268,13 @@ def _is_composed(module: nn.Module) -> bool:
 
 
 def _crossing(nodes: Sequence[fx.Node], end: fx.Node) -> set[fx.Node]:
-    """Return the values computed up to `end` and needed after it, except for those any stage can compute by itself."""
+    """Return the values that stages up to `end` must pass to later stages."""
     done = set(nodes[: nodes.index(end) + 1])
-    return {node for node in done if not _is_anywhere(node) and any(user not in done for user in node.users)}
+    return {node for node in done if not _in_any_stage(node) and any(user not in done for user in node.users)}
 
 
-def _is_anywhere(node: fx.Node) -> bool:
-    """Return whether every stage can compute a value by itself: a weight, or the number of images."""
+def _in_any_stage(node: fx.Node) -> bool:
+    """Return whether a value is a weight or the number of images, which any stage can compute itself."""
     return node.op == "get_attr" or _is_batch_size(node)
 
 
@@ -288,7 +293,7 @@ def _is_batch_size(node: fx.Node) -> bool:
 
 
 def _replace_last_linear(model: nn.Module, target: str, name: str, num_classes: int) -> None:
-    """Replace the last Linear by an Fp32Linear with `num_classes` outputs; keep its weights if they fit."""
+    """Replace the last Linear by an Fp32Linear with `num_classes` outputs. Weights are kept if they fit."""
     old = model.get_submodule(target)
     if not isinstance(old, nn.Linear):
         raise ZtwError(f"{name}: ends in a {type(old).__name__}, must end in a Linear; or {BY_HAND}")
@@ -299,7 +304,7 @@ def _replace_last_linear(model: nn.Module, target: str, name: str, num_classes: 
 
 
 def _segment(model: nn.Module, nodes: Sequence[fx.Node], start: fx.Node, end: fx.Node) -> fx.GraphModule:
-    """Return the part of a graph from the value `start` to the value `end`, with its modules."""
+    """Return the part of a graph between the values `start` and `end` as a module."""
     graph = fx.Graph()
     image = graph.placeholder("x")
     copies = {start: image}
@@ -313,7 +318,7 @@ def _segment(model: nn.Module, nodes: Sequence[fx.Node], start: fx.Node, end: fx
     for node in nodes[nodes.index(start) + 1 : nodes.index(end) + 1]:
         copies[node] = graph.node_copy(node, copy_of)
     graph.output(copies[end])
-    for node in reversed(graph.nodes):  # drop weights and batch sizes that only later stages use
-        if _is_anywhere(node) and not node.users:
+    for node in reversed(graph.nodes):  # weights and batch sizes that only later stages use
+        if _in_any_stage(node) and not node.users:
             graph.erase_node(node)
     return fx.GraphModule(model, graph)

@@ -25,14 +25,15 @@ CLOSE = 1e-3  # tolerance, relative to the largest logit
 def fold_batch_norm(network: Network) -> Network:
     """Copy a network for inference, with its BatchNorms folded into the convolutions before them.
 
-    A BatchNorm is folded if it follows a convolution whose output it alone uses. Both must be exactly PyTorch's
-    classes. A subclass, a hook or a parametrization may compute something else, so such modules stay as they are.
-
-    The copy is in eval mode. Its logits on two random images must agree with the original's up to rounding. Take costs
-    (`ztw.macs`) from the original, because the bias of a folded convolution counts.
+    A BatchNorm is folded if nothing else uses the convolution's output. Subclasses of PyTorch's modules, and modules
+    with hooks or parametrizations, stay as they are. The copy's logits are compared with the original's on random
+    images. Count costs with the original: folding adds biases, which `ztw.macs` counts.
 
     Args:
         network: an EarlyExitNetwork or a Backbone.
+
+    Returns:
+        The copy, in eval mode.
 
     Raises:
         ZtwError: for any other model, for a stage that torch.fx cannot trace, and if the logits differ.
@@ -100,12 +101,12 @@ def _fold(module: nn.Module, name: str) -> nn.Module:
 
 
 def _is_exactly(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> bool:
-    """Return whether a module computes exactly what its class in PyTorch does. A parametrization changes the class."""
+    """Return whether a module computes exactly what PyTorch's class does. A parametrization changes the class."""
     return type(module) in kinds and "forward" not in vars(module) and not _hooked(module)
 
 
 def _hooked(module: nn.Module) -> bool:
-    """Return whether a module has hooks other than ztw's own, which are registered again."""
+    """Return whether a module has hooks other than ztw's. Those are registered again later."""
     before = module._forward_pre_hooks.values()
     return bool(module._forward_hooks) or any(hook not in HOOKS.values() for hook in before)
 
@@ -121,7 +122,7 @@ def _traced(module: nn.Module, name: str) -> fx.GraphModule:
 
 
 def _read(traced: fx.GraphModule, node: fx.Node) -> nn.Module | None:
-    """Return the module that a node calls, or whose parameter it reads."""
+    """Return the module that a node calls, or the module of the parameter that it reads."""
     if node.op == "call_module":
         return traced.get_submodule(str(node.target))
     if node.op == "get_attr":

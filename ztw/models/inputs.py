@@ -32,14 +32,14 @@ HOOKS = {"contiguous": contiguous, "copied": copied}
 
 
 def examine(part: nn.Module, *shapes: Shape) -> tuple[Shape, list[str]]:
-    """Find the shape of a module's output, and the HOOKS that it needs.
+    """Find the shape of a module's output, and the HOOKS that the module needs.
 
-    The module is called on numbers from -1 to 1, in both memory formats and in training mode, to detect any in-place
-    operation. Dropout is set to not work in place.
+    To detect in-place operations, the module is called in contiguous and channels_last memory, in training and eval
+    mode. Its dropout layers are changed to not work in place.
 
     Args:
         part: the module.
-        shapes: of its arguments without the batch axis, the features first.
+        shapes: shapes of its arguments without the batch axis, the features first.
 
     Returns:
         The shape of the output without the batch axis, and names in HOOKS.
@@ -55,8 +55,8 @@ def examine(part: nn.Module, *shapes: Shape) -> tuple[Shape, list[str]]:
             part.eval()
             output, overwritten = _call(part, features, rest)
             if features.dim() == 4:
-                try:  # torch.fx prints the place of an error
-                    with redirect_stderr(io.StringIO()):
+                try:
+                    with redirect_stderr(io.StringIO()):  # torch.fx prints the place of an error
                         overwritten |= _call(part, features.to(memory_format=torch.channels_last), rest)[1]
                 except RuntimeError:
                     needs.append("contiguous")
@@ -73,7 +73,7 @@ def give(part: nn.Module, needs: list[str]) -> None:
 
 
 def to_channels_last(module: Module) -> Module:
-    """Convert the weights of a module to channels_last memory if they have 4 axes. `Module.to` would reject 5 axes."""
+    """Convert the weights with 4 axes to channels_last memory. `Module.to` raises an error for weights with 5 axes."""
 
     def convert(tensor: Tensor) -> Tensor:
         return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
@@ -82,7 +82,7 @@ def to_channels_last(module: Module) -> Module:
 
 
 def keep_contiguous(part: nn.Module) -> None:
-    """Restore contiguous weights in a module that cannot read channels_last; its convolutions would return that."""
+    """Make weights contiguous in a module that cannot read channels_last. Convolutions would output it."""
     if contiguous in part._forward_pre_hooks.values():
         part.to(memory_format=torch.contiguous_format)
 
@@ -102,7 +102,7 @@ def _modes_kept(part: nn.Module) -> Iterator[None]:
 
 
 def _call(part: Callable[..., Tensor], features: Tensor, rest: list[Tensor]) -> tuple[Tensor, bool]:
-    """Return a module's output, and whether it has overwritten its features, with or without autograd noticing."""
+    """Return a module's output, and whether it has overwritten its features."""
     given = features.clone()
     before = given._version
     output = part(given, *rest)
@@ -110,7 +110,7 @@ def _call(part: Callable[..., Tensor], features: Tensor, rest: list[Tensor]) -> 
 
 
 def _overwrites_in_training(part: nn.Module, features: Tensor, rest: list[Tensor]) -> bool:
-    """Return whether a module overwrites its features in training; its buffers and the random state stay unchanged."""
+    """Return whether a module overwrites its features in training. Buffers and the random state stay unchanged."""
     buffers = {name: buffer.clone() for name, buffer in part.named_buffers()}
     devices = [features.device] if features.is_cuda else []
     with _modes_kept(part), torch.random.fork_rng(devices):

@@ -1,7 +1,7 @@
-"""Convert traced modules to readable JSON and back. Only listed classes and functions are used, so a file runs no code.
+"""Convert modules to readable JSON and back. A file can name only known classes and functions, so it runs no code.
 
-A module of torch.nn or torchvision.ops is stored as its class and the arguments of its constructor. Any other module is
-stored as its torch.fx graph, whose nodes call such modules, functions of torch and methods of tensors.
+A module of torch.nn or torchvision.ops is stored as its class and constructor arguments. Any other module is stored as
+its torch.fx graph of such modules, functions of torch and methods of tensors.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PLAIN = (bool, int, float, str, type(None))
 
 
 class NotDescribedError(ZtwError):
-    """A module that the format cannot represent."""
+    """The format cannot represent a module."""
 
 
 def describe_module(module: nn.Module) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def _describe_part(part: nn.Module) -> dict[str, Any]:
 
 
 def module_from(described: dict[str, Any]) -> nn.Module:
-    """Create a module from its JSON, without its weights; raise ZtwError for a class or function that is not listed."""
+    """Create a module from its JSON, without its weights; raise ZtwError for a class or function that is not known."""
     if "class" in described:
         return _make(described["class"], described["options"])
     root = nn.Module()
@@ -86,7 +86,7 @@ def module_from(described: dict[str, Any]) -> nn.Module:
 
 
 def _class_name(kind: type[nn.Module]) -> str | None:
-    """Return the name of a class of modules in a file; None for a class that is not listed."""
+    """Return the name of a class of modules in a file; None for a class that is not known."""
     if kind is Fp32Linear:
         return OURS
     if kind.__module__.startswith("torch.nn.modules.") and getattr(nn, kind.__name__, None) is kind:
@@ -174,7 +174,7 @@ def _make(name: Any, options: dict[str, Any]) -> nn.Module:
 
 @cache
 def _functions() -> dict[str, Callable[..., Any]]:
-    """Return the functions that a graph may call, by name: those of torch that take and return tensors."""
+    """Return the functions that a graph may call, by name: Python's operators, and torch's functions of tensors."""
     known = {f"operator.{name}": getattr(operator, name) for name in OPERATORS}
     overridable = {
         id(f) for functions in torch.overrides.get_overridable_functions().values() for f in functions
@@ -258,7 +258,7 @@ def _place(target: Any) -> str:
 
 
 def _holder(root: nn.Module, place: str) -> tuple[nn.Module, str]:
-    """Return the module that holds a dotted place, created if missing, and the last part of the name."""
+    """Return the module that holds a dotted name (created if missing), and the last part of the name."""
     if not PLACE.fullmatch(place):
         raise ZtwError(f"{place!r}: must be names of letters, digits and _, separated by dots")
     *way, name = place.split(".")

@@ -13,13 +13,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ztw.device import check_default_dtype
 from ztw.models.backbone import Backbone
 
-# Counts dispatched operations: convolutions, matrix products, and a bias as one operation per output. It needs no table
-# of module types.
+# The backend of ptflops that counts dispatched operations, so that it needs no table of module types: convolutions,
+# matrix products, and a bias as one operation per output.
 BACKEND = "aten"
 
 
 def module_macs(module: nn.Module, *shapes: tuple[int, ...]) -> float:
-    """Count the MACs of one call of a module on one sample; shapes: of its arguments, without the batch axis."""
+    """Count the MACs of a module for one sample; shapes: shapes of its arguments, without the batch axis."""
     check_default_dtype()
     import ptflops  # imports torchvision, which takes seconds
 
@@ -40,7 +40,7 @@ def module_macs(module: nn.Module, *shapes: tuple[int, ...]) -> float:
 
 @contextmanager
 def _unfused_attention() -> Iterator[None]:
-    """Compute attention by matrix products, because ptflops cannot count fused kernels."""
+    """Compute attention with matrix products, because ptflops cannot count fused kernels."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -58,16 +58,15 @@ class _Positional(nn.Module):
         self.module = module
 
     def forward(self, inputs: list[Tensor]) -> Tensor:
-        """Call the module on the list's tensors."""
         return self.module(*inputs)
 
 
-# (module, *shapes of its arguments) -> operations of one call on one sample
+# (module, *shapes of its arguments) -> operations for one sample
 Counter = Callable[..., float]
 
 
 def stage_costs(backbone: Backbone, count: Counter = module_macs) -> Tensor:
-    """Count the operations (B,) float64 of each stage of a backbone, without its classifier; MACs by default."""
+    """Count the operations of each of a backbone's B stages: float64 (B,), MACs by default."""
     shapes = [backbone.input_shape, *backbone.feature_shapes]
     return torch.tensor(
         [count(stage, shape) for stage, shape in zip(backbone.stages, shapes[:-1], strict=True)],
@@ -76,6 +75,6 @@ def stage_costs(backbone: Backbone, count: Counter = module_macs) -> Tensor:
 
 
 def backbone_macs(backbone: Backbone, count: Counter = module_macs) -> float:
-    """Count the MACs of the backbone alone, the base of relative costs and budgets."""
+    """Count the operations of a backbone. Budgets and relative costs are shares of this number."""
     classifier = count(backbone.classifier, backbone.feature_shapes[-1])
     return float(stage_costs(backbone, count).sum()) + classifier

@@ -22,14 +22,13 @@ REMOVED_BY: dict[type, str] = {
 
 
 def check_supported(model: nn.Module, name: str) -> None:
-    """Raise ZtwError, with a remedy, if a model (`name`) holds a module that cannot be copied or traced."""
+    """Raise ZtwError if a model (`name`) holds a module that cannot be copied or traced. It says what to do."""
     for place, part in model.named_modules():
         for problem in _problems(part):
             raise ZtwError(f"{name}{f': {place}' if place else ''}: {problem}")
 
 
 def _problems(part: nn.Module) -> Iterator[str]:
-    """Yield the problems of one module, each with a remedy."""
     if isinstance(part, torch.jit.ScriptModule):
         yield "is a TorchScript module, which cannot be cut; pass the original module"
     elif "_orig_mod" in part._modules:

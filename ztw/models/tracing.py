@@ -1,4 +1,4 @@
-"""Trace modules with torch.fx: one graph for both modes, and the ends of the blocks in it."""
+"""Trace modules with torch.fx to a graph that is valid in training and eval mode."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Tracing:
     """Settings of a trace.
 
     Args:
-        blocks: modules whose ends are recorded.
+        blocks: modules whose output nodes are recorded.
         followed: modules without children to trace into.
         whole: modules with children to trace as one unit.
     """
@@ -37,7 +37,7 @@ class Tracing:
 
 
 class CannotTraceError(ZtwError):
-    """A module cannot be traced. `module` is the module whose forward fails, None for the model itself."""
+    """A model cannot be traced. `module` is the submodule whose forward fails; None = the model itself."""
 
     def __init__(self, message: str, module: nn.Module | None) -> None:
         super().__init__(message)
@@ -52,14 +52,14 @@ def trace_part(part: nn.Module) -> fx.GraphModule:
 
 
 def trace_patiently(model: nn.Module, name: str, blocks: set[nn.Module]) -> tuple[fx.Graph, Ends]:
-    """Like `trace_both`, but trace a module as one unit if tracing it fails and it contains no block."""
+    """Trace as `trace_both` does. Modules that cannot be traced and contain no block become one unit."""
     tracing = Tracing(blocks, set(_plain(model)))
     while True:
         try:
             return trace_both(model, name, tracing)
         except CannotTraceError as error:
             at = error.module
-            if at in tracing.followed:  # it cannot be traced in this call
+            if at in tracing.followed:  # it can be traced alone, but not within this model
                 tracing.followed.discard(at)
                 continue
             alike = {module for module in model.modules() if type(module) is type(at)} - tracing.whole
@@ -70,7 +70,15 @@ def trace_patiently(model: nn.Module, name: str, blocks: set[nn.Module]) -> tupl
 
 
 def trace_both(model: nn.Module, name: str, tracing: Tracing) -> tuple[fx.Graph, Ends]:
-    """Return the graph of a model, equal in both modes, and the nodes at the ends of its blocks, or raise ZtwError."""
+    """Trace a model in eval and in training mode.
+
+    Returns:
+        The graph, and the blocks with their output nodes.
+
+    Raises:
+        CannotTraceError: if tracing fails, or the modes have different graphs.
+        ZtwError: if the model draws random numbers or changes its own buffers.
+    """
     buffers = {key: (buffer, buffer._version, buffer.clone()) for key, buffer in model.named_buffers()}
     tracer = other = Tracer(tracing)
     try:
@@ -120,7 +128,6 @@ def _put_back(model: nn.Module, buffers: dict[str, tuple[Tensor, int, Tensor]]) 
 
 
 def _difference(graph: fx.Graph, other: fx.Graph) -> fx.Node:
-    """Return the first node that differs between two graphs."""
     for one, two in zip(graph.nodes, other.nodes, strict=False):
         if str(one.format_node()) != str(two.format_node()):
             return one
@@ -134,13 +141,13 @@ def _module_of(node: fx.Node, model: nn.Module) -> nn.Module | None:
 
 
 def _take_constants(model: nn.Module) -> dict[str, Tensor]:
-    """Move the tensors made by tracing out of the model, because a second trace would give its own other names."""
+    """Move the tensors that tracing added out of the model, so that a second trace gives its own the same names."""
     names = [key for key in vars(model) if key.startswith("_tensor_constant")]
     return {key: vars(model).pop(key) for key in names}
 
 
 def _plain(model: nn.Module) -> Iterator[nn.Module]:
-    """Yield the user's own modules without children that compute the same in both modes and can be traced.
+    """Yield the user's own modules without children that can be traced.
 
     The last Linear is excluded, because it will be replaced.
     """
@@ -158,9 +165,11 @@ def _plain(model: nn.Module) -> Iterator[nn.Module]:
 
 
 class Tracer(fx.Tracer):
-    """Traces a model. `ends` holds the nodes at the ends of its blocks, `failed` the module in which tracing failed.
+    """Traces a model. Modules without children are traced as one unit, unless they are in `tracing.followed`.
 
-    Modules without children are traced as one unit unless they are in `tracing.followed`.
+    Attributes:
+        ends: the blocks with their output nodes.
+        failed: the module in which tracing failed.
     """
 
     def __init__(self, tracing: Tracing) -> None:
@@ -172,15 +181,16 @@ class Tracer(fx.Tracer):
     def create_args_for_root(
         self, root_fn: Any, is_module: bool, concrete_args: Any = None
     ) -> tuple[Any, list[Any]]:
-        """Trace one input. Further arguments of a forward keep their defaults."""
+        """Trace one input. Other arguments of the forward keep their defaults."""
         return root_fn, [self.root, self.create_proxy("placeholder", "x", (), {})]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Return whether to trace a module as one unit. Tracing into StochasticDepth would fix `self.training`."""
+        """Return whether to trace a module as one unit."""
         if m in self.tracing.whole:
             return True
         if m in self.tracing.followed or type(m) is nn.TransformerEncoder:
             return False
+        # e.g. StochasticDepth, whose forward depends on the mode
         return super().is_leaf_module(m, module_qualified_name) or not any(True for _ in m.children())
 
     def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -198,7 +208,7 @@ class Tracer(fx.Tracer):
 
 
 def _layer_by_layer(encoder: nn.TransformerEncoder) -> Callable[..., Any]:
-    """Return an encoder's forward without its fast path, which depends on the values of its input."""
+    """Return an encoder's forward without the fast path, which depends on the values of its input."""
 
     def forward(
         src: Any, mask: Any = None, src_key_padding_mask: Any = None, is_causal: bool | None = None
