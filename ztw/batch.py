@@ -24,9 +24,9 @@ EXAMPLES = 4  # rows of an example that a description keeps
 
 def tensors_of(batch: Batch) -> tuple[Tensor, ...]:
     """Return the tensors of a batch in order."""
-    if isinstance(batch, Tensor):
-        return (batch,)
-    return tuple(batch.values()) if isinstance(batch, dict) else tuple(batch)
+    if isinstance(batch, dict):
+        return tuple(batch.values())
+    return batch if isinstance(batch, tuple) else (batch,)
 
 
 def mapped(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
@@ -37,17 +37,18 @@ def mapped(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
 def _like(batch: Batch, tensors: Sequence[Tensor]) -> Any:
     if isinstance(batch, dict):
         return dict(zip(batch, tensors, strict=True))
-    return tensors[0] if isinstance(batch, Tensor) else tuple(tensors)
+    return tuple(tensors) if isinstance(batch, tuple) else tensors[0]
 
 
 def size_of(batch: Batch) -> int:
     """Return the number of samples N."""
-    return len(batch if isinstance(batch, Tensor) else tensors_of(batch)[0])
+    return len(tensors_of(batch)[0])
 
 
 def device_of(batch: Batch) -> torch.device:
-    """Return the device of a batch."""
-    return tensors_of(batch)[0].device
+    """Return the device of a batch; that of NumPy arrays is the CPU."""
+    first = tensors_of(batch)[0]
+    return first.device if isinstance(first, Tensor) else torch.device("cpu")
 
 
 def pick(batch: Any, rows: Tensor) -> Any:
@@ -277,7 +278,8 @@ def _check(tensor: Tensor | np.ndarray, item: Input) -> None:
 def converted(batch: Any, device: torch.device, floats: torch.dtype = torch.float32) -> Any:
     """Move a checked batch to a device: floats to one dtype, images to channels_last memory, integers to int64."""
 
-    def move(tensor: Tensor) -> Tensor:
+    def move(given: Any) -> Tensor:
+        tensor = as_tensor(given, "inputs")
         if not tensor.is_floating_point():
             return tensor.to(device, torch.int64)
         if tensor.dim() == 4:

@@ -363,12 +363,16 @@ class ExportedPart(nn.Module):
             raise ZtwError(
                 "the model cannot be exported in training mode; train the exits with regime='separate'"
             )
-        given = [state[name] for name in self.takes] if isinstance(state, dict) else tensors_of(state)
-        output = run(*[where[name] for where, name in self.places], *given)
+        output = run(*self.arguments(state))
         if self.linear is None:
             return output
         where, name = self.linear
         return where[name](output)
+
+    def arguments(self, state: Batch) -> list[Tensor]:
+        """Return the arguments of the graphs as functions: the part's tensors, and the values that it takes."""
+        given = [state[name] for name in self.takes] if isinstance(state, dict) else tensors_of(state)
+        return [where[name] for where, name in self.places] + list(given)
 
 
 def names_in(graph: fx.Graph | None) -> list[str]:

@@ -48,7 +48,7 @@ def fold_batch_norm(network: Network) -> Network:
     folded = copy.deepcopy(network).eval()
     backbone: Backbone = folded.backbone if isinstance(folded, EarlyExitNetwork) else folded
     with torch.no_grad(), torch.backends.cudnn.flags(allow_tf32=False):
-        batch = backbone.inputs.sample(2, next(backbone.parameters(), None))
+        batch: Any = backbone.inputs.sample(2, next(backbone.parameters(), None))
         expected = folded(batch)
         states = [mapped(state, Tensor.clone) for state in (batch, *backbone.features(batch))]
         for number, state in enumerate(states):
