@@ -23,8 +23,8 @@ EXAMPLES = 4  # rows of an example that a description keeps
 
 
 def tensors_of(batch: Batch) -> tuple[Tensor, ...]:
-    """Return the tensors of a batch in order."""
-    if isinstance(batch, Tensor):
+    """Return the tensors, or NumPy arrays, of a batch in order."""
+    if isinstance(batch, Tensor | np.ndarray):
         return (batch,)
     return tuple(batch.values()) if isinstance(batch, dict) else tuple(batch)
 
@@ -42,7 +42,7 @@ def _like(batch: Batch, tensors: Sequence[Tensor]) -> Any:
 
 def size_of(batch: Batch) -> int:
     """Return the number of samples N."""
-    return len(batch if isinstance(batch, Tensor) else tensors_of(batch)[0])
+    return len(tensors_of(batch)[0])
 
 
 def device_of(batch: Batch) -> torch.device:

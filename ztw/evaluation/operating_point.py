@@ -199,7 +199,7 @@ def choose_threshold(
 
 def predict_onnx(runner: OnnxRunner, data: Any) -> tuple[Tensor, Tensor]:
     """Compute the logits (K, N, C) of every exit in ONNX Runtime, with the ensemble, and labels (N,)."""
-    wanted = Wanted(runner.form.shape, runner.form.num_classes, torch.device("cpu"))
+    wanted = Wanted(runner.form.inputs.image_shape or (), runner.form.num_classes, torch.device("cpu"))
     batches = as_data(data, wanted, "predict").batches(CHUNK)
     logits, labels = zip(*((runner.logits(images), labels) for images, labels in batches), strict=True)
     return torch.cat(logits, dim=1), torch.cat(labels)

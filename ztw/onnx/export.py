@@ -5,8 +5,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from torch import Tensor
-
+from ztw.batch import Batch
 from ztw.exits.rules import ExitRule
 from ztw.models.backbone import Backbone
 from ztw.models.network import EarlyExitNetwork
@@ -18,21 +17,22 @@ def export_onnx(
     rule: ExitRule | str | None,
     path: Path | str,
     *,
-    quantise: Tensor | None = None,
+    quantise: Batch | None = None,
 ) -> Path:
     """Write a network as one ONNX graph with early exits.
 
-    The inputs are images (N, C, H, W) and bounds (K - 1,). The default of the bounds is the rule's thresholds, on the
-    scale of its scores. The outputs are logits float32 (N, num_classes), log-probabilities with an ensemble, and
-    exit_index int64 (N,). A Backbone has no bounds and no exit_index. Any ONNX runtime can run the file; `OnnxRunner`
-    optimises it for this machine. The file's metadata describe it as JSON under the key "ztw".
+    The inputs are the network's, by name, e.g. images (N, C, H, W), and bounds (K - 1,). The default of the bounds is
+    the rule's thresholds, on the scale of its scores. The outputs are logits float32 (N, num_classes),
+    log-probabilities with an ensemble, and exit_index int64 (N,). A Backbone has no bounds and no exit_index. Any ONNX
+    runtime can run the file; `OnnxRunner` optimises it for this machine. The file's metadata describe it as JSON under
+    the key "ztw".
 
     Args:
         network: a network, or a Backbone alone.
         rule: e.g. MaxSoftmax(0.9) or "max_softmax 0.9"; None for a Backbone.
         path: of the file.
-        quantise: images (N, C, H, W) of the training data; convolutions and matrix products are then quantised to int8.
-            Choose the thresholds again afterwards.
+        quantise: a batch of the training data, e.g. images (N, C, H, W); convolutions and matrix products are then
+            quantised to int8. Choose the thresholds again afterwards.
 
     Returns:
         The path.
@@ -53,4 +53,4 @@ def export_onnx(
     need_onnx()
     from ztw.onnx.int8 import quantised
 
-    return write_onnx(network, rule, path, partial(quantised, images=quantise))
+    return write_onnx(network, rule, path, partial(quantised, given=quantise))

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ztw.batch import InputSpec
 from ztw.errors import ZtwError
 from ztw.exits.ensemble_base import Ensemble, LinearEnsemble
 from ztw.exits.inference import better
@@ -22,19 +23,20 @@ from ztw.models.pooling import MixedPool
 
 
 class AllExits(nn.Module):
-    """Computes for images (N, C, H, W) the logits (N, classes) and the score (N,) of each of the K exits, like `infer`.
+    """Computes for a batch the logits (N, classes) and the score (N,) of each of the K exits, like `infer`.
 
     The network comes from `exportable`. The last exit has no score, because all remaining samples leave there.
     """
 
-    def __init__(self, network: EarlyExitNetwork, rule: type[ExitRule]) -> None:
+    def __init__(self, network: EarlyExitNetwork, rule: type[ExitRule], inputs: InputSpec) -> None:
         super().__init__()
-        self.network, self.rule = network, rule
+        self.network, self.rule, self.inputs = network, rule, inputs
         self.ensemble = None if network.ensemble is None else StackedEnsemble(network.ensemble)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Compute every exit, without early exits."""
-        hidden, previous = images, None
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Compute every exit, without early exits; inputs: the tensors of a batch."""
+        hidden: Any = self.inputs.build(inputs)
+        previous: Tensor | None = None
         state: State = ()
         best: State = ()
         members: Tensor | None = None
