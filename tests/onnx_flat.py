@@ -23,7 +23,7 @@ CLASSES, WIDTH, WORDS = 3, 16, 50
 
 
 class Flat(nn.Module):
-    """Computes logits and a score for each exit from the features that `features` yields; the last exit has no score."""
+    """Logits and a score for each exit from its features; the last exit has no score."""
 
     exits = 3
 

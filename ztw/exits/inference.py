@@ -1,7 +1,7 @@
 """Early-exit inference: the loop behind `EarlyExitNetwork.infer`.
 
-The batch shrinks as samples leave. Removing samples costs a copy of the activations, so samples that left are computed
-and ignored until there are enough of them to pay for the copy.
+The batch shrinks as samples leave. Removing samples copies the activations of the others. Samples that have left are
+therefore computed and ignored until there are enough of them to pay for the copy.
 """
 
 from __future__ import annotations
@@ -16,17 +16,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ztw.batch import Batch, device_of, joined, pick, size_of, split
 from ztw.exits.ensemble_base import Ensemble, IncrementalEnsemble
 from ztw.exits.rules import ExitRule, State
 
 
 @dataclass(frozen=True)
 class ExitResult:
-    """Result of `infer`, in the order of the images.
+    """Result of `infer`, in the order of the samples.
 
     Attributes:
-        logits: float32 (N, classes) of the exit that predicts each sample's class; log-probabilities with an ensemble.
-        exit_index: int64 (N,), where each sample leaves; 0 = the first exit.
+        logits: float32 (N, classes), from the exit that predicts each sample. Log-probabilities with an ensemble.
+        exit_index: int64 (N,), the exit where each sample leaves, from 0.
 
     Example:
         >>> import torch, ztw
@@ -40,8 +41,8 @@ class ExitResult:
     exit_index: Tensor
 
 
-# (features (n, ...), the previous exit's logits (n, C) or None) -> logits float32 (n, C)
-ExitFunction = Callable[[Tensor, Any], Tensor]
+# (what the exit's stage returned, the previous exit's logits (n, C) or None) -> logits float32 (n, C)
+ExitFunction = Callable[[Any, Any], Tensor]
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,10 @@ class Route:
     """A network as a sequence of exits.
 
     Args:
-        steps: for each of the K exits its stages, which follow the previous exit, and the function that computes its
-            logits.
-        largest: (K,), number of elements in the largest activation of a sample, from the exit's stages to the last
-            stage.
-        chained: whether an exit needs the logits of the previous one.
+        steps: for each of the K exits, the stages between the previous exit and this one, and the function that
+            computes the logits.
+        largest: (K,), number of elements of a sample's largest stage output, from the exit's stages to the end.
+        chained: whether exits need the logits of the previous exit.
         num_classes: C.
         ensemble: the network's ensemble, or None.
     """
@@ -67,12 +67,12 @@ class Route:
 
 @dataclass(frozen=True)
 class Batching:
-    """How `infer` splits a batch. The options change the speed, never a prediction.
+    """Settings for how `infer` splits a batch. They change the speed, never a prediction.
 
     Args:
-        microbatch_bytes: limit for a stage's output for one microbatch; None = no limit.
+        microbatch_bytes: largest stage output of a microbatch; None = no limit.
         copy_share: share of a microbatch that must have left before these samples are removed.
-        sync_every: number of exits after which the host checks which samples have left.
+        sync_every: number of exits between two checks of which samples have left.
     """
 
     microbatch_bytes: int | None
@@ -80,18 +80,17 @@ class Batching:
     sync_every: int = 1
 
 
-# Larger outputs cost page faults unless freed memory is kept. Much smaller ones make convolutions slow (measured from
-# 4 to 32 MB).
+# Larger outputs cause page faults, unless the allocator keeps freed memory. Much smaller ones make convolutions slow.
+# Measured from 4 to 32 MB.
 CPU_BATCHING = Batching(microbatch_bytes=2**24)
-# On a GPU every check waits for all queued work.
+# On a GPU, every check waits for all queued work.
 GPU_BATCHING = Batching(microbatch_bytes=None, sync_every=4)
 
 
 def microbatch_plan(route: Route, microbatch_bytes: int | None) -> list[tuple[list[int], int]]:
     """Choose the number of samples per microbatch, for each group of consecutive exits.
 
-    A stage's output stays below `microbatch_bytes`, so deep stages with small outputs get more samples than early
-    stages. Without a limit, one group contains all exits.
+    A stage's output stays below `microbatch_bytes`, so deep stages with small outputs get more samples.
 
     Returns:
         Pairs of (exits, number of samples).
@@ -104,13 +103,6 @@ def microbatch_plan(route: Route, microbatch_bytes: int | None) -> list[tuple[li
     return [(list(run), limit) for limit, run in groupby(exits, key=limits.__getitem__)]
 
 
-def pick(x: Tensor, rows: Tensor) -> Tensor:
-    """Select rows (int64) of x (N, ...), in the memory format of x."""
-    if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
-        return x.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)
-    return x.index_select(0, rows)
-
-
 class MicroBatch:
     """Samples that run through the network together, with all activations and states that later exits need.
 
@@ -119,16 +111,17 @@ class MicroBatch:
         departed: number of samples that have left.
     """
 
-    def __init__(self, route: Route, images: Tensor, rows: Tensor) -> None:
-        self.hidden, self.rows, self.departed = images, rows, 0
+    def __init__(self, route: Route, batch: Batch, rows: Tensor) -> None:
+        self.hidden: Any = batch
+        self.rows, self.departed = rows, 0
         self.route = route
         self.previous: Tensor | None = None
-        self.ensemble = _start_ensemble(route, images)
+        self.ensemble = _start_ensemble(route, batch)
         self.state: State = ()
         self.best: State = ()  # scores and logits of the most confident exit so far
 
     def advance(self, exit: int, rule: ExitRule) -> tuple[Tensor, Tensor]:
-        """Compute one exit, and the stages before it; return its scores (n,) and its logits (n, C)."""
+        """Compute the next exit with its stages; return its scores (n,) and logits (n, C)."""
         stages, exit_function = self.route.steps[exit]
         for stage in stages:
             self.hidden = stage(self.hidden)
@@ -153,9 +146,9 @@ class MicroBatch:
         self.best = tuple(item[places] for item in self.best)
 
     def join(self, others: Sequence[MicroBatch]) -> None:
-        """Append the samples of other microbatches after the same exits."""
+        """Append the samples of other microbatches at the same exit."""
         every = [self, *others]
-        self.hidden = torch.cat([one.hidden for one in every])
+        self.hidden = joined([one.hidden for one in every])
         self.rows, self.departed = torch.cat([one.rows for one in every]), sum(one.departed for one in every)
         if self.previous is not None:
             self.previous = torch.cat([one.previous for one in every if one.previous is not None])
@@ -174,7 +167,7 @@ def better(best: State, new: State) -> State:
 
 
 def _joined(microbatches: Sequence[MicroBatch], size: int) -> list[MicroBatch]:
-    """Merge microbatches into ones of at most `size` samples; a larger one stays as it is."""
+    """Merge small microbatches, up to `size` samples each."""
     groups: list[list[MicroBatch]] = []
     for microbatch in microbatches:
         if groups and sum(len(other.rows) for other in [*groups[-1], microbatch]) <= size:
@@ -187,37 +180,39 @@ def _joined(microbatches: Sequence[MicroBatch], size: int) -> list[MicroBatch]:
     return [group[0] for group in groups]
 
 
-def _start_ensemble(route: Route, images: Tensor) -> IncrementalEnsemble | None:
+def _start_ensemble(route: Route, batch: Batch) -> IncrementalEnsemble | None:
     """Return the state of the route's ensemble before the first exit."""
-    return route.ensemble.start(len(images), images.device) if route.ensemble else None
+    return route.ensemble.start(size_of(batch), device_of(batch)) if route.ensemble else None
 
 
-def infer(route: Route, images: Tensor, rule: ExitRule, batching: Batching | None = None) -> ExitResult:
+def infer(route: Route, batch: Batch, rule: ExitRule, batching: Batching | None = None) -> ExitResult:
     """Classify with early exits, see `EarlyExitNetwork.infer`.
 
     Args:
         route: of a network in eval mode.
-        images: (N, C, H, W).
+        batch: e.g. images (N, C, H, W).
         rule: the exit rule.
         batching: None = the default of the device.
     """
-    if len(images) == 1:
-        result = _infer_one(route, images, rule)
+    if size_of(batch) == 1:
+        result = _infer_one(route, batch, rule)
     else:
-        usual = CPU_BATCHING if images.device.type == "cpu" else GPU_BATCHING
-        result = _infer_batch(route, images, rule, batching or usual)
+        usual = CPU_BATCHING if device_of(batch).type == "cpu" else GPU_BATCHING
+        result = _infer_batch(route, batch, rule, batching or usual)
     if route.ensemble is None:
         return result
-    return ExitResult(result.logits.log_softmax(-1), result.exit_index)  # rules accept unnormalised logits
+    # once at the end, because rules accept unnormalised logits
+    return ExitResult(result.logits.log_softmax(-1), result.exit_index)
 
 
-def _infer_one(route: Route, image: Tensor, rule: ExitRule) -> ExitResult:
+def _infer_one(route: Route, sample: Batch, rule: ExitRule) -> ExitResult:
     """Classify a single sample without bookkeeping.
 
-    The loop repeats `MicroBatch.advance`, because every extra line costs time between two small convolutions.
+    The loop duplicates code of `MicroBatch.advance`, because every extra call costs time between small convolutions.
     """
-    hidden, previous = image, None
-    ensemble = _start_ensemble(route, image)
+    hidden: Any = sample
+    previous = None
+    ensemble = _start_ensemble(route, sample)
     state: State = ()
     best: State = ()
     bounds = [*rule.bounds(len(route.steps)).tolist(), -math.inf]
@@ -234,15 +229,15 @@ def _infer_one(route: Route, image: Tensor, rule: ExitRule) -> ExitResult:
             break
     if best and exit == len(route.steps) - 1:
         logits = best[1]
-    return ExitResult(logits.float(), torch.tensor([exit], device=image.device))
+    return ExitResult(logits.float(), torch.tensor([exit], device=device_of(sample)))
 
 
-def _infer_batch(route: Route, images: Tensor, rule: ExitRule, batching: Batching) -> ExitResult:
+def _infer_batch(route: Route, batch: Batch, rule: ExitRule, batching: Batching) -> ExitResult:
     """Run the microbatches through one group of exits after another, and merge them in between."""
     plan = microbatch_plan(route, batching.microbatch_bytes)
-    result = BatchResult(route, images, rule, batching)
-    rows = torch.arange(len(images), device=images.device)
-    pieces = zip(images.split(plan[0][1]), rows.split(plan[0][1]), strict=True)
+    result = BatchResult(route, batch, rule, batching)
+    rows = torch.arange(size_of(batch), device=device_of(batch))
+    pieces = zip(split(batch, plan[0][1]), rows.split(plan[0][1]), strict=True)
     microbatches = [MicroBatch(route, *piece) for piece in pieces]
     for exits, size in plan:
         microbatches = _joined(microbatches, size)
@@ -253,17 +248,17 @@ def _infer_batch(route: Route, images: Tensor, rule: ExitRule, batching: Batchin
 
 
 class BatchResult:
-    """Collects the results of a batch. A spare last row takes the logits of samples that had left before."""
+    """The results of a batch. An extra last row receives the logits of samples that have left already."""
 
-    def __init__(self, route: Route, images: Tensor, rule: ExitRule, batching: Batching) -> None:
-        self.spare, device, self.last = len(images), images.device, len(route.steps) - 1
+    def __init__(self, route: Route, batch: Batch, rule: ExitRule, batching: Batching) -> None:
+        self.spare, device, self.last = size_of(batch), device_of(batch), len(route.steps) - 1
         self.logits = torch.empty(self.spare + 1, route.num_classes, device=device)
         self.exit_index = torch.full((self.spare + 1,), self.last, device=device)
         self.rule, self.bounds = rule, rule.bounds(len(route.steps)).tolist()
         self.batching = batching
 
     def run(self, microbatch: MicroBatch, exits: Sequence[int]) -> None:
-        """Run a microbatch through some exits; afterwards it holds the samples that continue."""
+        """Run a microbatch through some exits; record and remove the samples that leave."""
         sync_every = self.batching.sync_every
         for exit in exits:
             score, logits = microbatch.advance(exit, self.rule)

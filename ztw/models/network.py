@@ -11,17 +11,17 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from ztw.batch import Batch, converted, device_of
 from ztw.device import check_default_dtype
 from ztw.errors import ZtwError, unknown
 from ztw.exits.ensemble_base import Ensemble
 from ztw.exits.inference import ExitFunction, ExitResult, Route, infer
 from ztw.exits.rules import ExitRule, as_rule
-from ztw.models.backbone import Backbone
+from ztw.models.backbone import Backbone, first_state, seen
 from ztw.models.heads import Head
 from ztw.models.inputs import examine, give, keep_contiguous
 from ztw.models.pooling import MixedPool
 from ztw.models.supported import check_supported
-from ztw.tensors import as_tensor, check_images
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,10 @@ class Connection:
     """How internal classifiers (ICs) are connected.
 
     Args:
-        name: in CONNECTIONS.
+        name: name in CONNECTIONS.
         cascade: whether each IC receives the previous exit's logits.
-        detach: whether these logits carry no gradient.
-        additive: whether each exit, also the backbone's own, adds a share of the previous exit's logits, without
-            gradient.
+        detach: whether the gradient stops at these logits.
+        additive: whether a share of the previous exit's logits is added to the logits of each IC and of the backbone.
     """
 
     name: str
@@ -54,7 +53,12 @@ CONNECTIONS: dict[str, Connection] = {
 
 
 def list_connections() -> list[str]:
-    """List the names of the connections between internal classifiers.
+    """List the names of the connections between internal classifiers (ICs).
+
+    - "independent": none (SDN 2019).
+    - "cascade": each IC also receives the previous exit's logits.
+    - "cascade_detached": as "cascade", and the gradient stops at these logits (ZTW 2021).
+    - "boosted": each exit adds half of the previous exit's logits to its own, without gradient (BoostNet 2023).
 
     Example:
         >>> import ztw
@@ -65,7 +69,7 @@ def list_connections() -> list[str]:
 
 
 def connection_of(name: str) -> Connection:
-    """Return the connection of a name; raise ZtwError for a name that is not in CONNECTIONS."""
+    """Return a connection by its name; raise ZtwError for a name that is not in CONNECTIONS."""
     if name not in CONNECTIONS:
         raise unknown("connection", name, CONNECTIONS)
     return CONNECTIONS[name]
@@ -76,7 +80,7 @@ BOOST_TEMPERATURE = 0.5
 
 
 def boosted(logits: Tensor, previous: Tensor) -> Tensor:
-    """Add a share of the previous exit's logits, without gradient, to an exit's own (Yu et al. 2023)."""
+    """Add a share of the previous exit's logits, without gradient, to an exit's logits (Yu et al. 2023)."""
     return logits + BOOST_TEMPERATURE * previous.detach()
 
 
@@ -84,19 +88,19 @@ class EarlyExitNetwork(nn.Module):
     """A backbone with K - 1 internal classifiers (ICs). Exit K is the backbone's own classifier.
 
     Args:
-        backbone: the backbone.
+        backbone: the stages and the last classifier.
         heads: the ICs.
-        placement: index of the block of each head, increasing.
-        connection: a name in CONNECTIONS.
+        placement: for each IC the index of its block, from 0, increasing.
+        connection: how the ICs are connected, one of `list_connections()`.
 
     Attributes:
-        ensemble: None, or a fitted Ensemble, which `infer` then uses. `forward` always returns the single exits.
-        class_names: optional, in the order of the labels.
-        normalisation: optional, mean and std per channel for pixels in [0, 1].
-        anatomy: optional, the arguments head and head_options of `build_network`.
+        ensemble: a fitted Ensemble, which `infer` uses, or None. `forward` returns the logits of single exits.
+        class_names: names of the classes, or None.
+        normalisation: (mean, std) of the images per channel, for pixels in [0, 1], or None.
+        anatomy: the arguments `head` and `head_options` of `build_network`, or None.
 
     Raises:
-        ZtwError: for an unknown connection.
+        ZtwError: for an unknown connection, and for a head that cannot be copied or traced.
 
     Example:
         >>> import torch, ztw
@@ -123,14 +127,17 @@ class EarlyExitNetwork(nn.Module):
         self.ensemble: Ensemble | None = None
         for exit, head in enumerate(self.heads):
             check_supported(head, f"head {exit + 1}")
-            if not _only_reads(head):  # skip the slow test of known heads
+            if not _only_reads(head):  # the examination of a head is slow
                 self._protect_features(head, exit)
 
     def _protect_features(self, head: nn.Module, exit: int) -> None:
         """Give a head that overwrites its features a copy, because other parts read them, too."""
-        previous = [(self.backbone.num_classes,)] if self.connection.cascade and exit else []
-        features = self.backbone.feature_shapes[self.placement[exit]]
-        give(head, examine(head, features, *previous)[1])
+        state: Any = first_state(self.backbone)
+        with torch.no_grad():
+            for stage in list(self.backbone.eval().stages)[: self.placement[exit] + 1]:
+                state = stage(state)
+        previous = [state.new_zeros(1, self.backbone.num_classes)] if self.connection.cascade and exit else []
+        give(head, examine(head, seen(state), *previous)[1])
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)
@@ -140,36 +147,38 @@ class EarlyExitNetwork(nn.Module):
 
     @property
     def exits(self) -> int:
-        """Number of exits K, the backbone's own included."""
+        """Number of exits K, including the backbone's own."""
         return len(self.heads) + 1
 
     def exit_function(self, exit: int) -> ExitFunction:
-        """Return the function from (features, the previous exit's logits) to the logits (N, C) of an exit (from 0).
+        """Return the function from (state, the previous exit's logits) to the logits (N, C) of an exit (from 0).
 
-        The second argument is None at the first exit.
+        The state is what the exit's stage returned. The second argument is None at the first exit.
         """
-        last = exit == len(self.heads)
-        module = self.backbone.classifier if last else self.heads[exit]
+        if exit == len(self.heads):
+            module: Callable[..., Tensor] = self.backbone.classifier
+        else:
+            module = _on_features(self.heads[exit]) if self.backbone.returns_dicts else self.heads[exit]
         if exit and self.connection.additive:
             return lambda features, previous: boosted(module(features).float(), previous)
-        if exit and self.connection.cascade and not last:
+        if exit and self.connection.cascade and exit < len(self.heads):
             if self.connection.detach:
                 return lambda features, previous: module(features, previous.detach()).float()
             return lambda features, previous: module(features, previous).float()
         return lambda features, previous: module(features).float()
 
-    def ic_logits(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """Compute the logits [(N, C)] of the ICs; features: the output of EVERY block, see `Backbone.features`."""
+    def ic_logits(self, features: Sequence[Any]) -> list[Tensor]:
+        """Compute the logits [(N, C)] of the ICs; features: what EVERY block returned, see `Backbone.features`."""
         outputs: list[Tensor] = []
         for exit, block in enumerate(self.placement):
             outputs.append(self.exit_function(exit)(features[block], outputs[-1] if outputs else None))
         return outputs
 
-    def exit_logits(self, features: Sequence[Tensor], own: Tensor | None = None) -> list[Tensor]:
+    def exit_logits(self, features: Sequence[Any], own: Tensor | None = None) -> list[Tensor]:
         """Compute the logits [(N, C)] of all K exits.
 
         Args:
-            features: the output of every block.
+            features: what every block returned.
             own: logits (N, C) of the backbone's classifier; None = compute them.
         """
         outputs = self.ic_logits(features)
@@ -179,14 +188,14 @@ class EarlyExitNetwork(nn.Module):
             last = boosted(own, outputs[-1]) if self.connection.additive and outputs else own
         return [*outputs, last]
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Compute the logits float32 (K, N, classes) of every exit for images (N, C, H, W), without early exits."""
-        return torch.stack(self.exit_logits(list(self.backbone.features(images))))
+    def forward(self, batch: Batch) -> Tensor:
+        """Compute the logits float32 (K, N, classes) of every exit for a batch, without early exits."""
+        return torch.stack(self.exit_logits(list(self.backbone.features(batch))))
 
-    def logits_at(self, exit: int, images: Tensor) -> Tensor:
-        """Compute the logits (N, classes) of one exit (from 0) for images (N, C, H, W), and no later stage."""
+    def logits_at(self, exit: int, batch: Batch) -> Tensor:
+        """Compute the logits (N, classes) of one exit (from 0) for a batch, and no later stage."""
         previous: Tensor | None = None
-        hidden = images
+        hidden: Any = batch
         for index, segment in enumerate(self.segments()):
             for stage in segment:
                 hidden = stage(hidden)
@@ -198,38 +207,41 @@ class EarlyExitNetwork(nn.Module):
         return previous
 
     def segments(self) -> Iterator[Sequence[nn.Module]]:
-        """Yield for each of the K exits its stages, which follow the previous exit. The last may have none."""
+        """Yield for each of the K exits the stages between the previous exit and this one.
+
+        The last exit has none if an IC follows the last stage.
+        """
         stages, start = list(self.backbone.stages), 0
         for block in (*self.placement, len(stages) - 1):
             yield stages[start : block + 1]
             start = block + 1
 
     @torch.inference_mode()
-    def infer(self, images: Tensor, rule: ExitRule | str) -> ExitResult:
-        """Classify images with early exits. Samples that left are not computed further.
+    def infer(self, batch: Any, rule: ExitRule | str) -> ExitResult:
+        """Classify samples with early exits. Samples that have left are removed from the batch.
 
         Args:
-            images: float32 (N, C, H, W) of the network's size, normalised as in training. NumPy arrays and other
-                floating-point types are converted.
-            rule: e.g. MaxSoftmax(0.9) or "max_softmax 0.9".
+            batch: what the network takes, e.g. images float32 (N, C, H, W), normalised as in training, or a dict of
+                input_ids and attention_mask (N, T). NumPy arrays and other floating-point types are converted.
+            rule: a rule with its parameter, e.g. MaxSoftmax(0.9) or "max_softmax 0.9".
 
         Returns:
-            Logits and index of the exit for each image.
+            Logits and exit index of each sample.
 
         Raises:
-            ZtwError: for other images, also NaN and infinite ones; for thresholds for another number of exits; and in
-                training mode, where BatchNorm would depend on the samples that are still in the batch.
+            ZtwError: in training mode; for inputs of another shape or with values that are not finite; for an unknown
+                rule, or thresholds for another number of exits.
         """
         check_default_dtype()
         if self.training:
+            # BatchNorm would depend on the samples that are still in the batch
             raise ZtwError("infer: the network is in training mode; call .eval() first")
-        images, rule = as_tensor(images, "images"), as_rule(rule)
-        check_images(images, self.backbone.input_shape)
-        like = next(self.backbone.parameters(), images)
-        return infer(self.route(), images.to(like.dtype), rule)
+        batch, rule = self.backbone.inputs.check(batch), as_rule(rule)
+        like = next(self.backbone.parameters(), torch.empty(0))
+        return infer(self.route(), converted(batch, device_of(batch), like.dtype), rule)
 
     def route(self) -> Route:
-        """Return the network as a sequence of exits, once per call of `infer`, because module attributes are slow."""
+        """Return the network as a sequence of exits, which `infer` reads faster than attributes of modules."""
         numbers = [math.prod(shape) for shape in self.backbone.feature_shapes]
         largest = list(accumulate(reversed(numbers), max))[::-1]  # the largest from each block to the last
         firsts = [0, *(block + 1 for block in self.placement)]  # the first block after the previous exit
@@ -242,8 +254,13 @@ class EarlyExitNetwork(nn.Module):
         )
 
 
+def _on_features(head: nn.Module) -> Callable[..., Tensor]:
+    """Return a head as a function of a state."""
+    return lambda state, *previous: head(seen(state), *previous)
+
+
 def _only_reads(head: nn.Module) -> bool:
-    """Return whether a head is known not to overwrite its features, in any memory format."""
+    """Return whether a head only reads its features, in any memory format. False = not known."""
     body = list(head.body.children()) if isinstance(head, Head) else []
     known = (nn.ReLU, nn.Flatten, MixedPool, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
     return bool(body) and type(body[0]) is nn.Conv2d and all(type(part) in known for part in body[1:])

@@ -1,13 +1,14 @@
-"""The operation counter of the published figures, which counts groups twice.
+"""The operation counter of the released code. Use it only to compare with published figures.
 
-Use it only to compare with published numbers. It multiplies the cost of a grouped convolution by the number of groups a
-second time, so MobileNet appears eight times too expensive. `ztw.macs` counts correctly.
+It multiplies the cost of a grouped convolution by the number of groups twice, so MobileNet appears eight times too
+expensive.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +31,7 @@ def _linear(module: nn.Module, x: Tensor, y: Tensor) -> float:
 
 
 def _kernel(module: nn.Module, x: Tensor, y: Tensor) -> int:
-    """Return the side of a pool's kernel; for an adaptive pool, the side that the published counter assumes."""
+    """Return the side of a pool's kernel; for an adaptive pool, the value of the published counter."""
     if not isinstance(module, nn.MaxPool2d | nn.AvgPool2d):
         return -(-x.shape[-1] // y.shape[-1])
     side = module.kernel_size
@@ -46,12 +47,12 @@ def _average_pool(module: nn.Module, x: Tensor, y: Tensor) -> float:
 
 
 def _mixed_pool(module: nn.Module, x: Tensor, y: Tensor) -> float:
-    if x.shape[-1] < 4:  # the released heads do not pool so small a map
+    if x.shape[-1] < 4:  # the released heads do not pool such small maps
         return 0.0
     return _max_pool(module, x, y) + _average_pool(module, x, y)
 
 
-# type -> operations for one image, computed from input and output; other types cost nothing
+# type -> operations for one sample, from input and output; other types cost nothing
 OPERATIONS: dict[type[nn.Module], Callable[[nn.Module, Tensor, Tensor], float]] = {
     nn.Conv2d: _convolution,
     nn.Linear: _linear,
@@ -68,8 +69,8 @@ OPERATIONS: dict[type[nn.Module], Callable[[nn.Module, Tensor, Tensor], float]] 
 }
 
 
-def module_operations(module: nn.Module, *shapes: tuple[int, ...]) -> float:
-    """Count the operations of one call of a module on one sample; shapes: of its arguments, without the batch axis."""
+def module_operations(module: nn.Module, *arguments: Any) -> float:
+    """Count the operations of one call of a module; arguments: tensors or states of a batch of one sample."""
     check_default_dtype()
     module = copy.deepcopy(module).cpu().eval()
     total = 0.0
@@ -82,7 +83,7 @@ def module_operations(module: nn.Module, *shapes: tuple[int, ...]) -> float:
     for part in module.modules():
         part.register_forward_hook(count)
     with torch.no_grad():
-        module(*(torch.zeros(1, *shape) for shape in shapes))
+        module(*arguments)
     return total
 
 

@@ -1,4 +1,4 @@
-"""The names and the form of an exported network. Imports no onnx."""
+"""The names and shapes of an exported network's inputs and outputs. Imports no onnx."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ OURS, REPEATED = "ztw:", "ztw-again:"
 
 @dataclass(frozen=True)
 class Form:
-    """The form of a graph with exits.
+    """The sizes of an exported network.
 
     Args:
         exits: number of exits K.
         num_classes: number of classes C.
         inputs: what the network takes. The graph has one input for each tensor, of the same name.
-        log_probabilities: whether the logits are normalised at the end, as `infer` does with an ensemble.
+        log_probabilities: whether the output `logits` is normalised, because there is an ensemble.
 
     Raises:
         ZtwError: for an input with the name of another value.
@@ -41,10 +41,10 @@ class Form:
 
 
 def answer(exit: int) -> str:
-    """Return the name of the output of a flat graph that holds the logits of an exit (from 0)."""
+    """Return the name of an exit's logits in a flat graph; exit: from 0."""
     return f"answer_{exit}"
 
 
 def score(exit: int) -> str:
-    """Return the name of the output of a flat graph that holds the score of an exit (from 0)."""
+    """Return the name of an exit's score in a flat graph; exit: from 0."""
     return f"score_{exit}"

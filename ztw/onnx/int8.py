@@ -23,17 +23,17 @@ SCOPES = "pkg.torch.onnx.name_scopes"  # the exporter's note of the modules that
 def quantised(flat: ModelProto, inputs: InputSpec, given: Any) -> ModelProto:
     """Quantise all convolutions, and the matrix products of the backbone's stages, to int8.
 
-    The Linears that compute logits, ensembles and scores stay in float32: they cost little, and thresholds can lie
-    close together. Weights have one scale per channel and 7 bits, because processors without VNNI overflow with 8.
+    Linears that compute logits, ensembles and scores stay in float32: they cost little, and small errors can change
+    exits. Weights have one scale per channel and 7 bits, because 8 bits overflow on CPUs without VNNI instructions.
     Activations have 8 bits.
 
     Args:
-        flat: the graph.
+        flat: the graph of all exits.
         inputs: what the network takes.
-        given: a batch, which determines the ranges of the activations.
+        given: a batch, to calibrate the ranges of the activations.
 
     Raises:
-        ZtwError: for no samples, and for samples that the network does not accept.
+        ZtwError: unless there is at least one sample, and the network accepts them.
     """
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
@@ -67,7 +67,6 @@ def quantised(flat: ModelProto, inputs: InputSpec, given: Any) -> ModelProto:
 
 
 def _in_int8(flat: ModelProto) -> list[str]:
-    """Return the names of the nodes to quantise."""
     weights = {tensor.name for tensor in flat.graph.initializer}
     return [
         node.name
@@ -88,7 +87,7 @@ def _origin(node: NodeProto) -> Iterator[str]:
 
 
 class _Batches:
-    """A CalibrationDataReader of ONNX Runtime."""
+    """Batches of images for calibration, in the interface of ONNX Runtime's CalibrationDataReader."""
 
     def __init__(self, inputs: InputSpec, batch: Any) -> None:
         tensors = [

@@ -21,7 +21,7 @@ CHEAP = RESHAPING | PICKING | COMPARING | {"Add", "Div", "Mul", "Neg", "Sub"}
 
 @dataclass
 class Step:
-    """The nodes that one exit adds, in order, and the weights that it is the first to use."""
+    """The nodes that one exit adds, in order, and the weights that no earlier exit uses."""
 
     nodes: list[NodeProto] = field(default_factory=list)
     weights: list[TensorProto] = field(default_factory=list)
@@ -34,11 +34,10 @@ class Steps:
     Args:
         form: its form.
         steps: one per exit.
-        crossing: (K - 1), for each exit the values computed so far, of the samples, that later exits need, and their
-            axis of the batch.
-        repeated: value -> its node, which each exit computes again for the samples that remain. These are the values
-            that depend on nothing but the batch size, and those that hold the samples in no axis of their own, e.g. one
-            row for each sample and head of an attention.
+        crossing: for each of the first K - 1 exits, the values that later exits need from here or from before, and the
+            axis of each that has one entry per sample.
+        repeated: value -> its node. Each exit computes these values again for the remaining samples: those that depend
+            only on the batch size, and those without an axis of the samples, e.g. one of samples times heads.
     """
 
     form: Form
@@ -50,11 +49,11 @@ class Steps:
 def split(graph: Dependence, form: Form) -> Steps:
     """Assign each node of a flat graph to the first exit that needs it.
 
-    Weights belong to the first exit that uses them. ONNX Runtime optimises a convolution only with weights of its own
-    graph; with weights outside, it takes 1.5 times as long.
+    Weights belong to the first exit that uses them, because ONNX Runtime optimises only convolutions with weights of
+    their own graph. With weights outside, they take 1.5 times as long.
 
     Raises:
-        ZtwError: for a value that cannot be restricted to the samples that remain.
+        ZtwError: for a value that cannot be restricted to the remaining samples.
     """
     owner = _owners(graph, form)
     repeated, last_use = _repeated(graph, form, owner)

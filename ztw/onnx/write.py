@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 OPSET = 20
 METADATA = "ztw"  # key of ztw's entry in the file's metadata
 SCHEMA = 3
-SAMPLES = 4  # batch size of the export: not 1, which becomes a constant, and not a usual number of channels
+SAMPLES = 4  # batch size of the export: 1 would become a constant, and 3 could be taken for the channels
 PROBES = 16
 CLOSE = 1e-3  # tolerance of logits, relative to the largest
 CLEAR = 1e-3  # a score closer to its bound may pass in one runtime and not in another, because of rounding
@@ -46,7 +46,10 @@ def write_onnx(
     path: Path | str,
     change: Callable[[ModelProto, InputSpec], ModelProto] | None = None,
 ) -> Path:
-    """See `export_onnx`; change: applied to the graph of all exits, which is then not compared with the network."""
+    """Export a network as `export_onnx` does, with an optional change of the flat graph.
+
+    With `change`, the logits of the graph are not compared with the network's.
+    """
     check_default_dtype()
     need_onnx()
     if Path(path).is_dir():
@@ -73,7 +76,7 @@ def write_onnx(
     if change is not None:
         flat = change(flat, form.inputs)
     model = nest(flat, form)
-    if form.exits > 1:  # a default, which the caller of the graph can override
+    if form.exits > 1:  # the default value of the input
         model.graph.initializer.append(onnx.numpy_helper.from_array(float32_below(bounds), BOUNDS))
     metadata = describe(network, rule, bounds)
     onnx.helper.set_model_props(model, {METADATA: json.dumps(metadata, sort_keys=True)})
@@ -85,7 +88,7 @@ def write_onnx(
             f"{path}: {network.backbone.arch} is larger than the 2 GB an ONNX file can hold"
         ) from error
     if change is None:
-        _prove(content, network, rule)
+        _check_outputs(content, network, rule)
     with atomic(path) as scratch:
         scratch.write_bytes(content)
     return Path(path)
@@ -102,19 +105,17 @@ def need_onnx() -> None:
 
 
 def flat_graph(network: EarlyExitNetwork, rule: type[ExitRule]) -> tuple[ModelProto, Form]:
-    """Return the graph of all exits without early exits (see `ztw.onnx.nesting`), and its form."""
+    """Return the flat graph of all exits, see `ztw.onnx.nesting`, and its sizes."""
     from ztw.onnx.modules import AllExits, exportable
 
-    form = form_of(network)
-    module = AllExits(exportable(network), rule, form.inputs)
+    form, module = form_of(network), AllExits(exportable(network), rule)
     return exported(module, form, network.backbone.arch), form
 
 
 def form_of(network: EarlyExitNetwork) -> Form:
     """Return the form of a network's graph."""
     backbone = network.backbone
-    inputs = InputSpec.of_images(backbone.input_shape)
-    return Form(network.exits, backbone.num_classes, inputs, network.ensemble is not None)
+    return Form(network.exits, backbone.num_classes, backbone.inputs, network.ensemble is not None)
 
 
 def exported(module: nn.Module, form: Form, name: str) -> ModelProto:
@@ -154,7 +155,7 @@ def exported(module: nn.Module, form: Form, name: str) -> ModelProto:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the exporter's warnings, which are for its developers."""
+    """Silence the exporter's warnings."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         before = logging.root.manager.disable
@@ -166,7 +167,7 @@ def _quiet() -> Iterator[None]:
 
 
 def describe(network: EarlyExitNetwork, rule: ExitRule | None, bounds: Tensor) -> dict[str, Any]:
-    """Return the file's metadata, with everything that a runner needs."""
+    """Return the metadata that a runner needs."""
     backbone = network.backbone
     return {
         "schema": SCHEMA,
@@ -175,7 +176,7 @@ def describe(network: EarlyExitNetwork, rule: ExitRule | None, bounds: Tensor) -
         "exits": network.exits,
         "num_classes": backbone.num_classes,
         "class_names": network.class_names,
-        "inputs": form_of(network).inputs.to_json(),
+        "inputs": backbone.inputs.to_json(),
         "normalisation": network.normalisation,
         "log_probabilities": network.ensemble is not None,
         "rule": None if rule is None else describe_rule(rule),
@@ -186,18 +187,18 @@ def describe(network: EarlyExitNetwork, rule: ExitRule | None, bounds: Tensor) -
 
 
 def float32_below(bounds: Tensor) -> np.ndarray:
-    """Return the largest float32 <= each bound (K - 1,). A float32 score exceeds it exactly if it exceeds the bound."""
+    """Round bounds (K - 1,) down to float32, so that the same float32 scores exceed them."""
     exact = bounds.double().numpy()
     single = exact.astype(np.float32)
     return np.where(single > exact, np.nextafter(single, np.float32(-np.inf)), single).astype(np.float32)
 
 
 @torch.inference_mode()
-def _prove(content: bytes, network: EarlyExitNetwork, rule: ExitRule | None) -> None:
-    """Raise ZtwError unless the graph gives the exits of `simulate_exits` and the network's logits on a sample."""
+def _check_outputs(content: bytes, network: EarlyExitNetwork, rule: ExitRule | None) -> None:
+    """Raise ZtwError unless the graph and the network give the same exits and logits for sample inputs."""
     import onnxruntime
 
-    inputs = form_of(network).inputs
+    inputs = network.backbone.inputs
     batch = inputs.sample(PROBES)
     given = {name: tensor.numpy() for name, tensor in zip(inputs.names, tensors_of(batch), strict=True)}
     logits = network(batch)
@@ -210,19 +211,19 @@ def _prove(content: bytes, network: EarlyExitNetwork, rule: ExitRule | None) -> 
         _compare(network, torch.from_numpy(found), logits[0], torch.ones(PROBES, dtype=torch.bool))
         return
     scores = exit_scores(logits, type(rule))
-    probe = _halving(scores, type(rule)) if isinstance(rule, ThresholdRule) else rule
+    probe = _median_rule(scores, type(rule)) if isinstance(rule, ThresholdRule) else rule
     bounds = probe.bounds(network.exits)
     clear = ((scores[:-1] - bounds[:, None]).abs() > CLEAR).all(0)
     given[BOUNDS] = float32_below(bounds)
     found, where = (torch.from_numpy(output) for output in session.run([LOGITS, EXIT_INDEX], given))
-    exit_index, answering = simulate_exits(logits, probe)
+    exit_index, predicting = simulate_exits(logits, probe)
     if not torch.equal(where[clear], exit_index[clear]):
         raise ZtwError(f"{network.backbone.arch}: samples leave at other exits in ONNX than in PyTorch")
-    _compare(network, found, logits[answering, torch.arange(PROBES)], clear)
+    _compare(network, found, logits[predicting, torch.arange(PROBES)], clear)
 
 
-def _halving(scores: Tensor, kind: type[ThresholdRule]) -> ThresholdRule:
-    """Return thresholds at which half of the samples that reach an exit leave there; scores: (K, N)."""
+def _median_rule(scores: Tensor, kind: type[ThresholdRule]) -> ThresholdRule:
+    """Return the rule at which half of the samples that reach an exit leave there; scores: (K, N)."""
     left = torch.ones(scores.shape[1], dtype=torch.bool)
     bounds = []
     for row in scores[:-1]:
