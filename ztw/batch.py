@@ -102,9 +102,15 @@ class InputSpec:
     form: str = "tensor"
 
     @classmethod
-    def of_images(cls, shape: Sequence[int]) -> InputSpec:
-        """Describe images of a shape (C, H, W)."""
-        return cls((Input("images", tuple(shape)),))
+    def of_shape(cls, shape: Sequence[int]) -> InputSpec:
+        """Describe one tensor of floats; shape: without the batch axis, e.g. (channels, height, width) of images.
+
+        Raises:
+            ZtwError: for a shape with a side below 1.
+        """
+        if not shape or not all(isinstance(side, int) and side > 0 for side in shape):
+            raise ZtwError(f"input_shape {shape!r}: must be whole numbers, e.g. (channels, height, width)")
+        return cls((Input("images" if len(shape) == 3 else "inputs", tuple(shape)),))
 
     @classmethod
     def of_example(

@@ -16,13 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ztw.batch import Batch, device_of, joined, pick, size_of, split
 from ztw.exits.ensemble_base import Ensemble, IncrementalEnsemble
 from ztw.exits.rules import ExitRule, State
 
 
 @dataclass(frozen=True)
 class ExitResult:
-    """Result of `infer`, in the order of the images.
+    """Result of `infer`, in the order of the samples.
 
     Attributes:
         logits: float32 (N, classes) of the exit that predicts each sample's class; log-probabilities with an ensemble.
@@ -40,8 +41,8 @@ class ExitResult:
     exit_index: Tensor
 
 
-# (features (n, ...), the previous exit's logits (n, C) or None) -> logits float32 (n, C)
-ExitFunction = Callable[[Tensor, Any], Tensor]
+# (what the exit's stage returned, the previous exit's logits (n, C) or None) -> logits float32 (n, C)
+ExitFunction = Callable[[Any, Any], Tensor]
 
 
 @dataclass(frozen=True)
@@ -104,13 +105,6 @@ def microbatch_plan(route: Route, microbatch_bytes: int | None) -> list[tuple[li
     return [(list(run), limit) for limit, run in groupby(exits, key=limits.__getitem__)]
 
 
-def pick(x: Tensor, rows: Tensor) -> Tensor:
-    """Select rows (int64) of x (N, ...), in the memory format of x."""
-    if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
-        return x.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)
-    return x.index_select(0, rows)
-
-
 class MicroBatch:
     """Samples that run through the network together, with all activations and states that later exits need.
 
@@ -119,11 +113,12 @@ class MicroBatch:
         departed: number of samples that have left.
     """
 
-    def __init__(self, route: Route, images: Tensor, rows: Tensor) -> None:
-        self.hidden, self.rows, self.departed = images, rows, 0
+    def __init__(self, route: Route, batch: Batch, rows: Tensor) -> None:
+        self.hidden: Any = batch
+        self.rows, self.departed = rows, 0
         self.route = route
         self.previous: Tensor | None = None
-        self.ensemble = _start_ensemble(route, images)
+        self.ensemble = _start_ensemble(route, batch)
         self.state: State = ()
         self.best: State = ()  # scores and logits of the most confident exit so far
 
@@ -155,7 +150,7 @@ class MicroBatch:
     def join(self, others: Sequence[MicroBatch]) -> None:
         """Append the samples of other microbatches after the same exits."""
         every = [self, *others]
-        self.hidden = torch.cat([one.hidden for one in every])
+        self.hidden = joined([one.hidden for one in every])
         self.rows, self.departed = torch.cat([one.rows for one in every]), sum(one.departed for one in every)
         if self.previous is not None:
             self.previous = torch.cat([one.previous for one in every if one.previous is not None])
@@ -187,37 +182,38 @@ def _joined(microbatches: Sequence[MicroBatch], size: int) -> list[MicroBatch]:
     return [group[0] for group in groups]
 
 
-def _start_ensemble(route: Route, images: Tensor) -> IncrementalEnsemble | None:
+def _start_ensemble(route: Route, batch: Batch) -> IncrementalEnsemble | None:
     """Return the state of the route's ensemble before the first exit."""
-    return route.ensemble.start(len(images), images.device) if route.ensemble else None
+    return route.ensemble.start(size_of(batch), device_of(batch)) if route.ensemble else None
 
 
-def infer(route: Route, images: Tensor, rule: ExitRule, batching: Batching | None = None) -> ExitResult:
+def infer(route: Route, batch: Batch, rule: ExitRule, batching: Batching | None = None) -> ExitResult:
     """Classify with early exits, see `EarlyExitNetwork.infer`.
 
     Args:
         route: of a network in eval mode.
-        images: (N, C, H, W).
+        batch: e.g. images (N, C, H, W).
         rule: the exit rule.
         batching: None = the default of the device.
     """
-    if len(images) == 1:
-        result = _infer_one(route, images, rule)
+    if size_of(batch) == 1:
+        result = _infer_one(route, batch, rule)
     else:
-        usual = CPU_BATCHING if images.device.type == "cpu" else GPU_BATCHING
-        result = _infer_batch(route, images, rule, batching or usual)
+        usual = CPU_BATCHING if device_of(batch).type == "cpu" else GPU_BATCHING
+        result = _infer_batch(route, batch, rule, batching or usual)
     if route.ensemble is None:
         return result
     return ExitResult(result.logits.log_softmax(-1), result.exit_index)  # rules accept unnormalised logits
 
 
-def _infer_one(route: Route, image: Tensor, rule: ExitRule) -> ExitResult:
+def _infer_one(route: Route, sample: Batch, rule: ExitRule) -> ExitResult:
     """Classify a single sample without bookkeeping.
 
     The loop repeats `MicroBatch.advance`, because every extra line costs time between two small convolutions.
     """
-    hidden, previous = image, None
-    ensemble = _start_ensemble(route, image)
+    hidden: Any = sample
+    previous = None
+    ensemble = _start_ensemble(route, sample)
     state: State = ()
     best: State = ()
     bounds = [*rule.bounds(len(route.steps)).tolist(), -math.inf]
@@ -234,15 +230,15 @@ def _infer_one(route: Route, image: Tensor, rule: ExitRule) -> ExitResult:
             break
     if best and exit == len(route.steps) - 1:
         logits = best[1]
-    return ExitResult(logits.float(), torch.tensor([exit], device=image.device))
+    return ExitResult(logits.float(), torch.tensor([exit], device=device_of(sample)))
 
 
-def _infer_batch(route: Route, images: Tensor, rule: ExitRule, batching: Batching) -> ExitResult:
+def _infer_batch(route: Route, batch: Batch, rule: ExitRule, batching: Batching) -> ExitResult:
     """Run the microbatches through one group of exits after another, and merge them in between."""
     plan = microbatch_plan(route, batching.microbatch_bytes)
-    result = BatchResult(route, images, rule, batching)
-    rows = torch.arange(len(images), device=images.device)
-    pieces = zip(images.split(plan[0][1]), rows.split(plan[0][1]), strict=True)
+    result = BatchResult(route, batch, rule, batching)
+    rows = torch.arange(size_of(batch), device=device_of(batch))
+    pieces = zip(split(batch, plan[0][1]), rows.split(plan[0][1]), strict=True)
     microbatches = [MicroBatch(route, *piece) for piece in pieces]
     for exits, size in plan:
         microbatches = _joined(microbatches, size)
@@ -255,8 +251,8 @@ def _infer_batch(route: Route, images: Tensor, rule: ExitRule, batching: Batchin
 class BatchResult:
     """Collects the results of a batch. A spare last row takes the logits of samples that had left before."""
 
-    def __init__(self, route: Route, images: Tensor, rule: ExitRule, batching: Batching) -> None:
-        self.spare, device, self.last = len(images), images.device, len(route.steps) - 1
+    def __init__(self, route: Route, batch: Batch, rule: ExitRule, batching: Batching) -> None:
+        self.spare, device, self.last = size_of(batch), device_of(batch), len(route.steps) - 1
         self.logits = torch.empty(self.spare + 1, route.num_classes, device=device)
         self.exit_index = torch.full((self.spare + 1,), self.last, device=device)
         self.rule, self.bounds = rule, rule.bounds(len(route.steps)).tolist()

@@ -9,6 +9,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from ztw.batch import Batch, InputSpec, mapped
 from ztw.device import check_default_dtype
 from ztw.errors import unknown
 from ztw.models.inputs import Shape, examine, give
@@ -46,16 +47,25 @@ class BackboneOptions:
 class Backbone(nn.Module):
     """A network cut into stages. An exit can be placed after each stage.
 
+    A stage takes what the previous stage returned, the first one the batch. It returns its features, a tensor (N, ...),
+    or a dict of tensors (N, ...) with "features", which the exits read, and whatever later stages need. An
+    "attention_mask" (N, T) in the dict tells the exits which tokens of features (N, T, D) are padding.
+
     Stages and classifier may work in place, or flatten by `view`. Such a part receives a copy of its input, or a
     contiguous one, so that no other part is affected.
 
     Args:
         arch: name of the architecture.
         stages: modules applied in order, one per block; the first includes the stem.
-        classifier: module from the last stage's output to logits (N, classes).
-        input_shape: (channels, height, width) of the images.
+        classifier: module from what the last stage returned to logits (N, classes).
+        inputs: shape of the inputs without the batch axis, e.g. (channels, height, width); or an example batch, a
+            tensor or a tuple or dict of tensors.
 
     Attributes:
+        inputs: the InputSpec of what the backbone takes.
+        input_shape: (channels, height, width) of a network for images, else None.
+        feature_shapes: shape of the features of each stage, without the batch axis.
+        num_classes: number of classes.
         origin: the call that built the backbone, {"build_backbone": its arguments} or {"as_backbone": ...}, else None.
 
     Raises:
@@ -71,24 +81,29 @@ class Backbone(nn.Module):
 
     origin: dict[str, dict[str, Any]] | None = None
 
-    def __init__(
-        self, arch: str, stages: Sequence[nn.Module], classifier: nn.Module, input_shape: tuple[int, int, int]
-    ) -> None:
+    def __init__(self, arch: str, stages: Sequence[nn.Module], classifier: nn.Module, inputs: Any) -> None:
         check_default_dtype()
         super().__init__()
         self.arch = arch
-        self.input_shape = input_shape
+        self.inputs = as_spec(inputs)
         self.stages = nn.ModuleList(stages)
         self.classifier = classifier
         check_supported(self, arch)
         # shapes are measured, so that a new backbone needs no formula for them
-        shapes, self.needs = list[Shape]([input_shape]), dict[str, list[str]]()
+        state, self.needs = first_state(self), dict[str, list[str]]()
+        shapes, self.returns_dicts = list[Shape](), False
         for name, part in self._parts():
-            shape, self.needs[name] = examine(part, shapes[-1])
-            shapes.append(shape)
-        self.feature_shapes, self.num_classes = shapes[1:-1], shapes[-1][0]
+            state, self.needs[name] = examine(part, state)
+            shapes.append(tuple(features_of(state).shape[1:]))
+            self.returns_dicts |= isinstance(state, dict)
+        self.feature_shapes, self.num_classes = shapes[:-1], shapes[-1][0]
         self.give_needs()
         self.train()
+
+    @property
+    def input_shape(self) -> Any:
+        """(channels, height, width) of a network for images, else None."""
+        return self.inputs.image_shape
 
     def _parts(self) -> Iterator[tuple[str, nn.Module]]:
         """Yield stages and classifier with their names."""
@@ -109,17 +124,49 @@ class Backbone(nn.Module):
         self.give_needs()  # the memory format may have changed
         return self
 
-    def features(self, images: Tensor) -> Iterator[Tensor]:
-        """Yield the output of every stage in turn, for images (N, C, H, W)."""
-        hidden = images
+    def features(self, batch: Batch) -> Iterator[Any]:
+        """Yield what every stage returns in turn, for a batch, e.g. images (N, C, H, W)."""
+        state: Any = batch
         for stage in self.stages:
-            hidden = stage(hidden)
-            yield hidden
+            state = stage(state)
+            yield state
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Compute logits (N, classes) for images (N, C, H, W)."""
-        *_, last = self.features(images)
+    def forward(self, batch: Batch) -> Tensor:
+        """Compute logits (N, classes) for a batch, e.g. images (N, C, H, W)."""
+        *_, last = self.features(batch)
         return self.classifier(last)
+
+
+def as_spec(inputs: Any) -> InputSpec:
+    """Return the description of inputs given as one, as a shape without the batch axis, or as an example batch."""
+    if isinstance(inputs, InputSpec):
+        return inputs
+    if isinstance(inputs, tuple | list | torch.Size) and all(isinstance(side, int) for side in inputs):
+        return InputSpec.of_shape(inputs)
+    return InputSpec.of_example(inputs)
+
+
+def first_state(backbone: Backbone) -> Any:
+    """Return the smallest batch that a backbone takes, of numbers from -1 to 1."""
+    like = next(backbone.parameters(), torch.empty(0))
+    return mapped(backbone.inputs.sample(1, like), lambda x: _spread(x) if x.is_floating_point() else x)
+
+
+def _spread(x: Tensor) -> Tensor:
+    return torch.linspace(-1, 1, x.numel(), dtype=x.dtype, device=x.device).view(x.shape)
+
+
+def features_of(state: Any) -> Tensor:
+    """Return the features (N, ...) in what a stage returned."""
+    return state if isinstance(state, Tensor) else state["features"]
+
+
+def seen(state: Any) -> Any:
+    """Return what a head reads of what a stage returned: the features, or (tokens (N, T, D), attention mask (N, T))."""
+    if isinstance(state, Tensor):
+        return state
+    mask = state.get("attention_mask")
+    return state["features"] if mask is None else (state["features"], mask)
 
 
 class Fp32Linear(nn.Linear):

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from ztw.errors import ZtwError, unknown
-from ztw.models.backbone import Backbone
+from ztw.models.backbone import Backbone, seen
 from ztw.models.network import EarlyExitNetwork
-from ztw.models.operations import Counter, backbone_macs, module_macs, stage_costs
+from ztw.models.operations import Counter, backbone_macs, module_macs, stage_costs, states_of
 from ztw.models.published_counter import ensemble_operations, module_operations
 
 COUNTERS: dict[str, Counter] = {"ztw": module_macs, "published": module_operations}
@@ -94,14 +94,13 @@ def costly_exits(arch: str, cost: Tensor, base: float) -> str | None:
 def _cumulative(network: EarlyExitNetwork, count: Counter, added: list[float]) -> Tensor:
     """Return the cost (K,) up to each exit; added: (K,), cost of combining each exit with the previous ones."""
     backbone = network.backbone
-    stages = stage_costs(backbone, count).cumsum(0)
+    stages, states = stage_costs(backbone, count).cumsum(0), states_of(backbone)
     exits_so_far, costs = 0.0, []
     for exit, (block, head) in enumerate(zip(network.placement, network.heads, strict=True)):
-        shapes = [backbone.feature_shapes[block]]
-        if network.connection.cascade and exit:
-            shapes.append((backbone.num_classes,))
-        exits_so_far += count(head, *shapes) + added[exit]
+        previous = network.connection.cascade and exit
+        more = [torch.zeros(1, backbone.num_classes)] if previous else []
+        exits_so_far += count(head, seen(states[block + 1]), *more) + added[exit]
         costs.append(float(stages[block]) + exits_so_far)
-    exits_so_far += count(backbone.classifier, backbone.feature_shapes[-1]) + added[-1]
+    exits_so_far += count(backbone.classifier, states[-1]) + added[-1]
     costs.append(float(stages[-1]) + exits_so_far)
     return torch.tensor(costs, dtype=torch.float64)

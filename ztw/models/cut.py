@@ -1,32 +1,43 @@
-"""Cut a classifier of images into stages, by tracing it with torch.fx."""
+"""Cut a classifier into stages, by torch.export."""
 
 from __future__ import annotations
 
 import copy
 import difflib
-import operator
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from ztw.batch import InputSpec, mapped, tensors_of
 from ztw.device import check_default_dtype
 from ztw.errors import ZtwError
 from ztw.models.backbone import Backbone, Fp32Linear
+from ztw.models.exported import (
+    CannotExportError,
+    Cut,
+    ExportedPart,
+    Program,
+    aten,
+    call,
+    export,
+    first_tensor,
+)
 from ztw.models.inputs import to_channels_last
-from ztw.models.supported import check_supported
-from ztw.models.tracing import BY_HAND, Tracing, reason, trace_both, trace_patiently
+from ztw.models.supported import check_supported, plain
 
 NAMED = 12  # number of modules that an error names
+BY_HAND = "cut it by hand with stages=[...] and classifier=..."
 
 
 def as_backbone(
     model: nn.Module,
-    input_shape: tuple[int, int, int],
+    input_shape: Sequence[int] | None = None,
     *,
+    example: Any = None,
     at: Sequence[str] | None = None,
     stages: Sequence[nn.Module] | None = None,
     classifier: nn.Module | None = None,
@@ -34,15 +45,21 @@ def as_backbone(
     """Convert a classifier of your own to a Backbone: a copy, cut into stages after which exits can be placed.
 
     By default, the model is cut after every block. Blocks are the outermost modules of a class that the model uses more
-    than once. The backbone is in the model's mode. Its logits on random images must agree with the model's.
+    than once; without blocks, the model is cut after every activation, else after every layer with weights. The backbone
+    is in the model's mode. Its logits on random inputs must agree with the model's.
+
+    In the copy, weights under weight_norm, spectral_norm or pruning become plain weights.
 
     Args:
-        model: maps images (N, C, H, W) to logits (N, classes), ends in a Linear and can be traced by torch.fx. It stays
-            unchanged.
-        input_shape: (channels, height, width) of the images.
+        model: a classifier whose forward torch.export can follow. It returns logits (N, classes), or an object or dict
+            with `logits`. It stays unchanged.
+        input_shape: shape of the inputs without the batch axis, e.g. (channels, height, width) of images.
+        example: for other inputs, an example batch: a tensor, a tuple of tensors, or a dict of tensors that the forward
+            takes by name, e.g. input_ids and attention_mask. A second axis of integers, e.g. the length of a text, may
+            then have any size, if the model allows it.
         at: names of the modules to cut after, instead of the blocks.
-        stages: for a model that cannot be traced: modules applied in order.
-        classifier: with `stages`: module from the last stage's output to logits.
+        stages: to cut by hand: modules applied in order, see `Backbone`.
+        classifier: with `stages`: module from what the last stage returns to logits.
 
     Raises:
         ZtwError: for a model that cannot be cut. The message says why and what to do.
@@ -59,74 +76,78 @@ def as_backbone(
         raise ZtwError("as_backbone: the model is a Backbone already; pass it to build_network")
     if not isinstance(model, nn.Module):
         raise ZtwError(f"as_backbone: {type(model).__name__}, must be a torch.nn.Module")
-    shape = _image_shape(input_shape)
+    if (input_shape is None) == (example is None):
+        raise ZtwError("as_backbone: give either input_shape=, e.g. (3, 32, 32), or example=, a batch")
+    inputs = InputSpec.of_example(example) if input_shape is None else _of_shape(input_shape)
     if (stages is None) != (classifier is None) or (stages is not None and at is not None):
         raise ZtwError("as_backbone: stages= and classifier= must be given together, and without at=")
     if at is not None and (isinstance(at, str) or not at):
         raise ZtwError(f"as_backbone: at={at!r}, must be a list of at least one name of a module")
+    model = getattr(model, "_orig_mod", model)  # of torch.compile
     name = type(model).__name__
     check_supported(model, name)
     if other := {str(part.dtype) for part in model.parameters() if part.dtype != torch.float32}:
-        raise ZtwError(
-            f"{name}: has weights of {', '.join(sorted(other))}, must be torch.float32; call .float() first"
-        )
+        raise ZtwError(f"{name}: has weights of {', '.join(sorted(other))}, must be torch.float32; call .float() first")
     try:
         copied, by_hand = copy.deepcopy((model, (list(stages or []), classifier)))
     except Exception as error:  # a user's module may hold anything
-        raise ZtwError(f"{name}: cannot be copied ({reason(error)})") from error
-    images, expected = _sample_logits(copied, name, shape)
+        raise ZtwError(f"{name}: cannot be copied ({_reason(error)})") from error
+    copied = plain(copied)
     with torch.random.fork_rng(devices=[]):
+        batch, expected = _sample_logits(copied, name, inputs)
         if by_hand[1] is None:
-            parts, last = cut_model(copied, name, expected.shape[1], at, through=True)
+            backbone = cut_model(copied, name, inputs, expected.shape[1], at)
         else:
-            parts, last = by_hand[0], by_hand[1]
-        backbone = _checked_backbone(name, parts, last, shape)
-    _compare(backbone, images, expected)
+            backbone = _by_hand(name, by_hand[0], by_hand[1], inputs)
+        _compare(backbone, batch, expected)
     backbone.origin = {"as_backbone": {"at": None if at is None else list(at)}} if stages is None else None
     return to_channels_last(backbone.train(model.training))
 
 
-def _image_shape(given: Any) -> tuple[int, int, int]:
-    shape = tuple(given) if isinstance(given, Sequence) else ()
-    if len(shape) != 3 or not all(isinstance(side, int) and side > 0 for side in shape):
-        raise ZtwError(f"input_shape {given!r}: must be (channels, height, width)")
-    return shape
+def _of_shape(shape: Any) -> InputSpec:
+    if not isinstance(shape, Sequence) or isinstance(shape, str):
+        raise ZtwError(f"input_shape {shape!r}: must be whole numbers, e.g. (channels, height, width)")
+    return InputSpec.of_shape(tuple(shape))
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:160] or type(error).__name__
 
 
 @torch.no_grad()
-def _sample_logits(model: nn.Module, name: str, shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
-    """Return 3 random images, and the logits (3, classes) of the model in eval mode."""
-    like = next((part for part in model.parameters() if part.is_floating_point()), torch.empty(0))
-    images = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0)).to(like)
+def _sample_logits(model: nn.Module, name: str, inputs: InputSpec) -> tuple[Any, Tensor]:
+    """Return a batch of 3 samples, and the logits (3, classes) of the model in eval mode."""
+    batch = inputs.sample(3, next((part for part in model.parameters()), None))
     try:
-        logits = model.eval()(images)
+        logits = first_tensor(call(model.eval(), batch))
     except Exception as error:  # a user's forward may raise anything
-        raise ZtwError(f"{name}: cannot take images (3, {str(shape)[1:]} ({reason(error)})") from error
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors_of(batch))
+        raise ZtwError(f"{name}: cannot take {' and '.join(inputs.names)} of {shapes} ({_reason(error)})") from error
     if not isinstance(logits, Tensor):
         raise ZtwError(
             f"{name}: returns a {type(logits).__name__}, must return logits (N, classes); wrap it in a module whose"
             " forward returns only the logits"
         )
     if logits.dim() != 2 or len(logits) != 3 or logits.shape[1] < 2:
-        raise ZtwError(f"{name}: returns shape {tuple(logits.shape)} for 3 images, must be (3, classes)")
-    return images, logits
+        raise ZtwError(f"{name}: returns shape {tuple(logits.shape)} for 3 samples, must be (3, classes)")
+    return batch, logits
 
 
-def _checked_backbone(
-    name: str, stages: Sequence[nn.Module], classifier: nn.Module, shape: tuple[int, int, int]
-) -> Backbone:
+def _by_hand(name: str, stages: Sequence[nn.Module], classifier: nn.Module, inputs: InputSpec) -> Backbone:
     try:
-        return Backbone(name, stages, classifier, shape)
-    except (RuntimeError, TypeError, AttributeError, IndexError, ValueError) as error:
+        return Backbone(name, stages, classifier, inputs)
+    except (RuntimeError, TypeError, AttributeError, IndexError, ValueError, KeyError) as error:
         if isinstance(error, ZtwError):
             raise
-        raise ZtwError(f"{name}: its stages do not fit together ({reason(error)})") from error
+        raise ZtwError(f"{name}: its stages do not fit together ({_reason(error)})") from error
 
 
 @torch.no_grad()
-def _compare(backbone: Backbone, images: Tensor, expected: Tensor) -> None:
-    """Raise ZtwError unless the backbone computes the model's logits."""
-    found = backbone.eval()(images)
+def _compare(backbone: Backbone, batch: Any, expected: Tensor) -> None:
+    """Raise ZtwError unless the backbone computes the model's logits, and no stage changes what an exit reads."""
+    states = list(backbone.eval().features(batch))
+    before = [mapped(state, Tensor.clone) for state in states]
+    found = backbone.classifier(states[-1])
     if found.shape != expected.shape:
         raise ZtwError(
             f"{backbone.arch}: the cut model returns shape {tuple(found.shape)}, the original {tuple(expected.shape)}"
@@ -136,55 +157,63 @@ def _compare(backbone: Backbone, images: Tensor, expected: Tensor) -> None:
     if not difference <= 1e-3 * scale:
         raise ZtwError(
             f"{backbone.arch}: the logits of the cut model differ from the original's by up to {difference:.3g},"
-            f" because it draws random numbers or computes something that tracing misses; {BY_HAND}"
+            f" because it draws random numbers or remembers earlier calls; {BY_HAND}"
         )
+    pairs = zip(map(tensors_of, before), map(tensors_of, states), strict=True)
+    if not all(torch.equal(one, two) for old, new in pairs for one, two in zip(old, new, strict=True)):
+        raise ZtwError(f"{backbone.arch}: a stage changes the features of the stage before it; {BY_HAND}")
 
 
 def cut_model(
-    model: nn.Module, name: str, num_classes: int, at: Sequence[str] | None = None, through: bool = False
-) -> tuple[Sequence[nn.Module], nn.Module]:
-    """Cut a traceable model that ends in a Linear into its stages, one per block, and its classifier.
+    model: nn.Module, name: str, inputs: InputSpec, num_classes: int, at: Sequence[str] | None = None
+) -> Backbone:
+    """Cut a model into its stages, one per block, and its classifier.
 
     Args:
-        model: its modules become part of the result.
+        model: its weights become part of the result.
         name: of the model, for error messages.
+        inputs: what it takes.
         num_classes: a last Linear with another number of outputs is replaced by a new one. It gives float32 logits.
         at: see `as_backbone`.
-        through: whether to trace into the user's own modules without children, if both modes compute the same.
 
     Raises:
-        ZtwError: for a model without repeated blocks, with another last layer, or with a graph that depends on the mode
-            (e.g. F.dropout instead of nn.Dropout).
+        ZtwError: for a model that torch.export cannot follow, or that has no place to cut.
     """
-    wanted = {_named(model, place, name): place for place in at} if at is not None else None
-    blocks = set(_blocks(model)) if wanted is None else set(wanted)
-    if through:
-        graph, ends = trace_patiently(model, name, blocks)
+    groups = [[_named(model, place, name) for place in at]] if at is not None else _candidates(model)
+    marked = list(dict.fromkeys(module for group in groups for module in group))
+    try:
+        program = export(model, inputs, marked)
+    except CannotExportError as error:
+        raise ZtwError(f"{name}: torch.export cannot follow its forward ({error}); {BY_HAND}") from error
+    inputs = _with_free_axes(inputs, program)
+    if at is not None:
+        cuts = _cuts_at(program, inputs, at, name)
     else:
-        graph, ends = trace_both(model, name, Tracing(blocks))
-    nodes = list(graph.nodes)
-    image, last = nodes[0], nodes[-1].args[0]
-    if wanted is None:
-        cuts = [end for _, end in ends if _crossing(nodes, end) == {end}]
-        if not cuts:
-            raise ZtwError(
-                f"{name}: has no repeated blocks to cut after; name modules with at=[...]{_offer(model)}"
-            )
-    else:
-        cuts = _cuts_at(nodes, ends, wanted, name)
-    while _is_identity(model, last):
-        last = last.args[0]
-    if not isinstance(last, fx.Node) or last.op != "call_module":
-        raise ZtwError(f"{name}: does not end in a Linear; {BY_HAND}")
-    cuts = [end for end in dict.fromkeys(cuts) if end is not last]
+        cuts = next((found for group in groups if (found := _ends(program, inputs, marked, group))), [])
     if not cuts:
-        raise ZtwError(
-            f"{name}: at={list(at or [])} leaves no layer for the classifier; cut before the last layer"
-        )
-    _replace_last_linear(model, str(last.target), name, num_classes)
-    borders = [image, *cuts, last]
-    *stages, classifier = [_segment(model, nodes, start, end) for start, end in pairwise(borders)]
-    return stages, classifier
+        raise ZtwError(f"{name}: has no blocks to cut after; name modules with at=[...]{_offer(model, inputs)}")
+    try:
+        trained = export(model, inputs, marked, training=True)
+        trained_cuts = [trained.ends[program.ends.index(end)] for end in cuts]
+        pair = _same(Cut(program, inputs.names, cuts), Cut(trained, inputs.names, trained_cuts))
+    except (CannotExportError, IndexError):  # the backbone can stay frozen
+        pair = (Cut(program, inputs.names, cuts), None)
+    parts = [_part(*pair, number) for number in range(len(cuts))]
+    return Backbone(name, parts, _classifier(*pair, len(cuts), num_classes), inputs)
+
+
+def _same(one: Cut, other: Cut) -> tuple[Cut, Cut | None]:
+    """Return both cuts if their states are alike, else only the first."""
+    return one, other if [list(state) for state in one.states] == [list(state) for state in other.states] else None
+
+
+def _with_free_axes(inputs: InputSpec, program: Program) -> InputSpec:
+    """Return the inputs with None for every axis that may have any size."""
+    found = []
+    for item, node in zip(inputs.inputs, (n for n in program.graph.nodes if n.op == "placeholder"), strict=True):
+        sides = node.meta["val"].shape[1:]
+        found.append(replace(item, shape=tuple(None if isinstance(side, torch.SymInt) else int(side) for side in sides)))
+    return replace(inputs, inputs=tuple(found))
 
 
 def _named(model: nn.Module, place: str, name: str) -> nn.Module:
@@ -195,49 +224,13 @@ def _named(model: nn.Module, place: str, name: str) -> nn.Module:
     return known[place]
 
 
-def _is_identity(model: nn.Module, node: Any) -> bool:
-    called = isinstance(node, fx.Node) and node.op == "call_module"
-    return bool(called) and type(model.get_submodule(str(node.target))) is nn.Identity
-
-
-def _cuts_at(
-    nodes: Sequence[fx.Node],
-    ends: Sequence[tuple[nn.Module, fx.Node]],
-    wanted: dict[nn.Module, str],
-    name: str,
-) -> list[fx.Node]:
-    """Return the nodes at the ends of the modules in `at`, in the order of computation."""
-    for module, place in wanted.items():
-        found = [end for called, end in ends if called is module]
-        if len(found) != 1:
-            times = (
-                f"is called {len(found)} times"
-                if found
-                else "is not called by itself, because a layer around it is traced as one unit"
-            )
-            raise ZtwError(f"{name}: at={place!r} {times}, must be once; name another module")
-        if around := _crossing(nodes, found[0]) - {found[0]}:
-            around_names = ", ".join(sorted(node.name for node in around))
-            raise ZtwError(
-                f"{name}: at={place!r} cannot be a cut, because {around_names} bypasses it; cut where only one value"
-                " continues"
-            )
-    return [end for _, end in ends]
-
-
-def _offer(model: nn.Module) -> str:
-    """List modules at which the model can be cut, as the end of a message."""
-    names = {module: key for key, module in model.named_modules() if key}
-    try:
-        graph, ends = trace_patiently(model, "", set(names))
-    except ZtwError:
-        return ""
-    nodes, calls = list(graph.nodes), Counter(module for module, _ in ends)
-    once = [
-        (names[module], end) for module, end in ends if calls[module] == 1 and end is not nodes[-1].args[0]
-    ]
-    fit = [place for place, end in once if _crossing(nodes, end) == {end}]
-    return f", e.g. of {', '.join(fit[:NAMED])}" if fit else ""
+def _candidates(model: nn.Module) -> list[list[nn.Module]]:
+    """Return the modules to cut after: blocks, else activations, else layers with weights."""
+    modules = list(model.modules())
+    activations = [part for part in modules if type(part).__module__ == "torch.nn.modules.activation"]
+    layers = [part for part in modules if any(True for _ in part.parameters(recurse=False))]
+    repeated = Counter(map(type, layers))
+    return [list(_blocks(model)), activations, [part for part in layers if repeated[type(part)] > 1]]
 
 
 def _blocks(model: nn.Module) -> Iterator[nn.Module]:
@@ -262,58 +255,124 @@ def _is_composed(module: nn.Module) -> bool:
     return own and any(True for _ in module.children())
 
 
-def _crossing(nodes: Sequence[fx.Node], end: fx.Node) -> set[fx.Node]:
-    """Return the values computed up to `end` and needed after it, except for those any stage can compute by itself."""
-    done = set(nodes[: nodes.index(end) + 1])
-    return {node for node in done if not _is_anywhere(node) and any(user not in done for user in node.users)}
+def _ends(
+    program: Program, inputs: InputSpec, marked: Sequence[nn.Module], group: Sequence[nn.Module]
+) -> list[fx.Node]:
+    """Return the ends of modules after which the whole computation continues from their output, in order."""
+    wanted = {number for number, module in enumerate(marked) if module in group}
+    calls = Counter(program.order)
+    cut = Cut(program, inputs.names, [])
+    light = _without_weights(cut)
+    ends = [
+        end
+        for end, number in zip(program.ends, program.order, strict=True)
+        if number in wanted and calls[number] == 1 and _is_inner(cut, end)
+    ]
+    return list(dict.fromkeys(end for end in ends if set(cut.crossing(end)) - {end} <= light))
 
 
-def _is_anywhere(node: fx.Node) -> bool:
-    """Return whether every stage can compute a value by itself: a weight, or the number of images."""
-    return node.op == "get_attr" or _is_batch_size(node)
+def _without_weights(cut: Cut) -> set[fx.Node]:
+    """Return the values that are computed from integers or a mask without any weight, e.g. the mask that blocks add."""
+    found: set[fx.Node] = set()
+    for node in cut.nodes:
+        if node.op == "placeholder":
+            if node is cut.mask or not node.meta["val"].is_floating_point():
+                found.add(node)
+        elif node.op == "call_function" and node.all_input_nodes:
+            if all(arg in found or arg not in cut.of_rows and arg.op != "get_attr" for arg in node.all_input_nodes):
+                found.add(node)
+    return found
 
 
-def _is_batch_size(node: fx.Node) -> bool:
-    """Return whether a node is x.size(0) or x.shape[0]."""
-    if node.op == "call_method" and node.target == "size":
-        return tuple(node.args[1:]) == (0,) and not node.kwargs
-    if node.op != "call_function" or node.target is not operator.getitem or str(node.args[1]) != "0":
-        return False
-    shape = node.args[0]
-    if not isinstance(shape, fx.Node):
-        return False
-    if shape.op == "call_method":
-        return shape.target == "size" and len(shape.args) == 1
-    return shape.op == "call_function" and shape.target is getattr and str(shape.args[1]) == "shape"
+def _is_inner(cut: Cut, end: fx.Node) -> bool:
+    """Return whether a value has features of floats, depends on the samples, and is not the logits."""
+    value = end.meta.get("val")
+    last = cut.nodes[-1].args[0]
+    return isinstance(value, Tensor) and value.is_floating_point() and end in cut.of_rows and end is not last
 
 
-def _replace_last_linear(model: nn.Module, target: str, name: str, num_classes: int) -> None:
-    """Replace the last Linear by an Fp32Linear with `num_classes` outputs; keep its weights if they fit."""
-    old = model.get_submodule(target)
-    if not isinstance(old, nn.Linear):
-        raise ZtwError(f"{name}: ends in a {type(old).__name__}, must end in a Linear; or {BY_HAND}")
-    new = Fp32Linear(old.in_features, num_classes, bias=old.bias is not None)
-    if num_classes == old.out_features:
-        new.load_state_dict(old.state_dict())
-    model.set_submodule(target, new.to(old.weight.device))
+def _cuts_at(program: Program, inputs: InputSpec, at: Sequence[str], name: str) -> list[fx.Node]:
+    """Return the ends of the modules in `at`, in the order of computation."""
+    cut, calls = Cut(program, inputs.names, []), Counter(program.order)
+    for number, place in enumerate(at):
+        if calls[number] != 1:
+            raise ZtwError(f"{name}: at={place!r} is called {calls[number]} times, must be once; name another module")
+    ends = []
+    for end, number in zip(program.ends, program.order, strict=True):
+        place = at[number]
+        if end is cut.nodes[-1].args[0]:
+            raise ZtwError(f"{name}: at={place!r} leaves no layer for the classifier; cut before the last layer")
+        if not _is_inner(cut, end):
+            raise ZtwError(f"{name}: at={place!r} does not return features of floats; name another module")
+        try:
+            cut._state(end)
+        except CannotExportError as error:
+            raise ZtwError(f"{name}: at={place!r} cannot be a cut, because {error}; name another module") from error
+        ends.append(end)
+    return list(dict.fromkeys(ends))
 
 
-def _segment(model: nn.Module, nodes: Sequence[fx.Node], start: fx.Node, end: fx.Node) -> fx.GraphModule:
-    """Return the part of a graph from the value `start` to the value `end`, with its modules."""
-    graph = fx.Graph()
-    image = graph.placeholder("x")
-    copies = {start: image}
+def _offer(model: nn.Module, inputs: InputSpec) -> str:
+    """List modules at which the model can be cut, as the end of a message."""
+    names = {module: key for key, module in model.named_modules() if key}
+    try:
+        program = export(model, inputs, list(names))
+    except CannotExportError:
+        return ""
+    cut, keys = Cut(program, inputs.names, []), list(names.values())
+    fit = [
+        keys[number]
+        for end, number in zip(program.ends, program.order, strict=True)
+        if _is_inner(cut, end) and not set(cut.crossing(end)) - {end}
+    ]
+    return f", e.g. of {', '.join(fit[:NAMED])}" if fit else ""
 
-    def copy_of(node: fx.Node) -> fx.Node:
-        if node not in copies:  # computed in an earlier stage
-            sized = node.op != "get_attr"
-            copies[node] = graph.call_method("size", (image, 0)) if sized else graph.node_copy(node)
-        return copies[node]
 
-    for node in nodes[nodes.index(start) + 1 : nodes.index(end) + 1]:
-        copies[node] = graph.node_copy(node, copy_of)
-    graph.output(copies[end])
-    for node in reversed(graph.nodes):  # drop weights and batch sizes that only later stages use
-        if _is_anywhere(node) and not node.users:
-            graph.erase_node(node)
-    return fx.GraphModule(model, graph)
+def _part(cut: Cut, trained: Cut | None, number: int) -> ExportedPart:
+    in_eval, takes = cut.part(number)
+    in_training = None if trained is None else trained.part(number)[0]
+    return ExportedPart(cut.program.tensors, takes, in_eval, in_training)
+
+
+def _classifier(cut: Cut, trained: Cut | None, number: int, num_classes: int) -> ExportedPart:
+    """Return the last part, with its last Linear as a Fp32Linear."""
+    in_eval, takes = cut.part(number)
+    in_training = None if trained is None else trained.part(number)[0]
+    graphs = [graph for graph in (in_eval, in_training) if graph is not None]
+    names = {_last_linear(graph) for graph in graphs}
+    tensors = cut.program.tensors
+    last = names.pop()
+    if names or last is None:
+        return ExportedPart(tensors, takes, in_eval, in_training)
+    weight, bias = last
+    linear = Fp32Linear(tensors[weight].shape[1], num_classes, bias=bias is not None)
+    linear.to(tensors[weight].device)
+    if num_classes == len(tensors[weight]):
+        with torch.no_grad():
+            linear.weight.copy_(tensors[weight])
+            if bias is not None:
+                linear.bias.copy_(tensors[bias])
+    for graph in graphs:
+        _take_off_linear(graph)
+    return ExportedPart(tensors, takes, in_eval, in_training, (weight.rpartition(".")[0] or "linear", linear))
+
+
+def _last_linear(graph: fx.Graph) -> tuple[str, str | None] | None:
+    """Return the names of the weight and bias of the Linear that computes a graph's output; None for another layer."""
+    output = next(iter(reversed(graph.nodes))).args[0]
+    if not isinstance(output, fx.Node) or output.target != aten.linear.default or len(output.users) != 1:
+        return None
+    weight, bias = output.args[1], (*output.args, None)[2]
+    if not isinstance(weight, fx.Node) or weight.op != "get_attr" or len(weight.users) != 1:
+        return None
+    if bias is not None and (not isinstance(bias, fx.Node) or bias.op != "get_attr"):
+        return None
+    return str(weight.target), None if bias is None else str(bias.target)
+
+
+def _take_off_linear(graph: fx.Graph) -> None:
+    output = next(iter(reversed(graph.nodes)))
+    (linear,) = output.args
+    assert isinstance(linear, fx.Node)
+    output.args = (linear.args[0],)
+    graph.eliminate_dead_code()

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import io
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from typing import Any, TypeVar
 
@@ -14,54 +13,60 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
+from ztw.batch import mapped, tensors_of
+from ztw.errors import ZtwError
+
 Shape = tuple[int, ...]  # without the batch axis
 Module = TypeVar("Module", bound=nn.Module)
 
 
 def copied(part: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     """Forward pre-hook for a module that overwrites its input."""
-    return (arguments[0].clone(), *arguments[1:])
+    return (mapped(arguments[0], Tensor.clone), *arguments[1:])
 
 
 def contiguous(part: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     """Forward pre-hook for a module that cannot read channels_last, e.g. one that flattens by `view`."""
-    return (arguments[0].contiguous(), *arguments[1:])
+    return (mapped(arguments[0], Tensor.contiguous), *arguments[1:])
 
 
 HOOKS = {"contiguous": contiguous, "copied": copied}
 
 
-def examine(part: nn.Module, *shapes: Shape) -> tuple[Shape, list[str]]:
-    """Find the shape of a module's output, and the HOOKS that it needs.
+def examine(part: nn.Module, state: Any, *rest: Tensor) -> tuple[Any, list[str]]:
+    """Find what a module returns, and the HOOKS that it needs.
 
-    The module is called on numbers from -1 to 1, in both memory formats and in training mode, to detect any in-place
-    operation. Dropout is set to not work in place.
+    The module is called in both memory formats and in training mode, to detect any in-place operation. Dropout is set
+    to not work in place.
 
     Args:
         part: the module.
-        shapes: of its arguments without the batch axis, the features first.
+        state: its first argument, a batch of one sample.
+        rest: its further arguments.
 
     Returns:
-        The shape of the output without the batch axis, and names in HOOKS.
+        What the module returns, and names in HOOKS.
     """
     for module in part.modules():
         if isinstance(module, _DropoutNd):
             module.inplace = False
-    like = next(part.parameters(), torch.empty(0))
     with torch.inference_mode(False), torch.no_grad():
-        features, *rest = [_numbers(shape, like) for shape in shapes]
         needs = []
         with _modes_kept(part):
             part.eval()
-            output, overwritten = _call(part, features, rest)
-            if features.dim() == 4:
+            output, overwritten = _call(part, state, rest)
+            if any(tensor.dim() == 4 for tensor in tensors_of(state)):
                 try:  # torch.fx prints the place of an error
                     with redirect_stderr(io.StringIO()):
-                        overwritten |= _call(part, features.to(memory_format=torch.channels_last), rest)[1]
+                        overwritten |= _call(part, mapped(state, _channels_last), rest)[1]
                 except RuntimeError:
                     needs.append("contiguous")
-        overwritten = overwritten or _overwrites_in_training(part, features, rest)
-        return tuple(output.shape[1:]), needs + (["copied"] if overwritten else [])
+        overwritten = overwritten or _overwrites_in_training(part, state, rest)
+        return output, needs + (["copied"] if overwritten else [])
+
+
+def _channels_last(tensor: Tensor) -> Tensor:
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
 
 
 def give(part: nn.Module, needs: list[str]) -> None:
@@ -74,21 +79,13 @@ def give(part: nn.Module, needs: list[str]) -> None:
 
 def to_channels_last(module: Module) -> Module:
     """Convert the weights of a module to channels_last memory if they have 4 axes. `Module.to` would reject 5 axes."""
-
-    def convert(tensor: Tensor) -> Tensor:
-        return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
-
-    return module._apply(convert)
+    return module._apply(_channels_last)
 
 
 def keep_contiguous(part: nn.Module) -> None:
     """Restore contiguous weights in a module that cannot read channels_last; its convolutions would return that."""
     if contiguous in part._forward_pre_hooks.values():
         part.to(memory_format=torch.contiguous_format)
-
-
-def _numbers(shape: Shape, like: Tensor) -> Tensor:
-    return torch.linspace(-1, 1, math.prod(shape), dtype=like.dtype, device=like.device).view(1, *shape)
 
 
 @contextmanager
@@ -101,22 +98,23 @@ def _modes_kept(part: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _call(part: Callable[..., Tensor], features: Tensor, rest: list[Tensor]) -> tuple[Tensor, bool]:
-    """Return a module's output, and whether it has overwritten its features, with or without autograd noticing."""
-    given = features.clone()
-    before = given._version
+def _call(part: Callable[..., Any], state: Any, rest: Sequence[Tensor]) -> tuple[Any, bool]:
+    """Return a module's output, and whether it has overwritten its first argument, noticed by autograd or not."""
+    given = mapped(state, Tensor.clone)
+    before = [tensor._version for tensor in tensors_of(given)]
     output = part(given, *rest)
-    return output, given._version != before or not torch.equal(given, features)
+    pairs = zip(tensors_of(given), tensors_of(state), before, strict=True)
+    return output, any(new._version != version or not torch.equal(new, old) for new, old, version in pairs)
 
 
-def _overwrites_in_training(part: nn.Module, features: Tensor, rest: list[Tensor]) -> bool:
+def _overwrites_in_training(part: nn.Module, state: Any, rest: Sequence[Tensor]) -> bool:
     """Return whether a module overwrites its features in training; its buffers and the random state stay unchanged."""
     buffers = {name: buffer.clone() for name, buffer in part.named_buffers()}
-    devices = [features.device] if features.is_cuda else []
-    with _modes_kept(part), torch.random.fork_rng(devices):
+    device = tensors_of(state)[0].device
+    with _modes_kept(part), torch.random.fork_rng([device] if device.type == "cuda" else []):
         for module in part.modules():
             module.training = not isinstance(module, _BatchNorm)  # BatchNorm cannot train on a single sample
         try:
-            return _call(lambda *given: functional_call(part, buffers, given), features, rest)[1]
-        except ValueError:  # some norms need more than one number
+            return _call(lambda *given: functional_call(part, buffers, given), state, rest)[1]
+        except (ValueError, ZtwError):  # some norms need more than one number
             return False

@@ -16,12 +16,12 @@ from ztw.errors import ZtwError, unknown
 from ztw.exits.ensemble_base import Ensemble
 from ztw.exits.inference import ExitFunction, ExitResult, Route, infer
 from ztw.exits.rules import ExitRule, as_rule
-from ztw.models.backbone import Backbone
+from ztw.models.backbone import Backbone, first_state, seen
 from ztw.models.heads import Head
 from ztw.models.inputs import examine, give, keep_contiguous
 from ztw.models.pooling import MixedPool
 from ztw.models.supported import check_supported
-from ztw.tensors import as_tensor, check_images
+from ztw.batch import Batch, converted, device_of
 
 
 @dataclass(frozen=True)
@@ -128,9 +128,12 @@ class EarlyExitNetwork(nn.Module):
 
     def _protect_features(self, head: nn.Module, exit: int) -> None:
         """Give a head that overwrites its features a copy, because other parts read them, too."""
-        previous = [(self.backbone.num_classes,)] if self.connection.cascade and exit else []
-        features = self.backbone.feature_shapes[self.placement[exit]]
-        give(head, examine(head, features, *previous)[1])
+        state: Any = first_state(self.backbone)
+        with torch.no_grad():
+            for stage in list(self.backbone.eval().stages)[: self.placement[exit] + 1]:
+                state = stage(state)
+        previous = [state.new_zeros(1, self.backbone.num_classes)] if self.connection.cascade and exit else []
+        give(head, examine(head, seen(state), *previous)[1])
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)
@@ -144,32 +147,34 @@ class EarlyExitNetwork(nn.Module):
         return len(self.heads) + 1
 
     def exit_function(self, exit: int) -> ExitFunction:
-        """Return the function from (features, the previous exit's logits) to the logits (N, C) of an exit (from 0).
+        """Return the function from (state, the previous exit's logits) to the logits (N, C) of an exit (from 0).
 
-        The second argument is None at the first exit.
+        The state is what the exit's stage returned. The second argument is None at the first exit.
         """
-        last = exit == len(self.heads)
-        module = self.backbone.classifier if last else self.heads[exit]
+        if exit == len(self.heads):
+            module: Callable[..., Tensor] = self.backbone.classifier
+        else:
+            module = _on_features(self.heads[exit]) if self.backbone.returns_dicts else self.heads[exit]
         if exit and self.connection.additive:
             return lambda features, previous: boosted(module(features).float(), previous)
-        if exit and self.connection.cascade and not last:
+        if exit and self.connection.cascade and exit < len(self.heads):
             if self.connection.detach:
                 return lambda features, previous: module(features, previous.detach()).float()
             return lambda features, previous: module(features, previous).float()
         return lambda features, previous: module(features).float()
 
-    def ic_logits(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """Compute the logits [(N, C)] of the ICs; features: the output of EVERY block, see `Backbone.features`."""
+    def ic_logits(self, features: Sequence[Any]) -> list[Tensor]:
+        """Compute the logits [(N, C)] of the ICs; features: what EVERY block returned, see `Backbone.features`."""
         outputs: list[Tensor] = []
         for exit, block in enumerate(self.placement):
             outputs.append(self.exit_function(exit)(features[block], outputs[-1] if outputs else None))
         return outputs
 
-    def exit_logits(self, features: Sequence[Tensor], own: Tensor | None = None) -> list[Tensor]:
+    def exit_logits(self, features: Sequence[Any], own: Tensor | None = None) -> list[Tensor]:
         """Compute the logits [(N, C)] of all K exits.
 
         Args:
-            features: the output of every block.
+            features: what every block returned.
             own: logits (N, C) of the backbone's classifier; None = compute them.
         """
         outputs = self.ic_logits(features)
@@ -179,14 +184,14 @@ class EarlyExitNetwork(nn.Module):
             last = boosted(own, outputs[-1]) if self.connection.additive and outputs else own
         return [*outputs, last]
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Compute the logits float32 (K, N, classes) of every exit for images (N, C, H, W), without early exits."""
-        return torch.stack(self.exit_logits(list(self.backbone.features(images))))
+    def forward(self, batch: Batch) -> Tensor:
+        """Compute the logits float32 (K, N, classes) of every exit for a batch, without early exits."""
+        return torch.stack(self.exit_logits(list(self.backbone.features(batch))))
 
-    def logits_at(self, exit: int, images: Tensor) -> Tensor:
-        """Compute the logits (N, classes) of one exit (from 0) for images (N, C, H, W), and no later stage."""
+    def logits_at(self, exit: int, batch: Batch) -> Tensor:
+        """Compute the logits (N, classes) of one exit (from 0) for a batch, and no later stage."""
         previous: Tensor | None = None
-        hidden = images
+        hidden: Any = batch
         for index, segment in enumerate(self.segments()):
             for stage in segment:
                 hidden = stage(hidden)
@@ -205,28 +210,27 @@ class EarlyExitNetwork(nn.Module):
             start = block + 1
 
     @torch.inference_mode()
-    def infer(self, images: Tensor, rule: ExitRule | str) -> ExitResult:
-        """Classify images with early exits. Samples that left are not computed further.
+    def infer(self, batch: Any, rule: ExitRule | str) -> ExitResult:
+        """Classify samples with early exits. Samples that left are not computed further.
 
         Args:
-            images: float32 (N, C, H, W) of the network's size, normalised as in training. NumPy arrays and other
-                floating-point types are converted.
+            batch: what the network takes, e.g. images float32 (N, C, H, W), normalised as in training, or a dict of
+                input_ids and attention_mask (N, T). NumPy arrays and other floating-point types are converted.
             rule: e.g. MaxSoftmax(0.9) or "max_softmax 0.9".
 
         Returns:
-            Logits and index of the exit for each image.
+            Logits and index of the exit for each sample.
 
         Raises:
-            ZtwError: for other images, also NaN and infinite ones; for thresholds for another number of exits; and in
+            ZtwError: for other inputs, also NaN and infinite ones; for thresholds for another number of exits; and in
                 training mode, where BatchNorm would depend on the samples that are still in the batch.
         """
         check_default_dtype()
         if self.training:
             raise ZtwError("infer: the network is in training mode; call .eval() first")
-        images, rule = as_tensor(images, "images"), as_rule(rule)
-        check_images(images, self.backbone.input_shape)
-        like = next(self.backbone.parameters(), images)
-        return infer(self.route(), images.to(like.dtype), rule)
+        batch, rule = self.backbone.inputs.check(batch), as_rule(rule)
+        like = next(self.backbone.parameters(), torch.empty(0))
+        return infer(self.route(), converted(batch, device_of(batch), like.dtype), rule)
 
     def route(self) -> Route:
         """Return the network as a sequence of exits, once per call of `infer`, because module attributes are slow."""
@@ -240,6 +244,11 @@ class EarlyExitNetwork(nn.Module):
             self.backbone.num_classes,
             self.ensemble,
         )
+
+
+def _on_features(head: nn.Module) -> Callable[..., Tensor]:
+    """Return a head as a function of a state."""
+    return lambda state, *previous: head(seen(state), *previous)
 
 
 def _only_reads(head: nn.Module) -> bool:

@@ -5,32 +5,32 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ztw.device import check_default_dtype
-from ztw.models.backbone import Backbone
+from ztw.models.backbone import Backbone, first_state
 
 # Counts dispatched operations: convolutions, matrix products, and a bias as one operation per output. It needs no table
 # of module types.
 BACKEND = "aten"
 
 
-def module_macs(module: nn.Module, *shapes: tuple[int, ...]) -> float:
-    """Count the MACs of one call of a module on one sample; shapes: of its arguments, without the batch axis."""
+def module_macs(module: nn.Module, *arguments: Any) -> float:
+    """Count the MACs of one call of a module; arguments: tensors or states of a batch of one sample."""
     check_default_dtype()
     import ptflops  # imports torchvision, which takes seconds
 
     # ptflops counts no operations in inference mode
     with torch.inference_mode(False), _unfused_attention():
-        inputs = [torch.zeros(1, *shape) for shape in shapes]
         module = copy.deepcopy(module).cpu().eval()  # ptflops adds methods to a module and changes its mode
         counted, _ = ptflops.get_model_complexity_info(
             _Positional(module),
             (1,),
-            input_constructor=lambda _: {"inputs": inputs},
+            input_constructor=lambda _: {"arguments": arguments},
             backend=BACKEND,
             as_strings=False,
             print_per_layer_stat=False,
@@ -57,25 +57,30 @@ class _Positional(nn.Module):
         super().__init__()
         self.module = module
 
-    def forward(self, inputs: list[Tensor]) -> Tensor:
-        """Call the module on the list's tensors."""
-        return self.module(*inputs)
+    def forward(self, arguments: tuple[Any, ...]) -> Any:
+        """Call the module."""
+        return self.module(*arguments)
 
 
-# (module, *shapes of its arguments) -> operations of one call on one sample
+# (module, *its arguments for one sample) -> operations of one call
 Counter = Callable[..., float]
+
+
+@torch.no_grad()
+def states_of(backbone: Backbone) -> list[Any]:
+    """Return what each stage and the classifier take, for one sample, on the CPU."""
+    backbone = copy.deepcopy(backbone).cpu().eval()
+    first = first_state(backbone)
+    return [first, *backbone.features(first)]
 
 
 def stage_costs(backbone: Backbone, count: Counter = module_macs) -> Tensor:
     """Count the operations (B,) float64 of each stage of a backbone, without its classifier; MACs by default."""
-    shapes = [backbone.input_shape, *backbone.feature_shapes]
-    return torch.tensor(
-        [count(stage, shape) for stage, shape in zip(backbone.stages, shapes[:-1], strict=True)],
-        dtype=torch.float64,
-    )
+    pairs = zip(backbone.stages, states_of(backbone)[:-1], strict=True)
+    return torch.tensor([count(stage, state) for stage, state in pairs], dtype=torch.float64)
 
 
 def backbone_macs(backbone: Backbone, count: Counter = module_macs) -> float:
     """Count the MACs of the backbone alone, the base of relative costs and budgets."""
-    classifier = count(backbone.classifier, backbone.feature_shapes[-1])
-    return float(stage_costs(backbone, count).sum()) + classifier
+    parts = zip([*backbone.stages, backbone.classifier], states_of(backbone), strict=True)
+    return sum(count(part, state) for part, state in parts)

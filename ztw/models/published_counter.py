@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -68,8 +69,8 @@ OPERATIONS: dict[type[nn.Module], Callable[[nn.Module, Tensor, Tensor], float]] 
 }
 
 
-def module_operations(module: nn.Module, *shapes: tuple[int, ...]) -> float:
-    """Count the operations of one call of a module on one sample; shapes: of its arguments, without the batch axis."""
+def module_operations(module: nn.Module, *arguments: Any) -> float:
+    """Count the operations of one call of a module; arguments: tensors or states of a batch of one sample."""
     check_default_dtype()
     module = copy.deepcopy(module).cpu().eval()
     total = 0.0
@@ -82,7 +83,7 @@ def module_operations(module: nn.Module, *shapes: tuple[int, ...]) -> float:
     for part in module.modules():
         part.register_forward_hook(count)
     with torch.no_grad():
-        module(*(torch.zeros(1, *shape) for shape in shapes))
+        module(*arguments)
     return total
 
 

@@ -1,4 +1,4 @@
-"""Checks for modules that cannot be copied, cut, saved and exported."""
+"""Modules that cannot be copied, cut, saved and exported, and weights that are computed from other weights."""
 
 from __future__ import annotations
 
@@ -6,23 +6,15 @@ from collections.abc import Iterator
 
 import torch
 from torch import nn
-from torch.nn.utils import parametrize
-from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weight_norm
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from ztw.errors import ZtwError
 
-# Hook of an older reparametrization -> call that removes it
-REMOVED_BY: dict[type, str] = {
-    WeightNorm: "torch.nn.utils.remove_weight_norm(module)",
-    SpectralNorm: "torch.nn.utils.remove_spectral_norm(module)",
-    BasePruningMethod: "torch.nn.utils.prune.remove(module, 'weight')",
-}
-
 
 def check_supported(model: nn.Module, name: str) -> None:
-    """Raise ZtwError, with a remedy, if a model (`name`) holds a module that cannot be copied or traced."""
+    """Raise ZtwError, with a remedy, if a model (`name`) holds a module that cannot be copied or exported."""
     for place, part in model.named_modules():
         for problem in _problems(part):
             raise ZtwError(f"{name}{f': {place}' if place else ''}: {problem}")
@@ -32,19 +24,27 @@ def _problems(part: nn.Module) -> Iterator[str]:
     """Yield the problems of one module, each with a remedy."""
     if isinstance(part, torch.jit.ScriptModule):
         yield "is a TorchScript module, which cannot be cut; pass the original module"
-    elif "_orig_mod" in part._modules:
-        yield "is compiled by torch.compile, which cannot be cut; pass its _orig_mod"
     elif type(part).__module__.startswith(("torch.ao.nn.", "torch.nn.quantized.")):
         yield "is quantised, which cannot be cut; pass the float model"
-    elif parametrize.is_parametrized(part):
-        names = ", ".join(getattr(part, "parametrizations", {}))
-        yield (
-            f"{names} is parametrized (weight_norm, spectral_norm, orthogonal, ...), which cannot be cut; call"
-            " torch.nn.utils.parametrize.remove_parametrizations(module, name) first"
-        )
-    for hook in part._forward_pre_hooks.values():
-        for kind, remedy in REMOVED_BY.items():
-            if isinstance(hook, kind):
-                yield f"has {kind.__name__.removeprefix('Base')} on it, which cannot be cut; call {remedy} first"
     if any(tensor.is_meta for tensor in part.parameters(recurse=False)):
         yield "has weights on the device meta, which have no values; load the weights first"
+
+
+def plain(model: nn.Module) -> nn.Module:
+    """Replace compiled modules by their originals, and computed weights (weight_norm, pruning, ...) by plain ones."""
+    for place, part in list(model.named_modules()):
+        original = getattr(part, "_orig_mod", None)
+        if isinstance(original, nn.Module) and place:
+            model.set_submodule(place, original)
+    for part in model.modules():
+        if parametrize.is_parametrized(part):
+            for name in list(part.parametrizations):  # type: ignore[arg-type, union-attr]
+                parametrize.remove_parametrizations(part, name)
+        for hook in list(part._forward_pre_hooks.values()):
+            if isinstance(hook, WeightNorm):
+                remove_weight_norm(part, hook.name)
+            elif isinstance(hook, SpectralNorm):
+                remove_spectral_norm(part, hook.name)
+            elif isinstance(hook, prune.BasePruningMethod):
+                prune.remove(part, hook._tensor_name)
+    return model

@@ -13,6 +13,7 @@ import torch
 import torchvision
 from torch import nn
 
+from ztw.batch import InputSpec
 from ztw.catalogue.torchvision import TORCHVISION_BLOCKS, TORCHVISION_PREFIX
 from ztw.download import bounded_wait
 from ztw.errors import ZtwError, reason, unknown
@@ -41,8 +42,7 @@ def cut(arch: str, num_classes: int, channels: int, size: int, weights: str | No
         raise unknown("weights", weights, ("None", *WEIGHTS))
     try:
         model = _build(name, size, weights)
-        stages, classifier = cut_model(model, arch, num_classes)
-        return Backbone(arch, stages, classifier, (channels, size, size))
+        return cut_model(model, arch, InputSpec.of_shape((channels, size, size)), num_classes)
     except (AssertionError, RuntimeError) as error:  # torch and torchvision raise them for an invalid shape
         reason = " ".join(str(error).split())[:160]
         raise ZtwError(f"{arch}: cannot take images of {size}x{size} pixels ({reason})") from error
