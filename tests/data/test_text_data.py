@@ -209,6 +209,11 @@ WRONG = [
     (({**TEXTS, "input_ids": IDS[:, 0]}, LABELS), NAMED, r"input_ids: shape \(11,\), must be \(N, any\)"),
     (({**TEXTS, "input_ids": NAN}, LABELS), NAMED, "input_ids: float32, must be int64"),
     (({**TEXTS, "input_ids": "a text"}, LABELS), NAMED, "input_ids: str, must be a tensor"),
+    (
+        ({**TEXTS, "input_ids": [[1, 2], [3]]}, LABELS),
+        NAMED,
+        "input_ids: lists of different lengths, must be of one",
+    ),
     ((TEXTS, None), NAMED, "labels: NoneType, must be a tensor"),
     ((IDS[:0], LABELS[:0]), SINGLE, "input_ids: empty, must have at least one sample"),
 ]

@@ -12,7 +12,7 @@ from ztw.data.user_data import as_data
 from ztw.data.wanted import Wanted
 from ztw.training.recipe import Recipe, steps_per_epoch
 
-WANTED = Wanted(InputSpec.of_images((1, 4, 4)), 3, torch.device("cpu"))
+WANTED = Wanted(InputSpec.of_shape((1, 4, 4)), 3, torch.device("cpu"))
 IMAGES = torch.randn(11, 1, 4, 4, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(11) % 3
 FORMS = {

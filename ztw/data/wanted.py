@@ -111,15 +111,6 @@ def _listed(names: Any) -> str:
     return ", ".join(map(str, names))
 
 
-def inputs_of(part: Any, shape: Sequence[int] | None) -> InputSpec:
-    """Return the attribute `inputs` of a backbone or of an ONNX model; without one, images of a shape (C, H, W)."""
-    found = getattr(part, "inputs", None)
-    if isinstance(found, InputSpec):
-        return found
-    assert shape is not None
-    return InputSpec.of_images(shape)
-
-
 def wanted_by(network: Any) -> Wanted:
     """Return the inputs, output and device of an EarlyExitNetwork.
 
@@ -133,4 +124,4 @@ def wanted_by(network: Any) -> Wanted:
         raise ZtwError(
             f"the network has {', '.join(sorted(other))} weights, must be torch.float32; call .float() first"
         )
-    return Wanted(inputs_of(backbone, backbone.input_shape), backbone.num_classes, like.device)
+    return Wanted(backbone.inputs, backbone.num_classes, like.device)

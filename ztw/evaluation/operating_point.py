@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ztw.batch import InputSpec
 from ztw.data.user_data import LoaderData, as_data
-from ztw.data.wanted import Wanted, inputs_of, wanted_by
+from ztw.data.wanted import Wanted, wanted_by
 from ztw.device import Compute
 from ztw.errors import ZtwError, is_number
 from ztw.evaluation import predictions
@@ -38,7 +39,7 @@ def predict(
     Args:
         network: its ensemble is not applied; its training mode is restored.
         data: inputs and labels in any form of `train_exits`, e.g. (images, labels), or for texts
-            ``{"input_ids": ids, "attention_mask": mask, "labels": labels}``.
+            `{"input_ids": ids, "attention_mask": mask, "labels": labels}`.
         batch_size: samples per batch.
         precision: "fp32", "bf16" or "auto".
         progress: see `train_exits`.
@@ -121,7 +122,7 @@ def choose_threshold(
         network: a network, used with its ensemble if it has one; or an OnnxRunner. Choose new thresholds for an int8
             model.
         held_out: inputs and labels that nothing was trained on, in any form of `train_exits`, e.g. (images, labels) or
-            ``({"input_ids": ids, "attention_mask": mask}, labels)``; or the result of `predict`.
+            `({"input_ids": ids, "attention_mask": mask}, labels)`; or the result of `predict`.
         budget: the largest mean cost, as a share of the backbone's MACs; "max" = the highest accuracy.
         allowed_loss: the largest loss of accuracy against the last exit, in [0, 1), at the smallest cost.
         risk: (eps, delta): with probability 1 - delta over draws of held-out samples, at most a share eps of all
@@ -203,8 +204,7 @@ def choose_threshold(
 
 def predict_onnx(runner: OnnxRunner, data: Any) -> tuple[Tensor, Tensor]:
     """Compute the logits (K, N, C) of every exit in ONNX Runtime, with the ensemble, and labels (N,)."""
-    inputs = inputs_of(runner.form, runner.form.shape)
-    wanted = Wanted(inputs, runner.form.num_classes, torch.device("cpu"))
+    wanted = Wanted(InputSpec.of_shape(runner.form.shape), runner.form.num_classes, torch.device("cpu"))
     batches = as_data(data, wanted, "predict").batches(CHUNK)
     logits, labels = zip(*((runner.logits(inputs), labels) for inputs, labels in batches), strict=True)
     return torch.cat(logits, dim=1), torch.cat(labels)

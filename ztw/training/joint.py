@@ -133,7 +133,7 @@ def _joint_step(loss: JointLoss, recipe: Recipe) -> Step:
 
     network = loss.network
 
-    def all_logits(inputs: Any) -> list[Tensor]:
+    def all_logits(inputs: Batch) -> list[Tensor]:
         if loss.rescale_gradients:
             return rescaled_logits(network, inputs)
         return network.exit_logits(list(network.backbone.features(inputs)))

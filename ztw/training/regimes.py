@@ -56,7 +56,7 @@ def train_exits(
         data: training samples in one of these forms, with labels int (N,):
 
             - (inputs, labels). The inputs are what the network takes: normalised images float (N, C, H, W), any other
-              tensor, or a tuple or dict of tensors, e.g. ``{"input_ids": ids, "attention_mask": mask}`` for texts.
+              tensor, or a tuple or dict of tensors, e.g. `{"input_ids": ids, "attention_mask": mask}` for texts.
             - one dict of the inputs and "labels", as Hugging Face's tokenizers and collators make it.
             - a Dataset of (inputs, label), or of dicts with "label".
             - a DataLoader of such batches. It keeps its batch size, order and augmentation. Texts may have another

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -95,7 +94,7 @@ def train_separately(
 def _ics_step(networks: Sequence[EarlyExitNetwork], recipe: Recipe) -> Step:
     """Return a step with one loss per network, on features that are computed once."""
 
-    def all_logits(inputs: Any) -> list[list[Tensor]]:
+    def all_logits(inputs: Batch) -> list[list[Tensor]]:
         with torch.no_grad():
             features = list(networks[0].backbone.features(inputs))
         return [network.ic_logits(features) for network in networks]
