@@ -179,6 +179,11 @@ class InputSpec:
         return [item.name for item in self.inputs]
 
     @property
+    def shapes(self) -> dict[str, list[int | None]]:
+        """The shape of each tensor, without the batch axis."""
+        return {item.name: list(item.shape) for item in self.inputs}
+
+    @property
     def image_shape(self) -> tuple[int, ...] | None:
         """(C, H, W) of a network of images, else None."""
         (first, *others) = self.inputs

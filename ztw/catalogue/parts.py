@@ -10,7 +10,7 @@ from typing import Any
 BUILT_IN: dict[str, tuple[str, ...]] = {
     "rule": ("max_softmax", "max_softmax_or_best", "entropy", "patience"),
     "ensemble": ("geometric", "arithmetic", "uniform"),
-    "head": ("conv", "pool"),
+    "head": ("conv", "pool", "mlp"),
     "thresholds": ("shared", "per_exit", "allowed_loss", "risk_controlled"),
 }
 NO_THRESHOLD = ("patience",)  # rules without a threshold

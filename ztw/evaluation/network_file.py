@@ -50,7 +50,7 @@ def network_metadata(
         "format": FORMAT,
         "version": VERSION,
         "arch": network.backbone.arch,
-        "input_shape": list(network.backbone.input_shape),
+        "inputs": network.backbone.inputs.to_json(),
         "num_classes": network.backbone.num_classes,
         "class_names": None if network.class_names is None else list(network.class_names),
         "normalisation": mean_and_std and {"mean": list(mean_and_std[0]), "std": list(mean_and_std[1])},

@@ -10,7 +10,7 @@ from typing import Any
 from ztw.files import read_json, write_sealed
 
 FILE = "network.json"
-FORMAT, VERSION = "ztw network", 2
+FORMAT, VERSION = "ztw network", 3
 
 
 def rules_of(folder: Path) -> dict[str, dict[str, Any]]:

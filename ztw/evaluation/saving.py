@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ztw.batch import InputSpec
 from ztw.errors import ZtwError
 from ztw.evaluation.network_file import Weights, network_metadata, write_network
 from ztw.evaluation.network_folder import FILE, FORMAT, VERSION
@@ -23,7 +24,7 @@ from ztw.models.building import build_network
 from ztw.models.checkpoints import load_strictly
 from ztw.models.costs import macs
 from ztw.models.cut import as_backbone
-from ztw.models.module_json import describe_module, module_from
+from ztw.models.module_json import describe_part, part_from
 from ztw.models.network import EarlyExitNetwork, static_network
 from ztw.progress import Note, Report, reporter
 from ztw.tensors import read_tensors, write_tensors
@@ -42,8 +43,8 @@ def save(
 ) -> None:
     """Save a network in a folder: weights.safetensors, and all else in a readable network.json.
 
-    Loads the saved network and checks that it predicts the same. A user's module that torch.fx cannot trace is saved
-    without its code: `load` then needs `model=`, and `progress` gets a note.
+    Loads the saved network and checks that it predicts the same. A stage that torch.export cannot follow is
+    saved without its code: `load` then needs `model=`, and `progress` gets a note.
 
     Args:
         network: saved with its ensemble, if it has one.
@@ -169,13 +170,11 @@ def load(
 
 def _make(metadata: dict[str, Any], folder: Path, model: nn.Module | None) -> EarlyExitNetwork:
     backbone = _backbone(metadata, model)
-    if (list(backbone.input_shape), backbone.num_classes) != (
-        metadata["input_shape"],
-        metadata["num_classes"],
-    ):
+    found = (backbone.inputs.shapes, backbone.num_classes)
+    expected = (InputSpec.from_json(metadata["inputs"]).shapes, metadata["num_classes"])
+    if found != expected:
         raise ZtwError(
-            f"the backbone takes {list(backbone.input_shape)} and has {backbone.num_classes} classes, expected"
-            f" {metadata['input_shape']} and {metadata['num_classes']}"
+            f"the backbone takes {found[0]} and has {found[1]} classes, expected {expected[0]} and {expected[1]}"
         )
     if metadata["placement"]:
         heads = {**metadata["heads"], "init": "torch"}
@@ -211,7 +210,7 @@ def _read_weights(path: Path, part: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def _backbone(metadata: dict[str, Any], model: nn.Module | None) -> Backbone:
-    described, shape = metadata["backbone"], tuple(metadata["input_shape"])
+    described, inputs = metadata["backbone"], InputSpec.from_json(metadata["inputs"])
     if isinstance(model, Backbone):
         return copy.deepcopy(model)
     if "as_backbone" in described:
@@ -219,7 +218,7 @@ def _backbone(metadata: dict[str, Any], model: nn.Module | None) -> Backbone:
         if model is None or how is None:
             kind = "Backbone made as the saved one" if how is None else metadata["arch"]
             raise ZtwError(f"the backbone could not be described; call load with model=<a {kind}>")
-        return as_backbone(model, shape, at=how["at"])
+        return as_backbone(model, example=inputs.sample(2), at=how["at"])
     if model is not None:
         raise ZtwError("model= is not needed, because the file describes the backbone; leave it out")
     if "build_backbone" in described:
@@ -227,8 +226,10 @@ def _backbone(metadata: dict[str, Any], model: nn.Module | None) -> Backbone:
         if "weights" in how:  # build_backbone would download them
             raise ZtwError("build_backbone: must not name weights; the folder holds them")
         return build_backbone(**how)
-    stages = [module_from(stage) for stage in described["stages"]]
-    return Backbone(metadata["arch"], stages, module_from(described["classifier"]), shape)
+    stages = [part_from(stage) for stage in described["stages"]]
+    backbone = Backbone(metadata["arch"], stages, part_from(described["classifier"]), inputs)
+    backbone.channels_first = tuple(described["channels_first"])
+    return backbone
 
 
 def _descriptions(backbone: Backbone, reasons: list[str]) -> Any:
@@ -236,10 +237,11 @@ def _descriptions(backbone: Backbone, reasons: list[str]) -> Any:
     if backbone.origin and "build_backbone" in backbone.origin:
         yield {"build_backbone": {**backbone.origin["build_backbone"], "init": "torch"}}
     try:
-        yield {
-            "stages": [describe_module(stage) for stage in backbone.stages],
-            "classifier": describe_module(backbone.classifier),
-        }
+        with torch.no_grad():
+            batch = backbone.inputs.sample(3, next(backbone.parameters(), None))
+            states = [batch, *backbone.eval().features(batch)]
+        *stages, classifier = map(describe_part, [*backbone.stages, backbone.classifier], states)
+        yield {"stages": stages, "classifier": classifier, "channels_first": list(backbone.channels_first)}
     except ZtwError as error:
         reasons.append(str(error))
 
@@ -247,9 +249,9 @@ def _descriptions(backbone: Backbone, reasons: list[str]) -> Any:
 @torch.no_grad()
 def _loads_alike(folder: Path, network: EarlyExitNetwork, reasons: list[str]) -> bool:
     """Return whether the saved network predicts the same as the network."""
-    images = torch.randn(3, *network.backbone.input_shape, generator=torch.Generator().manual_seed(0))
+    batch = network.backbone.inputs.sample(3)
     try:
-        found, expected = load(folder)[0](images), network(images)
+        found, expected = load(folder)[0](batch), network(batch)
     except ZtwError as error:
         reasons.append(str(error))
         return False
@@ -282,6 +284,8 @@ def _class_names(names: Any, network: EarlyExitNetwork) -> tuple[str, ...]:
 
 
 def _normalisation(pair: Any, network: EarlyExitNetwork) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    if network.backbone.input_shape is None:
+        raise ZtwError("normalisation: must be None for a network that does not take images")
     channels = network.backbone.input_shape[0]
     try:
         mean, std = (tuple(float(value) for value in part) for part in pair)

@@ -66,6 +66,7 @@ class Backbone(nn.Module):
         input_shape: (channels, height, width) of a network for images, else None.
         feature_shapes: shape of the features of each stage, without the batch axis.
         num_classes: number of classes.
+        channels_first: whether the features of a stage are a signal (N, C, L), not tokens (N, T, D).
         origin: the call that built the backbone, {"build_backbone": its arguments} or {"as_backbone": ...}, else None.
 
     Raises:
@@ -97,6 +98,7 @@ class Backbone(nn.Module):
             shapes.append(tuple(features_of(state).shape[1:]))
             self.returns_dicts |= isinstance(state, dict)
         self.feature_shapes, self.num_classes = shapes[:-1], shapes[-1][0]
+        self.channels_first: tuple[bool, ...] = (False,) * len(stages)
         self.give_needs()
         self.train()
 

@@ -10,7 +10,7 @@ import torch
 from ztw.errors import ZtwError, unknown
 from ztw.models.backbone import Backbone
 from ztw.models.costs import costly_exits, macs
-from ztw.models.heads import HEADS, HeadOptions
+from ztw.models.heads import HEADS, Head, HeadOptions, Transposed
 from ztw.models.initialisation import initialise_head
 from ztw.models.inputs import to_channels_last
 from ztw.models.network import EarlyExitNetwork, connection_of
@@ -50,20 +50,25 @@ def build_network(
     if not isinstance(backbone, Backbone):
         raise ZtwError(
             f"build_network: {type(backbone).__name__}, must be a Backbone; convert a model of yours with"
-            " ztw.as_backbone(model, input_shape)"
+            " ztw.as_backbone(model, input_shape), or as_backbone(model, example=batch)"
         )
     report = reporter(progress)
     if head not in HEADS:
         raise unknown("head", head, HEADS)
     options = HeadOptions.of(head_options)
     blocks = resolve_placement(backbone, placement)
-    num_classes, size = backbone.num_classes, backbone.input_shape[-1]
+    num_classes = backbone.num_classes
+    size = 0 if backbone.input_shape is None else backbone.input_shape[-1]
     cascade = connection_of(connection).cascade
     seen = [num_classes if cascade and exit else 0 for exit in range(len(blocks))]
-    heads = [
-        HEADS[head](backbone.feature_shapes[block], num_classes, previous, size, options)
-        for block, previous in zip(blocks, seen, strict=True)
-    ]
+    heads = []
+    for block, previous in zip(blocks, seen, strict=True):
+        shape = backbone.feature_shapes[block]
+        signal = backbone.channels_first[block]
+        ic = HEADS[head](shape[::-1] if signal else shape, num_classes, previous, size, options)
+        if signal and isinstance(ic, Head):
+            ic.body = Transposed(ic.body)
+        heads.append(ic)
     if options.init == "released":
         for ic in heads:
             initialise_head(ic, backbone.arch)

@@ -45,8 +45,8 @@ def as_backbone(
     """Convert a classifier of your own to a Backbone: a copy, cut into stages after which exits can be placed.
 
     By default, the model is cut after every block. Blocks are the outermost modules of a class that the model uses more
-    than once; without blocks, the model is cut after every activation, else after every layer with weights. The backbone
-    is in the model's mode. Its logits on random inputs must agree with the model's.
+    than once. Without blocks, the model is cut after every activation, else after every layer with weights. The
+    backbone is in the model's mode. Its logits on random inputs must agree with the model's.
 
     In the copy, weights under weight_norm, spectral_norm or pruning become plain weights.
 
@@ -87,7 +87,9 @@ def as_backbone(
     name = type(model).__name__
     check_supported(model, name)
     if other := {str(part.dtype) for part in model.parameters() if part.dtype != torch.float32}:
-        raise ZtwError(f"{name}: has weights of {', '.join(sorted(other))}, must be torch.float32; call .float() first")
+        raise ZtwError(
+            f"{name}: has weights of {', '.join(sorted(other))}, must be torch.float32; call .float() first"
+        )
     try:
         copied, by_hand = copy.deepcopy((model, (list(stages or []), classifier)))
     except Exception as error:  # a user's module may hold anything
@@ -122,7 +124,9 @@ def _sample_logits(model: nn.Module, name: str, inputs: InputSpec) -> tuple[Any,
         logits = first_tensor(call(model.eval(), batch))
     except Exception as error:  # a user's forward may raise anything
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors_of(batch))
-        raise ZtwError(f"{name}: cannot take {' and '.join(inputs.names)} of {shapes} ({_reason(error)})") from error
+        raise ZtwError(
+            f"{name}: cannot take {' and '.join(inputs.names)} of {shapes} ({_reason(error)})"
+        ) from error
     if not isinstance(logits, Tensor):
         raise ZtwError(
             f"{name}: returns a {type(logits).__name__}, must return logits (N, classes); wrap it in a module whose"
@@ -191,7 +195,9 @@ def cut_model(
     else:
         cuts = next((found for group in groups if (found := _ends(program, inputs, marked, group))), [])
     if not cuts:
-        raise ZtwError(f"{name}: has no blocks to cut after; name modules with at=[...]{_offer(model, inputs)}")
+        raise ZtwError(
+            f"{name}: has no blocks to cut after; name modules with at=[...]{_offer(model, inputs)}"
+        )
     try:
         trained = export(model, inputs, marked, training=True)
         trained_cuts = [trained.ends[program.ends.index(end)] for end in cuts]
@@ -199,20 +205,49 @@ def cut_model(
     except (CannotExportError, IndexError):  # the backbone can stay frozen
         pair = (Cut(program, inputs.names, cuts), None)
     parts = [_part(*pair, number) for number in range(len(cuts))]
-    return Backbone(name, parts, _classifier(*pair, len(cuts), num_classes), inputs)
+    backbone = Backbone(name, parts, _classifier(*pair, len(cuts), num_classes), inputs)
+    backbone.channels_first = tuple(_is_signal(end) for end in cuts)
+    return backbone
+
+
+def _is_signal(end: fx.Node) -> bool:
+    """Return whether a value is a signal (N, C, L), made by a 1-d convolution or pooling."""
+    if end.meta["val"].dim() != 3:
+        return False
+    todo, done = [end], set[fx.Node]()
+    while todo:
+        node = todo.pop(0)
+        name = str(node.target)
+        if name.startswith(("aten.conv1d", "aten.conv_transpose1d", "aten.max_pool1d", "aten.avg_pool1d")):
+            return True
+        if name.startswith(
+            ("aten.linear", "aten.layer_norm", "aten.embedding", "aten.lstm", "aten.gru", "aten.matmul")
+        ):
+            return False
+        todo += [before for before in node.all_input_nodes if before not in done]
+        done.update(todo)
+    return False
 
 
 def _same(one: Cut, other: Cut) -> tuple[Cut, Cut | None]:
     """Return both cuts if their states are alike, else only the first."""
-    return one, other if [list(state) for state in one.states] == [list(state) for state in other.states] else None
+    return one, other if [list(state) for state in one.states] == [
+        list(state) for state in other.states
+    ] else None
 
 
 def _with_free_axes(inputs: InputSpec, program: Program) -> InputSpec:
     """Return the inputs with None for every axis that may have any size."""
     found = []
-    for item, node in zip(inputs.inputs, (n for n in program.graph.nodes if n.op == "placeholder"), strict=True):
+    for item, node in zip(
+        inputs.inputs, (n for n in program.graph.nodes if n.op == "placeholder"), strict=True
+    ):
         sides = node.meta["val"].shape[1:]
-        found.append(replace(item, shape=tuple(None if isinstance(side, torch.SymInt) else int(side) for side in sides)))
+        found.append(
+            replace(
+                item, shape=tuple(None if isinstance(side, torch.SymInt) else int(side) for side in sides)
+            )
+        )
     return replace(inputs, inputs=tuple(found))
 
 
@@ -251,8 +286,8 @@ def _is_composed(module: nn.Module) -> bool:
     """Return whether a module has children and its own forward: it is neither a container nor a layer of torch."""
     if isinstance(module, nn.TransformerEncoderLayer):
         return True
-    own = not type(module).__module__.startswith("torch.nn") and not isinstance(module, nn.Sequential)
-    return own and any(True for _ in module.children())
+    layers = [kind for kind in type(module).__mro__ if kind.__module__.startswith("torch.nn.modules.")]
+    return layers == [nn.Module] and any(True for _ in module.children())
 
 
 def _ends(
@@ -278,8 +313,12 @@ def _without_weights(cut: Cut) -> set[fx.Node]:
         if node.op == "placeholder":
             if node is cut.mask or not node.meta["val"].is_floating_point():
                 found.add(node)
-        elif node.op == "call_function" and node.all_input_nodes:
-            if all(arg in found or arg not in cut.of_rows and arg.op != "get_attr" for arg in node.all_input_nodes):
+        elif node.op == "call_function" and any(arg in found for arg in node.all_input_nodes):
+            weights = (
+                arg not in found and (arg in cut.of_rows or arg.op == "get_attr")
+                for arg in node.all_input_nodes
+            )
+            if not any(weights):
                 found.add(node)
     return found
 
@@ -296,18 +335,24 @@ def _cuts_at(program: Program, inputs: InputSpec, at: Sequence[str], name: str) 
     cut, calls = Cut(program, inputs.names, []), Counter(program.order)
     for number, place in enumerate(at):
         if calls[number] != 1:
-            raise ZtwError(f"{name}: at={place!r} is called {calls[number]} times, must be once; name another module")
+            raise ZtwError(
+                f"{name}: at={place!r} is called {calls[number]} times, must be once; name another module"
+            )
     ends = []
     for end, number in zip(program.ends, program.order, strict=True):
         place = at[number]
         if end is cut.nodes[-1].args[0]:
-            raise ZtwError(f"{name}: at={place!r} leaves no layer for the classifier; cut before the last layer")
+            raise ZtwError(
+                f"{name}: at={place!r} leaves no layer for the classifier; cut before the last layer"
+            )
         if not _is_inner(cut, end):
             raise ZtwError(f"{name}: at={place!r} does not return features of floats; name another module")
         try:
             cut._state(end)
         except CannotExportError as error:
-            raise ZtwError(f"{name}: at={place!r} cannot be a cut, because {error}; name another module") from error
+            raise ZtwError(
+                f"{name}: at={place!r} cannot be a cut, because {error}; name another module"
+            ) from error
         ends.append(end)
     return list(dict.fromkeys(ends))
 

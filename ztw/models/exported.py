@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import operator
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +23,12 @@ from ztw.batch import Batch, InputSpec, tensors_of
 from ztw.errors import ZtwError
 
 aten = torch.ops.aten
+DROPOUTS = (
+    aten.dropout.default,
+    aten.dropout_.default,
+    aten.feature_dropout.default,
+    aten.feature_dropout_.default,
+)
 FEATURES, MASK = "features", "attention_mask"  # of a state, see `ztw.models.backbone`
 ROWS = 3  # batch size of an export; torch.export makes a constant of 1
 Ends = list[fx.Node]
@@ -33,7 +39,9 @@ def _clone(x: Tensor, number: int) -> Tensor:
 
 
 # An operation that does nothing; it marks the end of a module in a graph
-mark = torch.library.custom_op("ztw::mark", _clone, mutates_args=(), schema="(Tensor x, int number) -> Tensor")
+mark = torch.library.custom_op(
+    "ztw::mark", _clone, mutates_args=(), schema="(Tensor x, int number) -> Tensor"
+)
 mark.register_fake(_clone)
 
 
@@ -59,7 +67,7 @@ class Program:
 
 
 class _Flat(nn.Module):
-    """Calls a model with the flat tensors of a batch, and returns its logits or its features."""
+    """Calls a model with the flat tensors of a batch, and returns its logits."""
 
     def __init__(self, model: nn.Module, inputs: InputSpec) -> None:
         super().__init__()
@@ -67,6 +75,13 @@ class _Flat(nn.Module):
 
     def forward(self, *tensors: Tensor) -> Any:
         return first_tensor(call(self.model, self.inputs.build(tensors)))
+
+
+class _FlatPart(_Flat):
+    """Calls a part with the flat tensors of a state, and returns the tensors of the next state."""
+
+    def forward(self, *tensors: Tensor) -> Any:
+        return tensors_of(self.model(self.inputs.build(tensors)))
 
 
 def call(model: nn.Module, batch: Batch) -> Any:
@@ -102,44 +117,102 @@ def _marked(number: int, module: nn.Module, given: Any, output: Any) -> Any:
 
 
 def export(
-    model: nn.Module,
-    inputs: InputSpec,
-    marked: Sequence[nn.Module] = (),
-    free: bool = True,
-    training: bool = False,
+    model: nn.Module, inputs: InputSpec, marked: Sequence[nn.Module] = (), training: bool = False
 ) -> Program:
     """Export a model in one mode, with any batch size.
+
+    A second axis of integers, e.g. the length of a text, may have any size if the model allows it.
 
     Args:
         model: what it returns is reduced to the logits. Its mode changes.
         inputs: what it takes.
         marked: modules whose ends are recorded.
-        free: whether axes of integers, e.g. the length of a text, may have any size if the model allows it.
         training: the mode.
 
     Raises:
         CannotExportError: with torch.export's reason.
     """
     sample = tensors_of(inputs.sample(ROWS, next(model.parameters(), torch.empty(0))))
-    dims = torch.export.Dim
-    axes = []
-    for item in inputs.inputs:
-        open_axes = range(1, len(item.shape) + 1) if free and item.dtype == "int64" else ()
-        axes.append({0: dims.DYNAMIC, **dict.fromkeys(open_axes, dims.AUTO)})
+    free = [range(1, len(item.shape) + 1) if item.dtype == "int64" else () for item in inputs.inputs]
     hooks = [module.register_forward_hook(partial(_marked, number)) for number, module in enumerate(marked)]
     try:
+        program = _exported(_Flat(model.train(training), inputs), sample, free)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return program
+
+
+def export_part(part: nn.Module, state: Any, trains: bool = True) -> ExportedPart:
+    """Return a stage or a classifier as an ExportedPart with the same weights.
+
+    Args:
+        part: the part. Its mode changes.
+        state: what it takes, for a batch of at least 2 samples.
+        trains: whether to export it for training, too.
+
+    Raises:
+        CannotExportError: with torch.export's reason.
+    """
+    if isinstance(part, ExportedPart):
+        return part
+    inputs = InputSpec.of_example(state)
+    free = [range(1, tensor.dim()) if tensor.dim() in (2, 3) else () for tensor in tensors_of(state)]
+    with torch.no_grad():
+        output = part.eval()(state)
+    keys = list(output) if isinstance(output, dict) else None
+    programs = []
+    for training in (False, True) if trains else (False,):
+        try:
+            flat = _FlatPart(part.train(training), inputs)
+            programs.append(_exported(flat, tensors_of(state), free, keys))
+        except CannotExportError:
+            if not training:
+                raise
+    takes = inputs.names if isinstance(state, dict) else [f"x{number}" for number in range(len(inputs.names))]
+    tensors = {name: tensor for program in programs for name, tensor in program.tensors.items()}
+    graphs = [_with_names(program.graph, takes) for program in programs]
+    return ExportedPart(tensors, takes, graphs[0], graphs[1] if len(graphs) > 1 else None).train(
+        part.training
+    )
+
+
+def _with_names(graph: fx.Graph, names: Sequence[str]) -> fx.Graph:
+    """Copy a graph; name its placeholders."""
+    renamed, made = fx.Graph(), dict[fx.Node, fx.Node]()
+    for name, node in zip(names, (node for node in graph.nodes if node.op == "placeholder"), strict=True):
+        made[node] = renamed.placeholder(name)
+    for node in graph.nodes:
+        if node not in made:
+            made[node] = renamed.node_copy(node, made.__getitem__)
+    return renamed
+
+
+def _exported(
+    flat: nn.Module,
+    sample: Sequence[Tensor],
+    free: Sequence[Sequence[int]],
+    keys: Sequence[str] | None = None,
+) -> Program:
+    """Export a module of flat tensors.
+
+    Args:
+        flat: in the mode to export.
+        sample: its arguments.
+        free: for each of them the axes, beside the first, that may have any size.
+        keys: names of the outputs; None for one output.
+    """
+    dims = torch.export.Dim
+    axes = tuple({0: dims.DYNAMIC, **dict.fromkeys(places, dims.AUTO)} for places in free)
+    try:
         with _quiet(), torch.no_grad():
-            flat = _Flat(model.train(training), inputs)
-            program = torch.export.export(flat, sample, dynamic_shapes=(tuple(axes),), strict=False)
+            program = torch.export.export(flat, tuple(sample), dynamic_shapes=(axes,), strict=False)
             module = program.module(check_guards=False)
     except Exception as error:  # a user's forward may raise anything
         reason = " ".join(str(error).split())
         raise CannotExportError(reason[:200] or type(error).__name__) from error
-    finally:
-        for hook in hooks:
-            hook.remove()
     assert isinstance(module, fx.GraphModule)
-    return _cleaned(module)
+    return _cleaned(module, keys)
 
 
 @contextmanager
@@ -155,7 +228,7 @@ def _quiet() -> Iterator[None]:
             logging.disable(before)
 
 
-def _cleaned(module: fx.GraphModule) -> Program:
+def _cleaned(module: fx.GraphModule, keys: Sequence[str] | None = None) -> Program:
     """Remove checks and marks from an exported graph, and make in-place operations functional."""
     graph, ends, order = module.graph, Ends(), list[int]()
     tensors: dict[str, Tensor] = {}
@@ -177,13 +250,18 @@ def _cleaned(module: fx.GraphModule) -> Program:
             graph.erase_node(node)
             ends.append(of)
             order.append(number)
-        elif isinstance(node.target, OpOverload):
-            _make_functional(node)
+        elif node.target in DROPOUTS and not node.args[2]:
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+    for node in list(graph.nodes):
+        if isinstance(node.target, OpOverload) and node.target._schema.is_mutable:
+            _make_functional(node, ends)
     (output,) = (node for node in graph.nodes if node.op == "output")
-    result = output.args[0]
-    while isinstance(result, tuple | list):
-        result = result[0]
-    output.args = (result,)
+    results = output.args[0]
+    while isinstance(results, tuple | list) and isinstance(results[0], tuple | list):
+        results = results[0]
+    results = list(results) if isinstance(results, tuple | list) else [results]
+    output.args = (results[0] if keys is None else dict(zip(keys, results, strict=True)),)
     graph.owning_module = None  # names of tensors are no longer those of its attributes
     graph.eliminate_dead_code()
     return Program(graph, tensors, ends, order)
@@ -195,8 +273,8 @@ def _plain_name(name: str) -> str:
     return ".".join("".join(char if char.isalnum() else "_" for char in step) for step in steps)
 
 
-def _make_functional(node: fx.Node) -> None:
-    """Replace an in-place operation on a value by the operation that returns a new value.
+def _make_functional(node: fx.Node, ends: Ends) -> None:
+    """Replace an in-place operation by the operation that returns a new value, if another reader could see the change.
 
     Operations on buffers, e.g. BatchNorm's counter, and on views stay as they are.
     """
@@ -204,11 +282,20 @@ def _make_functional(node: fx.Node) -> None:
     assert isinstance(target, OpOverload)
     name = target._schema.name.removeprefix("aten::")
     given = node.args[0] if node.args else None
-    if not name.endswith("_") or name.startswith("_") or not isinstance(given, fx.Node) or given.op == "get_attr":
+    if (
+        not name.endswith("_")
+        or name.startswith("_")
+        or not isinstance(given, fx.Node)
+        or given.op == "get_attr"
+    ):
         return
     packet = getattr(aten, name.removesuffix("_"), None)
     functional = getattr(packet, target._overloadname, None)
-    if functional is None or _is_view(given) or len(functional._schema.arguments) != len(target._schema.arguments):
+    if (
+        functional is None
+        or _is_view(given)
+        or len(functional._schema.arguments) != len(target._schema.arguments)
+    ):
         return
     node.target = functional
     given.replace_all_uses_with(node, delete_user_cb=lambda user: user is not node and user > node)
@@ -242,12 +329,15 @@ class ExportedPart(nn.Module):
     ) -> None:
         super().__init__()
         self.takes = tuple(takes)
-        self.names = tuple(dict.fromkeys(name for graph in (in_eval, in_training) for name in names_in(graph)))
-        self.graphs = [in_eval, in_training]
+        self.names = tuple(
+            dict.fromkeys(name for graph in (in_eval, in_training) for name in names_in(graph))
+        )
+        self.eval_graph, self.training_graph = in_eval, in_training
         self.in_eval = _runner(in_eval, self.names)
         self.in_training = None if in_training is None else _runner(in_training, self.names)
         self.places = [self._hold(name, tensors[name]) for name in self.names]
         self.linear = None if linear is None else self._hold(*linear)
+        self.linear_name = "" if linear is None else linear[0]
 
     def _hold(self, name: str, what: Tensor | nn.Module) -> tuple[dict[str, Any], str]:
         """Store a tensor or a module under a name with dots; return its dict and its key."""
@@ -270,7 +360,9 @@ class ExportedPart(nn.Module):
         """Compute the next state, or the logits."""
         run = self.in_training if self.training else self.in_eval
         if run is None:
-            raise ZtwError("the model cannot be exported in training mode; train the exits with regime='separate'")
+            raise ZtwError(
+                "the model cannot be exported in training mode; train the exits with regime='separate'"
+            )
         given = [state[name] for name in self.takes] if isinstance(state, dict) else tensors_of(state)
         output = run(*[where[name] for where, name in self.places], *given)
         if self.linear is None:
@@ -444,7 +536,9 @@ def _dependent(nodes: Sequence[fx.Node]) -> set[fx.Node]:
     """Return the nodes whose values depend on the samples, not only on weights and sizes."""
     found: set[fx.Node] = set()
     for node in nodes:
-        if node.op == "placeholder" or (not is_size(node) and any(arg in found for arg in node.all_input_nodes)):
+        if node.op == "placeholder" or (
+            not is_size(node) and any(arg in found for arg in node.all_input_nodes)
+        ):
             found.add(node)
             if _is_kept(node):  # what it overwrites depends on samples, too
                 found.update(_overwritten(node))

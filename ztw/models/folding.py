@@ -3,39 +3,36 @@
 from __future__ import annotations
 
 import copy
-from collections import Counter
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
-from torch import fx, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from ztw.batch import mapped
 from ztw.errors import ZtwError
 from ztw.models.backbone import Backbone
-from ztw.models.inputs import HOOKS
+from ztw.models.exported import CannotExportError, ExportedPart, aten, export_part
 from ztw.models.network import EarlyExitNetwork
 
 Network = TypeVar("Network", Backbone, EarlyExitNetwork)
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+CONVOLUTIONS = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)
 CLOSE = 1e-3  # tolerance, relative to the largest logit
 
 
 def fold_batch_norm(network: Network) -> Network:
     """Copy a network for inference, with its BatchNorms folded into the convolutions before them.
 
-    A BatchNorm is folded if it follows a convolution whose output it alone uses. Both must be exactly PyTorch's
-    classes. A subclass, a hook or a parametrization may compute something else, so such modules stay as they are.
+    A BatchNorm is folded if it follows a convolution whose output it alone uses.
 
-    The copy is in eval mode. Its logits on two random images must agree with the original's up to rounding. Take costs
+    The copy is in eval mode. Its logits on two random samples must agree with the original's up to rounding. Take costs
     (`ztw.macs`) from the original, because the bias of a folded convolution counts.
 
     Args:
         network: an EarlyExitNetwork or a Backbone.
 
     Raises:
-        ZtwError: for any other model, for a stage that torch.fx cannot trace, and if the logits differ.
+        ZtwError: for any other model, for a stage that torch.export cannot follow, and if the logits differ.
 
     Example:
         >>> import torch, ztw
@@ -51,23 +48,25 @@ def fold_batch_norm(network: Network) -> Network:
     folded = copy.deepcopy(network).eval()
     backbone = folded.backbone if isinstance(folded, EarlyExitNetwork) else folded
     with torch.no_grad(), torch.backends.cudnn.flags(allow_tf32=False):
-        images = _images(backbone)
-        expected = folded(images)
-        for number, stage in enumerate(backbone.stages):
-            backbone.stages[number] = _fold(stage, f"{backbone.arch}: stage {number}")
-        backbone.classifier = _fold(backbone.classifier, f"{backbone.arch}: classifier")
+        batch = backbone.inputs.sample(2, next(backbone.parameters(), None))
+        expected = folded(batch)
+        states = [mapped(state, Tensor.clone) for state in (batch, *backbone.features(batch))]
+        for number, state in enumerate(states):
+            try:
+                if number < len(backbone.stages):
+                    backbone.stages[number] = _fold(backbone.stages[number], state)
+                else:
+                    backbone.classifier = _fold(backbone.classifier, state)
+            except CannotExportError as error:
+                raise ZtwError(
+                    f"{backbone.arch}: a stage cannot be exported to fold its BatchNorms ({error})"
+                ) from error
         backbone.give_needs()
-        _compare(backbone.arch, folded(images), expected)
-    return folded
+        _compare(backbone.arch, folded(batch), expected)
+    return folded.eval()
 
 
-def _images(backbone: Backbone) -> torch.Tensor:
-    like = next(backbone.parameters(), torch.empty(0))
-    images = torch.randn(2, *backbone.input_shape, generator=torch.Generator().manual_seed(0))
-    return images.to(like)
-
-
-def _compare(arch: str, found: torch.Tensor, expected: torch.Tensor) -> None:
+def _compare(arch: str, found: Tensor, expected: Tensor) -> None:
     scale = float(expected.nan_to_num().abs().max())
     if not torch.allclose(found, expected, rtol=0, atol=CLOSE * max(1.0, scale), equal_nan=True):
         difference = float((found - expected).abs().max())
@@ -76,70 +75,55 @@ def _compare(arch: str, found: torch.Tensor, expected: torch.Tensor) -> None:
         )
 
 
-def _fold(module: nn.Module, name: str) -> nn.Module:
-    if not any(isinstance(part, BATCH_NORMS) for part in module.modules()) or _hooked(module):
+def _fold(module: nn.Module, state: object) -> nn.Module:
+    part = export_part(module, state, trains=False)
+    graph = copy.deepcopy(part.eval_graph)
+    tensors = {name: where[key] for name, (where, key) in zip(part.names, part.places, strict=True)}
+    folded = False
+    for node in list(graph.nodes):
+        if node.target == aten.batch_norm.default and _is_foldable(node):
+            _fold_node(graph, node, tensors)
+            folded = True
+    if not folded:
         return module
-    traced = _traced(module, name)
-    _drop_dropout(traced)
-    used = Counter(id(part) for node in traced.graph.nodes if (part := _read(traced, node)) is not None)
-    for node in list(traced.graph.nodes):
-        norm, before = _read(traced, node), (node.all_input_nodes or [None])[0]
-        if norm is None or before is None or not _is_exactly(norm, BATCH_NORMS) or norm.running_mean is None:
-            continue
-        convolution = _read(traced, before)
-        if convolution is None or not _is_exactly(convolution, CONVOLUTIONS):
-            continue
-        if used[id(convolution)] == 1 == len(before.users):
-            fused: nn.Module = fuse_conv_bn_eval(convolution, norm)  # type: ignore[type-var, arg-type]
-            traced.set_submodule(str(before.target), fused)
-            node.replace_all_uses_with(before)
-            traced.graph.erase_node(node)
-    traced.delete_all_unused_submodules()
-    traced.recompile()
-    return traced
+    graph.eliminate_dead_code()
+    linear = None
+    if part.linear is not None:
+        where, key = part.linear
+        linear = (part.linear_name, where[key])
+    return ExportedPart(tensors, part.takes, graph, None, linear).eval()
 
 
-def _is_exactly(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> bool:
-    """Return whether a module computes exactly what its class in PyTorch does. A parametrization changes the class."""
-    return type(module) in kinds and "forward" not in vars(module) and not _hooked(module)
+def _is_foldable(norm: fx.Node) -> bool:
+    """Return whether a BatchNorm normalises a convolution that nothing else reads, by stored means and variances."""
+    convolution, *numbers = norm.args[:5]
+    if (
+        not isinstance(convolution, fx.Node)
+        or convolution.target not in CONVOLUTIONS
+        or len(convolution.users) > 1
+    ):
+        return False
+    weights = [arg for arg in (*convolution.args[1:3], *numbers) if arg is not None]
+    stored = all(isinstance(arg, fx.Node) and arg.op == "get_attr" for arg in weights)
+    return stored and numbers[2] is not None and norm.args[5] is False
 
 
-def _hooked(module: nn.Module) -> bool:
-    """Return whether a module has hooks other than ztw's own, which are registered again."""
-    before = module._forward_pre_hooks.values()
-    return bool(module._forward_hooks) or any(hook not in HOOKS.values() for hook in before)
+def _fold_node(graph: fx.Graph, norm: fx.Node, tensors: dict[str, Tensor]) -> None:
+    convolution, scale, shift, mean, variance = norm.args[:5]
+    assert isinstance(convolution, fx.Node)
+    weight, bias = convolution.args[1], (*convolution.args, None, None)[2]
 
+    def of(node: object) -> Any:
+        return tensors[str(node.target)] if isinstance(node, fx.Node) else None
 
-def _traced(module: nn.Module, name: str) -> fx.GraphModule:
-    if isinstance(module, fx.GraphModule):
-        return module
-    try:
-        return fx.GraphModule(module, _Tracer().trace(module))
-    except Exception as error:  # a user's forward may raise anything when it is called with a proxy
-        reason = " ".join(str(error).split())[:160]
-        raise ZtwError(f"{name}: cannot be traced to fold its BatchNorms ({reason})") from error
-
-
-def _read(traced: fx.GraphModule, node: fx.Node) -> nn.Module | None:
-    """Return the module that a node calls, or whose parameter it reads."""
-    if node.op == "call_module":
-        return traced.get_submodule(str(node.target))
-    if node.op == "get_attr":
-        return traced.get_submodule(str(node.target).rpartition(".")[0])
-    return None
-
-
-def _drop_dropout(traced: fx.GraphModule) -> None:
-    """Remove dropout, which does nothing at inference but separates a convolution from its BatchNorm."""
-    for node in list(traced.graph.nodes):
-        part = _read(traced, node)
-        if part is not None and _is_exactly(part, DROPOUTS):
-            node.replace_all_uses_with(node.all_input_nodes[0])
-            traced.graph.erase_node(node)
-
-
-class _Tracer(fx.Tracer):
-    """Traces every module without children as one unit."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return super().is_leaf_module(m, module_qualified_name) or not any(m.children())
+    eps: Any = norm.args[7]
+    new = fuse_conv_bn_weights(
+        of(weight), of(bias), of(mean), of(variance), norm.args[7], of(scale), of(shift)
+    )  # type: ignore[arg-type]
+    name = f"{weight.target}_{convolution.name}"  # type: ignore[union-attr]
+    tensors[name], tensors[f"{name}_bias"] = new
+    with graph.inserting_before(convolution):
+        both = (graph.get_attr(name), graph.get_attr(f"{name}_bias"))
+    convolution.args = (convolution.args[0], *both, *convolution.args[3:])
+    norm.replace_all_uses_with(convolution)
+    graph.erase_node(norm)

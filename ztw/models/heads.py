@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ztw.errors import unknown
+from ztw.errors import ZtwError, unknown
 from ztw.models.backbone import Fp32Linear
 from ztw.models.initialisation import INITS
 from ztw.models.pooling import POOLINGS
+
+FIRST = "first"  # pooling: the first token
 
 
 @dataclass(frozen=True)
@@ -20,8 +22,10 @@ class HeadOptions:
     """Options of a network's heads. Every kind of head receives all of them.
 
     Args:
-        pooling: a name in POOLINGS.
-        width: channels of a head's convolution, as a share of the block's. The released recipe for ImageNet has 0.25.
+        pooling: of maps, a name in POOLINGS. Of tokens (N, T, D): "first" = the first token; any other = the mean of
+            the tokens that the attention mask keeps.
+        width: channels of a head's convolution, or hidden units of an MLP, as a share of the block's channels. The
+            released recipe for ImageNet has 0.25.
         layer_norm: whether a cascade normalises the previous exit's logits. The released recipe for ImageNet does.
         init: initial weights, "torch" (PyTorch's) or "released" (see `ztw.models.initialisation`).
 
@@ -35,8 +39,8 @@ class HeadOptions:
     init: str = "torch"
 
     def __post_init__(self) -> None:
-        if self.pooling not in POOLINGS:
-            raise unknown("pooling", self.pooling, POOLINGS)
+        if self.pooling not in (*POOLINGS, FIRST):
+            raise unknown("pooling", self.pooling, [*POOLINGS, FIRST])
         if self.init not in INITS:
             raise unknown("init", self.init, INITS)
 
@@ -69,30 +73,76 @@ class Head(nn.Module):
         self.linear = Fp32Linear(features + previous, num_classes)
 
     def forward(self, features: Tensor, previous: Tensor | None = None) -> Tensor:
-        """Compute logits float32 (N, classes) from features (N, ...) and the previous exit's logits, or None."""
+        """Compute logits float32 (N, classes) from features and the previous exit's logits, or None.
+
+        Args:
+            features: (N, ...), or with an attention mask the pair (tokens (N, T, D), mask (N, T)).
+            previous: (N, classes), or None.
+        """
         flat = self.body(features).float()
         return self.linear(flat if previous is None else torch.cat([flat, self.norm(previous)], dim=1))
 
 
 class MeanToken(nn.Module):
-    """Normalised mean of the tokens of a transformer block."""
+    """Normalised mean of the tokens of a transformer block, without padding."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Compute (N, D) from (N, S, D)."""
-        return self.norm(tokens.mean(1))
+    def forward(self, features: Tensor | tuple[Tensor, Tensor]) -> Tensor:
+        """Compute (N, D) from tokens (N, T, D), or from (tokens, attention mask (N, T))."""
+        if isinstance(features, Tensor):
+            return self.norm(features.mean(1))
+        tokens, mask = features
+        kept = mask.to(tokens.dtype)[..., None]
+        return self.norm((tokens * kept).sum(1) / kept.sum(1).clamp(min=1))
+
+
+class FirstToken(nn.Module):
+    """Normalised first token of a transformer block."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, features: Tensor | tuple[Tensor, Tensor]) -> Tensor:
+        """Compute (N, D) from tokens (N, T, D), or from (tokens, attention mask (N, T))."""
+        tokens = features if isinstance(features, Tensor) else features[0]
+        return self.norm(tokens[:, 0])
+
+
+class Transposed(nn.Module):
+    """A body for tokens that is given a signal (N, C, L)."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, signal: Tensor) -> Tensor:
+        """Call the body on (N, L, C)."""
+        return self.body(signal.transpose(1, 2))
+
+
+def _vector_body(feature_shape: tuple[int, ...], options: HeadOptions) -> nn.Module:
+    """Return a module from a vector (D,) or tokens (T, D) to a vector."""
+    if len(feature_shape) == 1:
+        return nn.Identity()
+    return (FirstToken if options.pooling == FIRST else MeanToken)(feature_shape[-1])
 
 
 def _vector_head(
     feature_shape: tuple[int, ...], num_classes: int, previous: int, options: HeadOptions
 ) -> Head:
-    """Return a head for features without a map: one Linear, on a vector (D,) or on the mean of tokens (S, D)."""
-    features = feature_shape[-1]
-    body = nn.Identity() if len(feature_shape) == 1 else MeanToken(features)
-    return Head(body, features, num_classes, previous, options.layer_norm)
+    """Return a head for features without a map: one Linear, on a vector (D,) or on the mean of tokens (T, D)."""
+    body = _vector_body(feature_shape, options)
+    return Head(body, feature_shape[-1], num_classes, previous, options.layer_norm)
+
+
+def _pooling(options: HeadOptions, side: int) -> nn.Module:
+    if options.pooling == FIRST:
+        raise ZtwError("pooling 'first': needs tokens (N, T, D), not a map; use mixed, avg or max")
+    return POOLINGS[options.pooling](side)
 
 
 class WithoutLast(nn.Module):
@@ -123,7 +173,7 @@ def conv_head(
     """Build the released recipe's head: 3x3 convolution, ReLU, pooling to 4x4, Linear (ZTW 2021).
 
     Args:
-        feature_shape: (C, H, W) of the block's output; (D,) and (S, D) get a head without a convolution.
+        feature_shape: (C, H, W) of the block's output; (D,) and (T, D) get a head without a convolution.
         num_classes, previous: see `Head`.
         image_size: see `stride_and_padding`.
         options: see `HeadOptions`.
@@ -139,7 +189,7 @@ def conv_head(
     if padding == 2 and options.pooling == "mixed" and {side % 4 for side in convolved} == {1}:
         # sides of 33, 17 and 9 (Tiny ImageNet): the released mixed pool has 4 equal windows and skips the last pixels
         layers.append(WithoutLast())
-    layers += [POOLINGS[options.pooling](pooled), nn.Flatten()]
+    layers += [_pooling(options, pooled), nn.Flatten()]
     return Head(nn.Sequential(*layers), hidden * pooled**2, num_classes, previous, options.layer_norm)
 
 
@@ -151,10 +201,24 @@ def pool_head(
         return _vector_head(feature_shape, num_classes, previous, options)
     channels, height, breadth = feature_shape
     side = min(4, height, breadth)
-    body = nn.Sequential(POOLINGS[options.pooling](side), nn.Flatten())
+    body = nn.Sequential(_pooling(options, side), nn.Flatten())
     return Head(body, channels * side * side, num_classes, previous, options.layer_norm)
+
+
+def mlp_head(
+    feature_shape: tuple[int, ...], num_classes: int, previous: int, image_size: int, options: HeadOptions
+) -> Head:
+    """Build a head with a hidden layer: pooling, Linear, ReLU, Linear. The option width sets the hidden units."""
+    hidden = max(1, round(options.width * feature_shape[0 if len(feature_shape) == 3 else -1]))
+    if len(feature_shape) < 3:
+        layers, features = [_vector_body(feature_shape, options)], feature_shape[-1]
+    else:
+        side = min(4, *feature_shape[1:])
+        layers, features = [_pooling(options, side), nn.Flatten()], feature_shape[0] * side * side
+    body = nn.Sequential(*layers, nn.Linear(features, hidden), nn.ReLU(inplace=True))
+    return Head(body, hidden, num_classes, previous, options.layer_norm)
 
 
 # (feature shape without the batch axis, num_classes, number of previous logits, side of the images, options) -> head
 HeadBuilder = Callable[[tuple[int, ...], int, int, int, HeadOptions], nn.Module]
-HEADS: dict[str, HeadBuilder] = {"conv": conv_head, "pool": pool_head}
+HEADS: dict[str, HeadBuilder] = {"conv": conv_head, "pool": pool_head, "mlp": mlp_head}

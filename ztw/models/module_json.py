@@ -1,317 +1,199 @@
-"""Convert traced modules to readable JSON and back. Only listed classes and functions are used, so a file runs no code.
+"""Convert parts of a model to readable JSON and back. Only listed operations are used, so a file runs no code.
 
-A module of torch.nn or torchvision.ops is stored as its class and the arguments of its constructor. Any other module is
-stored as its torch.fx graph, whose nodes call such modules, functions of torch and methods of tensors.
+A part is stored as its graphs of ATen operations (see `ztw.models.exported`), without its weights.
 """
 
 from __future__ import annotations
 
-import inspect
 import operator
 import re
-from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch._ops import OpOverload
 
 from ztw.errors import ZtwError
 from ztw.models.backbone import Fp32Linear
-from ztw.models.tracing import trace_part
+from ztw.models.exported import ExportedPart, export_part
 
-OPERATORS = (
-    *("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "neg", "pos", "abs", "invert"),
-    *("iadd", "isub", "imul", "itruediv", "eq", "ne", "lt", "le", "gt", "ge", "and_", "or_", "xor"),
-    "getitem",
-)
-ATTRIBUTES = ("shape", "dtype", "device", "ndim", "T", "mT")  # attributes of tensors that a graph may read
-PLACE = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")  # name of a module or tensor; it becomes part of code
-OURS = "ztw.Fp32Linear"
-TORCHVISION = "torchvision.ops."
-PLAIN = (bool, int, float, str, type(None))
-
-
-class NotDescribedError(ZtwError):
-    """A module that the format cannot represent."""
+PLACE = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")  # name of a tensor; it becomes part of code
+OPERATION = re.compile(r"aten\.([a-z_0-9A-Z]+)\.([A-Za-z_0-9]+)")
+PLAIN = (bool, int, str, type(None))
+# Operations that take no tensor. Others of this kind could read files.
+FACTORIES = ("arange", "empty", "eye", "full", "linspace", "ones", "scalar_tensor", "zeros")
+OF_SIZES = {
+    name: getattr(operator, name) for name in ("add", "sub", "mul", "floordiv", "mod", "neg", "getitem")
+}
+OF_SIZES |= {"sym_not": torch.sym_not, "sym_max": torch.sym_max, "sym_min": torch.sym_min}
+# Arguments that JSON lacks, by the name of their type
+TYPES: dict[str, type] = {"dtype": torch.dtype, "memory_format": torch.memory_format, "layout": torch.layout}
 
 
-def describe_module(module: nn.Module) -> dict[str, Any]:
-    """Convert a module without its weights to JSON; raise NotDescribedError if the format cannot represent it."""
-    if (name := _class_name(type(module))) is not None:
-        return {"class": name, "options": _options(module)}
-    if not isinstance(module, fx.GraphModule):
-        module = trace_part(module)
-    nodes, modules, tensors = list[Any](), dict[str, Any](), dict[str, Any]()
-    for node in module.graph.nodes:
+def describe_part(part: nn.Module, state: Any) -> dict[str, Any]:
+    """Convert a part without its weights to JSON.
+
+    Args:
+        part: a stage or a classifier.
+        state: what it takes, for a batch of samples.
+
+    Raises:
+        ZtwError: for a part that torch.export cannot follow, and for an operation that is not listed.
+    """
+    part = export_part(part, state)
+    tensors = {
+        name: _describe_tensor(where[key]) for name, (where, key) in zip(part.names, part.places, strict=True)
+    }
+    for name in tensors:
+        _place(name)
+    last = None
+    if part.linear is not None:
+        where, key = part.linear
+        linear = where[key]
+        sizes = {"in_features": linear.in_features, "out_features": linear.out_features}
+        last = {"name": _place(part.linear_name), **sizes, "bias": linear.bias is not None}
+    return {
+        "takes": list(part.takes),
+        "tensors": tensors,
+        "in_eval": _describe_graph(part.eval_graph),
+        "in_training": _describe_graph(part.training_graph),
+        "linear": last,
+    }
+
+
+def part_from(described: dict[str, Any]) -> ExportedPart:
+    """Create a part from its JSON, without its weights; raise ZtwError for an operation that is not listed."""
+    tensors = {_checked_place(name): _make_tensor(item) for name, item in described["tensors"].items()}
+    takes = [str(name) for name in described["takes"]]
+    graphs = [
+        None if item is None else _make_graph(item, takes, tensors)
+        for item in (described["in_eval"], described["in_training"])
+    ]
+    linear = None
+    if (last := described["linear"]) is not None:
+        layer = Fp32Linear(int(last["in_features"]), int(last["out_features"]), bias=bool(last["bias"]))
+        linear = (_checked_place(last["name"]), layer)
+    if graphs[0] is None:
+        raise ZtwError("in_eval: missing")
+    return ExportedPart(tensors, takes, graphs[0], graphs[1], linear)
+
+
+def _describe_graph(graph: fx.Graph | None) -> dict[str, Any] | None:
+    nodes: list[dict[str, Any]] = []
+    for node in [] if graph is None else graph.nodes:
+        if node.op == "placeholder":
+            continue
         if node.op == "output":
-            return {"nodes": nodes, "output": _encode(node.args[0]), "modules": modules, "tensors": tensors}
+            return {"nodes": nodes, "output": _encode(node.args[0])}
         nodes.append(_describe_node(node))
-        target = str(node.target)
-        if node.op == "call_module" and target not in modules:
-            part = module.get_submodule(target)
-            modules[target] = _describe_part(part)
-        if node.op == "get_attr":
-            tensors[target] = _describe_tensor(module, target)
-    raise NotDescribedError("a graph without an output")
-
-
-def _describe_part(part: nn.Module) -> dict[str, Any]:
-    try:
-        return describe_module(part)
-    except ZtwError as error:
-        if isinstance(error, NotDescribedError) and _class_name(type(part)) is not None:
-            raise
-        raise NotDescribedError(
-            f"{type(part).__name__}: must be a module of torch.nn or torchvision.ops"
-        ) from error
-
-
-def module_from(described: dict[str, Any]) -> nn.Module:
-    """Create a module from its JSON, without its weights; raise ZtwError for a class or function that is not listed."""
-    if "class" in described:
-        return _make(described["class"], described["options"])
-    root = nn.Module()
-    for place, part in described["modules"].items():
-        holder, name = _holder(root, place)
-        holder.add_module(name, module_from(part))
-    for place, tensor in described["tensors"].items():
-        _add_tensor(*_holder(root, place), tensor)
-    graph, made = fx.Graph(), dict[str, fx.Node]()
-    for node in described["nodes"]:
-        made[node["name"]] = _make_node(graph, node, made, described)
-    graph.output(_decode(described["output"], made))
-    return fx.GraphModule(root, graph)
-
-
-def _class_name(kind: type[nn.Module]) -> str | None:
-    """Return the name of a class of modules in a file; None for a class that is not listed."""
-    if kind is Fp32Linear:
-        return OURS
-    if kind.__module__.startswith("torch.nn.modules.") and getattr(nn, kind.__name__, None) is kind:
-        return None if issubclass(kind, nn.Sequential) else f"torch.nn.{kind.__name__}"
-    if kind.__module__.startswith(TORCHVISION):
-        import torchvision
-
-        if getattr(torchvision.ops, kind.__name__, None) is kind:
-            return f"{TORCHVISION}{kind.__name__}"
     return None
 
 
-def _class_of(name: Any) -> type[nn.Module]:
-    kind: Any = None
-    if name == OURS:
-        return Fp32Linear
-    if isinstance(name, str) and re.fullmatch(r"torch\.nn\.[A-Z]\w*", name):
-        kind = getattr(nn, name.rpartition(".")[2], None)
-    elif isinstance(name, str) and re.fullmatch(r"torchvision\.ops\.[A-Z]\w*", name):
-        import torchvision
-
-        kind = getattr(torchvision.ops, name.rpartition(".")[2], None)
-    if not (isinstance(kind, type) and issubclass(kind, nn.Module) and _class_name(kind) == name):
-        raise ZtwError(f"module {name!r}: must be a class of torch.nn or torchvision.ops")
-    return kind
-
-
-def _options(module: nn.Module) -> dict[str, Any]:
-    """Return the arguments of a module's constructor that differ from the defaults, read from its attributes."""
-    options: dict[str, Any] = {}
-    for name, parameter in inspect.signature(type(module).__init__).parameters.items():
-        variable = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-        if variable or name in ("self", "device", "dtype") or name.startswith("_"):
-            continue
-        found, default = _option(module, name), parameter.default
-        if found is inspect.Parameter.empty:
-            if default is not inspect.Parameter.empty:
-                continue
-            raise NotDescribedError(
-                f"{type(module).__name__}: has no attribute {name} for its argument {name}"
-            )
-        listed = list(found) if isinstance(found, tuple) else found
-        if found != default and not (isinstance(listed, list) and listed and set(listed) == {default}):
-            options[name] = _encode(listed)
-    return options
-
-
-def _option(module: nn.Module, name: str) -> Any:
-    if isinstance(module, nn.TransformerEncoderLayer):
-        return _layer_option(module, name)
-    if isinstance(module, nn.MultiheadAttention) and name in ("bias", "add_bias_kv"):
-        return (module.in_proj_bias if name == "bias" else module.bias_k) is not None
-    found = getattr(module, name, inspect.Parameter.empty)
-    return found is not None if name == "bias" and not isinstance(found, bool) else found
-
-
-def _layer_option(layer: nn.TransformerEncoderLayer, name: str) -> Any:
-    attention = layer.self_attn
-    known: dict[str, Any] = {
-        "d_model": attention.embed_dim,
-        "nhead": attention.num_heads,
-        "dim_feedforward": layer.linear1.out_features,
-        "dropout": layer.dropout.p,
-        "layer_norm_eps": layer.norm1.eps,
-        "batch_first": attention.batch_first,
-        "norm_first": layer.norm_first,
-        "bias": layer.linear1.bias is not None,
-    }
-    if name != "activation":
-        return known.get(name, inspect.Parameter.empty)
-    for text, function, kind in (("relu", F.relu, nn.ReLU), ("gelu", F.gelu, nn.GELU)):
-        if layer.activation is function or type(layer.activation) is kind:
-            return text
-    raise NotDescribedError("TransformerEncoderLayer: its activation must be relu or gelu")
-
-
-def _make(name: Any, options: dict[str, Any]) -> nn.Module:
-    kind = _class_of(name)
-    try:
-        given = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
-        return kind(**given)
-    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
-        raise ZtwError(f"module {name!r}: invalid options {options} ({error})") from error
-
-
-@cache
-def _functions() -> dict[str, Callable[..., Any]]:
-    """Return the functions that a graph may call, by name: those of torch that take and return tensors."""
-    known = {f"operator.{name}": getattr(operator, name) for name in OPERATORS}
-    overridable = {
-        id(f) for functions in torch.overrides.get_overridable_functions().values() for f in functions
-    }
-    for label, home in (("torch", torch), ("torch.nn.functional", F)):
-        for name in dir(home):
-            function = getattr(home, name)
-            if not name.startswith("_") and id(function) in overridable:
-                known[f"{label}.{name}"] = function
-    return {**known, "getattr": getattr, "torch._assert": torch._assert}
-
-
-@cache
-def _function_names() -> dict[Callable[..., Any], str]:
-    return {function: name for name, function in reversed(_functions().items())}
-
-
-@cache
-def _methods() -> frozenset[str]:
-    """Return the methods of tensors that a graph may call."""
-    overridable = torch.overrides.get_overridable_functions()[Tensor]
-    names = {getattr(method, "__name__", "") for method in overridable}
-    return frozenset(name for name in names if not name.startswith("_") and hasattr(Tensor, name))
-
-
 def _describe_node(node: fx.Node) -> dict[str, Any]:
-    if node.op == "placeholder":
-        return {"name": node.name, "op": "input"}
     if node.op == "get_attr":
-        return {"name": node.name, "op": "tensor", "of": _place(node.target)}
+        return {"name": node.name, "op": "tensor", "of": _place(str(node.target))}
+    if node.target is getattr and node.args[1] == "device":
+        return {"name": node.name, "op": "device", "of": _encode(node.args[0])}
     called: dict[str, Any] = {"args": [_encode(arg) for arg in node.args]}
     if node.kwargs:
         called["kwargs"] = {key: _encode(value) for key, value in node.kwargs.items()}
-    if node.op == "call_module":
-        return {"name": node.name, "op": "module", "of": _place(node.target), **called}
-    if node.op == "call_method":
-        if node.target not in _methods():
-            raise NotDescribedError(f"{node.target}: must be a public method of tensors")
-        return {"name": node.name, "op": "method", "of": node.target, **called}
-    name = _function_names().get(node.target) if isinstance(node.target, Callable) else None  # type: ignore[arg-type]
-    if name is None or (name == "getattr" and node.args[1] not in ATTRIBUTES):
-        raise NotDescribedError(
-            f"{getattr(node.target, '__name__', node.target)}: must be a function of torch"
-        )
-    return {"name": node.name, "op": "function", "of": name, **called}
+    for name, function in OF_SIZES.items():
+        if node.target is function:
+            return {"name": node.name, "op": name, **called}
+    if isinstance(node.target, OpOverload) and _operation(str(node.target)) is node.target:
+        return {"name": node.name, "op": str(node.target), **called}
+    raise ZtwError(f"the operation {node.target} cannot be saved")
+
+
+def _operation(name: str) -> OpOverload | None:
+    """Return the ATen operation of a name like aten.conv2d.default; None for one that is not allowed."""
+    match = OPERATION.fullmatch(name)
+    if match is None:
+        return None
+    found = getattr(getattr(torch.ops.aten, match[1], None), match[2], None)
+    if not isinstance(found, OpOverload):
+        return None
+    kinds = [str(argument.type) for argument in found._schema.arguments]
+    return found if match[1] in FACTORIES or any("Tensor" in kind for kind in kinds) else None
+
+
+def _make_graph(described: dict[str, Any], takes: list[str], tensors: dict[str, Tensor]) -> fx.Graph:
+    graph, made = fx.Graph(), dict[str, fx.Node]()
+    for name in takes:
+        made[name] = graph.placeholder(_checked_place(name))
+    for node in described["nodes"]:
+        made[node["name"]] = _make_node(graph, node, made, tensors)
+    graph.output(_decode(described["output"], made))
+    return graph
 
 
 def _make_node(
-    graph: fx.Graph, node: dict[str, Any], made: dict[str, fx.Node], described: dict[str, Any]
+    graph: fx.Graph, node: dict[str, Any], made: dict[str, fx.Node], tensors: dict[str, Tensor]
 ) -> fx.Node:
-    op, of, name = node["op"], str(node.get("of")), node["name"]
-    if op == "input":
-        return graph.placeholder("x")
+    op, name = str(node["op"]), node["name"]
     if op == "tensor":
-        if of not in described["tensors"]:
-            raise ZtwError(
-                f"tensor {of!r}: not in the file; known: {', '.join(described['tensors']) or 'none'}"
-            )
-        return graph.get_attr(of)
+        if node["of"] not in tensors:
+            raise ZtwError(f"tensor {node['of']!r}: not in the file; known: {', '.join(tensors) or 'none'}")
+        return graph.get_attr(node["of"])
+    if op == "device":
+        return graph.call_function(getattr, (_decode(node["of"], made), "device"))
+    target = OF_SIZES.get(op) or _operation(op)
+    if target is None:
+        raise ZtwError(f"node {name!r}: a file may not call {op!r}")
     args = tuple(_decode(arg, made) for arg in node["args"])
     kwargs = {key: _decode(value, made) for key, value in node.get("kwargs", {}).items()}
     if not all(key.isidentifier() for key in kwargs):
         raise ZtwError(f"node {name!r}: keywords {sorted(kwargs)}, must be identifiers")
-    if op == "module" and of in described["modules"]:
-        return graph.call_module(of, args, kwargs)
-    if op == "method" and of in _methods():
-        return graph.call_method(of, args, kwargs)
-    if op == "function" and of in _functions():
-        if of == "getattr" and (len(args) != 2 or args[1] not in ATTRIBUTES or kwargs):
-            raise ZtwError(
-                f"node {name!r}: reads {args[1:]} of a tensor, must be one of {', '.join(ATTRIBUTES)}"
-            )
-        return graph.call_function(_functions()[of], args, kwargs)
-    raise ZtwError(f"node {name!r}: a file may not call the {op} {of!r}")
+    return graph.call_function(target, args, kwargs)
 
 
-def _place(target: Any) -> str:
-    if not PLACE.fullmatch(str(target)):
-        raise NotDescribedError(f"{target!r}: a name may have letters, digits and _ only")
-    return str(target)
+def _place(name: str) -> str:
+    if not PLACE.fullmatch(name):
+        raise ZtwError(f"{name!r}: a name may have letters, digits and _ only")
+    return name
 
 
-def _holder(root: nn.Module, place: str) -> tuple[nn.Module, str]:
-    """Return the module that holds a dotted place, created if missing, and the last part of the name."""
-    if not PLACE.fullmatch(place):
-        raise ZtwError(f"{place!r}: must be names of letters, digits and _, separated by dots")
-    *way, name = place.split(".")
-    for step in way:
-        if step not in root._modules:
-            root.add_module(step, nn.Module())
-        root = root.get_submodule(step)
-    return root, name
+def _checked_place(name: Any) -> str:
+    if not isinstance(name, str) or not PLACE.fullmatch(name):
+        raise ZtwError(f"{name!r}: must be names of letters, digits and _, separated by dots")
+    return name
 
 
-def _describe_tensor(module: nn.Module, target: str) -> dict[str, Any]:
-    holder, _, name = target.rpartition(".")
-    tensor = getattr(module.get_submodule(holder), name)
-    if not isinstance(tensor, Tensor):
-        raise NotDescribedError(f"{target}: must be a tensor")
+def _describe_tensor(tensor: Tensor) -> dict[str, Any]:
     kind = "parameter" if isinstance(tensor, nn.Parameter) else "buffer"
     return {"kind": kind, "shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch.")}
 
 
-def _add_tensor(holder: nn.Module, name: str, described: dict[str, Any]) -> None:
-    tensor = torch.zeros(described["shape"], dtype=_dtype(described["dtype"]))
+def _make_tensor(described: dict[str, Any]) -> Tensor:
+    tensor = torch.zeros(described["shape"], dtype=_of_torch("dtype", described["dtype"]))
     if described["kind"] == "parameter":
-        holder.register_parameter(name, nn.Parameter(tensor, requires_grad=tensor.is_floating_point()))
-    else:
-        holder.register_buffer(name, tensor)
+        return nn.Parameter(tensor, requires_grad=tensor.is_floating_point())
+    return tensor
 
 
-def _dtype(name: Any) -> torch.dtype:
+def _of_torch(kind: str, name: Any) -> Any:
     found = getattr(torch, name, None) if isinstance(name, str) else None
-    if not isinstance(found, torch.dtype):
-        raise ZtwError(f"dtype {name!r}: must be a dtype of torch")
+    if not isinstance(found, TYPES[kind]):
+        raise ZtwError(f"{kind} {name!r}: must be a {kind} of torch")
     return found
 
 
 def _encode(value: Any) -> Any:
     """Convert an argument to JSON. Types that JSON lacks become an object with one key, the type."""
     if isinstance(value, fx.Node):
-        return {"node": value.name}
+        return {"node": value.name if value.op != "placeholder" else str(value.target)}
     if isinstance(value, PLAIN):
         return value
-    if isinstance(value, tuple):  # torch.Size, too
-        return {"tuple": [_encode(item) for item in value]}
-    if isinstance(value, list):
+    if isinstance(value, float):
+        return value if value - value == 0 else {"float": str(value)}
+    if isinstance(value, tuple | list):
         return [_encode(item) for item in value]
-    if isinstance(value, slice):
-        return {"slice": [_encode(item) for item in (value.start, value.stop, value.step)]}
-    if value is Ellipsis:
-        return {"ellipsis": True}
-    if isinstance(value, torch.dtype):
-        return {"dtype": str(value).removeprefix("torch.")}
-    raise NotDescribedError(
-        f"{type(value).__name__} {str(value)[:40]!r}: the format cannot hold such an argument"
-    )
+    if isinstance(value, dict):
+        return {"dict": {str(key): _encode(item) for key, item in value.items()}}
+    for name, kind in TYPES.items():
+        if isinstance(value, kind):
+            return {name: str(value).removeprefix("torch.")}
+    raise ZtwError(f"{type(value).__name__} {str(value)[:40]!r}: the format cannot hold such an argument")
 
 
 def _decode(value: Any, made: dict[str, fx.Node]) -> Any:
@@ -322,12 +204,10 @@ def _decode(value: Any, made: dict[str, fx.Node]) -> Any:
     ((kind, content),) = value.items()
     if kind == "node" and content in made:
         return made[content]
-    if kind == "tuple":
-        return tuple(_decode(item, made) for item in content)
-    if kind == "slice":
-        return slice(*(_decode(item, made) for item in content))
-    if kind == "ellipsis":
-        return Ellipsis
-    if kind == "dtype":
-        return _dtype(content)
-    raise ZtwError(f"argument {value}: must be a known node, a tuple, a slice, an ellipsis or a dtype")
+    if kind == "dict":
+        return {str(key): _decode(item, made) for key, item in content.items()}
+    if kind == "float" and content in ("inf", "-inf", "nan"):
+        return float(content)
+    if kind in TYPES:
+        return _of_torch(kind, content)
+    raise ZtwError(f"argument {value}: must be a known node, a dict, a number or one of {', '.join(TYPES)}")

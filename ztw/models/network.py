@@ -11,6 +11,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from ztw.batch import Batch, converted, device_of
 from ztw.device import check_default_dtype
 from ztw.errors import ZtwError, unknown
 from ztw.exits.ensemble_base import Ensemble
@@ -21,7 +22,6 @@ from ztw.models.heads import Head
 from ztw.models.inputs import examine, give, keep_contiguous
 from ztw.models.pooling import MixedPool
 from ztw.models.supported import check_supported
-from ztw.batch import Batch, converted, device_of
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ def plain(model: nn.Module) -> nn.Module:
             model.set_submodule(place, original)
     for part in model.modules():
         if parametrize.is_parametrized(part):
-            for name in list(part.parametrizations):  # type: ignore[arg-type, union-attr]
+            for name in list(part.parametrizations):  # type: ignore[arg-type]
                 parametrize.remove_parametrizations(part, name)
         for hook in list(part._forward_pre_hooks.values()):
             if isinstance(hook, WeightNorm):

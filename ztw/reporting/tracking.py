@@ -253,7 +253,7 @@ def _log_model(client: MlflowClient, run: str, network: Path) -> None:
         content = copy_network(network, Path(scratch, "network"))
         if not content["rules"]:
             return
-        shape = content["input_shape"]
+        shape = content["inputs"]["inputs"][0]["shape"]
         signature = ModelSignature(
             Schema([TensorSpec(np.dtype("float32"), (-1, *shape))]),
             Schema([ColSpec("long", "class"), ColSpec("double", "probability"), ColSpec("long", "exit")]),
