@@ -327,3 +327,15 @@ def test_networks_that_cannot_be_trained_so():
         ztw.train_exits(fresh("boosted"), (IMAGES, LABELS), 1)
     with pytest.raises(ztw.ZtwError, match="train_exits: Backbone, must be an EarlyExitNetwork"):
         ztw.train_exits(fresh().backbone, (IMAGES, LABELS), 1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("second", REGIMES)
+@pytest.mark.parametrize("first", REGIMES)
+def test_one_training_after_another(first, second):
+    """A training freezes parts, which the next one trains."""
+    network = fresh()
+    ztw.train_exits(network, (IMAGES, LABELS), 1, regime=first, progress=False)
+    backbone, heads = state_of(network.backbone), state_of(network.heads)
+    ztw.train_exits(network, (IMAGES, LABELS), 1, regime=second, progress=False)
+    assert same(backbone, state_of(network.backbone)) == (second == "separate")
+    assert not same(heads, state_of(network.heads))

@@ -83,6 +83,7 @@ def train_separately(
             if isinstance(part, nn.Dropout):
                 part.train()
     heads = nn.ModuleList([network.heads for network in networks])
+    heads.requires_grad_(True)  # an earlier training may have frozen them
     names = [f"ICs {network.connection.name}" for network in networks]
     task = Task(names, _ics_step(networks, recipe), heads, make_optimizer(heads.parameters(), recipe))
     histories = run_epochs(task, data, recipe, seed, report, checkpoints)
