@@ -77,7 +77,7 @@ class Head(nn.Module):
         return self.linear(pooled if previous is None else torch.cat([pooled, previous], 1))
 
 
-def text_network(connection: str = "cascade", form: str = "dict") -> ztw.EarlyExitNetwork:
+def text_network(connection: str = "independent", form: str = "dict") -> ztw.EarlyExitNetwork:
     """Three stages with an IC after each of the first two, in eval mode."""
     torch.manual_seed(0)
     spec = InputSpec(SPEC.inputs, form)

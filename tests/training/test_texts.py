@@ -49,7 +49,7 @@ FORMS: dict[str, Any] = {
     "loader": DataLoader(Texts(), 32, shuffle=True),
     "loader of different lengths": DataLoader(Texts(), 32, shuffle=True, collate_fn=shortened),
 }
-train = partial(ztw.train_exits, lr=0.02, batch_size=32, progress=False)
+train = partial(ztw.train_exits, lr=0.05, batch_size=32, progress=False)
 
 
 @pytest.mark.parametrize("regime", REGIMES)
@@ -57,7 +57,7 @@ train = partial(ztw.train_exits, lr=0.02, batch_size=32, progress=False)
 def test_every_regime_learns_from_every_form(regime, form):
     network = text_network()
     before = state_of(network.backbone)
-    history = train(network, FORMS[form], 6, regime=regime)
+    history = train(network, FORMS[form], 9, regime=regime)
     assert same(before, state_of(network.backbone)) == (regime == "separate")
     assert history[-1]["accuracy"] > 1 / CLASSES + 0.2
     logits, labels = ztw.predict(network, FORMS[form], progress=False)
