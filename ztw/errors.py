@@ -13,7 +13,7 @@ SECRETS = re.compile(r"(?i)(?<=[?&])([^\s=&]*(?:password|passwd|pwd|secret|token
 
 
 class ZtwError(ValueError):
-    """A mistake of the user or a broken input. The message is one line: the thing, the bad value, what is allowed.
+    """An error that the user can fix. The message is one line: what is wrong, the bad value and what is allowed.
 
     Example:
         >>> import ztw

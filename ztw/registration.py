@@ -1,4 +1,4 @@
-"""Register a user's own parts: `register` adds a part to the table of the built-in ones."""
+"""Register a user's own exit rules, ensembles, heads, ways to choose thresholds, backbones and data sets."""
 
 from __future__ import annotations
 
@@ -43,31 +43,33 @@ _METADATA: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 
 
 def register(kind: str, name: str, part: Any = None, **metadata: Any) -> Any:
-    """Register a part of your own under a name, which studies and functions then accept like a built-in one.
+    """Register your own part, so that studies and functions accept its name like a built-in one.
 
-    Use it as a function, or without `part` as a decorator. `ztw.testing` checks what a registered part computes.
+    Call it with `part`, or use it as a decorator. `ztw.testing` has contract tests for registered parts.
 
     Args:
         kind: "rule", "ensemble", "head", "thresholds", "backbone" or "dataset".
         name: letters, digits, _ and -.
         part: depends on the kind.
 
-            - rule: a class derived from ExitRule, usually from ThresholdRule.
-            - ensemble: a class derived from Ensemble.
-            - head: a function (feature shape, num_classes, number of previous logits, side of the images, options) ->
-              module; see `ztw.models.heads`.
-            - thresholds: a class derived from ThresholdChoice, constructed without arguments.
+            - rule: a subclass of ExitRule, usually of ThresholdRule.
+            - ensemble: a subclass of Ensemble.
+            - head: a function (feature_shape, num_classes, previous, image_size, options) -> module, with arguments
+              as in `ztw.models.heads.conv_head`.
+            - thresholds: a subclass of ThresholdChoice, constructed without arguments.
             - backbone: a function (name, num_classes, channels, size, options) -> Backbone.
             - dataset: a function () -> {"train": (images uint8 (N, C, size, size), labels (N,)), "test": (...)}.
-        metadata: of a backbone: blocks, its number of stages, and optionally smallest_image, the smallest side of its
-            images in pixels (1). Of a dataset: num_classes, size, channels, and optionally mean, std, flip,
-            crop_padding, colour_jitter; see `DatasetMetadata`.
+        metadata: more arguments, for two kinds.
+
+            - backbone: blocks = number of stages; optionally smallest_image = smallest image side in pixels.
+            - dataset: num_classes, size, channels; optionally mean, std, flip, crop_padding, colour_jitter. See
+              `ztw.catalogue.datasets.DatasetMetadata`.
 
     Returns:
-        The part.
+        The part, or a decorator if `part` is not given.
 
     Raises:
-        ZtwError: for an unknown kind, an invalid or existing name, and an incomplete part.
+        ZtwError: for an unknown kind, an invalid or existing name, an incomplete part, and unknown or missing metadata.
 
     Example:
         >>> import ztw
@@ -111,7 +113,6 @@ def _home(part: Any) -> tuple[str, str]:
 
 
 def _check_part(kind: str, label: str, part: Any) -> None:
-    """Raise ZtwError unless the part has the type of its kind and is complete."""
     base = _BASES.get(kind)
     if base is None:
         if not callable(part):

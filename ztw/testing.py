@@ -1,6 +1,7 @@
-"""Contract tests of parts, built-in or your own: `check_rule("margin")` raises ZtwError for a broken contract.
+"""Contract tests for your own exit rules, ensembles, heads, ways to choose thresholds, backbones and data sets.
 
-Each check takes the name of a part. Its error is one line with the name and the violation. PyTorch's random state does
+Call a check with the name of a registered or built-in part, e.g. `check_rule("margin")`. If the part breaks the
+contract, the check raises ZtwError. The message is one line with the name and the problem. PyTorch's random state does
 not change.
 """
 
@@ -34,13 +35,13 @@ from ztw.models.heads import HEADS, HeadOptions
 from ztw.models.network import EarlyExitNetwork
 
 CLOSE = 1e-4  # tolerance, because the batch size changes the last bits of logits
-APART = (0.0, 1.0, 10.0, 30.0, 100.0, 1e3, 1e4)  # distances between the logits of an exit
-RAISES = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 1e3, 1e4)  # added to the largest logit
+GAPS = (0.0, 1.0, 10.0, 30.0, 100.0, 1e3, 1e4)  # between the logits of an exit
+INCREASES = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 1e3, 1e4)  # of the largest logit
 HEAD_SHAPES: tuple[tuple[int, ...], ...] = ((16, 9, 9), (8, 1, 1))  # (C, H, W) of features
 
 
 def check_registered() -> None:
-    """Check all registered parts except data sets, which are checked when they are read."""
+    """Check all registered parts. Data sets are checked when they are read."""
     checks = {
         "rule": check_rule,
         "ensemble": check_ensemble,
@@ -54,11 +55,12 @@ def check_registered() -> None:
 
 
 def check_rule(name: str) -> None:
-    """Check an exit rule.
+    """Check an exit rule; raise ZtwError if it breaks the contract.
 
-    - A sample's score depends on this sample only. It is finite, however confident an exit is.
-    - A threshold of NaN is refused.
-    - The grid runs from a parameter at which all samples leave at the first exit to one at which none leaves early.
+    - A sample's score depends on this sample only. It is finite for all finite logits.
+    - A threshold of NaN raises ZtwError.
+    - `grid` is float64 and runs from the cheapest parameter to the most expensive. At the first parameter, all samples
+      leave at the first exit. At the last, no sample leaves early.
     - A higher confidence never delays an exit.
     - `infer`, `sweep` and `simulate_exits` agree for every sample, at batch sizes 0, 1, 7 and 16.
     """
@@ -77,12 +79,12 @@ def check_rule(name: str) -> None:
                 "scores depend on the other samples of the batch",
             )
         if issubclass(kind, ThresholdRule):
-            _require_refusal(lambda: kind(math.nan), "a threshold of NaN is not refused")
+            _require_error(lambda: kind(math.nan), "a threshold of NaN must raise ZtwError")
         cost = torch.arange(1.0, len(logits) + 1, dtype=torch.float64)
         curve = sweep(logits, labels, cost, name, points=50)
         _require(curve.parameter.dtype == torch.float64, f"grid has {curve.parameter.dtype}, must be float64")
         rising = bool(curve.cost.diff().ge(-1e-9).all())
-        _require(rising, "grid must run from the cheapest to the most cautious parameter")
+        _require(rising, "grid must run from the cheapest to the most expensive parameter")
         _require(
             curve.exit_fraction[0, 0] == 1, "all samples must leave at exit 1 at the first value of grid"
         )
@@ -94,10 +96,10 @@ def check_rule(name: str) -> None:
 
 
 def _check_confident(kind: type[ExitRule], logits: Tensor) -> None:
-    """Require finite scores on logits 0 to 1e4 apart, with one class or every class ahead of the next."""
+    """Require finite scores for logits with gaps of 0 to 1e4: one class far above the others, or all far apart."""
     exits, _, num_classes = logits.shape
     shapes = torch.stack([torch.eye(num_classes)[0], torch.linspace(0, 1, num_classes)])
-    for apart, top in product(APART, (0.0, 1e4)):
+    for apart, top in product(GAPS, (0.0, 1e4)):
         rows = apart * (shapes - 1) + top
         for score in exit_scores(rows.expand(exits, -1, -1), kind).flatten().tolist():
             where = f"from {top - apart:g} to {top:g}"
@@ -105,14 +107,13 @@ def _check_confident(kind: type[ExitRule], logits: Tensor) -> None:
 
 
 def _check_raised(kind: type[ExitRule], logits: Tensor) -> None:
-    """Require that raising a sample's largest logit delays its exit at no parameter of the rule's grid.
+    """Require that a sample never leaves later if its largest logit is raised, apart from rounding.
 
-    All exits have the same logits, so a rule with a state may compare or add them. Differences by rounding are
-    accepted.
+    All exits get the same logits, because a rule with a state may compare or add exits.
     """
     exits, rows = len(logits), logits.flatten(0, 1)
     top = F.one_hot(rows.argmax(-1), rows.shape[-1])
-    raised = [(rows + by * top).expand(exits, -1, -1) for by in RAISES]
+    raised = [(rows + by * top).expand(exits, -1, -1) for by in INCREASES]
     scores = torch.stack([exit_scores(of_one, kind) for of_one in raised])  # (R, K, N)
     near = 1e-5 * (scores[0].abs().max() + scores.abs())
     for parameter in kind.grid(scores.transpose(0, 1).flatten(1), 50).tolist():
@@ -124,7 +125,7 @@ def _check_raised(kind: type[ExitRule], logits: Tensor) -> None:
             then, now = int(sure[:by, sample].min()) + 1, int(possible[by, sample]) + 1
             raise _BrokenError(
                 f"a higher confidence delays an exit: at {parameter:g} a sample leaves at exit {now} instead of"
-                f" {then} if its largest logit is raised by {RAISES[by]:g}"
+                f" {then} if its largest logit is raised by {INCREASES[by]:g}"
             )
 
 
@@ -135,12 +136,14 @@ def _first_passed(scores: Tensor, bounds: Tensor) -> Tensor:
 
 
 def check_ensemble(name: str) -> None:
-    """Check an ensemble.
+    """Check an ensemble; raise ZtwError if it breaks the contract.
 
-    - A sample's log-probabilities are finite and normalised. They depend only on this sample and on the exits so far.
-    - Computed exit by exit they are the same, also when samples leave and others join.
-    - NaN and other shapes are refused.
-    - A saved and loaded ensemble computes the same.
+    - A sample's log-probabilities are finite and normalised. They depend on this sample only, and not on later exits.
+    - Exit by exit, with samples that leave and join, the ensemble computes the same values as at once.
+    - Logits with NaN, or of another number of exits, raise ZtwError.
+    - A saved and loaded ensemble computes the same values.
+    - With include_final=False, the last exit predicts alone.
+    - `macs` is finite and at least 0.
     """
     for include_final in (True, False):
         with _checked("ensemble", name, ENSEMBLES):
@@ -171,8 +174,8 @@ def _check_ensemble(name: str, include_final: bool) -> None:
     _check_exit_by_exit(ensemble, logits, log_probs)
     broken = logits.clone()
     broken[-1, 3, 2] = math.nan
-    _require_refusal(lambda: ensemble(broken), "logits that are NaN are not refused")
-    _require_refusal(lambda: ensemble(logits[1:]), "logits of another number of exits are not refused")
+    _require_error(lambda: ensemble(broken), "logits with NaN must raise ZtwError")
+    _require_error(lambda: ensemble(logits[1:]), "logits of another number of exits must raise ZtwError")
     if not include_final:
         _same(
             log_probs[-1],
@@ -187,7 +190,7 @@ def _check_ensemble(name: str, include_final: bool) -> None:
 
 
 def _check_exit_by_exit(ensemble: Ensemble, logits: Tensor, log_probs: Tensor) -> None:
-    """Compute the ensemble like `infer`: with two microbatches, of which the first loses samples before they join."""
+    """Require the same log-probabilities exit by exit, as in `infer`: some samples leave, then others join."""
     message = "computed exit by exit (`start`), it gives other log-probabilities than at once"
     half = logits.shape[1] // 2
     parts = [torch.arange(half), torch.arange(half, logits.shape[1])]
@@ -208,12 +211,16 @@ def _check_exit_by_exit(ensemble: Ensemble, logits: Tensor, log_probs: Tensor) -
 
 
 def check_head(name: str, shapes: Sequence[tuple[int, ...]] = HEAD_SHAPES, **options: Any) -> None:
-    """Check a head: it computes float32 logits (N, classes), each row from its sample only, and trains every parameter.
+    """Check a head; raise ZtwError if it breaks the contract.
+
+    - It computes float32 logits (N, classes). In eval mode, a sample's logits depend on this sample only.
+    - Every parameter gets a finite gradient.
+    - Both hold with and without the logits of a previous exit.
 
     Args:
-        name: of the head.
-        shapes: of the features, without the batch axis. Each is tried with and without the previous exit's logits.
-        options: see `HeadOptions`.
+        name: name of the head.
+        shapes: shapes of the features, without the batch axis.
+        options: see `ztw.models.heads.HeadOptions`.
     """
     for shape, previous, size in product(shapes, (0, 5), (32, 64)):
         with _checked("head", name, HEADS), torch.random.fork_rng(devices=[]):
@@ -239,11 +246,15 @@ def check_head(name: str, shapes: Sequence[tuple[int, ...]] = HEAD_SHAPES, **opt
 
 
 def check_thresholds(name: str, rules: Iterable[str] = ("max_softmax", "entropy")) -> None:
-    """Check a way of choosing thresholds.
+    """Check a way to choose thresholds; raise ZtwError if it breaks the contract.
 
-    - Candidates are float64, from the cheapest to the most cautious, for all exits or one per exit.
-    - `sweep` and `simulate_exits` agree about every candidate.
-    - NaN logits are refused.
+    - Candidates are float64, for all exits or one per exit but the last, from the cheapest to the most expensive.
+    - `sweep` and `simulate_exits` agree about the candidates.
+    - Logits with NaN raise ZtwError.
+
+    Args:
+        name: name of the way to choose thresholds.
+        rules: names of exit rules.
     """
     logits, labels = draw(samples=200)
     cost = 2.0 ** torch.arange(len(logits), dtype=torch.float64)
@@ -262,21 +273,27 @@ def check_thresholds(name: str, rules: Iterable[str] = ("max_softmax", "entropy"
             _require(not bool(found.thresholds.isnan().any()), "a threshold is NaN")
             curve = sweep(logits, labels, cost, rule, found.thresholds)
             rising = bool(curve.cost.diff().ge(-1e-9).all())
-            _require(rising, "candidates must run from the cheapest to the most cautious")
+            _require(rising, "candidates must run from the cheapest to the most expensive")
             for index in (0, count // 2, count - 1):
                 mean = cost[simulate_exits(logits, at(rule, found, index))[0]].mean()
                 _same(mean, curve.cost[index], "`simulate_exits` and `sweep` disagree about a candidate")
             broken = logits.clone()
             broken[-1, 3, 2] = math.nan
-            message = "logits that are NaN are not refused"
-            _require_refusal(lambda rule=rule, b=broken: candidates(name, b, labels, cost, rule), message)
+            message = "logits with NaN must raise ZtwError"
+            _require_error(lambda rule=rule, b=broken: candidates(name, b, labels, cost, rule), message)
 
 
 def check_backbone(name: str, size: int = 32, channels: int = 3) -> None:
-    """Check a backbone: its number of stages, and float32 logits (N, classes), each row from its sample only.
+    """Check a backbone; raise ZtwError if it breaks the contract.
 
-    The classifier of the last stage's output must give the backbone's logits. Images have a side of `size` pixels, or
-    the smallest that the backbone takes.
+    - It has the registered name and number of blocks, and correct `input_shape` and `feature_shapes`.
+    - It computes float32 logits (N, classes). In eval mode, a sample's logits depend on this sample only.
+    - Its classifier, applied to the last stage's output, gives the same logits.
+
+    Args:
+        name: name of the backbone.
+        size: side of the images in pixels, raised to the backbone's smallest.
+        channels: number of image channels.
     """
     with _checked("backbone", name, BACKBONES), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -310,7 +327,7 @@ def check_backbone(name: str, size: int = 32, channels: int = 3) -> None:
 
 
 def check_dataset(name: str) -> None:
-    """Read a data set of your own, or a built-in one without files, and check its images and labels."""
+    """Read a registered data set, or the built-in "digits"; raise ZtwError if its images or labels are not valid."""
     with _checked("data set", name, DATASETS), tempfile.TemporaryDirectory() as scratch:
         metadata = DATASETS[name]
         splits = DECODERS[name](name, metadata, Path(scratch), lambda text: None)
@@ -322,7 +339,10 @@ def check_dataset(name: str) -> None:
 def check_agreement(network: EarlyExitNetwork, images: Tensor, rule: str) -> None:
     """Raise ZtwError unless `infer`, `sweep` and `simulate_exits` agree about every sample's exit and prediction.
 
-    The network is in eval mode. The batch sizes are 0, 1, 7 and all images (N, C, H, W). No score equals a threshold.
+    Args:
+        network: a network in eval mode.
+        images: float32 (N, C, H, W). `infer` receives them in batches of 0, 1, 7 and N.
+        rule: name of the exit rule.
     """
     kind: Any = exit_rule(rule)
     with torch.no_grad():
@@ -330,7 +350,7 @@ def check_agreement(network: EarlyExitNetwork, images: Tensor, rule: str) -> Non
         logits = network.ensemble(logits) if network.ensemble else logits
     seen = set[int]()
     with _checked("rule", rule, RULES):
-        for parameters in _apart(exit_scores(logits, kind), kind):
+        for parameters in _test_parameters(exit_scores(logits, kind), kind):
             simulated = [simulate_exits(logits, kind(parameter)) for parameter in parameters.tolist()]
             _check_swept(logits, rule, parameters, simulated)
             for parameter, (left, predicting) in zip(parameters.tolist(), simulated, strict=True):
@@ -355,7 +375,6 @@ def check_agreement(network: EarlyExitNetwork, images: Tensor, rule: str) -> Non
 def _check_swept(
     logits: Tensor, rule: str, parameters: Tensor, simulated: Sequence[tuple[Tensor, Tensor]]
 ) -> None:
-    """Require that `sweep` and `simulate_exits` agree about every sample's exit and prediction."""
     cost = torch.arange(1.0, len(logits) + 1, dtype=torch.float64)
     for n in range(logits.shape[1]):
         label = torch.tensor([n % logits.shape[2]])
@@ -366,18 +385,21 @@ def _check_swept(
             _require(bool(agree), f"at {parameters[row].tolist()} `sweep` and `simulate_exits` disagree")
 
 
-def _apart(scores: Tensor, kind: Any) -> list[Tensor]:
-    """Return parameters that equal no score: shared (T,) and per exit (T, K - 1). Batch size changes the last bits."""
+def _test_parameters(scores: Tensor, kind: Any) -> list[Tensor]:
+    """Return parameters to test: shared (T,) and per exit (T, K - 1).
+
+    No threshold equals a score, because the batch size changes the last bits of scores.
+    """
     if not issubclass(kind, ThresholdRule):
         return [kind.grid(scores, 20)]
     beyond = torch.tensor([float(scores.min()) - 1, float(scores.max()) + 1], dtype=torch.float64)
-    shared = torch.cat([beyond[:1], _between(scores, 5), beyond[1:]])
-    per_exit = torch.stack([_between(score, 3).roll(exit) for exit, score in enumerate(scores[:-1])], dim=1)
+    shared = torch.cat([beyond[:1], _midpoints(scores, 5), beyond[1:]])
+    per_exit = torch.stack([_midpoints(score, 3).roll(exit) for exit, score in enumerate(scores[:-1])], dim=1)
     return [kind.thresholds(shared), kind.thresholds(per_exit)]
 
 
-def _between(scores: Tensor, points: int) -> Tensor:
-    """Return values midway between two scores."""
+def _midpoints(scores: Tensor, points: int) -> Tensor:
+    """Return `points` thresholds, each midway between two consecutive scores."""
     values = scores.flatten().unique()
     middle = ((values[1:] + values[:-1]) / 2)[values.diff() > 2e-5]
     _require(len(middle) > 0, "all scores are equal, so the rule cannot distinguish samples")
@@ -385,7 +407,7 @@ def _between(scores: Tensor, points: int) -> Tensor:
 
 
 def draw(samples: int, exits: int = 4, num_classes: int = 5) -> tuple[Tensor, Tensor]:
-    """Return logits (K, N, C), more accurate at later exits, and labels (N,). They are the same at every call."""
+    """Return example logits (K, N, C) and labels (N,), the same at every call. Later exits are more accurate."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(samples) % num_classes
     easy = 1.5 * torch.randn(samples, generator=generator)
@@ -395,7 +417,7 @@ def draw(samples: int, exits: int = 4, num_classes: int = 5) -> tuple[Tensor, Te
 
 
 def _toy(samples: int) -> tuple[EarlyExitNetwork, Tensor]:
-    """Return a network of four exits, with diverse and confident predictions, and images (samples, 1, 5, 6)."""
+    """Return a network of four exits with diverse predictions, and images (samples, 1, 5, 6)."""
     torch.manual_seed(0)
     stages = [nn.Sequential(nn.Flatten(), nn.Linear(30, 30)), nn.Linear(30, 30), nn.Linear(30, 30)]
     backbone = Backbone("toy", stages, nn.Linear(30, 5), (1, 5, 6))
@@ -416,7 +438,7 @@ class _BrokenError(Exception):
 
 @contextlib.contextmanager
 def _checked(kind: str, name: str, known: Collection[str]) -> Iterator[None]:
-    """Turn any error, an unknown name included, into a ZtwError of one line that names the part."""
+    """Convert any error to a ZtwError of one line that names the part, also for an unknown name."""
     if name not in known:
         raise unknown(kind, name, known)
     part = f"{kind} {name!r}"
@@ -440,7 +462,7 @@ def _same(expected: Tensor, found: Tensor, message: str) -> None:
     _require(expected.shape == found.shape and torch.allclose(expected, found, CLOSE, CLOSE), message)
 
 
-def _require_refusal(call: Any, message: str) -> None:
+def _require_error(call: Any, message: str) -> None:
     try:
         call()
     except ZtwError:

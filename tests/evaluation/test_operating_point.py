@@ -105,7 +105,7 @@ def test_risk_without_held_out_images_of_a_class(network):
             "thresholds 'shared': must be risk_controlled",
         ),
         ({"budget": 1.0, "rule": "nope"}, "unknown exit rule 'nope'"),
-        ({"budget": 1.0, "thresholds": "nope"}, "unknown choice of thresholds 'nope'"),
+        ({"budget": 1.0, "thresholds": "nope"}, "unknown way to choose thresholds 'nope'"),
         (
             {"budget": 1.0, "thresholds": "per_exit", "rule": "patience"},
             "the rule patience has no threshold; use 'shared'",

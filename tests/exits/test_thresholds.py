@@ -38,7 +38,7 @@ def test_every_choice_keeps_the_contract(choice, rule):
     assert found.thresholds.shape in [(len(found.parameter),), (len(found.parameter), 3)]
     assert found.thresholds.isfinite().all()
     curve = ztw.sweep(logits, labels, COST, rule, found.thresholds)
-    assert curve.cost.diff().ge(-1e-12).all(), "from the cheapest to the most cautious"
+    assert curve.cost.diff().ge(-1e-12).all(), "from the cheapest to the most expensive"
     assert curve.cost[0] < 0.5 * curve.cost[-1]
     for index in (0, len(found.parameter) // 2, -1):
         exit_index, _ = simulate_exits(logits, thresholds.at(rule, found, index))
@@ -65,7 +65,9 @@ def test_patience_has_no_threshold(choice):
 
 def test_an_unknown_choice_names_the_known_ones():
     logits, labels = draw(10, seed=0)
-    with pytest.raises(ztw.ZtwError, match=r"unknown choice of thresholds 'nope'; known: shared, per_exit"):
+    with pytest.raises(
+        ztw.ZtwError, match=r"unknown way to choose thresholds 'nope'; known: shared, per_exit"
+    ):
         thresholds.candidates("nope", logits, labels, COST, "max_softmax")
 
 

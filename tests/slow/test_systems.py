@@ -115,5 +115,6 @@ def test_infer_is_what_the_tables_say(study, arch, method):
         assert torch.equal(result.exit_index[clear], expected[clear])
         if not rule.best_answers:
             picked = logits[expected, torch.arange(len(images))]
-            torch.testing.assert_close(result.logits[clear], picked[clear], atol=2e-3, rtol=1e-3)
+            close = 1e-3 * float(logits.abs().max())  # after few steps, MobileNet's logits reach thousands
+            torch.testing.assert_close(result.logits[clear], picked[clear], atol=close, rtol=0)
     assert compared >= len(images), "almost every threshold stood on a score"

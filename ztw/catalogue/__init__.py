@@ -1,1 +1,1 @@
-"""Metadata tables of data sets, architectures and parts. Imports no torch and nothing of a study."""
+"""Tables of data sets, architectures and parts. They import no torch and know nothing of a study."""

@@ -1,4 +1,4 @@
-"""Metadata of architectures: names, blocks that heads can be placed on, options. Imports no torch."""
+"""Metadata of architectures: names, numbers of blocks, options."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from ztw.catalogue.parts import own
 from ztw.catalogue.torchvision import TORCHVISION_BLOCKS, TORCHVISION_PREFIX
 
 Placement = str | tuple[int | float, ...]
-# SDN's exits (Kaya et al. 2019), as shares of the backbone's cost; in SDN the shares are also the final exit weights
+# SDN's exits (Kaya et al. 2019), as shares of the backbone's cost. They are also SDN's loss weights in the last epoch.
 SDN_SHARES = (0.15, 0.3, 0.45, 0.6, 0.75, 0.9)
 CIFAR_RESNETS = tuple(f"resnet{depth}" for depth in (8, 14, 20, 26, 32, 38, 44, 56, 110))
 ARCHS = (*CIFAR_RESNETS, "vgg16_bn", "wide_resnet_32_4", "mobilenet")
 BLOCKS = {"vgg16_bn": 14, "wide_resnet_32_4": 15, "mobilenet": 13}
 SMALLEST_IMAGE = {"vgg16_bn": 32}
-# Architectures on which SDN's exits are not at the blocks nearest to SDN_SHARES
+# Architectures for which SDN has exits at other blocks than the nearest to SDN_SHARES
 SDN_BLOCKS = {"mobilenet": (2, 4, 6, 8, 11)}
-# Options that only some architectures have: option -> (these architectures in words, for errors; their names)
+# Options of some architectures: option -> (these architectures in words, for error messages; their names)
 OPTION_OWNERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "shortcut": ("the CIFAR ResNets have", CIFAR_RESNETS),
     "ic_features": ("the CIFAR ResNets have", CIFAR_RESNETS),
@@ -24,12 +24,12 @@ OPTION_OWNERS: dict[str, tuple[str, tuple[str, ...]]] = {
 
 
 def archs() -> list[str]:
-    """List the architectures except torchvision's, registered ones last."""
+    """List the names of all architectures but torchvision's, registered ones last."""
     return [*ARCHS, *own("backbone")]
 
 
 def list_backbones() -> list[str]:
-    """List the names of all backbones: built-in ones, registered ones, torchvision's.
+    """List the names of all backbones: built-in, registered, and torchvision's.
 
     Example:
         >>> import ztw
@@ -45,7 +45,7 @@ def smallest_image(arch: str) -> int:
 
 
 def blocks(arch: str) -> int:
-    """Return the number of blocks that heads can be placed on: 3n for a CIFAR ResNet of 6n + 2 layers."""
+    """Return the number of blocks: 3n for a CIFAR ResNet of 6n + 2 layers."""
     if arch in own("backbone"):
         return own("backbone")[arch]["blocks"]
     if arch.startswith(TORCHVISION_PREFIX):
@@ -56,7 +56,7 @@ def blocks(arch: str) -> int:
 
 
 def listed_placement(placement: Placement, arch: str) -> Placement:
-    """Replace the placement `sdn` by the block indices or cost shares of an architecture."""
+    """Replace the placement "sdn" by block indices or cost shares. Others stay unchanged."""
     return SDN_BLOCKS.get(arch, SDN_SHARES) if placement == "sdn" else placement
 
 

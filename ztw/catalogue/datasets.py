@@ -1,4 +1,4 @@
-"""Metadata of every built-in data set: one table of sizes, statistics and checksums. Imports no torch."""
+"""Metadata of the built-in data sets."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class DatasetMetadata:
-    """Metadata of a data set, known before the data set is read.
+    """Metadata of a data set.
 
     Args:
-        num_classes: None for an image folder; its class folders are counted.
+        num_classes: number of classes; None = the number of class folders.
         size: side of the images in pixels.
         channels: 1 for greyscale, 3 for colour.
         mean, std: per channel, of pixels scaled to [0, 1]; None = measured on the training images.
-        flip, crop_padding, colour_jitter: the augmentation; padding in pixels, jitter as a share.
+        flip, crop_padding, colour_jitter: augmentation. The padding is in pixels, the jitter is a share.
         files: file below the data root -> SHA-256.
-        url: the folder that files are downloaded from.
-        gzipped: the download of each file is FILE.gz.
+        url: URL of the folder with the files.
+        gzipped: whether each file is downloaded as FILE.gz.
         archive: name of a folder, or of its zip file, below the data root.
-        archive_sha256: SHA-256 of the downloaded zip file.
+        archive_sha256: SHA-256 of the zip file.
         digest: digest of the archive's files, see `ztw.data.tiny_imagenet`.
         counts: split -> images per class.
-        streamed: read images from class folders when they are used; for data sets larger than memory.
-        source: where a user gets the data set.
+        streamed: whether images are read from class folders on each use, for data sets larger than memory.
+        source: where a user gets the data set, for messages.
     """
 
     num_classes: int | None
@@ -57,7 +57,7 @@ DATASETS: dict[str, DatasetMetadata] = {
         std=(0.3530,),
         flip=True,
         crop_padding=2,
-        files={  # of the unpacked files: gzip headers differ between distributions
+        files={  # SHA-256 of unpacked files, because gzip headers differ between distributions
             "FashionMNIST/raw/train-images-idx3-ubyte": (
                 "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888"
             ),

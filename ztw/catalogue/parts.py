@@ -1,4 +1,4 @@
-"""The parts that a study can name: built-in and registered ones. Imports no torch."""
+"""The parts that a study can name: built-in and registered ones."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Part:
 
     Args:
         what: the registered object.
-        metadata: options of `ztw.register` that are needed before anything runs.
+        metadata: options of `ztw.register`, for checks of a study before it runs.
         remove: removes the part from its table.
         plugin: the entry of a study's `plugins` that registered the part; None = registered in Python.
     """
@@ -84,7 +84,7 @@ def list_heads() -> list[str]:
 
 
 def list_thresholds() -> list[str]:
-    """List the names of the methods that choose thresholds, registered ones last.
+    """List the names of the ways to choose thresholds, registered ones last.
 
     Example:
         >>> import ztw
@@ -95,5 +95,5 @@ def list_thresholds() -> list[str]:
 
 
 def has_threshold(rule: str) -> bool:
-    """Return whether a rule has a threshold to choose."""
+    """Return whether a rule has a threshold."""
     return own("rule")[rule]["threshold"] if rule in own("rule") else rule not in NO_THRESHOLD

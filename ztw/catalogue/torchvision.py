@@ -1,10 +1,10 @@
-"""torchvision's models that ztw can cut into stages, with their number of blocks. Imports no torch."""
+"""torchvision's models that ztw can cut into stages."""
 
 from __future__ import annotations
 
 TORCHVISION_PREFIX = "torchvision/"  # as in "torchvision/resnet50"
 
-# name in torchvision -> number of blocks that heads can be placed on
+# name in torchvision -> number of blocks
 TORCHVISION_BLOCKS: dict[str, int] = {
     "resnet18": 8,
     "resnet34": 16,

@@ -140,7 +140,7 @@ def _first(part: Any) -> Any:
 
 @dataclass(frozen=True)
 class LoaderData(GivenData):
-    """A DataLoader with its own order and augmentation; batch_size: at least 2, samples: images in an epoch."""
+    """A DataLoader with its own order and augmentation; batch_size: at least 2, samples: number in an epoch."""
 
     loader: DataLoader
     wanted: Wanted

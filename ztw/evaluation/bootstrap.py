@@ -1,9 +1,8 @@
 """Paired bootstrap over test samples: is a difference in accuracy larger than the noise of the test split?
 
-Test samples are drawn with replacement many times. Each draw is the same for both methods and all seeds, because all
-of them predict the same images (Efron and Tibshirani 1993, chapter 13: percentile interval). The interval covers the
-choice of the test samples only. It does not cover the spread between trainings (see the standard deviation over
-seeds) or the choice of thresholds on the validation split. Of many pairs, some intervals exclude 0 by chance.
+Each draw with replacement is the same for both methods and all seeds, because they predict the same images. The
+percentile interval (Efron & Tibshirani 1993, chapter 13) covers the choice of the test samples only. It does not cover
+the spread between trainings or the choice of thresholds. Of many intervals, some exclude 0 by chance.
 """
 
 from __future__ import annotations
@@ -38,14 +37,14 @@ def pairs_at_budgets(
             same samples in the same order. Seeds for which a budget is infeasible are left out.
         resamples: number of draws.
         level: coverage of the interval, in (0, 1).
-        seed: of the draws.
+        seed: seed of the draws.
 
     Returns:
         Rows in the order of budgets and pairs: budget, first, second, difference (of mean accuracies, first - second),
         low and high (interval), within_noise (the interval contains 0), seeds. Differences are in [-1, 1].
 
     Raises:
-        ZtwError: for malformed input.
+        ZtwError: as in `paired_difference`.
     """
     if not 0 < level < 1:
         raise ZtwError(f"level {level!r}: must lie between 0 and 1")
@@ -70,7 +69,12 @@ def pairs_at_budgets(
 
 
 class Difference(NamedTuple):
-    """The difference of two accuracies, first - second, with its interval [low, high]; all in [-1, 1]."""
+    """Difference of two accuracies with its confidence interval, from `paired_difference`.
+
+    Attributes:
+        difference: accuracy of the first method - accuracy of the second, in [-1, 1].
+        low, high: ends of the interval, in [-1, 1].
+    """
 
     difference: float
     low: float
@@ -86,13 +90,14 @@ def paired_difference(
         first, second: bool (N,), whether each sample is classified correctly, in the same order.
         resamples: number of draws.
         level: coverage of the interval, in (0, 1).
-        seed: of the draws.
+        seed: seed of the draws.
 
     Returns:
-        The difference. If its interval contains 0, the difference is within the noise of the test split.
+        The difference with its percentile interval (Efron & Tibshirani 1993). If the interval contains 0, the
+        difference is within the noise of the test split.
 
     Raises:
-        ZtwError: for malformed input.
+        ZtwError: if the numbers of samples differ, and for values other than 0 and 1 or an invalid level.
 
     Example:
         >>> import torch, ztw

@@ -16,11 +16,11 @@ from ztw.onnx.runner import OnnxRunner
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far an exported network agrees with the original on held-out samples.
+    """Agreement of an exported network with the original, from `compare_exported`.
 
-    Args:
-        accuracy: of each of the K exits of the original, in [0, 1].
-        exported_accuracy: of each exit of the exported network.
+    Attributes:
+        accuracy: (K,), accuracy of each exit of the original, in [0, 1].
+        exported_accuracy: (K,), the same for the exported network.
         exits_changed: share of samples that leave at another exit.
         answers_changed: share of samples with another predicted class.
     """
@@ -39,11 +39,14 @@ def compare_exported(
     Args:
         network: the original.
         runner: the exported network.
-        held_out: images and labels, see `ztw.train_exits`.
-        rule: None = the rule in the exported file.
+        held_out: images and labels, see `train_exits`.
+        rule: a rule with its parameter; None = the rule in the exported file.
+
+    Returns:
+        Accuracies, and shares of samples that differ.
 
     Raises:
-        ZtwError: if the file's exits or classes differ from the network's, or there is no rule.
+        ZtwError: if the file has another number of exits or classes or no rule, and for invalid images or labels.
 
     Example:
         >>> import torch, ztw, tempfile

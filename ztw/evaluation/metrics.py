@@ -15,21 +15,20 @@ PERCENT = 10  # a budget from here on that exceeds all costs is taken for a perc
 
 
 def at_budget(curve: Curve, budgets: Sequence[float | str], base_cost: float) -> list[int | None]:
-    """Return the row of a curve that each budget allows.
+    """Return the most expensive row of a curve within each budget; on a tie the last one.
 
-    Of the rows within a budget, takes the most expensive one; of equally expensive ones, the most cautious. This is
-    the paper's "largest threshold whose mean cost is below".
+    This is the paper's "largest threshold whose mean cost is below".
 
     Args:
         curve: from `sweep`.
-        budgets: fractions of `base_cost`, each the largest mean cost; "max" = the most accurate row.
+        budgets: limits of the mean cost, as shares of `base_cost`; "max" = the most accurate row.
         base_cost: MACs of the backbone alone.
 
     Returns:
         The index of each row; None where no row is cheap enough.
 
     Raises:
-        ZtwError: for a budget that is not positive, or that is a percentage.
+        ZtwError: as in `accuracy_at_budget`.
     """
     chosen: list[int | None] = []
     for budget in budgets:
@@ -53,18 +52,18 @@ def at_budget(curve: Curve, budgets: Sequence[float | str], base_cost: float) ->
 
 
 def accuracy_at_budget(curve: Curve, budgets: Sequence[float | str], base_cost: float) -> Tensor:
-    """Return the accuracy that each budget allows.
+    """Return the accuracy at each budget: that of the most expensive parameter within the budget.
 
     Args:
         curve: from `sweep`.
-        budgets: B fractions of `base_cost`, each the largest mean cost; "max" = the highest accuracy.
-        base_cost: MACs of the backbone alone.
+        budgets: B limits of the mean cost, as shares of `base_cost`; "max" = the parameter with the highest accuracy.
+        base_cost: cost of the backbone alone, in multiply-accumulate operations (MACs).
 
     Returns:
-        float64 (B,), NaN where no parameter is cheap enough.
+        float64 (B,), in [0, 1]; NaN where no parameter is cheap enough.
 
     Raises:
-        ZtwError: for a budget that is not positive, or that is a percentage.
+        ZtwError: for a budget that is not positive, or so large that it must be a percentage.
 
     Example:
         >>> import torch, ztw
@@ -77,7 +76,7 @@ def accuracy_at_budget(curve: Curve, budgets: Sequence[float | str], base_cost: 
 
 
 def parameter_at_budget(curve: Curve, budgets: Sequence[float | str], base_cost: float) -> Tensor:
-    """Return the rule's parameter at each budget; arguments, result and errors as in `accuracy_at_budget`.
+    """Return the rule's parameter at each budget: the most expensive within it. See `accuracy_at_budget`.
 
     Example:
         >>> import torch, ztw
@@ -95,7 +94,7 @@ def _picked(values: Tensor, rows: Sequence[int | None]) -> Tensor:
 
 
 def exit_accuracy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the accuracy of every exit if all samples left there.
+    """Return the accuracy of each exit on all samples.
 
     Args:
         logits: (K, N, C).
@@ -103,6 +102,9 @@ def exit_accuracy(logits: Tensor, labels: Tensor) -> Tensor:
 
     Returns:
         float64 (K,), in [0, 1].
+
+    Raises:
+        ZtwError: for invalid logits or labels.
 
     Example:
         >>> import torch, ztw
@@ -115,7 +117,7 @@ def exit_accuracy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def hindsight_improvability(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the share of an exit's errors that some earlier exit classifies correctly; lower is better.
+    """Return the share of each exit's errors that an earlier exit classifies correctly; lower is better.
 
     HI_m = #{exit m wrong and some exit j < m correct} / #{exit m wrong} (ZTW 2021); 0 for an exit without errors.
 
@@ -125,6 +127,9 @@ def hindsight_improvability(logits: Tensor, labels: Tensor) -> Tensor:
 
     Returns:
         float64 (K,), in [0, 1]; the first is 0.
+
+    Raises:
+        ZtwError: for invalid logits or labels.
 
     Example:
         >>> import torch, ztw

@@ -34,21 +34,20 @@ def predict(
     precision: str = "fp32",
     progress: bool | Report = True,
 ) -> tuple[Tensor, Tensor]:
-    """Compute the logits of every exit for every sample, without early exits, in eval mode.
+    """Compute the logits of all exits for a data set, without early exits and without the ensemble.
 
     Args:
-        network: its ensemble is not applied; its training mode is restored.
+        network: the network. It runs in eval mode; its mode is restored afterwards.
         data: inputs and labels in any form of `train_exits`, e.g. (images, labels), or for texts
             `{"input_ids": ids, "attention_mask": mask, "labels": labels}`.
-        batch_size: samples per batch.
-        precision: "fp32", "bf16" or "auto".
-        progress: see `train_exits`.
+        batch_size: samples per batch. A DataLoader keeps its own.
+        precision, progress: see `train_exits`.
 
     Returns:
-        Logits float32 (K, N, C) and labels int64 (N,), on the CPU.
+        Logits float32 (K, N, C) of single exits, and labels int64 (N,), both on the CPU.
 
     Raises:
-        ZtwError: if inputs or labels do not fit the network, or logits are not finite.
+        ZtwError: for invalid arguments, inputs or labels that do not fit the network, and logits that are not finite.
 
     Example:
         >>> import torch, ztw
@@ -83,15 +82,15 @@ def predict(
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """A rule, with its results on the held-out samples that it was chosen on.
+    """An exit rule with its accuracy and cost on held-out samples, from `choose_threshold`.
 
-    Args:
+    Attributes:
         rule: the rule with its threshold.
         accuracy: in [0, 1].
-        cost: mean MACs per sample.
-        relative_cost: cost as a share of the backbone's.
-        exit_fraction: share of samples that leave at each of the K exits.
-        chosen_by: how the rule was chosen, in words.
+        cost: mean cost of a sample, in multiply-accumulate operations (MACs).
+        relative_cost: the cost as a share of the backbone's.
+        exit_fraction: (K,), share of samples that leave at each exit.
+        chosen_by: the goal, the thresholds and the number of samples, in words.
     """
 
     rule: ExitRule
@@ -116,28 +115,33 @@ def choose_threshold(
     precision: str = "fp32",
     progress: bool | Report = True,
 ) -> OperatingPoint:
-    """Choose the thresholds that meet one goal on held-out samples: a budget, an allowed loss or a risk.
+    """Choose the thresholds for one goal on held-out samples: a budget, an allowed loss or a risk.
 
     Args:
-        network: a network, used with its ensemble if it has one; or an OnnxRunner. Choose new thresholds for an int8
-            model.
-        held_out: inputs and labels that nothing was trained on, in any form of `train_exits`, e.g. (images, labels) or
-            `({"input_ids": ids, "attention_mask": mask}, labels)`; or the result of `predict`.
-        budget: the largest mean cost, as a share of the backbone's MACs; "max" = the highest accuracy.
-        allowed_loss: the largest loss of accuracy against the last exit, in [0, 1), at the smallest cost.
-        risk: (eps, delta): with probability 1 - delta over draws of held-out samples, at most a share eps of all
-            samples leaves early with a wrong prediction that the last exit would get right.
-        rule: a name such as "entropy", or a class.
-        thresholds: the kind of thresholds, see `ztw.list_thresholds`; None = "shared", with `risk`
-            "risk_controlled". "allowed_loss" uses `allowed_loss` as its parameter (Berestizshevsky & Even 2019).
-        points: fineness of the grid of thresholds, which has about 2 * `points` points.
-        batch_size: samples per batch.
-        precision: "fp32", "bf16" or "auto".
-        progress: see `train_exits`.
+        network: an EarlyExitNetwork, used with its ensemble if it has one, or an OnnxRunner.
+        held_out: inputs and labels that were not used for training, in any form of `train_exits`, e.g. (images, labels)
+            or `({"input_ids": ids, "attention_mask": mask}, labels)`. For an EarlyExitNetwork also the result of
+            `predict`.
+        budget: the largest mean cost, as a share of the backbone's; the most expensive thresholds within it are chosen.
+            "max" = the thresholds with the highest accuracy.
+        allowed_loss: the largest loss of accuracy against running every sample to the end, in [0, 1). The cheapest
+            thresholds within it are chosen; if there are none, the most accurate.
+        risk: (eps, delta). A sample is lost if it leaves early with a wrong prediction, but would be right at the last
+            exit. With probability 1 - delta over the draw of held-out samples, the share of lost samples is at most
+            eps.
+        rule: name of the exit rule, or its class.
+        thresholds: the way to choose thresholds, one of `list_thresholds()`. None = "risk_controlled" for a risk, else
+            "shared". The way "allowed_loss" (Berestizshevsky & Even 2019) takes the argument `allowed_loss` as the
+            allowed loss of each exit.
+        points: resolution of the grid of thresholds, which has about 2 * `points` values.
+        batch_size, precision, progress: see `predict`.
+
+    Returns:
+        The operating point: the rule with its thresholds, accuracy and cost.
 
     Raises:
-        ZtwError: if not exactly one goal is given, if no threshold meets the budget (the error names the cheapest),
-            or for malformed input.
+        ZtwError: unless exactly one goal is given; if no thresholds meet the budget; for invalid arguments, inputs or
+            labels; and for a risk if the held-out samples lack a class.
 
     Example:
         >>> import torch, ztw

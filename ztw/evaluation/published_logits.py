@@ -1,4 +1,4 @@
-"""Logits of a published study, in half precision: rules, ensembles and calibrations are scored without any training."""
+"""Logits of published studies, to evaluate rules, ensembles and calibrations without training."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ FOLDER = "predictions"  # of a cell
 
 @dataclass(frozen=True, repr=False)
 class Predictions:
-    """Logits of a trained network's exits, for images that nothing was trained on.
+    """Logits of a trained network's exits for validation and test images, from `load_predictions`.
 
-    Logits were rounded to half precision: accuracies can differ from the study's in the fourth digit.
+    Logits are stored in half precision. Accuracies can therefore differ from the study's in the fourth digit.
 
-    Args:
-        validation: (logits float32 (K, N, C), labels int64 (N,)), to choose thresholds and to fit on.
-        test: the same of the test images, to report.
-        cost: (K,) float64, cumulative cost of the exits, in MACs.
+    Attributes:
+        validation: (logits float32 (K, N, C), labels int64 (N,)), to choose thresholds and fit ensembles.
+        test: the same for the test images, to report results.
+        cost: float64 (K,), cumulative cost of the exits, in multiply-accumulate operations (MACs).
         base_cost: MACs of the backbone alone.
     """
 
@@ -47,14 +47,22 @@ class Predictions:
 
 
 def load_predictions(name: str, root: Path | str | None = None) -> Predictions:
-    """Load the published predictions of an IC set.
+    """Load the logits of a set of internal classifiers (ICs) from a published study.
 
     Args:
         name: "<study>/<data set>/<architecture>/seed<seed>/<IC set>".
-        root: the folder of published studies; this checkout's results/reference unless given.
+        root: folder of published studies; None = results/reference of this checkout.
+
+    Returns:
+        Logits, labels and costs.
 
     Raises:
-        ZtwError: for an unknown name, with the known ones, and for a file of another kind.
+        ZtwError: for an unknown name (the message lists the known ones), and for a damaged or other file.
+
+    Example:
+        >>> import ztw
+        >>> predictions = ztw.load_predictions("quick/fashion_mnist/resnet20/seed0/cascade_detached")
+        >>> ensemble = ztw.fit_ensemble(*predictions.validation)
     """
     root = REFERENCE if root is None else Path(root)
     cell, _, ics = str(name).strip("/").rpartition("/")

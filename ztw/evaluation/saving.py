@@ -1,4 +1,4 @@
-"""Save an early-exit network in a folder with all that an application needs, and load it."""
+"""Save an early-exit network in a folder, and load it."""
 
 from __future__ import annotations
 
@@ -41,22 +41,22 @@ def save(
     normalisation: tuple[Sequence[float], Sequence[float]] | None = None,
     progress: bool | Report = True,
 ) -> None:
-    """Save a network in a folder: weights.safetensors, and all else in a readable network.json.
+    """Save a network, and optionally its rule, in a folder: weights.safetensors and a readable network.json.
 
     Loads the saved network and checks that it predicts the same. A stage that torch.export cannot follow is
     saved without its code: `load` then needs `model=`, and `progress` gets a note.
 
     Args:
-        network: saved with its ensemble, if it has one.
+        network: the network, saved with its ensemble if it has one.
         path: the folder.
-        rule: a rule, for example from `choose_threshold`, or a text such as "max_softmax 0.9".
-        class_names: a name per class; None = the network's own, if any.
-        normalisation: mean and std per channel, of pixels in [0, 1], that images are normalised with; None = the
-            network's own, if any.
+        rule: a rule with its parameter, e.g. from `choose_threshold`, or a text such as "max_softmax 0.9".
+        class_names: one name per class; None = `network.class_names`.
+        normalisation: (mean, std) of the images, one number per channel, for pixels in [0, 1]; None =
+            `network.normalisation`.
         progress: see `train_exits`.
 
     Raises:
-        ZtwError: for wrong arguments, heads that `build_network` did not make, or a folder that cannot be written.
+        ZtwError: for invalid arguments, heads that `build_network` did not make, and a folder that cannot be written.
 
     Example:
         >>> import ztw, tempfile
@@ -105,19 +105,20 @@ def save(
 def load(
     path: Path | str, budget: float | str | None = None, *, model: nn.Module | None = None
 ) -> tuple[EarlyExitNetwork, ExitRule | None]:
-    """Load a network from a folder, on the CPU and in eval mode, with its rule. Runs no code from the folder.
+    """Load a network and its rule from a folder, without running code from the folder.
 
     Args:
         path: a folder from `save`, or networks/<method> of a study.
-        budget: selects one of a study's rules; None = the first feasible one of `evaluation.budgets`.
-        model: only for a backbone that could not be described: a new instance of the model that was given to
-            `as_backbone`, or a Backbone made in the same way.
+        budget: for a method of a study, the budget whose rule to load. None = the first budget that has a rule.
+        model: only if `save` asked for it: a new instance of the model that `as_backbone` received, or a Backbone built
+            like the saved one.
 
     Returns:
-        The network and the rule; None if no rule was saved.
+        The network, on the CPU in eval mode, and the rule. The rule is None if none was saved.
 
     Raises:
-        ZtwError: if a file is missing, altered or of another version, or the budget has no rule.
+        ZtwError: if a file is missing, altered or of another version; if the budget has no rule; and if `model` is
+            missing, not needed or another model.
 
     Example:
         >>> import ztw, tempfile

@@ -1,4 +1,4 @@
-"""Base classes of ensembles, which are computed for all exits at once, or exit by exit in `infer`."""
+"""Base classes of ensembles. They compute all exits at once, or in `infer` exit by exit."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from ztw.exits.logits import check_logits, floored
 
 
 class Ensemble(nn.Module, ABC):
-    """Base class of ensembles: exit m combines the predictions of exits 1 ... m.
+    """Base class of ensembles: the prediction of exit m combines the predictions of exits 1 ... m.
 
-    A subclass implements `combine`, and `fit_exit` if it has parameters. It registers its parameters as buffers in an
-    `__init__` with the same arguments. `infer` is faster with a subclass of `LinearEnsemble`.
+    A subclass implements `combine`. If it has parameters, it also implements `fit_exit` and registers the parameters
+    as buffers in `__init__`, which takes the arguments below. `infer` is faster with subclasses of `LinearEnsemble`.
 
     Args:
         exits: number of exits K.
@@ -68,7 +68,7 @@ class Ensemble(nn.Module, ABC):
             return torch.stack([self.combine(log_probs[: exit + 1]) for exit in range(self.exits)])
 
     def ensembled(self, exit: int) -> bool:
-        """Return whether an exit (from 0) is ensembled or predicts alone."""
+        """Return True if an exit (from 0) is ensembled, False if it predicts alone."""
         return self.include_final or exit < self.exits - 1
 
     @abstractmethod
@@ -76,18 +76,18 @@ class Ensemble(nn.Module, ABC):
         """Combine the predictions of exits 1 ... m.
 
         Args:
-            log_probs: (m, N, C), finite; N may be 0.
+            log_probs: (m, N, C), finite log-probabilities of the single exits; N may be 0.
 
         Returns:
-            Log-probabilities (N, C), normalised or not. Each sample is combined independently of the others.
+            Log-probabilities (N, C) of exit m, normalised or not. Those of a sample must not depend on other samples.
         """
 
     def start(self, samples: int, device: torch.device) -> IncrementalEnsemble:
-        """Return the incremental state of the ensemble before the first exit, for a number of samples."""
-        return KeptMembers(self)
+        """Return an object that computes the ensemble exit by exit, for a number of samples."""
+        return StoredMembers(self)
 
     def macs(self, exit: int) -> float:
-        """Return the multiply-accumulate operations (MACs) added at an exit (from 0): one per member and class."""
+        """Return the multiply-accumulate operations (MACs) that the ensemble adds at an exit (from 0)."""
         return float((exit + 1) * self.num_classes) if self.ensembled(exit) else 0.0
 
     def fit(self, logits: Tensor, labels: Tensor) -> None:
@@ -103,9 +103,10 @@ class Ensemble(nn.Module, ABC):
 
 
 class LinearEnsemble(Ensemble):
-    """Base class of ensembles that are linear in the contributions of the exits, so that `infer` adds up each one once.
+    """Base class of ensembles that are weighted sums over exits. `infer` computes each exit's term only once.
 
-    total_m = c_m + sum_{j<=m} a_mj member(p_j), and finish(total_m) are the unnormalised log-probabilities of exit m.
+    total_m = c_m + sum_{j<=m} a_mj member(z_j) for logits z_j of exit j. The unnormalised log-probabilities of exit m
+    are finish(total_m).
 
     Example:
         >>> import torch, ztw
@@ -136,7 +137,7 @@ class LinearEnsemble(Ensemble):
 
     @abstractmethod
     def member(self, logits: Tensor) -> Tensor:
-        """Return the contributions of single exits, finite and of the shape of their logits (..., C)."""
+        """Convert logits (..., C) of single exits to their finite terms (..., C) in the sum."""
 
     @abstractmethod
     def linear(self) -> tuple[Tensor, Tensor]:
@@ -148,11 +149,11 @@ class LinearEnsemble(Ensemble):
 
 
 class IncrementalEnsemble(ABC):
-    """The state of an ensemble that `infer` computes exit by exit."""
+    """An ensemble during `infer`, which computes it exit by exit."""
 
     @abstractmethod
     def append(self, exit: int, logits: Tensor) -> Tensor:
-        """Add the logits float32 (n, C) of the next exit (from 0); return its unnormalised log-probabilities (n, C)."""
+        """Add logits float32 (n, C) of the next exit (from 0); return its unnormalised log-probabilities (n, C)."""
 
     @abstractmethod
     def select(self, places: Tensor) -> None:
@@ -160,11 +161,11 @@ class IncrementalEnsemble(ABC):
 
     @abstractmethod
     def join(self, others: Sequence[Any]) -> None:
-        """Append the samples of other states of the same ensemble after the same exits."""
+        """Append the samples of others, which must be of the same ensemble and at the same exit."""
 
 
-class KeptMembers(IncrementalEnsemble):
-    """The state of any ensemble: the log-probabilities (n, C) of every exit so far, combined again at each exit."""
+class StoredMembers(IncrementalEnsemble):
+    """Any ensemble: stores the log-probabilities (n, C) of every exit so far, and combines all of them at each exit."""
 
     def __init__(self, ensemble: Ensemble) -> None:
         self.ensemble, self.members = ensemble, list[Tensor]()
@@ -181,14 +182,14 @@ class KeptMembers(IncrementalEnsemble):
         """See `IncrementalEnsemble`."""
         self.members = [member.index_select(0, places) for member in self.members]
 
-    def join(self, others: Sequence[KeptMembers]) -> None:
+    def join(self, others: Sequence[StoredMembers]) -> None:
         """See `IncrementalEnsemble`."""
         of_exits = zip(self.members, *(other.members for other in others), strict=True)
         self.members = [torch.cat(members) for members in of_exits]
 
 
 class RunningTotals(IncrementalEnsemble):
-    """The state of a linear ensemble: it keeps a running total per exit, (K, n, C)."""
+    """A linear ensemble: updates the totals (K, n, C) of all exits at each exit."""
 
     def __init__(self, ensemble: LinearEnsemble, samples: int, device: torch.device) -> None:
         coefficients, constants = ensemble.linear()
@@ -203,7 +204,7 @@ class RunningTotals(IncrementalEnsemble):
         if not self.ensemble.ensembled(exit):
             return floored(logits)
         member = self.ensemble.member(logits)
-        # updating all totals is faster than selecting the later ones; earlier exits have coefficient 0
+        # updating all totals is faster than selecting those of later exits; the others get coefficient 0
         self.flat.addr_(self.coefficients.select(1, exit), member.view(-1))
         return self.ensemble.finish(self.totals.select(0, exit))
 

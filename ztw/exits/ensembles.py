@@ -10,12 +10,12 @@ from ztw.exits.ensemble_base import Ensemble, LinearEnsemble
 from ztw.exits.logits import check_logits, floored
 from ztw.exits.objectives import GeometricObjective, minimise, mixture_objective
 
-# Number of samples for a first, approximate fit, which leaves few steps over all samples.
+# Samples of a first, approximate fit. The fit to all samples then needs few steps.
 DRAFT = 4096
 
 
 class WeightedEnsemble(LinearEnsemble):
-    """Base class with a weight per member, (K, K) lower triangular, and a bias per class, (K, C)."""
+    """Base class with weights (K, K), lower triangular, and a bias per class (K, C) for each exit."""
 
     weight: Tensor
     bias: Tensor
@@ -80,8 +80,8 @@ class ArithmeticEnsemble(Mixture, WeightedEnsemble):
     """Weighted arithmetic mean of probabilities (ZTW 2021, appendix).
 
     q_m = (sum_{j<=m} a_mj p_j + c_m) / normaliser, a = exp(w) >= 0, c = exp(b) >= 0. Row m of `weight` (K, K) holds
-    a_m1 ... a_mm; `bias` is c (K, C). The scale of (a, c) is arbitrary. Here they sum to 1 at each exit, so that q_m is
-    a mixture with a log-likelihood concave in (a, c).
+    a_m1 ... a_mm; `bias` is c (K, C). The scale of (a, c) is arbitrary. Here they sum to 1 at each exit. q_m is then
+    a mixture, and its log-likelihood is concave in (a, c).
     """
 
     def linear(self) -> tuple[Tensor, Tensor]:
@@ -127,11 +127,11 @@ def build_ensemble(kind: str, exits: int, num_classes: int, include_final: bool 
 def fit_ensemble(
     logits: Tensor, labels: Tensor, kind: str = "geometric", include_final: bool = True
 ) -> Ensemble:
-    """Fit an ensemble for every exit.
+    """Fit an ensemble of the exits to labelled logits.
 
     Args:
-        logits: (K, N, C) of the single exits.
-        labels: int64 (N,).
+        logits: (K, N, C) of single exits.
+        labels: int (N,).
         kind: "geometric", "arithmetic", "uniform" or a registered name.
         include_final: see `Ensemble`.
 
@@ -139,7 +139,7 @@ def fit_ensemble(
         The fitted ensemble. Assign it to `network.ensemble` to use it in `infer`.
 
     Raises:
-        ZtwError: for an unknown kind, and for malformed logits or labels.
+        ZtwError: for an unknown kind, and for invalid logits or labels.
 
     Example:
         >>> import torch, ztw

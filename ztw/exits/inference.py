@@ -1,7 +1,7 @@
 """Early-exit inference: the loop behind `EarlyExitNetwork.infer`.
 
-The batch shrinks as samples leave. Removing samples costs a copy of the activations, so samples that left are computed
-and ignored until there are enough of them to pay for the copy.
+The batch shrinks as samples leave. Removing samples copies the activations of the others. Samples that have left are
+therefore computed and ignored until there are enough of them to pay for the copy.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class ExitResult:
     """Result of `infer`, in the order of the samples.
 
     Attributes:
-        logits: float32 (N, classes) of the exit that predicts each sample's class; log-probabilities with an ensemble.
-        exit_index: int64 (N,), where each sample leaves; 0 = the first exit.
+        logits: float32 (N, classes), from the exit that predicts each sample. Log-probabilities with an ensemble.
+        exit_index: int64 (N,), the exit where each sample leaves, from 0.
 
     Example:
         >>> import torch, ztw
@@ -50,11 +50,10 @@ class Route:
     """A network as a sequence of exits.
 
     Args:
-        steps: for each of the K exits its stages, which follow the previous exit, and the function that computes its
-            logits.
-        largest: (K,), number of elements in the largest activation of a sample, from the exit's stages to the last
-            stage.
-        chained: whether an exit needs the logits of the previous one.
+        steps: for each of the K exits, the stages between the previous exit and this one, and the function that
+            computes the logits.
+        largest: (K,), number of elements of a sample's largest stage output, from the exit's stages to the end.
+        chained: whether exits need the logits of the previous exit.
         num_classes: C.
         ensemble: the network's ensemble, or None.
     """
@@ -68,12 +67,12 @@ class Route:
 
 @dataclass(frozen=True)
 class Batching:
-    """How `infer` splits a batch. The options change the speed, never a prediction.
+    """Settings for how `infer` splits a batch. They change the speed, never a prediction.
 
     Args:
-        microbatch_bytes: limit for a stage's output for one microbatch; None = no limit.
+        microbatch_bytes: largest stage output of a microbatch; None = no limit.
         copy_share: share of a microbatch that must have left before these samples are removed.
-        sync_every: number of exits after which the host checks which samples have left.
+        sync_every: number of exits between two checks of which samples have left.
     """
 
     microbatch_bytes: int | None
@@ -81,18 +80,17 @@ class Batching:
     sync_every: int = 1
 
 
-# Larger outputs cost page faults unless freed memory is kept. Much smaller ones make convolutions slow (measured from
-# 4 to 32 MB).
+# Larger outputs cause page faults, unless the allocator keeps freed memory. Much smaller ones make convolutions slow.
+# Measured from 4 to 32 MB.
 CPU_BATCHING = Batching(microbatch_bytes=2**24)
-# On a GPU every check waits for all queued work.
+# On a GPU, every check waits for all queued work.
 GPU_BATCHING = Batching(microbatch_bytes=None, sync_every=4)
 
 
 def microbatch_plan(route: Route, microbatch_bytes: int | None) -> list[tuple[list[int], int]]:
     """Choose the number of samples per microbatch, for each group of consecutive exits.
 
-    A stage's output stays below `microbatch_bytes`, so deep stages with small outputs get more samples than early
-    stages. Without a limit, one group contains all exits.
+    A stage's output stays below `microbatch_bytes`, so deep stages with small outputs get more samples.
 
     Returns:
         Pairs of (exits, number of samples).
@@ -123,7 +121,7 @@ class MicroBatch:
         self.best: State = ()  # scores and logits of the most confident exit so far
 
     def advance(self, exit: int, rule: ExitRule) -> tuple[Tensor, Tensor]:
-        """Compute one exit, and the stages before it; return its scores (n,) and its logits (n, C)."""
+        """Compute the next exit with its stages; return its scores (n,) and logits (n, C)."""
         stages, exit_function = self.route.steps[exit]
         for stage in stages:
             self.hidden = stage(self.hidden)
@@ -148,7 +146,7 @@ class MicroBatch:
         self.best = tuple(item[places] for item in self.best)
 
     def join(self, others: Sequence[MicroBatch]) -> None:
-        """Append the samples of other microbatches after the same exits."""
+        """Append the samples of other microbatches at the same exit."""
         every = [self, *others]
         self.hidden = joined([one.hidden for one in every])
         self.rows, self.departed = torch.cat([one.rows for one in every]), sum(one.departed for one in every)
@@ -169,7 +167,7 @@ def better(best: State, new: State) -> State:
 
 
 def _joined(microbatches: Sequence[MicroBatch], size: int) -> list[MicroBatch]:
-    """Merge microbatches into ones of at most `size` samples; a larger one stays as it is."""
+    """Merge small microbatches, up to `size` samples each."""
     groups: list[list[MicroBatch]] = []
     for microbatch in microbatches:
         if groups and sum(len(other.rows) for other in [*groups[-1], microbatch]) <= size:
@@ -203,13 +201,14 @@ def infer(route: Route, batch: Batch, rule: ExitRule, batching: Batching | None 
         result = _infer_batch(route, batch, rule, batching or usual)
     if route.ensemble is None:
         return result
-    return ExitResult(result.logits.log_softmax(-1), result.exit_index)  # rules accept unnormalised logits
+    # once at the end, because rules accept unnormalised logits
+    return ExitResult(result.logits.log_softmax(-1), result.exit_index)
 
 
 def _infer_one(route: Route, sample: Batch, rule: ExitRule) -> ExitResult:
     """Classify a single sample without bookkeeping.
 
-    The loop repeats `MicroBatch.advance`, because every extra line costs time between two small convolutions.
+    The loop duplicates code of `MicroBatch.advance`, because every extra call costs time between small convolutions.
     """
     hidden: Any = sample
     previous = None
@@ -249,7 +248,7 @@ def _infer_batch(route: Route, batch: Batch, rule: ExitRule, batching: Batching)
 
 
 class BatchResult:
-    """Collects the results of a batch. A spare last row takes the logits of samples that had left before."""
+    """The results of a batch. An extra last row receives the logits of samples that have left already."""
 
     def __init__(self, route: Route, batch: Batch, rule: ExitRule, batching: Batching) -> None:
         self.spare, device, self.last = size_of(batch), device_of(batch), len(route.steps) - 1
@@ -259,7 +258,7 @@ class BatchResult:
         self.batching = batching
 
     def run(self, microbatch: MicroBatch, exits: Sequence[int]) -> None:
-        """Run a microbatch through some exits; afterwards it holds the samples that continue."""
+        """Run a microbatch through some exits; record and remove the samples that leave."""
         sync_every = self.batching.sync_every
         for exit in exits:
             score, logits = microbatch.advance(exit, self.rule)

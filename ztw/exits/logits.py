@@ -11,7 +11,7 @@ from torch import Tensor
 from ztw.errors import ZtwError
 from ztw.tensors import as_tensor, read_tensors
 
-# Smaller probabilities are 0 in float32. The limit keeps log-probabilities finite.
+# Log of the smallest normal float32. Without this limit, the log of a probability of 0 is not finite.
 LOG_FLOOR = float(torch.tensor(torch.finfo(torch.float32).tiny).log())
 
 

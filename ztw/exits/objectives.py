@@ -11,12 +11,12 @@ from torch import Tensor
 # x (M,) float64 -> value and gradient (M,) float64
 Objective = Callable[[Tensor], tuple[float, Tensor]]
 
-# Number of probabilities held in float64 at once, so that they fit into the processor's cache.
+# Number of probabilities in float64 that fit into the processor's cache.
 CHUNK = 250_000
 
 
 class GeometricObjective:
-    """Mean cross-entropy of the geometric ensemble in x = (s, b), and its gradient; log_probs: (m, N, C)."""
+    """Mean cross-entropy of one exit of the geometric ensemble as a function of x = (s, b), with its gradient."""
 
     def __init__(self, log_probs: Tensor, labels: Tensor) -> None:
         self.log_probs, self.labels = log_probs, labels
@@ -38,14 +38,14 @@ class GeometricObjective:
         return float(value / samples), gradient / samples
 
     def _log_q(self, part: slice, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return features (m, n * C), which x weighs, and log q (n, C) of a part of the samples, in x's precision."""
+        """Return log p / m (m, n * C) and log q (n, C) for a part of the samples, in x's precision."""
         features = self.log_probs[:, part].to(x.dtype).flatten(1) / self.members
         total = (x[: self.members] @ features).view(-1, self.num_classes) + x[self.members :]
         return features, total.log_softmax(-1)
 
 
 def mixture_objective(x: Tensor, components: Tensor) -> tuple[float, Tensor]:
-    """Mean negative log-likelihood of a mixture as a function of its shares, and its gradient.
+    """Compute the mean negative log-likelihood of a mixture, and its gradient in the shares.
 
     The added term sum(x) - 1 makes the shares at the minimum sum to 1.
 
@@ -71,7 +71,7 @@ def minimise(objective: Objective, start: Tensor, lower: Tensor, tolerance: floa
         objective: returns value and gradient at x.
         start: (M,) float64.
         lower: (M,) float64, -inf where x has no bound.
-        tolerance: relative decrease of the value that stops the minimisation. Separable data have no finite minimiser.
+        tolerance: relative decrease of the value at which to stop. Separable data need it: they have no minimum.
 
     Returns:
         x (M,) float64.

@@ -22,12 +22,12 @@ from ztw.exits.threshold_base import (
 
 @dataclass(frozen=True)
 class PerExit(ThresholdChoice):
-    """One threshold per exit, optimised jointly: the per-exit thresholds of BranchyNet (2016), learned.
+    """One threshold per exit as in BranchyNet (2016), optimised jointly on held-out data.
 
-    Maximises accuracy - lambda * mean cost / cost of the last exit on the held-out data by coordinate ascent. Each step
-    finds the best threshold of one exit, given those of the others. The parameter is lambda. Its values fall from one
-    at which all samples leave at the first exit down to `lowest` and 0. More values then halve the largest gaps in
-    cost. At its lambda, no candidate is worse on the held-out data than any threshold of the shared grid.
+    Coordinate ascent maximises accuracy - lambda * mean cost / cost of the last exit. Each step finds the best
+    threshold of one exit, given the others. `Candidates.parameter` is lambda. At its first value, all samples leave at
+    the first exit. It falls in `first` geometric steps to `lowest`, then to 0. Further values are added where the cost
+    changes most. At its lambda, a candidate is at least as good as any threshold of the shared grid.
     """
 
     lowest: float = 1e-4
@@ -41,7 +41,7 @@ class PerExit(ThresholdChoice):
         """Return candidates (T, K - 1), T <= `steps`, in O(T * rounds * K * N) after one sort per exit."""
         held_out = prepare_held_out("per_exit", logits, labels, cost, rule)
         path = _SolutionPath(held_out, _shared_starts(held_out, points), self.rounds)
-        # from here on, a correct prediction is worth less than the cost of one more exit, so every sample leaves
+        # a correct prediction is worth less than the cost of the next exit, so all samples leave at the first
         to_second_exit = float(held_out.relative_cost[:2].diff().sum())
         highest = 1.01 / to_second_exit if to_second_exit else 1.0
         path.solve(0.0)
@@ -63,13 +63,14 @@ class _Shared:
     relative_cost: Tensor
 
     def best(self, weight: float) -> float:
-        """Return the best bound at a lambda; on a tie the most cautious one."""
+        """Return the best bound at a lambda; on a tie the last one."""
         value = self.accuracy - weight * self.relative_cost
         return float(self.bounds[(value >= value.max() - TIE).nonzero()[-1]])
 
 
 def _shared_starts(held_out: HeldOut, points: int) -> _Shared:
-    bounds = held_out.kind.thresholds(held_out.kind.grid(held_out.scores, points))  # its own inverse
+    # `thresholds` converts in both directions
+    bounds = held_out.kind.thresholds(held_out.kind.grid(held_out.scores, points))
     left, right = departures(held_out.scores, held_out.correct, bounds)
     samples = held_out.scores.shape[1]
     return _Shared(bounds, right / samples, left / samples @ held_out.relative_cost)
@@ -90,7 +91,7 @@ class _Solution:
 
 
 class _SolutionPath:
-    """The solutions so far, `found`, in order of falling lambda. Each is a start for its neighbours."""
+    """Solutions in the order of falling lambda. Each is a start for its neighbours."""
 
     def __init__(self, held_out: HeldOut, shared: _Shared, rounds: int) -> None:
         self.held_out, self.shared, self.rounds = held_out, shared, rounds
@@ -106,7 +107,7 @@ class _SolutionPath:
         self.found.insert(place, max(ends, key=lambda end: end.value(weight)))
 
     def best(self, weight: float) -> _Solution:
-        """Return the best solution at a lambda; on a tie the most expensive one, so that cost rises as lambda falls."""
+        """Return the best solution at a lambda; on a tie the most expensive, so that cost rises as lambda falls."""
         return max(self.found, key=lambda found: (found.value(weight), found.relative_cost))
 
     def widest_gap(self) -> float | None:
@@ -140,8 +141,9 @@ class _SolutionPath:
     def _round(self, bounds: Tensor, weight: float) -> Tensor:
         """Optimise the bound of every exit once, from the last exit to the first.
 
-        A step depends on the samples that reach the exit and on their value beyond it. Neither depends on the bounds
-        that this round has yet to change, so no step lowers the objective.
+        A step needs the samples that reach the exit, and their value if they stay. The first depends on bounds of
+        earlier exits, which are still unchanged. The second depends on bounds of later exits, which are final. So no
+        step lowers the objective.
         """
         held_out, bounds, reached = self.held_out, bounds.clone(), self._reached(bounds)
         # value of leaving at each exit, (K, N)
@@ -150,13 +152,13 @@ class _SolutionPath:
         for exit in reversed(range(len(bounds))):
             score, order = held_out.scores[exit], self.order[exit]
             order = order[reached[exit][order]]
-            if len(order):  # no sample reaches the exit otherwise: keep its bound
+            if len(order):  # otherwise no sample reaches the exit: keep its bound
                 bounds[exit] = self._best_bound(score[order], (value[exit] - staying)[order])
             staying = torch.where(score > bounds[exit], value[exit], staying)
         return bounds
 
     def _best_bound(self, score: Tensor, gain: Tensor) -> float:
-        """Return the bound whose passing samples have the largest total gain; score, gain: (R,), scores falling."""
+        """Return the bound with the largest total gain of samples above it; score, gain: (R,), by falling score."""
         ends = torch.cat([score[1:] < score[:-1], torch.ones(1, dtype=torch.bool)])
         total = torch.where(ends, gain.cumsum(0), -torch.inf)
         most = float(total.max())

@@ -1,7 +1,4 @@
-"""Exit rules: a score per exit, and the bound it must exceed. `infer`, `sweep` and `simulate_exits` share them.
-
-To add a rule to the package, write a class here and add it to RULES. `ztw.register` adds a rule of your own.
-"""
+"""Exit rules: a score per exit, and the bound it must exceed. `infer`, `sweep` and `simulate_exits` share them."""
 
 from __future__ import annotations
 
@@ -19,18 +16,18 @@ from ztw.tensors import as_tensor
 
 # A threshold may lie this far beyond the best score, so that no sample passes it in spite of rounding.
 BEYOND = 1.0
-State = tuple[Tensor, ...]  # what a rule keeps of earlier exits, each (N, ...)
+State = tuple[Tensor, ...]  # tensors (N, ...) that a rule passes from exit to exit
 
 
 class ExitRule(ABC):
-    """Base class of exit rules. An instance is a rule with its parameter.
+    """Base class of exit rules. An instance holds the rule's parameter.
 
-    A sample leaves at the first exit where its score is STRICTLY greater than the rule's bound. All samples that remain
-    leave at the last exit.
+    A sample leaves at the first exit where its score is STRICTLY greater than the bound. All remaining samples leave
+    at the last exit.
 
     Attributes:
-        best_answers: which exit predicts the class of a sample that passes no bound: False = the last exit, True = the
-            exit with the largest score, the first one on a tie. The sample runs to the last exit in either case.
+        best_answers: True = for a sample that leaves at the last exit, the exit with the largest score predicts (on a
+            tie, the first such exit). False = the exit where a sample leaves always predicts.
 
     Example:
         >>> import ztw
@@ -56,18 +53,20 @@ class ExitRule(ABC):
     @property
     @abstractmethod
     def bound(self) -> float | tuple[float, ...]:
-        """The bound that a score must exceed, or a tuple with one bound per exit."""
+        """The bound that scores must exceed, or a tuple with one bound per exit."""
 
     @staticmethod
     @abstractmethod
     def grid(scores: Tensor, points: int) -> Tensor:
-        """Return the parameters (T,) to sweep, from the cheapest to the most cautious, for scores (K, N)."""
-
-    def bounds(self, exits: int) -> Tensor:
-        """Return the bounds float64 (K - 1,) of every exit but the last.
+        """Return parameters (T,) to sweep, from the cheapest to the most expensive.
 
         Args:
-            exits: number of exits K.
+            scores: float64 (K, N).
+            points: resolution of the grid.
+        """
+
+    def bounds(self, exits: int) -> Tensor:
+        """Return the bounds float64 (K - 1,) of all exits but the last; exits: their number K.
 
         Raises:
             ZtwError: if the rule has thresholds for another number of exits.
@@ -84,7 +83,7 @@ class ExitRule(ABC):
 def _threshold_grid(scores: Tensor, upper: float, points: int) -> Tensor:
     """Return even steps from the smallest score to `upper`, as many quantiles, and a value below all scores.
 
-    The even steps are the paper's. Confidences crowd near 1, where only the quantiles separate them.
+    The even steps are the paper's. The quantiles are needed because most confidences lie near 1.
     """
     flat = scores.double().flatten().sort().values
     steps = torch.linspace(float(flat[0]), upper, points, dtype=torch.float64)
@@ -97,15 +96,19 @@ def _threshold_grid(scores: Tensor, upper: float, points: int) -> Tensor:
 class ThresholdRule(ExitRule):
     """Base class of rules that compare a score with a threshold.
 
-    A subclass implements `score` and `worst`, and sets `top`. If the threshold is an upper limit, it sets `sign = -1.0`
-    and returns the negative of the limited quantity as the score.
+    A subclass implements `score` and `worst`, and sets `top`.
 
     Args:
-        threshold: one for all exits, or a sequence of one per exit, (K - 1,) or (K,). The last of K is ignored.
+        threshold: one number for all exits, or one per exit, (K - 1,) or (K,). The last of K numbers is ignored.
+
+    Attributes:
+        top: the best possible score, apart from rounding.
+        sign: 1.0, or -1.0 if a quantity must be BELOW the threshold, e.g. the entropy. `score` then returns the
+            negative quantity, and bound = -threshold.
+        strict: whether a finite threshold more than 1 beyond `top` raises ZtwError, e.g. a percentage.
 
     Raises:
-        ZtwError: for NaN; in a `strict` rule also for a finite threshold far beyond the best score, such as a
-            percentage.
+        ZtwError: for a threshold that is NaN or not a number, and as described for `strict`.
 
     Example:
         >>> import ztw
@@ -115,9 +118,9 @@ class ThresholdRule(ExitRule):
 
     threshold: float | Sequence[float]
 
-    sign: ClassVar[float] = 1.0  # bound = sign * threshold
-    top: ClassVar[float]  # the best possible score, apart from rounding
-    strict: ClassVar[bool] = False  # whether a threshold far beyond `top` raises an error
+    sign: ClassVar[float] = 1.0
+    top: ClassVar[float]
+    strict: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         given, name = self.threshold, type(self).__name__
@@ -133,7 +136,7 @@ class ThresholdRule(ExitRule):
 
     @property
     def bound(self) -> float | tuple[float, ...]:
-        """The threshold or thresholds on the scale of the scores."""
+        """The threshold, or one per exit, on the scale of the scores."""
         if isinstance(self.threshold, tuple):
             return tuple(self.sign * value for value in self.threshold)
         return self.sign * self.threshold  # type: ignore[operator]
@@ -141,18 +144,18 @@ class ThresholdRule(ExitRule):
     @classmethod
     def thresholds(cls, bounds: Tensor) -> Tensor:
         """Convert bounds to thresholds of the same shape."""
-        return cls.sign * bounds + 0.0  # never -0.0
+        return cls.sign * bounds + 0.0  # + 0.0 turns -0.0 into 0.0
 
     @classmethod
     def grid(cls, scores: Tensor, points: int) -> Tensor:
-        """Return thresholds from just below the smallest score (all samples leave) to the best score (none leaves)."""
+        """Return thresholds (T,), from one that all scores exceed to one that no score exceeds. See `ExitRule.grid`."""
         # rounding can lift a score above `top`, and no sample may pass the last threshold
         return cls.thresholds(_threshold_grid(scores, max(cls.top, float(scores.max())), points))
 
     @staticmethod
     @abstractmethod
     def worst(num_classes: int) -> float:
-        """Return the score of the uniform distribution, the lowest possible score apart from rounding."""
+        """Return the score of the uniform distribution: the lowest possible score, apart from rounding."""
 
 
 class MaxSoftmax(ThresholdRule):
@@ -180,7 +183,7 @@ class MaxSoftmax(ThresholdRule):
 
 
 class MaxSoftmaxOrBest(MaxSoftmax):
-    """Like MaxSoftmax, but the most confident exit predicts the class of a sample that passes no bound (SDN 2019).
+    """Leave as with `MaxSoftmax`; if no exit passes the threshold, the most confident exit predicts (SDN 2019).
 
     Example:
         >>> import torch, ztw
@@ -193,7 +196,7 @@ class MaxSoftmaxOrBest(MaxSoftmax):
 
 
 class Entropy(ThresholdRule):
-    """Leave when the entropy of the softmax, with natural logarithm, is below the threshold (BranchyNet 2016).
+    """Leave when the entropy of the softmax, in nats, is below the threshold (BranchyNet 2016).
 
     Example:
         >>> import torch, ztw
@@ -208,8 +211,8 @@ class Entropy(ThresholdRule):
 
     @staticmethod
     def score(logits: Tensor, state: State) -> tuple[Tensor, State]:
-        """Return the negative entropy (N,), from log-probabilities: one logarithm per sample, not one per class."""
-        log_p = logits.log_softmax(-1)
+        """Return the negative entropy (N,)."""
+        log_p = logits.log_softmax(-1)  # one logarithm per sample, not one per class
         log_p = log_p.clamp(min=torch.finfo(log_p.dtype).min)  # 0 log 0 is 0
         return (log_p.exp() * log_p).sum(-1), ()
 
@@ -221,16 +224,16 @@ class Entropy(ThresholdRule):
 
 @dataclass(frozen=True)
 class Patience(ExitRule):
-    """Leave when the predicted class has not changed for `t` exits in a row (PABEE 2020).
+    """Leave when `t` exits in a row predict the same class as the exit before them (PABEE 2020).
 
-    With t = 0 every sample leaves at the first exit. ZTW's released comparison counts equal predictions, the first one
-    included: its p is t + 1. PABEE's patience is t for t >= 1; its 0 means the complete network.
+    t is the patience of PABEE's code for t >= 1. A patience of 0 there means no early exits; here, every sample leaves
+    at the first exit. The parameter p of ZTW's released comparison is t + 1.
 
     Args:
         t: number of consecutive agreements, at least 0.
 
     Raises:
-        ZtwError: for a negative number, or one that is not whole.
+        ZtwError: unless t is a whole number of at least 0.
 
     Example:
         >>> import torch, ztw
@@ -248,7 +251,7 @@ class Patience(ExitRule):
 
     @staticmethod
     def score(logits: Tensor, state: State) -> tuple[Tensor, State]:
-        """Return the number of consecutive agreements up to this exit (N,); 0 at the first exit and after a change."""
+        """Return the number (N,) of consecutive agreements up to this exit. It is 0 at the first exit."""
         predicted = logits.argmax(-1)
         if not state:
             return torch.zeros_like(predicted, dtype=torch.float64), (predicted, torch.zeros_like(predicted))
@@ -263,7 +266,7 @@ class Patience(ExitRule):
 
     @staticmethod
     def grid(scores: Tensor, points: int) -> Tensor:
-        """Return 0 ... K - 1: at 0 every sample leaves at the first exit, at K - 1 none leaves early."""
+        """Return 0 ... K - 1. At 0, all samples leave at the first exit; at K - 1, none leaves early."""
         return torch.arange(max(1, len(scores)), dtype=torch.float64)
 
 
@@ -279,7 +282,7 @@ def exit_rule(given: str | ExitRule | type[ExitRule]) -> type[ExitRule]:
     """Return the class of a rule, given the class or its name in RULES.
 
     Raises:
-        ZtwError: for an unknown name, and for a rule that already has a parameter.
+        ZtwError: for an unknown name, or a rule that has a parameter already.
     """
     if isinstance(given, type) and issubclass(given, ExitRule):
         return given
@@ -309,10 +312,10 @@ def as_rule(given: ExitRule | str) -> ExitRule:
     """Convert a text such as "max_softmax 0.9" or "patience 3" to a rule.
 
     Args:
-        given: a rule; or its name in RULES, followed by its parameter, or by one parameter per exit.
+        given: a rule, or a text: the rule's name in RULES, then one number, or one number per exit.
 
     Raises:
-        ZtwError: for any other value, such as a threshold without a rule.
+        ZtwError: for any other value, e.g. a threshold without a rule.
     """
     if isinstance(given, ExitRule):
         return given
@@ -333,7 +336,6 @@ def as_rule(given: ExitRule | str) -> ExitRule:
 
 
 def _shown(given: object) -> str:
-    """Describe an invalid rule in an error message."""
     if isinstance(given, type):
         return f"{given.__name__} (a class)"
     return (
@@ -352,10 +354,12 @@ def exit_scores(logits: Tensor, rule: type[ExitRule]) -> Tensor:
 
 
 def describe_rule(rule: ExitRule) -> dict[str, Any]:
-    """Convert a rule to JSON: its name in RULES and its parameters, e.g. {"rule": "entropy", "threshold": 0.1}.
+    """Convert a rule to JSON, e.g. {"rule": "entropy", "threshold": 0.1}; one threshold per exit becomes a list.
 
-    `rule_from` reverses the conversion. Thresholds are float64, which JSON keeps exactly; one per exit is a list. Raise
-    ZtwError for a rule that is not in RULES.
+    `rule_from` restores the rule exactly.
+
+    Raises:
+        ZtwError: for a rule that is not in RULES.
     """
     described: dict[str, Any] = {"rule": rule_name(type(rule))}
     for field in fields(rule):  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Accuracy and cost at every parameter of an exit rule, in one pass over logits, labels and costs."""
+"""Accuracy and cost at every parameter of an exit rule, from the logits of all exits."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from ztw.tensors import as_tensor
 
 @dataclass(frozen=True)
 class Curve:
-    """Accuracy and cost for each parameter of a rule, all float64.
+    """Accuracy and cost at each parameter of a rule, from `sweep`. All tensors are float64.
 
     Attributes:
-        parameter: (T,), from the cheapest to the most cautious.
-        accuracy: (T,) in [0, 1].
-        cost: (T,), mean multiply-accumulate operations (MACs) per sample.
-        exit_fraction: (T, K), share of samples that leave at each exit; rows sum to 1.
+        parameter: (T,), as given to `sweep`. The rule's own grid runs from the cheapest to the most expensive.
+        accuracy: (T,), in [0, 1].
+        cost: (T,), mean cost of a sample, in multiply-accumulate operations (MACs).
+        exit_fraction: (T, K), share of samples that leave at each exit. Rows sum to 1.
 
     Example:
         >>> import torch, ztw
@@ -46,26 +46,22 @@ def sweep(
     parameters: Tensor | Sequence[float] | Sequence[Sequence[float]] | None = None,
     points: int = 1000,
 ) -> Curve:
-    """Evaluate an exit rule at every parameter, in one pass over the samples.
-
-    With one bound for all exits, a sample has left by exit k exactly when its largest score up to exit k exceeds the
-    bound. One running maximum per sample therefore serves all parameters, and memory is (K, N) for any T.
+    """Compute the accuracy and cost of an exit rule at every parameter, from the logits of all exits.
 
     Args:
-        logits: (K, N, C), of single exits or ensembles.
-        labels: int64 (N,).
+        logits: (K, N, C), of single exits or an ensemble.
+        labels: int (N,).
         cost: (K,), cumulative MACs of the exits, see `ztw.macs`.
-        rule: a name such as "max_softmax", or a class. A rule with a parameter, such as MaxSoftmax(0.9) or "max_softmax
-            0.9", is evaluated at this parameter only.
-        parameters: (T,), or thresholds (T, K - 1) or (T, K) with one per exit; None = the rule's own grid.
+        rule: a name such as "max_softmax", or a class. A rule with its parameter, such as MaxSoftmax(0.9) or
+            "max_softmax 0.9", is evaluated at this parameter only.
+        parameters: (T,) for all exits, or one threshold per exit, (T, K - 1) or (T, K). None = the rule's own grid.
         points: resolution of the grid, which has about 2 * `points` values.
 
     Returns:
-        The curve. With one threshold per exit, its `parameter` holds the row numbers; `dataclasses.replace` can change
-        them.
+        The curve. With one threshold per exit, `Curve.parameter` holds the row numbers 0 ... T - 1.
 
     Raises:
-        ZtwError: for malformed input.
+        ZtwError: for an unknown rule, and for invalid logits, labels, costs or parameters.
 
     Example:
         >>> import torch, ztw
@@ -94,18 +90,18 @@ def sweep(
 
 
 def simulate_exits(logits: Tensor, rule: ExitRule | str) -> tuple[Tensor, Tensor]:
-    """Compute where each sample leaves, from the logits of all exits. `infer` gives the same exits.
+    """Compute the exit at which each sample leaves, from the logits of all exits. It is the same as in `infer`.
 
     Args:
-        logits: (K, N, C), of single exits or ensembles.
-        rule: e.g. MaxSoftmax(0.9) or "max_softmax 0.9".
+        logits: (K, N, C), of single exits or an ensemble.
+        rule: a rule with its parameter, e.g. MaxSoftmax(0.9) or "max_softmax 0.9".
 
     Returns:
-        The exit where each sample leaves, and the exit that predicts its class, both int64 (N,). They differ only for
-        rules with `best_answers`, where the most confident exit predicts if no score passes.
+        The exit where each sample leaves, and the exit that predicts its class, both int64 (N,), from 0. They differ
+        only for rules with `best_answers`, see `ExitRule`.
 
     Raises:
-        ZtwError: for malformed logits, and for thresholds for another number of exits.
+        ZtwError: for invalid logits or rules, and for thresholds for another number of exits.
 
     Example:
         >>> import torch, ztw
@@ -125,9 +121,9 @@ def simulate_exits(logits: Tensor, rule: ExitRule | str) -> tuple[Tensor, Tensor
 
 
 def scored(logits: Tensor, labels: Tensor, kind: type[ExitRule]) -> tuple[Tensor, Tensor]:
-    """Return the scores float64 (K, N), and bool (K, N): whether each prediction is correct if the sample leaves there.
+    """Return scores float64 (K, N), and bool (K, N): whether the prediction is correct if a sample leaves at an exit.
 
-    At the last exit, a rule with `best_answers` predicts with the most confident exit.
+    For samples that leave at the last exit, a rule with `best_answers` takes the most confident exit's prediction.
     """
     logits, labels = logits.detach().cpu(), class_labels(labels).cpu()
     scores, correct = exit_scores(logits, kind), logits.argmax(-1) == labels
@@ -161,6 +157,9 @@ def _bounds_per_exit(kind: type[ExitRule], thresholds: Tensor, exits: int) -> Te
 def departures(scores: Tensor, correct: Tensor, bounds: Tensor) -> tuple[Tensor, Tensor]:
     """Count the samples that leave at each exit (T, K), and the correct predictions (T,).
 
+    A sample leaves by exit k if its largest score up to exit k exceeds the bound. A running maximum per sample
+    therefore serves all bounds.
+
     Args:
         scores, correct: (K, N), see `scored`.
         bounds: (T,), each for all exits.
@@ -188,7 +187,7 @@ def departures(scores: Tensor, correct: Tensor, bounds: Tensor) -> tuple[Tensor,
 
 
 def _departures_per_exit(scores: Tensor, correct: Tensor, bounds: Tensor) -> tuple[Tensor, Tensor]:
-    """Like `departures`, for bounds (T, K - 1). Memory is limited to a few million samples for any T."""
+    """Count as in `departures`, for bounds (T, K - 1). Blocks of rows limit the memory."""
     exits, samples = scores.shape
     left = torch.empty(len(bounds), exits, dtype=torch.float64)
     right = torch.zeros(len(bounds), dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Base class of the ways of choosing thresholds, and the held-out data in the form they need."""
+"""Base class of the ways to choose thresholds, and what they have in common."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ TIE = 1e-9  # objectives that differ by less are equal
 
 @dataclass(frozen=True)
 class Candidates:
-    """Thresholds to choose from, ordered from the cheapest to the most cautious.
+    """Candidate thresholds, from the cheapest to the most expensive.
 
     Attributes:
-        parameter: float64 (T,), the value that the way of choosing varies, e.g. an allowed loss.
+        parameter: float64 (T,), the setting that gave each candidate, e.g. an allowed loss of accuracy.
         thresholds: float64, one for all exits (T,), or one per exit but the last (T, K - 1).
 
     Example:
@@ -36,7 +36,7 @@ class Candidates:
 
 
 class ThresholdChoice(ABC):
-    """Base class of the ways of choosing thresholds.
+    """Base class of the ways to choose thresholds. A subclass implements `candidates`.
 
     Example:
         >>> import torch, ztw
@@ -54,20 +54,23 @@ class ThresholdChoice(ABC):
         """Compute candidates from held-out data.
 
         Args:
-            logits: (K, N, C), of single exits or ensembles.
-            labels: int64 (N,).
-            cost: (K,), cumulative MACs.
-            rule: a name in RULES.
-            points: resolution of a shared grid.
+            logits: (K, N, C), of single exits or an ensemble.
+            labels: int (N,).
+            cost: (K,), cumulative multiply-accumulate operations (MACs).
+            rule: name of an exit rule, see `list_rules`.
+            points: resolution of a grid of thresholds.
+
+        Returns:
+            Candidates, from which a budget or an allowed loss selects one.
 
         Raises:
-            ZtwError: for malformed input, an unknown rule, or a rule without a threshold if the way needs one.
+            ZtwError: for invalid logits, labels or costs, an unknown rule, or a rule without a threshold.
         """
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Held-out data in the form that the ways of choosing need.
+    """Scores and correct predictions of held-out data.
 
     Args:
         kind: class of the rule.
@@ -84,15 +87,14 @@ class HeldOut:
 
     @property
     def closed_bound(self) -> float:
-        """A bound that no sample passes, on any data: rounding lifts no score this high."""
+        """A bound that no score exceeds, not even by rounding."""
         return self.kind.top + 1.0
 
 
 def prepare_held_out(choice: str, logits: Tensor, labels: Tensor, cost: Tensor, rule: str) -> HeldOut:
-    """Convert held-out data to the form that a way of choosing, `choice`, needs; see `ThresholdChoice.candidates`.
+    """Compute the scores and correct predictions of held-out data; see `ThresholdChoice.candidates`.
 
-    Raises:
-        ZtwError: for malformed input, an unknown rule, or a rule without a threshold.
+    `choice` is the name in THRESHOLDS, for error messages.
     """
     kind = exit_rule(rule)
     if not issubclass(kind, ThresholdRule):
@@ -102,18 +104,18 @@ def prepare_held_out(choice: str, logits: Tensor, labels: Tensor, cost: Tensor, 
 
 
 def midway(upper: Tensor, lower: Tensor) -> Tensor:
-    """Return bounds that `upper` passes and the smaller `lower` does not, also between neighbouring numbers."""
+    """Return bounds that scores `upper` exceed and smaller scores `lower` do not, even for neighbouring floats."""
     middle = (upper + lower) / 2
     return torch.where(middle < upper, middle, lower)
 
 
 def just_below(score: Tensor) -> Tensor:
-    """Return bounds just below scores, so that samples with these scores pass."""
+    """Return bounds that these scores just exceed."""
     return score - 1e-6 * score.abs().clamp(min=1.0)
 
 
 def geometric(start: float, end: float, steps: int) -> Tensor:
-    """Return `steps` values in geometric progression, with exactly these ends."""
+    """Return `steps` values in geometric progression, from exactly `start` to exactly `end`."""
     values = torch.logspace(math.log10(start), math.log10(end), steps, dtype=torch.float64)
     values[0], values[-1] = start, end
     return values

@@ -1,7 +1,6 @@
-"""Ways of choosing thresholds from held-out data, in one table, THRESHOLDS.
+"""The ways to choose thresholds on held-out data, in one table, THRESHOLDS.
 
-Every way returns candidates from the cheapest to the most cautious. A budget then selects one. To add a way, write one
-class and add it to the table.
+Each one computes candidates, from the cheapest to the most expensive. A budget or an allowed loss selects one of them.
 """
 
 from __future__ import annotations
@@ -35,21 +34,21 @@ NAMED = 20  # number of classes that an error names
 def candidates(
     choice: str, logits: Tensor, labels: Tensor, cost: Tensor, rule: str, points: int = 1000
 ) -> Candidates:
-    """Compute the candidates of a way in THRESHOLDS, see `ThresholdChoice.candidates`; ZtwError for another name."""
+    """Compute the candidates of an entry of THRESHOLDS, see `ThresholdChoice.candidates`."""
     if choice not in THRESHOLDS:
-        raise unknown("choice of thresholds", choice, THRESHOLDS)
+        raise unknown("way to choose thresholds", choice, THRESHOLDS)
     return THRESHOLDS[choice].candidates(logits, labels, cost, rule, points)
 
 
 def at(rule: str, candidates: Candidates, index: int) -> ExitRule:
-    """Return the rule with the thresholds of one candidate, for `infer` and `simulate_exits`."""
+    """Return the rule with the thresholds of one candidate."""
     value = candidates.thresholds[index].tolist()
     return exit_rule(rule)(value)  # type: ignore[call-arg]
 
 
 @dataclass(frozen=True)
 class Shared(ThresholdChoice):
-    """One threshold for all exits, from the rule's own grid. The parameter is the threshold."""
+    """One threshold for all exits, from the rule's own grid. `Candidates.parameter` is the threshold."""
 
     def candidates(
         self, logits: Tensor, labels: Tensor, cost: Tensor, rule: str, points: int = 1000
@@ -66,11 +65,11 @@ class AllowedLoss(ThresholdChoice):
     """One threshold per exit for an allowed loss of accuracy eps (Berestizshevsky & Even 2019).
 
     delta_k(eps) = the smallest delta with acc_k(delta) >= max_delta acc_k(delta) - eps, where acc_k(delta) is the
-    accuracy of exit k on all samples with confidence >= delta. The parameter is eps: 0, and `steps` geometric values up
-    to 1, at which every sample leaves at the first exit.
+    accuracy of exit k on all samples with confidence >= delta. `Candidates.parameter` is eps: 0, and `steps` geometric
+    values up to 1. At eps = 1, every sample leaves at the first exit.
 
-    The maximum is 1 as soon as the most confident sample is classified correctly, so a small eps may depend on a few
-    samples only. This implementation follows the definition nevertheless.
+    The maximum is 1 if the most confident sample is classified correctly. For a small eps, a few samples may therefore
+    decide the threshold.
     """
 
     steps: int = 100
@@ -88,14 +87,14 @@ class AllowedLoss(ThresholdChoice):
 
 
 def _smallest_allowed(score: Tensor, correct: Tensor, eps: Tensor) -> Tensor:
-    """Return the bounds (T,) that exactly the samples with score >= delta(eps) pass; score, correct: (N,)."""
+    """Return a bound for each eps (T,): scores exceed it if they are >= delta(eps). score, correct: (N,)."""
     score, order = score.sort(descending=True)
-    # delta can only separate samples of different scores
+    # only different scores can be separated
     ends = torch.cat([score[1:] < score[:-1], torch.ones(1, dtype=torch.bool)]).nonzero().flatten()
     accuracy = correct[order].double().cumsum(0)[ends] / (ends + 1)
     bounds = just_below(score)[ends]
     bounds[:-1] = midway(score[ends[:-1]], score[ends[:-1] + 1])
-    # the best accuracy at this or any smaller delta falls with delta, so a binary search works
+    # the running maximum is sorted, so a binary search works
     still = accuracy.flip(0).cummax(0).values
     wanted = accuracy.max() - eps - TIE
     return bounds.flip(0)[torch.searchsorted(still, wanted)]
@@ -105,17 +104,16 @@ def _smallest_allowed(score: Tensor, correct: Tensor, eps: Tensor) -> Tensor:
 class RiskControlled(ThresholdChoice):
     """One threshold for all exits, with a guarantee for the risk (Jazbec et al. 2024; Angelopoulos et al. 2021).
 
-    A sample's loss is 1 if its early prediction is wrong and the prediction after the last exit is correct (with
-    `best_answers`, that of the most confident exit). The risk is the mean loss. It limits the accuracy lost against
-    running every sample to the end.
+    A sample's loss is 1 if it leaves early with a wrong prediction, and its prediction without early exits is correct.
+    The risk is the mean loss. The accuracy lost by early exits is at most the risk.
 
     P(risk <= eps) >= 1 - delta holds for ONE eps that is fixed beforehand, and for data drawn like the held-out
-    samples. An eps chosen by its cost has no guarantee. The held-out samples must contain every class. Where they
-    contain a larger share of rare classes than the data, the guarantee is for this larger share.
+    samples, with the same shares of classes. There is no guarantee for an eps that is selected by its cost. The
+    held-out samples must contain every class.
 
-    Fixed-sequence testing runs over a grid that does not depend on the data, from the most cautious threshold
-    downwards. It stops when the Clopper-Pearson upper bound of the risk at level 1 - delta exceeds eps. If the first
-    threshold fails, no sample leaves early. The parameter is eps, in geometric steps.
+    Thresholds of a grid that does not depend on the data are tested in a fixed sequence, from the most expensive to
+    the cheapest. Testing stops when the Clopper-Pearson upper bound of the risk, at level 1 - delta, exceeds eps. If
+    the first threshold fails, no sample leaves early. `Candidates.parameter` is eps, in geometric steps.
     """
 
     delta: float = DELTA
@@ -145,7 +143,6 @@ class RiskControlled(ThresholdChoice):
 
 
 def _check_every_class(labels: Tensor, num_classes: int) -> None:
-    """Raise ZtwError if the held-out samples lack a class."""
     seen = torch.bincount(class_labels(labels), minlength=num_classes)
     missing = [str(label) for label in (seen == 0).nonzero().flatten().tolist()]
     if missing:
@@ -158,7 +155,7 @@ def _check_every_class(labels: Tensor, num_classes: int) -> None:
 
 
 def _fixed_grid(held_out: HeldOut, points: int) -> Tensor:
-    """Return bounds from the most cautious to one that every sample passes. They depend only on the rule and on C."""
+    """Return bounds from the best to the worst possible score. They depend only on the rule and on C."""
     width = held_out.kind.top - held_out.kind.worst(held_out.num_classes) + 1e-5
     even = torch.linspace(0, width, points, dtype=torch.float64)
     near_top = width * torch.logspace(-7, 0, points, dtype=torch.float64)

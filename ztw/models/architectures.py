@@ -36,16 +36,20 @@ def build_backbone(
     """Build a backbone, with random weights or with torchvision's.
 
     Args:
-        arch: a name in BACKBONES, or "torchvision/<name>" with a name in TORCHVISION_BLOCKS.
-        num_classes: at least 2.
-        channels: of the images.
+        arch: name of the architecture, one of `list_backbones()`.
+        num_classes: number of classes, at least 2.
+        channels: number of image channels.
         size: side of the square images in pixels.
-        weights: of a torchvision model: None = random, "DEFAULT" = its best ImageNet weights, "IMAGENET1K_V1" = its
-            first.
-        options: shortcut, ic_features, last_norm_momentum, init; see `BackboneOptions`.
+        weights: None = random weights. For torchvision's models also "DEFAULT" = the best ImageNet weights, or
+            "IMAGENET1K_V1" = the first published ones.
+        options: shortcut, ic_features, last_norm_momentum, init; see `ztw.models.backbone.BackboneOptions`.
+
+    Returns:
+        The backbone, in training mode.
 
     Raises:
-        ZtwError: for an unknown name, fewer than 2 classes, and an option that the architecture does not have.
+        ZtwError: for an unknown name, fewer than 2 classes, options, weights or images that the architecture does not
+            support, and a failed download.
 
     Example:
         >>> import torch, ztw

@@ -21,11 +21,11 @@ class BackboneOptions:
     """Options of a backbone. Not every architecture has all of them, see `OPTION_OWNERS`.
 
     Args:
-        shortcut: of the CIFAR ResNets (He et al. 2016): "conv" = option B, a 1x1 convolution; "pad" = option A, without
+        shortcut: of CIFAR ResNets (He et al. 2016). "conv" = option B, a 1x1 convolution; "pad" = option A, without
             parameters.
-        ic_features: of the CIFAR ResNets: a stage ends "before_relu", at the block's sum (released code), or
+        ic_features: where a stage of a CIFAR ResNet ends: "before_relu", at the block's sum (released code), or
             "after_relu".
-        last_norm_momentum: of the last BatchNorm of the Wide ResNet; 0.9 in the released code.
+        last_norm_momentum: momentum of the last BatchNorm of the Wide ResNet. The released code has 0.9.
         init: initial weights, "torch" (PyTorch's) or "released" (see `ztw.models.initialisation`).
     """
 
@@ -70,7 +70,7 @@ class Backbone(nn.Module):
         origin: the call that built the backbone, {"build_backbone": its arguments} or {"as_backbone": ...}, else None.
 
     Raises:
-        ZtwError: for a part that cannot be copied or traced, such as a TorchScript module.
+        ZtwError: for a module that cannot be copied or traced, such as a TorchScript module.
 
     Example:
         >>> import torch, ztw
@@ -108,12 +108,11 @@ class Backbone(nn.Module):
         return self.inputs.image_shape
 
     def _parts(self) -> Iterator[tuple[str, nn.Module]]:
-        """Yield stages and classifier with their names."""
         yield from ((f"stages.{number}", stage) for number, stage in enumerate(self.stages))
         yield "classifier", self.classifier
 
     def give_needs(self) -> None:
-        """Register the hooks that protect inputs. Call it again after replacing a stage."""
+        """Register the hooks that copy inputs or make them contiguous. Call this after replacing a stage."""
         for name, part in self._parts():
             give(part, self.needs[name])
 
@@ -172,7 +171,7 @@ def seen(state: Any) -> Any:
 
 
 class Fp32Linear(nn.Linear):
-    """A Linear that computes in float32 even under autocast, because bfloat16 logits give many equal confidences."""
+    """A Linear that computes in float32 even under autocast. Logits in bfloat16 would give many equal confidences."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute (N, out) float32 from (N, in)."""

@@ -32,10 +32,14 @@ def build_network(
         backbone: e.g. from `build_backbone` or `as_backbone`.
         connection: how the ICs are connected, one of `list_connections()`.
         head: kind of the ICs, one of `list_heads()`.
-        placement: blocks after which the ICs sit, see `resolve_placement`.
-        progress: where to report that most exits cost more than they save: True = stderr, False = nowhere, or a
-            function.
-        head_options: pooling, width, layer_norm, init; see `HeadOptions`.
+        placement: blocks to put ICs after: "all", "every 3", "sdn", block indices from 0, or shares of the backbone's
+            cost in (0, 1]. See `ztw.models.placement.resolve_placement`.
+        progress: receives a warning if at least half of the ICs save nothing. True = stderr, False = no output, or a
+            function that takes a line.
+        head_options: pooling, width, layer_norm, init; see `ztw.models.heads.HeadOptions`.
+
+    Returns:
+        The network, on the backbone's device.
 
     Raises:
         ZtwError: for an unknown connection, head or option, and for an invalid placement.

@@ -16,16 +16,16 @@ from ztw.version import __version__
 
 
 def save_checkpoint(path: Path | str, module: nn.Module, metadata: dict[str, Any]) -> None:
-    """Write a module's weights to `path`. The JSON file beside it, written last, marks them as complete."""
+    """Write a module's weights to `path`, then the metadata beside it, which mark the checkpoint as complete."""
     write_tensors(path, module.state_dict())
     write_json(Path(path).with_suffix(".json"), metadata)
 
 
 def load_checkpoint(path: Path | str, module: nn.Module, expected: dict[str, Any]) -> dict[str, Any]:
-    """Load the weights of a module, if the metadata are as expected; return all metadata of the JSON file.
+    """Load the weights of a module if the metadata are as expected; return all metadata.
 
     Raises:
-        ZtwError: if a file is broken, or if the metadata, or names or shapes of the weights, do not match.
+        ZtwError: if a file is broken, or the metadata, names or shapes do not match.
     """
     metadata = read_json(Path(path).with_suffix(".json"))
     for key, value in expected.items():
@@ -36,7 +36,7 @@ def load_checkpoint(path: Path | str, module: nn.Module, expected: dict[str, Any
 
 
 def load_strictly(module: nn.Module, state: dict[str, Tensor], name: str) -> None:
-    """Load a state dict whose names and shapes must all match; raise ZtwError with the mismatches otherwise."""
+    """Load a state dict; raise ZtwError with the mismatches unless all names and shapes match."""
     own = module.state_dict()
     missing = sorted(own.keys() - state.keys())
     surplus = sorted(state.keys() - own.keys())

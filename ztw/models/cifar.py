@@ -22,10 +22,9 @@ MOBILENET = (
 
 
 def vgg16_bn(arch: str, num_classes: int, channels: int, size: int, options: BackboneOptions) -> Backbone:
-    """Build VGG-16 with BatchNorm: 13 convolutions and two fully connected layers, the second one in the classifier.
+    """Build VGG-16 with BatchNorm: one stage per convolution, and one for the first fully connected layer.
 
-    It has 14 places for exits: after each convolution and after the first fully connected layer. Like the released
-    code, it has no ReLU between the last two Linears.
+    Like the released code, it has no ReLU between the last two Linears.
     """
     if size < 32:
         raise ZtwError(f"{arch}: its five poolings need images of at least 32x32 pixels, not {size}x{size}")
@@ -52,11 +51,11 @@ def vgg16_bn(arch: str, num_classes: int, channels: int, size: int, options: Bac
 
 
 class WideBlock(nn.Module):
-    """Twice BatchNorm, ReLU, 3x3 convolution, with dropout in between, and a shortcut (Zagoruyko & Komodakis 2016)."""
+    """(BatchNorm, ReLU, 3x3 convolution) twice, dropout in between, and a shortcut (Zagoruyko & Komodakis 2016)."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, dropout: float) -> None:
         super().__init__()
-        # defined in the order of the released code, because its files of weights are matched in this order
+        # in the order of the released code, so that its weights can be loaded in order
         self.norm1 = nn.BatchNorm2d(inputs)
         self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
         self.norm2 = nn.BatchNorm2d(outputs)

@@ -18,7 +18,7 @@ def conv_bn(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Seque
 
 
 class PadShortcut(nn.Module):
-    """Option A of He et al. 2016: subsampling by the stride; the new channels are zero, half of them on either side."""
+    """Option A of He et al. 2016: subsample by the stride, and pad the channels with zeros on both sides."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -35,19 +35,16 @@ def conv_shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
     return conv_bn(inputs, outputs, 1, stride)
 
 
-# Shortcuts of a CIFAR ResNet where the shape changes: name -> builder(inputs, outputs, stride)
+# Shortcuts of blocks that change the shape: name -> builder(inputs, outputs, stride)
 SHORTCUTS: dict[str, Callable[[int, int, int], nn.Module]] = {"conv": conv_shortcut, "pad": PadShortcut}
 
 
 class BlockReLU(nn.ReLU):
-    """The ReLU after a block's sum. It has its own type, because the published counter counts it with the block."""
+    """The ReLU after a block's sum. The published counter needs to tell it from other ReLUs."""
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions plus a shortcut, up to their sum (He et al. 2016).
-
-    SHORTCUTS has the shortcuts for blocks that change the shape.
-    """
+    """Two 3x3 convolutions plus a shortcut, without the ReLU after the sum (He et al. 2016)."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, shortcut: str = "conv") -> None:
         super().__init__()
@@ -63,7 +60,7 @@ class BasicBlock(nn.Module):
 
 
 class ReLUThenBlock(BasicBlock):
-    """A block that begins with the ReLU of the previous block."""
+    """A block that starts with the ReLU of the previous block."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, shortcut: str = "conv") -> None:
         super().__init__(inputs, outputs, stride, shortcut)
@@ -86,7 +83,7 @@ class BlockThenReLU(BasicBlock):
         return self.block_relu(super().forward(x))
 
 
-# Where the stages of a CIFAR ResNet end: its internal classifiers see a block's sum, or the ReLU of the sum.
+# Where the stages of a CIFAR ResNet end: before or after the ReLU of a block's sum.
 # name -> (first block, other blocks, first layer of the classifier)
 IC_FEATURES: dict[str, tuple[type[BasicBlock], type[BasicBlock], type[nn.Module]]] = {
     "before_relu": (BasicBlock, ReLUThenBlock, BlockReLU),  # the released code's

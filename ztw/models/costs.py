@@ -21,12 +21,12 @@ def macs(network: EarlyExitNetwork, counter: str = "ztw") -> Tensor: ...
 @overload
 def macs(network: Backbone, counter: str = "ztw") -> float: ...
 def macs(network: EarlyExitNetwork | Backbone, counter: str = "ztw") -> Tensor | float:
-    """Count the operations of one sample, up to each exit of a network or through a backbone.
+    """Count the multiply-accumulate operations (MACs) of one sample up to each exit of a network.
 
     Args:
-        network: a network, with its cascade and its ensemble; or a backbone. The count is for its own image size.
-        counter: "ztw" = multiply-accumulate operations (MACs); "published" = the released code's counter, which counts
-            the groups of a convolution twice. Use "published" only to compare with published figures.
+        network: an EarlyExitNetwork, counted with its ensemble, or a Backbone.
+        counter: "ztw" = MACs. "published" = the released code's counter, for comparisons with published figures only:
+            it overestimates grouped convolutions.
 
     Returns:
         Cumulative cost float64 (K,) for a network; one number for a backbone.
@@ -52,7 +52,7 @@ def macs(network: EarlyExitNetwork | Backbone, counter: str = "ztw") -> Tensor |
 
 
 def _combined(network: EarlyExitNetwork) -> list[float]:
-    """Return the MACs that combine each exit with the previous ones, by the ensemble and by boosting."""
+    """Return the MACs (K,) of the ensemble and of the connection "boosted" at each exit."""
     ensemble = network.ensemble
     added = [0.0 if ensemble is None else ensemble.macs(exit) for exit in range(network.exits)]
     if network.connection.additive:  # one multiplication per class, at every exit but the first
@@ -61,7 +61,7 @@ def _combined(network: EarlyExitNetwork) -> list[float]:
 
 
 def _combined_published(network: EarlyExitNetwork) -> list[float]:
-    """Return the same operations by the published counter."""
+    """Return the ensemble's operations (K,) at each exit by the published counter."""
     ensemble, num_classes = network.ensemble, network.backbone.num_classes
     return [
         ensemble_operations(exit, num_classes) if ensemble is not None and ensemble.ensembled(exit) else 0.0
@@ -70,11 +70,11 @@ def _combined_published(network: EarlyExitNetwork) -> list[float]:
 
 
 def costly_exits(arch: str, cost: Tensor, base: float) -> str | None:
-    """Report in one line which exits save nothing, if at least half of the ICs save nothing; else return None.
+    """Return a line that names the exits that save nothing, or None if they are fewer than half of the ICs.
 
     Args:
-        arch: name of the network in the line.
-        cost: (K,) MACs of the exits, each including all previous exits.
+        arch: name of the architecture, for the line.
+        cost: (K,), cumulative MACs of the exits.
         base: MACs of the backbone alone.
     """
     relative = (cost / base).tolist()[:-1]
@@ -92,7 +92,7 @@ def costly_exits(arch: str, cost: Tensor, base: float) -> str | None:
 
 
 def _cumulative(network: EarlyExitNetwork, count: Counter, added: list[float]) -> Tensor:
-    """Return the cost (K,) up to each exit; added: (K,), cost of combining each exit with the previous ones."""
+    """Return the cumulative cost (K,) of the exits; added: (K,), cost of combining each exit with previous ones."""
     backbone = network.backbone
     stages, states = stage_costs(backbone, count).cumsum(0), states_of(backbone)
     exits_so_far, costs = 0.0, []

@@ -1,7 +1,7 @@
 """Parts of a model as graphs of ATen operations, from torch.export: one for inference, one for training.
 
-Both graphs share the part's weights. torch.export follows any forward that does not depend on the values of tensors, and
-sees F.dropout, BatchNorm and branches on `self.training` as they are in each mode.
+Both graphs share the part's weights. torch.export follows any forward that does not depend on the values of tensors.
+It sees F.dropout, BatchNorm and branches on `self.training` as they are in each mode.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ def fold_batch_norm(network: Network) -> Network:
             f"fold_batch_norm: {type(network).__name__}, must be an EarlyExitNetwork or a Backbone"
         )
     folded = copy.deepcopy(network).eval()
-    backbone = folded.backbone if isinstance(folded, EarlyExitNetwork) else folded
+    backbone: Backbone = folded.backbone if isinstance(folded, EarlyExitNetwork) else folded
     with torch.no_grad(), torch.backends.cudnn.flags(allow_tf32=False):
         batch = backbone.inputs.sample(2, next(backbone.parameters(), None))
         expected = folded(batch)
@@ -117,9 +117,7 @@ def _fold_node(graph: fx.Graph, norm: fx.Node, tensors: dict[str, Tensor]) -> No
         return tensors[str(node.target)] if isinstance(node, fx.Node) else None
 
     eps: Any = norm.args[7]
-    new = fuse_conv_bn_weights(
-        of(weight), of(bias), of(mean), of(variance), norm.args[7], of(scale), of(shift)
-    )  # type: ignore[arg-type]
+    new = fuse_conv_bn_weights(of(weight), of(bias), of(mean), of(variance), eps, of(scale), of(shift))
     name = f"{weight.target}_{convolution.name}"  # type: ignore[union-attr]
     tensors[name], tensors[f"{name}_bias"] = new
     with graph.inserting_before(convolution):

@@ -1,4 +1,4 @@
-"""Read files of weights from other projects: without running code, and without the wrappers of training scripts."""
+"""Read weights from files of other projects. No code of the file runs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ztw.errors import ZtwError
 from ztw.progress import Note, Report
 from ztw.tensors import read_tensors
 
-# Keys under which training scripts save the weights; averaged weights are used only if there are no others.
+# Keys under which training scripts save the weights. Averaged weights are used only if there are no others.
 NESTS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "module", "weights")
 AVERAGED = ("model_ema", "ema_state_dict", "state_dict_ema", "ema")
 PREFIXES = ("module.",)  # DataParallel and AveragedModel put it before every name
@@ -29,7 +29,7 @@ SCALARS = (int, float, str, np.generic, type(None))  # saved beside the weights:
 
 
 def _allowed() -> Iterator[Callable[..., Any] | tuple[Any, str]]:
-    """Yield the types that a file may hold beside tensors and plain containers. Unpickling them runs no code."""
+    """Yield the types that a file may hold beside tensors and containers. Unpickling them runs no code."""
     scalar = np.float64(0).__reduce__()[0]
     rebuilt = np.zeros(0).__reduce__()[0]
     yield from (argparse.Namespace, types.SimpleNamespace, set, frozenset, codecs.encode)
@@ -51,13 +51,16 @@ def _plain_dict(factory: type | None = None) -> dict[Any, Any]:
 
 
 def read_foreign(path: Path | str, report: Report = lambda text: None) -> dict[str, Tensor]:
-    """Read the tensors of a safetensors file or a torch file, in their order, without running code of the file.
+    """Read a state dict from a safetensors file or a torch file, without running code of the file.
 
-    Wrappers of training scripts are removed: {"state_dict": ...}, names that begin with "module.".
+    Wrappers of training scripts are removed, e.g. {"state_dict": ...} or names with the prefix "module.".
 
     Args:
-        path: of the file.
-        report: receives a line about weights that were chosen among several, and about entries that are not used.
+        path: the file.
+        report: receives a line about a choice between several state dicts, and about entries that are not used.
+
+    Returns:
+        The tensors by name, in the order of the file.
 
     Raises:
         ZtwError: for any other file, and for a file without weights.
@@ -93,7 +96,7 @@ def _unwrapped(content: Any, path: Path, report: Report) -> Any:
 
 
 def _has_weights(value: Any) -> bool:
-    """Return whether a value holds named tensors at any depth. An optimizer's tensors have numbers instead of names."""
+    """Return whether a value holds tensors with names, at any depth. An optimizer's tensors have numbers."""
     return isinstance(value, Mapping) and any(
         isinstance(key, str) and (isinstance(inner, Tensor) or (key in NESTS and _has_weights(inner)))
         for key, inner in value.items()
@@ -101,7 +104,7 @@ def _has_weights(value: Any) -> bool:
 
 
 def _tensors(content: Any, path: Path, report: Report) -> dict[str, Tensor]:
-    """Return the weights by name, without numbers and strings among them."""
+    """Return the tensors by name, without entries that are numbers or strings."""
     if not isinstance(content, Mapping) or not content:
         raise ZtwError(f"{path}: holds a {_kind(content)}, not weights by name (a state dict)")
     weights = {key: value for key, value in content.items() if isinstance(value, Tensor)}
@@ -123,7 +126,7 @@ def _kind(value: Any) -> str:
 
 
 def _is_safetensors(path: Path) -> bool:
-    """Return whether the content is safetensors (8 bytes of length, then JSON); a name may lack the suffix."""
+    """Return whether the content is safetensors: 8 bytes of length, then JSON. The name may lack the suffix."""
     try:
         with path.open("rb") as stream:
             return stream.read(9)[8:] == b"{"

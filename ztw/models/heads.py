@@ -55,13 +55,13 @@ class HeadOptions:
 
 
 class Head(nn.Module):
-    """An internal classifier: a body that maps a block's output to a vector, and one Linear.
+    """An internal classifier: a body from a block's output to a vector, and one Linear.
 
     Args:
-        body: maps the block's output to (N, features).
+        body: module from the block's output to (N, features).
         features, num_classes: sizes of the Linear.
-        previous: number of logits of the previous exit that the Linear receives, too; 0 for none.
-        layer_norm: whether to normalise these logits (released recipe for ImageNet).
+        previous: in a cascade, the number of the previous exit's logits, which the Linear also receives; else 0.
+        layer_norm: whether to normalise these logits.
     """
 
     def __init__(
@@ -154,11 +154,12 @@ class WithoutLast(nn.Module):
 
 
 def stride_and_padding(image_size: int, side: int) -> tuple[int, int]:
-    """Return stride and padding of a head's 3x3 convolution, as released for CIFAR, Tiny ImageNet and ImageNet.
+    """Return stride and padding of a head's 3x3 convolution in the released code.
 
     Args:
-        image_size: side of the images in pixels: below 64 as for CIFAR, below 224 as for Tiny ImageNet, else ImageNet.
-        side: of the block's output.
+        image_size: side of the images in pixels: below 64 = CIFAR's values, below 224 = Tiny ImageNet's, else
+            ImageNet's.
+        side: side of the block's output.
     """
     if image_size < 64:
         return 1, 1
@@ -187,7 +188,7 @@ def conv_head(
     pooled = min(4, *convolved)
     layers = [nn.Conv2d(channels, hidden, 3, stride, padding), nn.ReLU(inplace=True)]
     if padding == 2 and options.pooling == "mixed" and {side % 4 for side in convolved} == {1}:
-        # sides of 33, 17 and 9 (Tiny ImageNet): the released mixed pool has 4 equal windows and skips the last pixels
+        # sides 33, 17 and 9 (Tiny ImageNet): the released mixed pool has 4 equal windows and ignores the last pixels
         layers.append(WithoutLast())
     layers += [_pooling(options, pooled), nn.Flatten()]
     return Head(nn.Sequential(*layers), hidden * pooled**2, num_classes, previous, options.layer_norm)
@@ -196,7 +197,10 @@ def conv_head(
 def pool_head(
     feature_shape: tuple[int, ...], num_classes: int, previous: int, image_size: int, options: HeadOptions
 ) -> Head:
-    """Build SDN's light head: pooling to 4x4, Linear (Kaya et al. 2019). It ignores image_size and the option width."""
+    """Build SDN's light head: pooling to 4x4, Linear (Kaya et al. 2019).
+
+    Arguments as in `conv_head`. It ignores image_size and options.width.
+    """
     if len(feature_shape) < 3:
         return _vector_head(feature_shape, num_classes, previous, options)
     channels, height, breadth = feature_shape

@@ -1,4 +1,4 @@
-"""Weights from other projects: download, check, and match them to a backbone."""
+"""Download weights of other projects, check them, and load them into a backbone."""
 
 from __future__ import annotations
 
@@ -17,12 +17,15 @@ from ztw.models.backbone import Backbone
 from ztw.models.foreign_files import read_foreign as read_foreign  # part of this module's interface
 from ztw.progress import Note, Report
 
-COUNTER = "num_batches_tracked"  # of BatchNorm; older files lack it, and it does not affect inference
+COUNTER = "num_batches_tracked"  # of BatchNorm, ignored: older files lack it, and inference does not need it
 SHOWN = 3  # number of mismatches that an error shows
 
 
 def fetch_weights(url: str, sha256: str, root: Path | str, report: Report = lambda text: None) -> Path:
-    """Download a file of weights to `root`/weights, unless it is there, and check its SHA-256 (hexadecimal).
+    """Download a file of weights to `root`/weights, unless it exists, and check its SHA-256 (hexadecimal).
+
+    Returns:
+        The path of the file.
 
     Raises:
         ZtwError: if the download fails or the checksum differs.
@@ -41,7 +44,7 @@ def fetch_weights(url: str, sha256: str, root: Path | str, report: Report = lamb
     return target
 
 
-# Prefixes under which training frameworks put the network, in order of preference if several fit.
+# Prefixes that training frameworks give to the network's names, in the order of preference if several fit.
 PREFERRED = ("", "model.", "net.", "network.", "module.", "backbone.", "encoder.")
 
 
@@ -51,9 +54,9 @@ class Match:
 
     Args:
         how: "by name" or "in order".
-        prefix: of the names in the file.
+        prefix: prefix of the names in the file.
         pairs: (name in the file, name in the backbone), in the order of the file.
-        replaced: entries of the backbone that have another number of classes.
+        replaced: entries of the backbone that are not loaded, because the number of classes differs.
     """
 
     how: str
@@ -71,22 +74,22 @@ def load_foreign(
 ) -> str:
     """Load every weight of a backbone from the state dict of another project.
 
-    Names match if they are the backbone's own, or those of the torchvision model it was cut from. Otherwise entries
-    must correspond one to one in the order of definition, with equal shapes and equal last parts of the names. Both
-    work under one prefix, with other entries beside it (Lightning's `model.*`).
+    Entries are matched by name: the backbone's own names, or those of the torchvision model that it was cut from. If
+    the names differ, entries are matched in order. Their shapes and the last parts of their names must then be equal.
+    The names may have a common prefix, and entries without this prefix are ignored (e.g. Lightning's `model.*`).
 
     Args:
         backbone: receives the weights.
-        state: result of `ztw.models.foreign_files.read_foreign`.
-        name: of the file, for error messages.
-        new_last_layer: whether the backbone keeps its own, new last layer if only the number of classes differs.
+        state: from `ztw.models.foreign_files.read_foreign`.
+        name: name of the file, for error messages.
+        new_last_layer: whether the last layer keeps its initial weights if only the number of classes differs.
         report: receives a line about a new last layer, and about entries that are not used.
 
     Returns:
         "by name" or "in order".
 
     Raises:
-        ZtwError: if the weights do not fit; it shows the first mismatches. The backbone is unchanged.
+        ZtwError: if the weights do not fit. The message shows the first mismatches, and the backbone is unchanged.
     """
     own, given = _weights(backbone.state_dict()), _weights(state)
     match = _match(own, given, backbone, name)
@@ -105,7 +108,7 @@ def load_foreign(
 
 
 def _match(own: Mapping[str, Tensor], given: Mapping[str, Tensor], backbone: Backbone, name: str) -> Match:
-    """Find the match of a file with a backbone; raise ZtwError if there is none, or several of equal rank."""
+    """Match a file to a backbone; raise ZtwError if there is no match, or several of equal rank."""
     last = _last_layer(own, backbone.num_classes)
     for matched in (_by_name, _in_order):
         fits = [match for prefix in _prefixes(given) if (match := matched(own, given, prefix, last))]
@@ -143,7 +146,6 @@ def _below(given: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _last_layer(own: Mapping[str, Tensor], num_classes: int) -> list[str]:
-    """Return the names of the weight and the bias, if any, of the backbone's last layer."""
     keys = list(own)[-2:]
     layer = keys[-1].rpartition(".")[0]
     return [key for key in keys if key.rpartition(".")[0] == layer and own[key].shape[:1] == (num_classes,)]
@@ -152,7 +154,6 @@ def _last_layer(own: Mapping[str, Tensor], num_classes: int) -> list[str]:
 def _by_name(
     own: Mapping[str, Tensor], given: Mapping[str, Tensor], prefix: str, last: list[str]
 ) -> Match | None:
-    """Match a file's entries under a prefix by their names."""
     inner = _below(given, prefix)
     for naming in _namings(own):
         if naming.keys() == inner.keys():
@@ -164,7 +165,6 @@ def _by_name(
 def _in_order(
     own: Mapping[str, Tensor], given: Mapping[str, Tensor], prefix: str, last: list[str]
 ) -> Match | None:
-    """Match a file's entries under a prefix in the order of definition."""
     inner = _below(given, prefix)
     if len(inner) != len(own) or any(_tail(a) != _tail(b) for a, b in zip(inner, own, strict=True)):
         return None
@@ -179,7 +179,7 @@ def _fitting(
     pairs: list[tuple[str, str]],
     last: list[str],
 ) -> Match | None:
-    """Return a match if the shapes agree, except for the number of classes."""
+    """Return the match if shapes are equal, apart from the number of classes; else None."""
     pairs = [(prefix + theirs, key) for theirs, key in pairs]
     wrong = [(theirs, key) for theirs, key in pairs if given[theirs].shape != own[key].shape]
     if not wrong:
@@ -200,23 +200,23 @@ def _weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _namings(own: Mapping[str, Tensor]) -> list[dict[str, str]]:
-    """Return maps from names in a file to names in the backbone: equal names, and, if unique, without the stages."""
+    """Return dicts from a file's names to the backbone's: equal names, and if unique, names without "stages.<i>."."""
     cut = {re.sub(r"^(stages\.\d+|classifier)\.", "", key): key for key in own}
     return [{key: key for key in own}, *([cut] if len(cut) == len(own) else [])]
 
 
 def _problems(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[str, list[str]]:
-    """Return the mismatches, under the prefix with which most names are the expected ones."""
+    """Return the mismatches by name if most names agree under some prefix, else in order."""
     agreeing, ours, inner = max(
-        ((len(naming.keys() & below.keys()), naming, below) for naming, below in _readings(own, given)),
-        key=lambda reading: reading[0],
+        ((len(naming.keys() & below.keys()), naming, below) for naming, below in _name_pairs(own, given)),
+        key=lambda pair: pair[0],
     )
     if 2 * agreeing > len(own):
-        return _unlike_by_name(ours, inner, own)
-    return _unlike_in_order(own, given)
+        return _mismatches_by_name(ours, inner, own)
+    return _mismatches_in_order(own, given)
 
 
-def _readings(
+def _name_pairs(
     own: Mapping[str, Tensor], given: Mapping[str, Tensor]
 ) -> Iterator[tuple[dict[str, str], dict[str, Tensor]]]:
     for prefix in _prefixes(given):
@@ -224,10 +224,9 @@ def _readings(
             yield naming, _below(given, prefix)
 
 
-def _unlike_by_name(
+def _mismatches_by_name(
     ours: Mapping[str, str], given: Mapping[str, Tensor], own: Mapping[str, Tensor]
 ) -> dict[str, list[str]]:
-    """Return the mismatches of a file whose names are mostly the expected ones."""
     shapes = [
         f"{theirs} {tuple(given[theirs].shape)} for {tuple(own[key].shape)}"
         for theirs, key in ours.items()
@@ -237,8 +236,8 @@ def _unlike_by_name(
     return {"missing": missing, "surplus": [key for key in given if key not in ours], "shape": shapes}
 
 
-def _unlike_in_order(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[str, list[str]]:
-    """Return the mismatches in the order of definition; if there are none, the difference in length."""
+def _mismatches_in_order(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[str, list[str]]:
+    """Return the unequal entries; if there are none, the missing and surplus names at the end."""
     wrong = [
         f"entry {index}: {theirs} {tuple(given[theirs].shape)} for {key} {tuple(own[key].shape)}"
         for index, (theirs, key) in enumerate(zip(given, own, strict=False), start=1)
@@ -248,7 +247,6 @@ def _unlike_in_order(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> 
 
 
 def _shortened(problems: Mapping[str, list[str]]) -> str:
-    """Describe each kind of problem with its count and its first cases."""
     return "; ".join(
         f"{f'{len(cases)} {kind}: ' if kind else ''}{', '.join(cases[:SHOWN])}"
         f"{f' and {len(cases) - SHOWN} more' if len(cases) > SHOWN else ''}"

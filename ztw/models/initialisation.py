@@ -1,8 +1,8 @@
 """The initial weights of ZTW's released code.
 
-Its network definitions use normal weights of variance 2 / n, n = kernel^2 * outputs ("Kaiming, fan out"), for the
-convolutions of ResNet and VGG, and uniform ones by Xavier's rule for the Wide ResNet. They define no initialiser for
-MobileNet and its heads, which therefore keep PyTorch's weights.
+- ResNet and VGG: normal weights of variance 2 / n, n = kernel^2 * outputs (Kaiming, fan out), for convolutions.
+- Wide ResNet: uniform weights (Xavier) for convolutions.
+- MobileNet and its heads: PyTorch's own weights, because the released code has no initialiser for them.
 """
 
 from __future__ import annotations
@@ -24,10 +24,7 @@ _xavier = partial(nn.init.xavier_uniform_, gain=2**0.5)
 
 
 def initialise_backbone(backbone: Backbone) -> None:
-    """Draw the weights of one of the paper's backbones as the released code does. Biases are 0.
-
-    MobileNet keeps PyTorch's weights and biases.
-    """
+    """Draw the weights of one of the paper's backbones as the released code does. Biases become 0."""
     if backbone.arch == MOBILENET:
         return
     draw = _xavier if backbone.arch == WIDE_RESNET else _kaiming
@@ -41,9 +38,9 @@ def initialise_backbone(backbone: Backbone) -> None:
 
 
 def initialise_head(head: nn.Module, arch: str) -> None:
-    """Draw the weights of a head as the released code does for this backbone, and alpha of a mixed pool from U(0, 1).
+    """Draw the weights of a head as the released code does for an architecture.
 
-    On MobileNet and torchvision's models, all other weights stay PyTorch's.
+    On MobileNet and torchvision's models, it draws only alpha of a mixed pool, from U(0, 1).
     """
     drawn = arch in ARCHS and arch != MOBILENET
     for part in head.modules():

@@ -83,7 +83,7 @@ def to_channels_last(module: Module) -> Module:
 
 
 def keep_contiguous(part: nn.Module) -> None:
-    """Restore contiguous weights in a module that cannot read channels_last; its convolutions would return that."""
+    """Make weights contiguous in a module that cannot read channels_last. Convolutions would output it."""
     if contiguous in part._forward_pre_hooks.values():
         part.to(memory_format=torch.contiguous_format)
 

@@ -29,11 +29,10 @@ class Connection:
     """How internal classifiers (ICs) are connected.
 
     Args:
-        name: in CONNECTIONS.
+        name: name in CONNECTIONS.
         cascade: whether each IC receives the previous exit's logits.
-        detach: whether these logits carry no gradient.
-        additive: whether each exit, also the backbone's own, adds a share of the previous exit's logits, without
-            gradient.
+        detach: whether the gradient stops at these logits.
+        additive: whether a share of the previous exit's logits is added to the logits of each IC and of the backbone.
     """
 
     name: str
@@ -54,7 +53,12 @@ CONNECTIONS: dict[str, Connection] = {
 
 
 def list_connections() -> list[str]:
-    """List the names of the connections between internal classifiers.
+    """List the names of the connections between internal classifiers (ICs).
+
+    - "independent": none (SDN 2019).
+    - "cascade": each IC also receives the previous exit's logits.
+    - "cascade_detached": as "cascade", and the gradient stops at these logits (ZTW 2021).
+    - "boosted": each exit adds half of the previous exit's logits to its own, without gradient (BoostNet 2023).
 
     Example:
         >>> import ztw
@@ -65,7 +69,7 @@ def list_connections() -> list[str]:
 
 
 def connection_of(name: str) -> Connection:
-    """Return the connection of a name; raise ZtwError for a name that is not in CONNECTIONS."""
+    """Return a connection by its name; raise ZtwError for a name that is not in CONNECTIONS."""
     if name not in CONNECTIONS:
         raise unknown("connection", name, CONNECTIONS)
     return CONNECTIONS[name]
@@ -76,7 +80,7 @@ BOOST_TEMPERATURE = 0.5
 
 
 def boosted(logits: Tensor, previous: Tensor) -> Tensor:
-    """Add a share of the previous exit's logits, without gradient, to an exit's own (Yu et al. 2023)."""
+    """Add a share of the previous exit's logits, without gradient, to an exit's logits (Yu et al. 2023)."""
     return logits + BOOST_TEMPERATURE * previous.detach()
 
 
@@ -84,19 +88,19 @@ class EarlyExitNetwork(nn.Module):
     """A backbone with K - 1 internal classifiers (ICs). Exit K is the backbone's own classifier.
 
     Args:
-        backbone: the backbone.
+        backbone: the stages and the last classifier.
         heads: the ICs.
-        placement: index of the block of each head, increasing.
-        connection: a name in CONNECTIONS.
+        placement: for each IC the index of its block, from 0, increasing.
+        connection: how the ICs are connected, one of `list_connections()`.
 
     Attributes:
-        ensemble: None, or a fitted Ensemble, which `infer` then uses. `forward` always returns the single exits.
-        class_names: optional, in the order of the labels.
-        normalisation: optional, mean and std per channel for pixels in [0, 1].
-        anatomy: optional, the arguments head and head_options of `build_network`.
+        ensemble: a fitted Ensemble, which `infer` uses, or None. `forward` returns the logits of single exits.
+        class_names: names of the classes, or None.
+        normalisation: (mean, std) of the images per channel, for pixels in [0, 1], or None.
+        anatomy: the arguments `head` and `head_options` of `build_network`, or None.
 
     Raises:
-        ZtwError: for an unknown connection.
+        ZtwError: for an unknown connection, and for a head that cannot be copied or traced.
 
     Example:
         >>> import torch, ztw
@@ -123,7 +127,7 @@ class EarlyExitNetwork(nn.Module):
         self.ensemble: Ensemble | None = None
         for exit, head in enumerate(self.heads):
             check_supported(head, f"head {exit + 1}")
-            if not _only_reads(head):  # skip the slow test of known heads
+            if not _only_reads(head):  # the examination of a head is slow
                 self._protect_features(head, exit)
 
     def _protect_features(self, head: nn.Module, exit: int) -> None:
@@ -143,7 +147,7 @@ class EarlyExitNetwork(nn.Module):
 
     @property
     def exits(self) -> int:
-        """Number of exits K, the backbone's own included."""
+        """Number of exits K, including the backbone's own."""
         return len(self.heads) + 1
 
     def exit_function(self, exit: int) -> ExitFunction:
@@ -203,7 +207,10 @@ class EarlyExitNetwork(nn.Module):
         return previous
 
     def segments(self) -> Iterator[Sequence[nn.Module]]:
-        """Yield for each of the K exits its stages, which follow the previous exit. The last may have none."""
+        """Yield for each of the K exits the stages between the previous exit and this one.
+
+        The last exit has none if an IC follows the last stage.
+        """
         stages, start = list(self.backbone.stages), 0
         for block in (*self.placement, len(stages) - 1):
             yield stages[start : block + 1]
@@ -211,29 +218,30 @@ class EarlyExitNetwork(nn.Module):
 
     @torch.inference_mode()
     def infer(self, batch: Any, rule: ExitRule | str) -> ExitResult:
-        """Classify samples with early exits. Samples that left are not computed further.
+        """Classify samples with early exits. Samples that have left are removed from the batch.
 
         Args:
             batch: what the network takes, e.g. images float32 (N, C, H, W), normalised as in training, or a dict of
                 input_ids and attention_mask (N, T). NumPy arrays and other floating-point types are converted.
-            rule: e.g. MaxSoftmax(0.9) or "max_softmax 0.9".
+            rule: a rule with its parameter, e.g. MaxSoftmax(0.9) or "max_softmax 0.9".
 
         Returns:
-            Logits and index of the exit for each sample.
+            Logits and exit index of each sample.
 
         Raises:
-            ZtwError: for other inputs, also NaN and infinite ones; for thresholds for another number of exits; and in
-                training mode, where BatchNorm would depend on the samples that are still in the batch.
+            ZtwError: in training mode; for inputs of another shape or with values that are not finite; for an unknown
+                rule, or thresholds for another number of exits.
         """
         check_default_dtype()
         if self.training:
+            # BatchNorm would depend on the samples that are still in the batch
             raise ZtwError("infer: the network is in training mode; call .eval() first")
         batch, rule = self.backbone.inputs.check(batch), as_rule(rule)
         like = next(self.backbone.parameters(), torch.empty(0))
         return infer(self.route(), converted(batch, device_of(batch), like.dtype), rule)
 
     def route(self) -> Route:
-        """Return the network as a sequence of exits, once per call of `infer`, because module attributes are slow."""
+        """Return the network as a sequence of exits, which `infer` reads faster than attributes of modules."""
         numbers = [math.prod(shape) for shape in self.backbone.feature_shapes]
         largest = list(accumulate(reversed(numbers), max))[::-1]  # the largest from each block to the last
         firsts = [0, *(block + 1 for block in self.placement)]  # the first block after the previous exit
@@ -252,7 +260,7 @@ def _on_features(head: nn.Module) -> Callable[..., Tensor]:
 
 
 def _only_reads(head: nn.Module) -> bool:
-    """Return whether a head is known not to overwrite its features, in any memory format."""
+    """Return whether a head only reads its features, in any memory format. False = not known."""
     body = list(head.body.children()) if isinstance(head, Head) else []
     known = (nn.ReLU, nn.Flatten, MixedPool, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
     return bool(body) and type(body[0]) is nn.Conv2d and all(type(part) in known for part in body[1:])

@@ -14,8 +14,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ztw.device import check_default_dtype
 from ztw.models.backbone import Backbone, first_state
 
-# Counts dispatched operations: convolutions, matrix products, and a bias as one operation per output. It needs no table
-# of module types.
+# The backend of ptflops that counts dispatched operations, so that it needs no table of module types: convolutions,
+# matrix products, and a bias as one operation per output.
 BACKEND = "aten"
 
 
@@ -40,7 +40,7 @@ def module_macs(module: nn.Module, *arguments: Any) -> float:
 
 @contextmanager
 def _unfused_attention() -> Iterator[None]:
-    """Compute attention by matrix products, because ptflops cannot count fused kernels."""
+    """Compute attention with matrix products, because ptflops cannot count fused kernels."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

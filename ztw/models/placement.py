@@ -1,4 +1,4 @@
-"""The placement of heads: the blocks of the backbone after which they sit."""
+"""The placement of heads: the blocks after which they sit."""
 
 from __future__ import annotations
 
@@ -26,11 +26,13 @@ def resolve_placement(backbone: Backbone, placement: Placement) -> tuple[int, ..
             - "every 3": after every third block.
             - whole numbers: block indices, from 0.
             - fractions in (0, 1]: after the block whose cumulative share of the backbone's MACs is nearest.
-            - "sdn": as SDN's authors place them (Kaya et al. 2019): fractions 0.15, 0.3 ... 0.9; on "mobilenet" blocks
-              2, 4, 6, 8 and 11.
+            - "sdn": as in SDN (Kaya et al. 2019), fractions 0.15, 0.3 ... 0.9. On "mobilenet", blocks 2, 4, 6, 8, 11.
+
+    Returns:
+        The block indices, increasing.
 
     Raises:
-        ZtwError: for a block beyond the last, a fraction outside (0, 1], and two heads on one block.
+        ZtwError: for any other value, a block beyond the last, a fraction outside (0, 1], and two heads on one block.
     """
     if isinstance(placement, str):
         placement = listed_placement(placement, backbone.arch)

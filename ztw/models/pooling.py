@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 def pooling_matrix(size: int, target: int, device: torch.device | str = "cpu") -> Tensor:
-    """Return adaptive average pooling of one axis as a matrix (target, size), with torch's windows."""
+    """Return adaptive average pooling of one axis as a matrix (target, size)."""
     matrix = torch.zeros(target, size, device=device)
     for row in range(target):
         start, end = row * size // target, -(-(row + 1) * size // target)
@@ -27,7 +27,10 @@ def _max_pool(x: Tensor, target: int) -> Tensor:
 
 
 def _window(x: Tensor, target: int) -> tuple[int, int] | None:
-    """Return the window of adaptive pooling if windows tile the map (N, C, H, W): plain pooling is then faster."""
+    """Return the window of adaptive pooling if all windows of a map (N, C, H, W) are equal, else None.
+
+    Pooling with a fixed window is faster.
+    """
     height, width = x.shape[-2:]
     return None if height % target or width % target else (height // target, width // target)
 
@@ -35,8 +38,8 @@ def _window(x: Tensor, target: int) -> tuple[int, int] | None:
 class _AveragePool(torch.autograd.Function):
     """Adaptive average pooling with a backward pass of two small matrix products.
 
-    On CPUs in channels_last memory, PyTorch's backward takes four times as long, more than a third of a head's training
-    step. On GPUs it is not deterministic for windows that do not tile the map.
+    PyTorch's backward pass takes four times as long on CPUs, in channels_last memory. On GPUs, it is not deterministic
+    for unequal windows.
     """
 
     @staticmethod
@@ -66,13 +69,13 @@ class MixedPool(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Compute (N, C, target, target) from (N, C, H, W)."""
         if not torch.is_grad_enabled() and x.shape[-2:] == (self.target, self.target):
-            return x  # in windows of one pixel, maximum and average equal the pixel
+            return x  # windows of one pixel
         ours = torch.is_grad_enabled() and (x.device.type == "cpu" or _window(x, self.target) is None)
         pool = _AveragePool.apply if ours else _average_pool
         return torch.lerp(pool(x, self.target), _max_pool(x, self.target), self.alpha.to(x.dtype))
 
 
-# name -> module, constructed with side, that pools (N, C, H, W) to (N, C, side, side)
+# name -> module class; module(side) pools (N, C, H, W) to (N, C, side, side)
 POOLINGS: dict[str, Callable[[int], nn.Module]] = {
     "mixed": MixedPool,
     "avg": nn.AdaptiveAvgPool2d,

@@ -1,7 +1,7 @@
-"""The operation counter of the published figures, which counts groups twice.
+"""The operation counter of the released code. Use it only to compare with published figures.
 
-Use it only to compare with published numbers. It multiplies the cost of a grouped convolution by the number of groups a
-second time, so MobileNet appears eight times too expensive. `ztw.macs` counts correctly.
+It multiplies the cost of a grouped convolution by the number of groups twice, so MobileNet appears eight times too
+expensive.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def _linear(module: nn.Module, x: Tensor, y: Tensor) -> float:
 
 
 def _kernel(module: nn.Module, x: Tensor, y: Tensor) -> int:
-    """Return the side of a pool's kernel; for an adaptive pool, the side that the published counter assumes."""
+    """Return the side of a pool's kernel; for an adaptive pool, the value of the published counter."""
     if not isinstance(module, nn.MaxPool2d | nn.AvgPool2d):
         return -(-x.shape[-1] // y.shape[-1])
     side = module.kernel_size
@@ -47,12 +47,12 @@ def _average_pool(module: nn.Module, x: Tensor, y: Tensor) -> float:
 
 
 def _mixed_pool(module: nn.Module, x: Tensor, y: Tensor) -> float:
-    if x.shape[-1] < 4:  # the released heads do not pool so small a map
+    if x.shape[-1] < 4:  # the released heads do not pool such small maps
         return 0.0
     return _max_pool(module, x, y) + _average_pool(module, x, y)
 
 
-# type -> operations for one image, computed from input and output; other types cost nothing
+# type -> operations for one sample, from input and output; other types cost nothing
 OPERATIONS: dict[type[nn.Module], Callable[[nn.Module, Tensor, Tensor], float]] = {
     nn.Conv2d: _convolution,
     nn.Linear: _linear,

@@ -25,10 +25,10 @@ WEIGHTS = ("DEFAULT", "IMAGENET1K_V1")  # torchvision's names for its best and i
 
 
 def cut(arch: str, num_classes: int, channels: int, size: int, weights: str | None = None) -> Backbone:
-    """Build a torchvision model as a Backbone: one stage per block, and the rest as its classifier.
+    """Build a torchvision model as a Backbone, with one stage per block. Arguments as in `build_backbone`.
 
-    The arguments are those of `build_backbone`. The last Linear is new unless num_classes is 1000. Weights keep the
-    model's own names, after `stages.<i>.` or `classifier.`.
+    The last Linear is new unless num_classes is 1000. Weights have torchvision's names with the prefix `stages.<i>.` or
+    `classifier.`.
 
     Raises:
         ZtwError: for an unknown name, a size that the model cannot take, and a failed download.
@@ -66,9 +66,9 @@ def _build(name: str, size: int, weights: str | None) -> nn.Module:
 
 @contextmanager
 def _downloading(name: str, url: str) -> Iterator[None]:
-    """Limit how long torchvision waits for weights, and say what to do if the download fails.
+    """Limit the wait for torchvision's weights, read only tensors, and say what to do if the download fails.
 
-    torchvision checks the first 8 digits of the SHA-256. torch must load tensors only, and not unpickle the file.
+    torchvision checks the first 8 digits of the SHA-256.
     """
     folder, file = Path(torch.hub.get_dir()) / "checkpoints", url.rpartition("/")[2]
     try:

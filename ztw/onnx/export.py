@@ -20,26 +20,30 @@ def export_onnx(
     *,
     quantise: Tensor | None = None,
 ) -> Path:
-    """Write a network as one ONNX graph with early exits.
+    """Export a network to one ONNX file with early exits.
 
-    The inputs are images (N, C, H, W) and bounds (K - 1,). The default of the bounds is the rule's thresholds, on the
-    scale of its scores. The outputs are logits float32 (N, num_classes), log-probabilities with an ensemble, and
-    exit_index int64 (N,). A Backbone has no bounds and no exit_index. Any ONNX runtime can run the file; `OnnxRunner`
-    optimises it for this machine. The file's metadata describe it as JSON under the key "ztw".
+    Any ONNX runtime can run the file. `OnnxRunner` optimises it for this machine. A file of a Backbone has no `bounds`
+    and no `exit_index`.
+
+    - Input `images`: float32 (N, C, H, W).
+    - Input `bounds`: float32 (K - 1,), by default the rule's thresholds on the scale of its scores.
+    - Output `logits`: float32 (N, num_classes). With an ensemble, log-probabilities.
+    - Output `exit_index`: int64 (N,), from 0.
+    - Metadata `ztw`: a description in JSON.
 
     Args:
-        network: a network, or a Backbone alone.
-        rule: e.g. MaxSoftmax(0.9) or "max_softmax 0.9"; None for a Backbone.
-        path: of the file.
-        quantise: images (N, C, H, W) of the training data; convolutions and matrix products are then quantised to int8.
-            Choose the thresholds again afterwards.
+        network: an EarlyExitNetwork or a Backbone.
+        rule: a rule with its parameter, e.g. MaxSoftmax(0.9) or "max_softmax 0.9"; None for a Backbone.
+        path: the file to write.
+        quantise: training images (N, C, H, W), to quantise convolutions and matrix products to int8. Choose new
+            thresholds afterwards, because int8 changes the scores.
 
     Returns:
         The path.
 
     Raises:
-        ZtwError: for a rule that does not fit, a network that ONNX cannot hold or that computes other logits there, and
-            if the packages of ztw[onnx] are missing.
+        ZtwError: if the packages of ztw[onnx] are missing, for a rule or images that do not fit the network, and for a
+            network that cannot be exported, or whose logits differ in ONNX.
 
     Example:
         >>> import torch, ztw

@@ -1,4 +1,4 @@
-"""The names and the form of an exported network. Imports no onnx."""
+"""The names and shapes of an exported network's inputs and outputs. Imports no onnx."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ IMAGES, BOUNDS, LOGITS, EXIT_INDEX = "images", "bounds", "logits", "exit_index"
 
 @dataclass(frozen=True)
 class Form:
-    """The form of a graph with exits.
+    """The sizes of an exported network.
 
     Args:
         exits: number of exits K.
         num_classes: number of classes C.
         shape: (channels, height, width) of an image.
-        log_probabilities: whether the logits are normalised at the end, as `infer` does with an ensemble.
+        log_probabilities: whether the output `logits` is normalised, because there is an ensemble.
     """
 
     exits: int
@@ -25,10 +25,10 @@ class Form:
 
 
 def answer(exit: int) -> str:
-    """Return the name of the output of a flat graph that holds the logits of an exit (from 0)."""
+    """Return the name of an exit's logits in a flat graph; exit: from 0."""
     return f"answer_{exit}"
 
 
 def score(exit: int) -> str:
-    """Return the name of the output of a flat graph that holds the score of an exit (from 0)."""
+    """Return the name of an exit's score in a flat graph; exit: from 0."""
     return f"score_{exit}"

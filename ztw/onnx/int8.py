@@ -21,16 +21,16 @@ BATCH = 32  # images per batch of the calibration
 def quantised(flat: ModelProto, images: Tensor) -> ModelProto:
     """Quantise all convolutions, and the matrix products of the backbone's stages, to int8.
 
-    The Linears that compute logits, ensembles and scores stay in float32: they cost little, and thresholds can lie
-    close together. Weights have one scale per channel and 7 bits, because processors without VNNI overflow with 8.
+    Linears that compute logits, ensembles and scores stay in float32: they cost little, and small errors can change
+    exits. Weights have one scale per channel and 7 bits, because 8 bits overflow on CPUs without VNNI instructions.
     Activations have 8 bits.
 
     Args:
-        flat: the graph.
-        images: (N, C, H, W), determine the ranges of the activations.
+        flat: the graph of all exits.
+        images: (N, C, H, W), to calibrate the ranges of the activations.
 
     Raises:
-        ZtwError: for no images, and for images that the network does not accept.
+        ZtwError: unless there is at least one image, of the network's size.
     """
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
@@ -66,7 +66,6 @@ def quantised(flat: ModelProto, images: Tensor) -> ModelProto:
 
 
 def _in_int8(flat: ModelProto) -> list[str]:
-    """Return the names of the nodes to quantise."""
     return [
         node.name
         for node in flat.graph.node
@@ -76,7 +75,7 @@ def _in_int8(flat: ModelProto) -> list[str]:
 
 
 class _Batches:
-    """A CalibrationDataReader of ONNX Runtime."""
+    """Batches of images for calibration, in the interface of ONNX Runtime's CalibrationDataReader."""
 
     def __init__(self, images: Tensor) -> None:
         self.parts = iter(images.float().cpu().split(BATCH))

@@ -1,4 +1,4 @@
-"""Convert a network to one module of operations that ONNX has, with the logits and the score of every exit."""
+"""Modules for the export to ONNX: a network that computes the logits and the score of every exit."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from ztw.models.pooling import MixedPool
 
 
 class AllExits(nn.Module):
-    """Computes for images (N, C, H, W) the logits (N, classes) and the score (N,) of each of the K exits, like `infer`.
+    """A network, from `exportable`, that returns the logits (N, classes) and the score (N,) of every exit.
 
-    The network comes from `exportable`. The last exit has no score, because all remaining samples leave there.
+    They are those of `infer`. The last exit has no score, because all remaining samples leave there.
     """
 
     def __init__(self, network: EarlyExitNetwork, rule: type[ExitRule]) -> None:
@@ -55,10 +55,7 @@ class AllExits(nn.Module):
 
 
 class StackedEnsemble(nn.Module):
-    """An ensemble exit by exit, on stacked contributions (N, classes, members) of its members: one product per exit.
-
-    An ensemble that is not linear stacks the members' log-probabilities.
-    """
+    """Computes an ensemble exit by exit. If it is linear, an exit is one matrix product of stacked terms (N, C, m)."""
 
     def __init__(self, ensemble: Ensemble) -> None:
         super().__init__()
@@ -69,11 +66,7 @@ class StackedEnsemble(nn.Module):
             self.register_buffer("constants", constants)
 
     def forward(self, exit: int, logits: Tensor, members: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Combine the logits (N, classes) of an exit (from 0) with the previous members.
-
-        Returns:
-            Unnormalised log-probabilities (N, classes) of the exit, and the members including this one.
-        """
+        """Return the unnormalised log-probabilities (N, classes) of an exit (from 0), and the members with this one."""
         if not self.ensemble.ensembled(exit):
             return floored(logits), members
         linear = isinstance(self.ensemble, LinearEnsemble)
@@ -86,10 +79,10 @@ class StackedEnsemble(nn.Module):
 
 
 def exportable(network: EarlyExitNetwork) -> EarlyExitNetwork:
-    """Copy a network to the CPU in eval mode, with operations that ONNX has and that compute the same.
+    """Copy a network to the CPU in eval mode, and replace operations that ONNX lacks by equivalent ones.
 
-    BatchNorms are folded where possible. The poolings of the heads are replaced. The share of a mixed pooling becomes
-    part of the Linear after it.
+    BatchNorms are folded where possible, and the poolings of the heads are replaced. The Linear after a mixed pool
+    absorbs its alpha.
     """
     try:
         ready = fold_batch_norm(network)
@@ -108,7 +101,7 @@ def _is_mixed(head: nn.Module) -> bool:
 
 
 class PooledHead(nn.Module):
-    """A `Head` that ends in a mixed pool, where the Linear weighs maximum and average itself.
+    """A `Head` with a mixed pool, whose alpha is multiplied into the weights of the Linear.
 
     The Linear also receives `previous` logits of the previous exit.
     """
@@ -171,7 +164,7 @@ def _with_plain_pools(head: nn.Module) -> nn.Module:
 
 
 def plain_average(x: Tensor, target: int) -> Tensor:
-    """Average (N, C, H, W) to (N, C, target, target) by adaptive pooling."""
+    """Compute adaptive average pooling from (N, C, H, W) to (N, C, target, target)."""
     height, width = x.shape[-2:]
     if height % target == 0 == width % target:
         return F.avg_pool2d(x, (height // target, width // target))
@@ -181,7 +174,7 @@ def plain_average(x: Tensor, target: int) -> Tensor:
 
 
 def plain_max(x: Tensor, target: int) -> Tensor:
-    """Reduce (N, C, H, W) to (N, C, target, target) by adaptive maximum pooling."""
+    """Compute adaptive maximum pooling from (N, C, H, W) to (N, C, target, target)."""
     height, width = x.shape[-2:]
     if height % target == 0 == width % target:
         return F.max_pool2d(x, (height // target, width // target))
@@ -196,14 +189,13 @@ def _shares(size: int, target: int) -> np.ndarray:
 
 
 def _spans(size: int, target: int) -> list[tuple[int, int]]:
-    """Return the starts and ends of adaptive pooling's windows."""
     return [(place * size // target, -(-(place + 1) * size // target)) for place in range(target)]
 
 
 def _windows(size: int, target: int) -> tuple[Tensor, int]:
-    """Return the indices of adaptive pooling's windows, one window after another, and the length that all windows have.
+    """Return the indices of adaptive pooling's windows, one window after another, and their common length.
 
-    Windows are padded by repeated indices, which do not change a maximum.
+    Shorter windows repeat their last index, which does not change the maximum.
     """
     spans = _spans(size, target)
     longest = max(end - start for start, end in spans)

@@ -1,7 +1,7 @@
 """Nest a flat ONNX graph of all exits into one `If` per exit, so that it stops early, and flatten it again.
 
-A flat graph has the input "images" and for every exit k the outputs `answer(k)` (N, C), the logits, and `score(k)`
-(N,), except for the last exit. A nested graph has the inputs "images" and "bounds" (K - 1,), and the outputs "logits"
+A flat graph has the input "images". Its outputs are the logits `answer(k)` (N, C) of every exit k, and `score(k)` (N,)
+of every exit but the last. A nested graph has the inputs "images" and "bounds" (K - 1,). Its outputs are "logits"
 (N, C) and "exit_index" (N,).
 """
 
@@ -16,11 +16,11 @@ from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, 
 from ztw.onnx.form import BOUNDS, EXIT_INDEX, IMAGES, LOGITS, Form, answer, score
 from ztw.onnx.steps import Steps, inner_graphs, reads, split
 
-# Prefixes of the nodes that nesting adds, and of those it repeats at an exit. `flatten` removes both.
+# Prefixes of nodes that nesting adds, and of nodes that it repeats at an exit. `flatten` removes both.
 OURS, REPEATED = "ztw:", "ztw-again:"
 IR_VERSION = 10
-# Protobuf limits the nesting of messages to 100, and each exit adds three. After this many exits the rest therefore
-# becomes a function, which the model holds beside its graph and which a runtime inlines.
+# Protobuf limits the nesting of messages to 100, and each exit adds three. After this many exits, the other exits
+# become a function, which is stored beside the graph.
 LEVELS = 30
 DOMAIN = "ztw"
 _OPSET = helper.make_opsetid(DOMAIN, 1)
@@ -38,19 +38,19 @@ class _Level:
         self.answer, self.score = answer(exit), score(exit)
 
     def add(self, op: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
-        """Add a node of ztw's own; return the name of its output, which is `output` at this exit."""
+        """Add a node that is not in the flat graph, with the output `output`; return the output's full name."""
         name = f"{OURS}{output}_{self.exit}"
         self.nodes.append(helper.make_node(op, inputs, [name], name, **attributes))
         return name
 
     def constant(self, value: Any, name: str) -> str:
-        """Add a constant of ztw's own; return its name."""
+        """Add a constant that is not in the flat graph; return its full name."""
         name = f"{OURS}{name}_{self.exit}"
         self.weights.append(numpy_helper.from_array(np.array(value), name))
         return name
 
     def gather(self, rows: str) -> None:
-        """Select these rows of all values that come from the previous exit."""
+        """Select these rows of all values from the previous exit."""
         for name in self.steps.crossing[self.exit - 1]:
             before = name
             if self.exit > 1 and name in self.steps.crossing[self.exit - 2]:
@@ -58,12 +58,12 @@ class _Level:
             self.names[name] = self.add("Gather", [before, rows], name, axis=0)
 
     def compute(self, rows: str | None = None) -> None:
-        """Add the flat graph's nodes; rows: the samples that remain after the previous exit, None for all."""
+        """Add the flat graph's nodes; rows: samples that remain after the previous exit, None = all."""
         for node in self.steps.steps[self.exit].nodes:
             for name in reads(node):
                 self._repeat(name, rows)
             self.nodes.append(_renamed(node, self.names))
-        for name in (answer(self.exit), score(self.exit)):  # a score may depend on the batch size only
+        for name in (answer(self.exit), score(self.exit)):  # a score may depend on nothing but the batch size
             self._repeat(name, rows)
         self.answer, self.score = (
             self.names.get(name, name) for name in (answer(self.exit), score(self.exit))
@@ -87,13 +87,13 @@ class _Level:
         self.nodes.append(copy)
 
     def stop(self) -> GraphProto:
-        """Return the branch in which all samples leave at this exit."""
+        """Return the branch for the case that all samples leave at this exit."""
         end = _Level(self.steps, self.exit)
         end.weights = []
         return end.finish("stop", self.answer, f"{OURS}mine_{self.exit}")
 
     def finish(self, name: str, logits: str, exit_index: str) -> GraphProto:
-        """Return this level as a graph with these values as its outputs."""
+        """Return this level as a graph with these outputs."""
         results, own = [], {output for node in self.nodes for output in node.output}
         for value, kind in ((logits, TensorProto.FLOAT), (exit_index, TensorProto.INT64)):
             # a graph must compute its outputs itself
@@ -103,7 +103,6 @@ class _Level:
 
 
 def _renamed(node: NodeProto, names: dict[str, str]) -> NodeProto:
-    """Copy a node and rename its inputs."""
     copy = NodeProto()
     copy.CopyFrom(node)
     copy.input[:] = [names.get(name, name) for name in node.input]
@@ -117,17 +116,16 @@ def _renamed(node: NodeProto, names: dict[str, str]) -> NodeProto:
 def nest(flat: ModelProto, form: Form, single: bool = False, optimised: bool = False) -> ModelProto:
     """Convert a flat graph to a graph with early exits.
 
-    In a graph for batches, each level computes the rows that remain and passes them on. The level above merges their
-    results with its own. If no row remains, the graph stops.
+    In a graph for batches, each level passes the remaining rows to the next level, and merges the results into its own.
+    If no row remains, the graph stops.
 
     Args:
         flat: the graph of all exits.
-        form: its form.
+        form: sizes of the network.
         single: whether the graph is for one image at a time, which needs no bookkeeping.
-        optimised: whether the graph is loaded without further optimisation. The outermost graph then holds the weights,
-            because ONNX Runtime copies a level's weights once per level around it: 2.5 GB for a VGG-16 with 14 ICs and
-            a file of 0.12 GB. Weights of 8 bits stay in their levels, because a convolution in int8 is fast only with
-            weights of its own graph.
+        optimised: whether the graph is optimised already. The outermost level then holds the weights, because ONNX
+            Runtime copies a level's weights once per level around it (2.5 GB for a VGG-16 with 14 ICs). Weights of 8
+            bits stay in their levels, because int8 convolutions are slow with weights from outside.
     """
     if form.exits == 1:
         return _alone(flat, form)
@@ -150,7 +148,7 @@ def nest(flat: ModelProto, form: Form, single: bool = False, optimised: bool = F
 
 
 def _as_function(graph: GraphProto, like: ModelProto) -> FunctionProto:
-    """Convert a level, and all levels in it, to a function of the values that it takes from the levels around it."""
+    """Convert a level, with all levels inside, to a function. Its arguments are the values from levels around it."""
     constants = [
         helper.make_node("Constant", [], [tensor.name], OURS + tensor.name, value=tensor)
         for tensor in graph.initializer
@@ -163,7 +161,7 @@ def _as_function(graph: GraphProto, like: ModelProto) -> FunctionProto:
 
 
 def _made(nodes: Iterable[NodeProto]) -> set[str]:
-    """Return the names of all values that nodes compute, or hold in the graphs inside them."""
+    """Return the names of all values in nodes and in the graphs inside them."""
     found: set[str] = set()
     for node in nodes:
         found.update(node.output)
@@ -173,14 +171,14 @@ def _made(nodes: Iterable[NodeProto]) -> set[str]:
 
 
 def _call(function: FunctionProto, graph: GraphProto) -> GraphProto:
-    """Return a graph that calls a function and has the outputs of `graph`."""
+    """Return a graph that calls a function. It has the name and outputs of `graph`."""
     name = OURS + function.name
     node = helper.make_node(function.name, function.input, function.output, name, domain=DOMAIN)
     return helper.make_graph([node], graph.name, [], graph.output)
 
 
 def _alone(flat: ModelProto, form: Form) -> ModelProto:
-    """Return a network without early exits: it has logits and no index of an exit."""
+    """Return the model of a network with one exit. It has no output "exit_index"."""
     model = ModelProto()
     model.CopyFrom(flat)
     for node in model.graph.node:
@@ -224,7 +222,7 @@ def _batch_level(steps: Steps, exit: int, deeper: GraphProto | None) -> GraphPro
 
 
 def _scatter(deeper: GraphProto, logits: str, exit_index: str, rows: str, exit: int) -> None:
-    """Merge the results of a level into the rows of the level above."""
+    """Write the results of the remaining rows over those of the level around it."""
     axis = f"{OURS}axis_{exit}"
     deeper.initializer.append(numpy_helper.from_array(np.array([1]), axis))
     at = f"{OURS}at_{exit}"
@@ -246,7 +244,6 @@ def _branch(level: _Level, condition: str, then: GraphProto, otherwise: GraphPro
 
 
 def _whole(first: GraphProto, flat: ModelProto, form: Form, functions: Sequence[FunctionProto]) -> ModelProto:
-    """Return the outermost graph as a model, with its inputs and outputs."""
     ends = ("LogSoftmax" if form.log_probabilities else "Identity", "Identity")
     outputs = [
         helper.make_tensor_value_info(LOGITS, TensorProto.FLOAT, ["batch", form.num_classes]),
@@ -265,7 +262,7 @@ def _whole(first: GraphProto, flat: ModelProto, form: Form, functions: Sequence[
 
 
 def flatten(nested: ModelProto, form: Form) -> ModelProto:
-    """Convert a graph of `nest` back to the flat graph."""
+    """Convert a graph from `nest` back to the flat graph."""
     nodes: list[NodeProto] = []
     weights: list[TensorProto] = []
     names: dict[str, str] = {}  # name here -> name in the flat graph
@@ -303,7 +300,7 @@ def flatten(nested: ModelProto, form: Form) -> ModelProto:
 
 
 def _weights(graph: GraphProto | FunctionProto) -> list[TensorProto]:
-    """Return the tensors of a graph, or of a function, where `_as_function` stores them as constants."""
+    """Return the weights of a graph or of a function. Functions store them as constants, see `_as_function`."""
     if isinstance(graph, GraphProto):
         return list(graph.initializer)
     return [

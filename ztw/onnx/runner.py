@@ -32,28 +32,37 @@ CPU = "CPUExecutionProvider"
 CHUNK = 32  # nested levels keep all activations: 0.9 GB at 256 samples for a ResNet-56 with 27 exits
 NESTED = 3  # version of the cached graphs; raise it when `nest` changes
 SESSIONS = ("_single", "_each", "_batched", "_flat", "_pool")  # created on first use, one set per process
-INHERITED: list[Any] = []  # keeps the sessions of a parent process until this process ends
-LARGE = 1e9  # MACs; with larger backbones, e.g. ResNet-50, batches are no faster than single images
+INHERITED: list[Any] = []  # sessions of a parent process, never freed in this process
+LARGE = 1e9  # MACs of a backbone. From here on, e.g. for ResNet-50, batches are no faster than single images
 
 
 class OnnxRunner:
-    """Early-exit inference in ONNX Runtime, with the results of `EarlyExitNetwork.infer`.
+    """Run an exported network in ONNX Runtime.
 
-    The threads share the work of a single image. In a batch, each thread runs its own samples, because few samples
-    remain after the first exits. On the CPU, the graph is optimised for this machine on first use, once for single
-    images and once for batches. The result is cached by file, version of ONNX Runtime and CPU.
+    A float32 file gives the exits and logits of `EarlyExitNetwork.infer`, apart from rounding. On first use, the graph
+    is optimised for this machine, and the optimised graph is stored in the cache. All threads work on a single image
+    together. In a batch, each thread works on its own samples.
 
     Args:
-        path: written by `export_onnx`.
+        path: a file from `export_onnx`.
         threads: number of threads per call; None = as many as PyTorch uses.
-        providers: execution providers of ONNX Runtime, in order of preference. Only the CPU's is tested. Others run the
-            file without ztw's optimisation.
-        chunk: samples that run together; None = 32, or 1 for a backbone of at least one GMAC.
-        cache: folder for the optimised graphs; True = the user's cache folder, False = no cache.
+        providers: execution providers of ONNX Runtime, in the order of preference. Only the CPU is tested. On other
+            providers, the file runs without ztw's optimisation.
+        chunk: number of samples that run together; None = 32, or 1 if the backbone has at least 1e9
+            multiply-accumulate operations (MACs).
+        cache: folder for optimised graphs; True = the user's cache folder, False = no cache.
+
+    Attributes:
+        rule: the exit rule in the file; None for a Backbone.
+        exits: number of exits K.
+        cost: float64 (K,), cumulative MACs of the exits.
+        backbone_cost: MACs of the backbone alone.
+        class_names: names of the classes, or None.
+        metadata: the file's metadata, a dict.
 
     Raises:
-        ZtwError: for a file that `export_onnx` did not write, an unknown provider, and if the packages of ztw[onnx] are
-            missing.
+        ZtwError: if the packages of ztw[onnx] are missing, for an invalid argument, and for a file that is damaged or
+            that this version's `export_onnx` did not write.
 
     Example:
         >>> import torch, ztw
@@ -115,26 +124,29 @@ class OnnxRunner:
         self._process = os.getpid()
 
     def __call__(self, images: Tensor | np.ndarray, rule: ExitRule | str | None = None) -> ExitResult:
-        """Classify images with early exits. Samples that left are not computed further.
+        """Classify images with early exits.
 
         Args:
             images: (N, C, H, W), see `EarlyExitNetwork.infer`.
-            rule: the kind of rule in the file, with other thresholds; None = the file's rule.
+            rule: None = the file's rule. Another rule must be of the same class, e.g. with another threshold.
+
+        Returns:
+            Logits and exit index of each image, on the CPU.
 
         Raises:
-            ZtwError: for images that `EarlyExitNetwork.infer` rejects, and for a rule of another kind.
+            ZtwError: for images of another shape or with values that are not finite, and for a rule of another class.
         """
         array = self._checked(images)
         bounds = self._bounds(self.rule if rule is None else as_rule(rule))
         if len(array) == 1:
             return self._result([self._run(self._single, bounds, array)])
-        size = max(1, min(self.chunk, -(-len(array) // self._carriers)))
+        size = max(1, min(self.chunk, -(-len(array) // self._workers)))
         chunks = [array[start : start + size] for start in range(0, max(1, len(array)), size)]
         run = partial(self._run, self._each if size == 1 and len(array) else self._batched, bounds)
         return self._result(list(map(run, chunks) if len(chunks) == 1 else self._pool.map(run, chunks)))
 
     def logits(self, images: Tensor | np.ndarray) -> Tensor:
-        """Compute the logits float32 (K, N, classes) of every exit without early exits, e.g. to choose thresholds."""
+        """Compute the logits float32 (K, N, classes) of every exit for images (N, C, H, W), without early exits."""
         array, names = self._checked(images), [LOGITS]
         if self.exits > 1:
             names = [answer(exit) for exit in range(self.exits)]
@@ -146,7 +158,7 @@ class OnnxRunner:
         return logits.log_softmax(-1) if self.form.log_probabilities else logits
 
     def _checked(self, images: Tensor | np.ndarray) -> np.ndarray:
-        """Convert the images to float32, in NumPy because PyTorch's own threads hang in a forked process."""
+        """Check images and convert them to float32. Uses NumPy: PyTorch's threads hang in a forked process."""
         if self._process != os.getpid():  # after a fork, the threads of these sessions are in the parent
             INHERITED.append([vars(self).pop(name, None) for name in SESSIONS])
             self._process = os.getpid()
@@ -159,11 +171,11 @@ class OnnxRunner:
         return np.ascontiguousarray(images, dtype=np.float32)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the sessions: a copy creates its own."""
+        """Return the state without the sessions. A copy creates its own."""
         return {name: value for name, value in vars(self).items() if name not in SESSIONS}
 
     def _bounds(self, rule: ExitRule | None) -> dict[str, np.ndarray]:
-        """Return the input with a rule's thresholds; none for a network without exits."""
+        """Return the input `bounds` with a rule's thresholds; {} without a rule."""
         if rule is None:
             return {}
         known, bounds = self._last
@@ -194,21 +206,21 @@ class OnnxRunner:
 
     @cached_property
     def _each(self) -> onnxruntime.InferenceSession:
-        """Session for single images that run side by side."""
-        return self._single if self._carriers == 1 else self._session("single", 1)
+        """Session for single images, each on one thread."""
+        return self._single if self._workers == 1 else self._session("single", 1)
 
     @cached_property
     def _batched(self) -> onnxruntime.InferenceSession:
-        return self._session("batched", 1 if self._carriers > 1 else self.threads)
+        return self._session("batched", 1 if self._workers > 1 else self.threads)
 
     @property
-    def _carriers(self) -> int:
-        """Number of threads that run their own samples."""
+    def _workers(self) -> int:
+        """Number of threads that work on their own samples."""
         return self.threads if self.providers == [CPU] else 1
 
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(self._carriers)
+        return ThreadPoolExecutor(self._workers)
 
     @cached_property
     def _flat(self) -> onnxruntime.InferenceSession:
@@ -223,8 +235,7 @@ class OnnxRunner:
     def _session(self, name: str, threads: int) -> onnxruntime.InferenceSession:
         """Return a session for single images or for batches.
 
-        The graph is flattened, optimised and nested again. Each subgraph is then as fast as it would be alone, which
-        ONNX Runtime does not achieve with nested graphs.
+        ONNX Runtime optimises nested graphs badly. The graph is therefore flattened, optimised and nested again.
         """
         if self.providers != [CPU] or self.exits == 1:
             return self._load(self.content, optimise=True, threads=threads)
@@ -239,7 +250,7 @@ class OnnxRunner:
         try:
             with sealed(kept) as scratch:
                 scratch.write_bytes(content)
-        except OSError:  # disk full or no permission: without a cache, the next process optimises again
+        except OSError:  # disk full or no permission: the next process optimises again
             pass
         return self._load(content, optimise=False, threads=threads)
 

@@ -13,7 +13,7 @@ from ztw.onnx.form import IMAGES, answer, score
 
 @dataclass
 class Step:
-    """The nodes that one exit adds, in order, and the weights that it is the first to use."""
+    """The nodes that one exit adds, in order, and the weights that no earlier exit uses."""
 
     nodes: list[NodeProto] = field(default_factory=list)
     weights: list[TensorProto] = field(default_factory=list)
@@ -25,9 +25,9 @@ class Steps:
 
     Args:
         steps: one per exit.
-        crossing: (K - 1), for each exit the values computed so far that later exits need.
-        repeated: value -> its node, for values that depend on nothing but the batch size. Each exit computes them again
-            for the samples that remain.
+        crossing: for each of the first K - 1 exits, the values that later exits need from here or from before.
+        repeated: value -> its node, for values that depend only on the batch size. Each exit computes them again for
+            the remaining samples.
     """
 
     steps: list[Step]
@@ -38,8 +38,8 @@ class Steps:
 def split(model: ModelProto, exits: int) -> Steps:
     """Assign each node of a flat graph to the first exit that needs it.
 
-    Weights belong to the first exit that uses them. ONNX Runtime optimises a convolution only with weights of its own
-    graph; with weights outside, it takes 1.5 times as long.
+    Weights belong to the first exit that uses them, because ONNX Runtime optimises only convolutions with weights of
+    their own graph. With weights outside, they take 1.5 times as long.
     """
     nodes = list(model.graph.node)
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -73,7 +73,7 @@ def split(model: ModelProto, exits: int) -> Steps:
 
 
 def only_batch_sizes(flat: ModelProto) -> None:
-    """Replace each `Shape` of a value by the batch size and constants, which `split` recognises."""
+    """Replace each `Shape` node by nodes for the batch size and constants for the other axes, as `split` expects."""
     shapes = {item.name: item.type.tensor_type.shape.dim for item in flat.graph.value_info}
     nodes: list[NodeProto] = []
     for node in flat.graph.node:
@@ -93,7 +93,7 @@ def only_batch_sizes(flat: ModelProto) -> None:
 
 
 def reads(node: NodeProto) -> list[str]:
-    """Return the names that a node reads, also in the graphs inside it."""
+    """Return the names that a node reads, including those in graphs inside it."""
     inner = [name for graph in inner_graphs(node) for part in graph.node for name in reads(part)]
     return [name for name in (*node.input, *inner) if name]
 
@@ -106,7 +106,7 @@ def inner_graphs(node: NodeProto) -> Iterator[GraphProto]:
 
 
 def _repeated(nodes: Sequence[NodeProto], weights: Collection[str]) -> dict[str, NodeProto]:
-    """Return the nodes that depend on nothing but the number of images, by the values they compute."""
+    """Return the values that depend only on the batch size, each with its node."""
     found: dict[str, NodeProto] = {}
     for node in nodes:
         attributes = {item.name: item.i for item in node.attribute if item.type == AttributeProto.INT}

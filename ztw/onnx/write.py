@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 OPSET = 20
 METADATA = "ztw"  # key of ztw's entry in the file's metadata
 SCHEMA = 2
-SAMPLES = 4  # batch size of the export: not 1, which becomes a constant, and not a usual number of channels
+SAMPLES = 4  # batch size of the export: 1 would become a constant, and 3 could be taken for the channels
 PROBES = 16
 CLOSE = 1e-3  # tolerance of logits, relative to the largest
 CLEAR = 1e-3  # a score closer to its bound may pass in one runtime and not in another, because of rounding
@@ -45,7 +45,10 @@ def write_onnx(
     path: Path | str,
     change: Callable[[ModelProto], ModelProto] | None = None,
 ) -> Path:
-    """See `export_onnx`; change: applied to the graph of all exits, which is then not compared with the network."""
+    """Export a network as `export_onnx` does, with an optional change of the flat graph.
+
+    With `change`, the logits of the graph are not compared with the network's.
+    """
     check_default_dtype()
     need_onnx()
     if Path(path).is_dir():
@@ -72,7 +75,7 @@ def write_onnx(
     if change is not None:
         flat = change(flat)
     model = nest(flat, form)
-    if form.exits > 1:  # a default, which the caller of the graph can override
+    if form.exits > 1:  # the default value of the input
         model.graph.initializer.append(onnx.numpy_helper.from_array(float32_below(bounds), BOUNDS))
     metadata = describe(network, rule, bounds)
     onnx.helper.set_model_props(model, {METADATA: json.dumps(metadata, sort_keys=True)})
@@ -84,7 +87,7 @@ def write_onnx(
             f"{path}: {network.backbone.arch} is larger than the 2 GB an ONNX file can hold"
         ) from error
     if change is None:
-        _prove(content, network, rule)
+        _check_outputs(content, network, rule)
     with atomic(path) as scratch:
         scratch.write_bytes(content)
     return Path(path)
@@ -101,7 +104,7 @@ def need_onnx() -> None:
 
 
 def flat_graph(network: EarlyExitNetwork, rule: type[ExitRule]) -> tuple[ModelProto, Form]:
-    """Return the graph of all exits without early exits (see `ztw.onnx.nesting`), and its form."""
+    """Return the flat graph of all exits, see `ztw.onnx.nesting`, and its sizes."""
     from ztw.onnx.modules import AllExits, exportable
     from ztw.onnx.steps import only_batch_sizes
 
@@ -131,7 +134,7 @@ def flat_graph(network: EarlyExitNetwork, rule: type[ExitRule]) -> tuple[ModelPr
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the exporter's warnings, which are for its developers."""
+    """Silence the exporter's warnings."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         before = logging.root.manager.disable
@@ -143,7 +146,7 @@ def _quiet() -> Iterator[None]:
 
 
 def describe(network: EarlyExitNetwork, rule: ExitRule | None, bounds: Tensor) -> dict[str, Any]:
-    """Return the file's metadata, with everything that a runner needs."""
+    """Return the metadata that a runner needs."""
     backbone = network.backbone
     return {
         "schema": SCHEMA,
@@ -163,15 +166,15 @@ def describe(network: EarlyExitNetwork, rule: ExitRule | None, bounds: Tensor) -
 
 
 def float32_below(bounds: Tensor) -> np.ndarray:
-    """Return the largest float32 <= each bound (K - 1,). A float32 score exceeds it exactly if it exceeds the bound."""
+    """Round bounds (K - 1,) down to float32, so that the same float32 scores exceed them."""
     exact = bounds.double().numpy()
     single = exact.astype(np.float32)
     return np.where(single > exact, np.nextafter(single, np.float32(-np.inf)), single).astype(np.float32)
 
 
 @torch.inference_mode()
-def _prove(content: bytes, network: EarlyExitNetwork, rule: ExitRule | None) -> None:
-    """Raise ZtwError unless the graph gives the exits of `simulate_exits` and the network's logits on random images."""
+def _check_outputs(content: bytes, network: EarlyExitNetwork, rule: ExitRule | None) -> None:
+    """Raise ZtwError unless the graph and the network give the same exits and logits for random images."""
     import onnxruntime
 
     images = torch.randn(PROBES, *network.backbone.input_shape, generator=torch.Generator().manual_seed(0))
@@ -185,19 +188,19 @@ def _prove(content: bytes, network: EarlyExitNetwork, rule: ExitRule | None) -> 
         _compare(network, torch.from_numpy(found), logits[0], torch.ones(PROBES, dtype=torch.bool))
         return
     scores = exit_scores(logits, type(rule))
-    probe = _halving(scores, type(rule)) if isinstance(rule, ThresholdRule) else rule
+    probe = _median_rule(scores, type(rule)) if isinstance(rule, ThresholdRule) else rule
     bounds = probe.bounds(network.exits)
     clear = ((scores[:-1] - bounds[:, None]).abs() > CLEAR).all(0)
     inputs = {IMAGES: images.numpy(), BOUNDS: float32_below(bounds)}
     found, where = (torch.from_numpy(output) for output in session.run([LOGITS, EXIT_INDEX], inputs))
-    exit_index, answering = simulate_exits(logits, probe)
+    exit_index, predicting = simulate_exits(logits, probe)
     if not torch.equal(where[clear], exit_index[clear]):
         raise ZtwError(f"{network.backbone.arch}: samples leave at other exits in ONNX than in PyTorch")
-    _compare(network, found, logits[answering, torch.arange(PROBES)], clear)
+    _compare(network, found, logits[predicting, torch.arange(PROBES)], clear)
 
 
-def _halving(scores: Tensor, kind: type[ThresholdRule]) -> ThresholdRule:
-    """Return thresholds at which half of the samples that reach an exit leave there; scores: (K, N)."""
+def _median_rule(scores: Tensor, kind: type[ThresholdRule]) -> ThresholdRule:
+    """Return the rule at which half of the samples that reach an exit leave there; scores: (K, N)."""
     left = torch.ones(scores.shape[1], dtype=torch.bool)
     bounds = []
     for row in scores[:-1]:

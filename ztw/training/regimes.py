@@ -1,4 +1,4 @@
-"""Train the exits of one network on a user's data, in any of three regimes."""
+"""Train the exits of one network on a user's data."""
 
 from __future__ import annotations
 
@@ -46,45 +46,44 @@ def train_exits(
     checkpoints: Path | str | None = None,
     progress: bool | Report = True,
 ) -> History:
-    """Train a network's exits in place, on the network's device; leaves the network in eval mode.
+    """Train the internal classifiers (ICs) of a network in place, and optionally its backbone.
 
-    The defaults are ZTW's recipe (2021) for ICs: Adam, lr 1e-3, batches of 128, weight decay 5e-4 (1e-4 for ResNet
-    and MobileNet). ZTW trains 50 epochs and divides lr by 10 after epoch 15.
+    The default optimizer, lr and batch size are ZTW's for ICs (2021). ZTW trains 50 epochs, divides lr by 10 after
+    epoch 15, and uses a weight decay of 1e-4 for ResNet and MobileNet.
 
     Args:
-        network: from `build_network`.
-        data: training samples in one of these forms, with labels int (N,):
+        network: from `build_network`. It is trained on its device, and is in eval mode afterwards.
+        data: training samples in one of these forms, with labels int (N,). NumPy arrays stand for tensors.
 
-            - (inputs, labels). The inputs are what the network takes: normalised images float (N, C, H, W), any other
+            - (inputs, labels). The inputs are what the network takes: normalised images float (N, C, H, W), another
               tensor, or a tuple or dict of tensors, e.g. `{"input_ids": ids, "attention_mask": mask}` for texts.
-            - one dict of the inputs and "labels", as Hugging Face's tokenizers and collators make it.
-            - a Dataset of (inputs, label), or of dicts with "label".
-            - a DataLoader of such batches. It keeps its batch size, order and augmentation. Texts may have another
-              length in each batch.
-
-            NumPy arrays stand for tensors.
+            - A dict of the inputs and "labels", as Hugging Face's tokenizers and collators make it.
+            - A Dataset of (inputs, label), or of dicts with "label".
+            - A DataLoader of such batches. It keeps its batch size, order and augmentation. The length of texts may
+              differ between batches.
         epochs: passes over the data; 0.5 is half a pass.
-        regime: "separate" = the ICs on the frozen backbone; "joint" = backbone and ICs together; "layer_wise" = exit
-            after exit, the epochs divided among the exits.
-        lr: the highest learning rate.
+        regime: "separate" = only the ICs, with a frozen backbone. "joint" = backbone and ICs together. "layer_wise" =
+            one exit after the other, with the stages since the previous exit. The epochs are divided among the exits.
+        lr: initial learning rate.
         batch_size: samples per step.
         optimizer: "adam" or "sgd".
-        weight_decay: L2 penalty, as the optimizer applies it.
+        weight_decay: L2 penalty of the optimizer.
         milestones: epochs after which lr is divided by 10.
-        weights: weights of the exits' losses in joint training: "uniform", "depth", "growing" or one number per
-            exit, see `ztw.training.joint.exit_weights`.
-        seed: of order, augmentation and dropout.
-        precision: "fp32", "bf16" or "auto".
-        checkpoints: a folder. The same call then resumes a stopped training, also within an epoch, and ends with
-            the same weights. It may not with a Dataset or DataLoader whose random state cannot be saved; for a
-            DataLoader, `progress` gets a note.
-        progress: True = lines on stderr, False = silence, or a function that takes a line.
+        weights: weights of the exits' losses in joint training: "uniform", "depth", "growing" or one number per exit.
+            See `ztw.training.joint.exit_weights`.
+        seed: seed of the order, augmentation and dropout.
+        precision: "fp32", "bf16", or "auto" = bf16 where it is faster.
+        checkpoints: folder for checkpoints. The same call then resumes a stopped training, even in the middle of an
+            epoch, and ends with the same weights. The weights can differ for a Dataset or DataLoader with a random
+            state of its own.
+        progress: receives lines about the progress. True = stderr, False = no output, or a function that takes a line.
 
     Returns:
-        The history, a row per epoch: epoch, loss, accuracy of the last trained exit, lr, seconds, finished.
+        The history, a list with one dict per epoch: epoch, loss, accuracy of the last trained exit, lr, seconds, and
+        finished (Unix time).
 
     Raises:
-        ZtwError: for wrong arguments, inputs or labels, and for a loss that is not finite.
+        ZtwError: for invalid arguments, inputs or labels, and for a loss that is not finite.
 
     Example:
         >>> import torch, ztw
@@ -150,7 +149,6 @@ def train_exits(
 def _check_numbers(
     epochs: Any, lr: Any, batch_size: Any, weight_decay: Any, milestones: Any, seed: Any
 ) -> None:
-    """Check the types and ranges of train_exits' numbers."""
     for name, value in (("epochs", epochs), ("lr", lr)):
         if not is_number(value) or not 0 < value < math.inf:
             raise ZtwError(f"{name} {value!r}: must be a number above 0")
