@@ -5,10 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import small_network, stripes
+from text_networks import shortened, text_network, texts
+from torch.utils.data import DataLoader
 
 import ztw
 from ztw.device import Compute
 from ztw.evaluation.predictions import predict_networks
+from ztw.training.cuda_graph import CapturedGradients
 from ztw.training.joint import JointLoss, exit_weights, train_jointly
 from ztw.training.recipe import Recipe
 from ztw.training.separate import train_backbone, train_separately
@@ -98,3 +101,37 @@ def test_what_cannot_be_captured_trains_without(monkeypatch):
     (note,) = (line for line in said if "cannot be captured" in line)
     assert "stream is capturing" in note, "what broke it"
     assert torch.cuda.current_stream() == torch.cuda.default_stream()
+
+
+def test_texts_train_and_predict(device):
+    """Data stay where they are; batches are moved. Nothing of several tensors is captured."""
+    network, usual = text_network().to(device), text_network()
+    (inputs, labels) = texts()
+    for one in (network, usual):
+        ztw.train_exits(one, (inputs, labels), 2, regime="joint", batch_size=32, progress=False)
+    rows = [
+        ({name: values[row] for name, values in inputs.items()}, labels[row]) for row in range(len(labels))
+    ]
+    loader: DataLoader = DataLoader(rows, 20, collate_fn=shortened)  # type: ignore[arg-type]
+    logits, found = ztw.predict(network, loader, progress=False)
+    assert torch.equal(found, labels)
+    torch.testing.assert_close(
+        logits, ztw.predict(usual, (inputs, labels), progress=False)[0], atol=1e-2, rtol=1e-2
+    )
+
+
+def test_batches_of_another_length_are_not_replayed(device):
+    layer = torch.nn.Linear(1, 1).to(device)
+
+    def compute(inputs, labels, weights):
+        layer.zero_grad(set_to_none=True)
+        loss = weights[0] * layer(inputs[..., None]).sum()
+        loss.backward()
+        return loss.detach()[None], labels.sum()[None]
+
+    gradients = CapturedGradients(compute, list(layer.parameters()), 4, None)
+    for length in (3, 3, 3, 3, 3, 5, 3):
+        inputs = torch.randn(4, length, device=device)
+        (loss,), _ = gradients(inputs, torch.ones(4, device=device), torch.ones(1, device=device))
+        torch.testing.assert_close(loss, layer(inputs[..., None]).sum().detach())
+        torch.testing.assert_close(layer.weight.grad, inputs.sum().view(1, 1))

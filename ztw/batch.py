@@ -23,7 +23,7 @@ EXAMPLES = 4  # rows of an example that a description keeps
 
 
 def tensors_of(batch: Batch) -> tuple[Tensor, ...]:
-    """Return the tensors of a batch in order."""
+    """Return the tensors, or NumPy arrays, of a batch in order."""
     if isinstance(batch, dict):
         return tuple(batch.values())
     return batch if isinstance(batch, tuple) else (batch,)

@@ -35,6 +35,8 @@ def as_tensor(given: Any, name: str) -> Tensor:
         array = np.ascontiguousarray(given) if np.ndim(given) else np.asarray(given)
         return torch.from_numpy(array if array.flags.writeable else array.copy())
     except (TypeError, ValueError) as error:
+        if "inhomogeneous" in str(error):
+            raise ZtwError(f"{name}: lists of different lengths, must be of one length; pad them") from error
         kind = f"an array of {given.dtype}" if isinstance(given, np.ndarray) else type(given).__name__
         raise ZtwError(f"{name}: {kind}, must be a tensor or an array of numbers") from error
 

@@ -1,4 +1,4 @@
-"""Tensors, a Dataset or a DataLoader as Data: the same images, and one line for what is no data."""
+"""Tensors, a Dataset or a DataLoader as Data: the same samples, and one line for what is no data."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import ztw
-from ztw.data.user_data import Wanted, as_data
+from ztw.batch import InputSpec
+from ztw.data.user_data import as_data
+from ztw.data.wanted import Wanted
 from ztw.training.recipe import Recipe, steps_per_epoch
 
-WANTED = Wanted((1, 4, 4), 3, torch.device("cpu"))
+WANTED = Wanted(InputSpec.of_shape((1, 4, 4)), 3, torch.device("cpu"))
 IMAGES = torch.randn(11, 1, 4, 4, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(11) % 3
 FORMS = {
@@ -74,7 +76,7 @@ WRONG = [
     ((IMAGES[:, 0], LABELS), r"images: shape \(11, 4, 4\), must be \(N, 1, 4, 4\)"),
     ((IMAGES.expand(-1, 3, -1, -1), LABELS), r"images: shape \(11, 3, 4, 4\), must be \(N, 1, 4, 4\)"),
     ((IMAGES.byte(), LABELS), "images: uint8, must be float32 .*normalised"),
-    ((NAN, LABELS), "images: some pixels are NaN or infinite"),
+    ((NAN, LABELS), "images: some values are NaN or infinite"),
     ((IMAGES, LABELS + 1), r"labels: must lie in 0..2, got 1..3"),
     ((IMAGES, LABELS.float()), "labels: torch.float32, must be integers"),
     ((IMAGES, LABELS[:3]), r"labels: shape \(3,\), must be \(11,\)"),
@@ -95,7 +97,10 @@ def test_images_and_labels_that_are_not_the_network_s(given, message, form):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (IMAGES, r"data: Tensor, must be tensors \(images, labels\), a torch Dataset or a DataLoader"),
+        (
+            IMAGES,
+            r"data: Tensor, must be \(inputs, labels\), a dict with labels, a torch Dataset or a DataLoader",
+        ),
         ("folder", "data: str, must be"),
         (None, "data: NoneType, must be"),
         ((IMAGES, "labels"), "labels: str, must be"),
@@ -115,7 +120,10 @@ def test_what_is_no_data(given, message):
     [
         (TensorDataset(IMAGES), "a batch is 1 items, must be"),
         ([(IMAGES[0], 0, "name")] * 4, "a batch is 3 items, must be"),
-        ([{"image": IMAGES[0], "label": 0}] * 4, "a batch is a dict, must be"),
+        (
+            [{"image": IMAGES[0], "target": 0}] * 4,
+            "a batch is a dict of image, target; it must have labels, too",
+        ),
         (IMAGES, "a batch is a Tensor, must be"),
     ],
 )
@@ -133,7 +141,5 @@ class Names(torch.utils.data.Dataset):
 
 
 def test_a_dataset_without_tensors():
-    with pytest.raises(
-        ztw.ZtwError, match=r"dataset: samples cannot be collated .*must be .image tensor, label"
-    ):
+    with pytest.raises(ztw.ZtwError, match=r"dataset: samples cannot be collated .*must be .inputs, label"):
         list(as_data(Names(), WANTED).batches(2))

@@ -23,8 +23,8 @@ from torch import nn
 import ztw
 from ztw.exits.sweep import simulate_exits
 from ztw.onnx import nesting
+from ztw.onnx.graphs import inner_graphs
 from ztw.onnx.nesting import flatten, nest
-from ztw.onnx.steps import inner_graphs
 from ztw.onnx.write import float32_below
 
 RULES, CONNECTED, KINDS = ztw.list_rules(), ztw.list_connections(), [None, *ztw.list_ensembles()]
@@ -223,7 +223,8 @@ def test_the_file_says_what_it_is(exported):
     assert facts["bounds"] == [rule.threshold] * 3
     assert facts["rule"] == {"rule": "max_softmax", "threshold": rule.threshold}
     assert facts["macs"] == ztw.macs(network).tolist()
-    assert facts["input_shape"] == [3, 10, 10]
+    images = {"name": "images", "shape": [3, 10, 10], "dtype": "float32"}
+    assert facts["inputs"] == {"form": "tensor", "inputs": [images]}
     runner = ztw.OnnxRunner(path, cache=False)
     torch.testing.assert_close(runner.cost, ztw.macs(network))
 
@@ -385,8 +386,10 @@ def test_wrong_requests_are_told_in_one_line(exported, tmp_path):
         ztw.OnnxRunner(path, threads=0)
     with pytest.raises(ztw.ZtwError, match=r"is a folder, must be .*file"):
         ztw.export_onnx(network, rule, tmp_path)
-    with pytest.raises(ztw.ZtwError, match="quantise: ndarray, must be a tensor of images"):
-        ztw.export_onnx(network, rule, tmp_path / "n.onnx", quantise=np.zeros((1, 3, 10, 10)))  # type: ignore[arg-type]
+    with pytest.raises(
+        ztw.ZtwError, match=r"quantise: images: shape \(1, 3, 9, 10\), must be \(N, 3, 10, 10\)"
+    ):
+        ztw.export_onnx(network, rule, tmp_path / "n.onnx", quantise=torch.zeros(1, 3, 9, 10))
     for chunk in (0, 2.5, "32"):
         with pytest.raises(
             ztw.ZtwError, match=f"chunk {chunk!r}: must be a whole number of at least 1, or None"
@@ -394,6 +397,12 @@ def test_wrong_requests_are_told_in_one_line(exported, tmp_path):
             ztw.OnnxRunner(path, chunk=chunk)  # type: ignore[arg-type]
     with pytest.raises(ztw.ZtwError, match=r"missing.onnx: cannot be read \(No such file"):
         ztw.OnnxRunner(tmp_path / "missing.onnx")
+    older = onnx.load(path)
+    facts = json.loads(older.metadata_props[0].value)
+    older.metadata_props[0].value = json.dumps({**facts, "schema": 2, "ztw": "0.9"})
+    onnx.save(older, tmp_path / "older.onnx")
+    with pytest.raises(ztw.ZtwError, match=r"schema 2, written by ztw 0.9; this one reads schema 3: export"):
+        ztw.OnnxRunner(tmp_path / "older.onnx")
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(ztw.ZtwError, match=r"broken.onnx: damaged"):
@@ -435,5 +444,5 @@ def test_int8_says_what_it_changes_and_gets_thresholds_of_its_own(exported, in_i
     assert torch.equal(runner(images, point.rule).exit_index, exits)
     assert point.accuracy == float((runner(images, point.rule).logits.argmax(-1) == labels).double().mean())
     assert point.relative_cost <= 1.2
-    with pytest.raises(ztw.ZtwError, match=r"quantise: images of shape \(0, 3, 10, 10\), must be"):
+    with pytest.raises(ztw.ZtwError, match="quantise: no samples, must be at least one"):
         ztw.export_onnx(network, rule, tmp_path / "n.onnx", quantise=images[:0])

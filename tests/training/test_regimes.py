@@ -24,7 +24,8 @@ from torch.utils.data import (
 )
 
 import ztw
-from ztw.data.user_data import as_data, wanted_by
+from ztw.data.user_data import as_data
+from ztw.data.wanted import wanted_by
 from ztw.progress import Note, Progress
 from ztw.training.recipe import Recipe
 from ztw.training.regimes import REGIMES
@@ -231,7 +232,7 @@ def test_a_loader_that_cannot_resume_bit_for_bit_is_named(loader, reason, tmp_pa
         ({"progress": 3}, "progress 3: must be True, False or a function that takes a line"),
         ({"progress": None}, "progress None: must be True, False or a function"),
         ({"regime": "joint", "weights": "heavy"}, "unknown exit_weights 'heavy'"),
-        ({"data": IMAGES}, "train_exits: Tensor, must be tensors"),
+        ({"data": IMAGES}, "train_exits: Tensor, must be .inputs, labels"),
     ],
 )
 def test_wrong_arguments(how, message):
@@ -284,7 +285,7 @@ def test_loaders_whose_batches_are_of_one_image(name, regime):
     images = 96 if name == "batches of one" else 33
     assert ztw.predict(network, LOADERS[name](), progress=False)[1].tolist() == LABELS[:images].tolist()
     if regime == "joint":
-        message = r"^a batch of 1 images is too small for a normalisation layer \(Expected more than 1 value"
+        message = r"^a batch of 1 samples is too small for a normalisation layer \(Expected more than 1 value"
         with pytest.raises(ztw.ZtwError, match=message) as caught:
             ztw.train_exits(narrow(), LOADERS[name](), 1, regime=regime, progress=False)
         assert "\n" not in str(caught.value)
@@ -326,3 +327,15 @@ def test_networks_that_cannot_be_trained_so():
         ztw.train_exits(fresh("boosted"), (IMAGES, LABELS), 1)
     with pytest.raises(ztw.ZtwError, match="train_exits: Backbone, must be an EarlyExitNetwork"):
         ztw.train_exits(fresh().backbone, (IMAGES, LABELS), 1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("second", REGIMES)
+@pytest.mark.parametrize("first", REGIMES)
+def test_one_training_after_another(first, second):
+    """A training freezes parts, which the next one trains."""
+    network = fresh()
+    ztw.train_exits(network, (IMAGES, LABELS), 1, regime=first, progress=False)
+    backbone, heads = state_of(network.backbone), state_of(network.heads)
+    ztw.train_exits(network, (IMAGES, LABELS), 1, regime=second, progress=False)
+    assert same(backbone, state_of(network.backbone)) == (second == "separate")
+    assert not same(heads, state_of(network.heads))

@@ -1,22 +1,22 @@
-"""The interface of a split: labelled images in batches, in memory or on disk."""
+"""The interface of a split: labelled samples in batches, in memory or on disk."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 
 class Data(ABC):
-    """Labelled images that can be fed to a network.
+    """Labelled samples, such as images or texts, that can be fed to a network.
 
     Args:
         labels: int64 (N,), on `device`.
         num_classes: number of classes.
-        mean, std: per channel, of pixels in [0, 1].
+        mean, std: of images, per channel, of pixels in [0, 1].
     """
 
     labels: Tensor
@@ -34,7 +34,7 @@ class Data(ABC):
 
     @abstractmethod
     def take(self, indices: Tensor) -> Self:
-        """Return the subset at `indices` (int64) without reading images."""
+        """Return the subset at `indices` (int64) without reading samples."""
 
     @abstractmethod
     def to(self, device: torch.device) -> Self:
@@ -47,21 +47,21 @@ class Data(ABC):
         generator: torch.Generator | None = None,
         augmented: bool = False,
         skip: int = 0,
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    ) -> Iterator[tuple[Any, Tensor]]:
         """Return the batches of an epoch, shuffled if a generator is given.
 
         The order is drawn at the call, the augmentation of a batch when the batch is made. To resume an epoch after
         `skip` batches, restore the generator's state after the last of them.
 
         Args:
-            batch_size: images per batch.
-            generator: for shuffling and augmentation. With it, a last batch of one image is dropped: BatchNorm
+            batch_size: samples per batch.
+            generator: for shuffling and augmentation. With it, a last batch of one sample is dropped: BatchNorm
                 cannot train on it.
-            augmented: whether to flip, crop and jitter.
+            augmented: whether to augment, e.g. to flip, crop and jitter images.
             skip: number of batches to leave out at the beginning.
 
         Returns:
-            (images float32 (B, C, H, W), labels int64 (B,)) of each batch.
+            A `ztw.batch.Batch`, e.g. images float32 (B, C, H, W), and labels int64 (B,) of each batch.
         """
 
 

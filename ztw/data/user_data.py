@@ -1,9 +1,9 @@
-"""Convert a user's images (tensors, Dataset or DataLoader) to the `Data` that training takes."""
+"""Convert a user's data (tensors, Dataset or DataLoader) to the `Data` that training takes."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -23,13 +23,13 @@ from torch.utils.data import (
     default_collate,
 )
 
+from ztw.batch import Batch, mapped
 from ztw.data.dataset import Data, batch_indices
-from ztw.device import check_default_dtype
-from ztw.errors import ZtwError
-from ztw.exits.logits import class_labels
-from ztw.tensors import as_tensor, check_images
+from ztw.data.wanted import Wanted
+from ztw.errors import ZtwError, is_number
+from ztw.tensors import as_tensor
 
-FORMS = "must be tensors (images, labels), a torch Dataset or a DataLoader"
+FORMS = "must be (inputs, labels), a dict with labels, a torch Dataset or a DataLoader"
 # Samplers that draw from torch's global generator, or do not draw
 SAMPLERS = (
     SequentialSampler,
@@ -40,45 +40,8 @@ SAMPLERS = (
 )
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """The input and output of a network: images of `shape` (C, H, W), `num_classes` classes, batches on `device`."""
-
-    shape: tuple[int, ...]
-    num_classes: int
-    device: torch.device
-
-    def check(self, images: Any, labels: Any) -> tuple[Tensor, Tensor]:
-        """Check images float (N, C, H, W) and labels int (N,).
-
-        Returns:
-            The images as given, and the labels as int64.
-
-        Raises:
-            ZtwError: for other shapes, dtypes or labels.
-        """
-        images, labels = as_tensor(images, "images"), as_tensor(labels, "labels")
-        check_images(images, self.shape)
-        if labels.dim() != 1 or len(labels) != len(images):
-            raise ZtwError(
-                f"labels: shape {tuple(labels.shape)}, must be ({len(images)},), one class number per image"
-            )
-        if not len(images):
-            raise ZtwError("images: empty, must have at least one image")
-        labels = class_labels(labels)
-        low, high = int(labels.min()), int(labels.max())
-        if low < 0 or high >= self.num_classes:
-            raise ZtwError(f"labels: must lie in 0..{self.num_classes - 1}, got {low}..{high}")
-        return images, labels
-
-    def moved(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Move a batch to the device, as float32 in channels_last memory."""
-        where, format = self.device, torch.channels_last
-        return images.to(where, torch.float32, memory_format=format), labels.to(where)
-
-
 class GivenData(Data):
-    """Base class of the three forms: images that are already normalised and augmented."""
+    """Base class of the three forms: inputs that are already normalised and augmented."""
 
     wanted: Wanted
 
@@ -102,33 +65,35 @@ class GivenData(Data):
         generator: torch.Generator | None = None,
         augmented: bool = False,
         skip: int = 0,
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    ) -> Iterator[tuple[Batch, Tensor]]:
         """See `Data.batches`; nothing is augmented, but by a Dataset, which draws from torch's global generator."""
         return map(self._batch, batch_indices(len(self), batch_size, generator)[skip:])
 
-    def _batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+    def _batch(self, indices: Tensor) -> tuple[Batch, Tensor]:
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class TensorData(GivenData):
-    """Tensors: images float (N, C, H, W) and labels int64 (N,), on any device."""
+    """Tensors: checked inputs of N samples and labels int64 (N,), on any device."""
 
-    images: Tensor
+    inputs: Batch
     labels: Tensor
     wanted: Wanted
 
     def take(self, indices: Tensor) -> Self:
         """See `Data.take`; copies the tensors."""
-        return replace(self, images=self.images[indices], labels=self.labels[indices])
+        inputs = mapped(self.inputs, lambda tensor: tensor[indices])
+        return replace(self, inputs=inputs, labels=self.labels[indices])
 
-    def _batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        return self.wanted.moved(self.images[indices], self.labels[indices])
+    def _batch(self, indices: Tensor) -> tuple[Batch, Tensor]:
+        part = self.take(indices)
+        return self.wanted.moved(part.inputs, part.labels)
 
 
 @dataclass(frozen=True)
 class DatasetData(GivenData):
-    """A torch Dataset of (image (C, H, W), label), which does its own augmentation."""
+    """A Dataset of samples (inputs, label), or dicts with a label, which does its own augmentation."""
 
     dataset: Any
     wanted: Wanted
@@ -141,14 +106,41 @@ class DatasetData(GivenData):
         """See `Data.take`."""
         return replace(self, index=self.index[indices])
 
-    def _batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        samples = [self.dataset[sample] for sample in self.index[indices].tolist()]
-        return _checked(samples, self.wanted, collate=True)
+    def _batch(self, indices: Tensor) -> tuple[Batch, Tensor]:
+        rows = self.index[indices].tolist()
+        several = getattr(self.dataset, "__getitems__", None)
+        given = several(rows) if callable(several) else [self.dataset[row] for row in rows]
+        samples = [_as_tensors(self.wanted.separate(sample, "data: a sample")) for sample in given]
+        try:
+            inputs, labels = default_collate(samples)
+        except (TypeError, RuntimeError, KeyError) as error:
+            reason = " ".join(str(error).split())[:120]
+            raise ZtwError(
+                f"dataset: samples cannot be collated into a batch ({reason}); each must be (inputs, label) of tensors"
+                " of one shape; for texts of different lengths, give a DataLoader with a collate_fn that pads them"
+            ) from error
+        return self.wanted.moved(*self.wanted.check(inputs, labels))
+
+
+def _as_tensors(part: Any) -> Any:
+    """Turn lists of numbers in a sample into tensors, because default_collate transposes lists."""
+    if isinstance(part, Mapping):
+        return {name: _as_tensors(value) for name, value in part.items()}
+    if isinstance(part, tuple):
+        return tuple(map(_as_tensors, part))
+    return as_tensor(part, "dataset") if isinstance(part, list) and is_number(_first(part)) else part
+
+
+def _first(part: Any) -> Any:
+    """Return the first item of nested lists."""
+    while isinstance(part, tuple | list) and part:
+        part = part[0]
+    return part
 
 
 @dataclass(frozen=True)
 class LoaderData(GivenData):
-    """A DataLoader with its own order and augmentation; batch_size: at least 2, samples: images in an epoch."""
+    """A DataLoader with its own order and augmentation; batch_size: at least 2, samples: number in an epoch."""
 
     loader: DataLoader
     wanted: Wanted
@@ -168,7 +160,7 @@ class LoaderData(GivenData):
         generator: torch.Generator | None = None,
         augmented: bool = False,
         skip: int = 0,
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    ) -> Iterator[tuple[Batch, Tensor]]:
         """See `Data.batches`; the loader decides the batch size. Skipped batches are loaded, too.
 
         Args:
@@ -183,7 +175,7 @@ class LoaderData(GivenData):
         seed = int(torch.randint(2**62, (), generator=generator))
         return self._drawn(seed, skip)
 
-    def _drawn(self, seed: int, skip: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def _drawn(self, seed: int, skip: int) -> Iterator[tuple[Batch, Tensor]]:
         drawing = _Generators(seed)
         with drawing:
             batches = iter(self.loader)
@@ -254,27 +246,33 @@ def _kind(thing: object) -> str:
     return type(thing).__name__
 
 
-def _checked(batch: Any, wanted: Wanted, collate: bool = False) -> tuple[Tensor, Tensor]:
-    if collate:
-        try:
-            batch = default_collate(batch)
-        except (TypeError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:120]
+def _checked(given: Any, wanted: Wanted) -> tuple[Batch, Tensor]:
+    inputs, labels = wanted.separate(given, "data: a batch")
+    _check_not_transposed(inputs, wanted)
+    return wanted.moved(*wanted.check(inputs, labels))
+
+
+def _check_not_transposed(inputs: Any, wanted: Wanted) -> None:
+    """Raise ZtwError for lists that default_collate has transposed: a tensor (N,) for each number of a sample."""
+    if wanted.inputs.form == "tensor":
+        parts = [inputs]
+    else:
+        parts = list(inputs.values()) if isinstance(inputs, Mapping) else inputs
+    for name, part in zip(wanted.inputs.names, parts, strict=False):
+        first = _first(part)
+        if first is not part and isinstance(first, Tensor) and first.dim() == 1:
             raise ZtwError(
-                f"dataset: samples cannot be collated into a batch ({reason}); each must be (image tensor, label)"
-            ) from error
-    if not isinstance(batch, Sequence) or isinstance(batch, str) or len(batch) != 2:
-        found = f"{len(batch)} items" if isinstance(batch, Sequence) else f"a {type(batch).__name__}"
-        raise ZtwError(f"data: a batch is {found}, must be (images, labels)")
-    return wanted.moved(*wanted.check(*batch))
+                f"{name}: a {_kind(part)} of {len(part)} tensors, must be one tensor; make each sample a tensor, e.g."
+                " by dataset.with_format('torch'), or stack the samples in collate_fn"
+            )
 
 
 def as_data(given: Any, wanted: Wanted, what: str = "data") -> Data:
     """Convert a user's data for a network.
 
     Args:
-        given: (images float (N, C, H, W), labels int (N,)), a torch Dataset, a DataLoader, or `Data`. Tensors are
-            checked at once, other forms batch by batch.
+        given: inputs and labels of N samples in any form of `Wanted.separate`, a Dataset, a DataLoader, or `Data`.
+            Tensors are checked at once, other forms batch by batch.
         what: name of the argument, for errors.
 
     Raises:
@@ -285,12 +283,15 @@ def as_data(given: Any, wanted: Wanted, what: str = "data") -> Data:
     try:
         if isinstance(given, DataLoader):
             return _of_loader(given, wanted)
-        if isinstance(given, tuple | list) and len(given) == 2:
-            return TensorData(*wanted.check(*given), wanted)
-        if isinstance(given, Dataset) and not isinstance(given, IterableDataset):
-            if not len(given):  # type: ignore[arg-type]
+        pair = isinstance(given, tuple | list) and (len(given) == 2 or wanted.is_flat(given))
+        if pair or isinstance(given, Mapping):
+            return TensorData(*wanted.check(*wanted.separate(given, f"{what}: the data")), wanted)
+        # Hugging Face's Dataset is none of torch's, but has the method of one that returns several samples
+        listed = isinstance(given, Dataset) or hasattr(given, "__getitems__")
+        if listed and not isinstance(given, IterableDataset):
+            if not len(given):
                 raise ZtwError("the dataset is empty")
-            return DatasetData(given, wanted, torch.arange(len(given)))  # type: ignore[arg-type]
+            return DatasetData(given, wanted, torch.arange(len(given)))
     except (TypeError, NotImplementedError) as error:
         if isinstance(error, ZtwError):
             raise
@@ -308,19 +309,3 @@ def _of_loader(loader: DataLoader, wanted: Wanted) -> LoaderData:
     if loader.batch_size == size and not loader.drop_last and not isinstance(loader.dataset, IterableDataset):
         samples = min(samples, max(len(loader.sampler), samples - size + 1))  # type: ignore[arg-type]
     return LoaderData(loader, wanted, size, samples)
-
-
-def wanted_by(network: Any) -> Wanted:
-    """Return the input, output and device of an EarlyExitNetwork.
-
-    Raises:
-        ZtwError: if its weights are not float32.
-    """
-    check_default_dtype()
-    backbone = network.backbone
-    like = next(backbone.parameters(), torch.empty(0))
-    if other := {str(part.dtype) for part in network.parameters() if part.dtype != torch.float32}:
-        raise ZtwError(
-            f"the network has {', '.join(sorted(other))} weights, must be torch.float32; call .float() first"
-        )
-    return Wanted(tuple(backbone.input_shape), backbone.num_classes, like.device)

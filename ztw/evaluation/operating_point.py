@@ -1,4 +1,4 @@
-"""Choose the thresholds of a network on a user's held-out images."""
+"""Choose the thresholds of a network on a user's held-out samples."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ztw.data.user_data import LoaderData, Wanted, as_data, wanted_by
+from ztw.data.user_data import LoaderData, as_data
+from ztw.data.wanted import Wanted, wanted_by
 from ztw.device import Compute
 from ztw.errors import ZtwError, is_number
 from ztw.evaluation import predictions
@@ -21,6 +22,7 @@ from ztw.models.costs import macs
 from ztw.models.network import EarlyExitNetwork
 from ztw.onnx.runner import CHUNK, OnnxRunner
 from ztw.progress import Report, reporter
+from ztw.tensors import as_tensor
 
 
 def predict(
@@ -35,15 +37,16 @@ def predict(
 
     Args:
         network: the network. It runs in eval mode; its mode is restored afterwards.
-        data: images and labels, see `train_exits`.
-        batch_size: images per batch. A DataLoader keeps its own.
+        data: inputs and labels in any form of `train_exits`, e.g. (images, labels), or for texts
+            `{"input_ids": ids, "attention_mask": mask, "labels": labels}`.
+        batch_size: samples per batch. A DataLoader keeps its own.
         precision, progress: see `train_exits`.
 
     Returns:
         Logits float32 (K, N, C) of single exits, and labels int64 (N,), both on the CPU.
 
     Raises:
-        ZtwError: for invalid arguments, images or labels that do not fit the network, and logits that are not finite.
+        ZtwError: for invalid arguments, inputs or labels that do not fit the network, and logits that are not finite.
 
     Example:
         >>> import torch, ztw
@@ -55,16 +58,16 @@ def predict(
     """
     _check_network(network, "predict")
     report = reporter(progress)
-    images = as_data(data, wanted_by(network), "predict")
-    if isinstance(images, LoaderData):
-        batch_size = images.batch_size
+    samples = as_data(data, wanted_by(network), "predict")
+    if isinstance(samples, LoaderData):
+        batch_size = samples.batch_size
     if not isinstance(batch_size, int) or batch_size < 1:
         raise ZtwError(f"batch_size {batch_size!r}: must be a whole number of at least 1")
     modes = {module: module.training for module in network.modules()}
     try:
-        compute = Compute.on(images.device, precision)
+        compute = Compute.on(samples.device, precision)
         (logits,), labels = predictions.predict_networks(
-            [network], images, batch_size, compute, report=report
+            [network], samples, batch_size, compute, report=report
         )
     finally:
         for module, training in modes.items():
@@ -115,8 +118,9 @@ def choose_threshold(
 
     Args:
         network: an EarlyExitNetwork, used with its ensemble if it has one, or an OnnxRunner.
-        held_out: images and labels that were not used for training, see `train_exits`. For an EarlyExitNetwork also the
-            result of `predict`.
+        held_out: inputs and labels that were not used for training, in any form of `train_exits`, e.g. (images, labels)
+            or `({"input_ids": ids, "attention_mask": mask}, labels)`. For an EarlyExitNetwork also the result of
+            `predict`.
         budget: the largest mean cost, as a share of the backbone's; the most expensive thresholds within it are chosen.
             "max" = the thresholds with the highest accuracy.
         allowed_loss: the largest loss of accuracy against running every sample to the end, in [0, 1). The cheapest
@@ -135,7 +139,7 @@ def choose_threshold(
         The operating point: the rule with its thresholds, accuracy and cost.
 
     Raises:
-        ZtwError: unless exactly one goal is given; if no thresholds meet the budget; for invalid arguments, images or
+        ZtwError: unless exactly one goal is given; if no thresholds meet the budget; for invalid arguments, inputs or
             labels; and for a risk if the held-out samples lack a class.
 
     Example:
@@ -203,9 +207,9 @@ def choose_threshold(
 
 def predict_onnx(runner: OnnxRunner, data: Any) -> tuple[Tensor, Tensor]:
     """Compute the logits (K, N, C) of every exit in ONNX Runtime, with the ensemble, and labels (N,)."""
-    wanted = Wanted(runner.form.shape, runner.form.num_classes, torch.device("cpu"))
+    wanted = Wanted(runner.form.inputs, runner.form.num_classes, torch.device("cpu"))
     batches = as_data(data, wanted, "predict").batches(CHUNK)
-    logits, labels = zip(*((runner.logits(images), labels) for images, labels in batches), strict=True)
+    logits, labels = zip(*((runner.logits(inputs), labels) for inputs, labels in batches), strict=True)
     return torch.cat(logits, dim=1), torch.cat(labels)
 
 
@@ -230,8 +234,8 @@ def _check_wish(budget: Any, allowed_loss: Any, risk: Any) -> None:
 def _predicted(
     network: EarlyExitNetwork, held_out: Any, batch_size: int, precision: str, progress: bool | Report
 ) -> tuple[Tensor, Tensor]:
-    """Return given predictions, checked, or compute those of images."""
-    if isinstance(held_out, tuple | list) and len(held_out) == 2 and getattr(held_out[0], "ndim", 0) == 3:
+    """Return given predictions, checked, or compute those of inputs."""
+    if _are_predictions(held_out, network):
         logits, labels = held_out
         logits, labels, _ = check_logits(logits, labels)
         if (logits.shape[0], logits.shape[2]) != (network.exits, network.backbone.num_classes):
@@ -241,6 +245,14 @@ def _predicted(
             )
         return logits.detach().cpu(), labels.cpu()
     return predict(network, held_out, batch_size=batch_size, precision=precision, progress=progress)
+
+
+def _are_predictions(given: Any, network: EarlyExitNetwork) -> bool:
+    """Return whether data are logits (K, N, C) and labels (N,), and not inputs (N, T, D) and labels."""
+    if not isinstance(given, tuple | list) or len(given) != 2 or getattr(given[0], "ndim", 0) != 3:
+        return False
+    (first, *others) = wanted_by(network).inputs.inputs
+    return bool(others) or len(first.shape) != 2 or as_tensor(given[1], "labels").numel() != len(given[0])
 
 
 def _allowed(curve: Curve, offered: Candidates, wanted: float, parameter: float | None) -> int:

@@ -27,10 +27,10 @@ def predict_networks(
     """Compute the logits of every exit of several networks that share one backbone.
 
     Args:
-        data: images, on the networks' device.
-        batch_size: images per batch.
+        data: samples, on the networks' device.
+        batch_size: samples per batch.
         compute: device and precision.
-        generator: shuffle and augment the images, as the released recipe does for the ensembles' training logits.
+        generator: shuffle and augment the samples, as the released recipe does for the ensembles' training logits.
 
     Returns:
         Logits float32 (K, N, C) of each network, and labels int64 (N,), on the CPU.
@@ -41,19 +41,19 @@ def predict_networks(
     seen: list[Tensor] = []
     for network in networks:
         network.eval()
-    for images, labels in data.batches(batch_size, generator, augmented=generator is not None):
+    for inputs, labels in data.batches(batch_size, generator, augmented=generator is not None):
         with compute.autocast():
-            features = list(backbone.features(images))
+            features = list(backbone.features(inputs))
             final = backbone.classifier(features[-1]).float()
             for network, parts in zip(networks, collected, strict=True):
                 parts.append(torch.stack(network.exit_logits(features, final)).float().cpu())
         seen.append(labels.cpu())
-        progress.step(lambda: f"{sum(map(len, seen))}/{len(data)} images")
+        progress.step(lambda: f"{sum(map(len, seen))}/{len(data)} samples")
     return [torch.cat(parts, dim=1) for parts in collected], torch.cat(seen)
 
 
 def silent_exits(logits: Tensor, additive: bool) -> list[int]:
-    """List the exits whose own logits are the same for every image, usually because a ReLU never fires.
+    """List the exits whose own logits are the same for every sample, usually because a ReLU never fires.
 
     Cannot find an exit of a cascade that only repeats the previous exit.
 
@@ -62,7 +62,7 @@ def silent_exits(logits: Tensor, additive: bool) -> list[int]:
         additive: an exit adds to a share of the previous logits, which is subtracted first.
 
     Returns:
-        Numbers of exits, from 1; [] for a single image.
+        Numbers of exits, from 1; [] for a single sample.
     """
     if logits.shape[1] < 2:
         return []

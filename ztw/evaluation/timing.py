@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ztw.batch import mapped, size_of
 from ztw.data.dataset import Data
 
 Row = dict[str, Any]
@@ -136,7 +137,7 @@ def _summary(seconds: list[float], images: int) -> Row:
     }
 
 
-def take_batches(data: Data, size: int, images: int, device: torch.device) -> list[Tensor]:
+def take_batches(data: Data, size: int, images: int, device: torch.device) -> list[Any]:
     """Return batches (B, C, H, W) to time, from the first images of `data`, repeated if it has too few.
 
     Args:
@@ -144,6 +145,8 @@ def take_batches(data: Data, size: int, images: int, device: torch.device) -> li
         images: total number of images, at least five batches.
     """
     count = max(5, images // size)
-    found = [batch.to(device) for batch, _ in islice(data.batches(size), count)]
-    full = [batch for batch in found if len(batch) == size] or found
+    found = [
+        mapped(batch, lambda tensor: tensor.to(device)) for batch, _ in islice(data.batches(size), count)
+    ]
+    full = [batch for batch in found if size_of(batch) == size] or found
     return list(islice(cycle(full), count))

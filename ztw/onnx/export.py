@@ -5,8 +5,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from torch import Tensor
-
+from ztw.batch import Batch
 from ztw.exits.rules import ExitRule
 from ztw.models.backbone import Backbone
 from ztw.models.network import EarlyExitNetwork
@@ -18,14 +17,14 @@ def export_onnx(
     rule: ExitRule | str | None,
     path: Path | str,
     *,
-    quantise: Tensor | None = None,
+    quantise: Batch | None = None,
 ) -> Path:
     """Export a network to one ONNX file with early exits.
 
     Any ONNX runtime can run the file. `OnnxRunner` optimises it for this machine. A file of a Backbone has no `bounds`
     and no `exit_index`.
 
-    - Input `images`: float32 (N, C, H, W).
+    - One input for each tensor that the network takes, e.g. `images`: float32 (N, C, H, W). N is free.
     - Input `bounds`: float32 (K - 1,), by default the rule's thresholds on the scale of its scores.
     - Output `logits`: float32 (N, num_classes). With an ensemble, log-probabilities.
     - Output `exit_index`: int64 (N,), from 0.
@@ -35,8 +34,8 @@ def export_onnx(
         network: an EarlyExitNetwork or a Backbone.
         rule: a rule with its parameter, e.g. MaxSoftmax(0.9) or "max_softmax 0.9"; None for a Backbone.
         path: the file to write.
-        quantise: training images (N, C, H, W), to quantise convolutions and matrix products to int8. Choose new
-            thresholds afterwards, because int8 changes the scores.
+        quantise: a batch of training data, e.g. images (N, C, H, W), to quantise convolutions and matrix products to
+            int8. Choose new thresholds afterwards, because int8 changes the scores.
 
     Returns:
         The path.
@@ -57,4 +56,4 @@ def export_onnx(
     need_onnx()
     from ztw.onnx.int8 import quantised
 
-    return write_onnx(network, rule, path, partial(quantised, images=quantise))
+    return write_onnx(network, rule, path, partial(quantised, given=quantise))

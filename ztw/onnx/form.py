@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-IMAGES, BOUNDS, LOGITS, EXIT_INDEX = "images", "bounds", "logits", "exit_index"
+from ztw.batch import InputSpec
+from ztw.errors import ZtwError
+
+BOUNDS, LOGITS, EXIT_INDEX = "bounds", "logits", "exit_index"
+# Prefixes of the nodes that nesting adds, and of those it repeats at an exit. `flatten` removes both.
+OURS, REPEATED = "ztw:", "ztw-again:"
 
 
 @dataclass(frozen=True)
@@ -14,14 +19,25 @@ class Form:
     Args:
         exits: number of exits K.
         num_classes: number of classes C.
-        shape: (channels, height, width) of an image.
+        inputs: what the network takes. The graph has one input for each tensor, of the same name.
         log_probabilities: whether the output `logits` is normalised, because there is an ensemble.
+
+    Raises:
+        ZtwError: for an input with the name of another value.
     """
 
     exits: int
     num_classes: int
-    shape: tuple[int, ...]
+    inputs: InputSpec
     log_probabilities: bool
+
+    def __post_init__(self) -> None:
+        taken = {BOUNDS, LOGITS, EXIT_INDEX, *map(answer, range(self.exits)), *map(score, range(self.exits))}
+        for name in self.inputs.names:
+            if name in taken or name.startswith((OURS, REPEATED)) or not name:
+                raise ZtwError(
+                    f"input {name!r}: the exported graph has another value of this name; rename it"
+                )
 
 
 def answer(exit: int) -> str:

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import logging
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-from onnx import ModelProto
-from torch import Tensor
+from onnx import ModelProto, NodeProto
 
+from ztw.batch import InputSpec, size_of, tensors_of
 from ztw.errors import ZtwError
-from ztw.onnx.form import IMAGES
+from ztw.tensors import as_tensor
 
-BATCH = 32  # images per batch of the calibration
+BATCH = 32  # samples per batch of the calibration
+SCOPES = "pkg.torch.onnx.name_scopes"  # the exporter's note of the modules that a node is from
 
 
-def quantised(flat: ModelProto, images: Tensor) -> ModelProto:
+def quantised(flat: ModelProto, inputs: InputSpec, given: Any) -> ModelProto:
     """Quantise all convolutions, and the matrix products of the backbone's stages, to int8.
 
     Linears that compute logits, ensembles and scores stay in float32: they cost little, and small errors can change
@@ -27,21 +29,20 @@ def quantised(flat: ModelProto, images: Tensor) -> ModelProto:
 
     Args:
         flat: the graph of all exits.
-        images: (N, C, H, W), to calibrate the ranges of the activations.
+        inputs: what the network takes.
+        given: a batch, to calibrate the ranges of the activations.
 
     Raises:
-        ZtwError: unless there is at least one image, of the network's size.
+        ZtwError: unless there is at least one sample, and the network accepts them.
     """
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
-    dims = [dim.dim_value for dim in flat.graph.input[0].type.tensor_type.shape.dim[1:]]
-    if not isinstance(images, Tensor):
-        raise ZtwError(f"quantise: {type(images).__name__}, must be a tensor of images")
-    if images.dim() != 4 or not len(images) or list(images.shape[1:]) != dims:
-        raise ZtwError(
-            f"quantise: images of shape {tuple(images.shape)}, must be (samples, {', '.join(map(str, dims))}),"
-            " at least one"
-        )
+    try:
+        batch = inputs.check(given)
+    except ZtwError as error:
+        raise ZtwError(f"quantise: {error}") from error
+    if not size_of(batch):
+        raise ZtwError("quantise: no samples, must be at least one")
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)  # it recommends a preparation that has been done
     try:
@@ -51,7 +52,7 @@ def quantised(flat: ModelProto, images: Tensor) -> ModelProto:
             quantize_static(
                 given,
                 made,
-                _Batches(images),
+                _Batches(inputs, batch),
                 quant_format=QuantFormat.QDQ,
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
@@ -66,23 +67,43 @@ def quantised(flat: ModelProto, images: Tensor) -> ModelProto:
 
 
 def _in_int8(flat: ModelProto) -> list[str]:
+    weights = {tensor.name for tensor in flat.graph.initializer}
     return [
         node.name
         for node in flat.graph.node
         if node.op_type == "Conv"
-        or (node.op_type in ("Gemm", "MatMul") and any(".stages." in name for name in node.input))
+        or (
+            node.op_type in ("Gemm", "MatMul")
+            and not weights.isdisjoint(node.input)
+            and any(".stages." in name for name in _origin(node))
+        )
     ]
+
+
+def _origin(node: NodeProto) -> Iterator[str]:
+    """Yield the names of a node's weights, and of the modules that it is from; it may have a weight's transpose."""
+    yield from node.input
+    yield from (item.value for item in node.metadata_props if item.key == SCOPES)
 
 
 class _Batches:
     """Batches of images for calibration, in the interface of ONNX Runtime's CalibrationDataReader."""
 
-    def __init__(self, images: Tensor) -> None:
-        self.parts = iter(images.float().cpu().split(BATCH))
+    def __init__(self, inputs: InputSpec, batch: Any) -> None:
+        tensors = [
+            as_tensor(given, name).cpu() for name, given in zip(inputs.names, tensors_of(batch), strict=True)
+        ]
+        self.arrays = {
+            item.name: (tensor.float() if item.dtype == "float32" else tensor.long()).numpy()
+            for item, tensor in zip(inputs.inputs, tensors, strict=True)
+        }
+        self.starts = iter(range(0, len(tensors[0]), BATCH))
 
     def get_next(self) -> dict[str, np.ndarray[Any, Any]] | None:
-        part = next(self.parts, None)
-        return None if part is None else {IMAGES: part.numpy()}
+        start = next(self.starts, None)
+        if start is None:
+            return None
+        return {name: array[start : start + BATCH] for name, array in self.arrays.items()}
 
     def set_range(self, start_index: int, end_index: int) -> None:
         """Not supported; ONNX Runtime does not call it here."""

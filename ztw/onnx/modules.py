@@ -32,9 +32,10 @@ class AllExits(nn.Module):
         self.network, self.rule = network, rule
         self.ensemble = None if network.ensemble is None else StackedEnsemble(network.ensemble)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Compute every exit, without early exits."""
-        hidden, previous = images, None
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Compute every exit, without early exits; inputs: the tensors of a batch."""
+        hidden: Any = self.network.backbone.inputs.build(inputs)
+        previous: Tensor | None = None
         state: State = ()
         best: State = ()
         members: Tensor | None = None

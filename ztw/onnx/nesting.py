@@ -1,8 +1,8 @@
 """Nest a flat ONNX graph of all exits into one `If` per exit, so that it stops early, and flatten it again.
 
-A flat graph has the input "images". Its outputs are the logits `answer(k)` (N, C) of every exit k, and `score(k)` (N,)
-of every exit but the last. A nested graph has the inputs "images" and "bounds" (K - 1,). Its outputs are "logits"
-(N, C) and "exit_index" (N,).
+A flat graph has the network's inputs, e.g. "images". Its outputs are the logits `answer(k)` (N, C) of every exit k, and
+`score(k)` (N,) of every exit but the last. A nested graph has the network's inputs and "bounds" (K - 1,). Its outputs
+are "logits" (N, C) and "exit_index" (N,).
 """
 
 from __future__ import annotations
@@ -11,13 +11,23 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import (
+    FunctionProto,
+    GraphProto,
+    ModelProto,
+    NodeProto,
+    TensorProto,
+    ValueInfoProto,
+    helper,
+    numpy_helper,
+)
 
-from ztw.onnx.form import BOUNDS, EXIT_INDEX, IMAGES, LOGITS, Form, answer, score
-from ztw.onnx.steps import Steps, inner_graphs, reads, split
+from ztw.batch import InputSpec
+from ztw.onnx.dependence import alike, dependence
+from ztw.onnx.form import BOUNDS, EXIT_INDEX, LOGITS, OURS, REPEATED, Form, answer, score
+from ztw.onnx.graphs import inner_graphs, reads
+from ztw.onnx.steps import Steps, split
 
-# Prefixes of nodes that nesting adds, and of nodes that it repeats at an exit. `flatten` removes both.
-OURS, REPEATED = "ztw:", "ztw-again:"
 IR_VERSION = 10
 # Protobuf limits the nesting of messages to 100, and each exit adds three. After this many exits, the other exits
 # become a function, which is stored beside the graph.
@@ -31,7 +41,7 @@ class _Level:
     """The nodes of one exit in the nested graph, for the samples that reach it."""
 
     def __init__(self, steps: Steps, exit: int) -> None:
-        self.steps, self.exit = steps, exit
+        self.steps, self.exit, self.counted = steps, exit, steps.form.inputs.names[0]
         self.nodes: list[NodeProto] = []
         self.weights = list(steps.steps[exit].weights)
         self.names: dict[str, str] = {}  # name in the flat graph -> name here
@@ -51,11 +61,11 @@ class _Level:
 
     def gather(self, rows: str) -> None:
         """Select these rows of all values from the previous exit."""
-        for name in self.steps.crossing[self.exit - 1]:
+        for name, axis in self.steps.crossing[self.exit - 1].items():
             before = name
             if self.exit > 1 and name in self.steps.crossing[self.exit - 2]:
                 before = f"{OURS}{name}_{self.exit - 1}"
-            self.names[name] = self.add("Gather", [before, rows], name, axis=0)
+            self.names[name] = self.add("Gather", [before, rows], name, axis=axis)
 
     def compute(self, rows: str | None = None) -> None:
         """Add the flat graph's nodes; rows: samples that remain after the previous exit, None = all."""
@@ -75,8 +85,8 @@ class _Level:
             return
         copy = NodeProto()
         copy.CopyFrom(node)
-        if node.op_type == "Shape":
-            copy.input[:] = [rows or IMAGES]  # both have one row per sample
+        if node.op_type == "Shape" and node.input[0] == self.counted:
+            copy.input[:] = [rows or self.counted]  # both have one row per sample
         else:
             for given in reads(node):
                 self._repeat(given, rows)
@@ -122,14 +132,17 @@ def nest(flat: ModelProto, form: Form, single: bool = False, optimised: bool = F
     Args:
         flat: the graph of all exits.
         form: sizes of the network.
-        single: whether the graph is for one image at a time, which needs no bookkeeping.
+        single: whether the graph is for one sample at a time, which needs no bookkeeping.
         optimised: whether the graph is optimised already. The outermost level then holds the weights, because ONNX
             Runtime copies a level's weights once per level around it (2.5 GB for a VGG-16 with 14 ICs). Weights of 8
             bits stay in their levels, because int8 convolutions are slow with weights from outside.
+
+    Raises:
+        ZtwError: for a value that cannot be restricted to the remaining samples.
     """
     if form.exits == 1:
         return _alone(flat, form)
-    steps = split(flat, form.exits)
+    steps = split(alike(flat) if single else dependence(flat, form.inputs), form)
     outside: list[TensorProto] = []
     if optimised:
         for step in steps.steps:
@@ -251,7 +264,7 @@ def _whole(first: GraphProto, flat: ModelProto, form: Form, functions: Sequence[
     ]
     for op, inner, outer in zip(ends, first.output, outputs, strict=True):
         first.node.append(helper.make_node(op, [inner.name], [outer.name], OURS + outer.name))
-    inputs = [helper.make_tensor_value_info(IMAGES, TensorProto.FLOAT, ["batch", *form.shape])]
+    inputs = _inputs(form.inputs)
     if form.exits > 1:
         inputs.append(helper.make_tensor_value_info(BOUNDS, TensorProto.FLOAT, [form.exits - 1]))
     graph = helper.make_graph(list(first.node), "early exits", inputs, outputs, list(first.initializer))
@@ -259,6 +272,18 @@ def _whole(first: GraphProto, flat: ModelProto, form: Form, functions: Sequence[
     return helper.make_model(
         graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="ztw", functions=functions
     )
+
+
+def _inputs(inputs: InputSpec) -> list[ValueInfoProto]:
+    """Return the inputs of a graph that a network takes."""
+    found = []
+    for item in inputs.inputs:
+        kind = TensorProto.INT64 if item.dtype == "int64" else TensorProto.FLOAT
+        sides = [
+            f"{item.name}_{axis}" if side is None else side for axis, side in enumerate(item.shape, start=1)
+        ]
+        found.append(helper.make_tensor_value_info(item.name, kind, ["batch", *sides]))
+    return found
 
 
 def flatten(nested: ModelProto, form: Form) -> ModelProto:
@@ -283,8 +308,8 @@ def flatten(nested: ModelProto, form: Form) -> ModelProto:
                 copy.CopyFrom(node)
                 copy.output[:] = [name.rpartition("@")[0] for name in node.output]
                 names.update(zip(node.output, copy.output, strict=True))
-                if node.op_type == "Shape":
-                    copy.input[:] = [IMAGES]
+                if node.op_type == "Shape" and node.input[0].startswith(f"{OURS}rows_"):
+                    copy.input[:] = [form.inputs.names[0]]
                 take(copy)
             elif not node.name.startswith(OURS):
                 take(node)
@@ -321,7 +346,6 @@ def _flat_model(
         )
         if exit < form.exits - 1:  # all remaining samples leave at the last exit
             outputs.append(helper.make_tensor_value_info(score(exit), TensorProto.FLOAT, ["batch"]))
-    images = helper.make_tensor_value_info(IMAGES, TensorProto.FLOAT, ["batch", *form.shape])
-    graph = helper.make_graph(nodes, "all exits", [images], outputs, weights)
+    graph = helper.make_graph(nodes, "all exits", _inputs(form.inputs), outputs, weights)
     opsets = [item for item in like.opset_import if item.domain != DOMAIN]
     return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="ztw")

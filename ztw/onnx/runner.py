@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
 from pathlib import Path
@@ -16,31 +16,34 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ztw.batch import Batch, InputSpec, tensors_of
 from ztw.device import device_name
 from ztw.errors import ZtwError
 from ztw.exits.inference import ExitResult
 from ztw.exits.rules import ExitRule, as_rule, rule_from
 from ztw.files import check_seal, sealed
-from ztw.onnx.form import BOUNDS, IMAGES, LOGITS, Form, answer
+from ztw.onnx.form import BOUNDS, LOGITS, Form, answer
 from ztw.onnx.write import METADATA, SCHEMA, float32_below, need_onnx
-from ztw.tensors import as_tensor, check_images
+from ztw.tensors import as_tensor
 
 if TYPE_CHECKING:
     import onnxruntime
 
 CPU = "CPUExecutionProvider"
 CHUNK = 32  # nested levels keep all activations: 0.9 GB at 256 samples for a ResNet-56 with 27 exits
-NESTED = 3  # version of the cached graphs; raise it when `nest` changes
+NESTED = 4  # version of the cached graphs; raise it when `nest` changes
 SESSIONS = ("_single", "_each", "_batched", "_flat", "_pool")  # created on first use, one set per process
 INHERITED: list[Any] = []  # sessions of a parent process, never freed in this process
 LARGE = 1e9  # MACs of a backbone. From here on, e.g. for ResNet-50, batches are no faster than single images
+
+Arrays = dict[str, np.ndarray]  # input -> its samples
 
 
 class OnnxRunner:
     """Run an exported network in ONNX Runtime.
 
     A float32 file gives the exits and logits of `EarlyExitNetwork.infer`, apart from rounding. On first use, the graph
-    is optimised for this machine, and the optimised graph is stored in the cache. All threads work on a single image
+    is optimised for this machine, and the optimised graph is stored in the cache. All threads work on a single sample
     together. In a batch, each thread works on its own samples.
 
     Args:
@@ -101,7 +104,8 @@ class OnnxRunner:
             raise ZtwError(f"{path}: damaged, or not an ONNX file") from error
         if (schema := self.metadata["schema"]) != SCHEMA:
             raise ZtwError(
-                f"{path}: schema {schema}, written by ztw {self.metadata['ztw']}; this one reads schema {SCHEMA}"
+                f"{path}: schema {schema}, written by ztw {self.metadata['ztw']}; this one reads schema {SCHEMA}:"
+                " export the network again"
             )
         self.path = Path(path)
         self.threads: int = threads or torch.get_num_threads()
@@ -117,69 +121,78 @@ class OnnxRunner:
         self.form = Form(
             self.exits,
             self.metadata["num_classes"],
-            tuple(self.metadata["input_shape"]),
+            InputSpec.from_json(self.metadata["inputs"]),
             self.metadata["log_probabilities"],
         )
         self.folder = self._cache_folder(cache)
         self._process = os.getpid()
 
-    def __call__(self, images: Tensor | np.ndarray, rule: ExitRule | str | None = None) -> ExitResult:
-        """Classify images with early exits.
+    def __call__(self, inputs: Batch | np.ndarray | Any, rule: ExitRule | str | None = None) -> ExitResult:
+        """Classify inputs with early exits.
 
         Args:
-            images: (N, C, H, W), see `EarlyExitNetwork.infer`.
+            inputs: tensors or NumPy arrays, e.g. images (N, C, H, W), see `EarlyExitNetwork.infer`.
             rule: None = the file's rule. Another rule must be of the same class, e.g. with another threshold.
 
         Returns:
-            Logits and exit index of each image, on the CPU.
+            Logits and exit index of each sample, on the CPU.
 
         Raises:
-            ZtwError: for images of another shape or with values that are not finite, and for a rule of another class.
+            ZtwError: for inputs of another shape or with values that are not finite, and for a rule of another class.
         """
-        array = self._checked(images)
+        arrays, count = self._checked(inputs)
         bounds = self._bounds(self.rule if rule is None else as_rule(rule))
-        if len(array) == 1:
-            return self._result([self._run(self._single, bounds, array)])
-        size = max(1, min(self.chunk, -(-len(array) // self._workers)))
-        chunks = [array[start : start + size] for start in range(0, max(1, len(array)), size)]
-        run = partial(self._run, self._each if size == 1 and len(array) else self._batched, bounds)
+        if count == 1:
+            return self._result([self._run(self._single, bounds, arrays)])
+        if not count:
+            return ExitResult(torch.empty(0, self.form.num_classes), torch.empty(0, dtype=torch.int64))
+        size = min(self.chunk, -(-count // self._workers))
+        chunks = list(_pieces(arrays, count, size))
+        run = partial(self._run, self._each if size == 1 else self._batched, bounds)
         return self._result(list(map(run, chunks) if len(chunks) == 1 else self._pool.map(run, chunks)))
 
-    def logits(self, images: Tensor | np.ndarray) -> Tensor:
-        """Compute the logits float32 (K, N, classes) of every exit for images (N, C, H, W), without early exits."""
-        array, names = self._checked(images), [LOGITS]
+    def logits(self, inputs: Batch | np.ndarray | Any) -> Tensor:
+        """Compute the logits float32 (K, N, classes) of every exit, without early exits."""
+        (arrays, count), names = self._checked(inputs), [LOGITS]
         if self.exits > 1:
             names = [answer(exit) for exit in range(self.exits)]
-        parts = [
-            torch.from_numpy(np.stack(self._flat.run(names, {IMAGES: array[start : start + CHUNK]})))
-            for start in range(0, max(1, len(array)), CHUNK)
-        ]
-        logits = torch.cat(parts, dim=1)
+        logits = torch.empty(self.exits, count, self.form.num_classes)
+        for start, piece in zip(range(0, count, CHUNK), _pieces(arrays, count, CHUNK), strict=True):
+            found = self._run(self._flat, {}, piece, names)
+            logits[:, start : start + CHUNK] = torch.from_numpy(np.stack(found))
         return logits.log_softmax(-1) if self.form.log_probabilities else logits
 
-    def _checked(self, images: Tensor | np.ndarray) -> np.ndarray:
-        """Check images and convert them to float32. Uses NumPy: PyTorch's threads hang in a forked process."""
+    def _checked(self, inputs: Any) -> tuple[Arrays, int]:
+        """Check inputs and convert them to the graph's; also return the number of samples.
+
+        Uses NumPy: PyTorch's threads hang in a forked process.
+        """
         if self._process != os.getpid():  # after a fork, the threads of these sessions are in the parent
             INHERITED.append([vars(self).pop(name, None) for name in SESSIONS])
             self._process = os.getpid()
-        if isinstance(images, Tensor):
-            images = images.detach().cpu()
-            images = (images.float() if images.dtype == torch.bfloat16 else images).numpy()
-        elif not isinstance(images, np.ndarray):
-            images = as_tensor(images, "images").numpy()
-        check_images(images, self.form.shape)
-        return np.ascontiguousarray(images, dtype=np.float32)
+        spec = self.form.inputs
+        if spec.form == "tensor":
+            inputs = _array(inputs, spec.names[0])
+        elif isinstance(inputs, Mapping):
+            inputs = {name: _array(value, str(name)) for name, value in inputs.items()}
+        elif isinstance(inputs, tuple | list):
+            inputs = [_array(value, f"input {number}") for number, value in enumerate(inputs)]
+        arrays = {
+            item.name: np.ascontiguousarray(array, dtype=item.dtype)
+            for item, array in zip(spec.inputs, tensors_of(spec.check(inputs)), strict=True)
+        }
+        return arrays, len(arrays[spec.names[0]])
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state without the sessions. A copy creates its own."""
         return {name: value for name, value in vars(self).items() if name not in SESSIONS}
 
-    def _bounds(self, rule: ExitRule | None) -> dict[str, np.ndarray]:
+    def _bounds(self, rule: ExitRule | None) -> Arrays:
         """Return the input `bounds` with a rule's thresholds; {} without a rule."""
         if rule is None:
             return {}
         known, bounds = self._last
-        if rule is not known:  # cached, because this runs once per image
+        if rule is not known:  # cached, because this runs once per call
             if type(rule) is not type(self.rule):
                 raise ZtwError(
                     f"{self.path}: exported for {type(self.rule).__name__}, not for {type(rule).__name__}"
@@ -189,9 +202,13 @@ class OnnxRunner:
         return {BOUNDS: bounds}
 
     def _run(
-        self, session: onnxruntime.InferenceSession, bounds: dict[str, np.ndarray], array: np.ndarray
+        self,
+        session: onnxruntime.InferenceSession,
+        bounds: Arrays,
+        arrays: Arrays,
+        names: Sequence[str] | None = None,
     ) -> list[np.ndarray]:
-        return session.run(None, {IMAGES: array, **bounds})
+        return session.run(names, {**arrays, **bounds})
 
     def _result(self, found: list[list[np.ndarray]]) -> ExitResult:
         logits, *where = (
@@ -206,7 +223,7 @@ class OnnxRunner:
 
     @cached_property
     def _each(self) -> onnxruntime.InferenceSession:
-        """Session for single images, each on one thread."""
+        """Session for single samples, each on one thread."""
         return self._single if self._workers == 1 else self._session("single", 1)
 
     @cached_property
@@ -233,7 +250,7 @@ class OnnxRunner:
         return self._load(flat.SerializeToString(), optimise=True)
 
     def _session(self, name: str, threads: int) -> onnxruntime.InferenceSession:
-        """Return a session for single images or for batches.
+        """Return a session for single samples or for batches.
 
         ONNX Runtime optimises nested graphs badly. The graph is therefore flattened, optimised and nested again.
         """
@@ -292,3 +309,17 @@ class OnnxRunner:
         key = hashlib.sha256(self.content)
         key.update(f"{onnxruntime.__version__} {NESTED} {device_name(torch.device('cpu'))}".encode())
         return (folder / "ztw" / "onnx" if cache is True else folder) / key.hexdigest()[:24]
+
+
+def _array(given: Any, name: str) -> np.ndarray:
+    """Convert a tensor, or nested lists of numbers, to a NumPy array."""
+    if isinstance(given, np.ndarray):
+        return given
+    tensor = as_tensor(given, name).detach().cpu()
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+def _pieces(arrays: Arrays, count: int, size: int) -> Iterator[Arrays]:
+    """Yield pieces of at most `size` samples."""
+    for start in range(0, count, size):
+        yield {name: array[start : start + size] for name, array in arrays.items()}

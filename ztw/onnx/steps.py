@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-import numpy as np
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import NodeProto, TensorProto
 
-from ztw.onnx.form import IMAGES, answer, score
+from ztw.errors import ZtwError
+from ztw.onnx.dependence import Dependence
+from ztw.onnx.form import Form, answer, score
+from ztw.onnx.graphs import reads
+
+# Operations that cost little, so that an exit may compute them again
+RESHAPING = {"Cast", "Expand", "Flatten", "Identity", "Reshape", "Shape", "Squeeze", "Transpose", "Unsqueeze"}
+PICKING = {"Concat", "Gather", "Pad", "Slice", "Split", "Tile", "Where"}
+COMPARING = {"And", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Min", "Not", "Or"}
+CHEAP = RESHAPING | PICKING | COMPARING | {"Add", "Div", "Mul", "Neg", "Sub"}
 
 
 @dataclass
@@ -24,93 +32,94 @@ class Steps:
     """A flat graph partitioned by exit.
 
     Args:
+        form: its form.
         steps: one per exit.
-        crossing: for each of the first K - 1 exits, the values that later exits need from here or from before.
-        repeated: value -> its node, for values that depend only on the batch size. Each exit computes them again for
-            the remaining samples.
+        crossing: for each of the first K - 1 exits, the values that later exits need from here or from before, and the
+            axis of each that has one entry per sample.
+        repeated: value -> its node. Each exit computes these values again for the remaining samples: those that depend
+            only on the batch size, and those without an axis of the samples, e.g. one of samples times heads.
     """
 
+    form: Form
     steps: list[Step]
-    crossing: list[list[str]]
+    crossing: list[Mapping[str, int]]
     repeated: dict[str, NodeProto]
 
 
-def split(model: ModelProto, exits: int) -> Steps:
+def split(graph: Dependence, form: Form) -> Steps:
     """Assign each node of a flat graph to the first exit that needs it.
 
     Weights belong to the first exit that uses them, because ONNX Runtime optimises only convolutions with weights of
     their own graph. With weights outside, they take 1.5 times as long.
+
+    Raises:
+        ZtwError: for a value that cannot be restricted to the remaining samples.
     """
-    nodes = list(model.graph.node)
-    weights = {tensor.name: tensor for tensor in model.graph.initializer}
-    made_by = {name: number for number, node in enumerate(nodes) for name in node.output if name}
-    repeated = _repeated(nodes, weights.keys())
+    owner = _owners(graph, form)
+    repeated, last_use = _repeated(graph, form, owner)
+    steps = [Step() for _ in range(form.exits)]
+    first_use: dict[str, int] = {}
+    for number, exit in sorted(owner.items()):
+        node = graph.nodes[number]
+        if repeated.keys().isdisjoint(node.output):
+            steps[exit].nodes.append(node)
+        for name in reads(node):
+            if name in graph.weights:
+                first_use[name] = min(exit, first_use.get(name, exit))
+    for name, exit in first_use.items():
+        steps[exit].weights.append(graph.weights[name])
+    crossing, known = list[Mapping[str, int]](), list(form.inputs.names)
+    for exit in range(form.exits - 1):
+        known += [name for node in steps[exit].nodes for name in node.output if name]
+        axes = {name: graph.axes.get(name) for name in known if last_use.get(name, 0) > exit}
+        crossing.append({name: axis for name, axis in axes.items() if axis is not None})
+    return Steps(form, steps, crossing, repeated)
+
+
+def _owners(graph: Dependence, form: Form) -> dict[int, int]:
+    """Return for the number of each needed node the first exit that needs it."""
+    made_by = {name: number for number, node in enumerate(graph.nodes) for name in node.output if name}
     owner: dict[int, int] = {}
-    for exit in range(exits):
-        wanted = [answer(exit), score(exit)] if exit < exits - 1 else [answer(exit)]
+    for exit in range(form.exits):
+        wanted = [answer(exit), score(exit)] if exit < form.exits - 1 else [answer(exit)]
         todo = [made_by[name] for name in wanted]
         while todo:
             number = todo.pop()
             if number not in owner:
                 owner[number] = exit
-                todo += [made_by[name] for name in reads(nodes[number]) if name in made_by]
-    steps = [Step() for _ in range(exits)]
-    first_use: dict[str, int] = {}
-    for number, exit in sorted(owner.items()):
-        if nodes[number].output[0] not in repeated:
-            steps[exit].nodes.append(nodes[number])
-        for name in reads(nodes[number]):
-            if name in weights:
-                first_use[name] = min(exit, first_use.get(name, exit))
-    for name, exit in first_use.items():
-        steps[exit].weights.append(weights[name])
-    crossing, known = [], [IMAGES]
-    for exit in range(exits - 1):
-        known += [name for node in steps[exit].nodes for name in node.output if name]
-        needed = {name for step in steps[exit + 1 :] for node in step.nodes for name in reads(node)}
-        crossing.append([name for name in known if name in needed])
-    return Steps(steps, crossing, repeated)
+                todo += [made_by[name] for name in reads(graph.nodes[number]) if name in made_by]
+    return owner
 
 
-def only_batch_sizes(flat: ModelProto) -> None:
-    """Replace each `Shape` node by nodes for the batch size and constants for the other axes, as `split` expects."""
-    shapes = {item.name: item.type.tensor_type.shape.dim for item in flat.graph.value_info}
-    nodes: list[NodeProto] = []
-    for node in flat.graph.node:
-        dims = shapes.get(node.input[0], []) if node.op_type == "Shape" else []
-        whole = bool(dims) and not any(item.name == "end" or item.i for item in node.attribute)
-        if not whole or not all(dim.HasField("dim_value") for dim in dims[1:]):
-            nodes.append(node)
-            continue
-        (output,), rest = node.output, [dim.dim_value for dim in dims[1:]]
-        size = f"{output}/batch" if rest else output
-        nodes.append(helper.make_node("Shape", node.input, [size], size, start=0, end=1))
-        if rest:
-            flat.graph.initializer.append(numpy_helper.from_array(np.array(rest), f"{output}/rest"))
-            nodes.append(helper.make_node("Concat", [size, f"{output}/rest"], [output], output, axis=0))
-    del flat.graph.node[:]
-    flat.graph.node.extend(nodes)
+def _repeated(
+    graph: Dependence, form: Form, owner: Mapping[int, int]
+) -> tuple[dict[str, NodeProto], dict[str, int]]:
+    """Return the nodes to repeat, by the values they compute, and the last exit that reads each value."""
+    repeated: dict[str, NodeProto] = {}
+    last_use = {name(exit): exit for exit in range(form.exits) for name in (answer, score)}
+    for number, exit in sorted(owner.items(), reverse=True):
+        node = graph.nodes[number]
+        last = max(exit, *(last_use.get(name, exit) for name in node.output))
+        size = any(name in graph.sizes for name in node.output)
+        if size or (last > exit and _without_axis(graph, node, [*last_use], last)):
+            repeated.update({name: node for name in node.output if name})
+        else:
+            last = exit
+        if not (size and node.input[0] == form.inputs.names[0]):  # the rows that remain are counted instead
+            last_use.update({name: max(last, last_use.get(name, 0)) for name in reads(node)})
+    return repeated, last_use
 
 
-def reads(node: NodeProto) -> list[str]:
-    """Return the names that a node reads, including those in graphs inside it."""
-    inner = [name for graph in inner_graphs(node) for part in graph.node for name in reads(part)]
-    return [name for name in (*node.input, *inner) if name]
+def _without_axis(graph: Dependence, node: NodeProto, read: Collection[str], exit: int) -> bool:
+    """Return whether an output that is read has no axis of the batch.
 
-
-def inner_graphs(node: NodeProto) -> Iterator[GraphProto]:
-    """Yield the graphs inside a node, e.g. the branches of an `If`."""
-    for attribute in node.attribute:
-        if attribute.type == AttributeProto.GRAPH:
-            yield attribute.g
-
-
-def _repeated(nodes: Sequence[NodeProto], weights: Collection[str]) -> dict[str, NodeProto]:
-    """Return the values that depend only on the batch size, each with its node."""
-    found: dict[str, NodeProto] = {}
-    for node in nodes:
-        attributes = {item.name: item.i for item in node.attribute if item.type == AttributeProto.INT}
-        size = node.op_type == "Shape" and (attributes.get("start", 0), attributes.get("end")) == (0, 1)
-        if size or all(name in found or name in weights for name in reads(node)):
-            found.update(dict.fromkeys(node.output, node))
-    return found
+    Raises:
+        ZtwError: if it also costs too much to compute again.
+    """
+    found = [name for name in node.output if name in read and graph.axes.get(name, 0) is None]
+    if found and node.op_type not in CHEAP:
+        raise ZtwError(
+            f"ONNX: {found[0]} (of a {node.op_type}) has no axis with one entry per sample, and exit {exit + 1} needs"
+            " it again; a stage must return tensors (N, ...), and must not mix samples"
+        )
+    return bool(found)

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ztw.batch import InputSpec, tensors_of
 from ztw.device import check_default_dtype
 from ztw.errors import ZtwError
 from ztw.exits.rules import RULES, ExitRule, ThresholdRule, as_rule, describe_rule, exit_scores
@@ -23,7 +24,7 @@ from ztw.files import atomic
 from ztw.models.backbone import Backbone
 from ztw.models.costs import macs
 from ztw.models.network import EarlyExitNetwork, static_network
-from ztw.onnx.form import BOUNDS, EXIT_INDEX, IMAGES, LOGITS, Form, answer, score
+from ztw.onnx.form import BOUNDS, EXIT_INDEX, LOGITS, Form, answer, score
 from ztw.version import __version__
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 OPSET = 20
 METADATA = "ztw"  # key of ztw's entry in the file's metadata
-SCHEMA = 2
+SCHEMA = 3
 SAMPLES = 4  # batch size of the export: 1 would become a constant, and 3 could be taken for the channels
 PROBES = 16
 CLOSE = 1e-3  # tolerance of logits, relative to the largest
@@ -43,7 +44,7 @@ def write_onnx(
     network: EarlyExitNetwork | Backbone,
     rule: ExitRule | str | None,
     path: Path | str,
-    change: Callable[[ModelProto], ModelProto] | None = None,
+    change: Callable[[ModelProto, InputSpec], ModelProto] | None = None,
 ) -> Path:
     """Export a network as `export_onnx` does, with an optional change of the flat graph.
 
@@ -73,7 +74,7 @@ def write_onnx(
     kind = RULES["max_softmax"] if rule is None else type(rule)
     flat, form = flat_graph(network, kind)
     if change is not None:
-        flat = change(flat)
+        flat = change(flat, form.inputs)
     model = nest(flat, form)
     if form.exits > 1:  # the default value of the input
         model.graph.initializer.append(onnx.numpy_helper.from_array(float32_below(bounds), BOUNDS))
@@ -106,30 +107,50 @@ def need_onnx() -> None:
 def flat_graph(network: EarlyExitNetwork, rule: type[ExitRule]) -> tuple[ModelProto, Form]:
     """Return the flat graph of all exits, see `ztw.onnx.nesting`, and its sizes."""
     from ztw.onnx.modules import AllExits, exportable
-    from ztw.onnx.steps import only_batch_sizes
 
-    shape, num_classes = network.backbone.input_shape, network.backbone.num_classes
-    module = AllExits(exportable(network), rule).eval()
-    names = [name(exit) for exit in range(network.exits) for name in (answer, score)][:-1]
+    form, module = form_of(network), AllExits(exportable(network), rule)
+    return exported(module, form, network.backbone.arch), form
+
+
+def form_of(network: EarlyExitNetwork) -> Form:
+    """Return the form of a network's graph."""
+    backbone = network.backbone
+    return Form(network.exits, backbone.num_classes, backbone.inputs, network.ensemble is not None)
+
+
+def exported(module: nn.Module, form: Form, name: str) -> ModelProto:
+    """Export a module to a flat graph, for any batch size.
+
+    Args:
+        module: its `forward(*inputs)` returns the outputs of a flat graph, see `ztw.onnx.nesting`.
+        form: of the graph.
+        name: of the network, for error messages.
+
+    Raises:
+        ZtwError: if ONNX cannot hold the module.
+    """
+    batch, free = torch.export.Dim("batch"), torch.export.Dim.DYNAMIC
+    dims = [
+        {0: batch, **{axis: free for axis, side in enumerate(item.shape, start=1) if side is None}}
+        for item in form.inputs.inputs
+    ]
     with _quiet(), torch.no_grad():
         try:
             program = torch.onnx.export(
-                module,
-                (torch.zeros(SAMPLES, *shape),),
-                input_names=[IMAGES],
-                output_names=names,
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                module.eval(),
+                tensors_of(form.inputs.sample(SAMPLES)),
+                input_names=form.inputs.names,
+                output_names=[part(exit) for exit in range(form.exits) for part in (answer, score)][:-1],
+                dynamic_shapes={"inputs": tuple(dims)},
                 opset_version=OPSET,
                 dynamo=True,
                 verbose=False,
             )
         except Exception as error:  # the exporter may raise anything for a user's model
-            reason = " ".join(str(error.__cause__ or error).split())[:200]
-            raise ZtwError(f"{network.backbone.arch}: ONNX cannot hold it ({reason})") from error
+            cause = " ".join(str(error.__cause__ or error).split())[:200]
+            raise ZtwError(f"{name}: ONNX cannot hold it ({cause})") from error
     assert program is not None
-    flat = program.model_proto
-    only_batch_sizes(flat)
-    return flat, Form(network.exits, num_classes, shape, network.ensemble is not None)
+    return program.model_proto
 
 
 @contextmanager
@@ -155,7 +176,7 @@ def describe(network: EarlyExitNetwork, rule: ExitRule | None, bounds: Tensor) -
         "exits": network.exits,
         "num_classes": backbone.num_classes,
         "class_names": network.class_names,
-        "input_shape": list(backbone.input_shape),
+        "inputs": backbone.inputs.to_json(),
         "normalisation": network.normalisation,
         "log_probabilities": network.ensemble is not None,
         "rule": None if rule is None else describe_rule(rule),
@@ -174,25 +195,27 @@ def float32_below(bounds: Tensor) -> np.ndarray:
 
 @torch.inference_mode()
 def _check_outputs(content: bytes, network: EarlyExitNetwork, rule: ExitRule | None) -> None:
-    """Raise ZtwError unless the graph and the network give the same exits and logits for random images."""
+    """Raise ZtwError unless the graph and the network give the same exits and logits for sample inputs."""
     import onnxruntime
 
-    images = torch.randn(PROBES, *network.backbone.input_shape, generator=torch.Generator().manual_seed(0))
-    logits = network(images)
+    inputs = network.backbone.inputs
+    batch = inputs.sample(PROBES)
+    given = {name: tensor.numpy() for name, tensor in zip(inputs.names, tensors_of(batch), strict=True)}
+    logits = network(batch)
     logits = logits if network.ensemble is None else network.ensemble(logits)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     if rule is None:
-        (found,) = session.run([LOGITS], {IMAGES: images.numpy()})
+        (found,) = session.run([LOGITS], given)
         _compare(network, torch.from_numpy(found), logits[0], torch.ones(PROBES, dtype=torch.bool))
         return
     scores = exit_scores(logits, type(rule))
     probe = _median_rule(scores, type(rule)) if isinstance(rule, ThresholdRule) else rule
     bounds = probe.bounds(network.exits)
     clear = ((scores[:-1] - bounds[:, None]).abs() > CLEAR).all(0)
-    inputs = {IMAGES: images.numpy(), BOUNDS: float32_below(bounds)}
-    found, where = (torch.from_numpy(output) for output in session.run([LOGITS, EXIT_INDEX], inputs))
+    given[BOUNDS] = float32_below(bounds)
+    found, where = (torch.from_numpy(output) for output in session.run([LOGITS, EXIT_INDEX], given))
     exit_index, predicting = simulate_exits(logits, probe)
     if not torch.equal(where[clear], exit_index[clear]):
         raise ZtwError(f"{network.backbone.arch}: samples leave at other exits in ONNX than in PyTorch")

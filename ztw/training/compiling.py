@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from ztw.batch import Batch, size_of
 from ztw.errors import ZtwError
 from ztw.progress import Note, Report
 from ztw.training.recipe import Recipe, total_steps
@@ -24,9 +24,9 @@ def worth_compiling(recipe: Recipe, samples: int) -> bool:
 
 
 def compiled(
-    function: Callable[[Tensor], Any], recipe: Recipe, pays: bool = False, report: Report | None = None
-) -> Callable[[Tensor], Any]:
-    """Compile a function of a batch of images if the recipe says so.
+    function: Callable[[Any], Any], recipe: Recipe, pays: bool = False, report: Report | None = None
+) -> Callable[[Any], Any]:
+    """Compile a function of a batch of inputs if the recipe says so.
 
     Batches smaller than the recipe's are not compiled: torch would compile again for any batch size, to slower code.
 
@@ -43,12 +43,12 @@ def compiled(
         return function
     fast = torch.compile(function)
 
-    def call(images: Tensor) -> Any:
+    def call(inputs: Batch) -> Any:
         nonlocal fast
-        if len(images) != recipe.batch_size:
-            return function(images)
+        if size_of(inputs) != recipe.batch_size:
+            return function(inputs)
         try:
-            return fast(images)
+            return fast(inputs)
         except torch._dynamo.exc.BackendCompilerFailed as error:
             reason = f"compile: failed ({' '.join(str(error).split())[:160]})"
             if not auto:
@@ -56,6 +56,6 @@ def compiled(
             if report is not None:
                 report(Note(f"{reason}; training continues without it. Install a C++ compiler to use it"))
             fast = function
-            return function(images)
+            return function(inputs)
 
     return call

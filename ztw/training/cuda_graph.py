@@ -5,15 +5,17 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Sequence
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ztw.batch import Batch
 from ztw.progress import Note, Report
 
-# images (N, C, H, W), labels (N,), weights of the losses (W,) -> losses (M,), correct predictions (M,). Writes the
+# inputs of N samples, labels (N,), weights of the losses (W,) -> losses (M,), correct predictions (M,). Writes the
 # gradients of all trained parameters to `.grad`.
-Gradients = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+Gradients = Callable[[Any, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 WARM_UP = 3  # steps before the capture: initialisations of libraries must not be captured
 
@@ -21,13 +23,14 @@ WARM_UP = 3  # steps before the capture: initialisations of libraries must not b
 class CapturedGradients:
     """A `Gradients` function that is captured as a CUDA graph after some steps and then replayed.
 
-    Runs the same kernels in the same order. Captures full batches on a GPU only; other batches run normally. The
-    function must do the same for every batch, because decisions and random draws in Python are captured once. If the
-    capture fails, for example because the function waits for the GPU, training continues without it.
+    Runs the same kernels in the same order. Captures full batches of one tensor on a GPU, all of one shape; other
+    batches run normally. The function must do the same for every batch, because decisions and random draws in Python
+    are captured once. If the capture fails, for example because the function waits for the GPU, training continues
+    without it.
 
     Args:
         parameters: the trained parameters.
-        batch_size: images of a full batch.
+        batch_size: samples of a full batch.
         report: called if the capture fails.
     """
 
@@ -40,24 +43,30 @@ class CapturedGradients:
         self.graph: torch.cuda.CUDAGraph | None = None
         self.failed = False
 
-    def __call__(self, images: Tensor, labels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, inputs: Batch, labels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         """See `Gradients`."""
-        if self.failed or images.device.type != "cuda" or len(images) != self.batch_size:
-            return self.compute(images, labels, weights)
+        if not isinstance(inputs, Tensor) or not self._is_captured(inputs):
+            return self.compute(inputs, labels, weights)
         self.steps += 1
         if self.steps <= WARM_UP:
-            return self._on_side_stream(images, labels, weights)
+            return self._on_side_stream(inputs, labels, weights)
         if self.graph is None:
-            self._capture(images, labels, weights)
+            self._capture(inputs, labels, weights)
         if self.graph is None:
-            return self.compute(images, labels, weights)
-        for kept, given in zip(self.inputs, (images, labels, weights), strict=True):
+            return self.compute(inputs, labels, weights)
+        for kept, given in zip(self.given, (inputs, labels, weights), strict=True):
             kept.copy_(given, non_blocking=True)
         self.graph.replay()
         for parameter, gradient in zip(self.parameters, self.gradients, strict=True):
             parameter.grad = gradient  # a smaller batch may have replaced it
         losses, right = self.outputs
         return losses, right
+
+    def _is_captured(self, inputs: Tensor) -> bool:
+        """Return whether the step of a batch is captured, or will be after the warm-up."""
+        if self.failed or inputs.device.type != "cuda" or len(inputs) != self.batch_size:
+            return False
+        return self.graph is None or inputs.shape == self.given[0].shape
 
     def _on_side_stream(self, *batch: Tensor) -> tuple[Tensor, Tensor]:
         """Compute on the stream of the capture: autograd remembers streams, and each holds its own memory."""
@@ -69,7 +78,7 @@ class CapturedGradients:
         return found
 
     def _capture(self, *batch: Tensor) -> None:
-        self.inputs = [given.clone() for given in batch]  # keeps channels_last
+        self.given = [given.clone() for given in batch]  # keeps channels_last
         for parameter in self.parameters:
             parameter.grad = None  # so that a replay writes the gradient instead of adding to the last one
         graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
@@ -81,7 +90,7 @@ class CapturedGradients:
             with torch.cuda.graph(
                 graph, stream=_side_stream(batch[0].device), capture_error_mode="thread_local"
             ):
-                self.outputs = self.compute(*self.inputs)
+                self.outputs = self.compute(*self.given)
         except RuntimeError as error:
             torch.cuda.set_stream(stream)  # a failed capture may leave its own stream set
             self.failed = True

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ztw.batch import Batch, mapped
 from ztw.catalogue.parts import EXIT_WEIGHTS
 from ztw.data.dataset import Data
 from ztw.errors import ZtwError, is_number, unknown
@@ -69,19 +71,25 @@ def scale_gradient(x: Tensor, factor: float) -> Tensor:
     return x.detach() + factor * (x - x.detach())
 
 
-def rescaled_logits(network: EarlyExitNetwork, images: Tensor) -> list[Tensor]:
+def _scaled(state: Any, factor: float) -> Any:
+    """Scale the gradient of every tensor of a stage's output that has one."""
+    return mapped(state, lambda x: scale_gradient(x, factor) if x.requires_grad else x)
+
+
+def rescaled_logits(network: EarlyExitNetwork, inputs: Batch) -> list[Tensor]:
     """Return the logits of all K exits (N, C); each of the K - k later exits sends 1 / (K - k) of the gradient.
 
     The gradient at a block then does not grow with the number of exits behind it (gradient equilibrium, Li et al.
     2019, used by BoostNet 2023).
     """
-    hidden, features = images, []
+    hidden: Any = inputs
+    features: list[Any] = []
     left = network.exits
     for block, stage in enumerate(network.backbone.stages):
         hidden = stage(hidden)
-        features.append(scale_gradient(hidden, 1 / left) if block in network.placement else hidden)
+        features.append(_scaled(hidden, 1 / left) if block in network.placement else hidden)
         if block in network.placement:
-            hidden = scale_gradient(hidden, (left - 1) / left)
+            hidden = _scaled(hidden, (left - 1) / left)
             left -= 1
     return network.exit_logits(features, network.backbone.classifier(hidden).float())
 
@@ -125,16 +133,16 @@ def _joint_step(loss: JointLoss, recipe: Recipe) -> Step:
 
     network = loss.network
 
-    def all_logits(images: Tensor) -> list[Tensor]:
+    def all_logits(inputs: Batch) -> list[Tensor]:
         if loss.rescale_gradients:
-            return rescaled_logits(network, images)
-        return network.exit_logits(list(network.backbone.features(images)))
+            return rescaled_logits(network, inputs)
+        return network.exit_logits(list(network.backbone.features(inputs)))
 
     forward = compiled(all_logits, recipe)
 
-    def step(images: Tensor, labels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    def step(inputs: Batch, labels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         with recipe.compute.autocast():
-            outputs = forward(images)
+            outputs = forward(inputs)
         losses = torch.stack([F.cross_entropy(output, labels) for output in outputs])
         return (weights * losses).sum()[None], (outputs[-1].argmax(-1) == labels).sum()[None]
 

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ztw.batch import Batch, device_of
 from ztw.data.dataset import Data
 from ztw.device import Compute
 from ztw.errors import ZtwError
@@ -24,8 +25,8 @@ from ztw.training.resume import Checkpoints
 
 # One row per epoch: epoch, loss, accuracy, lr, seconds, finished (Unix time).
 History = list[dict[str, float]]
-# images (N, C, H, W), labels (N,), the task's weights (W,) -> losses (M,) with gradient, correct predictions (M,)
-Step = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+# inputs of N samples, labels (N,), the task's weights (W,) -> losses (M,) with gradient, correct predictions (M,)
+Step = Callable[[Any, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,12 @@ class Task:
     weights: Callable[[float], Tensor] = lambda done: torch.ones(1)
 
 
-def cross_entropy_step(forward: Callable[[Tensor], Tensor], compute: Compute) -> Step:
-    """Return the step of a single cross-entropy loss; forward: images (N, C, H, W) -> logits (N, C)."""
+def cross_entropy_step(forward: Callable[[Any], Tensor], compute: Compute) -> Step:
+    """Return the step of a single cross-entropy loss; forward: inputs of N samples -> logits (N, C)."""
 
-    def step(images: Tensor, labels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    def step(inputs: Batch, labels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         with compute.autocast():
-            logits = forward(images)
+            logits = forward(inputs)
         return F.cross_entropy(logits, labels)[None], (logits.argmax(-1) == labels).sum()[None]
 
     return step
@@ -105,7 +106,7 @@ class Training:
         """The progress in words."""
         return f"epoch {self.step / self.steps:.1f} of {self.recipe.epochs:g}"
 
-    def batches(self, data: Data) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, data: Data) -> Iterator[tuple[Batch, Tensor]]:
         """Return the remaining batches of the epoch."""
         done = self.step % self.steps
         now = self.generator.get_state()
@@ -115,7 +116,7 @@ class Training:
             self.generator.set_state(now)
         return islice(batches, min(self.steps - done, self.total - self.step))
 
-    def train_on(self, images: Tensor, labels: Tensor) -> None:
+    def train_on(self, inputs: Batch, labels: Tensor) -> None:
         """Take one optimizer step.
 
         Raises:
@@ -123,14 +124,14 @@ class Training:
         """
         epoch = self.step // self.steps + 1
         done = min(1.0, epoch / self.recipe.epochs)
-        weights = self.task.weights(done).to(images.device, non_blocking=True)
+        weights = self.task.weights(done).to(device_of(inputs), non_blocking=True)
         try:
-            losses, right = self.gradients(images, labels, weights)
+            losses, right = self.gradients(inputs, labels, weights)
         except ValueError as error:
             if not str(error).startswith(TOO_SMALL):
                 raise
             raise ZtwError(
-                f"a batch of {len(labels)} images is too small for a normalisation layer"
+                f"a batch of {len(labels)} samples is too small for a normalisation layer"
                 f" ({' '.join(str(error).split())}); use a larger batch_size, or drop_last=True in a DataLoader"
             ) from error
         self.task.optimizer.step()
@@ -202,8 +203,8 @@ def _set_global_generators(states: dict[str, Tensor]) -> None:
         torch.cuda.set_rng_state(states["cuda"])
 
 
-def _gradients(task: Task, images: Tensor, labels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    losses, right = task.step(images, labels, weights)
+def _gradients(task: Task, inputs: Batch, labels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    losses, right = task.step(inputs, labels, weights)
     task.optimizer.zero_grad(set_to_none=True)
     losses.sum().backward()
     return losses.detach(), right
@@ -243,8 +244,8 @@ def _run(
     progress = Progress(training.total, report, done=training.step)
     while training.step < training.total:
         started = time.monotonic()
-        for images, labels in training.batches(data):
-            training.train_on(images, labels)
+        for inputs, labels in training.batches(data):
+            training.train_on(inputs, labels)
             training.seconds += time.monotonic() - started
             progress.step(partial(_status, training, note))
             if training.epoch_is_over:

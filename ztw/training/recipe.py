@@ -23,7 +23,7 @@ class Recipe:
 
     Args:
         epochs: passes over the data; may be fractional.
-        batch_size: images per step.
+        batch_size: samples per step.
         lr: the highest learning rate.
         weight_decay: L2 penalty, as the optimizer applies it.
         momentum: of SGD.
@@ -69,7 +69,7 @@ def make_optimizer(parameters: Iterable[nn.Parameter], recipe: Recipe) -> torch.
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, samples: int) -> LRScheduler:
-    """Return the learning-rate schedule, to be stepped once per batch; samples: images in an epoch.
+    """Return the learning-rate schedule, to be stepped once per batch; samples: number in an epoch.
 
     Raises:
         ZtwError: if the schedule is not in SCHEDULES.
@@ -86,7 +86,7 @@ def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, samples: int
 
 
 def steps_per_epoch(recipe: Recipe, samples: int) -> int:
-    """Return the number of batches in an epoch, without a last batch of one image: BatchNorm cannot train on it."""
+    """Return the number of batches in an epoch, without a last batch of one sample: BatchNorm cannot train on it."""
     full, rest = divmod(samples, recipe.batch_size)
     return full + (rest > 1 or samples == 1)
 

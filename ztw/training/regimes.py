@@ -1,4 +1,4 @@
-"""Train the exits of one network on a user's images."""
+"""Train the exits of one network on a user's data."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from ztw.data.dataset import Data
-from ztw.data.user_data import LoaderData, TensorData, as_data, wanted_by
+from ztw.data.user_data import LoaderData, TensorData, as_data
+from ztw.data.wanted import wanted_by
 from ztw.device import Compute
 from ztw.errors import ZtwError, is_number, unknown
 from ztw.models.checkpoints import versions
@@ -52,13 +53,19 @@ def train_exits(
 
     Args:
         network: from `build_network`. It is trained on its device, and is in eval mode afterwards.
-        data: normalised training images: tensors (images float (N, C, H, W), labels int (N,)), a torch Dataset of
-            (image, label), or a DataLoader. A DataLoader keeps its batch size, order and augmentation.
+        data: training samples in one of these forms, with labels int (N,). NumPy arrays stand for tensors.
+
+            - (inputs, labels). The inputs are what the network takes: normalised images float (N, C, H, W), another
+              tensor, or a tuple or dict of tensors, e.g. `{"input_ids": ids, "attention_mask": mask}` for texts.
+            - A dict of the inputs and "labels", as Hugging Face's tokenizers and collators make it.
+            - A Dataset of (inputs, label), or of dicts with "label".
+            - A DataLoader of such batches. It keeps its batch size, order and augmentation. The length of texts may
+              differ between batches.
         epochs: passes over the data; 0.5 is half a pass.
         regime: "separate" = only the ICs, with a frozen backbone. "joint" = backbone and ICs together. "layer_wise" =
             one exit after the other, with the stages since the previous exit. The epochs are divided among the exits.
         lr: initial learning rate.
-        batch_size: images per step.
+        batch_size: samples per step.
         optimizer: "adam" or "sgd".
         weight_decay: L2 penalty of the optimizer.
         milestones: epochs after which lr is divided by 10.
@@ -76,7 +83,7 @@ def train_exits(
         finished (Unix time).
 
     Raises:
-        ZtwError: for invalid arguments, images or labels, and for a loss that is not finite.
+        ZtwError: for invalid arguments, inputs or labels, and for a loss that is not finite.
 
     Example:
         >>> import torch, ztw
@@ -109,34 +116,34 @@ def train_exits(
         )
     if not network.heads:
         raise ZtwError("train_exits: the network has no ICs")
-    images = as_data(data, wanted_by(network), "train_exits")
-    if isinstance(images, LoaderData):
-        batch_size = images.batch_size
+    samples = as_data(data, wanted_by(network), "train_exits")
+    if isinstance(samples, LoaderData):
+        batch_size = samples.batch_size
     recipe = Recipe(
         epochs=epochs,
         batch_size=batch_size,
         lr=lr,
         weight_decay=weight_decay,
         milestones=tuple(milestones),
-        compute=Compute.on(images.device, precision),
+        compute=Compute.on(samples.device, precision),
         optimizer=optimizer,
     )
     kept = None
     if checkpoints is not None:
-        of = _identity(network, images, (recipe, regime, weights, seed))
+        of = _identity(network, samples, (recipe, regime, weights, seed))
         kept = Checkpoints(Path(checkpoints), of, report or (lambda line: None))
-        if isinstance(images, LoaderData) and (states := images.own_states()):
+        if isinstance(samples, LoaderData) and (states := samples.own_states()):
             kept.report(Note(f"checkpoints: this DataLoader may not resume bit for bit: {'; '.join(states)}"))
-    gpus = [images.device] if images.device.type == "cuda" else []
+    gpus = [samples.device] if samples.device.type == "cuda" else []
     # The caller may have switched gradients off
     with torch.random.fork_rng(gpus), torch.inference_mode(False), torch.enable_grad():
         torch.manual_seed(seed)
         if regime == "separate":
-            return train_separately([network], images, recipe, seed, report, kept)[0]
+            return train_separately([network], samples, recipe, seed, report, kept)[0]
         if regime == "joint":
             loss = JointLoss(network, exit_weights(network, weights))
-            return train_jointly(loss, images, recipe, seed, report, kept)
-        return train_layer_wise(network, images, recipe, seed, report, kept)
+            return train_jointly(loss, samples, recipe, seed, report, kept)
+        return train_layer_wise(network, samples, recipe, seed, report, kept)
 
 
 def _check_numbers(

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ztw.batch import Batch
 from ztw.data.dataset import Data
 from ztw.errors import ZtwError
 from ztw.models.backbone import Backbone
@@ -30,7 +31,7 @@ def train_backbone(
     """Train a backbone in place; leaves it in eval mode.
 
     Args:
-        data: training images, on the backbone's device.
+        data: training samples, on the backbone's device.
         seed: of order and augmentation.
         checkpoints: saves and resumes the training.
 
@@ -82,6 +83,7 @@ def train_separately(
             if isinstance(part, nn.Dropout):
                 part.train()
     heads = nn.ModuleList([network.heads for network in networks])
+    heads.requires_grad_(True)  # an earlier training may have frozen them
     names = [f"ICs {network.connection.name}" for network in networks]
     task = Task(names, _ics_step(networks, recipe), heads, make_optimizer(heads.parameters(), recipe))
     histories = run_epochs(task, data, recipe, seed, report, checkpoints)
@@ -93,16 +95,16 @@ def train_separately(
 def _ics_step(networks: Sequence[EarlyExitNetwork], recipe: Recipe) -> Step:
     """Return a step with one loss per network, on features that are computed once."""
 
-    def all_logits(images: Tensor) -> list[list[Tensor]]:
+    def all_logits(inputs: Batch) -> list[list[Tensor]]:
         with torch.no_grad():
-            features = list(networks[0].backbone.features(images))
+            features = list(networks[0].backbone.features(inputs))
         return [network.ic_logits(features) for network in networks]
 
     forward = compiled(all_logits, recipe)
 
-    def step(images: Tensor, labels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    def step(inputs: Batch, labels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         with recipe.compute.autocast():
-            outputs = forward(images)
+            outputs = forward(inputs)
         losses = [torch.stack([F.cross_entropy(ic, labels) for ic in output]).sum() for output in outputs]
         right = [(output[-1].argmax(-1) == labels).sum() for output in outputs]
         return torch.stack(losses), torch.stack(right)
