@@ -271,7 +271,7 @@ def _check(tensor: Tensor | np.ndarray, item: Input) -> None:
             " converted)"
         )
     # min and max return NaN if any value is NaN
-    if tensor.shape[0] and not all(math.isfinite(float(end)) for end in (tensor.min(), tensor.max())):
+    if math.prod(tensor.shape) and not all(math.isfinite(float(end)) for end in (tensor.min(), tensor.max())):
         raise ZtwError(f"{item.name}: some values are NaN or infinite, must be finite")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Self
@@ -155,6 +156,14 @@ def first_state(backbone: Backbone) -> Any:
 
 def _spread(x: Tensor) -> Tensor:
     return torch.linspace(-1, 1, x.numel(), dtype=x.dtype, device=x.device).view(x.shape)
+
+
+@torch.no_grad()
+def states_of(backbone: Backbone) -> list[Any]:
+    """Return what each stage and the classifier take, for one sample, on the CPU."""
+    backbone = copy.deepcopy(backbone).cpu().eval()
+    first = first_state(backbone)
+    return [first, *backbone.features(first)]
 
 
 def features_of(state: Any) -> Tensor:
