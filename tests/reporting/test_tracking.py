@@ -202,7 +202,7 @@ def test_what_mlflow_lacks_is_named_and_taken_from_the_file(store, logged, chang
     found, lacking = from_runs(tracking, [file], said.append)
     assert found.equals(from_files([file]))
     assert lacking == {file: f"{file}: {wrong.format(run=run)}"}
-    assert said == [f"{lacking[file]}: taken from the file; the next call logs it again"]
+    assert said == [f"{lacking[file]}: the tables use the file; the next call logs it again"]
 
 
 def test_a_file_that_was_altered_makes_no_table(logged):

@@ -62,8 +62,8 @@ class DataSettings(Section):
         unit="share",
     )
     validation_from: Literal["train", "test"] = key(
-        "Split that validation images are taken from, `train` or `test`. With `test`, the other test"
-        " images are the test split.",
+        "Source of the validation images, `train` or `test`. With `test`, the other test images are the"
+        " test split.",
         "train",
     )
     flip: bool | None = key("Random horizontal flips in training. `null`: the data set's default.", None)
@@ -88,8 +88,8 @@ class DataSettings(Section):
     )
     mean: Annotated[tuple[float, ...], Field(min_length=1)] | None = key(
         "Mean per channel for normalisation, of pixels in [0, 1]. `null`: the data set's, or"
-        " ImageNet's if images are streamed. Weights from elsewhere need the mean that they were"
-        " trained with.",
+        " ImageNet's if images are streamed. Weights from elsewhere need the mean of their own"
+        " training images.",
         None,
     )
     std: Annotated[tuple[Share, ...], Field(min_length=1)] | None = key(
@@ -136,8 +136,8 @@ class EnsembleFit(Section):
         True,
     )
     fit_on: Literal["train", "validation"] = key(
-        "Images to fit on, `train` or `validation`. No network was trained on the validation images,"
-        " but thresholds are chosen on them, too.",
+        "Images to fit on, `train` or `validation`. No network was trained on `validation`, but"
+        " thresholds are chosen on it, too.",
         "train",
     )
 
@@ -224,11 +224,11 @@ class HardwareSettings(Section):
     """The hardware that a study uses."""
 
     precision: Literal["auto", "bf16", "fp32"] = key(
-        "`bf16`, `fp32` or `auto`. `auto`: bf16 if the device computes faster in it (AMX, AMD's"
-        " AVX512-BF16, GPUs from Ampere on), else fp32.",
+        "`bf16`, `fp32`, or `auto` = bf16 if it is faster (AMX, AMD's AVX512-BF16, GPUs from Ampere on),"
+        " else fp32.",
         "auto",
     )
-    device: str = key("`cpu`, `cuda`, `cuda:1`, ... or `auto`. `auto`: a GPU if there is one.", "auto")
+    device: str = key("`cpu`, `cuda`, `cuda:1`, ..., or `auto` = a GPU if there is one.", "auto")
     compile: Annotated[Literal["auto"] | bool, *_COMPILE] = key(
         'Whether training steps are compiled; see section "Compilation".', "auto"
     )

@@ -39,14 +39,12 @@ class Recipe(Section):
     weight_decay: float = key("L2 penalty, as the optimizer applies it.", 5e-4, ge=0)
     momentum: float = key("Momentum of `sgd`.", 0.9, ge=0, lt=1)
     schedule: Literal["milestones", "one_cycle"] = key(
-        "`milestones`: `lr` is multiplied by `gamma` at each milestone. `one_cycle`: it rises, then"
+        "`milestones`: after each milestone, `lr` is multiplied by `gamma`. `one_cycle`: it rises, then"
         " falls (PyTorch's `OneCycleLR`).",
         "milestones",
     )
-    milestones: Unique[Annotated[int, key("", ge=1)]] = key(
-        "Epochs after which the learning rate is multiplied by `gamma`.", (), unit="epochs"
-    )
-    gamma: float = key("Factor of the learning rate at each milestone.", 0.1, gt=0, le=1)
+    milestones: Unique[Annotated[int, key("", ge=1)]] = key("Epochs of the milestones.", (), unit="epochs")
+    gamma: float = key("Factor of `lr` at a milestone.", 0.1, gt=0, le=1)
 
 
 class BackboneSource(Section):
@@ -151,7 +149,7 @@ class Regime(Section):
         '`joint` sets: weights of the exits\' losses; see section "Weights of the losses".', "uniform"
     )
     rescale_gradients: bool = key(
-        "`joint` sets: each of the n exits after a block gives 1/n of its gradient (BoostNet).", False
+        "`joint` sets: each of n exits after a block gives 1/n of its gradient (BoostNet).", False
     )
     frozen_dropout: bool = key(
         "`separate` sets: keep the dropout of the frozen backbone (VGG, Wide ResNet) active, as in"
