@@ -11,7 +11,7 @@ STORE ?= sqlite:///results/mlflow-server/mlflow.db
 
 # Snakemake does not quote the path of its Python, which is below this folder.
 UNFIT := $(shell pwd | LC_ALL=C tr -d 'A-Za-z0-9._/+@,=~%\n\200-\377-' | tr ' \t' __)
-$(if $(UNFIT),$(error the path of this folder has a space or another character that shells treat specially; move it))
+$(if $(UNFIT),$(error the path of this folder has a space or another character that shells treat specially; move the folder))
 
 BIN := $(CURDIR)/.venv/bin
 UV := $(CURDIR)/.tools/bin/uv

@@ -101,11 +101,11 @@ def test_a_user_without_a_home_gets_one_below_the_folder_of_the_run(machine, mon
 def test_without_a_home_a_data_root_is_asked_for(machine, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     without_home(monkeypatch, None)
-    with pytest.raises(ztw.ZtwError, match=r"no home folder .*; set data.root in the config, or ZTW_DATA"):
+    with pytest.raises(ztw.ZtwError, match=r"no writable home folder; set data.root .*ZTW_DATA"):
         machine.ensure_user(None)
-    with pytest.raises(ztw.ZtwError, match="no home folder"):
+    with pytest.raises(ztw.ZtwError, match="no writable home folder"):
         data_root()
-    with pytest.raises(ztw.ZtwError, match="no home folder"):
+    with pytest.raises(ztw.ZtwError, match="no writable home folder"):
         data_root("~/data")
     assert data_root("/data") == Path("/data")
     monkeypatch.setenv("ZTW_DATA", "here")

@@ -38,7 +38,7 @@ def refuse_locks(monkeypatch, code: int) -> None:
 def test_a_second_run_in_one_folder_is_told_of_the_first(only_run):
     with (
         only_run(Console()),
-        pytest.raises(ztw.ZtwError, match=rf"another run is at work .*process {os.getpid()}\)"),
+        pytest.raises(ztw.ZtwError, match=rf"another run uses .*process {os.getpid()}\)"),
         only_run(Console()),
     ):
         pass
@@ -50,7 +50,7 @@ def test_without_file_locks_it_warns_and_runs(only_run, monkeypatch, capsys, cod
     with only_run(Console()):
         pass
     warning = capsys.readouterr().out
-    assert warning.startswith("warning: results/.lock: no file locks here (")
+    assert warning.startswith("warning: results/.lock: the file system has no locks (")
     assert warning.count("\n") == 1
 
 
@@ -85,7 +85,7 @@ def test_a_lock_of_snakemake_is_removed_unless_one_is_at_work(only_run, tmp_path
     (tmp_path / "snakemake").write_text("input()")
     command = [sys.executable, str(tmp_path / "snakemake")]
     with subprocess.Popen(command, stdin=subprocess.PIPE) as snakemake:
-        match = rf"a snakemake run is at work in this folder \(process {snakemake.pid}\)"
+        match = rf"a snakemake run uses this folder \(process {snakemake.pid}\)"
         with pytest.raises(ztw.ZtwError, match=match), only_run(Console()):
             pass
         snakemake.communicate(b"\n")
@@ -161,7 +161,7 @@ def test_results_are_known_by_a_record_of_snakemake(only_run, kind):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     if kind is None:
-        with pytest.raises(ztw.ZtwError, match=r"^results/tiny: holds results, .* how they were made; copy"):
+        with pytest.raises(ztw.ZtwError, match=r"^results/tiny: .* no record of how .* were made; copy"):
             check_known(study)
         return
     encoded = base64.urlsafe_b64encode(name.encode()).decode()

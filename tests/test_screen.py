@@ -210,8 +210,8 @@ def test_what_was_left_out_is_seen_and_once(screen):
 def test_cells_that_are_not_delivered_are_found(tmp_path):
     cell = tmp_path / "digits/torchvision/resnet18"
     write_json(cell / "seed0/runs.json", {"runs": {}})
-    write_json(cell / "seed1/runs.json", {"undelivered": "it is away"})
-    assert undelivered(tmp_path) == {cell / "seed1/runs.json": "it is away"}
+    write_json(cell / "seed1/runs.json", {"undelivered": "it does not answer"})
+    assert undelivered(tmp_path) == {cell / "seed1/runs.json": "it does not answer"}
 
 
 @pytest.mark.parametrize(("newer", "old"), [(None, True), ("tables", False), ("report.html", True)])

@@ -169,7 +169,7 @@ def test_a_published_study_is_made_again_from_its_files(finished, tmp_path, monk
     torch.testing.assert_close(found.test[0], expected[0], atol=1e-6, rtol=2**-10)
     network, _ = ztw.load(study / "digits/resnet8/seed0/networks/sdn")
     assert torch.equal(found.cost, ztw.macs(network))
-    with pytest.raises(ztw.ZtwError, match="--logits other: no method of the study has that IC set"):
+    with pytest.raises(ztw.ZtwError, match="--logits other: no method of the study uses this IC set"):
         publishing.publish(TINY, target, "", ["other"])
 
 
@@ -199,7 +199,7 @@ def test_a_published_study_is_the_union_of_its_cells(finished, tmp_path, monkeyp
     assert not [*target.glob("tables/latency.*"), *target.glob("figures/*accuracy_time*")]
     (target / "README.md").write_text("A test.\n")
     told = capsys.readouterr().out.splitlines()
-    assert told[0] == "digits/resnet8/seed0: no results of pabee; n is smaller"
+    assert told[0] == "digits/resnet8/seed0: no results of pabee; their n is smaller"
     assert [line.split(":")[0] for line in told[1:]] == ["digits/resnet8/seed1"]
     (cells / "seed0").rename(tmp_path / "seed0")
     (tmp_path / "seed1").rename(cells / "seed1")
@@ -228,7 +228,7 @@ def test_what_is_not_published(finished, tmp_path, monkeypatch, publishing):
 
     refused(
         changed_config(tmp_path, seeds=[0]),
-        rf"^{target}/digits/resnet8/seed1/metrics/.*: {target}/config.yaml does not name it",
+        rf"^{target}/digits/resnet8/seed1/metrics/.*: {target}/config.yaml lacks its cell or method",
     )
     refused(
         changed_config(tmp_path, backbone={**given["backbone"], "lr": 0.05}),
@@ -238,16 +238,16 @@ def test_what_is_not_published(finished, tmp_path, monkeypatch, publishing):
         changed_config(tmp_path, ensembles={**given["ensembles"], "samples": 7}),
         "^results/tiny/.*/ensembles/.*: computed with samples .*, the study has 7",
     )
-    refused(TINY, f"^{target}/.*seed0/predictions.*: is published and would be lost.* --logits", ())
+    refused(TINY, f"^{target}/.*seed0/predictions.*: is published, but results/.* --logits", ())
     (cells / "seed0/metrics/pabee.json").rename(tmp_path / "pabee.json")
-    refused(TINY, f"^{target}/digits/resnet8/seed0/.*/pabee.*: is published and would be lost")
+    refused(TINY, f"^{target}/digits/resnet8/seed0/.*/pabee.*: is published, but results/")
     (cells / "seed0").rename(tmp_path / "seed0")
     refused(
         changed_config(tmp_path, evaluation={**given["evaluation"], "budgets": [0.9, "max"]}),
         rf"^{target}/digits/resnet8/seed0/config.yaml: computed with budgets .*, the study has \[0.9, 'max'\]",
     )
     shutil.rmtree(cells)
-    refused(TINY, "^results/tiny: nothing of the study is finished; run make reproduce")
+    refused(TINY, "^results/tiny: no cell is finished; run make reproduce")
 
 
 def test_every_file_of_numbers_is_sealed(finished):
@@ -319,8 +319,8 @@ def test_results_without_records_of_how_they_were_made_are_not_judged(finished, 
     done = run(tmp_path / "copy")
     assert done.returncode == 1
     (line,) = errors(shown(done))
-    assert "results/tiny: holds results, but .snakemake/ in this folder has no record" in line
-    assert "copy .snakemake along with results" in line
+    assert "results/tiny: .snakemake/ has no record" in line
+    assert "copy .snakemake/ together with the results" in line
     assert "-- --touch --forceall" in line
     assert run(tmp_path / "copy", TINY, "--", "--touch", "--forceall").returncode == 0
     backbone = {"epochs": 1, "batch_size": 64, "lr": 0.05, "schedule": "one_cycle"}
@@ -337,7 +337,8 @@ def test_results_of_which_some_have_no_record_are_not_judged(finished, tmp_path)
             record.unlink()
     done = run(folder)
     (line,) = errors(shown(done))
-    assert "how 2 of them (results/tiny/digits/resnet14/seed1/backbone.safetensors, ...) were made" in line
+    assert "how 2 of " in line
+    assert "(results/tiny/digits/resnet14/seed1/backbone.safetensors, ...)" in line
 
 
 def test_without_tracking_the_tables_come_from_the_files(finished, tmp_path):
@@ -358,7 +359,7 @@ def test_a_missing_run_is_named_and_its_cell_logged_again(finished, tmp_path):
     shutil.rmtree(folder / "results/tiny/tables")
     done = run(folder)
     assert done.returncode == 0, done.stdout
-    assert "digits/resnet8/seed0/metrics/ztw.json: no run in MLflow was made from it" in done.stdout
+    assert "digits/resnet8/seed0/metrics/ztw.json: no run in MLflow has this result" in done.stdout
     assert tables(folder) == tables(finished)
     done = run(folder)
     assert "track_cell" in jobs_done(done.stdout)
@@ -427,7 +428,7 @@ def test_a_package_that_only_the_workflow_needs_is_named(tmp_path, package):
     )
     assert (failed.returncode, failed.stderr) == (1, "")
     assert failed.stdout == (
-        f"error: the workflow needs {package}, which is missing: pip install 'ztw[workflow]'\n"
+        f"error: the workflow needs the package {package}: pip install 'ztw[workflow]'\n"
     )
 
 

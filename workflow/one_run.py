@@ -28,9 +28,7 @@ def only_run(console: Console) -> Iterator[None]:
     with open("results/.lock", "a+") as lock:
         lock.seek(0)
         holder = lock.read().strip()
-        another = ZtwError(
-            f"another run is at work in this folder (process {holder}); wait for it or stop it"
-        )
+        another = ZtwError(f"another run uses this folder (process {holder}); wait for it or stop it")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -39,7 +37,7 @@ def only_run(console: Console) -> Iterator[None]:
             if holder in map(str, _at_work_here("reproduce.py")):
                 raise another from error
             console.print(
-                f"[bold yellow]warning:[/] results/.lock: no file locks here ({error.strerror});"
+                f"[bold yellow]warning:[/] results/.lock: the file system has no locks ({error.strerror});"
                 " do not start a second run in this folder from another machine",
                 soft_wrap=True,
             )
@@ -79,7 +77,7 @@ def clear_stale_lock() -> None:
     """Remove the lock of a Snakemake that was killed; raises ZtwError where one is at work in this folder."""
     if any(Path(".snakemake/locks").glob("*")):
         for process in _at_work_here("snakemake"):
-            raise ZtwError(f"a snakemake run is at work in this folder (process {process}); wait for it")
+            raise ZtwError(f"a snakemake run uses this folder (process {process}); wait for it")
         shutil.rmtree(".snakemake/locks")
 
 
@@ -94,11 +92,11 @@ def check_known(study: Path) -> None:
         known |= {re.sub("[/@]", "", str(path.relative_to(folder))) for path in folder.rglob("*")}
     unknown = sorted(path for path in results if urlsafe_b64encode(os.fsencode(path)).decode() not in known)
     if unknown:
-        which = "they" if len(unknown) == len(results) else f"{len(unknown)} of them ({unknown[0]}, ...)"
+        which = f"{len(unknown)} of {len(results)} results ({unknown[0]}, ...)"
         raise ZtwError(
-            f"{study}: holds results, but .snakemake/ in this folder has no record of how {which} were made; copy"
-            " .snakemake along with results, or move these results away to compute them again, or accept them"
-            " unchecked: the same command with `-- --touch --forceall`"
+            f"{study}: .snakemake/ has no record of how {which} were made; copy .snakemake/ together with the results,"
+            " or move the results away to compute them again, or use them unchecked by the same command with"
+            " `-- --touch --forceall`"
         )
 
 

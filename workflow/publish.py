@@ -3,10 +3,10 @@
 usage: python workflow/publish.py CONFIG [--machine TEXT] [--logits SET ...]
        python workflow/publish.py FOLDER
 
-A published study is the union of its cells. CONFIG: adds the cells that results/<study> has, or replaces them, and
-makes tables and figures. FOLDER: makes those of a published study again, after cells were copied into it.
---machine: what the cells were computed on. --logits: IC sets whose predictions for validation and test images are
-published for the first seed.
+CONFIG: add the finished cells of results/<study> to results/reference/<study>, or replace them there, and make its
+tables and figures. FOLDER: make the tables and figures of a published study again, after you copied cells into it.
+--machine: the hardware that computed the cells. --logits: IC sets; publish their predictions for validation and test
+images of the first seed.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def publish(config: Path, target: Path, machine: str, logits: list[str]) -> None
     study, run = check_study(read_config(config)), Layout(Path("results") / study_name(config))
     finished = _methods(_results(study, run))
     if not finished:
-        raise ZtwError(f"{run.folder}: nothing of the study is finished; run make reproduce first")
+        raise ZtwError(f"{run.folder}: no cell is finished; run make reproduce first")
     with _changed(target) as made:
         for cell, methods in finished.items():
             before = [file for file in sorted(made.cell(cell).rglob("*")) if file.is_file()]
@@ -58,8 +58,8 @@ def publish(config: Path, target: Path, machine: str, logits: list[str]) -> None
                 publish_logits(study, run, cell, ics, made)
             if lost := [file for file in before if not file.exists()]:
                 raise ZtwError(
-                    f"{lost[0]}: is published and would be lost, {run.folder} does not have it; finish the run,"
-                    " give --logits for predictions, or delete the file first"
+                    f"{lost[0]}: is published, but {run.folder} does not have it; finish the run, give --logits for"
+                    " predictions, or delete the published file first"
                 )
         shutil.copyfile(config, made.config)
         make_tables(made)
@@ -132,12 +132,14 @@ def _checked(study: Study, made: Layout) -> dict[Cell, list[str]]:
     """Return the cells that are there with their methods, if the study names all and has their settings."""
     every, found = _results(study, made, partial=False), _results(study, made)
     if others := set(made.folder.rglob("metrics/*.json")) - {made.metrics(*result) for result in every}:
-        raise ZtwError(f"{min(others)}: {made.config} does not name it; publish with a CONFIG that does")
+        raise ZtwError(
+            f"{min(others)}: {made.config} lacks its cell or method; publish with a CONFIG that has both"
+        )
     for cell, methods in _methods(found).items():
         was = check_study(read_config(made.cell_config(cell)))
         check_recipe(recipe(was, made, cell, methods), recipe(study, made, cell, methods))
     for cell, methods in _methods([result for result in every if result not in found]).items():
-        print(f"{cell}: no results of {', '.join(methods)}; n is smaller")
+        print(f"{cell}: no results of {', '.join(methods)}; their n is smaller")
     return _methods(found)
 
 

@@ -117,7 +117,7 @@ def publish_logits(study: Study, run: Layout, cell: Cell, ics: str, target: Layo
     """Publish the predictions of an IC set for validation and test images."""
     method = next((name for name, row in study.methods.items() if row.ics == ics), None)
     if method is None:
-        raise ZtwError(f"--logits {ics}: no method of the study has that IC set")
+        raise ZtwError(f"--logits {ics}: no method of the study uses this IC set")
     network, _ = load(run.network(cell, method).parent)
     network.ensemble = None  # what the single exits cost
     parts = {part: read_predictions(run.predictions(cell, ics, part)) for part in ("validation", "test")}

@@ -1,4 +1,4 @@
-"""Run a study with Snakemake: one line per job on the screen, Snakemake's own words in a log, the table at the end.
+"""Run a study with Snakemake: one line per job on the screen, Snakemake's output in a log, the table at the end.
 
 usage: python workflow/reproduce.py [CONFIG] [--cores N | --profile NAME_OR_FOLDER] [-- SNAKEMAKE ARGUMENTS]
 """
@@ -55,7 +55,9 @@ def main() -> int:
         if any(map(QUESTION.fullmatch, extra)):
             return subprocess.run([*command, *extra], check=False).returncode
         if any(argument.startswith("--logger") for argument in extra):
-            raise ZtwError("--logger: the screen needs Snakemake's logger plugin ztw; no other can be chosen")
+            raise ZtwError(
+                "--logger: cannot be set, because the screen needs the logger plugin ztw; leave it out"
+            )
         folder = Path("results") / study_name(arguments.config)
         with only_run(console):
             remove_scratch(folder)
@@ -94,7 +96,7 @@ def read_arguments(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("config", nargs="?", default="config/quick.yaml")
     parser.add_argument("--cores", type=cores, default=usable_cores())
     parser.add_argument(
-        "--profile", help="slurm, or a folder: run the jobs with that Snakemake profile's executor"
+        "--profile", help="Snakemake profile whose executor runs the jobs: slurm, kubernetes or a folder"
     )
     split = words.index("--") if "--" in words else len(words)
     return parser.parse_args(words[:split]), words[split + 1 :]
@@ -120,12 +122,12 @@ def check_installation(tracking: str) -> None:
     """Raise ZtwError where Snakemake could not start a job, or a package is missing that only the workflow needs."""
     if re.search(r"[^\w/.+@,=~%-]", sys.executable):  # Snakemake gives it to a shell unquoted
         raise ZtwError(
-            f"{sys.executable!r}: the path of this Python has a space or another character that shells read as"
-            " more than a letter; move it (.venv is in the folder of the Makefile)"
+            f"{sys.executable!r}: the path of this Python has a space or another character that shells treat specially;"
+            " move it (.venv is in the folder of the Makefile)"
         )
     for package in ("snakemake", "psutil", *(["mlflow"] if tracking != "none" else [])):
         if find_spec(package) is None:
-            raise ZtwError(f"the workflow needs {package}, which is missing: pip install 'ztw[workflow]'")
+            raise ZtwError(f"the workflow needs the package {package}: pip install 'ztw[workflow]'")
 
 
 def check_plugins(study: Study) -> None:
@@ -157,7 +159,7 @@ def profile_folder(profile: str) -> Path:
     folder = HERE / "profiles" / profile if profile in ours else Path(profile)
     if not any(folder.glob("config*.yaml")):
         raise ZtwError(
-            f"PROFILE={profile}: no folder with a config.yaml; allowed: {', '.join(ours)}, or a folder"
+            f"PROFILE={profile}: is unknown; known: {', '.join(ours)}, or a folder with a config.yaml"
         )
     return folder
 

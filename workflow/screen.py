@@ -137,17 +137,17 @@ class Screen:
         if job.said != PROGRESS:
             return job.text if job.said == FAILED else job.problem if not job.said else ""
         signals = sorted({name for error in self.errors for name in DIED.findall(error)})
-        reason = f"killed by {' or '.join(signals)}" if signals else "ended without a word"
+        reason = f"killed by {' or '.join(signals)}" if signals else "ended without a message"
         if "SIGKILL" in signals or "OUT_OF_ME" in job.problem:
             rule = job.name.split()[0]
-            reason += f"; if memory ran out (`dmesg` says so), raise mem_mb of {rule} in the profile"
-            reason += ", or on one machine give the run fewer cores: CORES="
+            reason += f"; if memory ran out (see `dmesg`), raise mem_mb of {rule} in the profile"
+            reason += ", or use fewer cores on one machine (CORES=)"
         return f"{reason}; run the same command again"
 
     def _last_words(self) -> str:
         """Snakemake's last error, or the last line of its log: events start after it has read its arguments."""
         log = self.log.read_text(errors="replace").strip().splitlines()
-        words = [*log[-1:], *self.errors[-1:]] or ["Snakemake ended without a word"]
+        words = [*log[-1:], *self.errors[-1:]] or ["Snakemake ended without a message"]
         return " ".join(line.strip() for line in words[-1].splitlines()[:4]).removeprefix(
             "__main__.py: error: "
         )
@@ -199,14 +199,14 @@ def show_results(console: Console, study: Path, tracking: str, config: str) -> N
     for path in sorted(table.parent.glob("*.*")):
         check_seal(path)
     if not table.exists():
-        console.print("no table yet: Snakemake was not asked for one")
+        console.print("no table: this command did not ask for one")
         return
     print_markdown(console, table.read_text(encoding="utf-8"))
     lines = [f"tables   {table.with_suffix('.csv')}, .md, .tex", f"figures  {study}/figures/"]
     lines.append(f"report   {study}/report.html")
     if tracking != "none" and (late := undelivered(study)):
         lines.append(
-            f"MLflow   {next(iter(late.values()))}; {len(late)} cells are not delivered, the next call logs them:"
+            f"MLflow   {next(iter(late.values()))}; {len(late)} cells are not logged yet, the next call logs them:"
             f" make reproduce CONFIG={config}"
         )
     elif tracking == "sqlite":

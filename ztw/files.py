@@ -91,7 +91,7 @@ def _wait_for_turn(file: IO[bytes], path: Path, report: Report) -> None:
         fcntl.flock(file, fcntl.LOCK_EX)
     except (ImportError, OSError) as error:
         why = getattr(error, "strerror", None) or error
-        report(Note(f"warning: {path}: no file locks here ({why}); run only one job at a time"))
+        report(Note(f"warning: {path}: the file system has no locks ({why}); run only one job at a time"))
 
 
 def _is_at(file: IO[Any], path: Path) -> bool:
@@ -167,6 +167,6 @@ def data_root(configured: str | None = None, home: bool = True) -> Path:
     except RuntimeError:
         pass
     raise ZtwError(
-        "data root: there is no home folder that can be written to; set data.root in the config, or ZTW_DATA, to a"
-        " folder of yours"
+        "data root: no writable home folder; set data.root in the config, or ZTW_DATA, to a folder that you can write"
+        " to"
     )

@@ -90,7 +90,7 @@ def test_a_file_system_without_locks_is_said_and_used(tmp_path, monkeypatch):
     monkeypatch.setattr("fcntl.flock", refuse)
     said: list[str] = []
     assert prepare_dataset("digits", tmp_path, report=said.append)["num_classes"] == 10
-    assert "no file locks here (No locks available)" in said[0]
+    assert "no locks (No locks available)" in said[0]
     assert not list(tmp_path.glob(".prepare*"))
 
 

@@ -166,7 +166,7 @@ def imagenet(tmp_path, monkeypatch, folder):
 
 
 def test_imagenet_is_streamed_from_below_the_root(tmp_path, monkeypatch, folder):
-    with pytest.raises(ztw.ZtwError, match=r"imagenet: not found. By hand: put train/<class>/ and val/"):
+    with pytest.raises(ztw.ZtwError, match=r"imagenet: not found; put its images into train/"):
         prepare_dataset("imagenet", tmp_path)
     root = imagenet(tmp_path, monkeypatch, folder)
     (root / "test").mkdir()
@@ -184,5 +184,5 @@ def test_imagenet_of_the_wrong_shape_is_refused(tmp_path, monkeypatch, folder):
     (tmp_path / "dog").rename(root / "train" / "dog")
     for path in list((root / "val").glob("*/*.png")):
         path.rename(root / "val" / f"{path.parent.name}{path.name}")
-    with pytest.raises(ztw.ZtwError, match=r"val': is flat; move its images into one folder per class"):
+    with pytest.raises(ztw.ZtwError, match=r"val': has no class folders; move its images"):
         prepare_dataset("imagenet", tmp_path)

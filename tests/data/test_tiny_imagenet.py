@@ -130,7 +130,7 @@ def test_tiny_imagenet_is_downloaded(tiny_imagenet, tmp_path, monkeypatch):
     assert prepare_dataset("tiny_imagenet", root)["counts"] == {"train": 6, "test": 4}
     assert sorted(path.name for path in root.iterdir()) == ["decoded", source.name]
     source.unlink()
-    with pytest.raises(ztw.ZtwError, match=r"download from .*Put .*\.zip or the folder .*/ below"):
+    with pytest.raises(ztw.ZtwError, match=r"download from .*put .*\.zip or the folder .*/ below"):
         prepare_dataset("tiny_imagenet", tmp_path / "other")
 
 

@@ -101,8 +101,8 @@ def test_images_and_labels_that_are_not_the_network_s(given, message, form):
         ((IMAGES, "labels"), "labels: str, must be"),
         (Endless(), "data: Endless, must be"),
         (DataLoader(Endless()), "data: DataLoader .*has no len.*, must be"),
-        (TensorDataset(IMAGES[:0], LABELS[:0]), "the dataset is empty"),
-        (DataLoader(TensorDataset(IMAGES[:3], LABELS[:3]), 4, drop_last=True), "the loader is empty"),
+        (TensorDataset(IMAGES[:0], LABELS[:0]), "data: the Dataset is empty"),
+        (DataLoader(TensorDataset(IMAGES[:3], LABELS[:3]), 4, drop_last=True), "DataLoader is empty"),
     ],
 )
 def test_what_is_no_data(given, message):

@@ -102,7 +102,7 @@ def test_risk_without_held_out_images_of_a_class(network):
         ({"risk": (0.1, 1)}, r"risk \(0.1, 1\): must be"),
         (
             {"risk": (0.1, 0.1), "thresholds": "shared"},
-            "thresholds 'shared': must be risk_controlled",
+            "thresholds 'shared': with risk, must be 'risk_controlled'",
         ),
         ({"budget": 1.0, "rule": "nope"}, "unknown exit rule 'nope'"),
         ({"budget": 1.0, "thresholds": "nope"}, "unknown way to choose thresholds 'nope'"),

@@ -60,7 +60,7 @@ def test_without_any_that_is_said(tmp_path):
 def test_another_file_is_refused(root):
     path = root[0] / "study/digits/resnet8/seed0/predictions/independent.safetensors"
     write_tensors(path.with_name("other.safetensors"), {"weights": torch.zeros(2)})
-    with pytest.raises(ztw.ZtwError, match=r"other.safetensors: is no file of published predictions"):
+    with pytest.raises(ztw.ZtwError, match=r"other.safetensors: not a file of published predictions"):
         ztw.load_predictions(NAME.replace("independent", "other"), root[0])
 
 

@@ -28,7 +28,7 @@ def test_the_second_of_two_in_one_folder_says_so(data_root, tmp_path, tell):
     wait_for(tmp_path / "results/tiny/logs/snakemake.log", first)
     second = run(tmp_path, SMALL)
     assert second.returncode == 1
-    assert f"another run is at work in this folder (process {first.pid})" in second.stdout
+    assert f"another run uses this folder (process {first.pid})" in second.stdout
     assert len(second.stdout.splitlines()) == 1
     output, _ = first.communicate(timeout=900)
     assert first.returncode == 0, output
@@ -73,6 +73,6 @@ def test_a_file_system_without_locks_is_warned_of(finished, tmp_path, tell):
     done = subprocess.run(script, cwd=folder, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     first, *rest = done.stdout.splitlines()
-    assert first.startswith("warning: results/.lock: no file locks here (Function not implemented)")
+    assert first.startswith("warning: results/.lock: the file system has no locks (Function not implemented)")
     assert "ztw" in "".join(rest)
     tell("5 no flock", "a run on a file system without locks", "one line of warning, goes on")

@@ -313,7 +313,7 @@ def test_what_decides_a_time_has_it_measured_again(tmp_path, layout, timings, ch
     other = plan if isinstance(plan, MeasureLatencySettings) else small_plan("ensemble")
     _, said = measured(tmp_path, other)
     assert len(timings) == 2
-    assert said[0] == f"ensemble: timed again, because of other {part}"
+    assert said[0] == f"ensemble: timed again, because {part} changed"
 
 
 def test_other_code_has_all_measured_again(tmp_path, timings):

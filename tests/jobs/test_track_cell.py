@@ -73,7 +73,7 @@ def test_a_cell_is_logged_with_its_figure(tmp_path):
 def test_a_cell_whose_server_is_away_says_so_instead(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     layout = Layout(tmp_path / "study")
-    away = "the MLflow server http://127.0.0.1:9 is away ([Errno 111] Connection refused)"
+    away = "the MLflow server http://127.0.0.1:9 does not answer ([Errno 111] Connection refused)"
     assert track(layout, "http://127.0.0.1:9") == {**IDENTITY, "undelivered": away}
     assert layout.cell_figure(CELL).exists()
     files = [layout.metrics(CELL, "sdn")]

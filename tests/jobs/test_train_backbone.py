@@ -106,7 +106,7 @@ def test_weights_with_another_accuracy_are_refused_before_anything_is_trained(la
     with pytest.raises(ztw.ZtwError) as caught:
         made_ready(layout, wrong)
     message = str(caught.value)
-    assert f"the weights have {accuracy:.4f} on the 359 test images" in message
+    assert f"the accuracy on 359 test images is {accuracy:.4f}" in message
     assert f"expected {accuracy + 0.02:g} within 0.01" in message
     assert "\n" not in message
     assert not layout.backbone(CELL).exists()

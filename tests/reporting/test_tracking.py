@@ -188,11 +188,11 @@ def earlier_results(client, run, copy, file):
 @pytest.mark.parametrize(
     ("change", "wrong"),
     [
-        (deleted_run, "no run in MLflow was made from it"),
-        (deleted_copy, "its run {run} in MLflow has no copy of it"),
-        (edited_copy, "the copy of its run {run} in MLflow was altered"),
+        (deleted_run, "no run in MLflow has this result"),
+        (deleted_copy, "its run {run} in MLflow has no copy of the file"),
+        (edited_copy, "the copy in MLflow's run {run} was altered"),
         (deleted_metric, "its run {run} in MLflow has no metric 'exit_1/ece'"),
-        (earlier_results, "no run in MLflow was made from it"),
+        (earlier_results, "no run in MLflow has this result"),
     ],
 )
 def test_what_mlflow_lacks_is_named_and_taken_from_the_file(store, logged, change, wrong):
@@ -202,7 +202,7 @@ def test_what_mlflow_lacks_is_named_and_taken_from_the_file(store, logged, chang
     found, lacking = from_runs(tracking, [file], said.append)
     assert found.equals(from_files([file]))
     assert lacking == {file: f"{file}: {wrong.format(run=run)}"}
-    assert said == [f"{lacking[file]}: taken from the file; the next call logs it again"]
+    assert said == [f"{lacking[file]}: the tables use the file; the next call logs it again"]
 
 
 def test_a_file_that_was_altered_makes_no_table(logged):
@@ -238,7 +238,7 @@ def test_a_store_that_cannot_be_is_told_by_its_kind(tmp_path, uri, hint):
 def test_a_store_in_a_file_is_never_to_be_started(tmp_path):
     (tmp_path / "mlflow.db").write_text("this is no database " * 100)
     store = {"uri": f"sqlite:///{tmp_path}/mlflow.db", "experiment": "study", "owner": "local"}
-    with pytest.raises(ztw.ZtwError, match=r"close what else uses .*mlflow.db, or delete it") as caught:
+    with pytest.raises(ztw.ZtwError, match=r"close other .* use .*mlflow.db, or delete it") as caught:
         read_copies(store, [])
     assert "start it" not in str(caught.value)
 
@@ -284,9 +284,9 @@ def test_a_server_that_is_away_is_told_and_the_study_goes_on(
     said: list[str] = []
     store = start_store(uri, "study", tmp_path, said.append)
     assert len(said) == 1
-    assert said[0].startswith(f"the MLflow server {uri} is away (")
+    assert said[0].startswith(f"the MLflow server {uri} does not answer (")
     assert reason in said[0]
-    with pytest.raises(ServerAwayError, match="is away"):
+    with pytest.raises(ServerAwayError, match="does not answer"):
         log(store, tmp_path)
     write_json(tmp_path / "tracking.json", store)
     said.clear()
@@ -306,7 +306,7 @@ def test_a_server_that_refuses_who_asks_is_an_error(tmp_path, server, monkeypatc
 
 INVALID_HOST = "Invalid Host header - possible DNS rebinding attack detected"  # MLflow's own text
 DENIED = '{"error_code": "PERMISSION_DENIED", "message": "Permission denied"}'
-ALLOWED = r"name {server} in the server's MLFLOW_SERVER_ALLOWED_HOSTS"
+ALLOWED = r"add {server} to the server's MLFLOW_SERVER_ALLOWED_HOSTS"
 LOGIN = "check MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
 
 
@@ -454,7 +454,7 @@ def test_an_experiment_that_was_removed_for_good_is_created_again(tmp_path):
 def test_a_database_that_is_gone_is_told(tmp_path):
     store = start_store("sqlite", "study", tmp_path)
     (tmp_path / "mlflow.db").unlink()
-    with pytest.raises(ztw.ZtwError, match=r"mlflow.db is gone; run again"):
+    with pytest.raises(ztw.ZtwError, match=r"mlflow.db is missing; run again"):
         log(store, tmp_path)
     assert not (tmp_path / "mlflow.db").exists(), "opening it would have created an empty one"
 

@@ -93,7 +93,7 @@ WRONG = [
     ("ics.sets", {}, "ics.sets: is empty, must name at least one"),
     ("methods", {}, "methods: is empty, must name at least one"),
     ("seeds", [], "seeds: is empty, must name at least one"),
-    ("seeds", [1, 1], "seeds: [1, 1] names something twice"),
+    ("seeds", [1, 1], "seeds: [1, 1] has a value twice"),
     ("seeds", [-1], "seeds.0: -1 must be >= 0"),
     ("seeds", 3, "seeds: 3 is not of type list"),
     ("ics.placement", [3], "ics.placement: 3: resnet8 has blocks 0..2"),
@@ -582,5 +582,5 @@ def test_a_study_may_train_on_all_images():
     ],
 )
 def test_what_needs_held_out_images_is_named(change, reason):
-    with pytest.raises(ztw.ZtwError, match=f"validation_fraction: 0: there is no validation part.*{reason}"):
+    with pytest.raises(ztw.ZtwError, match=f"validation_fraction: 0: there is no validation split.*{reason}"):
         check_study(all_trained_on(**change))

@@ -32,7 +32,7 @@ def test_a_stale_manual_is_written_again(tmp_path):
     write_manual(tmp_path)
     written = (tmp_path / "config/README.md").read_text()
     assert written.startswith("a\n<!-- keys: latency -->\n| key | type, default | meaning |\n")
-    assert "| `images` | integer >= 1, images, `256` | How many images" in written
+    assert "| `images` | integer >= 1, images, `256` | " in written
     assert written.endswith("<!-- end -->\nb\n")
 
 

@@ -292,7 +292,7 @@ def test_a_helper_has_a_name_of_its_own(module, monkeypatch, tmp_path):
     importlib.import_module(module)
     Path(f"{module}.py").write_text("side = 1")
     expected = (
-        rf"^plugins: 'own.py': imports {module}: both .*/{module}.py and .* have this name; rename the first$"
+        rf"^plugins: 'own.py': imports {module}: both .*/{module}.py and .* have this name; rename your file$"
     )
     with pytest.raises(ztw.ZtwError, match=expected):
         load_plugins([plugin(f"import {module}\n{HEAD}")])

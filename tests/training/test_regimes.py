@@ -109,7 +109,7 @@ def test_it_goes_on_where_it_was_stopped(form, tmp_path, monkeypatch):
     ztw.train_exits(
         fresh(), data(), 3, batch_size=32, seed=1, checkpoints=tmp_path / "kept", progress=lines.append
     )
-    assert "not used, because of other settings; training from the start" in lines[0]
+    assert "not used, because settings changed; training from the start" in lines[0]
 
 
 class Noisy(Dataset):

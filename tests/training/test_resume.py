@@ -220,7 +220,7 @@ def test_one_of_something_else_is_not_used(of, what, tmp_path, every_step_is_tol
     trained, _ = run_training(backbone, RECIPES["one_cycle"], None, Checkpoints(tmp_path, of, lines.append))
     assert len(lines) == 1
     assert lines[0].endswith(
-        f"step-0000000004.safetensors: not used, because of other {what}; training from the start"
+        f"step-0000000004.safetensors: not used, because {what} changed; training from the start"
     )
     assert same(state_of(trained), state_of(expected))
 

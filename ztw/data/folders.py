@@ -95,7 +95,7 @@ def _say_forms(walks: Iterable[_Walk], report: Report) -> None:
         report(
             Note(
                 f"classes {', '.join(several)}: the names of their folders use several Unicode forms"
-                " (macOS writes NFD, others NFC); names that agree in form NFC are one class"
+                " (macOS writes NFD, others NFC); names with the same NFC form are one class"
             )
         )
 
@@ -202,7 +202,7 @@ class _Walk:
             more = f" and {len(self.dead) - NAMED} more" if len(self.dead) > NAMED else ""
             yield f"{len(self.dead)} dead links: {', '.join(self.dead[:NAMED])}{more}"
         if not self.rows and self.skipped[OUTSIDE]:
-            yield f"{shown(self.place)!r}: is flat; move its images into one folder per class"
+            yield f"{shown(self.place)!r}: has no class folders; move its images into one folder per class"
         elif empty := [text for name, text in self.empty.items() if name not in self.names()]:
             yield f"no readable image in {', '.join(empty)}"
         elif not self.rows:

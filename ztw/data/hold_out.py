@@ -32,7 +32,7 @@ def held_out_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, 
         members = members[torch.randperm(len(members), generator=generator)]
         held_out[members[:count]] = True
     if held_out.all() or not held_out.any():
-        raise ZtwError(f"validation fraction {fraction!r} of {len(labels)} images leaves a part empty")
+        raise ZtwError(f"validation fraction {fraction!r} of {len(labels)} images leaves a split empty")
     return (~held_out).nonzero().flatten(), held_out.nonzero().flatten()
 
 

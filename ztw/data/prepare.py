@@ -180,7 +180,7 @@ def _below(root: Path, name: str, metadata: DatasetMetadata) -> FolderSettings:
     path = root / name
     if not path.is_dir():
         raise ZtwError(
-            f"{name}: not found. By hand: put train/<class>/ and val/<class>/ with its images below {shown(path)}"
+            f"{name}: not found; put its images into train/<class>/ and val/<class>/ below {shown(path)}"
             f" (from {metadata.source})"
         )
     return FolderSettings(path=str(path), size=int(metadata.size or 0), stream=True)
@@ -253,7 +253,7 @@ def _statistics(counts: Tensor, report: Report) -> dict[str, list[float]]:
         report(
             Note(
                 f"channel {channel} of 0..{len(std) - 1} is constant over the training images (std"
-                f" {float(std[channel]):.2g}): it is normalised by 1 and holds no information for the network"
+                f" {float(std[channel]):.2g}): it gives the network no information; its std is set to 1"
             )
         )
         std[channel] = 1.0

@@ -95,9 +95,7 @@ def _fetch(
                 return
             except (ZtwError, OSError, EOFError, zlib.error, subprocess.SubprocessError) as error:
                 failures.append(f"{label}: {' '.join(str(error).split())[:300]}")
-    raise ZtwError(
-        f"{name}: no source has it. Tried: {'; '.join(failures)}. Put {by_hand} below {root} by hand"
-    )
+    raise ZtwError(f"{name}: not found, tried {'; '.join(failures)}; put {by_hand} below {root} yourself")
 
 
 def _move_checked(scratch: Path, root: Path, files: Mapping[str, str]) -> None:

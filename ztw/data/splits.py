@@ -65,7 +65,7 @@ def _arrays(record: dict[str, Any], split: str, report: Report) -> dict[str, Ten
     except NotAsRecordedError as error:
         raise ZtwError(
             f"{error}, and cannot be restored: the images of {record['name']} or their decoder have changed since"
-            " the study started; delete the study's data/ and run the study again, which trains again"
+            " the study started; delete the study's data/ and run again; all networks are then trained again"
         ) from error
 
 

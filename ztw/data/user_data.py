@@ -289,7 +289,7 @@ def as_data(given: Any, wanted: Wanted, what: str = "data") -> Data:
             return TensorData(*wanted.check(*given), wanted)
         if isinstance(given, Dataset) and not isinstance(given, IterableDataset):
             if not len(given):  # type: ignore[arg-type]
-                raise ZtwError("the dataset is empty")
+                raise ZtwError("data: the Dataset is empty")
             return DatasetData(given, wanted, torch.arange(len(given)))  # type: ignore[arg-type]
     except (TypeError, NotImplementedError) as error:
         if isinstance(error, ZtwError):
@@ -302,7 +302,7 @@ def as_data(given: Any, wanted: Wanted, what: str = "data") -> Data:
 def _of_loader(loader: DataLoader, wanted: Wanted) -> LoaderData:
     batches = len(loader)
     if not batches:
-        raise ZtwError("the loader is empty")
+        raise ZtwError("data: the DataLoader is empty")
     size = max(2, loader.batch_size or 2)
     samples = batches * size
     if loader.batch_size == size and not loader.drop_last and not isinstance(loader.dataset, IterableDataset):

@@ -158,7 +158,7 @@ def choose_threshold(
     wanted = "risk_controlled" if risk is not None else "shared"
     thresholds = thresholds or wanted
     if risk is not None and thresholds != wanted:
-        raise ZtwError(f"thresholds {thresholds!r}: must be risk_controlled with risk; leave it out")
+        raise ZtwError(f"thresholds {thresholds!r}: with risk, must be 'risk_controlled' or left out")
     rule = rule_name(exit_rule(rule))
     _check_wish(budget, allowed_loss, risk)
     if isinstance(network, OnnxRunner):

@@ -69,7 +69,7 @@ def load_predictions(name: str, root: Path | str | None = None) -> Predictions:
     path = root / cell / FOLDER / f"{ics}.safetensors"
     if not path.is_file():
         raise ZtwError(f"predictions {name!r}: not in {root}; known: {', '.join(published(root)) or 'none'}")
-    tensors, facts = read_tensors(path, "take it from the repository again"), read_metadata(path)
+    tensors, facts = read_tensors(path, "restore it from the repository"), read_metadata(path)
     try:
         splits = {
             split: (tensors[f"{split}_logits"].float(), class_labels(tensors[f"{split}_labels"]))
@@ -78,7 +78,7 @@ def load_predictions(name: str, root: Path | str | None = None) -> Predictions:
         cost = torch.tensor(json.loads(facts["cost"]), dtype=torch.float64)
         found = Predictions(splits["validation"], splits["test"], cost, float(facts["base_cost"]))
     except (KeyError, ValueError) as error:
-        raise ZtwError(f"{path}: is no file of published predictions ({error!r})") from error
+        raise ZtwError(f"{path}: not a file of published predictions ({error!r})") from error
     for logits, labels in (found.validation, found.test):
         check_logits(logits, labels, cost)
     return found

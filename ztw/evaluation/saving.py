@@ -258,7 +258,7 @@ def _loads_alike(folder: Path, network: EarlyExitNetwork, reasons: list[str]) ->
         found, expected, rtol=1e-4, atol=1e-4, equal_nan=True
     )
     if not same:
-        reasons.append("the saved network predicts something else")
+        reasons.append("the loaded network has other predictions")
     return same
 
 

@@ -41,7 +41,7 @@ class KeptTimes:
             report(str(error))
             return None
         if other := sorted(key for key in {*of, *content["of"]} if of.get(key) != content["of"].get(key)):
-            report(f"{name}: timed again, because of other {' and '.join(other)}")
+            report(f"{name}: timed again, because {' and '.join(other)} changed")
             return None
         return content["found"]
 

@@ -84,7 +84,7 @@ def _note_silent(name: str, logits: Tensor, additive: bool, report: Report) -> N
         report(
             Note(
                 f"IC set {name}: exit {', '.join(map(str, silent))} gives the same logits for all images: its head"
-                " died in training; a lower lr may help"
+                " learned nothing; a lower lr may help"
             )
         )
 

@@ -68,6 +68,6 @@ def track_cell(job: Job, cell: Cell, settings: TrackCellSettings) -> None:
     try:
         runs = log_cell(read_json(layout.store), results, job.report)
     except ServerAwayError as away:
-        job.report(f"not delivered: {away}")
+        job.report(f"not logged: {away}")
         runs = undelivered(cell, str(away))
     write_json(layout.runs(cell), runs)

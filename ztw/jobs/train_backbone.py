@@ -136,9 +136,8 @@ def _check_accuracy(backbone: Backbone, test: Data, settings: BackboneSettings, 
     expected = settings.expected_accuracy
     if expected is not None and abs(found - expected) > TOLERANCE:
         raise ZtwError(
-            f"backbone.expected_accuracy: the weights have {found:.4f} on the {len(test)} test images, expected"
-            f" {expected:g} within {TOLERANCE:g}; they may need another data.mean and data.std, or belong to"
-            " another network"
+            f"backbone.expected_accuracy: the accuracy on {len(test)} test images is {found:.4f}, expected {expected:g}"
+            f" within {TOLERANCE:g}; the weights may need another data.mean and data.std, or belong to another network"
         )
     return found
 

@@ -101,7 +101,7 @@ class OnnxRunner:
             raise ZtwError(f"{path}: damaged, or not an ONNX file") from error
         if (schema := self.metadata["schema"]) != SCHEMA:
             raise ZtwError(
-                f"{path}: schema {schema}, written by ztw {self.metadata['ztw']}; this one reads schema {SCHEMA}"
+                f"{path}: schema {schema}, written by ztw {self.metadata['ztw']}, expected {SCHEMA}; export it again"
             )
         self.path = Path(path)
         self.threads: int = threads or torch.get_num_threads()

@@ -82,7 +82,9 @@ def from_runs(
     if lacking:
         more = f" (and {len(lacking) - 1} more)" if len(lacking) > 1 else ""
         report(
-            Note(f"{next(iter(lacking.values()))}{more}: taken from the file; the next call logs it again")
+            Note(
+                f"{next(iter(lacking.values()))}{more}: the tables use the file; the next call logs it again"
+            )
         )
     return _frame(copies[file] if file in copies else read_json(file) for file in files), lacking
 

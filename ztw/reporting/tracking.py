@@ -136,7 +136,7 @@ def open_store(store: Mapping[str, str], report: Report = print) -> tuple[Mlflow
     uri, name = store["uri"], store["experiment"]
     database = _database(uri)
     if database is not None and not database.exists():
-        raise ZtwError(f"tracking: {database} is gone; run again to have every cell logged again")
+        raise ZtwError(f"tracking: {database} is missing; run again to log every cell again")
     with _errors_of(uri):
         client = _client(uri)
         if uri.startswith("http"):
@@ -305,15 +305,15 @@ def read_copies(
 def _read_copy(uri: str, run: Run | None, name: str) -> dict[str, Any] | str:
     """Return the content of a run's copy of a file, or a text that says what is wrong with it."""
     if run is None:
-        return "no run in MLflow was made from it"
+        return "no run in MLflow has this result"
     run_id = run.info.run_id
     kept = get_artifact_repository(run.info.artifact_uri, uri)  # a client would ask for the run each time
     if name not in [artifact.path for artifact in kept.list_artifacts()]:
-        return f"its run {run_id} in MLflow has no copy of it"
+        return f"its run {run_id} in MLflow has no copy of the file"
     with tempfile.TemporaryDirectory() as scratch:
         copy = Path(kept.download_artifacts(name, scratch))
         if sha256(copy) != run.data.tags[SEAL]:
-            return f"the copy of its run {run_id} in MLflow was altered"
+            return f"the copy in MLflow's run {run_id} was altered"
         content: dict[str, Any] = json.loads(copy.read_bytes())
     gone = {metric for metric, *_ in metrics_of(content)} - run.data.metrics.keys()
     return f"its run {run_id} in MLflow has no metric {min(gone)!r}" if gone else content
@@ -336,7 +336,7 @@ def _errors_of(uri: str) -> Iterator[None]:
         text = without_password(" ".join(str(error).split()))
         if _is_away(uri, error):
             cause = without_password(" ".join(str(_causes(error)[-1]).split())[-200:])
-            raise ServerAwayError(f"the MLflow server {uri} is away ({cause})") from error
+            raise ServerAwayError(f"the MLflow server {uri} does not answer ({cause})") from error
         raise ZtwError(
             f"tracking: the MLflow store {uri!r} cannot be used ({text[:200]}); {_hint(uri, error)}"
         ) from error
@@ -366,14 +366,14 @@ def _hint(uri: str, error: Exception) -> str:
     if isinstance(error, ImportError) or any(
         word in str(error) for word in ("No module named", "load plugin")
     ):
-        return "install the Python package that its kind of database needs"
+        return "install the Python package for this kind of database"
     if "unsupported URI" in str(error):
         return "give sqlite, none, or the http address of a tracking server"
     if (database := _database(uri)) is not None:
-        return f"close what else uses {database}, or delete it to have the runs logged again"
+        return f"close other programs that use {database}, or delete it to log the runs again"
     if (code := getattr(error, "error_code", "")) in REFUSALS:
         login = "check MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
-        hosts = f"name {urlsplit(uri).netloc} in the server's MLFLOW_SERVER_ALLOWED_HOSTS"
+        hosts = f"add {urlsplit(uri).netloc} to the server's MLFLOW_SERVER_ALLOWED_HOSTS"
         if "Invalid Host header" in str(error):
             return hosts
         return login if code == "UNAUTHENTICATED" else f"{hosts}, or {login}"

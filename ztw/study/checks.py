@@ -187,7 +187,7 @@ def _check_nothing_held_out(study: Study) -> None:
 
     fitted = [study.ensembles.sets[m.ensemble] for m in study.methods.values() if m.ensemble]
     needs = {
-        "evaluation.protocols: held-out chooses thresholds on it; leave held-out out": "held-out"
+        "evaluation.protocols: held-out chooses thresholds on it; remove held-out": "held-out"
         in study.evaluation.protocols,
         "latency uses thresholds chosen on it; set latency.batch_sizes to []": study.latency.batch_sizes,
         "an ensemble is fitted on it (fit_on: validation); use fit_on: train": any(
@@ -199,7 +199,7 @@ def _check_nothing_held_out(study: Study) -> None:
     }
     for reason, needed in needs.items():
         if needed:
-            raise ZtwError(f"data.validation_fraction: 0: there is no validation part, but {reason}")
+            raise ZtwError(f"data.validation_fraction: 0: there is no validation split, but {reason}")
 
 
 def _check_source(backbone: BackboneSettings, arch: str) -> None:

@@ -100,8 +100,8 @@ def study_name(path: Path | str) -> str:
     name = Path(path).stem
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
         raise ZtwError(
-            f"config {str(path)!r}: the file name gives the study's name, and {name!r} is not allowed; rename the file"
-            " with letters, digits and '_', after the first character also '-' and '.'"
+            f"config {str(path)!r}: {name!r} cannot be the name of a study; rename the file with letters, digits and"
+            " '_', after the first character also '-' and '.'"
         )
     return name
 

@@ -116,7 +116,7 @@ class _Finder(ModuleFinder):
             near = next((file for file in beside if file.is_file()), None)
         if near and not (origin and Path(origin).exists() and near.samefile(origin)):
             other = origin or "the standard library"
-            raise ZtwError(f"imports {name}: both {near} and {other} have this name; rename the first")
+            raise ZtwError(f"imports {name}: both {near} and {other} have this name; rename your file")
         if spec is None or origin is None or INSTALLED & set(Path(origin).parts):
             raise ImportError(name=name)
         return [str(Path(place).parent) for place in spec.submodule_search_locations or [origin]]

@@ -66,7 +66,7 @@ def _kind(found: Schema, required: bool) -> str:
     options = [option for option in found.get("anyOf", [found]) if option.get("type") != "null"]
     kind = " or ".join(dict.fromkeys(text for option in options if (text := _type(option))))
     default = "required" if required else f"`{_as_yaml(found.get('default'))}`"
-    return ", ".join(part for part in (kind, found.get("unit", ""), default) if part)
+    return ", ".join(part for part in (kind, found.get("unit", ""), default) if part.strip("`"))
 
 
 def _type(option: Schema) -> str:

@@ -87,7 +87,11 @@ class CapturedGradients:
             self.failed = True
             # Ending a failed capture raises, too; the context holds the cause
             reason = " ".join(str(error.__context__ or error).split())[:160]
-            self.report(Note(f"the training step cannot be captured ({reason}); training continues without"))
+            self.report(
+                Note(
+                    f"the training step cannot be captured as a CUDA graph ({reason}); training continues without it"
+                )
+            )
             return
         finally:
             if collects:

@@ -83,7 +83,7 @@ class Checkpoints:
             of = content["of"]
             if other := sorted(key for key in {*of, *self.of} if of.get(key) != self.of.get(key)):
                 self.report(
-                    Note(f"{path}: not used, because of other {' and '.join(other)}; training from the start")
+                    Note(f"{path}: not used, because {' and '.join(other)} changed; training from the start")
                 )
                 shutil.rmtree(self.folder)
                 return False
