@@ -1,4 +1,4 @@
-"""Train the exits of one network on a user's images, in any of three regimes."""
+"""Train the exits of a network on a user's images, in one of three regimes."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def train_exits(
     checkpoints: Path | str | None = None,
     progress: bool | Report = True,
 ) -> History:
-    """Train a network's exits in place, on the network's device; leaves the network in eval mode.
+    """Train a network's exits in place, on the network's device, and set the network to eval mode.
 
     The defaults are ZTW's recipe (2021) for ICs: Adam, lr 1e-3, batches of 128, weight decay 5e-4 (1e-4 for ResNet
     and MobileNet). ZTW trains 50 epochs and divides lr by 10 after epoch 15.
@@ -55,8 +55,8 @@ def train_exits(
         data: normalised training images: tensors (images float (N, C, H, W), labels int (N,)), a torch Dataset of
             (image, label), or a DataLoader. A DataLoader keeps its batch size, order and augmentation.
         epochs: passes over the data; 0.5 is half a pass.
-        regime: "separate" = the ICs on the frozen backbone; "joint" = backbone and ICs together; "layer_wise" = exit
-            after exit, the epochs divided among the exits.
+        regime: "separate" = train the ICs on the frozen backbone; "joint" = backbone and ICs together; "layer_wise" =
+            exit after exit, with the epochs divided among the exits.
         lr: the highest learning rate.
         batch_size: images per step.
         optimizer: "adam" or "sgd".
@@ -64,11 +64,11 @@ def train_exits(
         milestones: epochs after which lr is divided by 10.
         weights: weights of the exits' losses in joint training: "uniform", "depth", "growing" or one number per
             exit, see `ztw.training.joint.exit_weights`.
-        seed: of order, augmentation and dropout.
+        seed: seed of the order of images, augmentation and dropout.
         precision: "fp32", "bf16" or "auto".
-        checkpoints: a folder. The same call then resumes a stopped training, also within an epoch, and ends with
-            the same weights. It may not with a Dataset or DataLoader whose random state cannot be saved; for a
-            DataLoader, `progress` gets a note.
+        checkpoints: a folder for checkpoints. The same call then resumes a stopped training, also within an epoch, and
+            ends with the same weights. The weights may differ if the random state of a Dataset or DataLoader cannot be
+            saved; for a DataLoader, `progress` gets a note.
         progress: True = lines on stderr, False = silence, or a function that takes a line.
 
     Returns:
@@ -127,7 +127,7 @@ def train_exits(
         if isinstance(images, LoaderData) and (states := images.own_states()):
             kept.report(Note(f"checkpoints: this DataLoader may not resume bit for bit: {'; '.join(states)}"))
     gpus = [images.device] if images.device.type == "cuda" else []
-    # The caller may have switched gradients off
+    # In case the caller has switched gradients off
     with torch.random.fork_rng(gpus), torch.inference_mode(False), torch.enable_grad():
         torch.manual_seed(seed)
         if regime == "separate":
@@ -156,7 +156,7 @@ def _check_numbers(
 
 
 def _identity(network: EarlyExitNetwork, data: Data, settings: tuple[Any, ...]) -> dict[str, str]:
-    """Digest everything that a resumed training must share with its checkpoint, except the trained weights."""
+    """Return digests of all that a checkpoint and the training that resumes from it must have in common."""
     shapes = {name: list(value.shape) for name, value in network.state_dict().items()}
     anatomy = {"connection": network.connection.name, "placement": list(network.placement), "shapes": shapes}
     known = {
