@@ -1,9 +1,9 @@
-"""Paired bootstrap over test samples: is a difference in accuracy larger than the noise of the test split?
+"""Compare accuracies by a paired bootstrap: is a difference larger than the noise of the test split?
 
 Test samples are drawn with replacement many times. Each draw is the same for both methods and all seeds, because all
 of them predict the same images (Efron and Tibshirani 1993, chapter 13: percentile interval). The interval covers the
 choice of the test samples only. It does not cover the spread between trainings (see the standard deviation over
-seeds) or the choice of thresholds on the validation split. Of many pairs, some intervals exclude 0 by chance.
+seeds) or the choice of thresholds on the validation split. With many pairs, some intervals exclude 0 by chance.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ LARGEST = 2**24  # float32 represents integers exactly below this
 def pairs_at_budgets(
     correct: Correct, resamples: int = 2000, level: float = 0.95, seed: int = 0
 ) -> list[Row]:
-    """Compare every pair of methods at every budget, from one set of draws.
+    """Compare every pair of methods at every budget, with the same draws for all pairs.
 
-    A pair is compared on the seeds that both methods have, and left out if there are none.
+    A pair is compared on the seeds of both methods, and left out if they have no seed in common.
 
     Args:
-        correct: budget -> method -> seed -> bool (N,), whether each test sample is classified correctly. All have the
-            same samples in the same order. Seeds for which a budget is infeasible are left out.
+        correct: budget -> method -> seed -> bool (N,), whether each test sample is classified correctly. The samples
+            and their order must be the same everywhere. Leave out seeds for which a budget is infeasible.
         resamples: number of draws.
         level: coverage of the interval, in (0, 1).
-        seed: of the draws.
+        seed: seed of the draws.
 
     Returns:
         Rows in the order of budgets and pairs: budget, first, second, difference (of mean accuracies, first - second),
@@ -86,7 +86,7 @@ def paired_difference(
         first, second: bool (N,), whether each sample is classified correctly, in the same order.
         resamples: number of draws.
         level: coverage of the interval, in (0, 1).
-        seed: of the draws.
+        seed: seed of the draws.
 
     Returns:
         The difference. If its interval contains 0, the difference is within the noise of the test split.
@@ -106,7 +106,7 @@ def paired_difference(
 
 
 def _pairs(correct: Correct) -> Iterator[tuple]:
-    """Yield (budget, first, second, common seeds) of every pair with a common seed."""
+    """Yield (budget, first, second, common seeds) of every pair of methods with a common seed."""
     for budget, methods in correct.items():
         for first, second in combinations(methods, 2):
             seeds = [seed for seed in methods[first] if seed in methods[second]]
@@ -115,7 +115,7 @@ def _pairs(correct: Correct) -> Iterator[tuple]:
 
 
 def _columns(correct: Correct) -> tuple[dict[tuple[Hashable, ...], int], Tensor]:
-    """Return the row of each (budget, method, seed), and its flags, 0 or 1 (M, N)."""
+    """Return the row number of each (budget, method, seed), and the rows, 0 or 1 (M, N)."""
     found: dict[tuple[Hashable, ...], Tensor] = {}
     for budget, methods in correct.items():
         for method, of_seed in methods.items():

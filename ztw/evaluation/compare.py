@@ -16,7 +16,7 @@ from ztw.onnx.runner import OnnxRunner
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far an exported network agrees with the original on held-out samples.
+    """How much an exported network agrees with the original on held-out samples.
 
     Args:
         accuracy: of each of the K exits of the original, in [0, 1].

@@ -1,4 +1,4 @@
-"""Metrics of exits and curves, accuracy at a budget: pure functions."""
+"""Compute metrics of exits and curves, such as accuracy at a budget. Pure functions."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from ztw.errors import ZtwError, is_number
 from ztw.exits.logits import check_logits
 from ztw.exits.sweep import Curve
 
-PERCENT = 10  # a budget from here on that exceeds all costs is taken for a percentage
+PERCENT = 10  # a budget >= 10 that exceeds all costs is treated as a percentage by mistake
 
 
 def at_budget(curve: Curve, budgets: Sequence[float | str], base_cost: float) -> list[int | None]:
-    """Return the row of a curve that each budget allows.
+    """Return the row of a curve that is chosen for each budget.
 
-    Of the rows within a budget, takes the most expensive one; of equally expensive ones, the most cautious. This is
-    the paper's "largest threshold whose mean cost is below".
+    This is the most expensive row within the budget; of equally expensive rows, the most cautious. The paper's words:
+    "largest threshold whose mean cost is below".
 
     Args:
         curve: from `sweep`.
@@ -29,7 +29,7 @@ def at_budget(curve: Curve, budgets: Sequence[float | str], base_cost: float) ->
         The index of each row; None where no row is cheap enough.
 
     Raises:
-        ZtwError: for a budget that is not positive, or that is a percentage.
+        ZtwError: for a budget that is not positive, or is a percentage.
     """
     chosen: list[int | None] = []
     for budget in budgets:
@@ -42,7 +42,7 @@ def at_budget(curve: Curve, budgets: Sequence[float | str], base_cost: float) ->
             raise ZtwError(
                 f"budget {budget!r}: must be a fraction of the backbone's cost; {budget:g} % is {budget / 100:g}"
             )
-        # Tolerance 1e-12, because the mean over exit fractions is rounded
+        # Tolerance 1e-12, because the mean cost has a rounding error
         within = (curve.cost <= budget * base_cost * (1 + 1e-12)).nonzero().flatten()
         if not len(within):
             chosen.append(None)
@@ -53,7 +53,7 @@ def at_budget(curve: Curve, budgets: Sequence[float | str], base_cost: float) ->
 
 
 def accuracy_at_budget(curve: Curve, budgets: Sequence[float | str], base_cost: float) -> Tensor:
-    """Return the accuracy that each budget allows.
+    """Return the accuracy at each budget.
 
     Args:
         curve: from `sweep`.

@@ -31,10 +31,10 @@ def predict(
     precision: str = "fp32",
     progress: bool | Report = True,
 ) -> tuple[Tensor, Tensor]:
-    """Compute the logits of every exit for every image, without early exits, in eval mode.
+    """Compute the logits of every exit for every image: no image leaves early.
 
     Args:
-        network: its ensemble is not applied; its training mode is restored.
+        network: used in eval mode, without its ensemble; its mode is restored afterwards.
         data: images and labels, see `train_exits`.
         batch_size: images per batch.
         precision: "fp32", "bf16" or "auto".
@@ -74,12 +74,12 @@ def predict(
         raise ZtwError(
             "predict: some of the network's logits are not finite; train it again, with a lower lr"
         )
-    return logits.clone(), labels.clone()  # nothing can be fitted to tensors made in inference mode
+    return logits.clone(), labels.clone()  # autograd refuses tensors made in inference mode
 
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """A rule, with its results on the held-out samples that it was chosen on.
+    """A rule with its threshold, and its results on the held-out samples that chose it.
 
     Args:
         rule: the rule with its threshold.
@@ -115,17 +115,17 @@ def choose_threshold(
     """Choose the thresholds that meet one goal on held-out samples: a budget, an allowed loss or a risk.
 
     Args:
-        network: a network, used with its ensemble if it has one; or an OnnxRunner. Choose new thresholds for an int8
-            model.
-        held_out: images and labels that nothing was trained on, see `train_exits`; or the result of `predict`.
+        network: a network, used with its ensemble if it has one; or an OnnxRunner. An int8 model needs thresholds of
+            its own.
+        held_out: images and labels that were not used in training, see `train_exits`; or the result of `predict`.
         budget: the largest mean cost, as a share of the backbone's MACs; "max" = the highest accuracy.
         allowed_loss: the largest loss of accuracy against the last exit, in [0, 1), at the smallest cost.
         risk: (eps, delta): with probability 1 - delta over draws of held-out samples, at most a share eps of all
             samples leaves early with a wrong prediction that the last exit would get right.
         rule: a name such as "entropy", or a class.
-        thresholds: the kind of thresholds, see `ztw.list_thresholds`; None = "shared", with `risk`
-            "risk_controlled". "allowed_loss" uses `allowed_loss` as its parameter (Berestizshevsky & Even 2019).
-        points: fineness of the grid of thresholds, which has about 2 * `points` points.
+        thresholds: the kind of thresholds, see `ztw.list_thresholds`. None = "risk_controlled" if `risk` is given, else
+            "shared". "allowed_loss" uses `allowed_loss` as its parameter (Berestizshevsky & Even 2019).
+        points: the grid of thresholds has about 2 * `points` values.
         batch_size: images per batch.
         precision: "fp32", "bf16" or "auto".
         progress: see `train_exits`.
@@ -198,7 +198,7 @@ def choose_threshold(
 
 
 def predict_onnx(runner: OnnxRunner, data: Any) -> tuple[Tensor, Tensor]:
-    """Compute the logits (K, N, C) of every exit in ONNX Runtime, with the ensemble, and labels (N,)."""
+    """Compute the logits (K, N, C) of every exit in ONNX Runtime, the ensemble applied, and labels (N,)."""
     wanted = Wanted(runner.form.shape, runner.form.num_classes, torch.device("cpu"))
     batches = as_data(data, wanted, "predict").batches(CHUNK)
     logits, labels = zip(*((runner.logits(images), labels) for images, labels in batches), strict=True)
@@ -226,7 +226,7 @@ def _check_wish(budget: Any, allowed_loss: Any, risk: Any) -> None:
 def _predicted(
     network: EarlyExitNetwork, held_out: Any, batch_size: int, precision: str, progress: bool | Report
 ) -> tuple[Tensor, Tensor]:
-    """Return given predictions, checked, or compute those of images."""
+    """Check and return given predictions, or compute the predictions of images."""
     if isinstance(held_out, tuple | list) and len(held_out) == 2 and getattr(held_out[0], "ndim", 0) == 3:
         logits, labels = held_out
         logits, labels, _ = check_logits(logits, labels)
@@ -240,10 +240,10 @@ def _predicted(
 
 
 def _allowed(curve: Curve, offered: Candidates, wanted: float, parameter: float | None) -> int:
-    """Return the cheapest row that is accurate enough; with `parameter`, the first row up to it."""
+    """Return the cheapest row of accuracy `wanted`; if `parameter` is given, the first row with at most its value."""
     if parameter is not None:
         return int((offered.parameter <= parameter).nonzero()[0])
     enough = (curve.accuracy >= wanted - 1e-12).nonzero().flatten()
-    if not len(enough):  # no per-exit thresholds may be as accurate as the last exit
+    if not len(enough):  # possible with per-exit thresholds: none may be as accurate as the last exit
         enough = (curve.accuracy == curve.accuracy.max()).nonzero().flatten()
     return int(enough[curve.cost[enough].argmin()])

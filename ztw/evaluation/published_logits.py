@@ -1,4 +1,4 @@
-"""Logits of a published study, in half precision: rules, ensembles and calibrations are scored without any training."""
+"""Write and load a published study's logits in half precision, to evaluate rules and ensembles without training."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from ztw.errors import ZtwError
 from ztw.exits.logits import check_logits, class_labels
 from ztw.tensors import read_metadata, read_tensors, write_tensors
 
-# Where this checkout has its published studies
+# The published studies of this checkout
 REFERENCE = Path(__file__).parents[2] / "results/reference"
-FOLDER = "predictions"  # of a cell
+FOLDER = "predictions"  # folder in a cell
 
 
 @dataclass(frozen=True, repr=False)
 class Predictions:
-    """Logits of a trained network's exits, for images that nothing was trained on.
+    """Logits of a trained network's exits, for images that were not used in training.
 
     Logits were rounded to half precision: accuracies can differ from the study's in the fourth digit.
 
     Args:
-        validation: (logits float32 (K, N, C), labels int64 (N,)), to choose thresholds and to fit on.
-        test: the same of the test images, to report.
+        validation: (logits float32 (K, N, C), labels int64 (N,)), to choose thresholds and fit ensembles on.
+        test: logits and labels of the test images, for the results.
         cost: (K,) float64, cumulative cost of the exits, in MACs.
         base_cost: MACs of the backbone alone.
     """
@@ -51,10 +51,10 @@ def load_predictions(name: str, root: Path | str | None = None) -> Predictions:
 
     Args:
         name: "<study>/<data set>/<architecture>/seed<seed>/<IC set>".
-        root: the folder of published studies; this checkout's results/reference unless given.
+        root: the folder of published studies; None = this checkout's results/reference.
 
     Raises:
-        ZtwError: for an unknown name, with the known ones, and for a file of another kind.
+        ZtwError: for an unknown name, or a file of another kind.
     """
     root = REFERENCE if root is None else Path(root)
     cell, _, ics = str(name).strip("/").rpartition("/")
@@ -88,7 +88,7 @@ def write_published(
     """Write the predictions of an IC set in half precision.
 
     Args:
-        path: of the file, `ztw.study.layout.Layout.published_predictions`.
+        path: see `ztw.study.layout.Layout.published_predictions`.
         splits: "validation" and "test" -> (logits (K, N, C), labels (N,)).
         cost: (K,) cumulative cost of the exits, in MACs.
         base_cost: MACs of the backbone alone.

@@ -1,4 +1,4 @@
-"""Save an early-exit network in a folder with all that an application needs, and load it."""
+"""Save an early-exit network, with all that an application needs, in a folder, and load it."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ def save(
     normalisation: tuple[Sequence[float], Sequence[float]] | None = None,
     progress: bool | Report = True,
 ) -> None:
-    """Save a network in a folder: weights.safetensors, and all else in a readable network.json.
+    """Save a network in a folder: weights.safetensors, and everything else in a readable network.json.
 
-    Loads the saved network and checks that it predicts the same. A user's module that torch.fx cannot trace is saved
-    without its code: `load` then needs `model=`, and `progress` gets a note.
+    Then load the saved network and check that it predicts the same. A module of the user's that torch.fx cannot trace
+    is saved without its code: `load` then needs `model=`, and `progress` gets a note.
 
     Args:
         network: saved with its ensemble, if it has one.
-        path: the folder.
+        path: the folder; a saved network in it is replaced.
         rule: a rule, for example from `choose_threshold`, or a text such as "max_softmax 0.9".
         class_names: a name per class; None = the network's own, if any.
         normalisation: mean and std per channel, of pixels in [0, 1], that images are normalised with; None = the
@@ -79,7 +79,7 @@ def save(
     if normalisation is not None:
         network.normalisation = _normalisation(normalisation, network)
     rules: list[tuple[float | str | None, ExitRule]] = [] if rule is None else [(None, rule)]
-    like = copy.deepcopy(network).cpu().eval()  # on the kernels that the loaded network uses
+    like = copy.deepcopy(network).cpu().eval()  # as `load` returns it, for the comparison
     cost, base = macs(like), macs(like.backbone)
     write_tensors(folder / WEIGHTS, _unshared(like.state_dict()))
     reasons: list[str] = []
@@ -109,8 +109,8 @@ def load(
     Args:
         path: a folder from `save`, or networks/<method> of a study.
         budget: selects one of a study's rules; None = the first feasible one of `evaluation.budgets`.
-        model: only for a backbone that could not be described: a new instance of the model that was given to
-            `as_backbone`, or a Backbone made in the same way.
+        model: only for a backbone that was saved without its code: a new instance of the model that was given to
+            `as_backbone`, or a Backbone that is built in the same way.
 
     Returns:
         The network and the rule; None if no rule was saved.
@@ -232,7 +232,7 @@ def _backbone(metadata: dict[str, Any], model: nn.Module | None) -> Backbone:
 
 
 def _descriptions(backbone: Backbone, reasons: list[str]) -> Any:
-    """Yield descriptions of a backbone, the shortest first; add to `reasons` why one is impossible."""
+    """Yield the possible descriptions of a backbone, the shortest first; add errors to `reasons`."""
     if backbone.origin and "build_backbone" in backbone.origin:
         yield {"build_backbone": {**backbone.origin["build_backbone"], "init": "torch"}}
     try:
@@ -246,7 +246,7 @@ def _descriptions(backbone: Backbone, reasons: list[str]) -> Any:
 
 @torch.no_grad()
 def _loads_alike(folder: Path, network: EarlyExitNetwork, reasons: list[str]) -> bool:
-    """Return whether the saved network predicts the same as the network."""
+    """Return whether the saved network predicts the same as `network`; add the reason to `reasons` if not."""
     images = torch.randn(3, *network.backbone.input_shape, generator=torch.Generator().manual_seed(0))
     try:
         found, expected = load(folder)[0](images), network(images)
