@@ -1,4 +1,4 @@
-"""The job that trains a cell's IC sets on its frozen backbone."""
+"""Train a cell's IC sets on its frozen backbone."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class TrainIcsSettings:
 
 
 def train_ics(job: Job, cell: Cell, settings: TrainIcsSettings) -> None:
-    """Train the IC sets on the frozen backbone; sets with the same recipe share a pass over it."""
+    """Train the IC sets on the frozen backbone. Sets with the same recipe are trained together, in one pass."""
     networks = CellNetworks(
         job.layout, cell, settings.build, settings.sets, records=settings.images.training_records
     )
