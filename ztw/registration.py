@@ -1,4 +1,4 @@
-"""Register a user's own parts: `register` adds a part to the table of the built-in ones."""
+"""Register a user's own parts: `register` adds a part to the table of built-in parts."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _METADATA: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 
 
 def register(kind: str, name: str, part: Any = None, **metadata: Any) -> Any:
-    """Register a part of your own under a name, which studies and functions then accept like a built-in one.
+    """Register a part of your own. Studies and functions then accept its name like a built-in name.
 
     Use it as a function, or without `part` as a decorator. `ztw.testing` checks what a registered part computes.
 
@@ -59,9 +59,12 @@ def register(kind: str, name: str, part: Any = None, **metadata: Any) -> Any:
             - thresholds: a class derived from ThresholdChoice, constructed without arguments.
             - backbone: a function (name, num_classes, channels, size, options) -> Backbone.
             - dataset: a function () -> {"train": (images uint8 (N, C, size, size), labels (N,)), "test": (...)}.
-        metadata: of a backbone: blocks, its number of stages, and optionally smallest_image, the smallest side of its
-            images in pixels (1). Of a dataset: num_classes, size, channels, and optionally mean, std, flip,
-            crop_padding, colour_jitter; see `DatasetMetadata`.
+        metadata: depends on the kind.
+
+            - backbone: blocks, the number of stages; optional: smallest_image, the smallest side of its images in
+              pixels (default 1).
+            - dataset: num_classes, size, channels; optional: mean, std, flip, crop_padding, colour_jitter. See
+              `DatasetMetadata`.
 
     Returns:
         The part.
@@ -96,7 +99,7 @@ def register(kind: str, name: str, part: Any = None, **metadata: Any) -> Any:
 
 
 def _check_free(kind: str, name: str, part: Any) -> None:
-    """Raise ZtwError if the name is taken. A notebook's cell may register the same part again."""
+    """Raise ZtwError if the name is taken by another part. The cell of a notebook may register a part again."""
     before = PARTS.get((kind, name))
     if before is None and (name in TABLES[kind] or name.startswith(TORCHVISION_PREFIX)):
         raise ZtwError(f"{kind} {name!r}: is the name of a built-in part; choose another name")
@@ -111,7 +114,7 @@ def _home(part: Any) -> tuple[str, str]:
 
 
 def _check_part(kind: str, label: str, part: Any) -> None:
-    """Raise ZtwError unless the part has the type of its kind and is complete."""
+    """Raise ZtwError unless a part has the type of its kind and lacks nothing."""
     base = _BASES.get(kind)
     if base is None:
         if not callable(part):
@@ -153,7 +156,7 @@ def _put(kind: str, name: str, part: Any, metadata: dict[str, Any]) -> Callable[
     elif kind == "dataset":
         read = part
         DECODERS[name] = lambda name, facts, root, report: decode_own(read, name, facts)
-        # decoded images are cached under this digest, so changed code decodes them again
+        # the name of the decoded files depends on this digest, so that changed code decodes the images again
         part = DatasetMetadata(**{"mean": None, "std": None, **metadata, "digest": _code(name, read)})
     TABLES[kind][name] = part
     return partial(_take_out, kind, name)
@@ -166,7 +169,7 @@ def _take_out(kind: str, name: str) -> None:
 
 
 def _code(name: str, read: Any) -> str:
-    """Return the SHA-256 of a function's file, together with the user's modules that it imports."""
+    """Return one SHA-256 of a function's file and the user's modules that the file imports."""
     function = inspect.unwrap(read)
     try:
         path = Path(str(inspect.getsourcefile(function))).absolute()
