@@ -1,4 +1,4 @@
-"""Files that jobs read are what was written, or are named."""
+"""Test that jobs detect altered files and name them."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_a_seal_is_what_sha256sum_reads(tmp_path):
     assert check.returncode == 0
 
 
-def test_written_again_is_sealed_again(tmp_path):
+def test_a_rewritten_file_has_a_new_seal(tmp_path):
     for value in (1, 2):
         write_json(tmp_path / "a.json", value)
         assert read_json(tmp_path / "a.json") == value

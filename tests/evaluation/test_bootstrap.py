@@ -1,4 +1,4 @@
-"""The paired bootstrap against a plain loop, known answers and its own promise of coverage."""
+"""Test the paired bootstrap: against a plain loop, known values, and the coverage of its interval."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from ztw.evaluation.bootstrap import pairs_at_budgets
 
 
 def answers(accuracy: float, seeds: int = 3, samples: int = 400, seed: int = 0) -> torch.Tensor:
-    """bool (S, N), right with probability `accuracy`."""
+    """Return random flags, bool (S, N), each True with probability `accuracy`."""
     return torch.rand(seeds, samples, generator=torch.Generator().manual_seed(seed)) < accuracy
 
 
 def pairs(methods: dict[str, torch.Tensor], **options) -> list[dict]:
-    """The rows of one budget; methods: of all seeds, (S, N)."""
+    """Return the rows of one budget; methods: method -> flags of all seeds, (S, N)."""
     table = {name: dict(enumerate(right)) for name, right in methods.items()}
     return pairs_at_budgets({0.5: table}, **options)
 
 
 def compare(first: torch.Tensor, second: torch.Tensor, **options) -> tuple[float, float, float]:
-    """(difference, low, high) of two methods at one budget."""
+    """Return (difference, low, high) of two methods at one budget."""
     (row,) = pairs({"first": first, "second": second}, **options)
     return row["difference"], row["low"], row["high"]
 
@@ -44,10 +44,10 @@ def test_a_difference_on_every_sample_has_no_noise():
 
 
 def test_noise_that_both_methods_share_does_not_count():
-    # one sample in four is hard for both, the others easy for both: what is drawn cannot tell them apart
+    # one sample in four is wrong for both methods, the others are right for both: no draw makes a difference
     first = torch.arange(100).remainder(4).gt(0).expand(2, -1)
     assert compare(first, first) == (0, 0, 0)
-    # unpaired, the same accuracies would be apart by noise
+    # an unpaired bootstrap would find noise between these accuracies
     low, high = compare(first, first.roll(1, dims=1))[1:]
     assert low < -0.05
     assert high > 0.05
@@ -59,7 +59,7 @@ def test_one_seed_better_and_one_worse_by_the_same_cancel():
 
 
 def test_the_interval_is_the_binomial_one():
-    # first always right, second on 300 of 400: the difference is 0.25, its standard error 0.02165
+    # the first method is always right, the second on 300 of 400 samples: difference 0.25, standard error 0.02165
     second = (torch.arange(400) < 300)[None]
     difference, low, high = compare(torch.ones_like(second), second, resamples=20_000)
     error = 1.96 * math.sqrt(0.25 * 0.75 / 400)
@@ -68,13 +68,13 @@ def test_the_interval_is_the_binomial_one():
     assert high == pytest.approx(0.25 + error, abs=0.003)
 
 
-def test_all_is_the_plain_loop():
+def test_all_numbers_equal_the_plain_loop():
     methods = {
         name: answers(p, samples=60, seed=i) for i, (name, p) in enumerate({"a": 0.6, "b": 0.8}.items())
     }
     draws = torch.randint(60, (50, 60), generator=torch.Generator().manual_seed(7))
     gaps = []
-    for draw in draws:  # resample by resample, image by image
+    for draw in draws:  # one resample after the other, one image after the other
         right = {name: sum(int(one[n]) for one in table for n in draw) for name, table in methods.items()}
         gaps.append((right["a"] - right["b"]) / (3 * 60))
     difference, low, high = compare(methods["a"], methods["b"], resamples=50, level=0.9, seed=7)
@@ -83,7 +83,7 @@ def test_all_is_the_plain_loop():
     assert [low, high] == pytest.approx(expected.tolist())
 
 
-def test_every_pair_is_its_own_interval_again():
+def test_every_pair_alone_has_the_same_interval():
     methods = {name: answers(0.7, seed=i) for i, name in enumerate("abc")}
     rows = pairs(methods, resamples=100)
     assert [(row["first"], row["second"]) for row in rows] == [("a", "b"), ("a", "c"), ("b", "c")]
@@ -134,14 +134,14 @@ def test_a_pair_is_compared_on_the_seeds_both_have():
     assert (rows[0]["difference"], rows[0]["low"], rows[0]["high"]) == alone
 
 
-def test_nothing_to_compare_is_no_row():
+def test_nothing_to_compare_gives_no_row():
     assert pairs({}) == []
     assert pairs({"a": answers(0.7)}, resamples=10) == []
     assert pairs_at_budgets({0.25: {"a": {}, "b": {}}}) == []
 
 
 def test_the_interval_covers_the_truth_as_often_as_it_says():
-    # the second method is right where the first is, but for 10 % lost and 6 % won: the truth is 0.04
+    # the second method loses 10 % of the samples and wins 6 %: the true difference is 0.04
     generator = torch.Generator().manual_seed(0)
     covered, repeats = 0, 400
     for repeat in range(repeats):
