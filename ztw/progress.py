@@ -87,7 +87,7 @@ class Progress:
         self.marks: deque[tuple[int, float]] = deque(maxlen=self.RECENT)  # (steps done, when)
 
     def step(self, text: Callable[[], str]) -> None:
-        """Count one step. text() describes it and is called only when a line is due."""
+        """Count one step. text() describes the step and is called only when a line is due."""
         self.done += 1
         now = self.clock()
         if not self.marks:
@@ -127,7 +127,7 @@ def job_log(path: str | Path, rule: str, wildcards: Iterable[str] = ()) -> Itera
     If the job fails, the log ends with the traceback and a line that names the error. The process exits with status 1.
 
     Args:
-        path: of the log.
+        path: path of the log.
         rule: the job's rule.
         wildcards: values of the job's wildcards. The terminal shows rule and wildcards before each line.
 

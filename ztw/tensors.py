@@ -24,7 +24,7 @@ def as_tensor(given: Any, name: str) -> Tensor:
 
     Args:
         given: a tensor, a NumPy array, or a number or nested lists of numbers.
-        name: of the argument, for error messages.
+        name: name of the argument, for error messages.
 
     Raises:
         ZtwError: for any other value.

@@ -93,7 +93,7 @@ def adjust_colours(images: Tensor, factors: Tensor, order: Sequence[int] = ORDER
     Args:
         images: uint8 or float (N, C, H, W) in [0, 255].
         factors: (3, N), the factors of brightness, contrast and saturation; 1 changes nothing.
-        order: of BRIGHTNESS, CONTRAST and SATURATION.
+        order: a permutation of BRIGHTNESS, CONTRAST and SATURATION.
 
     Returns:
         float32 (N, C, H, W) in [0, 255].

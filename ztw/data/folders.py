@@ -21,7 +21,7 @@ from ztw.progress import Note, Report
 
 SPLITS = {"train": ("train",), "test": ("test", "val")}  # split -> possible names of its folder
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-NAMED = 1000  # most dead links that an error lists
+NAMED = 1000  # an error lists at most this many dead links
 OUTSIDE = "images outside a class folder"
 
 
@@ -181,7 +181,7 @@ class _Walk:
         self._digest.update(os.fsencode("".join(stamps)))
 
     def _entries(self, folder: str) -> Iterator[os.DirEntry[str]]:
-        """Yield the entries of a folder by name, without hidden files, left-behind files and dead links."""
+        """Yield the entries of a folder by name, without hidden files, files of operating systems and dead links."""
         try:
             entries = sorted(os.scandir(folder), key=attrgetter("name"))
         except OSError as error:

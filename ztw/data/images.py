@@ -16,7 +16,7 @@ from PIL import Image
 from ztw.errors import ZtwError, reason
 from ztw.progress import Report
 
-SHOWN = 20  # most unreadable images that an error lists
+SHOWN = 20  # an error lists at most this many images
 ORIENTATION, BITS_PER_SAMPLE = 0x0112, 258  # tags of EXIF and TIFF
 UPRIGHT = {  # EXIF orientation -> transposition of the stored pixels
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -116,7 +116,7 @@ def check_image(path: str) -> None:
 
 
 def check_images(paths: Iterator[str], total: int, report: Report) -> list[str]:
-    """Check images in threads; return the name and problem of each bad one."""
+    """Check images in threads; return the name and problem of each unusable image."""
 
     def problems_of(paths: list[str]) -> list[str]:
         return [problem for path in paths if (problem := _problem(path))]

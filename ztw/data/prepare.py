@@ -81,7 +81,7 @@ def prepare_dataset(
 
 
 def _metadata(name: str, folders: Mapping[str, FolderSettings]) -> DatasetMetadata:
-    """Return the metadata of a data set; image folders share theirs."""
+    """Return the metadata of a data set, the same for all image folders."""
     if name in folders:
         return STREAMED_FOLDER if folders[name].stream else IMAGE_FOLDER
     if name not in DATASETS:
@@ -194,7 +194,7 @@ def _targets(root: Path, name: str, size: int | str, listing: Mapping[str, Liste
 
 
 def _target(root: Path, name: str, key: Any) -> Path:
-    """Return the folder of decoded files; it depends on `key`."""
+    """Return the folder of decoded files, named by a hash of `key`."""
     text = json.dumps([DECODER, name, key], sort_keys=True)
     return root / "decoded" / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
@@ -240,7 +240,7 @@ def _named(class_names: list[str]) -> dict[str, Any]:
 def _statistics(counts: Tensor, report: Report) -> dict[str, list[float]]:
     """Compute mean and standard deviation per channel of pixels in [0, 1], to four digits.
 
-    A constant channel gets a standard deviation of 1, so that it becomes 0. counts: from `write_split`.
+    A constant channel gets a standard deviation of 1, so that normalisation makes it 0. counts: from `write_split`.
     """
     counts = counts.double()
     values = torch.arange(256, dtype=torch.float64) / 255

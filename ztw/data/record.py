@@ -94,7 +94,7 @@ def open_array(record: dict[str, Any], split: str, what: str) -> Tensor:
         raise NotAsRecordedError(f"{path}: missing")
     if sha256(path) != record["sha256"][path.name]:
         raise NotAsRecordedError(f"{path}: altered or truncated (its SHA-256 differs)")
-    # Mode "c": torch warns of read-only arrays
+    # Mode "c" (copy on write), because torch warns of read-only arrays
     return torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))  # noqa: TID251
 
 
@@ -102,10 +102,11 @@ def write_record(folder: Path, metadata: dict[str, Any]) -> dict[str, Any]:
     """Write record.json for the arrays in `folder`: metadata and the SHA-256 of each file.
 
     Args:
-        metadata: of the data set, with "counts" of the splits in the folder.
+        metadata: keys of the data set, with the "counts" of the splits in the folder.
 
     Returns:
-        The record with "decoded", the folder of each split. The file leaves it out, because a data root may move.
+        The record with "decoded", the folder of each split. It is not in the file, because a data root may
+        move.
     """
     files = sorted(folder.glob("*.npy"))
     record = {**metadata, "sha256": {path.name: sha256(path) for path in files}}
@@ -114,7 +115,7 @@ def write_record(folder: Path, metadata: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
-    """Read what `write_record` returned; None if a file is missing or altered."""
+    """Read a record of `write_record`; None if a file is missing or altered."""
     try:
         record = read_json(folder / "record.json")
     except ZtwError:

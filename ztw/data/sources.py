@@ -46,7 +46,7 @@ def find_files(name: str, metadata: DatasetMetadata, root: Path, report: Report)
 
 
 def find_archive(name: str, metadata: DatasetMetadata, root: Path, report: Report) -> Path:
-    """Return the data set's folder below `root` or its zip, which is downloaded if neither exists."""
+    """Return the data set's folder below `root` or its zip; download the zip if neither exists."""
     folder = root / str(metadata.archive)
     packed = root / f"{metadata.archive}.zip"
     if not folder.is_dir() and not packed.exists():

@@ -19,7 +19,7 @@ from ztw.study.settings import DataSettings, FolderSettings
 
 # Keys of `data` that override the record's values, unless they are null
 CHOSEN = ("flip", "crop_padding", "colour_jitter", "jitter_order", "mean", "std")
-NAMED = 20  # most classes that a note lists
+NAMED = 20  # a note lists at most this many classes
 
 
 def load_split(record: dict[str, Any], split: str, report: Report = lambda text: None) -> Data:

@@ -19,8 +19,8 @@ class Agreement:
     """How much an exported network agrees with the original on held-out samples.
 
     Args:
-        accuracy: of each of the K exits of the original, in [0, 1].
-        exported_accuracy: of each exit of the exported network.
+        accuracy: accuracy of each of the K exits of the original, in [0, 1].
+        exported_accuracy: the same, of the exported network.
         exits_changed: share of samples that leave at another exit.
         answers_changed: share of samples with another predicted class.
     """

@@ -25,7 +25,7 @@ class SplitPredictions:
 
 @dataclass(frozen=True)
 class Costs:
-    """Costs in one unit: `cost` (K,) of leaving at each exit, cumulative, and `base` of the backbone alone."""
+    """Costs in one unit: `cost` (K,) up to each exit, and `base`, the cost of the backbone alone."""
 
     cost: Tensor
     base: float

@@ -11,7 +11,7 @@ from ztw.errors import ZtwError, is_number
 from ztw.exits.logits import check_logits
 from ztw.exits.sweep import Curve
 
-PERCENT = 10  # a budget >= 10 that exceeds all costs is treated as a percentage by mistake
+PERCENT = 10  # a budget >= 10 that exceeds all costs must be a percentage, given by mistake
 
 
 def at_budget(curve: Curve, budgets: Sequence[float | str], base_cost: float) -> list[int | None]:
@@ -64,7 +64,7 @@ def accuracy_at_budget(curve: Curve, budgets: Sequence[float | str], base_cost: 
         float64 (B,), NaN where no parameter is cheap enough.
 
     Raises:
-        ZtwError: for a budget that is not positive, or that is a percentage.
+        ZtwError: for a budget that is not positive, or is a percentage.
 
     Example:
         >>> import torch, ztw

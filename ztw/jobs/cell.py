@@ -30,8 +30,8 @@ from ztw.study.training_settings import Anatomy, BackboneBuild, IcSet
 def compute_on(hardware: HardwareSettings) -> Compute:
     """Choose a job's device and precision by the study's settings; of several GPUs, one that no other job uses.
 
-    Also keep freed memory for reuse: jobs that run a network are faster so. Jobs on logits alone do not call this
-    function; they have few large arrays and would only use more memory.
+    Also keep freed memory for reuse: this makes jobs that run a network faster. Jobs on logits alone do not call this
+    function: they have few large arrays, and would only use more memory.
     """
     keep_freed_memory()
     device = pick_device(own_gpu(hardware.device))
@@ -146,7 +146,7 @@ def trained_part(network: EarlyExitNetwork, ics: IcSet) -> nn.Module:
 
 
 def share_backbone(networks: list[EarlyExitNetwork], device: torch.device) -> list[EarlyExitNetwork]:
-    """Move all networks to `device` and let them share the first one's backbone."""
+    """Move all networks to `device` and let them share the backbone of the first."""
     for network in networks:
         network.backbone = networks[0].backbone
         network.to(device)

@@ -41,7 +41,7 @@ def train_ics(job: Job, cell: Cell, settings: TrainIcsSettings) -> None:
         for name in names:
             torch.manual_seed(cell.seed)  # a set's weights must not depend on the other sets
             together.append(networks.attach(backbone, name))
-        torch.manual_seed(cell.seed)  # nor must dropout
+        torch.manual_seed(cell.seed)  # dropout must not depend on them either
         share_backbone(together, compute.device)
         kept = checkpoints.phase(f"pass-{number}")
         histories = train_separately(together, training, recipe, cell.seed, job.report, kept)

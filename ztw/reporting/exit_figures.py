@@ -106,9 +106,9 @@ def _stacked_bar(axes: Axes, position: int, shares: pd.Series, colours: Sequence
         return
     lefts = np.concatenate([[0.0], shares.cumsum()[:-1]])
     own = [*colours[: len(shares) - 1], colours[-1]]  # the last exit, the backbone's, has the last colour
-    # With many exits, rims would cover small shares
-    rims = 0.5 if len(colours) <= MANY else 0.0
-    axes.barh(position, shares, left=lefts, color=own, edgecolor="white", linewidth=rims)
+    # With many exits, edges would cover small shares
+    edges = 0.5 if len(colours) <= MANY else 0.0
+    axes.barh(position, shares, left=lefts, color=own, edgecolor="white", linewidth=edges)
 
 
 def _exit_legend(figure: Figure, colours: Sequence) -> None:

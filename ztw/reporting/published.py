@@ -16,7 +16,7 @@ COMPARISON = [
     *("source", "table", *KEY, "published", "ours", "std", "n"),
     *("difference", "low", "high", "protocol"),
 ]
-LEVEL = 0.95  # of the interval
+LEVEL = 0.95  # coverage of the interval
 
 
 def read_published(path: Path | str) -> pd.DataFrame:

@@ -82,7 +82,7 @@ def new_panels(
     """Make a figure of `rows` rows of `count` panels that share their y axis.
 
     Args:
-        width, height: of the figure, in inches.
+        width, height: size of the figure, in inches.
         share_x: "row" = the panels of a row share their x axis.
     """
     sns.set_theme(style="whitegrid" if grid else "white", context="paper", font_scale=1.1)
@@ -180,10 +180,10 @@ def in_percent(*axes: Any) -> None:
 
 
 def add_legends(panels: Sequence[Axes], below: float = -0.24) -> None:
-    """Add a legend to the right of the only panel, or one below each panel; below: as a share of the panel's height."""
+    """Add a legend to the right of the only panel, or one below each panel, at y = `below` panel heights."""
     for axes in panels:
         handles, labels = axes.get_legend_handles_labels()
-        once = dict(zip(labels, handles, strict=True))  # grey lines share a label
+        once = dict(zip(labels, handles, strict=True))  # all grey lines have the same label
         if OTHERS in once:  # move it to the end
             once[OTHERS] = once.pop(OTHERS)
         where: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5)}

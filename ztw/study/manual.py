@@ -22,7 +22,7 @@ from ztw.study.settings import (
 )
 from ztw.study.training_settings import BackboneSettings, IcsSettings, Regime
 
-# NAME in `<!-- keys: NAME -->` ... `<!-- end -->` of the manual -> the section whose table stands there
+# NAME in `<!-- keys: NAME -->` ... `<!-- end -->` of the manual -> section of the table between the two marks
 SECTIONS: dict[str, type[Section]] = {
     "study": Study,
     "data": DataSettings,

@@ -27,8 +27,8 @@ DESCRIBED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)  #
 def folder_stamp(folder: Path | str, names: Sequence[str] = ("train", "test", "val")) -> str:
     """Return a digest that changes when a file below a folder is added, removed, renamed or overwritten.
 
-    Reads path, size and modification time of every file: some seconds for a million files. Ignores hidden files,
-    files that operating systems leave behind, and the path of the folder itself. names: the subfolders to include.
+    Reads path, size and modification time of every file: a few seconds for a million files. Ignores hidden files,
+    files that operating systems create, and the path of the folder itself. names: the subfolders to include.
     """
     digest = hashlib.sha256()
     for name in names:
@@ -69,7 +69,7 @@ def file_stamp(path: os.DirEntry[str] | Path | str | None) -> str | None:
 
 
 def code_digest(job: str, root: Path = ROOT) -> str:
-    """Digest all code that a job runs: its script, `ztw.jobs.run`, its module and the modules it imports.
+    """Return a digest of all code that a job runs: its script, `ztw.jobs.run`, its module and the modules it imports.
 
     Ignores comments, docstrings, formatting and descriptions of keys: only an edit of the code runs a job again.
 

@@ -54,6 +54,6 @@ def _phase(recipe: Recipe, exits: int) -> Recipe:
 
 
 def _parts(network: EarlyExitNetwork) -> list[nn.ModuleList]:
-    """Return the modules of each phase: the stages since the previous exit, and the head of its exit."""
+    """Return the modules of each phase: the stages since the previous exit, and the head of this exit."""
     heads = [*network.heads, network.backbone.classifier]
     return [nn.ModuleList([*stages, head]) for stages, head in zip(network.segments(), heads, strict=True)]
