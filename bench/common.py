@@ -63,7 +63,7 @@ def busy_network(
     head: str = "conv",
     width: float = 1.0,
 ) -> ztw.EarlyExitNetwork:
-    """Add exits to a backbone, with weights by which samples leave at every exit. In eval mode."""
+    """Add exits to a backbone, with weights such that samples leave at every exit; return it in eval mode."""
     torch.manual_seed(0)
     network = ztw.build_network(backbone, connection, head, placement=placement, width=width)
     images = torch.randn(64, *backbone.input_shape)

@@ -2,8 +2,8 @@
 
 usage: python bench/scale.py CONFIG [TIMES]     TIMES: multiply the number of seeds; prints a table in Markdown
 
-Jobs and planning are measured by a dry run. Hours are scaled from the jobs of results/reference/quick by MACs. They are
-right to a factor of about two, for that study's machine. Bytes are counted from shapes.
+Jobs and planning are measured by a dry run. Hours are scaled from the jobs of results/reference/quick by MACs. They
+hold within a factor of about two, for that study's machine. Bytes are counted from shapes.
 """
 
 from __future__ import annotations

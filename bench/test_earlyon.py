@@ -31,7 +31,7 @@ CLASSES = 10
 SIZE = 224
 ROUNDS = {1: 5, 32: 5, 256: 1}
 CALIBRATION = 32  # number of images on which BatchNorm, heads and thresholds are calibrated
-CLEAR = 1e-4  # a confidence nearer to the threshold is ambiguous: it must be > in ztw, >= in earlyon
+CLEAR = 1e-4  # a confidence nearer to the threshold is ambiguous: ztw compares with >, earlyon with >=
 ROUNDING = 1e-3  # tolerance of logits between batch sizes: oneDNN uses other kernels (2e-4 with ResNet-50)
 
 

@@ -133,7 +133,7 @@ def test_captured(benchmark):
 
 
 def matrix_product(device: torch.device, precision: str) -> float:
-    """Return the operations per second of a large matrix product, the most that the machine reaches."""
+    """Return the operations per second of a large matrix product: the machine's peak."""
     side, number = 4096, torch.bfloat16 if precision == "bf16" else torch.float32
     one = torch.randn(side, side, device=device, dtype=number)
     product = waited(lambda: one @ one)

@@ -80,7 +80,7 @@ def use_plain_characters() -> None:
 def ensure_user(configured_root: str | None) -> None:
     """Set a user name and a home folder if the user has no entry in passwd: some packages need both.
 
-    Raises ZtwError if no data root is given either. configured_root: the study's data.root.
+    Raises ZtwError if the home folder cannot be used and no data root is given. configured_root: the study's data.root.
     """
     try:
         getpass.getuser()

@@ -36,7 +36,7 @@ def only_run(console: Console) -> Iterator[None]:
         except BlockingIOError as error:
             raise another from error
         except OSError as error:  # Lustre without -o flock, some network file systems
-            if holder in map(str, _at_work_here("reproduce.py")):
+            if holder in map(str, _processes_here("reproduce.py")):
                 raise another from error
             console.print(
                 f"[bold yellow]warning:[/] results/.lock: no file locks here ({error.strerror});"
@@ -51,7 +51,7 @@ def only_run(console: Console) -> Iterator[None]:
         yield
 
 
-def _at_work_here(program: str) -> Iterator[int]:
+def _processes_here(program: str) -> Iterator[int]:
     """Yield the other processes of this machine that run a program in this folder."""
     import psutil
 
@@ -78,13 +78,13 @@ def stop_orphans() -> None:
 def clear_stale_lock() -> None:
     """Remove the lock of a killed Snakemake. Raises ZtwError if a Snakemake is running in this folder."""
     if any(Path(".snakemake/locks").glob("*")):
-        for process in _at_work_here("snakemake"):
+        for process in _processes_here("snakemake"):
             raise ZtwError(f"a snakemake run is at work in this folder (process {process}); wait for it")
         shutil.rmtree(".snakemake/locks")
 
 
 def check_known(study: Path) -> None:
-    """Raise ZtwError if Snakemake has no record of a result; its marker of an unfinished job counts as a record.
+    """Raise ZtwError if Snakemake has no record of a result; a marker of an unfinished job counts as a record.
 
     Without records, Snakemake compares only the times of files: it would accept results of other settings, and compute
     copied results again.

@@ -92,7 +92,7 @@ def _changed(folder: Path) -> Iterator[Layout]:
 
 
 def _results(study: Study, layout: Layout, partial: bool = True) -> list[tuple[Cell, str]]:
-    """List every cell with every method; partial: only those with results."""
+    """List every cell with every method; partial: only pairs with results."""
     cells = [Cell(*names, seed) for names in study.cells for seed in study.seeds]
     return results_of(layout, cells, tuple(study.methods), partial)
 

@@ -27,7 +27,7 @@ Recipe = dict[Path, dict[str, Any]]
 
 
 def recipe(study: Study, layout: Layout, cell: Cell, methods: list[str]) -> Recipe:
-    """Return the settings that a cell's results depend on, by the file that records them: its config or a result."""
+    """Return the settings that a cell's results depend on, as file that records them -> settings."""
     found: Recipe = {}
     for method, row in study.methods.items():
         home = cell.with_arch(row.static or cell.arch)

@@ -129,7 +129,7 @@ def check_installation(tracking: str) -> None:
 
 
 def check_plugins(study: Study) -> None:
-    """Raise ZtwError if a part of the user's breaks its contract, before any training."""
+    """Raise ZtwError, before any training, if a part of a plugin breaks its contract."""
     if study.plugins:
         from ztw.testing import check_registered  # imports torch
 

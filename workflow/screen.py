@@ -35,7 +35,7 @@ class Job:
 
     log: Path
     name: str
-    said: str = ""  # start of the last line in the log: PROGRESS, DONE or FAILED; "" if queued
+    state: str = ""  # PROGRESS, DONE or FAILED: the start of the last line in the log; "" if queued
     text: str = ""  # the rest of that line
     problem: str = ""  # Snakemake's message about a failure
     printed: float = 0.0  # time when progress was last printed (Unix time)
@@ -67,7 +67,7 @@ class Screen:
                 self._take(json.loads(line))
         for job in self.jobs.values():
             with contextlib.suppress(FileNotFoundError):  # Snakemake removes the log before a new try
-                if job.said != DONE and self.seen.get(job.log) != (changed := job.log.stat().st_mtime_ns):
+                if job.state != DONE and self.seen.get(job.log) != (changed := job.log.stat().st_mtime_ns):
                     self.seen[job.log] = changed
                     self._read(job, job.log.read_text(encoding="utf-8", errors="replace").splitlines())
         self.live.update(self._picture(), refresh=True)
@@ -94,10 +94,10 @@ class Screen:
         lines = [line.split(": ", 1) for line in log if line.startswith((PROGRESS, DONE, FAILED))]
         if not lines:
             return
-        job.said, job.text = lines[-1][0] + ": ", lines[-1][1]
-        if job.said == DONE:
+        job.state, job.text = lines[-1][0] + ": ", lines[-1][1]
+        if job.state == DONE:
             self._print("✓ ", "green", f"{job.name}  {job.text}  ", _tail(lines[-2][1] if lines[1:] else ""))
-        elif job.said == PROGRESS:
+        elif job.state == PROGRESS:
             self._print_if_due(job)
 
     def _print_if_due(self, job: Job) -> None:
@@ -112,9 +112,9 @@ class Screen:
     def _picture(self) -> Group:
         grid = Table.grid(padding=(0, 2))
         for job in self.jobs.values():
-            if job.said == PROGRESS:
+            if job.state == PROGRESS:
                 grid.add_row(*job.name.split("  "), job.text)
-        done, queued = (sum(job.said == said for job in self.jobs.values()) for said in (DONE, ""))
+        done, queued = (sum(job.state == state for job in self.jobs.values()) for state in (DONE, ""))
         overall = f"{done} of {self.total} steps" if self.total else "starting"
         overall += f", {queued} queued" if queued else ""
         return Group(grid, Text(f"{overall}, {clock(time.time() - self.started)}", style="bold"))
@@ -134,8 +134,8 @@ class Screen:
 
     def _reason(self, job: Job) -> str:
         """Return why a job failed: the error in its log, else Snakemake's message; "" if it did not fail."""
-        if job.said != PROGRESS:
-            return job.text if job.said == FAILED else job.problem if not job.said else ""
+        if job.state != PROGRESS:
+            return job.text if job.state == FAILED else job.problem if not job.state else ""
         signals = sorted({name for error in self.errors for name in DIED.findall(error)})
         reason = f"killed by {' or '.join(signals)}" if signals else "ended without a word"
         if "SIGKILL" in signals or "OUT_OF_ME" in job.problem:

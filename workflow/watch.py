@@ -15,7 +15,7 @@ from screen import Screen
 
 from ztw.errors import ZtwError
 
-PATIENCE = 60.0  # seconds for a run to stop: to write checkpoints and cancel jobs of a cluster
+PATIENCE = 60.0  # seconds that a run has to stop: it writes checkpoints and cancels jobs of a cluster
 LOGGER = Path(__file__).parent.absolute() / "logger"  # folder of Snakemake's logger plugin
 
 

@@ -16,7 +16,7 @@ from ztw.study.training_settings import BackboneBuild
 
 # With `--sdm conda`, every rule gets this environment. ztw itself is imported from the same folder.
 ENVIRONMENT = Path(workflow.basedir).parent / "environment.yml"
-# Also in `reproduce`; here again, because a node of a cluster may set variables of its own.
+# `reproduce` does this, too, but a node of a cluster may set variables of its own.
 for name in settings_of_others(os.environ):
     del os.environ[name]
 
@@ -225,7 +225,7 @@ def folder_of(dataset):
 
 
 def image_stamps(dataset, split):
-    """Return a stamp of an image folder's files, of train/ or, for "test", of all; None for other data sets."""
+    """Return a stamp of the files of an image folder: train/, or for "test" all splits. None for other data sets."""
     if folder := folder_of(dataset):
         place = folder["path"]
     elif dataset in DATASETS and DATASETS[dataset].streamed:

@@ -2,7 +2,7 @@
 rule start_tracking:
     output:
         store=LAYOUT.store,
-        # As an output, a missing database is created again and every cell is logged again. `update` keeps an existing one.
+        # A missing output is created again, and then every cell is logged again. `update` keeps an existing database.
         database=[update(LAYOUT.database)] if study.tracking == "sqlite" else [],
     log:
         LAYOUT.log("start_tracking"),

@@ -12,7 +12,7 @@ FIELDS = ("jobid", "job_id", "rule_name", "wildcards", "log", "reason", "rule_ms
 
 
 class LogHandler(LogHandlerBase):
-    """Append each event to the file in the variable ZTW_EVENTS. The event of a plain message is its level."""
+    """Append each event to the file in the variable ZTW_EVENTS. A plain message gets its level as event."""
 
     writes_to_file = has_formatter = True
     has_filter = True  # keeps Snakemake from adding its filter for --quiet, which removes events
