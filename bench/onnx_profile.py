@@ -23,7 +23,7 @@ import ztw
 from ztw.onnx.form import BOUNDS, IMAGES
 from ztw.onnx.write import float32_below
 
-CARRIERS = ("If",)  # a subgraph's operations have times of their own
+CARRIERS = ("If",)  # left out, because its time includes other operations
 
 
 def session_of(

@@ -127,7 +127,7 @@ def test_public_names_exist():
         _ = ztw.nope  # type: ignore[attr-defined]
 
 
-def test_a_star_import_brings_the_public_names_alone():
+def test_a_star_import_brings_the_public_names_only():
     names: dict = {}
     exec("from ztw import *", names)
     assert names.keys() - {"__builtins__"} == set(dir(ztw))

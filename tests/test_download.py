@@ -90,7 +90,7 @@ def interrupt(server: Server, target) -> None:
     server.cut = len(CONTENT)
 
 
-def test_all_at_once(server, target):
+def test_an_uninterrupted_download(server, target):
     download(server.url, target, SHA256.upper())
     assert target.read_bytes() == CONTENT
     assert files(target) == ["file.bin"]
@@ -108,7 +108,7 @@ def test_an_interrupted_download_resumes(server, target, ranges):
     assert files(target) == ["file.bin"]
 
 
-def test_it_may_be_interrupted_often(server, target):
+def test_a_download_may_be_interrupted_often(server, target):
     server.cut = 300_000
     for _ in range(3):
         with pytest.raises(ztw.ZtwError, match="ended early"):

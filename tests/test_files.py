@@ -60,7 +60,7 @@ def test_a_changed_digit_in_json_is_named(tmp_path):
         lambda path: load_ensemble(path, "independent", "geometric"),
     ],
 )
-def test_whatever_reads_an_altered_file_names_it(tmp_path, read):
+def test_every_reader_of_an_altered_file_names_it(tmp_path, read):
     with sealed(tmp_path / "a.json") as scratch:
         scratch.write_bytes(b"a,b\r\n1,2\r\n")
     flip(tmp_path / "a.json", 5)

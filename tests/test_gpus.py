@@ -92,7 +92,7 @@ with open("log", "a") as log:
 """
 
 
-def test_jobs_are_spread_over_the_gpus_and_none_has_two(tmp_path, monkeypatch):
+def test_jobs_are_spread_over_the_gpus_and_no_gpu_has_two(tmp_path, monkeypatch):
     """Eight jobs on three GPUs through Snakemake, with the limit that `reproduce` passes."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     (tmp_path / "Snakefile").write_text(RULES)

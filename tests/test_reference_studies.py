@@ -54,7 +54,7 @@ def test_a_published_file_is_small_and_names_no_machine():
 
 
 @pytest.mark.parametrize(("content", "message"), [(None, ""), (b"garbage", "")])
-def test_a_study_without_readable_curves_is_one_line(content, message, tmp_path, rebuild):
+def test_a_study_without_readable_curves_gives_one_line(content, message, tmp_path, rebuild):
     study = cells_of(REFERENCE / "tiny-imagenet-resnet56", tmp_path)
     curves = study / "tiny_imagenet/resnet56/seed0/curves/ztw.parquet"
     curves.unlink()

@@ -215,7 +215,7 @@ def test_cells_that_are_not_delivered_are_found(tmp_path):
 
 
 @pytest.mark.parametrize(("newer", "old"), [(None, True), ("tables", False), ("report.html", True)])
-def test_the_report_is_written_where_something_is_newer(tmp_path, newer, old):
+def test_a_report_is_old_if_a_table_is_newer(tmp_path, newer, old):
     from watch import report_is_old
 
     (tmp_path / "tables").mkdir()

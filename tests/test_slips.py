@@ -96,7 +96,7 @@ def test_impossible_parameters(rule, message):
         rule()
 
 
-def test_a_rule_with_its_parameter_is_swept_at_that_alone():
+def test_a_rule_with_a_parameter_is_swept_at_this_parameter_only():
     for rule in (api.MaxSoftmax(0.9), "max_softmax 0.9"):
         expected = api.sweep(LOGITS, LABELS, COST, "max_softmax", [0.9])
         found = api.sweep(LOGITS, LABELS, COST, rule)

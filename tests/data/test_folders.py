@@ -70,7 +70,7 @@ LEFT = ("@eaDir", "#recycle", "#snapshot", "@Recycle", "lost+found", "__MACOSX",
 
 @pytest.mark.parametrize("below", ["", "cat", "cat/deep"])
 def test_files_of_operating_systems_are_counted(prepare, folder, below):
-    """Such a folder would be taken as a class beside the class folders, and as images below them."""
+    """Left in, such a folder would be a class beside the class folders, and its files would be images below them."""
     before, _ = prepare(folder)
     for split in ("train", "val"):
         place = folder / split / below

@@ -43,7 +43,7 @@ def test_impossible_fractions_are_refused(fraction):
         ([10, 7], 0.9, [9, 6]),
     ],
 )
-def test_each_class_that_can_has_a_held_out_image(sizes, fraction, expected):
+def test_each_class_has_a_held_out_image_if_possible(sizes, fraction, expected):
     """Every class has an image if possible, else the largest classes have one; the total is right."""
     labels = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
     train, held_out = held_out_split(labels, fraction, seed=1)

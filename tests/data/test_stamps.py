@@ -1,4 +1,4 @@
-"""Test stamps of files, by which a rule depends on files without reading them."""
+"""Test stamps of files: through them, a rule depends on files without reading them."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import ztw
 from ztw.evaluation.bootstrap import pairs_at_budgets
 
 
-def answers(accuracy: float, seeds: int = 3, samples: int = 400, seed: int = 0) -> torch.Tensor:
+def random_flags(accuracy: float, seeds: int = 3, samples: int = 400, seed: int = 0) -> torch.Tensor:
     """Return random flags, bool (S, N), each True with probability `accuracy`."""
     return torch.rand(seeds, samples, generator=torch.Generator().manual_seed(seed)) < accuracy
 
@@ -29,7 +29,7 @@ def compare(first: torch.Tensor, second: torch.Tensor, **options) -> tuple[float
 
 
 def test_identical_methods_do_not_differ():
-    same = answers(0.7)
+    same = random_flags(0.7)
     (row,) = pairs({"a": same, "b": same.clone()})
     assert (row["difference"], row["low"], row["high"]) == (0, 0, 0)
     assert row["within_noise"] is True
@@ -53,7 +53,7 @@ def test_noise_that_both_methods_share_does_not_count():
     assert high > 0.05
 
 
-def test_one_seed_better_and_one_worse_by_the_same_cancel():
+def test_equal_gain_and_loss_of_two_seeds_cancel():
     first = torch.stack([torch.ones(30), torch.zeros(30)]).bool()
     assert compare(first, first.flip(0)) == (0, 0, 0)
 
@@ -70,7 +70,7 @@ def test_the_interval_is_the_binomial_one():
 
 def test_all_numbers_equal_the_plain_loop():
     methods = {
-        name: answers(p, samples=60, seed=i) for i, (name, p) in enumerate({"a": 0.6, "b": 0.8}.items())
+        name: random_flags(p, samples=60, seed=i) for i, (name, p) in enumerate({"a": 0.6, "b": 0.8}.items())
     }
     draws = torch.randint(60, (50, 60), generator=torch.Generator().manual_seed(7))
     gaps = []
@@ -84,7 +84,7 @@ def test_all_numbers_equal_the_plain_loop():
 
 
 def test_every_pair_alone_has_the_same_interval():
-    methods = {name: answers(0.7, seed=i) for i, name in enumerate("abc")}
+    methods = {name: random_flags(0.7, seed=i) for i, name in enumerate("abc")}
     rows = pairs(methods, resamples=100)
     assert [(row["first"], row["second"]) for row in rows] == [("a", "b"), ("a", "c"), ("b", "c")]
     for row in rows:
@@ -96,7 +96,7 @@ def test_every_pair_alone_has_the_same_interval():
 
 def test_many_samples_are_drawn_in_chunks_as_if_at_once():
     samples, resamples = 20_000, 250  # 5 million counts
-    first, second = answers(0.7, 1, samples), answers(0.71, 1, samples, seed=1)
+    first, second = random_flags(0.7, 1, samples), random_flags(0.71, 1, samples, seed=1)
     draws = torch.randint(samples, (resamples, samples), generator=torch.Generator().manual_seed(0))
     gaps = (first[0].double() - second[0].double())[draws].mean(1)
     expected = gaps.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64))
@@ -104,20 +104,20 @@ def test_many_samples_are_drawn_in_chunks_as_if_at_once():
 
 
 def test_the_seed_decides():
-    first, second = answers(0.7), answers(0.72, seed=1)
+    first, second = random_flags(0.7), random_flags(0.72, seed=1)
     assert compare(first, second) == compare(first.to(torch.uint8), second)
     assert compare(first, second) != compare(first, second, seed=1)
 
 
-def test_a_wider_level_is_a_wider_interval():
-    first, second = answers(0.7), answers(0.72, seed=1)
+def test_a_higher_level_gives_a_wider_interval():
+    first, second = random_flags(0.7), random_flags(0.72, seed=1)
     _, low, high = compare(first, second, level=0.5)
     _, lower, higher = compare(first, second, level=0.99)
     assert lower < low < high < higher
 
 
-def test_a_pair_is_compared_on_the_seeds_both_have():
-    table = {name: dict(enumerate(answers(0.7, seed=i))) for i, name in enumerate("abc")}
+def test_a_pair_is_compared_on_the_seeds_of_both():
+    table = {name: dict(enumerate(random_flags(0.7, seed=i))) for i, name in enumerate("abc")}
     half = {"a": table["a"], "b": {2: table["b"][2], 0: table["b"][0]}, "c": {1: table["c"][1]}}
     rows = pairs_at_budgets({0.25: half, 0.5: table, "max": {"a": table["a"]}}, resamples=100)
     named = [(row["budget"], row["first"], row["second"], row["seeds"]) for row in rows]
@@ -136,11 +136,11 @@ def test_a_pair_is_compared_on_the_seeds_both_have():
 
 def test_nothing_to_compare_gives_no_row():
     assert pairs({}) == []
-    assert pairs({"a": answers(0.7)}, resamples=10) == []
+    assert pairs({"a": random_flags(0.7)}, resamples=10) == []
     assert pairs_at_budgets({0.25: {"a": {}, "b": {}}}) == []
 
 
-def test_the_interval_covers_the_truth_as_often_as_it_says():
+def test_the_interval_covers_the_truth_as_often_as_its_level():
     # the second method loses 10 % of the samples and wins 6 %: the true difference is 0.04
     generator = torch.Generator().manual_seed(0)
     covered, repeats = 0, 400
@@ -153,7 +153,7 @@ def test_the_interval_covers_the_truth_as_often_as_it_says():
 
 
 def test_malformed_input_is_refused():
-    good = answers(0.7)
+    good = random_flags(0.7)
     cases = [
         ((good, good[:, :9]), {}, r"same test samples, got \[9, 400\] samples"),
         ((good[None], good[None]), {}, r"first, seed 0: shape \(3, 400\), must be \(samples,\)"),

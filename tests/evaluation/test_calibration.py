@@ -62,7 +62,7 @@ def test_brier_score_and_likelihood_by_hand():
     assert measure("nll", PROBS.log(), LABELS) == pytest.approx(-sum(map(math.log, of_label)) / 4)
 
 
-def test_a_label_of_probability_0_costs_a_finite_amount():
+def test_a_label_of_probability_0_has_a_finite_nll():
     logits, labels = torch.tensor([[0.0, -3e38], [0.0, -1e30]]), torch.tensor([1, 1])
     tiny = -math.log(torch.finfo(torch.float32).tiny)
     assert measure("nll", logits, labels) == pytest.approx(tiny)
@@ -119,7 +119,7 @@ def test_a_known_scaling_is_found_again(temperature):
     assert scaled["classwise_ece_scaled"] < 0.01
 
 
-def test_the_temperature_has_the_least_cross_entropy(logits, labels):
+def test_the_temperature_minimises_the_cross_entropy(logits, labels):
     for exit in logits:
         best = fit_temperature(exit, labels)
         others = torch.logspace(-1, 2, 50, dtype=torch.float64).tolist()
@@ -168,7 +168,7 @@ def test_calibration_errors_equal_the_plain_loop(bins, logits, labels):
         assert float(found["classwise_ece"][k]) == pytest.approx(sum(gaps) / 5)
 
 
-def test_one_bin_is_the_accuracy_against_the_mean_confidence(logits, labels):
+def test_one_bin_compares_accuracy_and_mean_confidence(logits, labels):
     found = calibration(logits, labels, bins=1)["ece"]
     confidence = logits.double().softmax(-1).amax(-1).mean(1)
     torch.testing.assert_close(found, (exit_accuracy(logits, labels) - confidence).abs())
@@ -192,7 +192,7 @@ def test_all_exits_together_equal_each_alone(logits, labels):
     assert (found["nll_scaled"] <= found["nll"]).all()
 
 
-def test_logits_and_log_probabilities_give_the_same(logits, labels):
+def test_logits_and_log_probabilities_give_the_same_metrics(logits, labels):
     raw, normalised = calibration(logits, labels), calibration(logits.double().log_softmax(-1), labels)
     for name, values in raw.items():
         torch.testing.assert_close(values, normalised[name])

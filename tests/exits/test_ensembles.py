@@ -122,7 +122,7 @@ def test_an_ensemble_that_is_not_linear(include_final):
 
 
 @pytest.mark.parametrize("kind", ztw.list_ensembles())
-def test_a_linear_ensemble_has_an_equal_combine(kind):
+def test_combine_of_a_linear_ensemble_equals_its_forward(kind):
     logits, labels = real_logits(60, 4, 3)
     ensemble = ztw.fit_ensemble(logits, labels, kind)
     log_probs = logits.log_softmax(-1)

@@ -1,4 +1,4 @@
-"""The finished small study, on a copy of which every fault is tried."""
+"""The finished small study. Every fault is tried on a copy of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fault 3: the disk runs full in each stage. Clear error, incomplete files are detected, the next run continues."""
+"""Fault 3: the disk runs full in each stage. A clear error; incomplete files are detected; the next run continues."""
 
 from __future__ import annotations
 

@@ -173,7 +173,7 @@ def test_a_scrambled_file_is_valid_or_refused_in_one_line(checked, tmp_path):
     check()
 
 
-def test_a_valid_one_can_be_planned(checked, data_root, tmp_path, tell):
+def test_a_valid_study_can_be_planned(checked, data_root, tmp_path, tell):
     """Plan a sample of the valid studies with `reproduce CONFIG -- -n`."""
     different = {yaml.safe_dump(study): study for study in checked.valid if study not in BASES}
     step = max(1, len(different) // DRY_RUNS)

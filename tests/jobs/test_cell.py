@@ -83,7 +83,7 @@ def test_networks_of_another_cell_are_refused(networks):
 
 
 def predicted(networks: CellNetworks, weight: float | None = None, **hardware: Any) -> list[str]:
-    """Run the job `predict` on the test images; return the reported lines. weight: of the second head's last layer."""
+    """Run the job `predict` on test images; return the reported lines. weight: for the second head's last layer."""
     if weight is not None:
         network = networks.network("plain")
         torch.nn.init.constant_(network.heads[1].linear.weight, weight)  # type: ignore[union-attr, arg-type]

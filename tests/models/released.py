@@ -1,6 +1,6 @@
 """Compute ZTW's released networks by torch's functions: blocks, heads and cascade, from a list of weights.
 
-Written from the description of the released recipe, without ztw, to compare ztw's modules with. Weights are taken in
+Written from the description of the released recipe, without ztw, for a comparison with ztw's modules. The weights are in
 the order in which the released modules are defined.
 """
 

@@ -203,7 +203,7 @@ def random_state(arch: str, **options) -> dict[str, torch.Tensor]:
 
 
 def renamed(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return the same weights under other names, of which only the last part is equal."""
+    """Return the same weights under other names; only the last part of a name is equal."""
     return {f"layer{index}.{key.split('.')[-1]}": value for index, (key, value) in enumerate(state.items())}
 
 
@@ -237,7 +237,7 @@ def test_weights_below_a_prefix_with_other_entries_beside_them(prefix, by_name):
     ]
 
 
-def test_of_several_prefixes_that_fit_the_usual_one_is_taken_or_the_choice_is_the_users():
+def test_of_several_prefixes_the_usual_one_is_taken_else_the_user_chooses():
     def below(*prefixes: str) -> dict[str, torch.Tensor]:
         return {f"{prefix}.{key}": value for prefix in prefixes for key, value in states[prefix].items()}
 
@@ -274,7 +274,7 @@ def test_weights_of_another_number_of_classes(by_name):
         assert torch.equal(own[key], before[key] if key.startswith("classifier.2") else value)
 
 
-def test_another_width_is_no_other_number_of_classes():
+def test_another_width_is_not_taken_for_another_number_of_classes():
     state = random_state("resnet8")
     state |= {"classifier.2.weight": torch.ones(1000, 32), "classifier.2.bias": torch.ones(1000)}
     with pytest.raises(ztw.ZtwError, match="does not fit resnet8"):

@@ -62,7 +62,7 @@ def test_mobilenet_keeps_pytorchs_weights_as_it_has_no_initialiser_in_the_releas
         assert layer.weight.std().item() == pytest.approx(measured, rel=0.05)
 
 
-def test_the_manual_says_so_of_mobilenet():
+def test_the_manual_says_that_mobilenet_keeps_pytorchs_weights():
     for settings in (BackboneSettings, IcsSettings):
         meaning = settings.model_fields["init"].description
         assert meaning
@@ -82,7 +82,7 @@ def test_heads_of_a_resnet():
         assert conv.weight.std().item() == pytest.approx(expected, rel=5 / math.sqrt(2 * conv.weight.numel()))
 
 
-def test_heads_of_a_vgg_are_drawn_as_its_layers_and_those_of_a_wide_resnet_lose_a_bias():
+def test_heads_of_a_vgg_and_of_a_wide_resnet():
     vgg, wide = (
         ztw.build_network(ztw.build_backbone(arch), placement=[0, 1], init="released").heads
         for arch in ("vgg16_bn", "wide_resnet_32_4")

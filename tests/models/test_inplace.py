@@ -1,4 +1,4 @@
-"""Test modules that work in place or need contiguous memory: they disturb no other module, and not the caller."""
+"""Test modules that work in place or need contiguous memory: they disturb neither other modules nor the caller."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_heads_that_begin_in_place(name):
 @pytest.mark.parametrize(
     "change", [copy.deepcopy, ztw.fold_batch_norm, lambda n: pickle.loads(pickle.dumps(n))]
 )
-def test_copies_and_folded_networks_keep_it(change):
+def test_copies_and_folded_networks_compute_the_same(change):
     network = network_of(IN_PLACE["ReLU"])
     check(change(network), slow(network))
 
@@ -164,7 +164,7 @@ class Model(nn.Module):
 
 
 @pytest.mark.parametrize("change", [lambda n: n, copy.deepcopy, ztw.fold_batch_norm])
-def test_a_traced_model_of_such_blocks(change):
+def test_a_traced_model_of_blocks_that_begin_in_place(change):
     stages, classifier = cut_model(Model(), "mine", 4)
     backbone = ztw.Backbone("mine", stages, classifier, (3, 8, 8))
     network = ztw.build_network(backbone).eval()

@@ -88,7 +88,7 @@ def test_a_network_of_an_unknown_mode_is_refused():
 
 
 @pytest.mark.parametrize("connection", ztw.list_connections())
-def test_a_network_knows_its_mode_by_name(connection):
+def test_a_network_finds_its_connection_by_name(connection):
     network = small_network(connection)
     assert network.connection.name == connection
     assert network.connection == CONNECTIONS[connection]

@@ -103,7 +103,7 @@ def test_vision_transformer_for_other_sizes():
     assert "classifier.encoder.ln.weight" in backbone.state_dict()
 
 
-def test_a_class_count_of_its_own_and_float32_logits():
+def test_another_number_of_classes_and_float32_logits():
     backbone = ztw.build_backbone("torchvision/mobilenet_v3_small", num_classes=7, size=64).eval()
     assert backbone.num_classes == 7
     assert backbone.state_dict()["classifier.classifier.3.weight"].shape == (7, 1024)
@@ -179,7 +179,7 @@ def test_every_model_has_first_weights():
         assert set(WEIGHTS) <= set(torchvision.models.get_model_weights(name).__members__), name
 
 
-def test_the_first_weights_are_others_than_the_best(tmp_path, monkeypatch):
+def test_the_first_weights_differ_from_the_best(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     wanted = {}
     for name in ("DEFAULT", "IMAGENET1K_V1"):

@@ -116,7 +116,7 @@ def test_a_sample_with_a_score_equal_to_the_threshold_stays(tmp_path):
         assert [runner(image[None], rule).exit_index.item() for image in images] == exits
 
 
-def test_float32_bounds_part_the_scores_as_the_exact_ones(exported):
+def test_float32_bounds_separate_scores_as_exact_bounds_do(exported):
     """At, just below and just above every score of ONNX Runtime itself."""
     network, _, path = exported
     runner, images = ztw.OnnxRunner(path, threads=1, cache=False), images_for(network, 32)
@@ -161,7 +161,7 @@ def in_int8(exported, tmp_path_factory):
 
 
 def test_weights_of_int8_convolutions_are_in_the_same_graph(exported, in_int8, tmp_path):
-    """Weights in an outer graph are not packed by ONNX Runtime, which takes 1.5 times as long."""
+    """ONNX Runtime does not pack weights in an outer graph, and then takes 1.5 times as long."""
     images = images_for(exported[0], 64)
     runner = ztw.OnnxRunner(in_int8, threads=1, cache=tmp_path)
     for count, form in ((9, "batched"), (1, "single")):

@@ -1,4 +1,4 @@
-"""Test tables: of an oracle with a known table, aggregation by hand, and the content of files."""
+"""Test tables: the known table of an oracle, aggregation by hand, and the content of files."""
 
 from __future__ import annotations
 

@@ -391,7 +391,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_a_killed_write_does_not_break_the_store(tmp_path):
-    """SQLite's journal stays beside the file. By it, SQLite undoes the interrupted write."""
+    """SQLite's journal stays beside the file. With it, SQLite undoes the interrupted write."""
     store, database = start_store("sqlite", "study", tmp_path), tmp_path / "mlflow.db"
     log(store, tmp_path)
     subprocess.run([sys.executable, "-c", KILLED_WHILE_WRITING, str(database)], check=False)

@@ -427,7 +427,7 @@ def test_shipped_configs_are_valid(path):
     assert set(study.cells) == set(product(study.datasets, study.archs))
 
 
-def test_nothing_in_a_study_changes():
+def test_a_checked_study_cannot_be_changed():
     study = check_study(TINY)
     with pytest.raises(ValueError, match="frozen"):
         study.backbone.epochs = 3
@@ -513,7 +513,7 @@ def choices(section: type[Section], key: str) -> list:
     return [name for part in (annotation, *get_args(annotation)) for name in get_args(part) or ()]
 
 
-def test_the_study_lists_what_the_tables_have():
+def test_a_study_knows_the_parts_in_the_tables():
     tables: dict[str, dict] = {
         "rule": RULES,
         "ensemble": ENSEMBLES,
@@ -541,7 +541,7 @@ def test_the_study_lists_what_the_tables_have():
 
 
 @pytest.mark.parametrize("arch", list(BACKBONES))
-def test_blocks_are_what_the_backbone_has(arch):
+def test_blocks_equal_the_stages_of_the_backbone(arch):
     assert blocks(arch) == len(ztw.build_backbone(arch, size=32).stages)
 
 
@@ -554,7 +554,7 @@ def test_checking_is_quick_and_imports_no_torch():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def all_trained_on(**changes) -> dict:
+def without_validation(**changes) -> dict:
     """Return a study without a validation split, as in the released code."""
     config = changed("data", {"validation_fraction": 0})
     config["methods"] = {"ztw": {"ics": "cascade_detached", "ensemble": "geometric", "rule": "max_softmax"}}
@@ -563,7 +563,7 @@ def all_trained_on(**changes) -> dict:
 
 
 def test_a_study_may_train_on_all_images():
-    assert check_study(all_trained_on()).data.validation_fraction == 0
+    assert check_study(without_validation()).data.validation_fraction == 0
 
 
 @pytest.mark.parametrize(
@@ -583,4 +583,4 @@ def test_a_study_may_train_on_all_images():
 )
 def test_what_needs_held_out_images_is_named(change, reason):
     with pytest.raises(ztw.ZtwError, match=f"validation_fraction: 0: there is no validation part.*{reason}"):
-        check_study(all_trained_on(**change))
+        check_study(without_validation(**change))

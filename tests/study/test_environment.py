@@ -85,7 +85,7 @@ def test_jobs_start_without_such_variables(telling, monkeypatch):
 
 @pytest.mark.usefixtures("data_root")
 def test_a_run_imports_the_ztw_beside_it(tmp_path, monkeypatch):
-    """With another ztw in the folder or the environment, digests would be of code that does not run."""
+    """If jobs imported another ztw, digests would be of code that does not run."""
     for place in (tmp_path, tmp_path / "elsewhere"):
         (place / "ztw").mkdir(parents=True)
         (place / "ztw/__init__.py").write_text("raise ImportError('another ztw')\n")

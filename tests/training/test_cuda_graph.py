@@ -38,7 +38,7 @@ def test_networks_of_plugins_are_not_captured(kind, captured, monkeypatch):
     assert recipe.cuda_graph is captured
 
 
-def test_nothing_is_compiled_beside_it(monkeypatch):
+def test_nothing_is_compiled_beside_a_captured_step(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda function: pytest.fail("compiled"))
     monkeypatch.setattr(compiling, "WORTH_COMPILING", 1)
     torch.manual_seed(0)

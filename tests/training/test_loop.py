@@ -75,7 +75,7 @@ def test_an_unknown_optimizer():
         make_optimizer([nn.Parameter(torch.zeros(1))], Recipe(1, 32, 0.01, 0.0, optimizer="lion"))
 
 
-def test_a_history_is_of_the_epoch_and_so_is_the_report():
+def test_history_and_report_have_the_values_of_each_epoch():
     """A backbone that learns nothing and always predicts class 2: its losses and accuracy are known."""
     linear = nn.Linear(100, 5)
     nn.init.zeros_(linear.weight)

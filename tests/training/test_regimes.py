@@ -241,13 +241,13 @@ def test_wrong_arguments(how, message):
 
 
 class Counted(IterableDataset):
-    """`count` samples, with a length of `says`."""
+    """`count` samples, but a length of `length`."""
 
-    def __init__(self, count: int, says: int) -> None:
-        self.count, self.says = count, says
+    def __init__(self, count: int, length: int) -> None:
+        self.count, self.length = count, length
 
     def __len__(self) -> int:
-        return self.says
+        return self.length
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, int]]:
         return zip(IMAGES[: self.count], LABELS[: self.count].tolist(), strict=True)

@@ -16,7 +16,7 @@ from ztw.training.separate import train_backbone, train_separately
 RECIPE = Recipe(epochs=2, batch_size=32, lr=0.05, weight_decay=1e-4)
 
 
-def test_a_backbone_learns_and_repeats_itself():
+def test_a_backbone_learns_and_its_training_is_reproducible():
     def run():
         torch.manual_seed(0)
         backbone = ztw.build_backbone("resnet8", 5, 1, 10)
