@@ -1,7 +1,7 @@
 """Compute ZTW's released networks by torch's functions: blocks, heads and cascade, from a list of weights.
 
-Written from the description of the released recipe, without ztw, for a comparison with ztw's modules. Weights are in the
-order in which the released modules are defined.
+Written from the description of the released recipe, without ztw, for a comparison with ztw's modules. Weights are in
+the order in which the released modules are defined.
 """
 
 from __future__ import annotations
