@@ -67,7 +67,6 @@ class Progress:
     training may compile in it. The first estimate comes two steps later.
 
     Args:
-        total: number of steps.
         report: receives the lines; None = no output.
         clock: returns the time in seconds.
         done: number of steps done before.
@@ -109,7 +108,6 @@ class Progress:
             self.report(f"{100 * self.done // self.total:3d} %  {text}{self._left(now)}")
 
     def _left(self, now: float) -> str:
-        """Return the estimated time left as text."""
         if not self.marks:
             return ""
         done, when = self.marks[0]
@@ -127,7 +125,6 @@ def job_log(path: str | Path, rule: str, wildcards: Iterable[str] = ()) -> Itera
     If the job fails, the log ends with the traceback and a line that names the error. The process exits with status 1.
 
     Args:
-        path: path of the log.
         rule: the job's rule.
         wildcards: values of the job's wildcards. The terminal shows rule and wildcards before each line.
 

@@ -99,7 +99,7 @@ def register(kind: str, name: str, part: Any = None, **metadata: Any) -> Any:
 
 
 def _check_free(kind: str, name: str, part: Any) -> None:
-    """Raise ZtwError if the name is taken by another part. The cell of a notebook may register a part again."""
+    """Raise ZtwError if the name is taken by another part. A notebook may register a part again."""
     before = PARTS.get((kind, name))
     if before is None and (name in TABLES[kind] or name.startswith(TORCHVISION_PREFIX)):
         raise ZtwError(f"{kind} {name!r}: is the name of a built-in part; choose another name")
@@ -156,7 +156,7 @@ def _put(kind: str, name: str, part: Any, metadata: dict[str, Any]) -> Callable[
     elif kind == "dataset":
         read = part
         DECODERS[name] = lambda name, facts, root, report: decode_own(read, name, facts)
-        # the name of the decoded files depends on this digest, so that changed code decodes the images again
+        # in the name of the decoded files, so that changed code decodes the images again
         part = DatasetMetadata(**{"mean": None, "std": None, **metadata, "digest": _code(name, read)})
     TABLES[kind][name] = part
     return partial(_take_out, kind, name)

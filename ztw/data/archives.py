@@ -49,7 +49,6 @@ def read_tar(stream: Readable, name: str, wanted: Collection[str]) -> dict[str, 
     Args:
         stream: the uncompressed stream.
         name: name of the archive, for errors.
-        wanted: names of the members.
 
     Returns:
         name -> content.

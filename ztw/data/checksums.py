@@ -23,7 +23,7 @@ def images_sha256(listing: Mapping[str, Listed], targets: Mapping[str, Path], re
     Args:
         listing: split -> its images. Paths in the lines start at the split's folder, as `train/cat/0.png`, in
             Unicode form NFC.
-        targets: split -> the folder that stores its lines; the images of an unchanged split are not read again.
+        targets: split -> the folder that stores its lines; an unchanged split is not read again.
         report: called before the images of a split are read.
     """
     digest = hashlib.sha256()

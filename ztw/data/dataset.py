@@ -15,7 +15,6 @@ class Data(ABC):
 
     Args:
         labels: int64 (N,), on `device`.
-        num_classes: number of classes.
         mean, std: per channel, of pixels in [0, 1].
     """
 
@@ -50,7 +49,7 @@ class Data(ABC):
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Return the batches of an epoch, shuffled if a generator is given.
 
-        The order is drawn at the call. The augmentation of a batch is drawn when the batch is made. To resume an epoch
+        The order is drawn at the call, a batch's augmentation when the batch is made. To resume an epoch
         after `skip` batches, give the generator the state that it had after these batches.
 
         Args:

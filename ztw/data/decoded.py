@@ -18,7 +18,7 @@ class ImageSet(Data):
     """Decoded images, in memory or in a memory map, with their normalisation and augmentation.
 
     Args:
-        stored: uint8 (M, channels, size, size); a memory map is read when a batch needs its images.
+        stored: uint8 (M, channels, size, size), read when a batch needs it.
         labels: int64 (N,).
         index: int64 (N,), positions of the set's images in `stored`; None = all.
         mean, std: per channel, of pixels in [0, 1].

@@ -148,7 +148,7 @@ class _Walk:
         self.skipped: Counter[str] = Counter()  # kind of file -> number
         self.folders: list[str] = []  # names of the class folders on disk
         self.empty: dict[str, str] = {}  # class without images -> its folder and the files in it
-        self.dead: list[str] = []  # dead links
+        self.dead: list[str] = []
         self._digest = hashlib.sha256()
         for entry in self._entries(str(place)):
             if not entry.is_dir():
@@ -166,7 +166,7 @@ class _Walk:
             self.empty[label] = f"{shown(entry.name)!r} ({_counted(self.skipped - skipped) or 'empty'})"
 
     def _images(self, folder: str, label: str, below: str) -> None:
-        """Record the images of a folder; below: its path relative to the split's folder, with a slash at the end."""
+        """Record the images of a folder; below: its path in the split's folder, with a slash at the end."""
         stamps = []
         for entry in self._entries(folder):
             name = below + entry.name

@@ -14,7 +14,6 @@ def held_out_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, 
     Args:
         labels: int64 (N,).
         fraction: share of the images for validation, in (0, 1); see `held_out_counts`.
-        seed: seed of the random choice.
 
     Returns:
         (training, validation) indices, int64.

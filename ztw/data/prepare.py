@@ -102,7 +102,6 @@ def _check_writable(root: Path) -> None:
 
 
 def _prepare_files(name: str, metadata: DatasetMetadata, root: Path, report: Report) -> dict[str, Any]:
-    """Prepare a built-in data set from its files."""
     target = _target(root, name, metadata.files or metadata.digest)
     if (record := read_record(target)) is not None:
         return record

@@ -105,8 +105,7 @@ def write_record(folder: Path, metadata: dict[str, Any]) -> dict[str, Any]:
         metadata: keys of the data set, with the "counts" of the splits in the folder.
 
     Returns:
-        The record with "decoded", the folder of each split. It is not in the file, because a data root may
-        move.
+        The record with "decoded", the folder of each split. The file lacks it, because a data root may move.
     """
     files = sorted(folder.glob("*.npy"))
     record = {**metadata, "sha256": {path.name: sha256(path) for path in files}}

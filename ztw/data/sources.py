@@ -126,7 +126,7 @@ def _from_folder(folder: Path, files: list[str], scratch: Path) -> None:
 def _from_url(metadata: DatasetMetadata, files: list[str], kept: Path, scratch: Path, report: Report) -> None:
     """Download to `kept`, then unpack to `scratch`. After a failure the files stay in `kept`, and another run resumes.
 
-    The packed files have no checksum here, because they differ between servers; `_fetch` checks the unpacked files.
+    `_fetch` checks the unpacked files, because packed files differ between servers.
     """
     try:
         for file in files:

@@ -17,7 +17,7 @@ from ztw.errors import ZtwError
 from ztw.progress import Note, Report
 from ztw.study.settings import DataSettings, FolderSettings
 
-# Keys of `data` that override the record's values, unless they are null
+# Keys of `data` that override the record unless they are null
 CHOSEN = ("flip", "crop_padding", "colour_jitter", "jitter_order", "mean", "std")
 NAMED = 20  # a note lists at most this many classes
 

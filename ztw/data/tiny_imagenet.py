@@ -61,7 +61,6 @@ def _tiny_imagenet_files(tree: FileTree) -> dict[str, list[tuple[str, str]]]:
 def _check_counts(
     path: Path, files: dict[str, list[tuple[str, str]]], class_names: list[str], metadata: DatasetMetadata
 ) -> None:
-    """Check the number of images of every class in each split."""
     if len(class_names) != metadata.num_classes:
         raise ZtwError(f"{path}: wnids.txt lists {len(class_names)} classes, expected {metadata.num_classes}")
     for split, expected in (metadata.counts or {}).items():

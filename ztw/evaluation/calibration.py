@@ -66,12 +66,12 @@ def calibration(
 ) -> dict[str, Tensor]:
     """Compute all calibration metrics of every exit.
 
-    - ece: mean |accuracy - confidence| over bins of the confidence, weighted by their number of samples, in [0, 1]
+    - ece: mean |accuracy - confidence| over bins of the confidence, weighted by samples, in [0, 1]
       (Guo et al. 2017)
     - classwise_ece: mean over classes of the binned |frequency - mean probability| of the class, in
       [0, 1] (Kull et al. 2019; the static calibration error of Nixon et al. 2019)
-    - brier: squared error summed over class probabilities, mean over samples, in [0, 2]. This is the multi-class score
-      of Brier (1950); for two classes it is twice scikit-learn's score.
+    - brier: squared error summed over class probabilities, mean over samples, in [0, 2] (Brier 1950). For two
+      classes it is twice scikit-learn's score.
     - nll: mean negative log-probability of the label, in nats. A probability of 0 counts as float32's smallest normal
       number, 87.3 nats, instead of infinity.
     - auroc: probability that a correct prediction has a higher confidence than a wrong one; ties count half

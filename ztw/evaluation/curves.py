@@ -56,7 +56,7 @@ def method_curves(
 ) -> pd.DataFrame:
     """Return the curves of the validation and test splits as rows.
 
-    Thresholds come from the validation split. With shared thresholds, the test curve also has those of the test split.
+    Thresholds come from the validation split. The test curve also has shared thresholds of the test split.
     If nothing is held out, only the test split has a curve.
     """
     if validation is None:

@@ -240,7 +240,7 @@ def _predicted(
 
 
 def _allowed(curve: Curve, offered: Candidates, wanted: float, parameter: float | None) -> int:
-    """Return the cheapest row of accuracy `wanted`; if `parameter` is given, the first row with at most its value."""
+    """Return the cheapest row of accuracy `wanted`, or the first row up to `parameter`."""
     if parameter is not None:
         return int((offered.parameter <= parameter).nonzero()[0])
     enough = (curve.accuracy >= wanted - 1e-12).nonzero().flatten()

@@ -55,7 +55,7 @@ def predict_networks(
 def silent_exits(logits: Tensor, additive: bool) -> list[int]:
     """List the exits whose own logits are the same for every image, usually because a ReLU is always 0.
 
-    An exit of a cascade that only repeats the previous exit is not found.
+    Does not find an exit of a cascade that repeats the previous one.
 
     Args:
         logits: (K, N, C) of single exits.

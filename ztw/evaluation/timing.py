@@ -16,10 +16,10 @@ from ztw.data.dataset import Data
 
 Row = dict[str, Any]
 
-# Turns of each measurement, of which the fastest counts. More turns lower the spread of relative times of single
-# images, but not of batches of 64 (on the quick study).
+# Turns of each measurement; the fastest counts. On the quick study, more turns lower the spread of relative times of
+# single images, but not of batches of 64.
 TURNS, TURNS_OF_SINGLE = 2, 4
-# With so few methods, all turns could be in one slow phase of the machine, so the number of turns is doubled.
+# So few methods get twice the turns, because all turns could be in one slow phase of the machine.
 FEW = 2
 
 
@@ -55,7 +55,6 @@ def time_in_turn(
 
     Args:
         batches: (B, C, H, W) each, on `device`.
-        turns: number of turns.
         step: called after every turn of a call.
         clock: returns the time in seconds.
     """
@@ -131,7 +130,6 @@ def _outcome(predictions: Any) -> Tensor:
 
 
 def _summary(seconds: list[float], images: int) -> Row:
-    """Summarise the sorted times of the batches."""
     return {
         "median_ms": 1e3 * statistics.median(seconds),
         "p95_ms": 1e3 * seconds[round(0.95 * (len(seconds) - 1))],

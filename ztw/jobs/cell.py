@@ -30,8 +30,8 @@ from ztw.study.training_settings import Anatomy, BackboneBuild, IcSet
 def compute_on(hardware: HardwareSettings) -> Compute:
     """Choose a job's device and precision by the study's settings; of several GPUs, one that no other job uses.
 
-    Also keep freed memory for reuse: this makes jobs that run a network faster. Jobs on logits alone do not call this
-    function: they have few large arrays, and would only use more memory.
+    Also keep freed memory for reuse, which makes networks faster. Jobs on logits alone do not call this function,
+    because they have few large arrays.
     """
     keep_freed_memory()
     device = pick_device(own_gpu(hardware.device))
@@ -47,7 +47,7 @@ class CellNetworks:
     Args:
         build: options of the backbone.
         sets: the cell's IC sets.
-        statics: architecture of a static network -> its options; each static network has a cell of its own.
+        statics: architecture of a static network -> its options; each has a cell of its own.
         records: the splits whose records the job reads, "train" first.
     """
 

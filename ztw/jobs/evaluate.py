@@ -103,13 +103,11 @@ def _base_costs(networks: CellNetworks, protocols: Sequence[str]) -> dict[str, f
 
 
 def _normalisation(networks: CellNetworks, data: DataSettings) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return the mean and std of the cell's images."""
     record = networks.record
     return tuple(data.mean or record["mean"]), tuple(data.std or record["std"])
 
 
 def _weights(networks: CellNetworks, method: MethodSettings) -> list[Weights]:
-    """Return the files with a method's weights."""
     layout, home = networks.layout, networks.home(method).cell
     backbone = Weights(layout.backbone(home), "backbone.")
     if method.static:

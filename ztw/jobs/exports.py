@@ -30,10 +30,10 @@ class LeftOut:
 class Exports:
     """Export networks to ONNX Runtime with the job's threads. Methods that share a network share the export.
 
-    A failure does not end the job, because the study still has its other results and PyTorch's times.
+    A failure does not end the job, because PyTorch's times remain.
 
     Args:
-        batches: one batch of each size, to try an exported network before it is timed.
+        batches: one of each size, to try an exported network.
     """
 
     def __init__(self, batches: Sequence[Tensor]) -> None:

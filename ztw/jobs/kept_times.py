@@ -61,7 +61,7 @@ class KeptTimes:
 def _network(networks: CellNetworks, method: MethodSettings) -> dict[str, Any]:
     """Return the settings of a method's network and of the backbone, and the SHA-256 of their weights.
 
-    The SHA-256 of the validation logits is included, because they decide the thresholds.
+    Also the SHA-256 of the validation logits, because they decide the thresholds.
     """
     layout, cell, home = networks.layout, networks.cell, networks.home(method)
     builds = [networks.build.model_dump(), home.build.model_dump()]

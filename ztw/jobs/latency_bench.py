@@ -44,8 +44,8 @@ from ztw.study.training_settings import BackboneBuild, IcSet
 
 PYTORCH, ONNX = "pytorch", "onnxruntime"
 Found = dict[str, list[dict[str, Any]]]  # "rows", "left_out"
-# Largest number of methods that are timed in turn. In a large group, a call's turns are spread over fast and slow
-# phases of the machine. A small group needs less memory, and a killed job loses less.
+# Largest number of methods timed in turn. A large group spreads a call's turns over fast and slow phases of the
+# machine. A small group needs less memory, and a killed job loses less.
 GROUP = 5
 
 

@@ -1,4 +1,4 @@
-"""Compute the logits of a cell, once for all later jobs."""
+"""Compute the logits of a cell."""
 
 from __future__ import annotations
 
@@ -96,7 +96,6 @@ def write_predictions(path: Path, logits: Tensor, labels: Tensor, described: Map
 
 
 def _drawn(train: Data, samples: int | None, generator: torch.Generator) -> Data:
-    """Draw `samples` training images at random."""
     if samples is None:
         return train
     return train.take(torch.randperm(len(train), generator=generator)[:samples])

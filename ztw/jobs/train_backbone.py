@@ -28,7 +28,7 @@ from ztw.study.training_settings import BackboneSettings
 from ztw.training.separate import train_backbone as train
 
 PRETRAINED = {"default": "DEFAULT", "v1": "IMAGENET1K_V1"}  # torchvision's names
-TOLERANCE = 0.01  # allowed difference from an expected accuracy, for rounding and other image decoders
+TOLERANCE = 0.01  # allowed difference of accuracies: rounding, other image decoders
 IN_ORDER = (
     ": the names differ, and equal order and shapes do not prove the same computation;"
     " set backbone.expected_accuracy to check it"

@@ -51,7 +51,6 @@ def train_ics(job: Job, cell: Cell, settings: TrainIcsSettings) -> None:
 
 
 def _by_recipe(settings: TrainIcsSettings, compute: Compute) -> dict[Recipe, list[str]]:
-    """Group the IC sets by recipe."""
     groups: dict[Recipe, list[str]] = {}
     for name, ics in settings.sets.items():
         groups.setdefault(recipe_of(ics, settings.hardware, compute), []).append(name)

@@ -24,7 +24,7 @@ from ztw.training.resume import Checkpoints
 def recipe_of(section: training_settings.Recipe, hardware: HardwareSettings, compute: Compute) -> Recipe:
     """Return the recipe of a section of the study; compute: from `compute_on`."""
     given = {key: getattr(section, key) for key in training_settings.Recipe.model_fields}
-    # Not captured as a CUDA graph: a plugin may decide in Python, and a graph would repeat one decision for all batches
+    # A CUDA graph would repeat one decision of a plugin's Python code for all batches
     of_a_plugin = bool(own("backbone") or own("head"))
     return Recipe(
         **given,

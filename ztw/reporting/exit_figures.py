@@ -27,7 +27,7 @@ from ztw.reporting.style import (
     style,
 )
 
-# With more exits, only some exits have a marker on a line, or a colour in the legend
+# With more exits, only some have a marker or are in the legend
 MANY = 12
 
 

@@ -27,7 +27,7 @@ from ztw.reporting.style import (
     style,
 )
 
-# Shares of the backbone's cost at which accuracies are averaged over seeds; scaled up for curves above 2
+# Shares of the backbone's cost at which seeds are averaged; scaled up for curves above 2
 GRID = np.linspace(0.02, 2.0, 199)
 
 

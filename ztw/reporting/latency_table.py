@@ -149,7 +149,6 @@ def write_latency(table: pd.DataFrame, missing: Notes, csv_path: Path | str, md_
 
 
 def _precisions(rows: pd.DataFrame) -> list[tuple[str, str]]:
-    """Return each runtime with its precision."""
     return list(rows[["runtime", "precision"]].drop_duplicates().itertuples(index=False, name=None))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from ztw.reporting.readable import INFEASIBLE
 from ztw.study.layout import Cell
 
-# Key of a cell's file of run ids if MLflow has no runs of the cell: the reason. The next call logs the cell again.
+# Key of the reason why MLflow has no runs of a cell, in its file of run ids. The next call logs the cell again.
 UNDELIVERED = "undelivered"
 
 
@@ -26,7 +26,6 @@ def headlines(
 
     Args:
         content: content of the method's metrics file.
-        protocol: the protocol of the accuracies.
         times: budget -> relative time, if measured. A static network has one time, which is used for all its feasible
             budgets.
     """

@@ -42,8 +42,8 @@ def read_jobs(study: Path) -> pd.DataFrame:
 def pipeline_table(study: Path | str, cores: int) -> pd.DataFrame:
     """Return one row per rule and a row "all": seconds of jobs, working seconds, overhead (processes, imports).
 
-    share_of_run is overhead / (cores * wall time). In the row "all", MLflow is overhead, too. Wall time is the time
-    from the start of the first job to the end of the last one. If the run was interrupted, it is too long.
+    share_of_run is overhead / (cores * wall time). In the row "all", MLflow is overhead, too. Wall time: from the
+    start of the first job to the end of the last one; too long if the run was interrupted.
 
     Args:
         cores: number of cores of the run.

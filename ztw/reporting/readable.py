@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 from ztw.evaluation.names import BACKBONE
 from ztw.files import check_seal
 
-INFEASIBLE = "-"  # in place of a missing value, or of the budget of a network without exits; empty in a csv
+INFEASIBLE = "-"  # missing value, or budget of a network without exits; empty in a csv
 SAME = "≈"
 # Columns of the table of differences between methods
 DIFFERENCES = (

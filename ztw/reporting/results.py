@@ -28,11 +28,8 @@ def results_of(
     """List every cell with every method, in the order of the tables.
 
     Args:
-        layout: the paths of the results.
-        cells: all cells of the study.
-        methods: all methods of the study.
-        partial: leave out a method of a cell if the cell has no metrics of it, so that means are over fewer seeds. For
-            studies published from several machines; in a run a missing file is an error.
+        partial: leave out methods of a cell without metrics, so that means are over fewer seeds. For studies published
+            from several machines; in a run a missing file is an error.
     """
     pairs = product(cells, methods)
     return [(cell, method) for cell, method in pairs if not partial or layout.metrics(cell, method).is_file()]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 # Errors of SQLite for a file that is damaged, is not a database, or lacks a table
 BROKEN = ("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_ERROR")
-# Suffixes of the database and of SQLite's journals beside it, by which SQLite undoes interrupted changes
+# Suffixes of the database and of SQLite's journals
 BESIDE = ("", "-journal", "-wal", "-shm")
 
 

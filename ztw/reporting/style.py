@@ -32,7 +32,7 @@ FAMILIES = {
     "recycled": (3, "recycled: cascade, ensemble"),
     "together": (2, "trained with the backbone"),
 }
-MOST = 6  # largest number of lines in one panel
+MOST = 6  # lines in one panel, at most
 OTHERS = "in the other panels"  # label of grey lines
 STATIC = "static networks"  # label of diamonds
 LONG = 24  # letters of a name that is too long for a legend of two columns

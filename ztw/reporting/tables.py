@@ -94,14 +94,12 @@ def _side_by_side(metrics: Metrics, names: list[str]) -> pd.DataFrame:
 
 
 def _check_methods(metrics: Metrics, methods: Sequence[str]) -> None:
-    """Check that every cell has all methods."""
     for (dataset, arch), found in metrics.groupby(CELL, sort=False)["method"]:
         if missing := [method for method in methods if method not in set(found)]:
             raise ZtwError(f"table: no result of {missing[0]} on {dataset}/{arch}")
 
 
 def _check_budgets(metrics: Metrics, seeds: pd.DataFrame, wanted: pd.DataFrame) -> None:
-    """Check that every seed of a method has all budgets."""
     every = metrics[IDENTITY].drop_duplicates().merge(wanted, on="method")[list(seeds.index.names)]
     for row in every[~pd.MultiIndex.from_frame(every).isin(seeds.index)].itertuples():
         raise ZtwError(

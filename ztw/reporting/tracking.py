@@ -68,13 +68,12 @@ class CellResults:
     """The results of a cell to log.
 
     Args:
-        cell: the cell.
-        code_version: version of the code that computed the results.
+        code_version: the code that computed the results.
         parts: kind ("backbone", "ics", "ensemble", "method") -> JSON files of the jobs; each becomes a run.
         artifacts: title of a run -> further files to log with it; "cell" -> files of the cell's run.
         protocol: the protocol of the headline accuracies.
         times: method -> budget -> relative time, if measured.
-        models: method -> folder of its network, for methods that are logged as models.
+        models: method -> folder of its network, if logged as a model.
     """
 
     cell: Cell

@@ -14,7 +14,7 @@ from typing import Any
 from ztw.errors import ZtwError
 from ztw.files import sha256
 
-INSTALLED = {"site-packages", "dist-packages"}  # folders of packages, whose versions the environment locks
+INSTALLED = {"site-packages", "dist-packages"}  # folders of packages with locked versions
 NAMESPACE = 0  # our kind for a package without __init__.py, which ModuleFinder does not support
 
 _added: list[str] = []  # folders of plugins on the module search path
@@ -28,7 +28,6 @@ def helpers(path: Path, module: str = "") -> dict[str, Path]:
     a computed name (`import_module(name)`). Adds the file's folder to the end of the module search path.
 
     Args:
-        path: the file.
         module: the file's module name; "" for a file outside of packages.
 
     Returns:

@@ -22,7 +22,7 @@ from ztw.study.settings import (
 )
 from ztw.study.training_settings import BackboneSettings, IcsSettings, Regime
 
-# NAME in `<!-- keys: NAME -->` ... `<!-- end -->` of the manual -> section of the table between the two marks
+# NAME in `<!-- keys: NAME -->` ... `<!-- end -->` of the manual -> section of the table between
 SECTIONS: dict[str, type[Section]] = {
     "study": Study,
     "data": DataSettings,

@@ -76,7 +76,6 @@ def plugins_with(plugins: Iterable[str], kinds: Iterable[str]) -> dict[str, str]
 
 
 def _entry_point(name: str) -> str:
-    """Return the module of an entry point."""
     from importlib.metadata import entry_points  # slow, and rarely needed
 
     found = {point.name: point.module for point in entry_points(group=GROUP)}

@@ -12,9 +12,8 @@ from ztw.errors import ZtwError
 from ztw.progress import Note, Report
 from ztw.training.recipe import Recipe, total_steps
 
-# Number of steps after which compiling, about a minute, has saved time: a backbone's step gets 5 to 11 % shorter on two
-# CPU cores without AMX (`make bench`). The limit counts steps, not time, so that a study compiles the same trainings on
-# every machine.
+# Steps after which compiling, about a minute, has saved time: a backbone's step gets 5 to 11 % shorter on two CPU cores
+# without AMX (`make bench`). Steps, not time, so that a study compiles the same trainings on every machine.
 WORTH_COMPILING = 4000
 
 

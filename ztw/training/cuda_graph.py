@@ -26,7 +26,6 @@ class CapturedGradients:
     the capture fails, for example because the function waits for the GPU, training continues without a graph.
 
     Args:
-        parameters: the trained parameters.
         batch_size: images of a full batch.
         report: called if the capture fails.
     """

@@ -48,7 +48,6 @@ def train_layer_wise(
 
 
 def _phase(recipe: Recipe, exits: int) -> Recipe:
-    """Return the recipe of one of `exits` phases."""
     milestones = tuple(epoch / exits for epoch in recipe.milestones)
     return dataclasses.replace(recipe, epochs=recipe.epochs / exits, milestones=milestones)
 

@@ -37,8 +37,8 @@ class Task:
         step: computes the losses of a batch.
         module: the trained module; a checkpoint saves its state.
         optimizer: the optimizer of the module's parameters.
-        weights: a function (share of the training completed at the end of the epoch, in (0, 1]) -> weights (W,) for
-            `step`, on the CPU.
+        weights: share of the training completed at the end of the epoch, in (0, 1] -> weights (W,) for `step`, on
+            the CPU.
     """
 
     names: Sequence[str]
@@ -229,7 +229,7 @@ def run_epochs(
     resumed = checkpoints.restore(training)
     with checkpoints.saving(training) as saver:
         _run(training, data, report, saver.after_step, f"  (resumed at {training.position})" * resumed)
-        checkpoints.save(training, training.step)  # keeps the training if a later part of the job fails
+        checkpoints.save(training, training.step)  # a later part of the job may fail
     return training.histories
 
 

@@ -66,9 +66,9 @@ def train_exits(
             exit, see `ztw.training.joint.exit_weights`.
         seed: seed of the order of images, augmentation and dropout.
         precision: "fp32", "bf16" or "auto".
-        checkpoints: a folder for checkpoints. The same call then resumes a stopped training, also within an epoch, and
-            ends with the same weights. The weights may differ if the random state of a Dataset or DataLoader cannot be
-            saved; for a DataLoader, `progress` gets a note.
+        checkpoints: a folder. The same call then resumes a stopped training, also within an epoch, and ends with
+            the same weights. They may differ if the random state of a Dataset or DataLoader cannot be saved; for a
+            DataLoader, `progress` gets a note.
         progress: True = lines on stderr, False = silence, or a function that takes a line.
 
     Returns:
@@ -141,7 +141,6 @@ def train_exits(
 def _check_numbers(
     epochs: Any, lr: Any, batch_size: Any, weight_decay: Any, milestones: Any, seed: Any
 ) -> None:
-    """Check the types and ranges of train_exits' numbers."""
     for name, value in (("epochs", epochs), ("lr", lr)):
         if not is_number(value) or not 0 < value < math.inf:
             raise ZtwError(f"{name} {value!r}: must be a number above 0")

@@ -44,7 +44,6 @@ class Checkpoints:
     """The newest two checkpoints of a training, each with its SHA-256.
 
     Args:
-        folder: the folder of the checkpoints.
         of: the training's identity, such as "code" and "settings" -> digest. A checkpoint with another identity is
             deleted.
         report: called when a checkpoint is used or refused.
