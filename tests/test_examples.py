@@ -1,4 +1,4 @@
-"""The examples run, on little data."""
+"""Run the examples on small data."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_timm_vit(tmp_path, capsys):
 )
 def test_every_example_says_what_it_is(name, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", [name, "--help"])
-    monkeypatch.syspath_prepend(str(EXAMPLES))  # as Python does for a script
+    monkeypatch.syspath_prepend(str(EXAMPLES))  # Python does this for a script
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
     assert ended.value.code == 0

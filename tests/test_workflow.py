@@ -1,4 +1,4 @@
-"""The real DAG on the tiny study: run, repeated, killed and resumed, without a tracker, with broken ones."""
+"""Test the real DAG on the tiny study: run, repeated, interrupted, without MLflow, with broken files."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from ztw.study.settings import DataSettings
 pytestmark = pytest.mark.usefixtures("data_root")
 
 
-def test_it_leaves_what_the_readme_promises(finished):
+def test_it_writes_the_files_of_the_readme(finished):
     study = finished / "results/tiny"
     cell = study / "digits/resnet8/seed0"
     for path in (
@@ -115,7 +115,7 @@ def test_every_method_s_network_can_be_loaded(finished, tmp_path):
 
 
 def test_the_first_seed_s_networks_are_models_in_mlflow(finished):
-    """The cell that is timed: its runs say what time each method takes."""
+    """The first seed is also timed: its runs have the relative times of the methods."""
     store = MlflowClient(f"sqlite:///{finished}/results/tiny/mlflow.db")
     for seed, first in ((0, True), (1, False)):
         runs = read_json(finished / f"results/tiny/digits/resnet8/seed{seed}/runs.json")["runs"]
@@ -174,13 +174,13 @@ def test_a_published_study_is_made_again_from_its_files(finished, tmp_path, monk
 
 
 def seeds_of(published: Path) -> pd.Series:
-    """Method -> of how many seeds its accuracy at any cost is."""
+    """Return method -> number of seeds of its accuracy at budget "max"."""
     rows = pd.read_csv(published / "tables/accuracy_at_budget.csv")
     return rows[rows["budget"].eq("max") & rows["protocol"].eq("held-out")].set_index("method")["n"]
 
 
 def test_a_published_study_is_the_union_of_its_cells(finished, tmp_path, monkeypatch, publishing, capsys):
-    """Cells of two machines, published there or copied, make the tables of one run."""
+    """Cells of two machines, published or copied, give the same tables as one run."""
     monkeypatch.chdir(copy_of(finished, tmp_path))
     cells, whole, target = (
         Path("results/tiny/digits/resnet8"),
@@ -251,15 +251,15 @@ def test_what_is_not_published(finished, tmp_path, monkeypatch, publishing):
 
 
 def test_every_file_of_numbers_is_sealed(finished):
-    """What another job reads is checked against the SHA-256 beside it."""
+    """Every file that another job reads has a SHA-256 beside it."""
     numbers = (".safetensors", ".parquet", ".json", ".csv")
     for path in (finished / "results/tiny").rglob("*"):
         if path.suffix in numbers and "mlflow-artifacts" not in path.parts:
             assert path.with_name(f".{path.name}.sha256").exists(), path
 
 
-def test_no_rule_has_a_shell(finished):
-    """By Snakemake's records of how each file was made."""
+def test_no_rule_uses_a_shell(finished):
+    """Snakemake's records of all files have no shell command."""
     records = [path for path in (finished / ".snakemake/metadata").rglob("*") if path.is_file()]
     made = [json.loads(path.read_text()) for path in records]
     assert {"prepare_dataset", "train_ics", "evaluate", "aggregate"} <= {one["rule"] for one in made}
@@ -280,21 +280,21 @@ def test_a_second_call_finds_nothing_to_do(finished):
 
 
 def planned(folder: Path, config: Path = TINY) -> set[str]:
-    """The rules whose jobs a dry run would start."""
+    """Return the rules whose jobs a dry run would start."""
     done = run(folder, config, "--", "--dry-run")
     assert done.returncode == 0, shown(done)
     return set(re.findall(r"^(?:local)?rule (\w+):$", done.stdout, re.M))
 
 
 def with_other_times(folder: Path) -> None:
-    """Every file is older than the code, as after a clone, and an output may be older than its input."""
+    """Make every file older than the code, as after a clone, and some outputs older than their inputs."""
     for number, path in enumerate(path for path in sorted(folder.rglob("*")) if path.is_file()):
         then = 10**18 - number * 10**9
         os.utime(path, ns=(then, then))
 
 
-def test_neither_times_nor_profiles_that_were_not_given_decide_what_runs(finished, tmp_path, monkeypatch):
-    """Results are known by their content; mtime as the trigger would run something here and nothing elsewhere."""
+def test_file_times_and_other_profiles_do_not_decide_what_runs(finished, tmp_path, monkeypatch):
+    """Checksums decide what runs again. The trigger mtime alone would run other jobs."""
     folder = copy_of(finished, tmp_path)
     with_other_times(folder)
     for place in ("mine", "profiles/default", "default"):
@@ -313,7 +313,7 @@ def test_neither_times_nor_profiles_that_were_not_given_decide_what_runs(finishe
     assert not re.search(r"^rule train_ics:\n(?:    .*\n)*    wildcards: .*seed=0", given.stdout, re.M)
 
 
-def test_results_without_records_of_how_they_were_made_are_not_judged(finished, tmp_path):
+def test_results_without_records_are_refused(finished, tmp_path):
     (tmp_path / "copy").mkdir()
     shutil.copytree(finished / "results", tmp_path / "copy/results", copy_function=shutil.copyfile)
     done = run(tmp_path / "copy")
@@ -329,8 +329,8 @@ def test_results_without_records_of_how_they_were_made_are_not_judged(finished, 
     assert "prepare_dataset" not in would
 
 
-def test_results_of_which_some_have_no_record_are_not_judged(finished, tmp_path):
-    """A seed that was copied here from another machine: it may be of other settings."""
+def test_some_results_without_records_are_refused(finished, tmp_path):
+    """As after a copy of a seed from another machine: its settings are unknown."""
     folder = copy_of(finished, tmp_path)
     for record in (folder / ".snakemake/metadata").iterdir():
         if "/seed1/backbone." in base64.urlsafe_b64decode(record.name).decode():
@@ -409,7 +409,7 @@ def test_without_a_core_nothing_is_started(tmp_path, cores):
     assert not (tmp_path / "results").exists()
 
 
-def test_a_missing_config_is_told(tmp_path):
+def test_a_missing_config_is_named(tmp_path):
     failed = run(tmp_path, tmp_path / "none.yaml")
     assert (failed.returncode, failed.stderr) == (1, "")
     assert "none.yaml': No such file or directory" in failed.stdout
@@ -417,7 +417,7 @@ def test_a_missing_config_is_told(tmp_path):
 
 @pytest.mark.parametrize("package", ["snakemake", "psutil", "mlflow"])
 def test_a_package_that_only_the_workflow_needs_is_named(tmp_path, package):
-    """Where ztw was installed without its extra."""
+    """As if ztw was installed without its extra `workflow`."""
     (tmp_path / "sitecustomize.py").write_text(f"import sys\nsys.modules[{package!r}] = None\n")
     failed = subprocess.run(
         command(),
@@ -432,12 +432,12 @@ def test_a_package_that_only_the_workflow_needs_is_named(tmp_path, package):
     )
 
 
-def test_parts_of_ones_own_with_no_change_in_ztw(tmp_path):
-    """The example runs; an edit of its file runs again what can depend on it."""
+def test_a_plugin_runs_in_the_workflow(tmp_path):
+    """The example of a plugin runs. After an edit of its file, the jobs that can depend on it run again."""
     shutil.copytree(ROOT / "examples", tmp_path / "examples", ignore=shutil.ignore_patterns("__pycache__"))
     config, plugin = Path("examples/my_parts.yaml"), tmp_path / "examples/my_parts.py"
     text = (tmp_path / config).read_text().replace("images: 8}", "images: 8, runtimes: [pytorch]}")
-    (tmp_path / config).write_text(text + "tracking: none\n")  # what takes long has tests of its own
+    (tmp_path / config).write_text(text + "tracking: none\n")  # shortens the test
     done = run(tmp_path, config, "--", "aggregate")  # no figures, no report
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("ics independent: a sample that leaves at exits 2 to 3 saves nothing") == 1
@@ -467,7 +467,7 @@ def test_parts_of_ones_own_with_no_change_in_ztw(tmp_path):
 
 @pytest.mark.parametrize("config", sorted(ROOT.glob("config/*.yaml")), ids=lambda path: path.name)
 def test_dry_run_of_every_shipped_config(config, tmp_path):
-    """A rule that shares a machine's cores has its threads in Slurm's profile: else it gets four, or waits for ever."""
+    """Every rule with `share_of_cores` also has an entry in the Slurm profile's set-threads."""
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "workflow/Snakefile")]
     command += ["--configfile", str(config), "--cores", "999", "--dry-run"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100)

@@ -37,11 +37,11 @@ from ztw.study.settings import Study
 
 
 def publish(config: Path, target: Path, machine: str, logits: list[str]) -> None:
-    """Publish the finished cells of a study in a folder, beside the cells that are there, and make its tables.
+    """Add the finished cells of a study to a published study, and make its tables.
 
     Raises:
-        ZtwError: when nothing is finished, when a published file would be lost, and when a cell was computed with
-            other settings than the study has. Nothing changes then.
+        ZtwError: if nothing is finished, a published file would be lost, or a cell was computed with other settings
+            than the study's file has. The published study then stays as it is.
     """
     study, run = check_study(read_config(config)), Layout(Path("results") / study_name(config))
     finished = _methods(_results(study, run))
@@ -64,19 +64,20 @@ def publish(config: Path, target: Path, machine: str, logits: list[str]) -> None
         shutil.copyfile(config, made.config)
         make_tables(made)
         made.table("pipeline").unlink(missing_ok=True)
+        # only if one run computed all cells
         if finished.keys() == _methods(_results(study, made)).keys() and run.table("pipeline").is_file():
-            shutil.copyfile(run.table("pipeline"), made.table("pipeline"))  # all cells are of one run
+            shutil.copyfile(run.table("pipeline"), made.table("pipeline"))
 
 
 def rebuild(folder: Path) -> None:
-    """Make the tables and figures of a published study again, from its cells; nothing changes where that fails."""
+    """Make the tables and figures of a published study again. If that fails, nothing changes."""
     with _changed(folder) as made:
         make_tables(made)
 
 
 @contextmanager
 def _changed(folder: Path) -> Iterator[Layout]:
-    """Give a copy of a folder, which takes the folder's place when the block ends well."""
+    """Yield a copy of a folder, and replace the folder by the copy if the block succeeds."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
         made = Path(scratch, folder.name)
@@ -91,7 +92,7 @@ def _changed(folder: Path) -> Iterator[Layout]:
 
 
 def _results(study: Study, layout: Layout, partial: bool = True) -> list[tuple[Cell, str]]:
-    """List every cell with every method; partial: those that have results."""
+    """List every cell with every method; partial: only pairs with results."""
     cells = [Cell(*names, seed) for names in study.cells for seed in study.seeds]
     return results_of(layout, cells, tuple(study.methods), partial)
 
@@ -102,7 +103,7 @@ def _methods(results: list[tuple[Cell, str]]) -> dict[Cell, list[str]]:
 
 
 def make_tables(made: Layout) -> None:
-    """Write the tables and figures of all cells that are there, the times of the first seed that has some."""
+    """Write the tables and figures of all published cells, with the times of the first seed that was timed."""
     study = check_study(read_config(made.config))
     methods, evaluation = tuple(study.methods), study.evaluation
     found = _checked(study, made)
@@ -123,13 +124,13 @@ def make_tables(made: Layout) -> None:
             timed=(dataset, arch) in timed,
         )
         plot_figures(Job(made), figure_title(dataset, arch), drawn, partial=True)
-    # git vouches for files
+    # no seals of published files, because git has their hashes
     for file in [*made.folder.rglob(".*.sha256"), *made.folder.glob("figures/*.pdf")]:
         file.unlink()
 
 
 def _checked(study: Study, made: Layout) -> dict[Cell, list[str]]:
-    """Return the cells that are there with their methods, if the study names all and has their settings."""
+    """Return the published cells and their methods. Raise ZtwError if the study lacks one or has other settings."""
     every, found = _results(study, made, partial=False), _results(study, made)
     if others := set(made.folder.rglob("metrics/*.json")) - {made.metrics(*result) for result in every}:
         raise ZtwError(
@@ -144,7 +145,7 @@ def _checked(study: Study, made: Layout) -> dict[Cell, list[str]]:
 
 
 def main() -> int:
-    """Publish or rebuild; returns the exit status."""
+    """Publish or rebuild a study; return the exit status."""
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=form, usage=argparse.SUPPRESS)
     parser.add_argument("study", type=Path, metavar="CONFIG | FOLDER")

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent)]  # its neighbours, and ztw itself
+sys.path[:0] = [str(HERE), str(HERE.parent)]  # for the modules of this folder, and ztw
 from machine import count_gpus, ensure_user, usable_cores, use_plain_characters
 from one_run import check_known, only_run, remove_scratch
 from screen import show_results, undelivered
@@ -31,18 +31,18 @@ from ztw.study.environment import search_path, settings_of_others
 from ztw.study.layout import Layout
 from ztw.study.settings import Study
 
-# Arguments with which Snakemake computes nothing: its output goes to the screen. -np is two flags of one letter.
+# Arguments with which Snakemake computes nothing, so that its output goes to the screen. -np stands for -n -p.
 QUESTION = re.compile(
     "-(?=.*[nlSDhv])[nFfkptlSDhv]+"
     "|--(dry-?run|lint|list.*|lt|summary|detailed-summary|rulegraph|filegraph|d3dag|dag|report|containerize"
     "|unlock|delete-all-output|help|version)(=.*)?"
 )
-# All of Snakemake's but "code", which goes by the time of a script, new in a clone; params hold a digest of the code.
+# All of Snakemake's triggers but "code": a script has a new time in every clone, and params have a digest of the code.
 TRIGGERS = ("input", "mtime", "params", "software-env")
 
 
 def main() -> int:
-    """Run the study; returns the exit status."""
+    """Run the study; return the exit status."""
     clear_environment()
     use_plain_characters()
     arguments, extra = read_arguments(sys.argv[1:])
@@ -65,9 +65,9 @@ def main() -> int:
                 check_known(folder)
             check_plugins(study)
             for runs in undelivered(folder):
-                runs.unlink()  # missing, the cell is logged again
-            if study.tracking == "sqlite" and (said := prepare(Layout(folder).database)):
-                console.print(f"note: {said}", soft_wrap=True, markup=False)
+                runs.unlink()  # Snakemake then logs the cell again
+            if study.tracking == "sqlite" and (done := prepare(Layout(folder).database)):
+                console.print(f"note: {done}", soft_wrap=True, markup=False)
             status = run_snakemake([*command, "--logger=ztw", *extra], folder, console)
         if status == 0:
             show_results(console, folder, study.tracking, arguments.config)
@@ -78,9 +78,9 @@ def main() -> int:
 
 
 def clear_environment() -> None:
-    """Start this process again without variables of other work, some of which Python has read already.
+    """Start this process again without the variables that could change results: Python has already read some of them.
 
-    What it starts imports the ztw beside it, even where the environment has another.
+    Then set PYTHONPATH, so that child processes import the ztw of this folder and no other.
     """
     if ignored := settings_of_others(os.environ):
         kept = {name: value for name, value in os.environ.items() if name not in ignored}
@@ -89,7 +89,7 @@ def clear_environment() -> None:
 
 
 def read_arguments(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Split the command line into arguments of this program and, after `--`, those of Snakemake."""
+    """Split the command line into this program's arguments and Snakemake's, which follow `--`."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, usage=argparse.SUPPRESS
     )
@@ -103,7 +103,7 @@ def read_arguments(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def cores(text: str) -> int:
-    """Check a number of cores; without any, Snakemake would wait for ever. Raises ArgumentTypeError."""
+    """Read a number of cores. Raises ArgumentTypeError for 0, with which Snakemake would wait forever."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} must be a whole number >= 1")
     return int(text)
@@ -119,8 +119,8 @@ def read_study(path: str) -> Study:
 
 
 def check_installation(tracking: str) -> None:
-    """Raise ZtwError where Snakemake could not start a job, or a package is missing that only the workflow needs."""
-    if re.search(r"[^\w/.+@,=~%-]", sys.executable):  # Snakemake gives it to a shell unquoted
+    """Raise ZtwError if Snakemake could not start jobs, or a package is missing that only the workflow needs."""
+    if re.search(r"[^\w/.+@,=~%-]", sys.executable):  # Snakemake passes the path to a shell without quotes
         raise ZtwError(
             f"{sys.executable!r}: the path of this Python has a space or another character that shells treat specially;"
             " move it (.venv is in the folder of the Makefile)"
@@ -131,7 +131,7 @@ def check_installation(tracking: str) -> None:
 
 
 def check_plugins(study: Study) -> None:
-    """Raise ZtwError where a part of the user's own breaks its contract, before anything trains."""
+    """Raise ZtwError, before any training, if a part of a plugin breaks its contract."""
     if study.plugins:
         from ztw.testing import check_registered  # imports torch
 
@@ -140,10 +140,10 @@ def check_plugins(study: Study) -> None:
 
 def snakemake_command(arguments: argparse.Namespace, device: str) -> list[str]:
     """Build Snakemake's command line: for a profile's executor, or for the cores and GPUs of this machine."""
-    # -P: import no module from this folder
+    # -P: import no module from the current folder
     command = [sys.executable, "-Pm", "snakemake", "--snakefile", str(HERE / "Snakefile")]
     command += ["--configfile", arguments.config]
-    # for every profile: a changed setting runs a job again, a copied file does not
+    # With every profile, a changed setting runs a job again and a copied file does not
     command += ["--rerun-triggers", *TRIGGERS, "--max-checksum-file-size", "1GB"]
     if arguments.profile is not None:
         return [*command, "--workflow-profile", str(profile_folder(arguments.profile)), "--rerun-incomplete"]
@@ -154,7 +154,7 @@ def snakemake_command(arguments: argparse.Namespace, device: str) -> list[str]:
 
 
 def profile_folder(profile: str) -> Path:
-    """Find the folder of a profile: one of ours by its name, or any; raises ZtwError where there is none."""
+    """Return the folder of a profile: the name of a profile of ztw, or any folder. Raises ZtwError if there is none."""
     ours = sorted(path.parent.name for path in HERE.glob("profiles/*/config.yaml"))
     folder = HERE / "profiles" / profile if profile in ours else Path(profile)
     if not any(folder.glob("config*.yaml")):

@@ -1,4 +1,4 @@
-"""Streamed data sets: listed once, decoded by workers, the same whatever their number."""
+"""Test streamed data sets: listed once, decoded by workers, with the same batches for any number of workers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ztw.study.settings import FolderSettings
 
 @pytest.fixture
 def folder(tmp_path):
-    """Classes cat and dog: 5 training and 2 test images each, of noise in several sizes."""
+    """An image folder of cat and dog: 5 training and 2 test images each, of noise in several sizes."""
     rng = np.random.default_rng(0)
     for split, count in (("train", 5), ("val", 2)):
         for name in ("dog", "cat"):
@@ -118,7 +118,7 @@ def test_an_unreadable_image_is_named(record, workers):
     assert "\n" not in str(caught.value)
 
 
-def test_a_dead_worker_is_one_line(record, monkeypatch):
+def test_a_dead_worker_gives_a_one_line_error(record, monkeypatch):
     monkeypatch.setattr("ztw.data.streamed.read_rgb", lambda *_: os._exit(1))
     with pytest.raises(ztw.ZtwError, match=r"a worker process failed .*fewer workers") as caught:
         list(opened(record, "test", workers=1).batches(2))
@@ -133,7 +133,7 @@ def test_a_changed_folder_is_listed_again(record, folder, tmp_path):
     assert again["counts"]["train"] == 11
 
 
-@pytest.mark.parametrize("size", [(120, 80), (1000, 10)])  # the second is too wide for any draw
+@pytest.mark.parametrize("size", [(120, 80), (1000, 10)])  # the second is too wide for any random crop
 def test_random_crops_are_torchvisions_and_flip(size):
     from torchvision.transforms import RandomResizedCrop
 

@@ -7,7 +7,7 @@ import sys
 
 from tiny_study import ROOT, SMALL, command, copy_of, run, wait_for
 
-# What Lustre without -o flock says
+# Raises the error of file locks on Lustre without -o flock
 WITHOUT_LOCKS = """
 import errno, fcntl, os, runpy, sys
 def refuse(*_):
@@ -18,7 +18,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def test_the_second_of_two_in_one_folder_says_so(data_root, tmp_path, tell):
+def test_a_second_run_in_one_folder_is_refused(data_root, tmp_path, tell):
     first = subprocess.Popen(
         [*command(SMALL), "--", "results/tiny/data/digits/train.json"],
         cwd=tmp_path,
@@ -67,7 +67,7 @@ def test_two_folders_prepare_one_data_root_once(tmp_path, monkeypatch, tell):
     )
 
 
-def test_a_file_system_without_locks_is_warned_of(finished, tmp_path, tell):
+def test_a_file_system_without_locks_gives_a_warning(finished, tmp_path, tell):
     folder = copy_of(finished, tmp_path)
     script = [sys.executable, "-c", WITHOUT_LOCKS, str(ROOT / "workflow/reproduce.py"), str(SMALL)]
     done = subprocess.run(script, cwd=folder, capture_output=True, text=True, timeout=300)

@@ -1,4 +1,4 @@
-"""The job that logs a cell: its figure is drawn here, kept beside the runs' ids and with the cell's own run."""
+"""Test the job that logs a cell: it draws a figure, and logs it with the cell's run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ IDENTITY = {"dataset": "digits", "arch": "resnet8", "seed": 0}
 
 
 def write_results(layout: Layout) -> None:
-    """The files of a cell of one method."""
+    """Write the files of a cell with one method."""
     rows = [
         {"protocol": "", "budget": "", "exit": 1, "metric": name, "value": 0.5}
         for name in ("accuracy", "relative_cost")
@@ -42,7 +42,7 @@ def write_results(layout: Layout) -> None:
 
 
 def track(layout: Layout, tracking: str) -> dict[str, Any]:
-    """Log the cell; returns what is written of its runs."""
+    """Log the cell; return the content of its file of run ids."""
     write_results(layout)
     start_tracking(Job(layout), StartTrackingSettings(tracking))
     settings = TrackCellSettings(("sdn",), (), (), {"sdn": "frozen"}, "held-out", timed=True, models=False)

@@ -1,4 +1,4 @@
-"""A real tracking server, as `make mlflow-server` starts it: a hundred cells at once, and runs delivered later."""
+"""Test a real tracking server, started by `make mlflow-server`: a hundred parallel cells, and runs logged later."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ pytestmark = [
 
 @contextlib.contextmanager
 def tracking_server(folder: Path, port: int) -> Iterator[str]:
-    """`make mlflow-server` in a folder; yields the server's URI."""
+    """Run `make mlflow-server` in a folder; yield the server's URI."""
     make = ["make", "-f", str(ROOT / "Makefile"), "-o", ".venv/.ready", "mlflow-server", f"PORT={port}"]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     process = subprocess.Popen(
@@ -58,14 +58,14 @@ def tracking_server(folder: Path, port: int) -> Iterator[str]:
 
 @pytest.fixture
 def port() -> int:
-    """One that is free."""
+    """A free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
 
 def listening(port: int) -> set[str]:
-    """The addresses at which a port is served."""
+    """Return the addresses at which a server listens on a port."""
     found = [(tuple(one.laddr), one.status) for one in psutil.net_connections("inet")]
     return {str(place[0]) for place, status in found if status == "LISTEN" and place[1] == port}
 

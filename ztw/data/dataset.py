@@ -15,7 +15,6 @@ class Data(ABC):
 
     Args:
         labels: int64 (N,), on `device`.
-        num_classes: number of classes.
         mean, std: per channel, of pixels in [0, 1].
     """
 
@@ -38,7 +37,7 @@ class Data(ABC):
 
     @abstractmethod
     def to(self, device: torch.device) -> Self:
-        """Return the same set for a network on `device`."""
+        """Return the same images, with labels and batches on `device`."""
 
     @abstractmethod
     def batches(
@@ -50,13 +49,13 @@ class Data(ABC):
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Return the batches of an epoch, shuffled if a generator is given.
 
-        The order is drawn at the call, the augmentation of a batch when the batch is made. To resume an epoch after
-        `skip` batches, restore the generator's state after the last of them.
+        The order is drawn at the call, a batch's augmentation when the batch is made. To resume an epoch
+        after `skip` batches, give the generator the state that it had after these batches.
 
         Args:
             batch_size: images per batch.
-            generator: for shuffling and augmentation. With it, a last batch of one image is dropped: BatchNorm
-                cannot train on it.
+            generator: for shuffling and augmentation. If given, a last batch of one image is dropped, because
+                BatchNorm cannot train on it.
             augmented: whether to flip, crop and jitter.
             skip: number of batches to leave out at the beginning.
 
@@ -66,7 +65,7 @@ class Data(ABC):
 
 
 def batch_indices(count: int, batch_size: int, generator: torch.Generator | None) -> list[Tensor]:
-    """Return the indices int64 (B,) of each batch; with a generator shuffled, without a last batch of one."""
+    """Return the indices int64 (B,) of each batch. A generator shuffles them and drops a last batch of one image."""
     order = torch.arange(count) if generator is None else torch.randperm(count, generator=generator)
     batches = order.split(batch_size)
     return [indices for indices in batches if generator is None or len(indices) > 1 or count == 1]

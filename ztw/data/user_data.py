@@ -72,13 +72,13 @@ class Wanted:
         return images, labels
 
     def moved(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Move a batch to the device, as float32 in channels_last memory."""
+        """Move a batch to the device, the images as float32 in channels_last memory."""
         where, format = self.device, torch.channels_last
         return images.to(where, torch.float32, memory_format=format), labels.to(where)
 
 
 class GivenData(Data):
-    """Base class of the three forms: images that are already normalised and augmented."""
+    """Base class of a user's data: images that are already normalised and augmented."""
 
     wanted: Wanted
 
@@ -103,7 +103,7 @@ class GivenData(Data):
         augmented: bool = False,
         skip: int = 0,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """See `Data.batches`; nothing is augmented, but by a Dataset, which draws from torch's global generator."""
+        """See `Data.batches`. `augmented` has no effect: only a Dataset may augment, from torch's global generator."""
         return map(self._batch, batch_indices(len(self), batch_size, generator)[skip:])
 
     def _batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
@@ -128,7 +128,7 @@ class TensorData(GivenData):
 
 @dataclass(frozen=True)
 class DatasetData(GivenData):
-    """A torch Dataset of (image (C, H, W), label), which does its own augmentation."""
+    """A torch Dataset of (image (C, H, W), label); it augments the images itself."""
 
     dataset: Any
     wanted: Wanted
@@ -169,11 +169,11 @@ class LoaderData(GivenData):
         augmented: bool = False,
         skip: int = 0,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """See `Data.batches`; the loader decides the batch size. Skipped batches are loaded, too.
+        """See `Data.batches`. The loader's batch size is used. Skipped batches are loaded as well.
 
         Args:
-            generator: seeds the global generators of torch, numpy and Python for the loader, so that a resumed
-                epoch has the same batches.
+            generator: seeds torch's, numpy's and Python's global generators while the loader works, so that a
+                resumed epoch has the same batches.
 
         Raises:
             ZtwError: if there are fewer batches than the loader's length.
@@ -218,7 +218,7 @@ class LoaderData(GivenData):
 
 
 class _Generators:
-    """Context with its own states of the global generators of torch (CPU), numpy and Python."""
+    """Give a block its own states of the global generators of torch (CPU), numpy and Python."""
 
     def __init__(self, seed: int) -> None:
         outside = _states()
@@ -274,7 +274,7 @@ def as_data(given: Any, wanted: Wanted, what: str = "data") -> Data:
 
     Args:
         given: (images float (N, C, H, W), labels int (N,)), a torch Dataset, a DataLoader, or `Data`. Tensors are
-            checked at once, other forms batch by batch.
+            checked here, batches of other data when they are made.
         what: name of the argument, for errors.
 
     Raises:

@@ -73,7 +73,7 @@ def predict(
         raise ZtwError(
             "predict: some of the network's logits are not finite; train it again, with a lower lr"
         )
-    return logits.clone(), labels.clone()  # nothing can be fitted to tensors made in inference mode
+    return logits.clone(), labels.clone()  # autograd refuses tensors made in inference mode
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,7 @@ def choose_threshold(
 
 
 def predict_onnx(runner: OnnxRunner, data: Any) -> tuple[Tensor, Tensor]:
-    """Compute the logits (K, N, C) of every exit in ONNX Runtime, with the ensemble, and labels (N,)."""
+    """Compute the logits (K, N, C) of every exit in ONNX Runtime, the ensemble applied, and labels (N,)."""
     wanted = Wanted(runner.form.shape, runner.form.num_classes, torch.device("cpu"))
     batches = as_data(data, wanted, "predict").batches(CHUNK)
     logits, labels = zip(*((runner.logits(images), labels) for images, labels in batches), strict=True)
@@ -230,7 +230,7 @@ def _check_wish(budget: Any, allowed_loss: Any, risk: Any) -> None:
 def _predicted(
     network: EarlyExitNetwork, held_out: Any, batch_size: int, precision: str, progress: bool | Report
 ) -> tuple[Tensor, Tensor]:
-    """Return given predictions, checked, or compute those of images."""
+    """Check and return given predictions, or compute the predictions of images."""
     if isinstance(held_out, tuple | list) and len(held_out) == 2 and getattr(held_out[0], "ndim", 0) == 3:
         logits, labels = held_out
         logits, labels, _ = check_logits(logits, labels)
@@ -244,10 +244,10 @@ def _predicted(
 
 
 def _allowed(curve: Curve, offered: Candidates, wanted: float, parameter: float | None) -> int:
-    """Return the cheapest row that is accurate enough; with `parameter`, the first row up to it."""
+    """Return the cheapest row of accuracy `wanted`, or the first row up to `parameter`."""
     if parameter is not None:
         return int((offered.parameter <= parameter).nonzero()[0])
     enough = (curve.accuracy >= wanted - 1e-12).nonzero().flatten()
-    if not len(enough):  # no per-exit thresholds may be as accurate as the last exit
+    if not len(enough):  # possible with per-exit thresholds: none may be as accurate as the last exit
         enough = (curve.accuracy == curve.accuracy.max()).nonzero().flatten()
     return int(enough[curve.cost[enough].argmin()])

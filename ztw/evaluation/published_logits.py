@@ -14,9 +14,9 @@ from ztw.errors import ZtwError
 from ztw.exits.logits import check_logits, class_labels
 from ztw.tensors import read_metadata, read_tensors, write_tensors
 
-# Where this checkout has its published studies
+# The published studies of this checkout
 REFERENCE = Path(__file__).parents[2] / "results/reference"
-FOLDER = "predictions"  # of a cell
+FOLDER = "predictions"  # folder in a cell
 
 
 @dataclass(frozen=True, repr=False)
@@ -96,7 +96,7 @@ def write_published(
     """Write the predictions of an IC set in half precision.
 
     Args:
-        path: of the file, `ztw.study.layout.Layout.published_predictions`.
+        path: see `ztw.study.layout.Layout.published_predictions`.
         splits: "validation" and "test" -> (logits (K, N, C), labels (N,)).
         cost: (K,) cumulative cost of the exits, in MACs.
         base_cost: MACs of the backbone alone.

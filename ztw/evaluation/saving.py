@@ -79,7 +79,7 @@ def save(
     if normalisation is not None:
         network.normalisation = _normalisation(normalisation, network)
     rules: list[tuple[float | str | None, ExitRule]] = [] if rule is None else [(None, rule)]
-    like = copy.deepcopy(network).cpu().eval()  # on the kernels that the loaded network uses
+    like = copy.deepcopy(network).cpu().eval()  # as `load` returns it, for the comparison
     cost, base = macs(like), macs(like.backbone)
     write_tensors(folder / WEIGHTS, _unshared(like.state_dict()))
     reasons: list[str] = []
@@ -233,7 +233,7 @@ def _backbone(metadata: dict[str, Any], model: nn.Module | None) -> Backbone:
 
 
 def _descriptions(backbone: Backbone, reasons: list[str]) -> Any:
-    """Yield descriptions of a backbone, the shortest first; add to `reasons` why one is impossible."""
+    """Yield the possible descriptions of a backbone, the shortest first; add errors to `reasons`."""
     if backbone.origin and "build_backbone" in backbone.origin:
         yield {"build_backbone": {**backbone.origin["build_backbone"], "init": "torch"}}
     try:
@@ -247,7 +247,7 @@ def _descriptions(backbone: Backbone, reasons: list[str]) -> Any:
 
 @torch.no_grad()
 def _loads_alike(folder: Path, network: EarlyExitNetwork, reasons: list[str]) -> bool:
-    """Return whether the saved network predicts the same as the network."""
+    """Return whether the saved network predicts the same as `network`; add the reason to `reasons` if not."""
     images = torch.randn(3, *network.backbone.input_shape, generator=torch.Generator().manual_seed(0))
     try:
         found, expected = load(folder)[0](images), network(images)

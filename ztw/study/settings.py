@@ -1,4 +1,4 @@
-"""A study, typed: the type, default, unit, range and meaning of every key. Imports no torch.
+"""Define every key of a study: type, default, unit, range and meaning. Imports no torch.
 
 `ztw.study.manual` generates the manual's tables and the editors' schema from these definitions.
 """
@@ -101,7 +101,7 @@ class DataSettings(Section):
 
     @property
     def training_records(self) -> tuple[str, ...]:
-        """The data set's splits that training depends on; "test" if the validation split is taken from it."""
+        """Splits whose records training depends on; includes "test" if the validation split comes from it."""
         return ("train", "test") if self.validation_from == "test" else ("train",)
 
     @property
@@ -282,12 +282,12 @@ class Study(HardwareSettings, CellNames):
 
     @property
     def cells(self) -> dict[tuple[str, str], CellSettings]:
-        """(data set, architecture) -> settings."""
+        """Settings by (data set, architecture), for the architectures in `archs`."""
         return {names: cell for names, cell in self._cells.items() if names[1] in self.archs}
 
     @property
     def backbones(self) -> dict[tuple[str, str], CellSettings]:
-        """(data set, architecture) -> settings, static networks included."""
+        """Settings by (data set, architecture), static networks included."""
         return self._cells
 
     @property
@@ -297,7 +297,7 @@ class Study(HardwareSettings, CellNames):
 
     @property
     def families(self) -> dict[str, str]:
-        """Method -> family: how its exits are trained and connected. Static networks have none."""
+        """Family of each method, by how its exits are trained and connected. Static networks have none."""
         return {name: self._family(method) for name, method in self.methods.items() if not method.static}
 
     def _family(self, method: MethodSettings) -> str:

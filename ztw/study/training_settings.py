@@ -170,7 +170,7 @@ class IcRecipe(Recipe):
 class IcSet(IcRecipe, Anatomy, Regime):
     """An IC set with all keys filled in from the section or from `backbone`."""
 
-    # A joint set may inherit the 0 of a backbone that is not trained: the checks name what to do
+    # 0 is allowed here, because a joint set may inherit it from the backbone; `check_set` refuses it
     epochs: float = key("As in the section `ics`; of a `joint` set as in `backbone`.", ge=0, unit="epochs")
 
     @property
@@ -180,7 +180,7 @@ class IcSet(IcRecipe, Anatomy, Regime):
 
     @property
     def asked_shares(self) -> tuple[float, ...] | None:
-        """The requested exits as shares of the backbone's cost; None if the placement has no shares."""
+        """The placement as shares of the backbone's cost; None if it has no shares."""
         if self.placement == "sdn":
             return SDN_SHARES
         if isinstance(self.placement, str) or not any(isinstance(item, float) for item in self.placement):

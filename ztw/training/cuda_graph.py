@@ -1,4 +1,4 @@
-"""Run the losses and gradients of a training step as one CUDA graph: launching kernels from Python is slower."""
+"""Run the losses and gradients of a training step as one CUDA graph, because Python launches kernels slowly."""
 
 from __future__ import annotations
 
@@ -11,22 +11,21 @@ from torch import Tensor, nn
 
 from ztw.progress import Note, Report
 
-# images (N, C, H, W), labels (N,), weights of the losses (W,) -> losses (M,), correct predictions (M,). Writes the
+# (images (N, C, H, W), labels (N,), weights (W,) of the losses) -> (losses (M,), correct predictions (M,)). Writes the
 # gradients of all trained parameters to `.grad`.
 Gradients = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
-WARM_UP = 3  # steps before the capture: initialisations of libraries must not be captured
+WARM_UP = 3  # steps before the capture, in which libraries initialise themselves
 
 
 class CapturedGradients:
-    """A `Gradients` function that is captured as a CUDA graph after some steps and then replayed.
+    """Run a `Gradients` function normally for WARM_UP steps, then capture it as a CUDA graph and replay the graph.
 
-    Runs the same kernels in the same order. Captures full batches on a GPU only; other batches run normally. The
-    function must do the same for every batch, because decisions and random draws in Python are captured once. If the
-    capture fails, for example because the function waits for the GPU, training continues without it.
+    The graph runs the same kernels in the same order. Only full batches on a GPU are captured. The function must do the
+    same for every batch, because the graph repeats the decisions and random draws that Python made in the capture. If
+    the capture fails, for example because the function waits for the GPU, training continues without a graph.
 
     Args:
-        parameters: the trained parameters.
         batch_size: images of a full batch.
         report: called if the capture fails.
     """
@@ -60,7 +59,7 @@ class CapturedGradients:
         return losses, right
 
     def _on_side_stream(self, *batch: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute on the stream of the capture: autograd remembers streams, and each holds its own memory."""
+        """Compute on the stream of the capture: autograd remembers streams, and every stream has its own memory."""
         stream = _side_stream(batch[0].device)
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -71,7 +70,7 @@ class CapturedGradients:
     def _capture(self, *batch: Tensor) -> None:
         self.inputs = [given.clone() for given in batch]  # keeps channels_last
         for parameter in self.parameters:
-            parameter.grad = None  # so that a replay writes the gradient instead of adding to the last one
+            parameter.grad = None  # makes a replay write the gradient instead of adding to the previous one
         graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         gc.collect()
         collects = gc.isenabled()
@@ -102,5 +101,5 @@ class CapturedGradients:
 
 @cache
 def _side_stream(device: torch.device) -> torch.cuda.Stream:
-    """Return the process's stream for warm-up and capture."""
+    """Return the stream of this process for warm-up and capture."""
     return torch.cuda.Stream(device)

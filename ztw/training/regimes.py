@@ -128,7 +128,7 @@ def train_exits(
         if isinstance(images, LoaderData) and (states := images.own_states()):
             kept.report(Note(f"checkpoints: this DataLoader may not resume bit for bit: {'; '.join(states)}"))
     gpus = [images.device] if images.device.type == "cuda" else []
-    # The caller may have switched gradients off
+    # In case the caller has switched gradients off
     with torch.random.fork_rng(gpus), torch.inference_mode(False), torch.enable_grad():
         torch.manual_seed(seed)
         if regime == "separate":
@@ -156,7 +156,7 @@ def _check_numbers(
 
 
 def _identity(network: EarlyExitNetwork, data: Data, settings: tuple[Any, ...]) -> dict[str, str]:
-    """Digest everything that a resumed training must share with its checkpoint, except the trained weights."""
+    """Return digests of all that a checkpoint and the training that resumes from it must have in common."""
     shapes = {name: list(value.shape) for name, value in network.state_dict().items()}
     anatomy = {"connection": network.connection.name, "placement": list(network.placement), "shapes": shapes}
     known = {
