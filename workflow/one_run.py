@@ -76,7 +76,7 @@ def stop_orphans() -> None:
 def clear_stale_lock() -> None:
     """Remove the lock of a killed Snakemake. Raises ZtwError if a Snakemake is running in this folder."""
     if any(Path(".snakemake/locks").glob("*")):
-        for process in _at_work_here("snakemake"):
+        for process in _processes_here("snakemake"):
             raise ZtwError(f"a snakemake run uses this folder (process {process}); wait for it")
         shutil.rmtree(".snakemake/locks")
 

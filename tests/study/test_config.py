@@ -583,4 +583,4 @@ def test_a_study_may_train_on_all_images():
 )
 def test_what_needs_held_out_images_is_named(change, reason):
     with pytest.raises(ztw.ZtwError, match=f"validation_fraction: 0: there is no validation split.*{reason}"):
-        check_study(all_trained_on(**change))
+        check_study(without_validation(**change))
