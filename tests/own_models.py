@@ -1,4 +1,4 @@
-"""Models as users write them, for the tests of cutting and saving."""
+"""Models like those of users, for the tests of cutting and saving."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Swish(nn.Module):
 
 
 class Cnn(nn.Module):
-    """Functional calls, a number of images read at the start, an activation and a scale of one's own."""
+    """A CNN with functional calls, a batch size read at the start, its own activation and its own scale."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class Transformer(nn.Module):
 
 
 class Block(nn.Module):
-    """Of a residual network; how: what in it tracing cannot follow."""
+    """A residual block; how: a kind of code that torch.fx cannot trace."""
 
     def __init__(self, how: str = "") -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class Blocks(nn.Module):
 
 
 class Plain(nn.Module):
-    """Two Linears; how: what it does that cannot be cut."""
+    """Two Linears; how: a kind of code that cannot be cut."""
 
     seen: Tensor
 

@@ -1,4 +1,4 @@
-"""The examples run, on little data."""
+"""Run the examples on small data."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_own_cnn(tmp_path, capsys, monkeypatch):
     assert point.accuracy > 0.6
     printed = capsys.readouterr().out
     assert "test images: accuracy" in printed
-    assert "in ONNX Runtime 100.0% of them leave at the same exits" in printed
+    assert "100.0% of the test images leave at the same exit" in printed
     network, rule = ztw.load(tmp_path / "net")  # in a process of its own: tests/evaluation/test_saving.py
     assert rule is not None
     assert rule == point.rule
@@ -76,7 +76,7 @@ def test_timm_vit(tmp_path, capsys):
 )
 def test_every_example_says_what_it_is(name, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", [name, "--help"])
-    monkeypatch.syspath_prepend(str(EXAMPLES))  # as Python does for a script
+    monkeypatch.syspath_prepend(str(EXAMPLES))  # Python does this for a script
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
     assert ended.value.code == 0

@@ -1,4 +1,4 @@
-"""The real DAG on the tiny study: run, repeated, killed and resumed, without a tracker, with broken ones."""
+"""Test the real DAG on the tiny study: run, repeated, interrupted, without MLflow, with broken files."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from ztw.study.settings import DataSettings
 pytestmark = pytest.mark.usefixtures("data_root")
 
 
-def test_it_leaves_what_the_readme_promises(finished):
+def test_it_writes_the_files_of_the_readme(finished):
     study = finished / "results/tiny"
     cell = study / "digits/resnet8/seed0"
     for path in (
@@ -115,7 +115,7 @@ def test_every_method_s_network_can_be_loaded(finished, tmp_path):
 
 
 def test_the_first_seed_s_networks_are_models_in_mlflow(finished):
-    """The cell that is timed: its runs say what time each method takes."""
+    """The first seed is also timed: its runs have the relative times of the methods."""
     store = MlflowClient(f"sqlite:///{finished}/results/tiny/mlflow.db")
     for seed, first in ((0, True), (1, False)):
         runs = read_json(finished / f"results/tiny/digits/resnet8/seed{seed}/runs.json")["runs"]
@@ -169,18 +169,18 @@ def test_a_published_study_is_made_again_from_its_files(finished, tmp_path, monk
     torch.testing.assert_close(found.test[0], expected[0], atol=1e-6, rtol=2**-10)
     network, _ = ztw.load(study / "digits/resnet8/seed0/networks/sdn")
     assert torch.equal(found.cost, ztw.macs(network))
-    with pytest.raises(ztw.ZtwError, match="--logits other: no method of the study has that IC set"):
+    with pytest.raises(ztw.ZtwError, match="--logits other: no method of the study uses this IC set"):
         publishing.publish(TINY, target, "", ["other"])
 
 
 def seeds_of(published: Path) -> pd.Series:
-    """Method -> of how many seeds its accuracy at any cost is."""
+    """Return method -> number of seeds of its accuracy at budget "max"."""
     rows = pd.read_csv(published / "tables/accuracy_at_budget.csv")
     return rows[rows["budget"].eq("max") & rows["protocol"].eq("held-out")].set_index("method")["n"]
 
 
 def test_a_published_study_is_the_union_of_its_cells(finished, tmp_path, monkeypatch, publishing, capsys):
-    """Cells of two machines, published there or copied, make the tables of one run."""
+    """Cells of two machines, published or copied, give the same tables as one run."""
     monkeypatch.chdir(copy_of(finished, tmp_path))
     cells, whole, target = (
         Path("results/tiny/digits/resnet8"),
@@ -199,7 +199,7 @@ def test_a_published_study_is_the_union_of_its_cells(finished, tmp_path, monkeyp
     assert not [*target.glob("tables/latency.*"), *target.glob("figures/*accuracy_time*")]
     (target / "README.md").write_text("A test.\n")
     told = capsys.readouterr().out.splitlines()
-    assert told[0] == "digits/resnet8/seed0: no results of pabee; n is smaller"
+    assert told[0] == "digits/resnet8/seed0: no results of pabee; their n is smaller"
     assert [line.split(":")[0] for line in told[1:]] == ["digits/resnet8/seed1"]
     (cells / "seed0").rename(tmp_path / "seed0")
     (tmp_path / "seed1").rename(cells / "seed1")
@@ -228,7 +228,7 @@ def test_what_is_not_published(finished, tmp_path, monkeypatch, publishing):
 
     refused(
         changed_config(tmp_path, seeds=[0]),
-        rf"^{target}/digits/resnet8/seed1/metrics/.*: {target}/config.yaml does not name it",
+        rf"^{target}/digits/resnet8/seed1/metrics/.*: {target}/config.yaml lacks its cell or method",
     )
     refused(
         changed_config(tmp_path, backbone={**given["backbone"], "lr": 0.05}),
@@ -238,28 +238,28 @@ def test_what_is_not_published(finished, tmp_path, monkeypatch, publishing):
         changed_config(tmp_path, ensembles={**given["ensembles"], "samples": 7}),
         "^results/tiny/.*/ensembles/.*: computed with samples .*, the study has 7",
     )
-    refused(TINY, f"^{target}/.*seed0/predictions.*: is published and would be lost.* --logits", ())
+    refused(TINY, f"^{target}/.*seed0/predictions.*: is published, but results/.* --logits", ())
     (cells / "seed0/metrics/pabee.json").rename(tmp_path / "pabee.json")
-    refused(TINY, f"^{target}/digits/resnet8/seed0/.*/pabee.*: is published and would be lost")
+    refused(TINY, f"^{target}/digits/resnet8/seed0/.*/pabee.*: is published, but results/")
     (cells / "seed0").rename(tmp_path / "seed0")
     refused(
         changed_config(tmp_path, evaluation={**given["evaluation"], "budgets": [0.9, "max"]}),
         rf"^{target}/digits/resnet8/seed0/config.yaml: computed with budgets .*, the study has \[0.9, 'max'\]",
     )
     shutil.rmtree(cells)
-    refused(TINY, "^results/tiny: nothing of the study is finished; run make reproduce")
+    refused(TINY, "^results/tiny: no cell is finished; run make reproduce")
 
 
 def test_every_file_of_numbers_is_sealed(finished):
-    """What another job reads is checked against the SHA-256 beside it."""
+    """Every file that another job reads has a SHA-256 beside it."""
     numbers = (".safetensors", ".parquet", ".json", ".csv")
     for path in (finished / "results/tiny").rglob("*"):
         if path.suffix in numbers and "mlflow-artifacts" not in path.parts:
             assert path.with_name(f".{path.name}.sha256").exists(), path
 
 
-def test_no_rule_has_a_shell(finished):
-    """By Snakemake's records of how each file was made."""
+def test_no_rule_uses_a_shell(finished):
+    """Snakemake's records of all files have no shell command."""
     records = [path for path in (finished / ".snakemake/metadata").rglob("*") if path.is_file()]
     made = [json.loads(path.read_text()) for path in records]
     assert {"prepare_dataset", "train_ics", "evaluate", "aggregate"} <= {one["rule"] for one in made}
@@ -280,21 +280,21 @@ def test_a_second_call_finds_nothing_to_do(finished):
 
 
 def planned(folder: Path, config: Path = TINY) -> set[str]:
-    """The rules whose jobs a dry run would start."""
+    """Return the rules whose jobs a dry run would start."""
     done = run(folder, config, "--", "--dry-run")
     assert done.returncode == 0, shown(done)
     return set(re.findall(r"^(?:local)?rule (\w+):$", done.stdout, re.M))
 
 
 def with_other_times(folder: Path) -> None:
-    """Every file is older than the code, as after a clone, and an output may be older than its input."""
+    """Make every file older than the code, as after a clone, and some outputs older than their inputs."""
     for number, path in enumerate(path for path in sorted(folder.rglob("*")) if path.is_file()):
         then = 10**18 - number * 10**9
         os.utime(path, ns=(then, then))
 
 
-def test_neither_times_nor_profiles_that_were_not_given_decide_what_runs(finished, tmp_path, monkeypatch):
-    """Results are known by their content; mtime as the trigger would run something here and nothing elsewhere."""
+def test_file_times_and_other_profiles_do_not_decide_what_runs(finished, tmp_path, monkeypatch):
+    """Checksums decide what runs again. The trigger mtime alone would run other jobs."""
     folder = copy_of(finished, tmp_path)
     with_other_times(folder)
     for place in ("mine", "profiles/default", "default"):
@@ -313,14 +313,14 @@ def test_neither_times_nor_profiles_that_were_not_given_decide_what_runs(finishe
     assert not re.search(r"^rule train_ics:\n(?:    .*\n)*    wildcards: .*seed=0", given.stdout, re.M)
 
 
-def test_results_without_records_of_how_they_were_made_are_not_judged(finished, tmp_path):
+def test_results_without_records_are_refused(finished, tmp_path):
     (tmp_path / "copy").mkdir()
     shutil.copytree(finished / "results", tmp_path / "copy/results", copy_function=shutil.copyfile)
     done = run(tmp_path / "copy")
     assert done.returncode == 1
     (line,) = errors(shown(done))
-    assert "results/tiny: holds results, but .snakemake/ in this folder has no record" in line
-    assert "copy .snakemake along with results" in line
+    assert "results/tiny: .snakemake/ has no record" in line
+    assert "copy .snakemake/ together with the results" in line
     assert "-- --touch --forceall" in line
     assert run(tmp_path / "copy", TINY, "--", "--touch", "--forceall").returncode == 0
     backbone = {"epochs": 1, "batch_size": 64, "lr": 0.05, "schedule": "one_cycle"}
@@ -329,15 +329,16 @@ def test_results_without_records_of_how_they_were_made_are_not_judged(finished, 
     assert "prepare_dataset" not in would
 
 
-def test_results_of_which_some_have_no_record_are_not_judged(finished, tmp_path):
-    """A seed that was copied here from another machine: it may be of other settings."""
+def test_some_results_without_records_are_refused(finished, tmp_path):
+    """As after a copy of a seed from another machine: its settings are unknown."""
     folder = copy_of(finished, tmp_path)
     for record in (folder / ".snakemake/metadata").iterdir():
         if "/seed1/backbone." in base64.urlsafe_b64decode(record.name).decode():
             record.unlink()
     done = run(folder)
     (line,) = errors(shown(done))
-    assert "how 2 of them (results/tiny/digits/resnet14/seed1/backbone.safetensors, ...) were made" in line
+    assert "how 2 of " in line
+    assert "(results/tiny/digits/resnet14/seed1/backbone.safetensors, ...)" in line
 
 
 def test_without_tracking_the_tables_come_from_the_files(finished, tmp_path):
@@ -358,7 +359,7 @@ def test_a_missing_run_is_named_and_its_cell_logged_again(finished, tmp_path):
     shutil.rmtree(folder / "results/tiny/tables")
     done = run(folder)
     assert done.returncode == 0, done.stdout
-    assert "digits/resnet8/seed0/metrics/ztw.json: no run in MLflow was made from it" in done.stdout
+    assert "digits/resnet8/seed0/metrics/ztw.json: no run in MLflow has this result" in done.stdout
     assert tables(folder) == tables(finished)
     done = run(folder)
     assert "track_cell" in jobs_done(done.stdout)
@@ -408,7 +409,7 @@ def test_without_a_core_nothing_is_started(tmp_path, cores):
     assert not (tmp_path / "results").exists()
 
 
-def test_a_missing_config_is_told(tmp_path):
+def test_a_missing_config_is_named(tmp_path):
     failed = run(tmp_path, tmp_path / "none.yaml")
     assert (failed.returncode, failed.stderr) == (1, "")
     assert "none.yaml': No such file or directory" in failed.stdout
@@ -416,7 +417,7 @@ def test_a_missing_config_is_told(tmp_path):
 
 @pytest.mark.parametrize("package", ["snakemake", "psutil", "mlflow"])
 def test_a_package_that_only_the_workflow_needs_is_named(tmp_path, package):
-    """Where ztw was installed without its extra."""
+    """As if ztw was installed without its extra `workflow`."""
     (tmp_path / "sitecustomize.py").write_text(f"import sys\nsys.modules[{package!r}] = None\n")
     failed = subprocess.run(
         command(),
@@ -427,16 +428,16 @@ def test_a_package_that_only_the_workflow_needs_is_named(tmp_path, package):
     )
     assert (failed.returncode, failed.stderr) == (1, "")
     assert failed.stdout == (
-        f"error: the workflow needs {package}, which is missing: pip install 'ztw[workflow]'\n"
+        f"error: the workflow needs the package {package}: pip install 'ztw[workflow]'\n"
     )
 
 
-def test_parts_of_ones_own_with_no_change_in_ztw(tmp_path):
-    """The example runs; an edit of its file runs again what can depend on it."""
+def test_a_plugin_runs_in_the_workflow(tmp_path):
+    """The example of a plugin runs. After an edit of its file, the jobs that can depend on it run again."""
     shutil.copytree(ROOT / "examples", tmp_path / "examples", ignore=shutil.ignore_patterns("__pycache__"))
     config, plugin = Path("examples/my_parts.yaml"), tmp_path / "examples/my_parts.py"
     text = (tmp_path / config).read_text().replace("images: 8}", "images: 8, runtimes: [pytorch]}")
-    (tmp_path / config).write_text(text + "tracking: none\n")  # what takes long has tests of its own
+    (tmp_path / config).write_text(text + "tracking: none\n")  # shortens the test
     done = run(tmp_path, config, "--", "aggregate")  # no figures, no report
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("ics independent: a sample that leaves at exits 2 to 3 saves nothing") == 1
@@ -466,7 +467,7 @@ def test_parts_of_ones_own_with_no_change_in_ztw(tmp_path):
 
 @pytest.mark.parametrize("config", sorted(ROOT.glob("config/*.yaml")), ids=lambda path: path.name)
 def test_dry_run_of_every_shipped_config(config, tmp_path):
-    """A rule that shares a machine's cores has its threads in Slurm's profile: else it gets four, or waits for ever."""
+    """Every rule with `share_of_cores` also has an entry in the Slurm profile's set-threads."""
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "workflow/Snakefile")]
     command += ["--configfile", str(config), "--cores", "999", "--dry-run"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100)

@@ -1,4 +1,4 @@
-"""Copy a finished cell into a published study, and check the settings that it was computed with."""
+"""Copy a finished cell into a published study, and check the cell's settings."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from ztw.study.layout import Cell, Layout, metadata
 from ztw.study.provenance import code_version
 from ztw.study.settings import Study
 
-# Of a method's curves: what a figure or another choice of thresholds needs
+# Columns of a method's curves that are published: enough for figures and for other choices of thresholds
 NAMES = ["dataset", "arch", "seed", "method", "split"]
 NUMBERS = {"parameter": "float64", "accuracy": "float32", "relative_cost": "float32"}
 Recipe = dict[Path, dict[str, Any]]
 
 
 def recipe(study: Study, layout: Layout, cell: Cell, methods: list[str]) -> Recipe:
-    """Return the settings that decide a cell's numbers, by the file that records them: its config, or a result."""
+    """Return the settings that a cell's results depend on, as file that records them -> settings."""
     found: Recipe = {}
     for method, row in study.methods.items():
         home = cell.with_arch(row.static or cell.arch)
@@ -35,7 +35,8 @@ def recipe(study: Study, layout: Layout, cell: Cell, methods: list[str]) -> Reci
         if method not in methods or sections is None:
             continue
         images = sections.data.model_dump(mode="json", exclude={"root"})
-        images["image_folders"] = images["image_folders"].get(cell.dataset, {}).get("size")  # wherever it is
+        # without the path, which differs between machines
+        images["image_folders"] = images["image_folders"].get(cell.dataset, {}).get("size")
         found[layout.cell_config(home)] = images | study.evaluation.model_dump(mode="json")
         found[layout.metrics(cell, method)] = row.model_dump(mode="json")
         found[metadata(layout.backbone(home))] = sections.backbone.model_dump(mode="json")
@@ -48,7 +49,7 @@ def recipe(study: Study, layout: Layout, cell: Cell, methods: list[str]) -> Reci
 
 
 def check_recipe(had: Recipe, wanted: Recipe) -> None:
-    """Raise ZtwError when a cell was computed with other settings than the study has."""
+    """Raise ZtwError if a cell was computed with other settings (`had`) than the study has (`wanted`)."""
     for file, settings in wanted.items():
         for name, value in settings.items():
             if (was := had.get(file, {}).get(name)) != value:
@@ -56,10 +57,10 @@ def check_recipe(had: Recipe, wanted: Recipe) -> None:
 
 
 def publish_cell(study: Study, run: Layout, cell: Cell, methods: list[str], target: Layout) -> dict[str, Any]:
-    """Copy what tables and figures are made of; returns where the numbers come from.
+    """Copy the files of a cell that tables and figures need, and return the cell's provenance.
 
-    Names of machines become digests. trainings: on what and with what each network was trained, and for how long; IC
-    sets that were trained alike share a pass and its seconds.
+    The provenance: versions; "trainings", the hardware, software and seconds of each network's training (IC sets with
+    the same recipe share a pass and its seconds); and the SHA-256 of the logits. Names of machines become digests.
     """
     wanted = recipe(study, run, cell, methods)
     results = {file: read_json(file) for file in sorted(wanted) if file.suffix == ".json" and file.is_file()}
@@ -97,7 +98,7 @@ def _training(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _publish_curves(source: Path, path: Path) -> None:
-    """Write the first bytes of all numbers together, then their second ones: that is a third smaller."""
+    """Write a method's curves with split byte streams, which makes the file a third smaller."""
     path.parent.mkdir(exist_ok=True)
     rows = read_curves([source])[[*NAMES, *NUMBERS]].drop_duplicates().astype(NUMBERS)
     together: Any = {"use_dictionary": NAMES, "column_encoding": dict.fromkeys(NUMBERS, "BYTE_STREAM_SPLIT")}
@@ -105,7 +106,7 @@ def _publish_curves(source: Path, path: Path) -> None:
 
 
 def provenance(run: Layout, machine: str) -> dict[str, Any]:
-    """Return when, where and by what code a run is published; seconds: of its jobs, by rule."""
+    """Return date, machine and version of the code at publishing, and the seconds of the run's jobs by rule."""
     pipeline = run.table("pipeline")
     rows = read_rows(pipeline) if pipeline.is_file() else []
     seconds = {row["rule"]: round(float(row["seconds"])) for row in rows}
@@ -117,8 +118,8 @@ def publish_logits(study: Study, run: Layout, cell: Cell, ics: str, target: Layo
     """Publish the predictions of an IC set for validation and test images."""
     method = next((name for name, row in study.methods.items() if row.ics == ics), None)
     if method is None:
-        raise ZtwError(f"--logits {ics}: no method of the study has that IC set")
+        raise ZtwError(f"--logits {ics}: no method of the study uses this IC set")
     network, _ = load(run.network(cell, method).parent)
-    network.ensemble = None  # what the single exits cost
+    network.ensemble = None  # the costs are those of single exits
     parts = {part: read_predictions(run.predictions(cell, ics, part)) for part in ("validation", "test")}
     write_published(target.published_predictions(cell, ics), parts, macs(network), macs(network.backbone))

@@ -1,4 +1,4 @@
-"""Conversion and checks of tensors, and safetensors files."""
+"""Convert and check tensors, and write and read safetensors files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def as_tensor(given: Any, name: str) -> Tensor:
 
     Args:
         given: a tensor, a NumPy array, or a number or nested lists of numbers.
-        name: of the argument, for error messages.
+        name: name of the argument, for error messages.
 
     Raises:
         ZtwError: for any other value.
@@ -46,7 +46,7 @@ def check_images(images: Tensor | np.ndarray, shape: Sequence[int]) -> None:
 
     Args:
         images: (N, C, H, W), float32; also float64, float16 and bfloat16, which the caller converts.
-        shape: (C, H, W) of the network's images. Its costs hold for this size only.
+        shape: (C, H, W) of the network's images; the network's costs hold for this size only.
     """
     if images.ndim != 4 or tuple(images.shape[1:]) != tuple(shape):
         wanted = ", ".join(map(str, shape))

@@ -1,4 +1,4 @@
-"""Published logits come back as they were, rounded to half precision."""
+"""Test published logits: read as written, but for rounding to half precision."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def root(tmp_path):
     return tmp_path, splits
 
 
-def test_they_come_back(root):
+def test_they_are_read_as_written(root):
     folder, splits = root
     found = ztw.load_predictions(NAME, folder)
     for split, (logits, labels) in splits.items():
@@ -46,12 +46,12 @@ def test_they_come_back(root):
 
 
 @pytest.mark.parametrize("name", ["study", "study/digits/resnet8/seed0/other", "", "../study"])
-def test_an_unknown_name_is_told_with_the_known_ones(root, name):
+def test_an_error_lists_the_known_names(root, name):
     with pytest.raises(ztw.ZtwError, match=f"predictions '{name}': not in .*; known: {NAME}"):
         ztw.load_predictions(name, root[0])
 
 
-def test_without_any_that_is_said(tmp_path):
+def test_an_error_says_that_there_are_none(tmp_path):
     assert published(tmp_path) == []
     with pytest.raises(ztw.ZtwError, match="known: none"):
         ztw.load_predictions(NAME, tmp_path)
@@ -60,7 +60,7 @@ def test_without_any_that_is_said(tmp_path):
 def test_another_file_is_refused(root):
     path = root[0] / "study/digits/resnet8/seed0/predictions/independent.safetensors"
     write_tensors(path.with_name("other.safetensors"), {"weights": torch.zeros(2)})
-    with pytest.raises(ztw.ZtwError, match=r"other.safetensors: is no file of published predictions"):
+    with pytest.raises(ztw.ZtwError, match=r"other.safetensors: not a file of published predictions"):
         ztw.load_predictions(NAME.replace("independent", "other"), root[0])
 
 

@@ -1,4 +1,4 @@
-"""The job that logs a cell: its figure is drawn here, kept beside the runs' ids and with the cell's own run."""
+"""Test the job that logs a cell: it draws a figure, and logs it with the cell's run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ IDENTITY = {"dataset": "digits", "arch": "resnet8", "seed": 0}
 
 
 def write_results(layout: Layout) -> None:
-    """The files of a cell of one method."""
+    """Write the files of a cell with one method."""
     rows = [
         {"protocol": "", "budget": "", "exit": 1, "metric": name, "value": 0.5}
         for name in ("accuracy", "relative_cost")
@@ -42,7 +42,7 @@ def write_results(layout: Layout) -> None:
 
 
 def track(layout: Layout, tracking: str) -> dict[str, Any]:
-    """Log the cell; returns what is written of its runs."""
+    """Log the cell; return the content of its file of run ids."""
     write_results(layout)
     start_tracking(Job(layout), StartTrackingSettings(tracking))
     settings = TrackCellSettings(("sdn",), (), (), {"sdn": "frozen"}, "held-out", timed=True, models=False)
@@ -73,7 +73,7 @@ def test_a_cell_is_logged_with_its_figure(tmp_path):
 def test_a_cell_whose_server_is_away_says_so_instead(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     layout = Layout(tmp_path / "study")
-    away = "the MLflow server http://127.0.0.1:9 is away ([Errno 111] Connection refused)"
+    away = "the MLflow server http://127.0.0.1:9 does not answer ([Errno 111] Connection refused)"
     assert track(layout, "http://127.0.0.1:9") == {**IDENTITY, "undelivered": away}
     assert layout.cell_figure(CELL).exists()
     files = [layout.metrics(CELL, "sdn")]

@@ -1,4 +1,4 @@
-"""Folded BatchNorms: the same answers from fewer modules, the network itself as it was."""
+"""Test folded BatchNorms: equal predictions with fewer modules, and the network itself unchanged."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ztw.models import folding
 
 
 def used(backbone: ztw.Backbone) -> ztw.Backbone:
-    """With BatchNorm statistics and factors that are not 0 and 1."""
+    """Set BatchNorm statistics and factors to values other than 0 and 1."""
     torch.manual_seed(0)
     for module in backbone.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -33,13 +33,13 @@ def norms(module: nn.Module) -> int:
     "arch", ["resnet8", "vgg16_bn", "wide_resnet_32_4", "mobilenet", "torchvision/resnet18"]
 )
 @torch.no_grad()
-def test_folding_changes_no_answer(arch):
+def test_folding_changes_no_prediction(arch):
     backbone = used(ztw.build_backbone(arch))
     network = ztw.build_network(backbone, "cascade_detached", placement="every 2").eval()
     before = norms(network)
     folded = ztw.fold_batch_norm(network)
     assert norms(network) == before
-    # a Wide ResNet normalises before its convolutions: only what follows one is folded
+    # a Wide ResNet normalises before its convolutions; only a BatchNorm that follows a convolution is folded
     assert norms(folded) == 0 or arch == "wide_resnet_32_4"
     assert norms(folded) < before
     images = torch.randn(4, *backbone.input_shape)
@@ -50,7 +50,7 @@ def test_folding_changes_no_answer(arch):
 
 
 class Branching(nn.Module):
-    """What tracing cannot follow."""
+    """A module that torch.fx cannot trace."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ def test_a_convolution_that_is_used_twice_is_left_alone():
     assert norms(folded) == norms(stage)
 
 
-def test_what_is_no_network_is_refused():
+def test_other_objects_are_refused():
     with pytest.raises(
         ztw.ZtwError, match="fold_batch_norm: Linear, must be an EarlyExitNetwork or a Backbone"
     ):

@@ -1,4 +1,4 @@
-"""torchvision's models cut into stages compute what they computed whole."""
+"""Test that torchvision's models compute the same after the cut into stages."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ztw.models.cut import cut_model
 from ztw.models.import_weights import load_foreign
 from ztw.models.torchvision_cut import WEIGHTS, cut
 
-# one of each family: architecture -> side of the images
+# one model of each family -> side of the images
 FAMILIES = {
     "resnet18": 32,
     "mobilenet_v2": 32,
@@ -34,7 +34,7 @@ FAMILIES = {
 
 
 def fill(model: nn.Module, size: int) -> nn.Module:
-    """Weights and BatchNorm statistics that make a model's answers differ."""
+    """Set weights and BatchNorm statistics so that a model's outputs differ from image to image."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() > 1:
@@ -49,9 +49,9 @@ def fill(model: nn.Module, size: int) -> nn.Module:
 
 
 def check_same_answers(backbone: ztw.Backbone, model: nn.Module) -> None:
-    """The backbone, filled with the model's weights, answers like it and leaves its features alone."""
+    """Load the model's weights into the backbone, and check equal outputs and that no stage overwrites features."""
     assert load_foreign(backbone, model.state_dict(), "the model") == "by name"
-    model.to(memory_format=torch.channels_last)  # as the backbone is: other kernels round otherwise
+    model.to(memory_format=torch.channels_last)  # like the backbone, for the same kernels and rounding
     images = torch.randn(3, *backbone.input_shape)
     with torch.no_grad():
         expected = model(images)
@@ -65,7 +65,7 @@ def check_same_answers(backbone: ztw.Backbone, model: nn.Module) -> None:
 
 
 def assert_cut_whole(model: nn.Module, backbone: ztw.Backbone, blocks: int) -> None:
-    """As many stages as blocks, each with weights, and no weight of the model lost."""
+    """Check that each block is a stage with weights, and that no weight of the model is lost."""
     assert len(backbone.stages) == blocks
     parts = [*backbone.stages, backbone.classifier]
     assert sorted(key for part in parts for key in part.state_dict()) == sorted(model.state_dict())
@@ -103,7 +103,7 @@ def test_vision_transformer_for_other_sizes():
     assert "classifier.encoder.ln.weight" in backbone.state_dict()
 
 
-def test_a_class_count_of_its_own_and_float32_logits():
+def test_another_number_of_classes_and_float32_logits():
     backbone = ztw.build_backbone("torchvision/mobilenet_v3_small", num_classes=7, size=64).eval()
     assert backbone.num_classes == 7
     assert backbone.state_dict()["classifier.classifier.3.weight"].shape == (7, 1024)
@@ -145,7 +145,7 @@ def test_network_with_exits():
 
 
 class Planted:
-    """Pickled code: unpickled, it makes a folder."""
+    """An object whose unpickling makes a folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -179,7 +179,7 @@ def test_every_model_has_first_weights():
         assert set(WEIGHTS) <= set(torchvision.models.get_model_weights(name).__members__), name
 
 
-def test_the_first_weights_are_others_than_the_best(tmp_path, monkeypatch):
+def test_the_first_weights_differ_from_the_best(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     wanted = {}
     for name in ("DEFAULT", "IMAGENET1K_V1"):

@@ -1,4 +1,4 @@
-"""Questions to Snakemake, a plain terminal, and images that change: through the real DAG."""
+"""Test the real DAG: options of Snakemake that compute nothing, a plain terminal, changed images."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_images_that_change_are_prepared_again_and_found_broken_before_anything_
 @pytest.mark.parametrize(
     "question", [["-n"], ["-np"], ["--dry-run"], ["--rulegraph", "mermaid-js"], ["--list"]]
 )
-def test_what_snakemake_is_asked_it_answers_on_the_screen(tmp_path, question):
+def test_the_output_of_a_question_to_snakemake_goes_to_the_screen(tmp_path, question):
     asked = run(tmp_path, TINY, "--", *question)
     assert asked.returncode == 0, asked.stdout + asked.stderr
     assert "train_backbone" in asked.stdout

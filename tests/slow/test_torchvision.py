@@ -1,4 +1,4 @@
-"""Every model of torchvision's that studies may name is cut into as many blocks as the table says."""
+"""Test that every torchvision model of the table is cut into the table's number of blocks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-# One job for all methods of a cell: a sweep takes a fraction of a second, less than starting a process.
+# One job for all methods of a cell, because a sweep takes less time than the start of a process.
 rule evaluate:
     input:
         data=LAYOUT.record("{dataset}", "train"),

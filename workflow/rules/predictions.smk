@@ -1,4 +1,4 @@
-# Number of training images whose logits the ensembles need; None = all.
+# Largest number of training images that an ensemble is fitted on; None = all.
 WANTED = [e.samples for e in FITTED.values() if e.fit_on == "train"]
 SAMPLES = None if None in WANTED else max(WANTED, default=None)
 PREDICTIONS = [LAYOUT.predictions(CELL, ics, split) for ics in ICS for split in SPLITS]
@@ -38,7 +38,7 @@ rule predict:
         "../scripts/predict.py"
 
 
-# Predictions of the static networks (`static` rows of the methods), each once.
+# Predictions of the static networks (methods with `static`), each network once.
 if STATICS:
 
     rule predict_backbone:

@@ -14,9 +14,9 @@ from ztw.errors import ZtwError
 from ztw.exits.logits import check_logits, class_labels
 from ztw.tensors import read_metadata, read_tensors, write_tensors
 
-# Where this checkout has its published studies
+# The published studies of this checkout
 REFERENCE = Path(__file__).parents[2] / "results/reference"
-FOLDER = "predictions"  # of a cell
+FOLDER = "predictions"  # folder in a cell
 
 
 @dataclass(frozen=True, repr=False)
@@ -69,7 +69,7 @@ def load_predictions(name: str, root: Path | str | None = None) -> Predictions:
     path = root / cell / FOLDER / f"{ics}.safetensors"
     if not path.is_file():
         raise ZtwError(f"predictions {name!r}: not in {root}; known: {', '.join(published(root)) or 'none'}")
-    tensors, facts = read_tensors(path, "take it from the repository again"), read_metadata(path)
+    tensors, facts = read_tensors(path, "restore it from the repository"), read_metadata(path)
     try:
         splits = {
             split: (tensors[f"{split}_logits"].float(), class_labels(tensors[f"{split}_labels"]))
@@ -78,7 +78,7 @@ def load_predictions(name: str, root: Path | str | None = None) -> Predictions:
         cost = torch.tensor(json.loads(facts["cost"]), dtype=torch.float64)
         found = Predictions(splits["validation"], splits["test"], cost, float(facts["base_cost"]))
     except (KeyError, ValueError) as error:
-        raise ZtwError(f"{path}: is no file of published predictions ({error!r})") from error
+        raise ZtwError(f"{path}: not a file of published predictions ({error!r})") from error
     for logits, labels in (found.validation, found.test):
         check_logits(logits, labels, cost)
     return found
@@ -96,7 +96,7 @@ def write_published(
     """Write the predictions of an IC set in half precision.
 
     Args:
-        path: of the file, `ztw.study.layout.Layout.published_predictions`.
+        path: see `ztw.study.layout.Layout.published_predictions`.
         splits: "validation" and "test" -> (logits (K, N, C), labels (N,)).
         cost: (K,) cumulative cost of the exits, in MACs.
         base_cost: MACs of the backbone alone.

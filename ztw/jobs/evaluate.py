@@ -1,4 +1,4 @@
-"""The job that evaluates every method of a cell on its logits."""
+"""Evaluate every method of a cell on its logits."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from ztw.study.training_settings import BackboneBuild, IcSet
 
 @dataclass(frozen=True)
 class EvaluateSettings:
-    """Settings that the metrics of a cell depend on; statics: static network -> how it is built."""
+    """Settings that the metrics of a cell depend on; statics: architecture of a static network -> its options."""
 
     images: DataSettings
     build: BackboneBuild
@@ -96,20 +96,18 @@ def _with_costs(
 
 
 def _base_costs(networks: CellNetworks, protocols: Sequence[str]) -> dict[str, float]:
-    """Return the operations of the cell's backbone by counter; budgets are shares of them."""
+    """Return the cost of the cell's backbone by counter. Budgets are shares of this cost."""
     backbone = networks.untrained_backbone()
     counters = ("ztw", "published") if "published" in protocols else ("ztw",)
     return {counter: macs(backbone, counter) for counter in counters}
 
 
 def _normalisation(networks: CellNetworks, data: DataSettings) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return the mean and std of the cell's images."""
     record = networks.record
     return tuple(data.mean or record["mean"]), tuple(data.std or record["std"])
 
 
 def _weights(networks: CellNetworks, method: MethodSettings) -> list[Weights]:
-    """Return the files with a method's weights."""
     layout, home = networks.layout, networks.home(method).cell
     backbone = Weights(layout.backbone(home), "backbone.")
     if method.static:
@@ -124,7 +122,7 @@ def _weights(networks: CellNetworks, method: MethodSettings) -> list[Weights]:
 
 
 def _backbone_accuracy(networks: CellNetworks) -> float | None:
-    """Return the backbone's test accuracy: the last exit of an IC set on the frozen backbone; None without one."""
+    """Return the backbone's test accuracy, from an IC set on the frozen backbone; None if there is no such set."""
     for name, ics in networks.sets.items():
         if not ics.trains_backbone and not CONNECTIONS[ics.connection].additive:
             predictions = read_predictions(networks.layout.predictions(networks.cell, name, "test"))
@@ -148,7 +146,7 @@ def _computed(networks: CellNetworks, method: MethodSettings) -> list[dict[str, 
 
 
 def write_method(networks: CellNetworks, name: str, method: MethodSettings, metrics: pd.DataFrame) -> None:
-    """Write a method's metrics with their settings, hardware and versions; NaN becomes null."""
+    """Write a method's metrics, settings, hardware and versions; NaN becomes null."""
     cell = networks.cell
     content = {
         "dataset": cell.dataset,

@@ -1,4 +1,4 @@
-"""The job that computes a cell's logits once."""
+"""Compute the logits of a cell."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class PredictSettings:
 
 
 def predict(job: Job, cell: Cell, settings: PredictSettings) -> None:
-    """Write the logits of every IC set on every split, with the hardware in the JSON beside them.
+    """Write the logits of every IC set on every split, and a JSON with the hardware beside each file.
 
     Training images are augmented, because the released recipe fits ensembles on augmented images.
     """
@@ -54,7 +54,7 @@ def predict(job: Job, cell: Cell, settings: PredictSettings) -> None:
         together = share_backbone([loaded[name] for name in names], compute.device)
         for split in settings.splits:
             augmenter = None
-            if split == "train":  # every backbone sees the same images
+            if split == "train":  # every backbone must see the same augmented images
                 augmenter = torch.Generator()
                 augmenter.set_state(state)
             images = parts[split].to(compute.device)
@@ -84,7 +84,7 @@ def _note_silent(name: str, logits: Tensor, additive: bool, report: Report) -> N
         report(
             Note(
                 f"IC set {name}: exit {', '.join(map(str, silent))} gives the same logits for all images: its head"
-                " died in training; a lower lr may help"
+                " learned nothing; a lower lr may help"
             )
         )
 
@@ -96,14 +96,13 @@ def write_predictions(path: Path, logits: Tensor, labels: Tensor, described: Map
 
 
 def _drawn(train: Data, samples: int | None, generator: torch.Generator) -> Data:
-    """Draw `samples` training images at random."""
     if samples is None:
         return train
     return train.take(torch.randperm(len(train), generator=generator)[:samples])
 
 
 def _by_backbone(sets: Mapping[str, IcSet]) -> Iterable[list[str]]:
-    """Group the IC sets by backbone: those on the frozen backbone together, each other one alone."""
+    """Group the IC sets by backbone: one group for the frozen backbone, and one for each set that trains its own."""
     frozen = [name for name, ics in sets.items() if not ics.trains_backbone]
     alone = [[name] for name, ics in sets.items() if ics.trains_backbone]
     return [frozen, *alone] if frozen else alone

@@ -1,4 +1,4 @@
-"""The job that computes the logits of a static network, a backbone without exits."""
+"""Compute the logits of a static network, a backbone without exits."""
 
 from __future__ import annotations
 

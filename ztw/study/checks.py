@@ -1,4 +1,4 @@
-"""Checks that types cannot express: references between keys, combinations that are not allowed.
+"""Check what types cannot express: references between keys, and combinations that are not allowed.
 
 Every check raises ZtwError in one line: the key, the bad value and what is allowed.
 """
@@ -75,7 +75,7 @@ def check_names(study: Study) -> None:
 
 
 def _check_known(label: str, name: str, known: Sequence[str], or_else: str = "", advice: str = "") -> None:
-    """Check a name; or_else: allowed values that are no names."""
+    """Check a name. or_else: other allowed values, for the error."""
     if name not in known:
         listed = f"{', '.join(known)}{or_else}{did_you_mean(name, known)}{advice}"
         raise ZtwError(f"{label}: {name!r} is unknown; known: {listed}")
@@ -164,12 +164,12 @@ def _check_torchvision(study: Study, dataset: str, arch: str) -> None:
 
 
 def check_honest(study: Study) -> None:
-    """Check that thresholds and ensembles are chosen on held-out images where they need them.
+    """Check that the study holds out the images that its thresholds and ensembles need.
 
-    A choice on held-out images needs a validation part. A guarantee needs images that nothing was trained on.
+    A guarantee (`risk_controlled`) also needs images that no network or ensemble was trained on.
     """
     if not study.data.validation_fraction:
-        _check_nothing_held_out(study)
+        _check_without_validation(study)
     for name, method in study.methods.items():
         if method.thresholds != "risk_controlled":
             continue
@@ -183,11 +183,10 @@ def check_honest(study: Study) -> None:
             )
 
 
-def _check_nothing_held_out(study: Study) -> None:
-
+def _check_without_validation(study: Study) -> None:
     fitted = [study.ensembles.sets[m.ensemble] for m in study.methods.values() if m.ensemble]
     needs = {
-        "evaluation.protocols: held-out chooses thresholds on it; leave held-out out": "held-out"
+        "evaluation.protocols: held-out chooses thresholds on it; remove held-out": "held-out"
         in study.evaluation.protocols,
         "latency uses thresholds chosen on it; set latency.batch_sizes to []": study.latency.batch_sizes,
         "an ensemble is fitted on it (fit_on: validation); use fit_on: train": any(
@@ -199,7 +198,7 @@ def _check_nothing_held_out(study: Study) -> None:
     }
     for reason, needed in needs.items():
         if needed:
-            raise ZtwError(f"data.validation_fraction: 0: there is no validation part, but {reason}")
+            raise ZtwError(f"data.validation_fraction: 0: there is no validation split, but {reason}")
 
 
 def _check_source(backbone: BackboneSettings, arch: str) -> None:
@@ -224,7 +223,7 @@ def _check_build(backbone: BackboneSettings, arch: str) -> None:
 
 
 def check_recipe(recipe: Recipe, label: Label) -> None:
-    """Check the schedule and milestones of a training."""
+    """Check the schedule and milestones of a recipe."""
     if recipe.schedule == "one_cycle" and recipe.milestones:
         raise ZtwError(
             f"{label('milestones')}: {as_written(recipe.milestones)!r} has no meaning with schedule one_cycle;"

@@ -22,7 +22,7 @@ def study_cells(given: Given, study: Study) -> Cells:
     """Resolve the settings of every cell, static networks included.
 
     Args:
-        given: the study as its file has it.
+        given: the study as written in its file.
 
     Returns:
         (data set, architecture) -> settings.
