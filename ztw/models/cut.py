@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import difflib
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,20 +14,13 @@ from ztw.batch import InputSpec, mapped, tensors_of
 from ztw.device import check_default_dtype
 from ztw.errors import ZtwError
 from ztw.models.backbone import Backbone, Fp32Linear
-from ztw.models.exported import (
-    CannotExportError,
-    Cut,
-    ExportedPart,
-    Program,
-    aten,
-    call,
-    export,
-    first_tensor,
-)
+from ztw.models.cut_places import candidates, ends_at, ends_of, is_signal, named_module, offer
+from ztw.models.exported import ExportedPart, aten
+from ztw.models.exporting import CannotExportError, Program, call, export, first_tensor
+from ztw.models.graph_cut import Cut
 from ztw.models.inputs import to_channels_last
 from ztw.models.supported import check_supported, plain
 
-NAMED = 12  # number of modules that an error names
 BY_HAND = "cut it by hand with stages=[...] and classifier=..."
 
 
@@ -183,7 +174,7 @@ def cut_model(
     Raises:
         ZtwError: for a model that torch.export cannot follow, or that has no place to cut.
     """
-    groups = [[_named(model, place, name) for place in at]] if at is not None else _candidates(model)
+    groups = [[named_module(model, place, name) for place in at]] if at is not None else candidates(model)
     marked = list(dict.fromkeys(module for group in groups for module in group))
     try:
         program = export(model, inputs, marked)
@@ -191,12 +182,12 @@ def cut_model(
         raise ZtwError(f"{name}: torch.export cannot follow its forward ({error}); {BY_HAND}") from error
     inputs = _with_free_axes(inputs, program)
     if at is not None:
-        cuts = _cuts_at(program, inputs, at, name)
+        cuts = ends_at(program, inputs, at, name)
     else:
-        cuts = next((found for group in groups if (found := _ends(program, inputs, marked, group))), [])
+        cuts = next((found for group in groups if (found := ends_of(program, inputs, marked, group))), [])
     if not cuts:
         raise ZtwError(
-            f"{name}: has no blocks to cut after; name modules with at=[...]{_offer(model, inputs)}"
+            f"{name}: has no blocks to cut after; name modules with at=[...]{offer(model, inputs)}"
         )
     try:
         trained = export(model, inputs, marked, training=True)
@@ -206,27 +197,8 @@ def cut_model(
         pair = (Cut(program, inputs.names, cuts), None)
     parts = [_part(*pair, number) for number in range(len(cuts))]
     backbone = Backbone(name, parts, _classifier(*pair, len(cuts), num_classes), inputs)
-    backbone.channels_first = tuple(_is_signal(end) for end in cuts)
+    backbone.channels_first = tuple(is_signal(end) for end in cuts)
     return backbone
-
-
-def _is_signal(end: fx.Node) -> bool:
-    """Return whether a value is a signal (N, C, L), made by a 1-d convolution or pooling."""
-    if end.meta["val"].dim() != 3:
-        return False
-    todo, done = [end], set[fx.Node]()
-    while todo:
-        node = todo.pop(0)
-        name = str(node.target)
-        if name.startswith(("aten.conv1d", "aten.conv_transpose1d", "aten.max_pool1d", "aten.avg_pool1d")):
-            return True
-        if name.startswith(
-            ("aten.linear", "aten.layer_norm", "aten.embedding", "aten.lstm", "aten.gru", "aten.matmul")
-        ):
-            return False
-        todo += [before for before in node.all_input_nodes if before not in done]
-        done.update(todo)
-    return False
 
 
 def _same(one: Cut, other: Cut) -> tuple[Cut, Cut | None]:
@@ -249,128 +221,6 @@ def _with_free_axes(inputs: InputSpec, program: Program) -> InputSpec:
             )
         )
     return replace(inputs, inputs=tuple(found))
-
-
-def _named(model: nn.Module, place: str, name: str) -> nn.Module:
-    known = {key: module for key, module in model.named_modules() if key}
-    if place not in known:
-        close = difflib.get_close_matches(str(place), known, 3, 0.5) or list(known)[:NAMED]
-        raise ZtwError(f"{name}: at={place!r} is not a module of the model; known: {', '.join(close)}")
-    return known[place]
-
-
-def _candidates(model: nn.Module) -> list[list[nn.Module]]:
-    """Return the modules to cut after: blocks, else activations, else layers with weights."""
-    modules = list(model.modules())
-    activations = [part for part in modules if type(part).__module__ == "torch.nn.modules.activation"]
-    layers = [part for part in modules if any(True for _ in part.parameters(recurse=False))]
-    repeated = Counter(map(type, layers))
-    return [list(_blocks(model)), activations, [part for part in layers if repeated[type(part)] > 1]]
-
-
-def _blocks(model: nn.Module) -> Iterator[nn.Module]:
-    """Return the outermost instances of every class of composed modules that the model uses more than once."""
-    used = Counter(type(module) for module in model.modules() if _is_composed(module))
-
-    def outermost(parent: nn.Module) -> Iterator[nn.Module]:
-        for child in parent.children():
-            if used[type(child)] > 1:
-                yield child
-            else:
-                yield from outermost(child)
-
-    return outermost(model)
-
-
-def _is_composed(module: nn.Module) -> bool:
-    """Return whether a module has children and its own forward: it is neither a container nor a layer of torch."""
-    if isinstance(module, nn.TransformerEncoderLayer):
-        return True
-    layers = [kind for kind in type(module).__mro__ if kind.__module__.startswith("torch.nn.modules.")]
-    return layers == [nn.Module] and any(True for _ in module.children())
-
-
-def _ends(
-    program: Program, inputs: InputSpec, marked: Sequence[nn.Module], group: Sequence[nn.Module]
-) -> list[fx.Node]:
-    """Return the ends of modules after which the whole computation continues from their output, in order."""
-    wanted = {number for number, module in enumerate(marked) if module in group}
-    calls = Counter(program.order)
-    cut = Cut(program, inputs.names, [])
-    light = _without_weights(cut)
-    ends = [
-        end
-        for end, number in zip(program.ends, program.order, strict=True)
-        if number in wanted and calls[number] == 1 and _is_inner(cut, end)
-    ]
-    return list(dict.fromkeys(end for end in ends if set(cut.crossing(end)) - {end} <= light))
-
-
-def _without_weights(cut: Cut) -> set[fx.Node]:
-    """Return the values that are computed from integers or a mask without any weight, e.g. the mask that blocks add."""
-    found: set[fx.Node] = set()
-    for node in cut.nodes:
-        if node.op == "placeholder":
-            if node is cut.mask or not node.meta["val"].is_floating_point():
-                found.add(node)
-        elif node.op == "call_function" and any(arg in found for arg in node.all_input_nodes):
-            weights = (
-                arg not in found and (arg in cut.of_rows or arg.op == "get_attr")
-                for arg in node.all_input_nodes
-            )
-            if not any(weights):
-                found.add(node)
-    return found
-
-
-def _is_inner(cut: Cut, end: fx.Node) -> bool:
-    """Return whether a value has features of floats, depends on the samples, and is not the logits."""
-    value = end.meta.get("val")
-    last = cut.nodes[-1].args[0]
-    return isinstance(value, Tensor) and value.is_floating_point() and end in cut.of_rows and end is not last
-
-
-def _cuts_at(program: Program, inputs: InputSpec, at: Sequence[str], name: str) -> list[fx.Node]:
-    """Return the ends of the modules in `at`, in the order of computation."""
-    cut, calls = Cut(program, inputs.names, []), Counter(program.order)
-    for number, place in enumerate(at):
-        if calls[number] != 1:
-            raise ZtwError(
-                f"{name}: at={place!r} is called {calls[number]} times, must be once; name another module"
-            )
-    ends = []
-    for end, number in zip(program.ends, program.order, strict=True):
-        place = at[number]
-        if end is cut.nodes[-1].args[0]:
-            raise ZtwError(
-                f"{name}: at={place!r} leaves no layer for the classifier; cut before the last layer"
-            )
-        if not _is_inner(cut, end):
-            raise ZtwError(f"{name}: at={place!r} does not return features of floats; name another module")
-        try:
-            cut._state(end)
-        except CannotExportError as error:
-            raise ZtwError(
-                f"{name}: at={place!r} cannot be a cut, because {error}; name another module"
-            ) from error
-        ends.append(end)
-    return list(dict.fromkeys(ends))
-
-
-def _offer(model: nn.Module, inputs: InputSpec) -> str:
-    """List modules at which the model can be cut, as the end of a message."""
-    names = {module: key for key, module in model.named_modules() if key}
-    try:
-        program = export(model, inputs, list(names))
-    except CannotExportError:
-        return ""
-    cut, keys = Cut(program, inputs.names, []), list(names.values())
-    fit = [
-        keys[number]
-        for end, number in zip(program.ends, program.order, strict=True)
-        if _is_inner(cut, end) and not set(cut.crossing(end)) - {end}
-    ]
-    return f", e.g. of {', '.join(fit[:NAMED])}" if fit else ""
 
 
 def _part(cut: Cut, trained: Cut | None, number: int) -> ExportedPart:

@@ -12,7 +12,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from ztw.batch import mapped
 from ztw.errors import ZtwError
 from ztw.models.backbone import Backbone
-from ztw.models.exported import CannotExportError, ExportedPart, aten, export_part
+from ztw.models.exported import ExportedPart, aten
+from ztw.models.exporting import CannotExportError, export_part
 from ztw.models.network import EarlyExitNetwork
 
 Network = TypeVar("Network", Backbone, EarlyExitNetwork)

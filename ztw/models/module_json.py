@@ -15,7 +15,8 @@ from torch._ops import OpOverload
 
 from ztw.errors import ZtwError
 from ztw.models.backbone import Fp32Linear
-from ztw.models.exported import ExportedPart, export_part
+from ztw.models.exported import ExportedPart
+from ztw.models.exporting import export_part
 
 PLACE = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")  # name of a tensor; it becomes part of code
 OPERATION = re.compile(r"aten\.([a-z_0-9A-Z]+)\.([A-Za-z_0-9]+)")

@@ -1,0 +1,183 @@
+"""Cut an exported graph: what crosses a cut, and the graph of each part between two cuts.
+
+A value that depends on the samples is carried across a cut in the state. A value that depends only on weights and sizes
+is computed again by each part that needs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._ops import OpOverload
+
+from ztw.models.exported import aten
+from ztw.models.exporting import CannotExportError, Ends, Program, is_view
+
+FEATURES, MASK = "features", "attention_mask"  # of a state, see `ztw.models.backbone`
+
+
+def is_size(node: fx.Node) -> bool:
+    """Return whether a node reads the size of an axis."""
+    return node.target == aten.sym_size.int
+
+
+class Cut:
+    """Cuts a program at some of its ends.
+
+    Args:
+        program: the model in one mode.
+        names: of the inputs.
+        ends: nodes after which to cut, in the order of computation.
+
+    Raises:
+        CannotExportError: if a value that crosses a cut does not have one row per sample.
+    """
+
+    def __init__(self, program: Program, names: Sequence[str], ends: Ends) -> None:
+        self.program, self.names = program, list(names)
+        self.nodes = list(program.graph.nodes)
+        self.place = {node: number for number, node in enumerate(self.nodes)}
+        self.inputs = [node for node in self.nodes if node.op == "placeholder"]
+        self.of_rows = _dependent(self.nodes)
+        mask = self.names.index(MASK) if MASK in self.names else None
+        self.mask = None if mask is None else self.inputs[mask]
+        self.states = [self._state(end) for end in ends]
+
+    def crossing(self, end: fx.Node) -> list[fx.Node]:
+        """Return the values that depend on the samples, are computed up to `end` and are needed after it."""
+        last = self.place[end]
+        return [
+            node
+            for node in self.nodes[: last + 1]
+            if node in self.of_rows and any(self.place[user] > last for user in self._users(node))
+        ]
+
+    def _users(self, node: fx.Node) -> Iterator[fx.Node]:
+        """Yield the users of a value; sizes are read from other values where possible."""
+        for user in node.users:
+            if is_size(user) or user not in self.of_rows:
+                continue
+            yield user
+
+    def _state(self, end: fx.Node) -> dict[str, fx.Node]:
+        """Return the values of a state by name, the features first."""
+        others = [node for node in self.crossing(end) if node is not end and node is not self.mask]
+        for node in others:
+            value = node.meta.get("val")
+            batch = self.inputs[0].meta["val"].shape[0]
+            if not isinstance(value, Tensor) or not value.dim() or not same_size(value.shape[0], batch):
+                raise CannotExportError(f"{node.name} crosses the cut and does not have one row per sample")
+        named = {FEATURES: end}
+        if self.mask is not None:
+            named[MASK] = self.mask
+        return {**named, **{f"value_{number}": node for number, node in enumerate(others)}}
+
+    def part(self, number: int) -> tuple[fx.Graph, list[str]]:
+        """Return the graph of a part, from cut `number` - 1 to cut `number`, and the names that it takes."""
+        if number:
+            given = self.states[number - 1]
+            start = self.place[given[FEATURES]]
+        else:
+            given, start = dict(zip(self.names, self.inputs, strict=True)), -1
+        graph = fx.Graph()
+        made = {node: graph.placeholder(name) for name, node in given.items()}
+        copier = _Copier(graph, made)
+        if number == len(self.states):
+            (output,) = (node for node in self.nodes if node.op == "output")
+            graph.output(self._copied(copier, start, len(self.nodes) - 1, [output.args[0]])[0])
+        else:
+            state = self.states[number]
+            values = self._copied(copier, start, self.place[state[FEATURES]], list(state.values()))
+            graph.output(values[0] if len(state) == 1 else dict(zip(state, values, strict=True)))
+        graph.eliminate_dead_code()
+        return graph, list(given)
+
+    def _copied(self, copier: _Copier, start: int, end: int, wanted: Sequence[Any]) -> list[Any]:
+        for node in self.nodes[start + 1 : end + 1]:
+            if node.op not in ("placeholder", "output") and (node in self.of_rows or _is_kept(node)):
+                copier.copy(node)
+        return [copier.copy(node) if isinstance(node, fx.Node) else node for node in wanted]
+
+
+def _is_kept(node: fx.Node) -> bool:
+    """Return whether a node matters although nothing reads it: it changes a buffer."""
+    return isinstance(node.target, OpOverload) and node.target._schema.is_mutable
+
+
+class _Copier:
+    """Copies nodes to the graph of a part; a value that does not depend on samples is computed again."""
+
+    def __init__(self, graph: fx.Graph, made: dict[fx.Node, fx.Node]) -> None:
+        self.graph, self.made = graph, made
+        self.first = next(iter(made.values()))
+        self.available = dict(made)
+
+    def copy(self, node: fx.Node) -> Any:
+        if node not in self.made:
+            self.made[node] = self._size(node) if is_size(node) else self._node(node)
+        return self.made[node]
+
+    def _node(self, node: fx.Node) -> fx.Node:
+        if node.op == "placeholder":
+            raise CannotExportError(f"the input {node.name} is needed after a cut that does not carry it")
+        copied = self.graph.node_copy(node, self.copy)
+        where: list[fx.Node] = []
+
+        def on_device(value: Any) -> Any:  # the part may move to another device
+            if not isinstance(value, torch.device):
+                return value
+            with self.graph.inserting_before(copied):
+                where.append(self.graph.call_function(getattr, (self.first, "device")))
+            return where[-1]
+
+        copied.args = fx.node.map_aggregate(copied.args, on_device)
+        copied.kwargs = fx.node.map_aggregate(copied.kwargs, on_device)
+        return copied
+
+    def _size(self, node: fx.Node) -> Any:
+        """Return the size of an axis, read from a value that the part has."""
+        tensor, axis = node.args
+        assert isinstance(tensor, fx.Node)
+        if tensor in self.made:
+            return self.graph.call_function(aten.sym_size.int, (self.made[tensor], axis))
+        wanted = node.meta["val"]
+        for known, here in self.available.items():
+            value = known.meta.get("val")
+            for place, side in enumerate(value.shape if isinstance(value, Tensor) else ()):
+                if same_size(side, wanted):
+                    return self.graph.call_function(aten.sym_size.int, (here, place))
+        return self.graph.call_function(aten.sym_size.int, (self.copy(tensor), axis))
+
+
+def same_size(one: Any, other: Any) -> bool:
+    """Return whether two sizes are the same number or the same symbol."""
+    if isinstance(one, torch.SymInt) and isinstance(other, torch.SymInt):
+        return bool(one.node.expr == other.node.expr)
+    return not isinstance(one, torch.SymInt) and not isinstance(other, torch.SymInt) and one == other
+
+
+def _dependent(nodes: Sequence[fx.Node]) -> set[fx.Node]:
+    """Return the nodes whose values depend on the samples, not only on weights and sizes."""
+    found: set[fx.Node] = set()
+    for node in nodes:
+        if node.op == "placeholder" or (
+            not is_size(node) and any(arg in found for arg in node.all_input_nodes)
+        ):
+            found.add(node)
+            if _is_kept(node):  # what it overwrites depends on samples, too
+                found.update(_overwritten(node))
+    for node in nodes:  # values that read an overwritten one
+        if node not in found and not is_size(node) and any(arg in found for arg in node.all_input_nodes):
+            found.add(node)
+    return found
+
+
+def _overwritten(node: fx.Node) -> Iterator[fx.Node]:
+    """Yield the value that an in-place operation changes, through views."""
+    given = node.args[0] if node.args else None
+    while isinstance(given, fx.Node) and given.op == "call_function":
+        yield given
+        given = given.args[0] if is_view(given) and given.args else None
