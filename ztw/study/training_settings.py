@@ -39,11 +39,13 @@ class Recipe(Section):
     weight_decay: float = key("L2 penalty, as the optimizer applies it.", 5e-4, ge=0)
     momentum: float = key("Momentum of `sgd`.", 0.9, ge=0, lt=1)
     schedule: Literal["milestones", "one_cycle"] = key(
-        "`milestones`: after each milestone, `lr` is multiplied by `gamma`. `one_cycle`: it rises, then"
-        " falls (PyTorch's `OneCycleLR`).",
+        "`milestones`: `lr` falls at the milestones. `one_cycle`: it rises, then falls (PyTorch's"
+        " `OneCycleLR`).",
         "milestones",
     )
-    milestones: Unique[Annotated[int, key("", ge=1)]] = key("Epochs of the milestones.", (), unit="epochs")
+    milestones: Unique[Annotated[int, key("", ge=1)]] = key(
+        "Epochs after which `lr` is multiplied by `gamma`.", (), unit="epochs"
+    )
     gamma: float = key("Factor of `lr` at a milestone.", 0.1, gt=0, le=1)
 
 
