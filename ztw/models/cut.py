@@ -242,14 +242,18 @@ def _classifier(cut: Cut, trained: Cut | None, number: int, num_classes: int) ->
     weight, bias = last
     linear = Fp32Linear(tensors[weight].shape[1], num_classes, bias=bias is not None)
     linear.to(tensors[weight].device)
-    if num_classes == len(tensors[weight]):
-        with torch.no_grad():
-            linear.weight.copy_(tensors[weight])
-            if bias is not None:
-                linear.bias.copy_(tensors[bias])
+    if num_classes == len(tensors[weight]):  # the same parameters: they may be shared, or frozen
+        linear.weight = _as_parameter(tensors[weight])
+        if bias is not None:
+            linear.bias = _as_parameter(tensors[bias])
     for graph in graphs:
         _take_off_linear(graph)
     return ExportedPart(tensors, takes, in_eval, in_training, (weight.rpartition(".")[0] or "linear", linear))
+
+
+def _as_parameter(tensor: Tensor) -> nn.Parameter:
+    """Return a tensor as a parameter; a parameter stays the same object."""
+    return tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor, requires_grad=False)
 
 
 def _last_linear(graph: fx.Graph) -> tuple[str, str | None] | None:
