@@ -357,11 +357,11 @@ def test_a_missing_run_is_named_and_its_cell_logged_again(finished, tmp_path):
     run_id = read_json(folder / runs)["runs"]["method"]["ztw"]
     MlflowClient(f"sqlite:///{folder}/results/tiny/mlflow.db").delete_run(run_id)
     shutil.rmtree(folder / "results/tiny/tables")
-    done = run(folder)
+    done = run(folder, TINY, "--", "aggregate")
     assert done.returncode == 0, done.stdout
     assert "digits/resnet8/seed0/metrics/ztw.json: no run in MLflow has this result" in done.stdout
     assert tables(folder) == tables(finished)
-    done = run(folder)
+    done = run(folder, TINY, "--", "aggregate")
     assert "track_cell" in jobs_done(done.stdout)
     assert read_json(folder / runs)["runs"]["method"]["ztw"] != run_id
     assert tables(folder) == tables(finished)
@@ -432,21 +432,26 @@ def test_a_package_that_only_the_workflow_needs_is_named(tmp_path, package):
     )
 
 
-def test_a_plugin_runs_in_the_workflow(tmp_path):
-    """The example of a plugin runs. After an edit of its file, the jobs that can depend on it run again."""
-    shutil.copytree(ROOT / "examples", tmp_path / "examples", ignore=shutil.ignore_patterns("__pycache__"))
-    config, plugin = Path("examples/my_parts.yaml"), tmp_path / "examples/my_parts.py"
-    text = (tmp_path / config).read_text().replace("images: 8}", "images: 8, runtimes: [pytorch]}")
-    (tmp_path / config).write_text(text + "tracking: none\n")  # shortens the test
-    done = run(tmp_path, config, "--", "aggregate")  # no figures, no report
+def test_a_plugin_runs_in_the_workflow(finished, tmp_path):
+    """Methods with parts of a plugin join a finished study. After an edit, the jobs that can depend on it run again."""
+    folder = copy_of(finished, tmp_path)
+    plugin = folder / "my_parts.py"
+    shutil.copyfile(ROOT / "examples/my_parts.py", plugin)
+    methods = {
+        "sdn-margin": {"ics": "independent", "rule": "margin"},
+        "median-margin": {"ics": "independent", "ensemble": "median", "rule": "margin"},
+    }
+    config = changed_config(
+        folder, plugins=[plugin.name], methods=methods, seeds=[0], ensembles={"sets": {}}, tracking="none"
+    )
+    done = run(folder, config, "--", "aggregate")  # no figures, no report
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("ics independent: a sample that leaves at exits 2 to 3 saves nothing") == 1
-    study = tmp_path / "results/my_parts"
+    study = folder / "results/tiny"
     table = (study / "tables/accuracy_at_budget.csv").read_text()
-    for method in ("sdn-margin", "median-margin"):
+    for method in methods:
         assert f",{method}," in table
         assert method in done.stdout
-    digests = {str(config.with_suffix(".py")): sha256(plugin)}
+    digests = {plugin.name: sha256(plugin)}
     cell = study / "digits/resnet8/seed0"
     for file in ("ensembles/independent/median", "metrics/sdn-margin", "latency"):
         assert read_json(cell / f"{file}.json")["versions"]["plugins"] == digests, file
@@ -454,13 +459,13 @@ def test_a_plugin_runs_in_the_workflow(tmp_path):
         "neither backbone nor head is of a plugin"
     )
     plugin.write_text(plugin.read_text() + "# edited\n")
-    again = run(tmp_path, config, "--", "--dry-run")
+    again = run(folder, config, "--", "--dry-run")
     assert again.returncode == 0, again.stdout
     would = set(re.findall(r"^\s*(?:local)?rule (\w+):$", again.stdout, re.M))
     assert {"fit_ensembles", "evaluate", "measure_latency", "aggregate"} <= would
     assert would.isdisjoint({"prepare_dataset", "train_backbone", "train_ics", "predict"})
     plugin.write_text(plugin.read_text().replace("largest[:, 0]", "logits.mean()"))
-    broken = run(tmp_path, config)
+    broken = run(folder, config)
     assert broken.returncode == 1
     assert broken.stdout == "error: rule 'margin': scores depend on the other samples of the batch\n"
 
