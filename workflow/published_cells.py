@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ztw.errors import ZtwError
-from ztw.evaluation.published_logits import write_published
+from ztw.evaluation.prediction_files import write_predictions
 from ztw.evaluation.saving import load
 from ztw.exits.logits import read_predictions
 from ztw.files import check_seal, read_json, sha256, write_json
@@ -120,5 +120,6 @@ def publish_logits(study: Study, run: Layout, cell: Cell, ics: str, target: Layo
         raise ZtwError(f"--logits {ics}: no method of the study has that IC set")
     network, _ = load(run.network(cell, method).parent)
     network.ensemble = None  # what the single exits cost
-    parts = {part: read_predictions(run.predictions(cell, ics, part)) for part in ("validation", "test")}
-    write_published(target.published_predictions(cell, ics), parts, macs(network), macs(network.backbone))
+    validation, test = (read_predictions(run.predictions(cell, ics, part)) for part in ("validation", "test"))
+    path, cost = target.published_predictions(cell, ics), macs(network)
+    write_predictions(path, validation, test, cost=cost, base_cost=macs(network.backbone), half=True)
