@@ -45,7 +45,7 @@ def track(layout: Layout, tracking: str) -> dict[str, Any]:
     """Log the cell; returns what is written of its runs."""
     write_results(layout)
     start_tracking(Job(layout), StartTrackingSettings(tracking))
-    settings = TrackCellSettings(("sdn",), (), (), {"sdn": "frozen"}, "held-out", timed=True, models=False)
+    settings = TrackCellSettings(("sdn",), (), False, (), {"sdn": "frozen"}, "held-out", timed=True, models=False)
     track_cell(Job(layout), CELL, settings)
     return read_json(layout.runs(CELL))
 
