@@ -127,7 +127,7 @@ def publish_logits(study: Study, run: Layout, cell: Cell, ics: str, target: Layo
     about: dict[str, Any]
     if study.logits:
         saved = read_json(metadata(run.predictions(cell, ics, "test")))
-        about = {"cost": saved["cost"], "base_cost": saved["base_cost"], "origin": saved["origin"]["said"]}
+        about = {"cost": saved["cost"], "base_cost": saved["base_cost"], "origin": saved["origin"]["note"]}
         about["times"] = [ExitTimes(**times) for times in saved["times"]]
     else:
         network, _ = load(run.network(cell, method).parent)

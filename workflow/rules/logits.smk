@@ -14,7 +14,8 @@ rule import_predictions:
         sets=LOGITS,
         statics=STATIC_SETS,
         splits=SPLITS_OF,
-        times=study.logits.times,
+        times=TIMED,
+        timed=is_timed,
         stamps=stamps_of,
         code=code_digest("import_predictions"),
     script:

@@ -28,7 +28,8 @@ class ImportPredictionsSettings:
         sets: every set of logits.
         statics: sets of networks without early exits.
         splits: set -> the splits that the study needs.
-        times: the files must have measured times.
+        times: the study reports times.
+        timed: it takes them from this cell, so its files must have some.
         stamps: set -> stamp of its file.
     """
 
@@ -36,6 +37,7 @@ class ImportPredictionsSettings:
     statics: tuple[str, ...]
     splits: dict[str, tuple[str, ...]]
     times: bool
+    timed: bool
     stamps: dict[str, str | None]
 
 
@@ -51,7 +53,7 @@ def import_predictions(job: Job, cell: Cell, settings: ImportPredictionsSettings
         job.report(f"{name} ({done}/{len(settings.sets)})")
         found = read_prediction_file(path)
         _check_exits(path, name, found, name in settings.statics)
-        if settings.times and not found.times:
+        if settings.timed and not found.times:
             raise ZtwError(
                 f"{path}: has no times; write_predictions(times=...) adds them, or leave logits.times out"
             )
@@ -101,7 +103,7 @@ def _described(name: str, of_set: LogitsSet, path: Path, found: Predictions) -> 
     return {
         "ics": name,
         "settings": of_set.model_dump(),
-        "origin": {"source": "logits", "file": path.name, "sha256": sha256(path), "said": found.origin},
+        "origin": {"source": "logits", "file": path.name, "sha256": sha256(path), "note": found.origin},
         "cost": found.cost.tolist(),
         "base_cost": found.base_cost,
         "times": [asdict(one) for one in found.times],

@@ -75,7 +75,11 @@ def _check_labels(key: str, names: tuple[str, ...], pattern: str) -> None:
 
 def _check_path(label: str, of_set: LogitsSet, cells: list[Cell]) -> None:
     """Check that a path has a known suffix and leads to another file for every cell."""
-    path, files = of_set.path, [of_set.file(cell) for cell in cells]
+    path = of_set.path
+    try:
+        files = [of_set.file(cell) for cell in cells]
+    except RuntimeError as error:  # ~ of an unknown user
+        raise ZtwError(f"{label}: {path!r}: {error}") from error
     if "{" in str(files[0]) or "}" in str(files[0]):
         raise ZtwError(f"{label}: {path!r}: only {{dataset}}, {{arch}} and {{seed}} may stand in braces")
     if files[0].suffix not in SUFFIXES:
