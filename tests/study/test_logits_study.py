@@ -137,6 +137,11 @@ WRONG: list[tuple[str, Any, str]] = [
     ("logits.sets.small.path", "{dataset}{arch}{seed}.h5", "must end in .safetensors, .npz, .parquet"),
     ("logits.sets.small.path", "{split}{seed}.npz", "only {dataset}, {arch} and {seed} may stand in braces"),
     ("logits.sets.small.path", "{seed:03}.npz", "only {dataset}, {arch} and {seed} may stand in braces"),
+    (
+        "logits.sets.small.path",
+        "a\0{seed}.npz",
+        r"logits.sets.small.path: 'a\x00{seed}.npz': must be printable",
+    ),
     ("logits.sets.small.path", "~nobody-has-this-name/{seed}.npz", "logits.sets.small.path: '~nobody-has"),
     (
         "methods.sdn.ics",

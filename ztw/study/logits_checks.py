@@ -76,6 +76,8 @@ def _check_labels(key: str, names: tuple[str, ...], pattern: str) -> None:
 def _check_path(label: str, of_set: LogitsSet, cells: list[Cell]) -> None:
     """Check that a path has a known suffix and leads to another file for every cell."""
     path = of_set.path
+    if not path.isprintable():
+        raise ZtwError(f"{label}: {path!r}: must be printable")
     try:
         files = [of_set.file(cell) for cell in cells]
     except RuntimeError as error:  # ~ of an unknown user
