@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import ztw
 from ztw.batch import mapped
-from ztw.models.exported import call, first_tensor
+from ztw.models.exporting import call, first_tensor
 
 WIDTH, ROWS = 8, 6
 EXAMPLE = torch.randn(ROWS, WIDTH, generator=torch.Generator().manual_seed(1))
