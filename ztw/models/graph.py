@@ -128,9 +128,11 @@ def _without_marks(graph: fx.Graph, marks: Sequence[fx.Node]) -> list[End]:
 
 
 def _plain_name(name: str) -> str:
-    """Return the model's own name of a tensor, in letters, digits and _."""
+    """Return the model's own name of a tensor, in letters, digits, _ and -."""
     steps = name.removeprefix("model.").split(".")
-    return ".".join("".join(char if char.isalnum() else "_" for char in step) for step in steps)
+    return ".".join(
+        "".join(char if char.isalnum() or char == "-" else "_" for char in step) for step in steps
+    )
 
 
 def _name_of(value: Tensor, name: str, known: dict[str, Tensor]) -> str:

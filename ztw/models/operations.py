@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ztw.batch import mapped
 from ztw.device import check_default_dtype
 from ztw.models.backbone import Backbone, states_of
 
@@ -26,6 +27,7 @@ def module_macs(module: nn.Module, *arguments: Any) -> float:
 
     # ptflops counts no operations in inference mode
     with torch.inference_mode(False), _unfused_attention():
+        arguments = tuple(mapped(given, Tensor.clone) for given in arguments)
         module = copy.deepcopy(module).cpu().eval()  # ptflops adds methods to a module and changes its mode
         counted, _ = ptflops.get_model_complexity_info(
             _Positional(module),
