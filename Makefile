@@ -1,17 +1,17 @@
-# make reproduce: run a study.  make test: all quick checks.  make ui: show the runs in MLflow.  make mlflow-server: for a cluster.
+# make reproduce: run a study.  make test: all quick checks.  make ui: show the runs in MLflow.  make mlflow-server: MLflow for a cluster.
 # PYTHON= interpreter (3.11 or newer), CORES= cores, CONFIG= study, PROFILE= profile of a cluster, e.g. slurm (docs/cluster.md).
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 CONFIG ?= config/quick.yaml
-# The folder of a study's file may have spaces, its name may not (reproduce.py refuses it).
+# The path of a study's file may have spaces. Its name may not; reproduce.py refuses such a name.
 STUDY = results/$(basename $(notdir $(lastword $(CONFIG))))
 PORT ?= 5000
 # For mlflow-server. HOST is never taken from the environment, because shells set a variable of this name.
 HOST = 127.0.0.1
 STORE ?= sqlite:///results/mlflow-server/mlflow.db
 
-# Snakemake does not quote the path of its Python, which is below this folder.
+# Snakemake passes the path of its Python, which is in this folder, to a shell without quotes.
 UNFIT := $(shell pwd | LC_ALL=C tr -d 'A-Za-z0-9._/+@,=~%\n\200-\377-' | tr ' \t' __)
-$(if $(UNFIT),$(error the path of this folder has a space or another character that shells treat specially; move it))
+$(if $(UNFIT),$(error the path of this folder has a space or another character that shells treat specially; move the folder))
 
 BIN := $(CURDIR)/.venv/bin
 UV := $(CURDIR)/.tools/bin/uv
@@ -24,20 +24,20 @@ export UV_COMPILE_BYTECODE = 1
 export VIRTUAL_ENV = $(CURDIR)/.venv
 export MLFLOW_DISABLE_TELEMETRY = true
 export DO_NOT_TRACK = true
-# Recipes read these from the environment, where no character can act as a command.
+# Recipes read these variables from the environment, so that a shell runs no part of their values.
 export CONFIG CORES PROFILE STUDY PORT
 unexport PYTHONPATH
 unexport PYTHONHOME
 
 .PHONY: reproduce test test-systems test-slow test-faults test-slurm bench lint format manual ui mlflow-server lock audit clean help
 
-# Tests run side by side: a waiting thread must not keep a core busy that another test could use.
+# Parallel tests: a waiting thread must not use a core that another test needs.
 test test-systems test-slow test-faults test-slurm: export OMP_WAIT_POLICY = passive
 
 reproduce: $(READY)
 	@python workflow/reproduce.py "$$CONFIG" $(if $(CORES),--cores "$$CORES") $(if $(PROFILE),--profile "$$PROFILE")
 
-# Two processes. The tests of a file stay together, so that shared fixtures are set up once.
+# In two processes. A file's tests run in the same process, so that shared fixtures are set up once.
 test: lint
 	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile
 
@@ -45,12 +45,12 @@ test: lint
 test-systems: $(READY)
 	python -m pytest tests/slow/test_systems.py
 
-# Which jobs an edit of each module runs again, real runs, a tracking server, exports. Takes minutes.
+# Which jobs run again after an edit of each module; real runs, a tracking server, exports. Takes minutes.
 test-slow: $(READY)
 	python -m pytest tests/slow/test_digests.py tests/slow/test_real_runs.py tests/slow/test_tracking_server.py tests/slow/test_exports.py \
 		tests/slow/test_torchvision.py
 
-# Runs that are killed, damaged, moved, called twice, or run out of disk or memory; prints what was lost. Takes minutes.
+# Runs that are killed, damaged, moved, started twice, or run out of disk or memory; prints what was lost. Takes minutes.
 test-faults: $(READY)
 	python -m pytest -n 2 --dist loadfile tests/faults
 
@@ -97,19 +97,19 @@ ui: $(READY)
 		--backend-store-uri "sqlite:///$$STUDY/mlflow.db"
 
 # A tracking server for studies whose jobs run on several machines (`tracking: http://<this machine>:5000`). It also stores
-# the files of runs. Everybody who can reach it can read and write, so use HOST=0.0.0.0 only in a network of your own.
-# Clients that call it by name need MLFLOW_SERVER_ALLOWED_HOSTS=<name>:5000. STORE=postgresql://... needs the package
-# psycopg2-binary in .venv. Set a STORE with a password in the environment, where `ps` does not show it.
+# the artifacts of runs. Everybody who can reach the server can read and write, so use HOST=0.0.0.0 only in a private network.
+# For clients that use the server's name, set MLFLOW_SERVER_ALLOWED_HOSTS=<name>:5000. STORE=postgresql://... needs the
+# package psycopg2-binary in .venv. Set a STORE with a password in the environment, where `ps` does not show it.
 mlflow-server: export MLFLOW_BACKEND_STORE_URI = $(STORE)
 mlflow-server: export MLFLOW_SERVER_ENABLE_JOB_EXECUTION = false
-# One connection per thread: with fewer, a hundred cells at a time are refused.
+# One connection per thread. With fewer, the server refuses some of a hundred parallel cells.
 mlflow-server: export MLFLOW_SQLALCHEMYSTORE_POOL_SIZE = 40
 mlflow-server: $(READY)
 	@mkdir -p results/mlflow-server
 	@echo "MLflow: http://$(HOST):$(PORT) (Ctrl-C stops it)"
 	@mlflow server --host $(HOST) --port $(PORT) --workers 1 --artifacts-destination results/mlflow-server/artifacts
 
-# The environment: uv by pip, then all packages, pinned with hashes.
+# The environment: pip installs uv, uv installs all packages, pinned with hashes.
 $(READY): requirements.lock tools.lock
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "error: PYTHON=$(PYTHON): Python 3.11 or newer is needed"; exit 1; }
@@ -122,7 +122,7 @@ $(READY): requirements.lock tools.lock
 		pathlib.Path(site.getsitepackages()[0], "ztw.pth").write_text(os.getcwd() + "\n")'
 	@touch $(READY)
 
-# Run after a change of pyproject.toml. The locks name no address.
+# Run after a change of pyproject.toml. The locks hold no URL of an index.
 lock: $(READY)
 	$(UV) pip compile --quiet --universal --generate-hashes --no-header --all-extras --python-version 3.11 \
 		pyproject.toml -o requirements.lock

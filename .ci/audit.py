@@ -20,8 +20,8 @@ def main(locks: list[str], command: list[str]) -> int:
     try:
         packages = json.loads(done.stdout)["dependencies"]
     except (ValueError, LookupError, TypeError):
-        reason = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        print(f"audit: not done, pip-audit cannot be had or ask ({reason[:200]})")
+        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        print(f"audit: not done, pip-audit cannot be installed or reach its service ({reason[:200]})")
         return 2
     known = [package for package in packages if "skip_reason" not in package]
     for package in known:

@@ -1,4 +1,4 @@
-"""What the benchmarks share: networks whose samples leave everywhere, and logits of a known shape."""
+"""Make networks and logits for the benchmarks, whose samples leave at every exit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ztw.models.placement import Placement
 
 
 class OneByOne(Dataset):
-    """An image set as the plain loops read it: one image at a time through PIL and torchvision's transforms."""
+    """Images for the plain loops: read one at a time, through PIL and torchvision's transforms."""
 
     def __init__(self, data: ImageSet) -> None:
         self.pixels, self.labels = data.images, data.labels
@@ -42,7 +42,7 @@ class OneByOne(Dataset):
 
 
 def random_logits(exits: int, samples: int, num_classes: int) -> tuple[Tensor, Tensor]:
-    """logits float32 (K, N, C) that know the labels the better the deeper the exit, labels (N,)."""
+    """Make logits float32 (K, N, C) that are more accurate at every later exit, and labels (N,)."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(num_classes, (samples,), generator=generator)
     known = torch.nn.functional.one_hot(labels, num_classes).float()
@@ -63,12 +63,12 @@ def busy_network(
     head: str = "conv",
     width: float = 1.0,
 ) -> ztw.EarlyExitNetwork:
-    """Exits on a backbone, in eval mode, so confident now and then that samples leave at every one."""
+    """Add exits to a backbone, with weights such that samples leave at every exit; return it in eval mode."""
     torch.manual_seed(0)
     network = ztw.build_network(backbone, connection, head, placement=placement, width=width)
     images = torch.randn(64, *backbone.input_shape)
     backbone.train()
-    backbone(images)  # BatchNorm statistics of its own
+    backbone(images)  # updates the BatchNorm statistics
     network.eval()
     for head in network.heads:
         head.linear.weight.mul_(20)
@@ -84,7 +84,7 @@ def busy_network(
 
 
 def waited(call: Callable[[], Any]) -> Callable[[], Any]:
-    """The call, and then until a GPU, if that is what computes, has done all of it."""
+    """Return a function that calls `call` and waits for the GPU, if there is one."""
     if pick_device().type == "cpu":
         return call
 
@@ -98,9 +98,9 @@ def waited(call: Callable[[], Any]) -> Callable[[], Any]:
 
 @torch.inference_mode()
 def side_by_side(run: Callable, reference: Callable, rounds: int = 9) -> float:
-    """Median ratio of the two times, taken in turn, because the machine's speed drifts.
+    """Return the median ratio of two times, measured in turn because the machine's speed drifts.
 
-    Each is run once more before it is timed: the other has taken its place in the caches.
+    Each function runs once before it is timed, because the other one has filled the caches.
     """
     ratios = []
     for _ in range(rounds):

@@ -1,4 +1,4 @@
-"""The memory both sides of every comparison compute in: as jobs with networks have it, or as it comes."""
+"""Keep freed memory, as jobs with networks do, unless FREED_MEMORY_GIVEN_BACK is set."""
 
 import os
 

@@ -1,9 +1,9 @@
-"""What eats the time of early exits in ONNX Runtime: by kind of operation, beside the whole backbone's.
+"""Profile early exits in ONNX Runtime: time by kind of operation, beside the time of the whole backbone.
 
-usage: python bench/onnx_profile.py NAME [BATCH [THREADS [RUNS]]]     NAME: of test_onnx.NETWORKS; prints a table
+usage: python bench/onnx_profile.py NAME [BATCH [THREADS [RUNS]]]     NAME: a key of test_onnx.NETWORKS; prints a table
 
-Nobody leaves, so that every head and every look at a threshold is in it. `between operations` is what no kernel took:
-carrying samples from exit to exit (the nested `If`s), the session, Python.
+No sample leaves early, so that all heads and thresholds are included. `between operations` is the time outside of
+kernels: for copies of samples from exit to exit (the nested `If`s), the session and Python.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ import ztw
 from ztw.onnx.form import BOUNDS, IMAGES
 from ztw.onnx.write import float32_below
 
-CARRIERS = ("If",)  # a subgraph's operations have times of their own
+CARRIERS = ("If",)  # left out, because its time includes other operations
 
 
 def session_of(
     content: bytes, threads: int, optimise: bool, profile: str | None
 ) -> onnxruntime.InferenceSession:
-    """As `OnnxRunner` makes it."""
+    """Make a session like that of `OnnxRunner`."""
     options, levels = onnxruntime.SessionOptions(), onnxruntime.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimise else levels.ORT_DISABLE_ALL
     options.intra_op_num_threads, options.log_severity_level = threads, 3
@@ -41,7 +41,7 @@ def session_of(
 def spent(
     content: bytes, feed: dict[str, np.ndarray], threads: int, optimise: bool, runs: int
 ) -> dict[str, float]:
-    """Kind of operation -> ms of one run, and "between operations": the rest of what it takes without a profiler."""
+    """Return kind of operation -> ms of one run; "between operations" is the rest of an unprofiled run."""
     plain = session_of(content, threads, optimise, None)
     seconds = []
     for _ in range(runs):
@@ -63,7 +63,7 @@ def spent(
 
 
 def main(name: str, batch: int = 1, threads: int = 1, runs: int = 100) -> None:
-    """The table of a network of the bench."""
+    """Print the table of a network in test_onnx.NETWORKS."""
     network, images, exits, alone = prepared(name)
     array = images[:batch].numpy()
     runner = ztw.OnnxRunner(exits, threads, cache=False)

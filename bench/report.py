@@ -1,4 +1,4 @@
-"""Turn pytest-benchmark's JSON into one readable table: medians, ratios to the reference of each group."""
+"""Convert pytest-benchmark's JSON to a readable report: medians, and ratios to the reference of each group."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SKIPPED = ("what", "reference", "scale", "arch", "batch", "grows", "factor")
 
 
 def machine() -> list[str]:
-    """What the figures were measured on."""
+    """Return lines about the machine and the software."""
     cpu = next(
         (
             line.split(":", 1)[1].strip()
@@ -39,7 +39,7 @@ def machine() -> list[str]:
 
 
 def seconds(value: float) -> str:
-    """A duration with three digits."""
+    """Format a duration with three digits."""
     for factor, unit in ((1, "s"), (1e3, "ms"), (1e6, "µs")):
         if value * factor >= 1 or unit == "µs":
             return f"{value * factor:.3g} {unit}"
@@ -47,7 +47,7 @@ def seconds(value: float) -> str:
 
 
 def table(group: str, rows: list[dict[str, Any]]) -> list[str]:
-    """One group as Markdown; scaled medians, how much faster than the reference, and what else is known."""
+    """Return a group as a Markdown table: scaled medians, speed relative to the reference, further values."""
     medians = [row["stats"]["median"] * row["extra_info"].get("scale", 1) for row in rows]
     reference = next(
         (median for median, row in zip(medians, rows, strict=True) if row["extra_info"].get("reference")),
@@ -68,7 +68,7 @@ def table(group: str, rows: list[dict[str, Any]]) -> list[str]:
 
 
 def plot_growth(rows: list[dict[str, Any]], target: Path) -> None:
-    """Time against size, both relative to the smallest: a straight diagonal is linear."""
+    """Plot time against size, both relative to the smallest size. Linear growth is the diagonal."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(4.6, 4.2))
@@ -90,7 +90,7 @@ def plot_growth(rows: list[dict[str, Any]], target: Path) -> None:
 
 
 def main(target: str, *sources: str) -> None:
-    """Write the report of pytest-benchmark's files."""
+    """Write the report of the JSON files `sources`."""
     groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for source in sources:
         for row in json.loads(Path(source).read_text())["benchmarks"]:

@@ -1,9 +1,9 @@
-"""What a study asks for: jobs, hours, bytes, files, and what Snakemake needs to plan it.
+"""Estimate the cost of a study: jobs, hours, bytes, files, and the time and memory of Snakemake's planning.
 
-usage: python bench/scale.py CONFIG [TIMES]: of a study with TIMES as many seeds; prints a table in Markdown
+usage: python bench/scale.py CONFIG [TIMES]     TIMES: multiply the number of seeds; prints a table in Markdown
 
-Jobs and planning are measured, by a dry run. Hours are those of results/reference/quick, job by job, scaled by
-multiply-accumulates: right to a factor of about two, and for its machine alone. Bytes are counted from shapes.
+Jobs and planning are measured by a dry run. Hours are scaled from the jobs of results/reference/quick by MACs. They
+hold within a factor of about two, for that study's machine. Bytes are counted from shapes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from ztw.study.training_settings import BackboneBuild
 
 ROOT = Path(__file__).parents[1]
 MEASURED = ROOT / "results/reference/quick/tables/pipeline.csv"
-# (training, test) images of the data sets that files or digests fix
+# (training, test) images of data sets of a fixed size
 IMAGES = {
     "fashion_mnist": (60_000, 10_000),
     "cifar10": (50_000, 10_000),
@@ -45,7 +45,7 @@ OUTPUTS = re.compile(r"^    output: (.+)$", re.M)
 
 
 def plan(config: Path) -> tuple[dict[str, int], int, float, float]:
-    """(rule -> jobs, output files, seconds of CPU, peak MB) of a dry run of a study that has computed nothing."""
+    """Dry-run a study without results: return rule -> jobs, number of output files, seconds of CPU, peak MB."""
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "workflow/Snakefile")]
     command += ["--cores", "1"]
     with tempfile.TemporaryDirectory() as folder:
@@ -66,15 +66,15 @@ def plan(config: Path) -> tuple[dict[str, int], int, float, float]:
 
 @cache
 def works(config: Path) -> list[tuple[dict[str, float], dict[str, float]]]:
-    """`cell_work` of every data set and architecture of a study, static networks among them."""
+    """Return `cell_work` of every data set and architecture of a study, static networks included."""
     study = check_study(read_config(config))
     return [cell_work(study, dataset, arch) for dataset, arch in study.backbones]
 
 
 def cell_work(study: Study, dataset: str, arch: str) -> tuple[dict[str, float], dict[str, float]]:
-    """(rule -> work of one of its jobs, kind of file -> bytes) of one cell.
+    """Return rule -> work of one job, and kind of file -> bytes, of one cell.
 
-    Work is in multiply-accumulates, of rules that compute on logits alone in logits.
+    The unit of work is a MAC, or a logit for rules that compute on logits only.
     """
     settings = study.backbones[dataset, arch]
     sets = settings.ics.sets if (dataset, arch) in study.cells else {}
@@ -86,7 +86,7 @@ def cell_work(study: Study, dataset: str, arch: str) -> tuple[dict[str, float], 
     }
     build = BackboneBuild(**{key: getattr(settings.backbone, key) for key in BackboneBuild.model_fields})
     networks = CellNetworks(Layout(ROOT), Cell(dataset, arch, study.seeds[0]), build, sets)
-    networks.__dict__["record"] = record  # of a data set that is not here
+    networks.__dict__["record"] = record  # replaces the record of the data set, which need not exist
     backbone = networks.untrained_backbone()
     base, images = ztw.macs(backbone), IMAGES[dataset]
     training = images[0] * (1 - settings.data.validation_fraction)
@@ -102,7 +102,7 @@ def cell_work(study: Study, dataset: str, arch: str) -> tuple[dict[str, float], 
         if ics.trains_backbone:
             work["train_network"] += ics.epochs * training * 3 * (base + heads)
         else:
-            # the frozen backbone is passed once for the sets of one recipe
+            # assumes one recipe: the frozen backbone then computes features once for all sets
             work["train_ics"] = (
                 max(work["train_ics"], ics.epochs * training * base) + ics.epochs * training * 3 * heads
             )
@@ -116,12 +116,12 @@ def cell_work(study: Study, dataset: str, arch: str) -> tuple[dict[str, float], 
 
 
 def parameter_bytes(module: object) -> float:
-    """Of all weights and buffers."""
+    """Return the bytes of all weights and buffers."""
     return sum(tensor.nbytes for tensor in module.state_dict().values())  # type: ignore[attr-defined]
 
 
 def reference() -> tuple[pd.DataFrame, dict[str, float]]:
-    """(seconds per job of the measured study: columns working, overhead, largest_mb), and its work per job."""
+    """Return the measured study's seconds per job (columns working, overhead, largest_mb) and work per job."""
     table = pd.read_csv(MEASURED).set_index("rule").drop("all")
     per_job = table[["working", "overhead"]].div(table["jobs"], axis=0).join(table["largest_mb"])
     ((work, _),) = works(ROOT / "config/quick.yaml")
@@ -129,14 +129,14 @@ def reference() -> tuple[pd.DataFrame, dict[str, float]]:
 
 
 def hours(config: Path, seeds: int, jobs: dict[str, int]) -> dict[str, float]:
-    """Rule -> hours of all its jobs, on the machine of the measured study."""
+    """Return rule -> hours of all its jobs, on the machine of the measured study."""
     per_job, known = reference()
     found = {}
     totals: Counter[str] = Counter()
     for work, _ in works(config):
         totals.update({rule: amount * seeds for rule, amount in work.items()})
     for rule, count in jobs.items():
-        like = "train_backbone" if rule == "train_network" else rule  # none in the measured study
+        like = "train_backbone" if rule == "train_network" else rule  # the measured study has no such job
         if like not in per_job.index:
             continue
         seconds = count * per_job.overhead[like]
@@ -146,7 +146,7 @@ def hours(config: Path, seeds: int, jobs: dict[str, int]) -> dict[str, float]:
 
 
 def times_as_many_seeds(config: Path, times: int, folder: Path) -> Path:
-    """The study with more seeds, as a file."""
+    """Write the study with `times` as many seeds to a file; return the file's path."""
     study = yaml.safe_load(config.read_text())
     study["seeds"] = list(range(times * len(study["seeds"])))
     grown = folder / f"{config.stem}-{times}.yaml"
@@ -155,7 +155,7 @@ def times_as_many_seeds(config: Path, times: int, folder: Path) -> Path:
 
 
 def main(config: Path, times: int) -> str:
-    """The table of a study."""
+    """Return the table of a study."""
     study = check_study(read_config(config))
     seeds, size = times * len(study.seeds), Counter[str]()
     with tempfile.TemporaryDirectory() as folder:

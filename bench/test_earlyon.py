@@ -1,11 +1,10 @@
-"""ztw against earlyon, which stops a torchvision model with hooks: same weights, heads, images and thresholds.
+"""Compare ztw with earlyon, which adds exits to a torchvision model by hooks.
 
-Reference of each group: earlyon one image at a time, model(image, mode="inference"), its documented path at
-batch 1. At larger batches too, as nothing else in earlyon lets each sample of a batch leave at its own exit,
-and it is the fastest here: `forward_inference_batched` stops only where the WHOLE batch is confident, which
-with samples of mixed difficulty means at the end. It is timed in a row of its own; its answers are then the
-last exit's, not those of equal thresholds. staged.py too is for batch 1, and for an nn.Sequential only; a
-ResNet rewritten as one took as long as with hooks, within the noise.
+Weights, heads, images and thresholds are the same. The reference of each group is earlyon's documented way for
+batch 1, model(image, mode="inference"), one image at a time. It is the reference for larger batches, too: nothing else
+in earlyon lets each sample of a batch leave at its own exit. `forward_inference_batched` has a row of its own. It stops
+only where the whole batch is confident; with samples of mixed difficulty, this is the last exit. earlyon's staged.py is
+for batch 1 and nn.Sequential only. A ResNet written as an nn.Sequential took as long as with hooks.
 """
 
 from __future__ import annotations
@@ -31,18 +30,18 @@ BATCHES = (1, 32, 256)
 CLASSES = 10
 SIZE = 224
 ROUNDS = {1: 5, 32: 5, 256: 1}
-CALIBRATION = 32  # images that set BatchNorm, heads and threshold
-CLEAR = 1e-4  # a confidence nearer the threshold may fall on either side: > in ztw, >= in earlyon
-ROUNDING = 1e-3  # of logits between batch sizes, for which oneDNN picks other kernels: 2e-4 with ResNet-50
+CALIBRATION = 32  # number of images on which BatchNorm, heads and thresholds are calibrated
+CLEAR = 1e-4  # a confidence nearer to the threshold is ambiguous: ztw compares with >, earlyon with >=
+ROUNDING = 1e-3  # tolerance of logits between batch sizes: oneDNN uses other kernels (2e-4 with ResNet-50)
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Both libraries' networks and what each must answer.
+    """Networks of both libraries, images, and the expected predictions.
 
-    thresholds: on the largest softmax probability, K - 1; logits: float32 (K, N, C) of every exit for the
-    images (N, 3, SIZE, SIZE); exits: int64 (N,), where each leaves, the last is K - 1; clear: bool (N,), no
-    confidence so near its threshold, and no two classes so near each other, that rounding decides.
+    thresholds: K - 1, on the largest softmax probability. logits: float32 (K, N, C) of every exit for the images
+    (N, 3, SIZE, SIZE). exits: int64 (N,), the exit where each image leaves, from 0. clear: bool (N,), False if rounding
+    can change an image's exit or class.
     """
 
     theirs: nn.Module
@@ -57,14 +56,14 @@ class Setting:
 
 
 def random_images(count: int) -> Tensor:
-    """Smooth random pictures, distinct enough for random networks to tell them apart."""
+    """Make smooth random images, different enough for networks with random weights."""
     coarse = torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     images = nn.functional.interpolate(coarse, (SIZE, SIZE), mode="bilinear")
     return images.contiguous(memory_format=torch.channels_last)
 
 
 def all_logits(theirs: nn.Module, images: Tensor) -> Tensor:
-    """(K, N, C) of every exit: earlyon's mode "training" computes them all; the network is in eval mode."""
+    """Compute the logits (K, N, C) of every exit in eval mode. earlyon's mode "training" returns all exits."""
     with torch.inference_mode():
         parts = [torch.stack(theirs(part, mode="training")) for part in images.split(32)]
     return torch.cat(parts, dim=1)
@@ -72,7 +71,7 @@ def all_logits(theirs: nn.Module, images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def build_theirs(arch: str, images: Tensor) -> nn.Module:
-    """earlyon's network, in eval mode: BatchNorm calibrated, logits centred and of one spread at every exit."""
+    """Build earlyon's network in eval mode: BatchNorm calibrated, logits of every exit with mean 0 and equal spread."""
     torch.manual_seed(0)
     theirs = getattr(earlyon_models, f"{arch}_ee")(CLASSES, pretrained=False)
     theirs = theirs.to(memory_format=torch.channels_last)
@@ -91,7 +90,7 @@ def build_theirs(arch: str, images: Tensor) -> nn.Module:
 
 
 def build_ours(arch: str, theirs: nn.Module) -> ztw.EarlyExitNetwork:
-    """ztw's network: a copy of the backbone's weights, and earlyon's own head modules at the same places."""
+    """Build ztw's network, with a copy of the backbone's weights, and earlyon's head modules at the same blocks."""
     backbone = ztw.build_backbone(f"torchvision/{arch}", CLASSES, size=SIZE)
     weights = theirs.backbone.state_dict()
     own = lambda name: name.split(".", 2 if name.startswith("stages.") else 1)[-1]  # noqa: E731
@@ -102,7 +101,7 @@ def build_ours(arch: str, theirs: nn.Module) -> ztw.EarlyExitNetwork:
 
 
 def places(theirs: nn.Module) -> tuple[int, ...]:
-    """The blocks that earlyon's exits follow: ztw counts blocks where torchvision counts layers of blocks."""
+    """Return the blocks before earlyon's exits. ztw numbers blocks, torchvision numbers layers of several blocks."""
     count, last = 0, {}
     for name, layer in theirs.backbone.named_children():
         if isinstance(layer, nn.Sequential):
@@ -112,7 +111,7 @@ def places(theirs: nn.Module) -> tuple[int, ...]:
 
 
 def halving_thresholds(confidence: Tensor) -> list[float]:
-    """Confidence (K - 1, N) -> thresholds (K - 1) that half of the samples reaching an exit pass, between two."""
+    """Return K - 1 thresholds for confidences (K - 1, N): the median of the samples that reach an exit."""
     thresholds = []
     stays = torch.ones(confidence.shape[1], dtype=torch.bool)
     for scores in confidence:
@@ -125,7 +124,7 @@ def halving_thresholds(confidence: Tensor) -> list[float]:
 
 @cache
 def prepared(arch: str) -> Setting:
-    """Everything about one architecture; earlyon's estimate of the FLOPs is made here, not in the first run."""
+    """Prepare one architecture. earlyon's estimate of the FLOPs is computed here, not in the first timed run."""
     images = random_images(max(BATCHES))
     theirs = build_theirs(arch, images[:CALIBRATION])
     logits = all_logits(theirs, images)
@@ -133,7 +132,7 @@ def prepared(arch: str) -> Setting:
     thresholds = halving_thresholds(confidence[:, :CALIBRATION])
     theirs.config.confidence_thresholds = thresholds
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # without fvcore the estimate is uniform; it is not used here
+        warnings.simplefilter("ignore")  # the estimate is inexact without fvcore, but not used here
         _ = theirs.flops_estimate
     above = confidence - torch.tensor(thresholds)[:, None]
     exits = torch.cat([above > 0, torch.ones(1, len(images), dtype=torch.bool)]).int().argmax(0)
@@ -146,7 +145,7 @@ def prepared(arch: str) -> Setting:
 
 
 def one_by_one(theirs: nn.Module, part: Tensor) -> tuple[Tensor, Tensor]:
-    """earlyon, each image at its own exit: logits (n, C), exits (n,)."""
+    """Run earlyon, each image to its own exit; return logits (n, C) and exits (n,)."""
     results = [theirs(image, mode="inference") for image in part.split(1)]
     return torch.cat([result.prediction for result in results]), torch.tensor(
         [result.exit_taken % len(theirs.config.head_names) for result in results]  # -1 means the last
@@ -154,31 +153,31 @@ def one_by_one(theirs: nn.Module, part: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def together(theirs: nn.Module, part: Tensor) -> tuple[Tensor, Tensor]:
-    """earlyon, all images at the first exit where each is confident: logits (n, C), exits (n,)."""
+    """Run earlyon, all images to the first exit where all are confident; return logits (n, C) and exits (n,)."""
     result = theirs.forward_inference_batched(part)
     return result.predictions, torch.full((len(part),), result.exit_taken % len(theirs.config.head_names))
 
 
 def folded(setting: Setting, part: Tensor) -> tuple[Tensor, Tensor]:
-    """The same with BatchNorms folded into the convolutions, which earlyon does not offer."""
+    """Run ztw with BatchNorms folded into the convolutions, which earlyon cannot do."""
     result = setting.folded.infer(part, ztw.MaxSoftmax(setting.thresholds))
     return result.logits, result.exit_index
 
 
 def infer(setting: Setting, part: Tensor) -> tuple[Tensor, Tensor]:
-    """ztw, each image at its own exit: logits (n, C), exits (n,)."""
+    """Run ztw, each image to its own exit; return logits (n, C) and exits (n,)."""
     result = setting.ours.infer(part, ztw.MaxSoftmax(setting.thresholds))
     return result.logits, result.exit_index
 
 
 def onnx(setting: Setting, part: Tensor) -> tuple[Tensor, Tensor]:
-    """The same in ONNX Runtime, for which earlyon has no form."""
+    """Run ztw in ONNX Runtime, to which earlyon cannot export."""
     result = setting.runner(part)
     return result.logits, result.exit_index
 
 
 def timed(benchmark, arch: str, batch: int, run, what: str, reference: bool = False) -> Tensor:
-    """Time run(part) over the batches; returns the exits (N,), and checks each one's logits."""
+    """Time run(part) over the batches, check the logits, and return the exits (N,)."""
     setting = prepared(arch)
     parts = setting.images[: max(batch, CALIBRATION)].split(batch)
     benchmark.group = f"{arch} {SIZE} px, batch {batch}, earlyon and ztw"
@@ -195,7 +194,7 @@ def timed(benchmark, arch: str, batch: int, run, what: str, reference: bool = Fa
 
 
 def assert_own_exits(setting: Setting, exits: Tensor) -> None:
-    """Each clear sample left where its logits say, and samples left everywhere."""
+    """Check that each clear sample left at the expected exit, and that samples left at every exit."""
     clear = setting.clear[: len(exits)]
     assert clear.float().mean() > 0.9
     assert exits[clear].equal(setting.exits[: len(exits)][clear])
@@ -235,7 +234,7 @@ def test_ztw(benchmark, arch, batch, run):
 
 @pytest.mark.parametrize("arch", ARCHS)
 def test_same_function(arch):
-    """Both compute the same logits at every exit, and leave at the same ones."""
+    """Both compute the same logits at every exit, and samples leave at the same exits."""
     setting = prepared(arch)
     few = setting.images[:8]
     with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""Ensembles: all exits fitted to convergence, against the released recipe's 501 epochs of Adam."""
+"""Time the fit of ensembles to convergence, against the released recipe's 501 epochs of Adam."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TIMED_EPOCHS = 1
 
 
 def adam(logits: Tensor, labels: Tensor, epochs: int) -> list[float]:
-    """The straightforward loop, all exits at once: Adam 5e-4, batch 512; returns every exit's mean loss."""
+    """Fit all exits together by a plain loop with Adam (5e-4, batch 512); return the mean loss of every exit."""
     log_probs = logits.log_softmax(-1)
     exits, _, num_classes = logits.shape
     weight = torch.zeros(exits, exits, requires_grad=True)
@@ -23,9 +23,9 @@ def adam(logits: Tensor, labels: Tensor, epochs: int) -> list[float]:
     mask = torch.ones(exits, exits).tril() / torch.arange(1, exits + 1)[:, None]
     optimizer = torch.optim.Adam([weight, bias], 5e-4)
 
-    def losses(part: Tensor, answers: Tensor) -> Tensor:
+    def losses(part: Tensor, labels: Tensor) -> Tensor:
         scores = torch.einsum("mj,jnc->mnc", weight.exp() * mask, part) + bias[:, None]
-        right = scores.log_softmax(-1).gather(2, answers.expand(exits, -1)[..., None])
+        right = scores.log_softmax(-1).gather(2, labels.expand(exits, -1)[..., None])
         return -right.mean((1, 2))
 
     for _ in range(epochs):

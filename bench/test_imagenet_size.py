@@ -1,4 +1,4 @@
-"""At ImageNet's size: evaluation of 50,000 x 5 x 1000 logits, and images a second from a streamed folder."""
+"""Time evaluation and streaming at ImageNet's size: 50,000 x 5 x 1000 logits, and images per second from a folder."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ EVALUATION = EvaluationSettings(allowed_losses=(0.01,))
 
 
 def peak_gib() -> float:
-    """Most memory this process has held so far."""
+    """Return the peak memory of this process so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def test_evaluation(benchmark):
-    """All of it: sweeps of both splits, calibration, temperatures, two protocols."""
+    """Time a whole evaluation: sweeps of both splits, calibration, temperatures, two protocols."""
     logits, labels = random_logits(5, 50_000, 1000)
     half = (
         SplitPredictions(logits[:, :25_000], labels[:25_000]),
@@ -50,7 +50,7 @@ def test_sweep(benchmark):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """400 JPEGs of ImageNet's usual size."""
+    """Write 400 JPEGs of ImageNet's usual size."""
     place = tmp_path_factory.mktemp("streamed")
     generator = torch.Generator().manual_seed(0)
     for split, count in (("train", 400), ("test", 8)):

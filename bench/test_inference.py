@@ -1,4 +1,4 @@
-"""Early exits that save time: `infer` against the backbone's own inference, at equal savings in MACs."""
+"""Time `infer` against the backbone alone, at savings of 25, 50 and 75 % of the MACs."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import ztw
 from ztw.device import Compute, pick_device
 from ztw.exits.rules import exit_scores
 
-# With the convolution of the recipe's heads no exit of MobileNet lies below 89 % of its MACs: there SDN's,
-# in SDN's places.
+# With the recipe's heads, which have a convolution, MobileNet's first exit costs 89 % of its MACs. So MobileNet has
+# SDN's heads at SDN's blocks.
 HEADS = {"resnet56": "conv", "vgg16_bn": "conv", "mobilenet": "pool"}
 PLACEMENT = {"resnet56": "all", "vgg16_bn": "all", "mobilenet": (0.15, 0.3, 0.45, 0.6, 0.75, 0.9)}
 # (batch size, precision)
@@ -25,7 +25,7 @@ SAVINGS = (0.25, 0.5, 0.75)
 
 @cache
 def prepared(arch: str):
-    """(network, images, cost (K,), base)."""
+    """Return network, images, cost (K,) and cost of the backbone."""
     network = busy_network(ztw.build_backbone(arch), placement=PLACEMENT[arch], head=HEADS[arch])
     network.to(pick_device())
     images = torch.randn(256, 3, 32, 32).to(pick_device(), memory_format=torch.channels_last)
@@ -33,7 +33,7 @@ def prepared(arch: str):
 
 
 def in_batches(images: torch.Tensor, size: int) -> tuple[torch.Tensor, ...]:
-    """The images to time: as many batches as stay within a few seconds."""
+    """Return batches of images, as many as take a few seconds."""
     return images[: {1: 16, 32: 128}.get(size, 256)].split(size)
 
 
@@ -76,13 +76,13 @@ def test_infer(benchmark, arch, case, saving):
         results = benchmark.pedantic(run, rounds=5, warmup_rounds=2)
         benchmark.extra_info["share_of_saving_in_time"] = (1 - side_by_side(run, alone)) / saved
     exits = torch.cat([result.exit_index for result in results]).cpu()
-    # in bf16 a logit depends on who else is in the batch by more than the thresholds are apart
+    # in bf16, logits depend on the other images of the batch, by more than the distance of the thresholds
     assert float(cost[exits].mean()) / base == pytest.approx(1 - saved, abs=0.02)
 
 
 @pytest.mark.parametrize("kind", [None, "geometric"])
-def test_machinery_when_nobody_leaves(benchmark, kind):
-    """Batch 1, 27 exits: everything but what the backbone and the heads compute themselves."""
+def test_machinery_when_no_sample_leaves(benchmark, kind):
+    """Time what `infer` adds to backbone and heads when no sample leaves early: batch 1, 27 exits."""
     network, images, *_ = prepared("resnet56")
     if kind:
         with torch.inference_mode():
@@ -97,7 +97,7 @@ def test_machinery_when_nobody_leaves(benchmark, kind):
     plain = waited(lambda: [network.exit_logits(list(backbone.features(part))) for part in parts])
     alone = waited(lambda: [backbone(part) for part in parts])
     benchmark.pedantic(run, rounds=9, warmup_rounds=2)
-    # beyond the heads' own computation, as a share of the backbone's time
+    # time beyond backbone and heads, as a share of the backbone's time
     beyond = side_by_side(run, plain, 41) - 1
     benchmark.extra_info["machinery_share_of_backbone"] = beyond / side_by_side(alone, plain, 15)
     network.ensemble = None

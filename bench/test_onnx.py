@@ -1,8 +1,7 @@
-"""Early exits in the fastest runtime: one ONNX graph that stops, against the whole backbone in ONNX Runtime.
+"""Time early exits in ONNX Runtime, in one graph, against the whole backbone in ONNX Runtime.
 
-Both go through `export_onnx` and `OnnxRunner`, and each ratio is the median of runs taken in turn. A row's `macs` is
-what these images really cost by the exits they took, so that the two can be compared: where nobody leaves it is the
-whole network with all its heads.
+Both are exported by `export_onnx` and run by `OnnxRunner`. Each ratio is the median of runs in turn. `macs` of a row is
+the real cost of its images, as a share of the backbone's. If no sample leaves early, it includes all heads.
 """
 
 from __future__ import annotations
@@ -25,15 +24,15 @@ NETWORKS = {
     "ResNet-56, 9 ICs": ("resnet56", 32, "every 3", 1.0, "independent", False),
     "ResNet-56, 27 ICs, ensemble": ("resnet56", 32, "all", 1.0, "cascade_detached", True),
 }
-SHARES = (0.25, 0.5, 0.75, None)  # of the backbone's MACs; None: nobody leaves early
+SHARES = (0.25, 0.5, 0.75, None)  # shares of the backbone's MACs; None: no sample leaves early
 BATCHES = (1, 32)
-IMAGES = {32: 64, 224: 32}  # side -> how many
-ROUNDS = {32: 9, 224: 3}  # side -> runs in turn
+IMAGES = {32: 64, 224: 32}  # side -> number of images
+ROUNDS = {32: 9, 224: 3}  # side -> number of runs in turn
 
 
 @cache
 def prepared(name: str) -> tuple[ztw.EarlyExitNetwork, Tensor, Path, Path]:
-    """(network, images, its file, its backbone's file)."""
+    """Return the network, images, the network's file and its backbone's file."""
     arch, side, placement, width, connection, ensemble = NETWORKS[name]
     network = busy_network(ztw.build_backbone(arch, size=side), connection, placement, width=width)
     images = torch.randn(IMAGES[side], 3, side, side, generator=torch.Generator().manual_seed(0))
@@ -55,13 +54,13 @@ def prepared(name: str) -> tuple[ztw.EarlyExitNetwork, Tensor, Path, Path]:
 
 @cache
 def runners(name: str, threads: int) -> tuple[ztw.OnnxRunner, ztw.OnnxRunner]:
-    """The network and its backbone alone."""
+    """Return runners of the network and of its backbone alone."""
     _, _, exits, alone = prepared(name)
     return ztw.OnnxRunner(exits, threads, cache=False), ztw.OnnxRunner(alone, threads, cache=False)
 
 
 def rule_at(share: float | None, logits: Tensor, cost: Tensor, base: float) -> ztw.MaxSoftmax:
-    """Thresholds, the same at all exits, by which these very images cost that share of the backbone's MACs."""
+    """Return the rule by which these images cost about `share` of the backbone's MACs."""
     if share is None:
         return ztw.MaxSoftmax(2.0)
     values = exit_scores(logits, ztw.MaxSoftmax).unique()

@@ -1,4 +1,4 @@
-"""Does the cost of a cell grow linearly in samples and in exits? 1, 2, 4 and 8 times as many of each."""
+"""Time the evaluation of a cell with 1, 2, 4 and 8 times as many samples and exits: does it grow linearly?"""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ FACTORS = (1, 2, 4, 8)
 
 
 def cell(exits: int, samples: int) -> None:
-    """What a cell does after its predictions: fit the ensemble, evaluate it."""
+    """Run what follows a cell's predictions: fit the ensemble and evaluate it."""
     logits, labels = random_logits(exits, 2 * samples, 10)
     ensemble = ztw.fit_ensemble(logits[:, :samples], labels[:samples])
-    answers = ensemble(logits)
+    ensembled = ensemble(logits)
     halves = [
-        SplitPredictions(answers[:, part], labels[part]) for part in (slice(samples), slice(samples, None))
+        SplitPredictions(ensembled[:, part], labels[part]) for part in (slice(samples), slice(samples, None))
     ]
     cost = torch.arange(1.0, exits + 1).double()
     evaluate_method(*halves, {"ztw": Costs(cost, float(exits))}, METHOD, EVALUATION)

@@ -1,4 +1,4 @@
-"""Sweeps: all thresholds in one pass, against one softmax over the same logits and against the plain loop."""
+"""Time sweeps (all thresholds in one pass) against one softmax over the same logits and against a plain loop."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from ztw.exits.rules import exit_rule, exit_scores
 from ztw.exits.thresholds import candidates
 
 SIZES = {10: (28, 10_000, 10), 200: (28, 10_000, 200)}
-PLAIN_THRESHOLDS = 50  # the plain loop's time is proportional to them
+PLAIN_THRESHOLDS = 50  # the plain loop's time is proportional to the number of thresholds
 
 
 def plain_sweep(
     logits: torch.Tensor, labels: torch.Tensor, cost: torch.Tensor, thresholds: torch.Tensor
 ) -> list:
-    """The straightforward loop: threshold by threshold, exit by exit, over all samples."""
+    """Sweep by a plain loop over thresholds and exits."""
     rows = []
     for threshold in thresholds.tolist():
         left = torch.zeros(len(labels), dtype=torch.bool)
         right = total = 0.0
         for exit in range(len(logits)):
-            confidence, answer = logits[exit].softmax(-1).max(-1)
+            confidence, predicted = logits[exit].softmax(-1).max(-1)
             leaves = ~left if exit == len(logits) - 1 else (confidence > threshold) & ~left
-            right += float((answer[leaves] == labels[leaves]).sum())
+            right += float((predicted[leaves] == labels[leaves]).sum())
             total += float(cost[exit] * leaves.sum())
             left |= leaves
         rows.append((right / len(labels), total / len(labels)))

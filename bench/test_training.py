@@ -1,7 +1,7 @@
-"""Training of ResNet-56 at 32 x 32: a step of ztw against the straightforward loop, both in images a second.
+"""Time the training of ResNet-56 at 32 x 32 by ztw against a plain loop.
 
-The straightforward loop is what the released code does: float32, batch 128, one image at a time through
-torchvision's transforms in a DataLoader, ICs trained with a pass over the training set to evaluate it.
+The plain loop does what the released code does: float32, batch 128, one image at a time through torchvision's
+transforms in a DataLoader, and for ICs a second pass over the training set to evaluate them.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def test_backbone(benchmark, batch):
 
 @pytest.mark.parametrize("arch", ["resnet56", "vgg16_bn", "mobilenet"])
 def test_memory_kept(benchmark, arch):
-    """What `ztw.device.keep_freed_memory` gains; the reference runs in a process of its own, see the Makefile."""
+    """Time training with kept memory (`ztw.device.keep_freed_memory`). The reference is another process (Makefile)."""
     given_back = "FREED_MEMORY_GIVEN_BACK" in os.environ
     benchmark.group = f"{arch}, backbone: is freed memory kept? An epoch of 50,000"
     what = "reference: freed memory given back" if given_back else "freed memory kept"
@@ -81,7 +81,7 @@ def test_memory_kept(benchmark, arch):
 
 
 def test_compiled(benchmark, tmp_path, monkeypatch):
-    """What torch.compile gains an epoch, and what it takes before the first."""
+    """Measure the time per epoch with and without torch.compile, and the time to compile."""
     device = pick_device()
     precision = resolve_precision("auto", device)
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
@@ -106,7 +106,7 @@ def test_compiled(benchmark, tmp_path, monkeypatch):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_captured(benchmark):
-    """What a captured step (`ztw.training.cuda_graph`) gains an epoch on a GPU."""
+    """Measure the time per epoch with and without a captured step (`ztw.training.cuda_graph`) on a GPU."""
     device = pick_device()
     precision = resolve_precision("auto", device)
     backbone = ztw.build_backbone("resnet56").to(device)
@@ -133,7 +133,7 @@ def test_captured(benchmark):
 
 
 def matrix_product(device: torch.device, precision: str) -> float:
-    """Operations a second of a large matrix product: what the machine reaches at best."""
+    """Return the operations per second of a large matrix product: the machine's peak."""
     side, number = 4096, torch.bfloat16 if precision == "bf16" else torch.float32
     one = torch.randn(side, side, device=device, dtype=number)
     product = waited(lambda: one @ one)
@@ -145,7 +145,7 @@ def matrix_product(device: torch.device, precision: str) -> float:
 
 
 def test_plain_ics(benchmark):
-    """Two networks, SDN and ZTW, one after another, each with its pass to evaluate the training set."""
+    """Train two networks, SDN and ZTW, one after the other, each with a pass to evaluate the training set."""
     describe(
         benchmark, "ICs of sdn and ztw", "reference: plain loop, fp32, batch 128, evaluated", reference=True
     )

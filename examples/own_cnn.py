@@ -1,4 +1,4 @@
-"""Early exits on a CNN of one's own, on tensors: trained, given an ensemble and a threshold, saved, loaded, run."""
+"""Add early exits to your own CNN, on tensors: train, fit an ensemble, choose a threshold, save, load, run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import ztw
 
 
 class Net(nn.Module):
-    """A small CNN as people write them, functional calls and all."""
+    """A small CNN with functional calls in `forward`."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class Net(nn.Module):
 
 
 def stripes(count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Noisy images (N, 1, 16, 16) of five classes, told apart by where a bright row is."""
+    """Return noisy images (N, 1, 16, 16) and labels of five classes. A class is the position of a bright row."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(5, (count,), generator=generator)
     images = torch.randn(count, 1, 16, 16, generator=generator)
@@ -41,7 +41,7 @@ def stripes(count: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def train(model: nn.Module, images: Tensor, labels: Tensor, epochs: int) -> None:
-    """Any training of yours."""
+    """Train the model; use your own training here."""
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
     for _ in range(epochs):
         for batch in torch.randperm(len(labels)).split(64):
@@ -51,7 +51,7 @@ def train(model: nn.Module, images: Tensor, labels: Tensor, epochs: int) -> None
 
 
 def main(folder: Path, samples: int = 4000, epochs: int = 5) -> ztw.OperatingPoint:
-    """The whole way; writes the network to `folder`."""
+    """Run all steps and write the network to `folder`."""
     torch.manual_seed(0)
     training, held_out, test = stripes(samples, 0), stripes(samples // 2, 1), stripes(samples // 2, 2)
     model = Net(num_classes=5)
@@ -67,7 +67,7 @@ def main(folder: Path, samples: int = 4000, epochs: int = 5) -> ztw.OperatingPoi
     )
 
     ztw.save(network, folder, rule=point.rule, class_names=[f"row {3 * label}" for label in range(5)])
-    loaded, rule = ztw.load(folder)  # in any other process: nothing of this file is needed
+    loaded, rule = ztw.load(folder)  # also in another process, without this file
     assert rule is not None
     result = loaded.infer(test[0], rule)
     right = (result.logits.argmax(-1) == test[1]).double().mean()
@@ -75,7 +75,7 @@ def main(folder: Path, samples: int = 4000, epochs: int = 5) -> ztw.OperatingPoi
 
     runner = ztw.OnnxRunner(ztw.export_onnx(loaded, rule, folder / "network.onnx"), threads=1)
     same = (runner(test[0]).exit_index == result.exit_index).double().mean()
-    print(f"in ONNX Runtime {same:.1%} of them leave at the same exits")
+    print(f"ONNX Runtime: {same:.1%} of the test images leave at the same exit")
     return point
 
 

@@ -1,4 +1,4 @@
-"""Score an exit rule of one's own against ZTW's on the same published logits: no training, seconds."""
+"""Compare your own exit rule with ZTW's on published logits, in seconds and without training."""
 
 import argparse
 
@@ -9,7 +9,7 @@ import ztw
 
 
 def right_at(budget: float, rule: str, predictions: ztw.Predictions, ensemble: ztw.Ensemble) -> torch.Tensor:
-    """Which test images a rule answers rightly (N,); its threshold is chosen on the validation images."""
+    """Return which test images are classified correctly (N,), with the threshold chosen on the validation images."""
     logits, labels = predictions.validation
     curve = ztw.sweep(ensemble(logits), labels, predictions.cost, rule)
     (threshold,) = ztw.parameter_at_budget(curve, [budget], predictions.base_cost).tolist()
@@ -20,7 +20,11 @@ def right_at(budget: float, rule: str, predictions: ztw.Predictions, ensemble: z
 
 
 def main(name: str) -> None:
-    """Both rules decide on ZTW's ensemble of the same exits; name: of published predictions."""
+    """Compare both rules on ZTW's ensemble at three budgets.
+
+    Args:
+        name: of published predictions.
+    """
     predictions = ztw.load_predictions(name)
     ensemble = ztw.fit_ensemble(*predictions.validation)
     for budget in (0.25, 0.5, 0.75):
@@ -36,7 +40,7 @@ def main(name: str) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "name", help="of published predictions, e.g. quick/fashion_mnist/resnet20/seed0/cascade_detached"
+        "name", help="published predictions, e.g. quick/fashion_mnist/resnet20/seed0/cascade_detached"
     )
     try:
         main(parser.parse_args().name)

@@ -1,4 +1,4 @@
-"""Early exits on a vision transformer of timm (pip install timm), on generated images."""
+"""Add early exits to a vision transformer of timm (pip install timm), with generated images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import ztw
 
 
 def main(folder: Path, size: int = 32, samples: int = 512, epochs: float = 2) -> ztw.OperatingPoint | None:
-    """The whole way; writes the network to `folder`. None, and one line, where timm is not installed."""
+    """Run all steps and write the network to `folder`. Without timm, print a line and return None."""
     try:
         timm = import_module("timm")
     except ModuleNotFoundError:
@@ -23,13 +23,13 @@ def main(folder: Path, size: int = 32, samples: int = 512, epochs: float = 2) ->
     torch.manual_seed(0)
     labels = torch.arange(samples) % 4
     images = torch.randn(samples, 3, size, size)
-    images[torch.arange(samples), labels % 3] += 1.0 + (labels // 3)[:, None, None]  # brighter in one colour
+    images[torch.arange(samples), labels % 3] += 1.0 + (labels // 3)[:, None, None]  # colour by class
     half = samples // 2
     training, held_out = (images[:half], labels[:half]), (images[half:], labels[half:])
 
-    # pretrained=True downloads weights; freeze nothing or all, train as you like
+    # pretrained=True downloads weights; you can train the model first
     model = timm.create_model("vit_tiny_patch16_224", img_size=size, num_classes=4, pretrained=False)
-    backbone = ztw.as_backbone(model, input_shape=(3, size, size))  # a stage per transformer block
+    backbone = ztw.as_backbone(model, input_shape=(3, size, size))  # one stage per transformer block
     network = ztw.build_network(backbone, placement=[2, 5, 8])
     ztw.train_exits(network, training, epochs=epochs, regime="joint", batch_size=32)
     network.ensemble = ztw.fit_ensemble(*ztw.predict(network, held_out))

@@ -1,4 +1,4 @@
-"""Early exits on torchvision's ResNet-18, on a folder of images: train/<class>/*.png and held_out/<class>/*.png."""
+"""Add early exits to torchvision's ResNet-18, with images in train/<class>/*.png and held_out/<class>/*.png."""
 
 from __future__ import annotations
 
@@ -20,10 +20,12 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 def main(
     images: Path, folder: Path, size: int = 224, epochs: float = 5, weights: str | None = "DEFAULT"
 ) -> ztw.OperatingPoint:
-    """The whole way; images: the folder, resized to `size` pixels; writes the network to `folder`.
+    """Run all steps and write the network to `folder`. Backbone and exits are trained together: the last layer is new.
 
-    weights: of torchvision, "DEFAULT" downloads ImageNet's once. Backbone and exits are trained together here: their
-    last layer is new.
+    Args:
+        images: the folder with train/ and held_out/.
+        size: images are resized to this side in pixels.
+        weights: of torchvision; "DEFAULT" downloads ImageNet's once.
     """
     torch.manual_seed(0)
     ready = [transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
@@ -53,6 +55,6 @@ def main(
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("images", type=Path, help="the folder that holds train/ and held_out/")
-    parser.add_argument("folder", type=Path, help="where the network is written")
+    parser.add_argument("folder", type=Path, help="the folder for the network")
     given = parser.parse_args()
     main(given.images, given.folder)

@@ -1,4 +1,4 @@
-"""What tests share: small networks, images that can be learned, and logits with a known shape."""
+"""Fixtures that many tests share: small networks, images that can be learned, and logits."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ LONGEST = ("test_workflow.py", "test_full_disk.py", "test_kills.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first, so that the others fill the other core meanwhile."""
+    """Run the longest files first, so that the other files run on the other core meanwhile."""
     items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """The networks here are tiny: a second thread costs more than it saves, on a busy machine far more."""
+    """Use one thread: for tiny networks a second thread costs more time than it saves."""
     torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
 def no_parts_of_other_tests():
-    """What a test registers is forgotten after it."""
+    """Remove the parts that a test has registered."""
     yield
     forget()
 
 
 @pytest.fixture
 def uninitialised(monkeypatch):
-    """Random weights nobody looks at take most of the time of building a model."""
+    """Skip the random initialisation of weights, which takes most of the time of building a model."""
     for name in (
         "kaiming_uniform_",
         "kaiming_normal_",
@@ -58,13 +58,13 @@ def uninitialised(monkeypatch):
 
 @pytest.fixture
 def logits() -> torch.Tensor:
-    """(4, 200, 5) random logits."""
+    """Random logits (4, 200, 5)."""
     return 3 * torch.randn(4, 200, 5, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.fixture
 def labels() -> torch.Tensor:
-    """(200,) random labels of 5 classes."""
+    """Random labels (200,) of 5 classes."""
     return torch.randint(5, (200,), generator=torch.Generator().manual_seed(2))
 
 
@@ -74,10 +74,10 @@ def cost() -> torch.Tensor:
 
 
 def small_network(connection: str = "independent", placement: Placement = "all") -> ztw.EarlyExitNetwork:
-    """A resnet8 for 10x10 grey images and 5 classes, in eval mode, with BatchNorm statistics of its own.
+    """Return a resnet8 for 10x10 grey images and 5 classes, in eval mode, with calibrated BatchNorm statistics.
 
-    Its predictions are diverse and confident, so that samples leave everywhere. A copy of one that is built once;
-    the generator is in the same state after each call.
+    Its predictions are diverse and confident, so that samples leave at every exit. The network is built once and
+    copied. The global generator is in the same state after each call.
     """
     network, state = _small_network(connection, placement if isinstance(placement, str) else tuple(placement))
     torch.set_rng_state(state)
@@ -104,7 +104,7 @@ def _small_network(connection: str, placement: str | tuple[Any, ...]) -> tuple[z
 
 
 def pixel_network(connection: str) -> ztw.EarlyExitNetwork:
-    """Three stages and heads that change nothing: the logits of every exit are the image's pixels."""
+    """Return a network of three identity stages and heads: the logits of every exit are the image's pixels."""
     stages = [nn.Sequential(nn.Flatten(), nn.Identity()), nn.Identity(), nn.Identity()]
     backbone = ztw.Backbone("toy", stages, nn.Identity(), (1, 1, 4))
     heads = [nn.Identity() for _ in range(3)]
@@ -112,7 +112,7 @@ def pixel_network(connection: str) -> ztw.EarlyExitNetwork:
 
 
 def stripes(count: int = 128) -> ImageSet:
-    """Grey 10x10 images of five classes, told apart by where a bright row is."""
+    """Return grey 10x10 images of five classes. The class is the position of a bright row."""
     labels = torch.arange(count) % 5
     images = torch.randint(60, (count, 1, 10, 10), generator=torch.Generator().manual_seed(0))
     images[torch.arange(count), 0, 2 * labels] = 250
@@ -120,25 +120,25 @@ def stripes(count: int = 128) -> ImageSet:
 
 
 def state_of(module: nn.Module) -> dict[str, Tensor]:
-    """A copy of a module's weights and buffers."""
+    """Return a copy of a module's weights and buffers."""
     return {name: value.clone() for name, value in module.state_dict().items()}
 
 
 def same(before: dict[str, Tensor], after: dict[str, Tensor]) -> bool:
-    """Whether two states are equal to the last bit."""
+    """Return whether two states are equal bit for bit."""
     return all(torch.equal(before[name], after[name]) for name in before)
 
 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory) -> dict[str, dict[str, Any]]:
-    """Split -> its record, of scikit-learn's digits, which are decoded once."""
+    """Records of scikit-learn's digits by split; decoded once."""
     record = prepare_dataset("digits", tmp_path_factory.mktemp("digits"))
     return {split: of_split(record, split) for split in ("train", "test")}
 
 
 @pytest.fixture(scope="session")
 def data_root(tmp_path_factory):
-    """A data root of its own for the studies the tests run."""
+    """Set a temporary data root for the studies that tests run."""
     os.environ["ZTW_DATA"] = str(tmp_path_factory.mktemp("data"))
     yield
     del os.environ["ZTW_DATA"]
@@ -146,7 +146,7 @@ def data_root(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def finished(data_root, tmp_path_factory) -> Path:
-    """A folder in which the tiny study has run; once for all tests that copy it."""
+    """A folder in which the tiny study has run, once per session. Tests copy it."""
     folder = tmp_path_factory.mktemp("finished")
     done = tiny_study.run(folder)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -160,28 +160,28 @@ ROWS = pytest.StashKey[list[tuple[str, ...]]]()
 
 @pytest.fixture(scope="session")
 def tell(request: pytest.FixtureRequest) -> Callable[..., None]:
-    """Add a row to the table that is printed at the end: what was done, and what came of it and was lost."""
+    """Add a row to the table that is printed at the end: what was done, and what was lost."""
     rows = request.config.stash.setdefault(ROWS, [])
     return lambda *row: rows.append(row)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """A process of several hands its rows to the one that prints them."""
+    """Send the rows of a worker process to the main process (pytest-xdist)."""
     if hasattr(session.config, "workeroutput"):
         session.config.workeroutput["rows"] = session.config.stash.get(ROWS, [])
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """The rows of such a process (pytest-xdist)."""
+    """Collect the rows of a worker process."""
     rows = getattr(node, "workeroutput", {}).get("rows", [])
     node.config.stash.setdefault(ROWS, []).extend(map(tuple, rows))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Print it, numbered faults in their order."""
-    told: list[tuple[str, ...]] = config.stash.get(ROWS, [])
-    rows = sorted(told, key=lambda row: [int(word) for word in row[0].split()[:1] if word.isdigit()])
+    """Print the table of all rows, in the order of the faults' numbers."""
+    found: list[tuple[str, ...]] = config.stash.get(ROWS, [])
+    rows = sorted(found, key=lambda row: [int(word) for word in row[0].split()[:1] if word.isdigit()])
     if not rows:
         return
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -1,4 +1,4 @@
-"""Small networks whose samples leave everywhere, for the tests of ONNX."""
+"""Small networks whose samples leave at every exit, for the tests of ONNX."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BATCHES = (0, 1, 7, 64)
 
 @cache
 def trained_looking(connection: str) -> ztw.EarlyExitNetwork:
-    """Three ICs and the last exit on four small blocks; logits of a usual spread, different at every exit."""
+    """Return a network of four small blocks and three ICs, with logits of a trained network's spread."""
     torch.manual_seed(3)
     widths = (3, 8, 8, 8, 8)
     stages = [
@@ -37,7 +37,7 @@ def trained_looking(connection: str) -> ztw.EarlyExitNetwork:
 
 @torch.no_grad()
 def spread_out(network: ztw.EarlyExitNetwork) -> None:
-    """Make every exit's logits as different from sample to sample as a trained one's."""
+    """Scale every exit's logits to the spread of a trained network."""
     images = torch.randn(64, *network.backbone.input_shape, generator=torch.Generator().manual_seed(4))
     for exit in range(network.exits):
         linear: Any = [
@@ -51,23 +51,23 @@ def spread_out(network: ztw.EarlyExitNetwork) -> None:
 
 @torch.no_grad()
 def network_of(connection: str, kind: str | None) -> ztw.EarlyExitNetwork:
-    """That network with an ensemble of a kind, or without one."""
+    """Return the network with an ensemble of a kind, or without an ensemble."""
     network = trained_looking(connection)
     logits = network(images_for(network, 200))
     noise = torch.randn(200, CLASSES, generator=torch.Generator().manual_seed(1))
-    labels = (logits.sum(0) + 8 * noise).argmax(-1)  # every exit knows something of them, none everything
+    labels = (logits.sum(0) + 8 * noise).argmax(-1)  # every exit is right on some samples, none on all
     network.ensemble = None if kind is None else ztw.fit_ensemble(logits, labels, kind)
     return network
 
 
 def images_for(network: ztw.EarlyExitNetwork, count: int) -> Tensor:
-    """The same images (count, C, H, W) every time."""
+    """Return images (count, C, H, W), the same in every call."""
     return torch.randn(count, *network.backbone.input_shape, generator=torch.Generator().manual_seed(2))
 
 
 @torch.no_grad()
 def rule_through_the_middle(network: ztw.EarlyExitNetwork, name: str, per_exit: bool = False) -> ztw.ExitRule:
-    """A rule by which samples leave at several exits, with no score of theirs near a threshold."""
+    """Return a rule by which samples leave at several exits, with no score near a threshold."""
     kind = exit_rule(name)
     logits = network(images_for(network, 64))
     answers = logits if network.ensemble is None else network.ensemble(logits)
@@ -81,7 +81,7 @@ def rule_through_the_middle(network: ztw.EarlyExitNetwork, name: str, per_exit: 
 
 
 def widest_gap(scores: Tensor) -> Tensor:
-    """The middle of the widest gap between the scores of the middle."""
+    """Return the middle of the widest gap between scores, of the middle 40 % of the scores."""
     ordered = scores.sort().values
     ordered = ordered[len(ordered) * 3 // 10 : len(ordered) * 7 // 10]
     place = ordered.diff().argmax()
@@ -96,7 +96,7 @@ def assert_as_infer(
     sizes: Sequence[int] = BATCHES,
     tolerance: float = 1e-4,
 ) -> None:
-    """In batches of every size each image leaves where it does by `infer`, and gets the same answer."""
+    """Check batches of every size: each image leaves at the same exit as in `infer`, with the same logits."""
     images = images_for(network, max(sizes))
     exits: set[int] = set()
     for size in sizes:
@@ -104,4 +104,4 @@ def assert_as_infer(
         assert torch.equal(found.exit_index, expected.exit_index)
         torch.testing.assert_close(found.logits, expected.logits, atol=tolerance, rtol=tolerance)
         exits |= set(expected.exit_index.tolist())
-    assert len(exits) > 1 or isinstance(rule, ztw.Patience)  # an ensemble seldom changes its mind
+    assert len(exits) > 1 or isinstance(rule, ztw.Patience)  # exits of an ensemble nearly always agree

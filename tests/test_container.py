@@ -1,4 +1,4 @@
-"""The image and the profiles that use it, checked as far as that goes without a container engine or a cluster."""
+"""Test the container image and the profiles, as far as possible without a container engine or a cluster."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def one_line(text: str) -> str:
-    """A recipe's lines joined as a shell joins them."""
+    """Return a text with its continued lines joined, as in a shell."""
     return " ".join(text.replace("\\\n", " ").split())
 
 
@@ -28,7 +28,7 @@ INSTRUCTIONS = [
 ]
 
 
-def test_every_instruction_is_known_and_the_first_says_from_what():
+def test_every_instruction_is_known_and_the_first_names_the_base_image():
     assert INSTRUCTIONS[0] == ["FROM", "docker.io/library/python:3.11-slim"]
     assert {name for name, _ in INSTRUCTIONS} <= {"FROM", "RUN", "COPY", "WORKDIR", "ENV", "CMD"}
     assert "python=3.11" in (ROOT / "environment.yml").read_text()
@@ -68,14 +68,14 @@ exec "$@"
 
 
 def test_jobs_run_in_the_image_that_ztw_image_names(data_root, tmp_path, monkeypatch):
-    """A stub of apptainer: one job of the tiny study goes through it, with the image and the clone's code."""
+    """One job of the tiny study runs in a stub of apptainer, with the image and the checkout's code."""
     stub = tmp_path / "bin/apptainer"
     stub.parent.mkdir()
     stub.write_text(APPTAINER)
     stub.chmod(0o755)
     image = tmp_path / "ztw.sif"
     image.touch()
-    python = stub.with_name("python")  # the image's
+    python = stub.with_name("python")  # stands for the image's Python
     python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
     python.chmod(0o755)
     monkeypatch.setenv("PATH", f"{stub.parent}{os.pathsep}{os.environ['PATH']}")
@@ -99,7 +99,7 @@ PROFILES = sorted((ROOT / "workflow/profiles").glob("*/config.yaml"))
 
 @pytest.mark.parametrize("profile", PROFILES, ids=lambda path: path.parent.name)
 def test_every_entry_of_a_profile_is_an_option_of_snakemake_s(profile):
-    """Those of the executor begin with its name; its plugin, which is not installed, knows them."""
+    """Options that start with the executor's name are not checked, because the executor's plugin is not installed."""
     content = yaml.safe_load(profile.read_text())
     known = {option.removeprefix("--") for option in get_argument_parser()._option_string_actions}
     executor = content.get("executor", "local")
@@ -107,7 +107,7 @@ def test_every_entry_of_a_profile_is_an_option_of_snakemake_s(profile):
     assert [key for key in content if key not in known and not key.startswith(f"{executor}-")] == []
 
 
-def test_what_a_profile_says_of_rules_is_of_rules_that_exist():
+def test_profiles_name_existing_rules():
     rules = {
         name
         for path in (ROOT / "workflow/rules").glob("*.smk")

@@ -1,4 +1,4 @@
-"""One contract for every entry of the tables of backbones, heads, connections, ensembles and rules."""
+"""Test the contract of every backbone, head, connection, ensemble and rule."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SHAPES: list[tuple[int, ...]] = [(16, 28, 28), (32, 14, 14), (64, 7, 7), (8, 3, 
 
 
 class Median(ztw.Ensemble):
-    """One of a user's own, which is not linear."""
+    """A user's ensemble, which is not linear."""
 
     def combine(self, log_probs):
         return log_probs.median(0).values
@@ -81,7 +81,7 @@ def test_network(ics, placement, kind):
 @pytest.mark.parametrize("ics", ztw.list_connections())
 @pytest.mark.parametrize("kind", [None, *ztw.list_ensembles(), "median"])
 @pytest.mark.parametrize("rule", ztw.list_rules())
-def test_infer_is_sweep_sample_by_sample(ics, kind, rule):
+def test_infer_equals_sweep_sample_by_sample(ics, kind, rule):
     network = small_network(ics)
     count = 16
     images = torch.randn(count, 1, 10, 10, generator=torch.Generator().manual_seed(7))
@@ -90,7 +90,7 @@ def test_infer_is_sweep_sample_by_sample(ics, kind, rule):
             ztw.register("ensemble", "median", Median)
         with torch.no_grad():
             logits = network(images)
-        # labels the exits know something about, so that no fitted weight vanishes
+        # labels on which all exits are better than chance, so that no fitted weight is 0
         labels = torch.where(torch.arange(count) % 3 == 0, torch.arange(count) % 5, logits.mean(0).argmax(-1))
         network.ensemble = ztw.fit_ensemble(logits, labels, kind)
     testing.check_agreement(network, images, rule)
@@ -127,7 +127,7 @@ def test_public_names_exist():
         _ = ztw.nope  # type: ignore[attr-defined]
 
 
-def test_a_star_import_brings_the_public_names_alone():
+def test_a_star_import_brings_the_public_names_only():
     names: dict = {}
     exec("from ztw import *", names)
     assert names.keys() - {"__builtins__"} == set(dir(ztw))

@@ -1,4 +1,4 @@
-"""Another default dtype than float32: one line where a network is needed, the same numbers where none is."""
+"""Test other default dtypes than float32: one-line errors with networks, the same results without."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ NEED_A_NETWORK: dict[str, Callable[[ztw.EarlyExitNetwork, str], object]] = {
 
 
 @pytest.mark.parametrize("name", NEED_A_NETWORK)
-def test_what_needs_a_network_says_so(name, network, other_dtype, tmp_path):
-    """MACs came out as 0 or wrong, without an error; the others ended in tracebacks."""
+def test_functions_of_networks_raise_an_error(name, network, other_dtype, tmp_path):
+    """Without this error, MACs would be wrong and other functions would end in tracebacks."""
     with pytest.raises(
         ztw.ZtwError, match=r"^PyTorch's default dtype is torch\.\w+, must be torch.float32"
     ) as caught:
@@ -74,7 +74,7 @@ def test_a_saved_network(network, tmp_path):
 
 
 def of_logits(path: str) -> list[torch.Tensor]:
-    """What is computed from logits alone."""
+    """Return results that are computed from logits only."""
     generator = torch.Generator().manual_seed(0)
     logits = 3 * torch.randn(4, 200, 5, generator=generator, dtype=torch.float32)
     labels = torch.randint(5, (200,), generator=generator)
@@ -94,7 +94,7 @@ def of_logits(path: str) -> list[torch.Tensor]:
 
 
 def of_data(path: str) -> list[torch.Tensor]:
-    """A data set that is prepared, split, augmented and normalised."""
+    """Return the batches of a data set after preparation, split, augmentation and normalisation."""
     record = prepare_dataset("digits", path)
     settings = DataSettings(colour_jitter=0.2, jitter_order="random", flip=True, crop_padding=1)
     train = cell_splits(record, settings, 0)["train"]
@@ -102,7 +102,7 @@ def of_data(path: str) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("compute", [of_logits, of_data])
-def test_what_needs_no_network_computes_the_same(compute, tmp_path):
+def test_other_functions_compute_the_same(compute, tmp_path):
     expected = compute(str(tmp_path / "32"))
     torch.set_default_dtype(torch.float64)
     try:

@@ -1,4 +1,4 @@
-"""Where to compute, in which precision, and with which memory."""
+"""Test the choice of device and precision, and kept memory."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
-def test_kept_memory_is_not_fetched_from_the_system_again():
+def test_kept_memory_causes_few_page_faults():
     def faults(mode: str) -> int:
         return int(subprocess.check_output([sys.executable, "-c", FAULTS, mode], text=True))
 

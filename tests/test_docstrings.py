@@ -1,4 +1,4 @@
-"""The examples in the docstrings of the public names run."""
+"""Run the examples in the docstrings of the public names."""
 
 import doctest
 

@@ -1,4 +1,4 @@
-"""Downloads: gone on with where they broke off, checked, and never mistaken for whole ones."""
+"""Test downloads: resumed after an interruption, checked, and never complete by mistake."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
 class Server(ThreadingHTTPServer):
-    """Serves CONTENT; ranges: whether parts of it; cut: bytes after which an answer breaks off."""
+    """Serve CONTENT; ranges: whether ranges are supported; cut: number of bytes after which a response ends."""
 
     ranges, cut, silent, moved_to = True, len(CONTENT), False, ""
 
@@ -82,7 +82,7 @@ def files(target) -> list[str]:
     return sorted(path.name for path in target.parent.iterdir())
 
 
-def break_off(server: Server, target) -> None:
+def interrupt(server: Server, target) -> None:
     server.cut = 300_000
     with pytest.raises(ztw.ZtwError, match="ended early, 300000 of 1024000 bytes; run again"):
         download(server.url, target, SHA256)
@@ -90,7 +90,7 @@ def break_off(server: Server, target) -> None:
     server.cut = len(CONTENT)
 
 
-def test_all_at_once(server, target):
+def test_an_uninterrupted_download(server, target):
     download(server.url, target, SHA256.upper())
     assert target.read_bytes() == CONTENT
     assert files(target) == ["file.bin"]
@@ -99,8 +99,8 @@ def test_all_at_once(server, target):
 
 
 @pytest.mark.parametrize("ranges", [True, False])
-def test_what_broke_off_is_gone_on_with(server, target, ranges):
-    break_off(server, target)
+def test_an_interrupted_download_resumes(server, target, ranges):
+    interrupt(server, target)
     server.ranges = ranges
     download(server.url, target, SHA256)
     assert server.asked == [None, "bytes=300000-"]
@@ -108,7 +108,7 @@ def test_what_broke_off_is_gone_on_with(server, target, ranges):
     assert files(target) == ["file.bin"]
 
 
-def test_it_may_break_off_often(server, target):
+def test_a_download_may_be_interrupted_often(server, target):
     server.cut = 300_000
     for _ in range(3):
         with pytest.raises(ztw.ZtwError, match="ended early"):
@@ -119,14 +119,14 @@ def test_it_may_break_off_often(server, target):
 
 
 @pytest.mark.parametrize("more", [b"", b"more"])
-def test_a_part_with_nothing_left_to_ask_for_is_fetched_again(server, target, more):
+def test_a_part_without_missing_bytes_is_downloaded_again(server, target, more):
     target.parent.mkdir()
     (target.parent / ".file.bin.part").write_bytes(CONTENT + more)
     download(server.url, target, SHA256)
     assert target.read_bytes() == CONTENT
 
 
-def test_a_part_of_another_file_is_not_taken_for_it(server, target):
+def test_a_part_of_another_file_is_not_used(server, target):
     target.parent.mkdir()
     (target.parent / ".file.bin.part").write_bytes(b"another file")
     with pytest.raises(ztw.ZtwError, match=rf"file.bin: not the expected file .*, expected {SHA256[:12]}"):
@@ -147,7 +147,7 @@ def test_two_jobs_fetch_one_file_once(server, target):
 
 
 def test_a_part_that_another_job_removes_meanwhile_is_started_again(server, target, monkeypatch):
-    """The other one waits with it open, and is about to have the lock."""
+    """The file is deleted while this download waits for the lock with the file open."""
     part = target.with_name(".file.bin.part")
     waits = iter([part.unlink, lambda: None])
     monkeypatch.setattr("ztw.files._wait_for_turn", lambda *_: next(waits)())
@@ -156,7 +156,7 @@ def test_a_part_that_another_job_removes_meanwhile_is_started_again(server, targ
     assert files(target) == ["file.bin"]
 
 
-def test_a_server_that_says_nothing_is_not_waited_for(server, target, monkeypatch):
+def test_a_silent_server_times_out(server, target, monkeypatch):
     monkeypatch.setattr("ztw.download.TIMEOUT", 0.05)
     server.silent = True
     with pytest.raises(ztw.ZtwError, match=r"file.bin: cannot be downloaded to .* \(timed out\)"):
@@ -164,7 +164,7 @@ def test_a_server_that_says_nothing_is_not_waited_for(server, target, monkeypatc
     assert files(target) == []
 
 
-def test_what_cannot_be_had_is_one_line(server, target):
+def test_failures_give_one_line_errors(server, target):
     for url, message in {
         server.url + "s": r"file.bins: cannot be downloaded to .*file.bin \(HTTP Error 404: Not Found\)",
         "http://127.0.0.1:1/x": r"cannot be downloaded to .* \(.*refused",
@@ -178,7 +178,7 @@ def test_what_cannot_be_had_is_one_line(server, target):
 
 
 @pytest.mark.parametrize("url", ["my/file.th", "ftp://127.0.0.1/x", "data:,x", "-x", "", "jar:file:///x"])
-def test_only_https_http_and_file_are_asked(target, url):
+def test_only_https_http_and_file_are_allowed(target, url):
     with pytest.raises(ztw.ZtwError, match="must be an https, http or file URL"):
         download(url, target, SHA256)
     assert not target.parent.exists()

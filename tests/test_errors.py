@@ -1,4 +1,4 @@
-"""Errors: what is never in them."""
+"""Test that errors hold no passwords, and name a path only once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The examples run, on little data."""
+"""Run the examples on small data."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import torch
 from PIL import Image
 
 import ztw
+from ztw.study.config import check_study, read_config
+from ztw.study.layout import Cell
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -32,7 +34,7 @@ def test_own_cnn(tmp_path, capsys, monkeypatch):
     assert point.accuracy > 0.6
     printed = capsys.readouterr().out
     assert "test images: accuracy" in printed
-    assert "in ONNX Runtime 100.0% of them leave at the same exits" in printed
+    assert "100.0% of the test images leave at the same exit" in printed
     network, rule = ztw.load(tmp_path / "net")  # in a process of its own: tests/evaluation/test_saving.py
     assert rule is not None
     assert rule == point.rule
@@ -71,12 +73,32 @@ def test_timm_vit(tmp_path, capsys):
     assert len(network.backbone.stages) == 12
 
 
+def test_numpy_logits(tmp_path, monkeypatch):
+    """The files are those that the study beside the example names."""
+    assert "torch" not in (EXAMPLES / "numpy_logits.py").read_text()
+    study = check_study(read_config(EXAMPLES / "numpy_logits.yaml"))
+    assert study.logits is not None
+    monkeypatch.chdir(tmp_path)
+    example("numpy_logits").main(Path("data/logits"), count=300)
+    found = {
+        (name, seed): ztw.load_predictions(of_set.file(Cell("made-up", "mine", seed)))
+        for name, of_set in study.logits.sets.items()
+        for seed in study.seeds
+    }
+    accuracy = ztw.exit_accuracy(*found["exits", 0].test)
+    assert (accuracy.diff() > 0).all()
+    assert ztw.exit_accuracy(*found["small", 0].test).shape == (1,)
+    for other in found.values():
+        assert torch.equal(other.test[1], found["exits", 0].test[1])
+        assert other.base_cost == found["exits", 0].base_cost
+
+
 @pytest.mark.parametrize(
     "name", [path.stem for path in sorted(EXAMPLES.glob("*.py")) if path.stem != "my_parts"]
 )
 def test_every_example_says_what_it_is(name, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", [name, "--help"])
-    monkeypatch.syspath_prepend(str(EXAMPLES))  # as Python does for a script
+    monkeypatch.syspath_prepend(str(EXAMPLES))  # Python does this for a script
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
     assert ended.value.code == 0

@@ -1,4 +1,4 @@
-"""Files that jobs read are what was written, or are named."""
+"""Test that jobs detect altered files and name them."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_a_changed_digit_in_json_is_named(tmp_path):
         lambda path: load_ensemble(path, "independent", "geometric"),
     ],
 )
-def test_whatever_reads_an_altered_file_names_it(tmp_path, read):
+def test_every_reader_of_an_altered_file_names_it(tmp_path, read):
     with sealed(tmp_path / "a.json") as scratch:
         scratch.write_bytes(b"a,b\r\n1,2\r\n")
     flip(tmp_path / "a.json", 5)
@@ -75,7 +75,7 @@ def test_a_seal_is_what_sha256sum_reads(tmp_path):
     assert check.returncode == 0
 
 
-def test_written_again_is_sealed_again(tmp_path):
+def test_a_rewritten_file_has_a_new_seal(tmp_path):
     for value in (1, 2):
         write_json(tmp_path / "a.json", value)
         assert read_json(tmp_path / "a.json") == value

@@ -1,4 +1,4 @@
-"""On a GPU as on a CPU: the same tests on each device that is there; graphs are captured on a GPU alone."""
+"""Test the CPU and, if there is one, a GPU; CUDA graphs are captured on a GPU only."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def device(request) -> torch.device:
     return torch.device(request.param)
 
 
-def test_infer_is_sweep(device):
+def test_infer_equals_sweep(device):
     network = small_network("cascade_detached").to(device)
     images = torch.randn(64, 1, 10, 10).to(device)
     with torch.no_grad():
@@ -57,7 +57,7 @@ def test_training_in_half_precision(device):
 
 @pytest.mark.parametrize("what", ["backbone", "ics", "joint"])
 def test_a_captured_step_trains_the_same(device, what, monkeypatch):
-    """On a CPU nothing is captured, and a study that asks for it trains the usual way."""
+    """On a CPU no step is captured: training with cuda_graph=True is normal training."""
     replay, replays = torch.cuda.CUDAGraph.replay, iter(range(100))
 
     def counted(graph):
@@ -81,7 +81,7 @@ def test_a_captured_step_trains_the_same(device, what, monkeypatch):
 
     (plain, usual), (graph, captured) = trained(False), trained(True)
     assert next(replays) == (4 * 5 - 3 if device.type == "cuda" else 0), "all full batches after three"
-    # not to the bit: an order of sums that differs in the last digit grows with the steps
+    # not bit for bit: differences in the last digit, from the order of sums, grow with the steps
     assert plain[0]["loss"] == pytest.approx(graph[0]["loss"], rel=1e-3)
     assert plain[-1]["loss"] == pytest.approx(graph[-1]["loss"], rel=0.03)
     for (name, one), other in zip(usual.state_dict().items(), captured.state_dict().values(), strict=True):
@@ -89,7 +89,7 @@ def test_a_captured_step_trains_the_same(device, what, monkeypatch):
 
 
 @needs_gpu
-def test_what_cannot_be_captured_trains_without(monkeypatch):
+def test_training_continues_without_a_capture(monkeypatch):
     data = stripes().to(torch.device("cuda"))
     backbone = ztw.build_backbone("resnet8", 5, 1, 10).cuda()
     backbone.stages[1].register_forward_hook(lambda stage, images, out: out + 0 * out.sum().item())

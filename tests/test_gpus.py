@@ -1,4 +1,4 @@
-"""Several GPUs on one machine: how many jobs at once, and which GPU is whose. The list of GPUs is a stub."""
+"""Test several GPUs on one machine, with stubs: the number of parallel jobs, and the GPU of each job."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from machine import count_gpus  # noqa: E402
 
 @pytest.fixture
 def four_gpus(tmp_path, monkeypatch):
-    """A machine whose nvidia-smi lists four GPUs, one of them divided."""
+    """A stub of nvidia-smi that lists four GPUs, one of them divided (MIG)."""
     smi = tmp_path / "nvidia-smi"
     lines = [f"GPU {n}: NVIDIA A100 (UUID: GPU-{n})" for n in range(4)] + [
         "  MIG 1g.5gb Device 0: (UUID: MIG-1)"
@@ -36,7 +36,7 @@ def four_gpus(tmp_path, monkeypatch):
         *[("NoDevFiles,", 1), ("0,1,2,3,4,5", 4)],
     ],
 )
-def test_as_many_as_are_there_and_let_through(four_gpus, monkeypatch, visible, expected):
+def test_visible_gpus_are_counted(four_gpus, monkeypatch, visible, expected):
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert count_gpus("auto") == count_gpus("cuda") == expected
@@ -47,7 +47,7 @@ def test_a_study_that_names_its_device_has_one_or_none():
     assert (count_gpus("cpu"), count_gpus("cuda:2"), count_gpus("cuda:0")) == (0, 1, 1)
 
 
-def test_none_where_nothing_lists_any(four_gpus, monkeypatch):
+def test_no_gpus_without_nvidia_smi(four_gpus, monkeypatch):
     four_gpus.write_text("#!/bin/sh\necho no driver; exit 9\n")
     assert count_gpus("auto") == 0
     monkeypatch.setenv("PATH", "")
@@ -71,7 +71,7 @@ rule train:
     resources: gpu=1
     script: "train.py"
 """
-# Instead of torch: the list of devices is all that is asked of it.
+# A stub of torch, of which only the list of devices is used
 STUB = """
 import sys, types
 torch = sys.modules["torch"] = types.ModuleType("torch")
@@ -92,7 +92,7 @@ with open("log", "a") as log:
 """
 
 
-def test_jobs_are_spread_over_the_gpus_and_none_has_two(tmp_path, monkeypatch):
+def test_jobs_are_spread_over_the_gpus_and_no_gpu_has_two(tmp_path, monkeypatch):
     """Eight jobs on three GPUs through Snakemake, with the limit that `reproduce` passes."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     (tmp_path / "Snakefile").write_text(RULES)
@@ -113,7 +113,7 @@ sys.stdin.readline()
 
 
 def holding(count: int, device: str, **environment: str) -> subprocess.Popen[str]:
-    """A job that has its GPU until its standard input ends."""
+    """Start a job that holds its GPU until its standard input ends."""
     return subprocess.Popen(
         [sys.executable, "-c", STUB.format(count=count) + HOLD, device],
         stdin=subprocess.PIPE,
@@ -123,7 +123,7 @@ def holding(count: int, device: str, **environment: str) -> subprocess.Popen[str
     )
 
 
-def said(job: subprocess.Popen[str]) -> list[str]:
+def answer_of(job: subprocess.Popen[str]) -> list[str]:
     assert job.stdout is not None
     return job.stdout.readline().split()
 
@@ -131,15 +131,15 @@ def said(job: subprocess.Popen[str]) -> list[str]:
 def test_a_gpu_is_free_again_when_its_job_is_killed(tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     with holding(2, "auto") as first, holding(2, "cuda") as second:
-        taken = said(first), said(second)
+        taken = answer_of(first), answer_of(second)
         assert sorted(taken) == [["cuda:0", "cuda:0"], ["cuda:1", "cuda:1"]], "and a job keeps the one it has"
         with holding(2, "auto") as third:
-            assert said(third)[0] in ("cuda:0", "cuda:1"), "with none free they share"
+            assert answer_of(third)[0] in ("cuda:0", "cuda:1"), "with none free they share"
             third.communicate("")
         first.kill()
         first.wait()
         with holding(2, "auto") as fourth:
-            assert said(fourth) == taken[0]
+            assert answer_of(fourth) == taken[0]
             fourth.communicate("")
         second.communicate("")
 
@@ -147,22 +147,22 @@ def test_a_gpu_is_free_again_when_its_job_is_killed(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("count", "device"), [(0, "auto"), (1, "auto"), (4, "cpu"), (4, "cuda:3"), (1, "cuda")]
 )
-def test_with_nothing_to_choose_nothing_changes(tmp_path, monkeypatch, count, device):
+def test_a_device_without_a_choice_is_returned_unchanged(tmp_path, monkeypatch, count, device):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     with holding(count, device) as job:
-        assert said(job) == [device, device]
+        assert answer_of(job) == [device, device]
         job.communicate("")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_gpu_is_told_apart_by_its_name_not_by_its_place(tmp_path, monkeypatch):
+def test_a_gpu_is_identified_by_its_name_not_its_index(tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     with holding(2, "auto", CUDA_VISIBLE_DEVICES="4,5") as first:
-        assert said(first)[0] == "cuda:0", "which is GPU 4"
+        assert answer_of(first)[0] == "cuda:0", "which is GPU 4"
         with holding(2, "auto", CUDA_VISIBLE_DEVICES="5,4") as second:
-            assert said(second)[0] == "cuda:0", "which is GPU 5"
+            assert answer_of(second)[0] == "cuda:0", "which is GPU 5"
             with holding(3, "auto", CUDA_VISIBLE_DEVICES="4,5,6") as third:
-                assert said(third)[0] == "cuda:2"
+                assert answer_of(third)[0] == "cuda:2"
                 third.communicate("")
             second.communicate("")
         first.communicate("")
@@ -172,12 +172,12 @@ def test_without_locks_jobs_still_compute(tmp_path, monkeypatch):
     (tmp_path / f"ztw-gpus-{os.getuid()}").write_text("no folder")
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     with holding(2, "auto") as job:
-        assert said(job)[0] in ("cuda:0", "cuda:1")
+        assert answer_of(job)[0] in ("cuda:0", "cuda:1")
         job.communicate("")
 
 
-def test_reproduce_tells_snakemake_how_many(four_gpus, tmp_path, monkeypatch):
-    """Two of the four are let through. What Snakemake gets is what a stub of it prints."""
+def test_reproduce_passes_on_the_number_of_gpus(four_gpus, tmp_path, monkeypatch):
+    """Two of the four GPUs are visible. A stub of Snakemake prints its arguments."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     (tmp_path / "stub/snakemake").mkdir(parents=True)
     (tmp_path / "stub/snakemake/__init__.py").touch()

@@ -1,4 +1,4 @@
-"""What a container or a bare user grants is what a run takes."""
+"""Test that a run uses the cores of its container, and works for a user without a name or home."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ V1 = "12:memory:/docker/ab\n4:cpu,cpuacct:/docker/ab\n0::/system.slice\n"
         ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "50000 100000\n"}, 1),
         ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "max 100000\n"}, 64),
         ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "12800000 100000\n"}, 64),
-        (  # the tightest of the groups around this one
+        (  # the smallest quota of a group and its parents
             {
                 "proc/self/cgroup": "0::/job/step\n",
                 "sys/fs/cgroup/job/cpu.max": "400000 100000\n",
@@ -61,7 +61,7 @@ V1 = "12:memory:/docker/ab\n4:cpu,cpuacct:/docker/ab\n0::/system.slice\n"
             },
             3,
         ),
-        (  # version 1 in a container: the group's own name is the host's
+        (  # version 1 in a container, where the group's path is a path of the host
             {
                 "proc/self/cgroup": V1,
                 "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "200000\n",
@@ -98,14 +98,14 @@ def test_a_user_without_a_home_gets_one_below_the_folder_of_the_run(machine, mon
     assert getpass.getuser()
 
 
-def test_without_a_home_a_data_root_is_asked_for(machine, monkeypatch, tmp_path):
+def test_without_a_home_a_data_root_is_required(machine, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     without_home(monkeypatch, None)
-    with pytest.raises(ztw.ZtwError, match=r"no home folder .*; set data.root in the config, or ZTW_DATA"):
+    with pytest.raises(ztw.ZtwError, match=r"no writable home folder; set data.root .*ZTW_DATA"):
         machine.ensure_user(None)
-    with pytest.raises(ztw.ZtwError, match="no home folder"):
+    with pytest.raises(ztw.ZtwError, match="no writable home folder"):
         data_root()
-    with pytest.raises(ztw.ZtwError, match="no home folder"):
+    with pytest.raises(ztw.ZtwError, match="no writable home folder"):
         data_root("~/data")
     assert data_root("/data") == Path("/data")
     monkeypatch.setenv("ZTW_DATA", "here")

@@ -1,4 +1,4 @@
-"""One run at a time in a folder, also where the file system has no locks."""
+"""Test that a folder has one run at a time, also without file locks."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def refuse_locks(monkeypatch, code: int) -> None:
     monkeypatch.setattr("fcntl.flock", refuse)
 
 
-def test_a_second_run_in_one_folder_is_told_of_the_first(only_run):
+def test_a_second_run_in_one_folder_is_refused(only_run):
     with (
         only_run(Console()),
-        pytest.raises(ztw.ZtwError, match=rf"another run is at work .*process {os.getpid()}\)"),
+        pytest.raises(ztw.ZtwError, match=rf"another run uses .*process {os.getpid()}\)"),
         only_run(Console()),
     ):
         pass
@@ -50,7 +50,7 @@ def test_without_file_locks_it_warns_and_runs(only_run, monkeypatch, capsys, cod
     with only_run(Console()):
         pass
     warning = capsys.readouterr().out
-    assert warning.startswith("warning: results/.lock: no file locks here (")
+    assert warning.startswith("warning: results/.lock: the file system has no locks (")
     assert warning.count("\n") == 1
 
 
@@ -69,8 +69,8 @@ def test_without_file_locks_a_run_on_this_machine_is_still_found(only_run, monke
 
 
 @pytest.mark.parametrize("folder", [".", "elsewhere"])
-def test_what_a_killed_run_of_this_folder_left_at_work_is_stopped(only_run, tmp_path, folder):
-    """Two runs must not write the same files; a run in another folder goes on."""
+def test_processes_of_a_killed_run_are_stopped(only_run, tmp_path, folder):
+    """Two runs must not write the same files. A run in another folder continues."""
     own = {**os.environ, "ZTW_RUN": str((tmp_path / folder).resolve())}
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, env=own) as orphan:
         with only_run(Console()):
@@ -78,14 +78,14 @@ def test_what_a_killed_run_of_this_folder_left_at_work_is_stopped(only_run, tmp_
         orphan.communicate()
 
 
-def test_a_lock_of_snakemake_is_removed_unless_one_is_at_work(only_run, tmp_path):
+def test_a_lock_of_snakemake_is_removed_unless_it_is_running(only_run, tmp_path):
     lock = Path(".snakemake/locks/0.input.lock")
     lock.parent.mkdir(parents=True)
     lock.touch()
     (tmp_path / "snakemake").write_text("input()")
     command = [sys.executable, str(tmp_path / "snakemake")]
     with subprocess.Popen(command, stdin=subprocess.PIPE) as snakemake:
-        match = rf"a snakemake run is at work in this folder \(process {snakemake.pid}\)"
+        match = rf"a snakemake run uses this folder \(process {snakemake.pid}\)"
         with pytest.raises(ztw.ZtwError, match=match), only_run(Console()):
             pass
         snakemake.communicate(b"\n")
@@ -93,7 +93,7 @@ def test_a_lock_of_snakemake_is_removed_unless_one_is_at_work(only_run, tmp_path
         assert not lock.exists()
 
 
-def test_what_a_killed_run_was_writing_is_removed(only_run, tmp_path):
+def test_incomplete_files_of_a_killed_run_are_removed(only_run, tmp_path):
     from one_run import remove_scratch
 
     kept = [".a.json.sha256", "a.json", "mlflow.db.broken1", "deep/.hidden"]
@@ -108,7 +108,7 @@ def test_what_a_killed_run_was_writing_is_removed(only_run, tmp_path):
 
 @pytest.fixture
 def scancel(monkeypatch, tmp_path):
-    """A Slurm that writes down what it is asked to cancel; a function that sets its exit status."""
+    """A stub of scancel that records its arguments, and a function that sets its exit status."""
     stub = tmp_path / "bin/scancel"
     stub.parent.mkdir()
     monkeypatch.setenv("PATH", f"{stub.parent}{os.pathsep}{os.environ['PATH']}")
@@ -122,7 +122,7 @@ def scancel(monkeypatch, tmp_path):
     return answers
 
 
-def test_what_a_run_left_with_slurm_is_cancelled(scancel, monkeypatch, tmp_path):
+def test_slurm_jobs_of_the_last_run_are_cancelled(scancel, monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(ROOT / "workflow"))
     from one_run import cancel_cluster_jobs
 
@@ -137,7 +137,7 @@ def test_what_a_run_left_with_slurm_is_cancelled(scancel, monkeypatch, tmp_path)
     assert asked.read_text() == "--name 1234-abcd\n"
 
 
-def test_a_slurm_that_does_not_cancel_is_told(scancel, monkeypatch, tmp_path):
+def test_a_failed_scancel_is_an_error(scancel, monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(ROOT / "workflow"))
     from one_run import cancel_cluster_jobs
 
@@ -152,7 +152,7 @@ def test_a_slurm_that_does_not_cancel_is_told(scancel, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("kind", ["metadata", "incomplete", None])
 def test_results_are_known_by_a_record_of_snakemake(only_run, kind):
-    """Of how a file was made, or that it was being made when a run was killed; its name may be in parts."""
+    """A record, or the marker of an unfinished job. Long names are in parts."""
     from one_run import check_known
 
     study, name = Path("results/tiny"), f"results/tiny/digits/{'long' * 50}/seed0/backbone.safetensors"
@@ -161,7 +161,7 @@ def test_results_are_known_by_a_record_of_snakemake(only_run, kind):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     if kind is None:
-        with pytest.raises(ztw.ZtwError, match=r"^results/tiny: holds results, .* how they were made; copy"):
+        with pytest.raises(ztw.ZtwError, match=r"^results/tiny: .* no record of how .* were made; copy"):
             check_known(study)
         return
     encoded = base64.urlsafe_b64encode(name.encode()).decode()

@@ -1,4 +1,4 @@
-"""What a long job says of the time it still takes."""
+"""Test the progress of a long job, and its estimate of the time left."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ztw.progress import Note, Progress, clock, job_log, on_screen, reporter
 
 
 def lines(durations: list[float], total: int) -> list[str]:
-    """What is reported when steps take these seconds."""
+    """Return the reported lines when the steps take these seconds."""
     said: list[str] = []
     now = [0.0]
     progress = Progress(total, said.append, lambda: now[0])
@@ -24,7 +24,7 @@ def lines(durations: list[float], total: int) -> list[str]:
 
 
 def test_a_slow_first_step_does_not_count():
-    """A training that is compiled for a minute and then takes a second a step."""
+    """A training that compiles for a minute, and then takes a second per step."""
     said = lines([60.0] + [1.0] * 20, 1001)
     assert said[0] == "  0 %  x", "nothing is known yet"
     assert "0:16:" in said[3] or "16:" in said[3]
@@ -38,18 +38,18 @@ def test_even_steps_are_counted_down():
 
 
 def test_the_recent_steps_count():
-    """Another process took the machine: later steps are slow."""
+    """Later steps are slow, as if another process used the machine."""
     said = lines([1.0] * 200 + [10.0] * 100, 1000)
     left = said[-1].split("  ")[-1]
     assert left == f"{clock(7000)} left"
 
 
-def test_quick_steps_say_little():
+def test_quick_steps_report_few_lines():
     assert len(lines([0.01] * 1000, 1000)) <= 11
 
 
-def test_a_name_in_another_encoding_can_be_told(tmp_path):
-    """File names that are not UTF-8 come as surrogates, which no text file takes."""
+def test_a_name_in_another_encoding_can_be_logged(tmp_path):
+    """Names that are not UTF-8 have surrogates in Python, which cannot be written as UTF-8."""
     log = tmp_path / "job.log"
     with job_log(log, "prepare_dataset") as report:
         report("skipped caf\udce9.gif")
@@ -84,7 +84,7 @@ def test_a_password_is_neither_in_the_log_nor_on_the_screen(tmp_path, capfd, kin
     ],
     ids=["numpy", "torch", "the system", "cuda"],
 )
-def test_a_job_that_memory_ran_out_for_says_what_to_raise(tmp_path, ask, said):
+def test_a_job_out_of_memory_names_the_resource_to_raise(tmp_path, ask, said):
     with pytest.raises(SystemExit), job_log(tmp_path / "log", "train_ics"):
         ask()
     errors = [line for line in (tmp_path / "log").read_text().splitlines() if line.startswith("error: ")]
@@ -102,7 +102,7 @@ def test_other_errors_are_not_about_memory(tmp_path):
     assert "error: RuntimeError: shapes differ (traceback:" in (tmp_path / "log").read_text()
 
 
-def test_a_note_is_told_apart_from_progress(tmp_path):
+def test_a_note_is_marked_in_the_log(tmp_path):
     with job_log(tmp_path / "log", "prepare_dataset") as report:
         report("decoding")
         report(Note("skipped 3 .gif"))
@@ -116,7 +116,7 @@ def test_on_screen_lines_and_notes(capsys):
     assert capsys.readouterr().err == "10 %  epoch 1/2\nnote: left out\n"
 
 
-def test_who_gets_the_lines_of_a_public_function():
+def test_the_argument_progress_of_public_functions():
     said: list[str] = []
     assert reporter(True) is on_screen
     assert reporter(False) is None

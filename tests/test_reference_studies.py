@@ -1,4 +1,4 @@
-"""What is published can be made again from the files beside it."""
+"""Test that published tables and figures can be rebuilt from the published files."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def rebuild(monkeypatch):
 
 
 def cells_of(study: Path, target: Path) -> Path:
-    """A copy of a published study without what is made of its cells."""
+    """Copy a published study without tables and figures."""
     target /= study.name
     shutil.copytree(study, target, ignore=shutil.ignore_patterns("tables", "figures", "predictions"))
     return target
@@ -54,7 +54,7 @@ def test_a_published_file_is_small_and_names_no_machine():
 
 
 @pytest.mark.parametrize(("content", "message"), [(None, ""), (b"garbage", "")])
-def test_a_study_without_readable_curves_is_one_line(content, message, tmp_path, rebuild):
+def test_a_study_without_readable_curves_gives_one_line(content, message, tmp_path, rebuild):
     study = cells_of(REFERENCE / "tiny-imagenet-resnet56", tmp_path)
     curves = study / "tiny_imagenet/resnet56/seed0/curves/ztw.parquet"
     curves.unlink()
@@ -66,15 +66,15 @@ def test_a_study_without_readable_curves_is_one_line(content, message, tmp_path,
     assert sorted(study.rglob("*")) == before
 
 
-# Methods whose training the code has changed since they were published; a new training takes them out
+# Methods whose training code was corrected after they were published; remove a method after a new training
 BY_OLDER_CODE = {"cifar10-jpeg-resnet20-systems": {"sdn-original"}}
 
 
 @pytest.mark.parametrize(
     "study", [path for path in STUDIES if path.name != "quick"], ids=lambda path: path.name
 )
-def test_what_the_study_would_train_otherwise_today_is_marked(study):
-    """By other settings than the study's file has now, or by older code: said beside the results and in the text."""
+def test_results_of_older_settings_are_marked(study):
+    """Methods with other settings than the study's current file, or by older code, are marked in both READMEs."""
     then, now = (
         check_study(read_config(path))
         for path in (study / "config.yaml", CONFIG / f"reference/{study.name}.yaml")
@@ -82,7 +82,7 @@ def test_what_the_study_would_train_otherwise_today_is_marked(study):
     changed = {
         name
         for name, own in then.methods.items()
-        if own.ics and then.ics.sets[own.ics] != now.ics.sets[now.methods[name].ics]
+        if own.ics and then.exit_sets[own.ics] != now.exit_sets[now.methods[name].ics]
     } | BY_OLDER_CODE.get(study.name, set())
     what, text = ((folder / "README.md").read_text() for folder in (study, REFERENCE))
     (marks,) = re.findall(rf"\*\*Before a correction\*\* \({study.name}\): (.*?)\n\n", text, re.S) or ("",)
@@ -99,7 +99,7 @@ def test_published_predictions_have_the_accuracy_of_their_study(name):
 
 
 def _of_last_exit(name: str) -> float:
-    """Test accuracy of the last exit of the methods with that IC set, from the study's metrics."""
+    """Return the test accuracy of an IC set's last exit, from the study's metrics."""
     study, dataset, arch, seed, ics = name.split("/")
     methods = check_study(read_config(REFERENCE / study / "config.yaml")).methods
     metrics = read_metrics(REFERENCE / study / "tables/metrics.csv")

@@ -1,4 +1,4 @@
-"""Parts of a user's own beside the built-in ones, of every kind."""
+"""Test registered parts of every kind."""
 
 from __future__ import annotations
 
@@ -110,10 +110,10 @@ def test_every_kind_is_in_its_table_and_keeps_the_contract(tmp_path):
         testing.check_dataset("squares")
 
 
-def test_a_decorator_gives_back_what_it_is_given():
+def test_a_decorator_returns_the_part():
     assert ztw.register("rule", "margin")(Margin) is Margin
     assert RULES["margin"] is Margin
-    ztw.register("rule", "margin", Margin)  # a notebook's cell, once more
+    ztw.register("rule", "margin", Margin)  # as when a notebook's cell runs again
     assert list(PARTS) == [("rule", "margin")]
     with pytest.raises(ztw.ZtwError, match=r"rule 'margin': is registered already, by \w*test_registration"):
         ztw.register("rule", "margin", ztw.Patience)
@@ -142,7 +142,7 @@ def test_a_decorator_gives_back_what_it_is_given():
         ),
     ],
 )
-def test_what_is_no_part_is_refused(arguments, facts, message):
+def test_wrong_parts_are_refused(arguments, facts, message):
     with pytest.raises(ztw.ZtwError, match=message):
         ztw.register(*arguments, **facts)
     assert not PARTS
@@ -165,7 +165,7 @@ def test_what_is_no_part_is_refused(arguments, facts, message):
         (lambda splits: splits.update(test=(splits["test"][0], splits["test"][1][:2])), "for 6 images"),
     ],
 )
-def test_a_data_set_that_is_not_what_it_says(change, message, tmp_path):
+def test_a_data_set_that_differs_from_its_metadata(change, message, tmp_path):
     def broken():
         splits = squares()
         change(splits)
@@ -182,7 +182,7 @@ def test_an_own_rule_in_a_network():
     testing.check_agreement(small_network(), images, "margin")
 
 
-def test_the_example_keeps_the_contract_and_computes_what_it_says():
+def test_the_example_keeps_the_contract_and_computes_its_scores():
     load_plugins([str(Path(__file__).parents[1] / "examples/my_parts.py")])
     testing.check_registered()
     log_probs = torch.tensor([[[0.5, 0.3, 0.2]], [[0.7, 0.2, 0.1]], [[0.1, 0.1, 0.8]]]).log()

@@ -1,4 +1,4 @@
-"""What the repository promises about itself."""
+"""Test the repository: locks, names, imports, examples of the README."""
 
 from __future__ import annotations
 
@@ -33,6 +33,8 @@ def test_environment_yml_pins_what_the_lock_pins():
         "ruff",
         "snakefmt",
         "timm",
+        "tokenizers",
+        "transformers",
     }
     needed = set(direct) - checks
     assert needed == {pin.split("==")[0] for pin in pins}
@@ -42,8 +44,8 @@ def test_environment_yml_pins_what_the_lock_pins():
     ("path", "ignored"),
     [("data/cifar10.npy", True), ("ztw/data/new.py", False), ("tests/data/new.py", False)],
 )
-def test_git_ignores_the_data_beside_the_code_alone(path, ignored):
-    """docs/container.md puts data sets into data/ of the clone; the library has a folder of this name, too."""
+def test_git_ignores_only_the_data_folder_of_the_checkout(path, ignored):
+    """docs/container.md uses data/ of the checkout for data sets, but git must not ignore ztw/data and tests/data."""
     if not (ROOT / ".git").exists():
         pytest.skip("no git checkout")
     asked = subprocess.run(["git", "-C", str(ROOT), "check-ignore", "--quiet", path], check=False)
@@ -79,21 +81,21 @@ def test_no_module_hides_a_public_name():
 
 
 def test_a_study_and_jobs_that_compute_nothing_need_no_torch():
-    """It takes longer to import than all they do."""
+    """The import of torch takes longer than these jobs."""
     jobs = ("start_tracking", "track_cell", "aggregate", "plot_figures", "report_pipeline")
     modules = ["study.config", "study.provenance", "progress", *(f"jobs.{job}" for job in jobs)]
     code = f"import sys, {', '.join(f'ztw.{module}' for module in modules)}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_lint_finds_a_circle_and_imports_that_run_back(tmp_path):
-    """Each fault breaks a contract of its own."""
+def test_lint_finds_cycles_and_imports_of_higher_layers(tmp_path):
+    """Each fault breaks another contract of the import linter."""
     shutil.copytree(ROOT / "ztw", tmp_path / "ztw")
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     for name, line in (
-        ("exits/rules.py", "from ztw.models import backbone"),  # runs back
+        ("exits/rules.py", "from ztw.models import backbone"),  # import of a higher layer
         ("models/heads.py", "from ztw.study import config"),
-        ("models/backbone.py", "from ztw.models import network"),  # a circle within a folder
+        ("models/backbone.py", "from ztw.models import network"),  # a cycle within a folder
         ("reporting/tables.py", "import mlflow.entities"),
         ("jobs/aggregate.py", "import snakemake"),
         ("jobs/predict.py", "import ztw"),

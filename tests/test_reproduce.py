@@ -1,4 +1,4 @@
-"""What `reproduce` passes on to Snakemake, and what it shows on the screen instead."""
+"""Test which arguments `reproduce` passes on to Snakemake."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What studies ask for, reckoned: the measured study gives what was measured."""
+"""Test the estimated cost of studies: for the measured study it equals the measured cost."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_the_measured_study_takes_the_hours_that_were_measured():
 
 
 def test_work_and_bytes_by_hand():
-    """ResNet-20 has nine ICs and its own exit; 10,000 training, 6,000 validation and 10,000 test images are seen."""
+    """ResNet-20 has ten exits with its own. The data: 10,000 training, 6,000 validation and 10,000 test images."""
     ((work, size),) = scale.works(QUICK)
     assert size["predictions"] == 3 * 26_000 * 10 * 10 * 4
     assert work["evaluate"] == 9 * 16_000 * 10 * 10
@@ -34,6 +34,6 @@ def test_work_and_bytes_by_hand():
     )
 
 
-def test_a_study_grown_has_more_seeds_and_nothing_else(tmp_path):
+def test_a_larger_study_differs_in_its_seeds_only(tmp_path):
     grown = scale.read_config(scale.times_as_many_seeds(QUICK, 10, tmp_path))
     assert grown == {**scale.read_config(QUICK), "seeds": list(range(20))}

@@ -1,4 +1,4 @@
-"""What the screen says of jobs, from Snakemake's events and their logs."""
+"""Test the screen, from Snakemake's events and the jobs' logs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NUMBERS = {"prepare_dataset": 1, "train_ics": 2, "predict": 3, "evaluate": 4}
 
 
 class TestPlugin(TestLogHandlerBase):
-    """The tests that Snakemake has for every logger plugin."""
+    """Snakemake's tests of every logger plugin."""
 
     __test__ = True
 
@@ -70,13 +70,13 @@ def screen(tmp_path):
 
 
 def tell(screen, event: str, message: str = "", **fields: Any) -> None:
-    """Let Snakemake say something."""
+    """Write an event of Snakemake."""
     with screen.events.open("a") as file:
         file.write(json.dumps({"event": event, "message": message, **fields}) + "\n")
 
 
 def start(screen, rule: str) -> None:
-    """Let Snakemake start a job of a rule."""
+    """Write the event that a job of a rule has started."""
     log = screen.logs / rule / "cell.log"
     tell(screen, "job_info", jobid=NUMBERS[rule], rule_name=rule, log=[str(log)])
     screen.update()
@@ -88,7 +88,7 @@ def fail(screen, rule: str, message: str | None = None) -> None:
 
 
 def write(screen, rule: str, *lines: str) -> None:
-    """Let a job write its log, at a time of its own."""
+    """Write the log of a job, with a new time."""
     log = screen.logs / rule / "cell.log"
     log.parent.mkdir(exist_ok=True)
     log.write_text("\n".join(lines) + "\n")
@@ -112,20 +112,20 @@ def picture(screen) -> str:
     return shown.get()
 
 
-def test_a_job_is_told_once_when_it_is_done(screen):
+def test_a_job_is_shown_once_when_it_is_done(screen):
     start(screen, "predict")
     write(screen, "predict", "progress: started", "done: 0:07")
     screen.update()
     assert said(screen) == ["✓ predict  cell  0:07  "]
 
 
-def test_a_log_of_an_earlier_run_says_nothing(screen):
+def test_a_log_of_an_earlier_run_is_ignored(screen):
     start(screen, "prepare_dataset")
     assert "1 queued" in picture(screen)
     assert errors(screen)[0] != "error: prepare_dataset  cell: of yesterday"
 
 
-def test_a_retry_that_ends_well_takes_the_failure_back(screen):
+def test_a_successful_retry_removes_the_failure(screen):
     start(screen, "predict")
     write(screen, "predict", "progress: started", "error: memory ran out")
     fail(screen, "predict")
@@ -163,13 +163,13 @@ def test_a_killed_job_may_have_run_out_of_memory(screen, local):
     assert line.endswith("run the same command again")
 
 
-def test_a_job_that_never_started_is_told_in_snakemake_s_words(screen):
+def test_a_job_that_never_started_has_snakemake_s_message(screen):
     start(screen, "train_ics")
     fail(screen, "train_ics", "SLURM sbatch failed:\n no such partition")
     assert errors(screen) == ["error: train_ics  cell: SLURM sbatch failed: no such partition"]
 
 
-def test_snakemake_s_own_error_is_told_where_no_job_has_failed(screen):
+def test_snakemake_s_own_error_is_shown_if_no_job_has_failed(screen):
     screen.log.write_text("usage: ...\nerror: argument --logger: invalid choice\n\n")
     assert errors(screen) == ["error: error: argument --logger: invalid choice"]
     tell(screen, "error", 'WorkflowError in file "Snakefile":\nseeds: is empty')
@@ -177,7 +177,7 @@ def test_snakemake_s_own_error_is_told_where_no_job_has_failed(screen):
     assert errors(screen)[-1] == 'error: WorkflowError in file "Snakefile": seeds: is empty'
 
 
-def test_half_an_event_is_waited_for_or_skipped(screen):
+def test_an_incomplete_event_is_read_later_or_skipped(screen):
     with screen.events.open("a") as file:
         file.write('{"event": "error", ')
     screen.update()
@@ -187,7 +187,7 @@ def test_half_an_event_is_waited_for_or_skipped(screen):
     assert screen.errors == ["late"]
 
 
-def test_what_is_handed_over_and_has_not_started_is_queued(screen):
+def test_submitted_jobs_that_have_not_started_are_queued(screen):
     tell(screen, "run_info", stats={"predict": 1, "total": 9})
     for rule in ("predict", "train_ics", "evaluate"):
         start(screen, rule)
@@ -196,7 +196,7 @@ def test_what_is_handed_over_and_has_not_started_is_queued(screen):
     assert "1 of 9 steps, 1 queued" in picture(screen)
 
 
-def test_what_was_left_out_is_seen_and_once(screen):
+def test_a_note_is_shown_once(screen):
     told = ["progress: started", "note: train: skipped 3 .gif", "progress: decoding"]
     start(screen, "prepare_dataset")
     write(screen, "prepare_dataset", *told)
@@ -210,12 +210,12 @@ def test_what_was_left_out_is_seen_and_once(screen):
 def test_cells_that_are_not_delivered_are_found(tmp_path):
     cell = tmp_path / "digits/torchvision/resnet18"
     write_json(cell / "seed0/runs.json", {"runs": {}})
-    write_json(cell / "seed1/runs.json", {"undelivered": "it is away"})
-    assert undelivered(tmp_path) == {cell / "seed1/runs.json": "it is away"}
+    write_json(cell / "seed1/runs.json", {"undelivered": "it does not answer"})
+    assert undelivered(tmp_path) == {cell / "seed1/runs.json": "it does not answer"}
 
 
 @pytest.mark.parametrize(("newer", "old"), [(None, True), ("tables", False), ("report.html", True)])
-def test_the_report_is_written_where_something_is_newer(tmp_path, newer, old):
+def test_a_report_is_old_if_a_table_is_newer(tmp_path, newer, old):
     from watch import report_is_old
 
     (tmp_path / "tables").mkdir()
@@ -229,7 +229,7 @@ def test_the_report_is_written_where_something_is_newer(tmp_path, newer, old):
 
 
 def test_a_table_is_not_cut_at_80_columns():
-    """Of a study of two seeds: the longest name and the widest numbers of the quick study."""
+    """The table has the longest name and the widest numbers of the quick study with two seeds."""
     numbers = " | ".join(["**90.9 ± 0.1** ≈", *["91.2 ± 0.2 ≈"] * 4])
     text = "**the title**\n\n| method | 25 % | 50 % | 75 % | 100 % | Max |\n|---|---:|---:|---:|---:|---:|\n"
     text += f"| ztw-arithmetic | {numbers} |\n\na note\n"

@@ -1,4 +1,4 @@
-"""What a caller of the library gives by mistake is told in one line, and what is meant plainly works."""
+"""Test mistakes of callers: one-line errors, while clear input of other types is accepted."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ztw.exits.rules import as_rule, describe_rule
 from ztw.exits.thresholds import candidates
 from ztw.testing import draw
 
-api: Any = ztw  # called with what its types do not allow
+api: Any = ztw  # for calls with wrong types
 LOGITS, LABELS = draw(samples=60)
 COST = torch.tensor([1.0, 2.0, 3.0, 4.0])
 IMAGES = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -57,7 +57,7 @@ def test_a_text_with_a_parameter_is_a_rule(network, given, expected):
         ("patience 0.5", r"patience 0\.5: must be a whole number"),
     ],
 )
-def test_what_is_no_rule(network, rule, message):
+def test_wrong_rules(network, rule, message):
     for call in (lambda: network.infer(IMAGES, rule), lambda: api.simulate_exits(LOGITS, rule)):
         with pytest.raises(api.ZtwError, match=message):
             call()
@@ -91,12 +91,12 @@ def test_numbers_of_numpy_and_torch_are_numbers(number):
         ),
     ],
 )
-def test_a_parameter_that_cannot_be_meant(rule, message):
+def test_impossible_parameters(rule, message):
     with pytest.raises(api.ZtwError, match=message):
         rule()
 
 
-def test_a_rule_with_its_parameter_is_swept_at_that_alone():
+def test_a_rule_with_a_parameter_is_swept_at_this_parameter_only():
     for rule in (api.MaxSoftmax(0.9), "max_softmax 0.9"):
         expected = api.sweep(LOGITS, LABELS, COST, "max_softmax", [0.9])
         found = api.sweep(LOGITS, LABELS, COST, rule)
@@ -120,13 +120,13 @@ def test_thresholds_are_chosen_for_a_name_or_a_class(network):
             api.choose_threshold(network, held_out, budget="max", rule=rule)
 
 
-def test_thresholds_that_let_nothing_or_everything_pass_are_taken(network):
+def test_thresholds_that_no_or_every_score_passes_are_accepted(network):
     assert set(network.infer(IMAGES, api.MaxSoftmax(float("inf"))).exit_index.tolist()) == {3}
     assert set(network.infer(IMAGES, api.MaxSoftmax(-1)).exit_index.tolist()) == {0}
 
 
 @pytest.mark.parametrize("budget", [50, 25.0, 100])
-def test_a_percentage_is_no_budget(network, budget):
+def test_a_percentage_is_not_a_budget(network, budget):
     message = f"budget {budget}: must be a fraction of the backbone's cost; {budget:g} % is {budget / 100:g}"
     with pytest.raises(api.ZtwError, match=message):
         api.choose_threshold(network, (network(IMAGES).detach(), LABELS[:6]), budget=budget, progress=False)
@@ -173,11 +173,11 @@ def test_numpy_arrays_are_taken_wherever_tensors_are(network):
         (lambda n: api.build_network(n.backbone, placement={0, 1}), r"placement \{0, 1\}: must be"),
     ],
 )
-def test_another_thing_than_is_wanted(network, call, message):
+def test_wrong_types(network, call, message):
     with pytest.raises(api.ZtwError, match=message):
         call(network)
 
 
-def test_places_may_be_numpy_s(network):
+def test_placements_may_be_numpy_arrays(network):
     assert api.build_network(network.backbone, placement=np.array([0, 2])).placement == (0, 2)
     assert api.build_network(network.backbone, placement=range(2)).placement == (0, 1)

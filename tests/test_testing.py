@@ -1,4 +1,4 @@
-"""The contract finds what breaks it, in one line that names the part."""
+"""Test that the contract finds wrong parts, and names the part in one line."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class OpenBound(Margin):
 
 
 class NanWhereConfident(Margin):
-    """0 / 0 as soon as the probability of all other classes rounds to 0: such a sample never leaves."""
+    """0 / 0 if the probability of all other classes rounds to 0: such a sample never leaves."""
 
     @staticmethod
     def score(logits, state):
@@ -55,7 +55,7 @@ class InfinityLessInfinity(Margin):
 
 
 class NoMaximumSubtracted(Margin):
-    """A softmax whose exponentials overflow above 88 and all vanish below -104."""
+    """A softmax whose exponentials overflow above 88 and are all 0 below -104."""
 
     @staticmethod
     def score(logits, state):
@@ -63,7 +63,7 @@ class NoMaximumSubtracted(Margin):
 
 
 class Vanishing(Margin):
-    """Every exponential is 0 where the logits are ensembles' log-probabilities far below 0."""
+    """Every exponential is 0 for log-probabilities far below 0, as ensembles have them."""
 
     @staticmethod
     def score(logits, state):
@@ -99,7 +99,7 @@ class SecondLargest(Margin):
 
 
 class FallsBeyond(Margin):
-    """Rises with the confidence up to 0.9, then falls: the surest samples stay to the end."""
+    """A score that rises with the confidence up to 0.9, then falls: the most confident samples never leave early."""
 
     @staticmethod
     def score(logits, state):
@@ -108,7 +108,7 @@ class FallsBeyond(Margin):
 
 
 class TurnedMean(Margin):
-    """With a state: the mean doubt over the exits so far."""
+    """A score with a state: the mean of 1 - confidence over the exits so far."""
 
     @staticmethod
     def score(logits, state):
@@ -128,7 +128,7 @@ class Mean(Margin):
 
 
 class Settled(Margin):
-    """How little the probabilities have changed since the exit before; the first exit has its confidence."""
+    """A score: 1 - the change of the probabilities since the previous exit; at the first exit, the confidence."""
 
     @staticmethod
     def score(logits, state):
@@ -138,7 +138,7 @@ class Settled(Margin):
 
 
 class Difference(ztw.ThresholdRule):
-    """The raw logits' margin, which has no upper end."""
+    """The margin of the raw logits, which has no upper bound."""
 
     top = 100.0
 
@@ -153,7 +153,7 @@ class Difference(ztw.ThresholdRule):
 
 
 class Surely(ztw.Patience):
-    """Agreements of which each is as sure as 0.3."""
+    """Patience that counts only agreements with a confidence above 0.3."""
 
     @staticmethod
     def score(logits, state):
@@ -197,7 +197,7 @@ class Clairvoyant(ztw.Ensemble):
 
 
 class Otherwise(ztw.LinearEnsemble):
-    """As a whole it is not what it adds up."""
+    """An ensemble whose `forward` is not the sum of its members."""
 
     def member(self, logits):
         return logits.log_softmax(-1)
@@ -273,7 +273,7 @@ CASES: list[tuple[str, Any, dict, str]] = [
 
 
 @pytest.mark.parametrize(("kind", "part", "facts", "message"), CASES)
-def test_what_breaks_the_contract_is_named(kind, part, facts, message):
+def test_wrong_parts_are_named(kind, part, facts, message):
     ztw.register(kind, "own", part, **facts)
     with pytest.raises(ztw.ZtwError, match=f"^{kind} 'own': .*({message})") as caught:
         testing.check_registered()

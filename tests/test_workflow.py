@@ -1,4 +1,4 @@
-"""The real DAG on the tiny study: run, repeated, killed and resumed, without a tracker, with broken ones."""
+"""Test the real DAG on the tiny study: run, repeated, interrupted, without MLflow, with broken files."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -31,7 +32,7 @@ from ztw.study.settings import DataSettings
 pytestmark = pytest.mark.usefixtures("data_root")
 
 
-def test_it_leaves_what_the_readme_promises(finished):
+def test_it_writes_the_files_of_the_readme(finished):
     study = finished / "results/tiny"
     cell = study / "digits/resnet8/seed0"
     for path in (
@@ -115,7 +116,7 @@ def test_every_method_s_network_can_be_loaded(finished, tmp_path):
 
 
 def test_the_first_seed_s_networks_are_models_in_mlflow(finished):
-    """The cell that is timed: its runs say what time each method takes."""
+    """The first seed is also timed: its runs have the relative times of the methods."""
     store = MlflowClient(f"sqlite:///{finished}/results/tiny/mlflow.db")
     for seed, first in ((0, True), (1, False)):
         runs = read_json(finished / f"results/tiny/digits/resnet8/seed{seed}/runs.json")["runs"]
@@ -169,18 +170,18 @@ def test_a_published_study_is_made_again_from_its_files(finished, tmp_path, monk
     torch.testing.assert_close(found.test[0], expected[0], atol=1e-6, rtol=2**-10)
     network, _ = ztw.load(study / "digits/resnet8/seed0/networks/sdn")
     assert torch.equal(found.cost, ztw.macs(network))
-    with pytest.raises(ztw.ZtwError, match="--logits other: no method of the study has that IC set"):
+    with pytest.raises(ztw.ZtwError, match="--logits other: no method of the study uses this IC set"):
         publishing.publish(TINY, target, "", ["other"])
 
 
 def seeds_of(published: Path) -> pd.Series:
-    """Method -> of how many seeds its accuracy at any cost is."""
+    """Return method -> number of seeds of its accuracy at budget "max"."""
     rows = pd.read_csv(published / "tables/accuracy_at_budget.csv")
     return rows[rows["budget"].eq("max") & rows["protocol"].eq("held-out")].set_index("method")["n"]
 
 
 def test_a_published_study_is_the_union_of_its_cells(finished, tmp_path, monkeypatch, publishing, capsys):
-    """Cells of two machines, published there or copied, make the tables of one run."""
+    """Cells of two machines, published or copied, give the same tables as one run."""
     monkeypatch.chdir(copy_of(finished, tmp_path))
     cells, whole, target = (
         Path("results/tiny/digits/resnet8"),
@@ -199,7 +200,7 @@ def test_a_published_study_is_the_union_of_its_cells(finished, tmp_path, monkeyp
     assert not [*target.glob("tables/latency.*"), *target.glob("figures/*accuracy_time*")]
     (target / "README.md").write_text("A test.\n")
     told = capsys.readouterr().out.splitlines()
-    assert told[0] == "digits/resnet8/seed0: no results of pabee; n is smaller"
+    assert told[0] == "digits/resnet8/seed0: no results of pabee; their n is smaller"
     assert [line.split(":")[0] for line in told[1:]] == ["digits/resnet8/seed1"]
     (cells / "seed0").rename(tmp_path / "seed0")
     (tmp_path / "seed1").rename(cells / "seed1")
@@ -228,7 +229,7 @@ def test_what_is_not_published(finished, tmp_path, monkeypatch, publishing):
 
     refused(
         changed_config(tmp_path, seeds=[0]),
-        rf"^{target}/digits/resnet8/seed1/metrics/.*: {target}/config.yaml does not name it",
+        rf"^{target}/digits/resnet8/seed1/metrics/.*: {target}/config.yaml lacks its cell or method",
     )
     refused(
         changed_config(tmp_path, backbone={**given["backbone"], "lr": 0.05}),
@@ -238,28 +239,161 @@ def test_what_is_not_published(finished, tmp_path, monkeypatch, publishing):
         changed_config(tmp_path, ensembles={**given["ensembles"], "samples": 7}),
         "^results/tiny/.*/ensembles/.*: computed with samples .*, the study has 7",
     )
-    refused(TINY, f"^{target}/.*seed0/predictions.*: is published and would be lost.* --logits", ())
+    refused(TINY, f"^{target}/.*seed0/predictions.*: is published, but results/.* --logits", ())
     (cells / "seed0/metrics/pabee.json").rename(tmp_path / "pabee.json")
-    refused(TINY, f"^{target}/digits/resnet8/seed0/.*/pabee.*: is published and would be lost")
+    refused(TINY, f"^{target}/digits/resnet8/seed0/.*/pabee.*: is published, but results/")
     (cells / "seed0").rename(tmp_path / "seed0")
     refused(
         changed_config(tmp_path, evaluation={**given["evaluation"], "budgets": [0.9, "max"]}),
         rf"^{target}/digits/resnet8/seed0/config.yaml: computed with budgets .*, the study has \[0.9, 'max'\]",
     )
     shutil.rmtree(cells)
-    refused(TINY, "^results/tiny: nothing of the study is finished; run make reproduce")
+    refused(TINY, "^results/tiny: no cell is finished; run make reproduce")
+
+
+SETS = ("independent", "cascade", "cascade_detached", "depth_weighted", "resnet14")
+SUFFIXES = dict(zip(SETS, (".safetensors", ".npz", ".parquet", ".npz", ".npz"), strict=True))
+
+
+def write_logits(finished: Path, folder: Path) -> None:
+    """The logits of the tiny study's first seed, a file per IC set; an exit takes a ms per million MACs."""
+    cell = finished / "results/tiny/digits/resnet8/seed0"
+    methods = {
+        method.get("ics", name): name for name, method in yaml.safe_load(TINY.read_text())["methods"].items()
+    }
+    base = ztw.macs(ztw.load(cell / "networks/sdn")[0].backbone)
+    for name in SETS:
+        network, _ = ztw.load(cell / "networks" / methods[name])
+        network.ensemble = None
+        cost = ztw.macs(network)
+        place = cell / "predictions" / name
+        if name == "resnet14":
+            place = cell.parents[1] / "resnet14/seed0/backbone_predictions"
+        splits = {path.stem: read_predictions(path) for path in place.glob("*.safetensors")}
+        times = ztw.ExitTimes((cost / 1e6).tolist(), base / 1e6, "jax", "a TPU")
+        path = folder / f"logits/anything-{name}-seed0{SUFFIXES[name]}"
+        ztw.write_predictions(
+            path,
+            splits["validation"],
+            splits["test"],
+            train=splits.get("train"),
+            cost=cost,
+            base_cost=base,
+            times=times,
+            origin="of the tiny study",
+        )
+
+
+@pytest.fixture(scope="module")
+def rescored(finished, tmp_path_factory) -> Path:
+    """A folder in which a study from the logits of the tiny study's first seed has run, under other names."""
+    folder = tmp_path_factory.mktemp("rescored")
+    write_logits(finished, folder)
+    tiny = yaml.safe_load(TINY.read_text())
+    trained = {name: ics.get("training", "separate") for name, ics in tiny["ics"]["sets"].items()}
+    connections = {name: ics["connection"] for name, ics in tiny["ics"]["sets"].items()}
+    study = {key: tiny[key] for key in ("ensembles", "methods", "evaluation")}
+    study["evaluation"]["protocols"].remove("published")
+    study |= {"datasets": ["anything"], "archs": ["of-mine"], "seeds": [0], "tracking": "none"}
+    study["logits"] = {"times": True, "sets": {}}
+    for name, suffix in SUFFIXES.items():
+        study["logits"]["sets"][name] = {
+            "path": f"logits/{{dataset}}-{name}-seed{{seed}}{suffix}",
+            "training": trained.get(name, "joint"),
+            "connection": connections.get(name, "independent"),
+        }
+    (folder / "rescored.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
+    command = [sys.executable, str(ROOT / "workflow/reproduce.py"), "rescored.yaml", "--cores", "1"]
+    # no figures, no report: publishing draws them
+    done = subprocess.run(
+        [*command, "--", "aggregate"], cwd=folder, capture_output=True, text=True, timeout=900
+    )
+    assert done.returncode == 0, shown(done)
+    assert jobs_done(done.stdout) == {
+        *("import_predictions", "fit_ensembles", "evaluate"),
+        *("compute_latency", "compare_methods", "aggregate"),
+    }
+    assert (
+        done.stdout.count("a study from logits has no networks: nothing to export, no models in MLflow") == 1
+    )
+    return folder
+
+
+WHERE = ["method", "protocol", "budget", "exit", "metric"]
+
+
+def rows_of(table: Path) -> dict[Any, str]:
+    rows = pd.read_csv(table, keep_default_na=False, dtype=str)
+    return rows[rows["seed"].eq("0") & rows["protocol"].ne("published")].set_index(WHERE)["value"].to_dict()
+
+
+def test_logits_of_a_study_scored_again_give_its_numbers(finished, rescored):
+    """To the last digit: rules, ensembles, costs, calibration."""
+    trained, given = (
+        rows_of(folder / f"results/{folder_name}/tables/metrics.csv")
+        for folder, folder_name in ((finished, "tiny"), (rescored, "rescored"))
+    )
+    assert len(trained) > 500
+    assert trained == given
+    table = pd.read_csv(rescored / "results/rescored/tables/latency.csv")
+    at_budgets = table[table["budget"].notna() & table["method"].isin(["sdn", "pabee-original"])]
+    assert len(at_budgets) > 4
+    assert at_budgets["relative_time"].to_list() == pytest.approx(
+        at_budgets["relative_cost"].to_list(), abs=1e-5
+    )
+    (static,) = table[table["method"].eq("resnet14")].to_dict("records")
+    assert static["relative_time"] == pytest.approx(static["relative_cost"], abs=1e-5)
+    assert (
+        "measured on a TPU, 1 thread, batch size 1, jax in fp32"
+        in (rescored / "results/rescored/tables/latency.md").read_text()
+    )
+
+
+def test_a_changed_file_of_logits_is_imported_again(rescored):
+    config, file = rescored / "rescored.yaml", rescored / "logits/anything-cascade-seed0.npz"
+    assert planned(rescored, config, "aggregate") == set()
+    before = file.stat()
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    would = planned(rescored, config, "aggregate")
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert {"import_predictions", "fit_ensembles", "evaluate", "compute_latency", "aggregate"} <= would
+
+
+def test_a_study_from_logits_is_published_as_any_other(rescored, tmp_path, monkeypatch, publishing):
+    monkeypatch.chdir(rescored)
+    target = tmp_path / "reference/rescored"
+    publishing.publish(Path("rescored.yaml"), target, "this one", ["cascade"])
+    shutil.copytree(target, tmp_path / "again/rescored", ignore=shutil.ignore_patterns("tables", "figures"))
+    publishing.rebuild(tmp_path / "again/rescored")
+    assert_rebuilt(target, tmp_path / "again/rescored")
+    assert (target / "figures/anything-of-mine-accuracy_time.png").stat().st_size > 1000
+    cell = target / "anything/of-mine/seed0"
+    facts = read_json(cell / "provenance.json")
+    assert (facts["trainings"], facts["origins"]["cascade"]["note"]) == ({}, "of the tiny study")
+    assert facts["origins"]["resnet14"]["file"] == "anything-resnet14-seed0.npz"
+    found = ztw.load_predictions("rescored/anything/of-mine/seed0/cascade", tmp_path / "reference")
+    given = ztw.load_predictions(rescored / "logits/anything-cascade-seed0.npz")
+    torch.testing.assert_close(found.test[0], given.test[0], atol=1e-6, rtol=2**-10)
+    assert (found.times, found.origin, found.base_cost) == (given.times, given.origin, given.base_cost)
+    study = yaml.safe_load((rescored / "rescored.yaml").read_text())
+    study["logits"]["sets"]["cascade"]["training"] = "joint"
+    (tmp_path / "rescored.yaml").write_text(yaml.safe_dump(study))
+    with pytest.raises(
+        ztw.ZtwError, match=r"cascade/test\.json: computed with training separate, the study has joint"
+    ):
+        publishing.publish(tmp_path / "rescored.yaml", target, "", ["cascade"])
 
 
 def test_every_file_of_numbers_is_sealed(finished):
-    """What another job reads is checked against the SHA-256 beside it."""
+    """Every file that another job reads has a SHA-256 beside it."""
     numbers = (".safetensors", ".parquet", ".json", ".csv")
     for path in (finished / "results/tiny").rglob("*"):
         if path.suffix in numbers and "mlflow-artifacts" not in path.parts:
             assert path.with_name(f".{path.name}.sha256").exists(), path
 
 
-def test_no_rule_has_a_shell(finished):
-    """By Snakemake's records of how each file was made."""
+def test_no_rule_uses_a_shell(finished):
+    """Snakemake's records of all files have no shell command."""
     records = [path for path in (finished / ".snakemake/metadata").rglob("*") if path.is_file()]
     made = [json.loads(path.read_text()) for path in records]
     assert {"prepare_dataset", "train_ics", "evaluate", "aggregate"} <= {one["rule"] for one in made}
@@ -279,22 +413,22 @@ def test_a_second_call_finds_nothing_to_do(finished):
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
-def planned(folder: Path, config: Path = TINY) -> set[str]:
+def planned(folder: Path, config: Path = TINY, *target: str) -> set[str]:
     """The rules whose jobs a dry run would start."""
-    done = run(folder, config, "--", "--dry-run")
+    done = run(folder, config, "--", "--dry-run", *target)
     assert done.returncode == 0, shown(done)
     return set(re.findall(r"^(?:local)?rule (\w+):$", done.stdout, re.M))
 
 
 def with_other_times(folder: Path) -> None:
-    """Every file is older than the code, as after a clone, and an output may be older than its input."""
+    """Make every file older than the code, as after a clone, and some outputs older than their inputs."""
     for number, path in enumerate(path for path in sorted(folder.rglob("*")) if path.is_file()):
         then = 10**18 - number * 10**9
         os.utime(path, ns=(then, then))
 
 
-def test_neither_times_nor_profiles_that_were_not_given_decide_what_runs(finished, tmp_path, monkeypatch):
-    """Results are known by their content; mtime as the trigger would run something here and nothing elsewhere."""
+def test_file_times_and_other_profiles_do_not_decide_what_runs(finished, tmp_path, monkeypatch):
+    """Checksums decide what runs again. The trigger mtime alone would run other jobs."""
     folder = copy_of(finished, tmp_path)
     with_other_times(folder)
     for place in ("mine", "profiles/default", "default"):
@@ -313,14 +447,14 @@ def test_neither_times_nor_profiles_that_were_not_given_decide_what_runs(finishe
     assert not re.search(r"^rule train_ics:\n(?:    .*\n)*    wildcards: .*seed=0", given.stdout, re.M)
 
 
-def test_results_without_records_of_how_they_were_made_are_not_judged(finished, tmp_path):
+def test_results_without_records_are_refused(finished, tmp_path):
     (tmp_path / "copy").mkdir()
     shutil.copytree(finished / "results", tmp_path / "copy/results", copy_function=shutil.copyfile)
     done = run(tmp_path / "copy")
     assert done.returncode == 1
     (line,) = errors(shown(done))
-    assert "results/tiny: holds results, but .snakemake/ in this folder has no record" in line
-    assert "copy .snakemake along with results" in line
+    assert "results/tiny: .snakemake/ has no record" in line
+    assert "copy .snakemake/ together with the results" in line
     assert "-- --touch --forceall" in line
     assert run(tmp_path / "copy", TINY, "--", "--touch", "--forceall").returncode == 0
     backbone = {"epochs": 1, "batch_size": 64, "lr": 0.05, "schedule": "one_cycle"}
@@ -329,15 +463,16 @@ def test_results_without_records_of_how_they_were_made_are_not_judged(finished, 
     assert "prepare_dataset" not in would
 
 
-def test_results_of_which_some_have_no_record_are_not_judged(finished, tmp_path):
-    """A seed that was copied here from another machine: it may be of other settings."""
+def test_some_results_without_records_are_refused(finished, tmp_path):
+    """As after a copy of a seed from another machine: its settings are unknown."""
     folder = copy_of(finished, tmp_path)
     for record in (folder / ".snakemake/metadata").iterdir():
         if "/seed1/backbone." in base64.urlsafe_b64decode(record.name).decode():
             record.unlink()
     done = run(folder)
     (line,) = errors(shown(done))
-    assert "how 2 of them (results/tiny/digits/resnet14/seed1/backbone.safetensors, ...) were made" in line
+    assert "how 2 of " in line
+    assert "(results/tiny/digits/resnet14/seed1/backbone.safetensors, ...)" in line
 
 
 def test_without_tracking_the_tables_come_from_the_files(finished, tmp_path):
@@ -356,11 +491,11 @@ def test_a_missing_run_is_named_and_its_cell_logged_again(finished, tmp_path):
     run_id = read_json(folder / runs)["runs"]["method"]["ztw"]
     MlflowClient(f"sqlite:///{folder}/results/tiny/mlflow.db").delete_run(run_id)
     shutil.rmtree(folder / "results/tiny/tables")
-    done = run(folder)
+    done = run(folder, TINY, "--", "aggregate")
     assert done.returncode == 0, done.stdout
-    assert "digits/resnet8/seed0/metrics/ztw.json: no run in MLflow was made from it" in done.stdout
+    assert "digits/resnet8/seed0/metrics/ztw.json: no run in MLflow has this result" in done.stdout
     assert tables(folder) == tables(finished)
-    done = run(folder)
+    done = run(folder, TINY, "--", "aggregate")
     assert "track_cell" in jobs_done(done.stdout)
     assert read_json(folder / runs)["runs"]["method"]["ztw"] != run_id
     assert tables(folder) == tables(finished)
@@ -408,7 +543,7 @@ def test_without_a_core_nothing_is_started(tmp_path, cores):
     assert not (tmp_path / "results").exists()
 
 
-def test_a_missing_config_is_told(tmp_path):
+def test_a_missing_config_is_named(tmp_path):
     failed = run(tmp_path, tmp_path / "none.yaml")
     assert (failed.returncode, failed.stderr) == (1, "")
     assert "none.yaml': No such file or directory" in failed.stdout
@@ -416,7 +551,7 @@ def test_a_missing_config_is_told(tmp_path):
 
 @pytest.mark.parametrize("package", ["snakemake", "psutil", "mlflow"])
 def test_a_package_that_only_the_workflow_needs_is_named(tmp_path, package):
-    """Where ztw was installed without its extra."""
+    """As if ztw was installed without its extra `workflow`."""
     (tmp_path / "sitecustomize.py").write_text(f"import sys\nsys.modules[{package!r}] = None\n")
     failed = subprocess.run(
         command(),
@@ -427,25 +562,30 @@ def test_a_package_that_only_the_workflow_needs_is_named(tmp_path, package):
     )
     assert (failed.returncode, failed.stderr) == (1, "")
     assert failed.stdout == (
-        f"error: the workflow needs {package}, which is missing: pip install 'ztw[workflow]'\n"
+        f"error: the workflow needs the package {package}: pip install 'ztw[workflow]'\n"
     )
 
 
-def test_parts_of_ones_own_with_no_change_in_ztw(tmp_path):
-    """The example runs; an edit of its file runs again what can depend on it."""
-    shutil.copytree(ROOT / "examples", tmp_path / "examples", ignore=shutil.ignore_patterns("__pycache__"))
-    config, plugin = Path("examples/my_parts.yaml"), tmp_path / "examples/my_parts.py"
-    text = (tmp_path / config).read_text().replace("images: 8}", "images: 8, runtimes: [pytorch]}")
-    (tmp_path / config).write_text(text + "tracking: none\n")  # what takes long has tests of its own
-    done = run(tmp_path, config, "--", "aggregate")  # no figures, no report
+def test_a_plugin_runs_in_the_workflow(finished, tmp_path):
+    """Methods with parts of a plugin join a finished study. After an edit, the jobs that can depend on it run again."""
+    folder = copy_of(finished, tmp_path)
+    plugin = folder / "my_parts.py"
+    shutil.copyfile(ROOT / "examples/my_parts.py", plugin)
+    methods = {
+        "sdn-margin": {"ics": "independent", "rule": "margin"},
+        "median-margin": {"ics": "independent", "ensemble": "median", "rule": "margin"},
+    }
+    config = changed_config(
+        folder, plugins=[plugin.name], methods=methods, seeds=[0], ensembles={"sets": {}}, tracking="none"
+    )
+    done = run(folder, config, "--", "aggregate")  # no figures, no report
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("ics independent: a sample that leaves at exits 2 to 3 saves nothing") == 1
-    study = tmp_path / "results/my_parts"
+    study = folder / "results/tiny"
     table = (study / "tables/accuracy_at_budget.csv").read_text()
-    for method in ("sdn-margin", "median-margin"):
+    for method in methods:
         assert f",{method}," in table
         assert method in done.stdout
-    digests = {str(config.with_suffix(".py")): sha256(plugin)}
+    digests = {plugin.name: sha256(plugin)}
     cell = study / "digits/resnet8/seed0"
     for file in ("ensembles/independent/median", "metrics/sdn-margin", "latency"):
         assert read_json(cell / f"{file}.json")["versions"]["plugins"] == digests, file
@@ -453,20 +593,20 @@ def test_parts_of_ones_own_with_no_change_in_ztw(tmp_path):
         "neither backbone nor head is of a plugin"
     )
     plugin.write_text(plugin.read_text() + "# edited\n")
-    again = run(tmp_path, config, "--", "--dry-run")
+    again = run(folder, config, "--", "--dry-run")
     assert again.returncode == 0, again.stdout
     would = set(re.findall(r"^\s*(?:local)?rule (\w+):$", again.stdout, re.M))
     assert {"fit_ensembles", "evaluate", "measure_latency", "aggregate"} <= would
     assert would.isdisjoint({"prepare_dataset", "train_backbone", "train_ics", "predict"})
     plugin.write_text(plugin.read_text().replace("largest[:, 0]", "logits.mean()"))
-    broken = run(tmp_path, config)
+    broken = run(folder, config)
     assert broken.returncode == 1
     assert broken.stdout == "error: rule 'margin': scores depend on the other samples of the batch\n"
 
 
 @pytest.mark.parametrize("config", sorted(ROOT.glob("config/*.yaml")), ids=lambda path: path.name)
 def test_dry_run_of_every_shipped_config(config, tmp_path):
-    """A rule that shares a machine's cores has its threads in Slurm's profile: else it gets four, or waits for ever."""
+    """Every rule with `share_of_cores` also has an entry in the Slurm profile's set-threads."""
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "workflow/Snakefile")]
     command += ["--configfile", str(config), "--cores", "999", "--dry-run"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100)

@@ -1,4 +1,4 @@
-"""The tiny study through the real DAG: what the tests of the workflow share."""
+"""Run the tiny study through the real DAG, for the tests of the workflow."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ import yaml
 
 ROOT = Path(__file__).parent.parent
 TINY = ROOT / "tests/config/tiny.yaml"
-SMALL = ROOT / "tests/faults/tiny.yaml"  # the same with less of everything, for runs by the dozen
+SMALL = ROOT / "tests/faults/tiny.yaml"  # a smaller version, for tests with many runs
 TABLES = [f"results/tiny/tables/{name}" for name in ("accuracy_at_budget.csv", "metrics.csv")] + [
     f"results/tiny/tables/accuracy_at_budget.{kind}" for kind in ("md", "tex")
 ]
 
 
-# A shell's background job is started with SIGINT ignored, which the runs of the tests would inherit
+# In a background job of a shell, SIGINT is ignored, and the runs of the tests would inherit this
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -38,7 +38,7 @@ def tables(folder: Path) -> dict[str, bytes]:
 
 
 def changed_config(folder: Path, **changes) -> Path:
-    """tiny.yaml with some keys changed, under the same name: the same study."""
+    """Write tiny.yaml with some keys changed, under the same name, so that it is the same study."""
     path = folder / "changed" / "tiny.yaml"
     path.parent.mkdir(exist_ok=True)
     path.write_text(yaml.safe_dump({**yaml.safe_load(TINY.read_text()), **changes}, sort_keys=False))
@@ -55,13 +55,13 @@ def shown(done: subprocess.CompletedProcess[str]) -> str:
 
 
 def errors(output: str) -> list[str]:
-    """The lines that tell what went wrong."""
+    """Return the lines of errors."""
     assert "Traceback" not in output, output
     return [line for line in output.splitlines() if line.startswith("error:")]
 
 
 def jobs_done(output: str) -> set[str]:
-    """The rules whose jobs the screen says were done."""
+    """Return the rules of the jobs that are done according to the screen."""
     return {line.split()[1] for line in output.splitlines() if line.startswith("✓")}
 
 
@@ -74,7 +74,7 @@ def wait_for(path: Path, process: subprocess.Popen) -> None:
 
 
 def has_started(logs: Path, rule: str, since: float) -> bool:
-    """Whether a job of a rule has started since then (Unix time); Snakemake removes its log before that."""
+    """Return whether a job of a rule has started after `since` (Unix time), by its new log."""
     found = False
     for log in [*logs.glob(f"{rule}.log"), *logs.glob(f"{rule}/*.log")]:
         with contextlib.suppress(FileNotFoundError):
@@ -83,7 +83,7 @@ def has_started(logs: Path, rule: str, since: float) -> bool:
 
 
 def worker(process: subprocess.Popen, rule: str) -> psutil.Process:
-    """The process of a rule's job, once it is at work."""
+    """Wait for a rule's job to start, and return its process."""
     while True:
         assert process.poll() is None, "the run ended before its worker was found"
         with contextlib.suppress(psutil.Error):

@@ -1,4 +1,4 @@
-"""What the machine gives a run: cores, GPUs, the characters of its terminal, a user with a name and a home."""
+"""Find what the machine gives to a run: cores, GPUs, the terminal's characters, a user name and a home folder."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ PLAIN = {"✓": "+", "±": "+-", "≈": "~", "…": "...", "─": "-", "≥": ">
 
 
 def usable_cores(root: Path = Path("/")) -> int:
-    """Count the cores this process may use: its affinity, less where a control group grants fewer.
+    """Count the cores that this process may use: by its affinity and by the quotas of its control groups.
 
-    `docker run --cpus=2` sets a quota of time and leaves all cores in sight. root: of the file system.
+    `docker run --cpus=2` sets a quota of CPU time, but the process sees all cores. root: the root of the file system.
     """
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
@@ -28,12 +28,12 @@ def usable_cores(root: Path = Path("/")) -> int:
 
 
 def _quotas(root: Path) -> Iterator[float]:
-    """Cores' worth of time that the control groups around this process grant, versions 1 and 2."""
+    """Yield the quotas of the control groups (versions 1 and 2) of this process, in cores."""
     groups = root / "proc/self/cgroup"
     for line in groups.read_text().splitlines() if groups.exists() else ():
         _, controllers, group = line.split(":", 2)
         mounts = ("cpu", controllers) if "cpu" in controllers.split(",") else ("", "unified")
-        # up to the mount: inside a container the group's own name may not be there
+        # also all parents: inside a container, the folder of the group itself may be missing
         for mount, place in product(mounts, (Path(group), *Path(group).parents)):
             folder = root / "sys/fs/cgroup" / mount / str(place).strip("/")
             names = (
@@ -46,9 +46,10 @@ def _quotas(root: Path) -> Iterator[float]:
 
 
 def count_gpus(device: str) -> int:
-    """Count the GPUs for a study's jobs, without importing torch: 0 where it computes on the CPU, 1 where it names one.
+    """Count the GPUs for a study's jobs, without an import of torch.
 
-    Otherwise those that nvidia-smi lists and CUDA_VISIBLE_DEVICES lets through. device: the study's key.
+    0 for the CPU, 1 for a study that names a GPU, else the GPUs that nvidia-smi lists and CUDA_VISIBLE_DEVICES allows.
+    device: the study's key `device`.
     """
     if device not in ("auto", "cuda"):
         return int(device.startswith("cuda:"))
@@ -58,13 +59,13 @@ def count_gpus(device: str) -> int:
         return 0
     there = sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0," * there).split(",")
-    # CUDA ignores what follows an empty or negative entry
+    # CUDA ignores all entries after an empty or negative one
     named = takewhile(lambda name: name and not name.startswith("-"), map(str.strip, visible))
     return min(there, len(list(named)))
 
 
 def use_plain_characters() -> None:
-    """Replace characters that the terminal (or the file) does not have: LANG=C, for instance."""
+    """Replace characters that the encoding of the output lacks, for example with LANG=C."""
 
     def plain(error: UnicodeError) -> tuple[str, int]:
         assert isinstance(error, UnicodeEncodeError)
@@ -77,9 +78,9 @@ def use_plain_characters() -> None:
 
 
 def ensure_user(configured_root: str | None) -> None:
-    """Give the tools what a user without an entry in passwd lacks: a name, and a home folder for their caches.
+    """Set a user name and a home folder if the user has no entry in passwd: some packages need both.
 
-    configured_root: the study's data.root. Raises ZtwError when no place for data sets is given either.
+    Raises ZtwError if the home folder cannot be used and no data root is given. configured_root: the study's data.root.
     """
     try:
         getpass.getuser()

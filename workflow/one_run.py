@@ -1,4 +1,4 @@
-"""One run at a time in a folder, and nothing left of a killed one: processes, locks, half-written files, Slurm jobs."""
+"""Allow one run at a time in a folder, and remove what a killed run left: processes, locks, files, Slurm jobs."""
 
 from __future__ import annotations
 
@@ -16,30 +16,28 @@ from rich.console import Console
 
 from ztw.errors import ZtwError
 
-MARK = "ZTW_RUN"  # in the environment of everything a run starts, so that a later run finds the orphans
-OF_OTHERS = {"checkpoints", "mlflow-artifacts"}  # folders in a study that Snakemake knows nothing of
+MARK = "ZTW_RUN"  # environment variable of all processes of a run, by which the next run finds them
+OF_OTHERS = {"checkpoints", "mlflow-artifacts"}  # folders of a study without outputs of Snakemake
 SCRATCH = re.compile(r"\..+\.\d+(-journal|-wal|-shm)?")
 
 
 @contextlib.contextmanager
 def only_run(console: Console) -> Iterator[None]:
-    """Hold the folder's lock; clear what a killed run left. Raises ZtwError where another run is alive."""
+    """Hold the folder's lock, and remove what a killed run left. Raises ZtwError if another run is active."""
     Path("results").mkdir(exist_ok=True)
     with open("results/.lock", "a+") as lock:
         lock.seek(0)
         holder = lock.read().strip()
-        another = ZtwError(
-            f"another run is at work in this folder (process {holder}); wait for it or stop it"
-        )
+        another = ZtwError(f"another run uses this folder (process {holder}); wait for it or stop it")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise another from error
         except OSError as error:  # Lustre without -o flock, some network file systems
-            if holder in map(str, _at_work_here("reproduce.py")):
+            if holder in map(str, _processes_here("reproduce.py")):
                 raise another from error
             console.print(
-                f"[bold yellow]warning:[/] results/.lock: no file locks here ({error.strerror});"
+                f"[bold yellow]warning:[/] results/.lock: the file system has no locks ({error.strerror});"
                 " do not start a second run in this folder from another machine",
                 soft_wrap=True,
             )
@@ -51,8 +49,8 @@ def only_run(console: Console) -> Iterator[None]:
         yield
 
 
-def _at_work_here(program: str) -> Iterator[int]:
-    """Find the other processes of this machine that run a program in this folder."""
+def _processes_here(program: str) -> Iterator[int]:
+    """Yield the other processes of this machine that run a program in this folder."""
     import psutil
 
     for process in psutil.process_iter():
@@ -63,7 +61,7 @@ def _at_work_here(program: str) -> Iterator[int]:
 
 
 def stop_orphans() -> None:
-    """Stop what a killed run of this folder left running."""
+    """Kill the processes that a killed run of this folder left."""
     import psutil
 
     orphans = []
@@ -76,46 +74,47 @@ def stop_orphans() -> None:
 
 
 def clear_stale_lock() -> None:
-    """Remove the lock of a Snakemake that was killed; raises ZtwError where one is at work in this folder."""
+    """Remove the lock of a killed Snakemake. Raises ZtwError if a Snakemake is running in this folder."""
     if any(Path(".snakemake/locks").glob("*")):
-        for process in _at_work_here("snakemake"):
-            raise ZtwError(f"a snakemake run is at work in this folder (process {process}); wait for it")
+        for process in _processes_here("snakemake"):
+            raise ZtwError(f"a snakemake run uses this folder (process {process}); wait for it")
         shutil.rmtree(".snakemake/locks")
 
 
 def check_known(study: Path) -> None:
-    """Raise ZtwError where Snakemake has no record of how a result was made (or was being made, by a killed run).
+    """Raise ZtwError if Snakemake has no record of a result; a marker of an unfinished job counts as a record.
 
-    It would compare the times of files only: take results of other settings, and compute a copy with new times again.
+    Without records, Snakemake compares only the times of files: it would accept results of other settings, and compute
+    copied results again.
     """
     results = [str(path) for path in study.rglob("*.safetensors") if OF_OTHERS.isdisjoint(path.parts)]
-    known = set()  # paths of results in base64, long ones in parts that start with @
+    known = set()  # paths of results in base64; Snakemake splits long ones into parts that start with @
     for folder in (Path(".snakemake/metadata"), Path(".snakemake/incomplete")):
         known |= {re.sub("[/@]", "", str(path.relative_to(folder))) for path in folder.rglob("*")}
     unknown = sorted(path for path in results if urlsafe_b64encode(os.fsencode(path)).decode() not in known)
     if unknown:
-        which = "they" if len(unknown) == len(results) else f"{len(unknown)} of them ({unknown[0]}, ...)"
+        which = f"{len(unknown)} of {len(results)} results ({unknown[0]}, ...)"
         raise ZtwError(
-            f"{study}: holds results, but .snakemake/ in this folder has no record of how {which} were made; copy"
-            " .snakemake along with results, or move these results away to compute them again, or accept them"
-            " unchecked: the same command with `-- --touch --forceall`"
+            f"{study}: .snakemake/ has no record of how {which} were made; copy .snakemake/ together with the results,"
+            " or move the results away to compute them again, or use them unchecked by the same command with"
+            " `-- --touch --forceall`"
         )
 
 
 def remove_scratch(study: Path) -> None:
-    """Remove half-written files of a killed run: .NAME.PROCESS of `ztw.files.atomic`, and SQLite's journals."""
+    """Remove incomplete files of a killed run: .NAME.PROCESS of `ztw.files.atomic`, and SQLite's journals of these."""
     for path in study.rglob(".*"):
         if SCRATCH.fullmatch(path.name):
             path.unlink()
 
 
 def cancel_cluster_jobs(events: Path) -> None:
-    """Cancel the Slurm jobs that the last run left, by its events: two runs must not write the same files.
+    """Cancel the Slurm jobs of the last run, found in its events, because two runs must not write the same files.
 
-    Raises ZtwError where Slurm does not do it.
+    Raises ZtwError if Slurm does not cancel them.
     """
-    said = events.read_text(errors="replace") if shutil.which("scancel") and events.exists() else ""
-    for run in re.findall(r'"SLURM run ID: ([^\s"]+)"', said):
+    text = events.read_text(errors="replace") if shutil.which("scancel") and events.exists() else ""
+    for run in re.findall(r'"SLURM run ID: ([^\s"]+)"', text):
         command = ["scancel", "--name", run]
         try:
             subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)

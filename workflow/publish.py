@@ -3,10 +3,10 @@
 usage: python workflow/publish.py CONFIG [--machine TEXT] [--logits SET ...]
        python workflow/publish.py FOLDER
 
-A published study is the union of its cells. CONFIG: adds the cells that results/<study> has, or replaces them, and
-makes tables and figures. FOLDER: makes those of a published study again, after cells were copied into it.
---machine: what the cells were computed on. --logits: IC sets whose predictions for validation and test images are
-published for the first seed.
+CONFIG: add the finished cells of results/<study> to results/reference/<study>, or replace them there, and make its
+tables and figures. FOLDER: make the tables and figures of a published study again, after you copied cells into it.
+--machine: the hardware that computed the cells. --logits: IC sets; publish their predictions for validation and test
+images of the first seed.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ from ztw.study.settings import Study
 
 
 def publish(config: Path, target: Path, machine: str, logits: list[str]) -> None:
-    """Publish the finished cells of a study in a folder, beside the cells that are there, and make its tables.
+    """Add the finished cells of a study to a published study, and make its tables.
 
     Raises:
-        ZtwError: when nothing is finished, when a published file would be lost, and when a cell was computed with
-            other settings than the study has. Nothing changes then.
+        ZtwError: if nothing is finished, a published file would be lost, or a cell was computed with other settings
+            than the study's file has. The published study then stays as it is.
     """
     study, run = check_study(read_config(config)), Layout(Path("results") / study_name(config))
     finished = _methods(_results(study, run))
     if not finished:
-        raise ZtwError(f"{run.folder}: nothing of the study is finished; run make reproduce first")
+        raise ZtwError(f"{run.folder}: no cell is finished; run make reproduce first")
     with _changed(target) as made:
         for cell, methods in finished.items():
             before = [file for file in sorted(made.cell(cell).rglob("*")) if file.is_file()]
@@ -58,25 +58,26 @@ def publish(config: Path, target: Path, machine: str, logits: list[str]) -> None
                 publish_logits(study, run, cell, ics, made)
             if lost := [file for file in before if not file.exists()]:
                 raise ZtwError(
-                    f"{lost[0]}: is published and would be lost, {run.folder} does not have it; finish the run,"
-                    " give --logits for predictions, or delete the file first"
+                    f"{lost[0]}: is published, but {run.folder} does not have it; finish the run, give --logits for"
+                    " predictions, or delete the published file first"
                 )
         shutil.copyfile(config, made.config)
         make_tables(made)
         made.table("pipeline").unlink(missing_ok=True)
+        # only if one run computed all cells
         if finished.keys() == _methods(_results(study, made)).keys() and run.table("pipeline").is_file():
-            shutil.copyfile(run.table("pipeline"), made.table("pipeline"))  # all cells are of one run
+            shutil.copyfile(run.table("pipeline"), made.table("pipeline"))
 
 
 def rebuild(folder: Path) -> None:
-    """Make the tables and figures of a published study again, from its cells; nothing changes where that fails."""
+    """Make the tables and figures of a published study again. If that fails, nothing changes."""
     with _changed(folder) as made:
         make_tables(made)
 
 
 @contextmanager
 def _changed(folder: Path) -> Iterator[Layout]:
-    """Give a copy of a folder, which takes the folder's place when the block ends well."""
+    """Yield a copy of a folder, and replace the folder by the copy if the block succeeds."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
         made = Path(scratch, folder.name)
@@ -91,7 +92,7 @@ def _changed(folder: Path) -> Iterator[Layout]:
 
 
 def _results(study: Study, layout: Layout, partial: bool = True) -> list[tuple[Cell, str]]:
-    """List every cell with every method; partial: those that have results."""
+    """List every cell with every method; partial: only pairs with results."""
     cells = [Cell(*names, seed) for names in study.cells for seed in study.seeds]
     return results_of(layout, cells, tuple(study.methods), partial)
 
@@ -102,7 +103,7 @@ def _methods(results: list[tuple[Cell, str]]) -> dict[Cell, list[str]]:
 
 
 def make_tables(made: Layout) -> None:
-    """Write the tables and figures of all cells that are there, the times of the first seed that has some."""
+    """Write the tables and figures of all published cells, with the times of the first seed that was timed."""
     study = check_study(read_config(made.config))
     methods, evaluation = tuple(study.methods), study.evaluation
     found = _checked(study, made)
@@ -123,26 +124,28 @@ def make_tables(made: Layout) -> None:
             timed=(dataset, arch) in timed,
         )
         plot_figures(Job(made), figure_title(dataset, arch), drawn, partial=True)
-    # git vouches for files
+    # no seals of published files, because git has their hashes
     for file in [*made.folder.rglob(".*.sha256"), *made.folder.glob("figures/*.pdf")]:
         file.unlink()
 
 
 def _checked(study: Study, made: Layout) -> dict[Cell, list[str]]:
-    """Return the cells that are there with their methods, if the study names all and has their settings."""
+    """Return the published cells and their methods. Raise ZtwError if the study lacks one or has other settings."""
     every, found = _results(study, made, partial=False), _results(study, made)
     if others := set(made.folder.rglob("metrics/*.json")) - {made.metrics(*result) for result in every}:
-        raise ZtwError(f"{min(others)}: {made.config} does not name it; publish with a CONFIG that does")
+        raise ZtwError(
+            f"{min(others)}: {made.config} lacks its cell or method; publish with a CONFIG that has both"
+        )
     for cell, methods in _methods(found).items():
         was = check_study(read_config(made.cell_config(cell)))
         check_recipe(recipe(was, made, cell, methods), recipe(study, made, cell, methods))
     for cell, methods in _methods([result for result in every if result not in found]).items():
-        print(f"{cell}: no results of {', '.join(methods)}; n is smaller")
+        print(f"{cell}: no results of {', '.join(methods)}; their n is smaller")
     return _methods(found)
 
 
 def main() -> int:
-    """Publish or rebuild; returns the exit status."""
+    """Publish or rebuild a study; return the exit status."""
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=form, usage=argparse.SUPPRESS)
     parser.add_argument("study", type=Path, metavar="CONFIG | FOLDER")

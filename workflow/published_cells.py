@@ -1,4 +1,4 @@
-"""Copy a finished cell into a published study, and check the settings that it was computed with."""
+"""Copy a finished cell into a published study, and check the cell's settings."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ztw.errors import ZtwError
-from ztw.evaluation.published_logits import write_published
+from ztw.evaluation.prediction_files import ExitTimes, write_predictions
 from ztw.evaluation.saving import load
 from ztw.exits.logits import read_predictions
 from ztw.files import check_seal, read_json, sha256, write_json
@@ -20,27 +20,35 @@ from ztw.study.layout import Cell, Layout, metadata
 from ztw.study.provenance import code_version
 from ztw.study.settings import Study
 
-# Of a method's curves: what a figure or another choice of thresholds needs
+# Columns of a method's curves that are published: enough for figures and for other choices of thresholds
 NAMES = ["dataset", "arch", "seed", "method", "split"]
 NUMBERS = {"parameter": "float64", "accuracy": "float32", "relative_cost": "float32"}
 Recipe = dict[Path, dict[str, Any]]
 
 
 def recipe(study: Study, layout: Layout, cell: Cell, methods: list[str]) -> Recipe:
-    """Return the settings that decide a cell's numbers, by the file that records them: its config, or a result."""
+    """Return the settings that a cell's results depend on, as file that records them -> settings."""
     found: Recipe = {}
     for method, row in study.methods.items():
-        home = cell.with_arch(row.static or cell.arch)
+        home = cell.with_arch(row.static if row.static and not study.logits else cell.arch)
         sections = study.backbones.get((home.dataset, home.arch))
         if method not in methods or sections is None:
             continue
         images = sections.data.model_dump(mode="json", exclude={"root"})
-        images["image_folders"] = images["image_folders"].get(cell.dataset, {}).get("size")  # wherever it is
+        # without the path, which differs between machines
+        images["image_folders"] = images["image_folders"].get(cell.dataset, {}).get("size")
         found[layout.cell_config(home)] = images | study.evaluation.model_dump(mode="json")
         found[layout.metrics(cell, method)] = row.model_dump(mode="json")
-        found[metadata(layout.backbone(home))] = sections.backbone.model_dump(mode="json")
-        if row.ics:
-            found[metadata(layout.ics(cell, row.ics))] = sections.ics.sets[row.ics].model_dump(mode="json")
+        if study.logits:
+            of_set = row.static or row.ics
+            file = metadata(layout.predictions(cell, of_set, "test"))
+            found[file] = study.logits.sets[of_set].model_dump(mode="json", exclude={"path"})
+        else:
+            found[metadata(layout.backbone(home))] = sections.backbone.model_dump(mode="json")
+            if row.ics:
+                found[metadata(layout.ics(cell, row.ics))] = sections.ics.sets[row.ics].model_dump(
+                    mode="json"
+                )
         if row.ensemble:
             file = metadata(layout.ensemble(cell, row.ics, row.ensemble))
             found[file] = study.ensembles.sets[row.ensemble].model_dump(mode="json")
@@ -48,7 +56,7 @@ def recipe(study: Study, layout: Layout, cell: Cell, methods: list[str]) -> Reci
 
 
 def check_recipe(had: Recipe, wanted: Recipe) -> None:
-    """Raise ZtwError when a cell was computed with other settings than the study has."""
+    """Raise ZtwError if a cell was computed with other settings (`had`) than the study has (`wanted`)."""
     for file, settings in wanted.items():
         for name, value in settings.items():
             if (was := had.get(file, {}).get(name)) != value:
@@ -56,10 +64,10 @@ def check_recipe(had: Recipe, wanted: Recipe) -> None:
 
 
 def publish_cell(study: Study, run: Layout, cell: Cell, methods: list[str], target: Layout) -> dict[str, Any]:
-    """Copy what tables and figures are made of; returns where the numbers come from.
+    """Copy the files of a cell that tables and figures need, and return the cell's provenance.
 
-    Names of machines become digests. trainings: on what and with what each network was trained, and for how long; IC
-    sets that were trained alike share a pass and its seconds.
+    The provenance: versions; "trainings", the hardware, software and seconds of each network's training (IC sets with
+    the same recipe share a pass and its seconds); and the SHA-256 of the logits. Names of machines become digests.
     """
     wanted = recipe(study, run, cell, methods)
     results = {file: read_json(file) for file in sorted(wanted) if file.suffix == ".json" and file.is_file()}
@@ -84,6 +92,7 @@ def publish_cell(study: Study, run: Layout, cell: Cell, methods: list[str], targ
     return {
         "versions": metrics["versions"],
         "trainings": {str(file.relative_to(run.folder)): _training(own) for file, own in trained.items()},
+        "origins": {result["ics"]: result["origin"] for result in results.values() if "base_cost" in result},
         "logits_sha256": {str(file.relative_to(run.folder)): sha256(file) for file in logits},
     }
 
@@ -97,7 +106,7 @@ def _training(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _publish_curves(source: Path, path: Path) -> None:
-    """Write the first bytes of all numbers together, then their second ones: that is a third smaller."""
+    """Write a method's curves with split byte streams, which makes the file a third smaller."""
     path.parent.mkdir(exist_ok=True)
     rows = read_curves([source])[[*NAMES, *NUMBERS]].drop_duplicates().astype(NUMBERS)
     together: Any = {"use_dictionary": NAMES, "column_encoding": dict.fromkeys(NUMBERS, "BYTE_STREAM_SPLIT")}
@@ -105,7 +114,7 @@ def _publish_curves(source: Path, path: Path) -> None:
 
 
 def provenance(run: Layout, machine: str) -> dict[str, Any]:
-    """Return when, where and by what code a run is published; seconds: of its jobs, by rule."""
+    """Return date, machine and version of the code at publishing, and the seconds of the run's jobs by rule."""
     pipeline = run.table("pipeline")
     rows = read_rows(pipeline) if pipeline.is_file() else []
     seconds = {row["rule"]: round(float(row["seconds"])) for row in rows}
@@ -118,7 +127,14 @@ def publish_logits(study: Study, run: Layout, cell: Cell, ics: str, target: Layo
     method = next((name for name, row in study.methods.items() if row.ics == ics), None)
     if method is None:
         raise ZtwError(f"--logits {ics}: no method of the study has that IC set")
-    network, _ = load(run.network(cell, method).parent)
-    network.ensemble = None  # what the single exits cost
-    parts = {part: read_predictions(run.predictions(cell, ics, part)) for part in ("validation", "test")}
-    write_published(target.published_predictions(cell, ics), parts, macs(network), macs(network.backbone))
+    about: dict[str, Any]
+    if study.logits:
+        saved = read_json(metadata(run.predictions(cell, ics, "test")))
+        about = {"cost": saved["cost"], "base_cost": saved["base_cost"], "origin": saved["origin"]["note"]}
+        about["times"] = [ExitTimes(**times) for times in saved["times"]]
+    else:
+        network, _ = load(run.network(cell, method).parent)
+        network.ensemble = None  # what the single exits cost
+        about = {"cost": macs(network), "base_cost": macs(network.backbone)}
+    validation, test = (read_predictions(run.predictions(cell, ics, part)) for part in ("validation", "test"))
+    write_predictions(target.published_predictions(cell, ics), validation, test, **about, half=True)

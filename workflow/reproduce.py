@@ -1,4 +1,4 @@
-"""Run a study with Snakemake: one line per job on the screen, Snakemake's own words in a log, the table at the end.
+"""Run a study with Snakemake: one line per job on the screen, Snakemake's output in a log, the table at the end.
 
 usage: python workflow/reproduce.py [CONFIG] [--cores N | --profile NAME_OR_FOLDER] [-- SNAKEMAKE ARGUMENTS]
 """
@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent)]  # its neighbours, and ztw itself
+sys.path[:0] = [str(HERE), str(HERE.parent)]  # for the modules of this folder, and ztw
 from machine import count_gpus, ensure_user, usable_cores, use_plain_characters
 from one_run import check_known, only_run, remove_scratch
 from screen import show_results, undelivered
@@ -31,18 +31,18 @@ from ztw.study.environment import search_path, settings_of_others
 from ztw.study.layout import Layout
 from ztw.study.settings import Study
 
-# Arguments with which Snakemake computes nothing: its output goes to the screen. -np is two flags of one letter.
+# Arguments with which Snakemake computes nothing, so that its output goes to the screen. -np stands for -n -p.
 QUESTION = re.compile(
     "-(?=.*[nlSDhv])[nFfkptlSDhv]+"
     "|--(dry-?run|lint|list.*|lt|summary|detailed-summary|rulegraph|filegraph|d3dag|dag|report|containerize"
     "|unlock|delete-all-output|help|version)(=.*)?"
 )
-# All of Snakemake's but "code", which goes by the time of a script, new in a clone; params hold a digest of the code.
+# All of Snakemake's triggers but "code": a script has a new time in every clone, and params have a digest of the code.
 TRIGGERS = ("input", "mtime", "params", "software-env")
 
 
 def main() -> int:
-    """Run the study; returns the exit status."""
+    """Run the study; return the exit status."""
     clear_environment()
     use_plain_characters()
     arguments, extra = read_arguments(sys.argv[1:])
@@ -55,7 +55,9 @@ def main() -> int:
         if any(map(QUESTION.fullmatch, extra)):
             return subprocess.run([*command, *extra], check=False).returncode
         if any(argument.startswith("--logger") for argument in extra):
-            raise ZtwError("--logger: the screen needs Snakemake's logger plugin ztw; no other can be chosen")
+            raise ZtwError(
+                "--logger: cannot be set, because the screen needs the logger plugin ztw; leave it out"
+            )
         folder = Path("results") / study_name(arguments.config)
         with only_run(console):
             remove_scratch(folder)
@@ -63,9 +65,9 @@ def main() -> int:
                 check_known(folder)
             check_plugins(study)
             for runs in undelivered(folder):
-                runs.unlink()  # missing, the cell is logged again
-            if study.tracking == "sqlite" and (said := prepare(Layout(folder).database)):
-                console.print(f"note: {said}", soft_wrap=True, markup=False)
+                runs.unlink()  # Snakemake then logs the cell again
+            if study.tracking == "sqlite" and (done := prepare(Layout(folder).database)):
+                console.print(f"note: {done}", soft_wrap=True, markup=False)
             status = run_snakemake([*command, "--logger=ztw", *extra], folder, console)
         if status == 0:
             show_results(console, folder, study.tracking, arguments.config)
@@ -76,9 +78,9 @@ def main() -> int:
 
 
 def clear_environment() -> None:
-    """Start this process again without variables of other work, some of which Python has read already.
+    """Start this process again without the variables that could change results: Python has already read some of them.
 
-    What it starts imports the ztw beside it, even where the environment has another.
+    Then set PYTHONPATH, so that child processes import the ztw of this folder and no other.
     """
     if ignored := settings_of_others(os.environ):
         kept = {name: value for name, value in os.environ.items() if name not in ignored}
@@ -87,21 +89,21 @@ def clear_environment() -> None:
 
 
 def read_arguments(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Split the command line into arguments of this program and, after `--`, those of Snakemake."""
+    """Split the command line into this program's arguments and Snakemake's, which follow `--`."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, usage=argparse.SUPPRESS
     )
     parser.add_argument("config", nargs="?", default="config/quick.yaml")
     parser.add_argument("--cores", type=cores, default=usable_cores())
     parser.add_argument(
-        "--profile", help="slurm, or a folder: run the jobs with that Snakemake profile's executor"
+        "--profile", help="Snakemake profile whose executor runs the jobs: slurm, kubernetes or a folder"
     )
     split = words.index("--") if "--" in words else len(words)
     return parser.parse_args(words[:split]), words[split + 1 :]
 
 
 def cores(text: str) -> int:
-    """Check a number of cores; without any, Snakemake would wait for ever. Raises ArgumentTypeError."""
+    """Read a number of cores. Raises ArgumentTypeError for 0, with which Snakemake would wait forever."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} must be a whole number >= 1")
     return int(text)
@@ -117,19 +119,19 @@ def read_study(path: str) -> Study:
 
 
 def check_installation(tracking: str) -> None:
-    """Raise ZtwError where Snakemake could not start a job, or a package is missing that only the workflow needs."""
-    if re.search(r"[^\w/.+@,=~%-]", sys.executable):  # Snakemake gives it to a shell unquoted
+    """Raise ZtwError if Snakemake could not start jobs, or a package is missing that only the workflow needs."""
+    if re.search(r"[^\w/.+@,=~%-]", sys.executable):  # Snakemake passes the path to a shell without quotes
         raise ZtwError(
-            f"{sys.executable!r}: the path of this Python has a space or another character that shells read as"
-            " more than a letter; move it (.venv is in the folder of the Makefile)"
+            f"{sys.executable!r}: the path of this Python has a space or another character that shells treat specially;"
+            " move it (.venv is in the folder of the Makefile)"
         )
     for package in ("snakemake", "psutil", *(["mlflow"] if tracking != "none" else [])):
         if find_spec(package) is None:
-            raise ZtwError(f"the workflow needs {package}, which is missing: pip install 'ztw[workflow]'")
+            raise ZtwError(f"the workflow needs the package {package}: pip install 'ztw[workflow]'")
 
 
 def check_plugins(study: Study) -> None:
-    """Raise ZtwError where a part of the user's own breaks its contract, before anything trains."""
+    """Raise ZtwError, before any training, if a part of a plugin breaks its contract."""
     if study.plugins:
         from ztw.testing import check_registered  # imports torch
 
@@ -138,10 +140,10 @@ def check_plugins(study: Study) -> None:
 
 def snakemake_command(arguments: argparse.Namespace, device: str) -> list[str]:
     """Build Snakemake's command line: for a profile's executor, or for the cores and GPUs of this machine."""
-    # -P: import no module from this folder
+    # -P: import no module from the current folder
     command = [sys.executable, "-Pm", "snakemake", "--snakefile", str(HERE / "Snakefile")]
     command += ["--configfile", arguments.config]
-    # for every profile: a changed setting runs a job again, a copied file does not
+    # With every profile, a changed setting runs a job again and a copied file does not
     command += ["--rerun-triggers", *TRIGGERS, "--max-checksum-file-size", "1GB"]
     if arguments.profile is not None:
         return [*command, "--workflow-profile", str(profile_folder(arguments.profile)), "--rerun-incomplete"]
@@ -152,12 +154,12 @@ def snakemake_command(arguments: argparse.Namespace, device: str) -> list[str]:
 
 
 def profile_folder(profile: str) -> Path:
-    """Find the folder of a profile: one of ours by its name, or any; raises ZtwError where there is none."""
+    """Return the folder of a profile: the name of a profile of ztw, or any folder. Raises ZtwError if there is none."""
     ours = sorted(path.parent.name for path in HERE.glob("profiles/*/config.yaml"))
     folder = HERE / "profiles" / profile if profile in ours else Path(profile)
     if not any(folder.glob("config*.yaml")):
         raise ZtwError(
-            f"PROFILE={profile}: no folder with a config.yaml; allowed: {', '.join(ours)}, or a folder"
+            f"PROFILE={profile}: is unknown; known: {', '.join(ours)}, or a folder with a config.yaml"
         )
     return folder
 

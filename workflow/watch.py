@@ -1,4 +1,4 @@
-"""Snakemake as a child process: started, shown while it runs, and stopped with everything that it has started."""
+"""Run Snakemake as a child process, show it while it runs, and stop it with all its own processes."""
 
 from __future__ import annotations
 
@@ -15,32 +15,31 @@ from screen import Screen
 
 from ztw.errors import ZtwError
 
-PATIENCE = 60.0  # seconds that a run has to stop in: checkpoints are written, a cluster cancels its jobs
-LOGGER = Path(__file__).parent.absolute() / "logger"  # where Snakemake finds its logger plugin
+PATIENCE = 60.0  # seconds that a run has to stop: it writes checkpoints and cancels jobs of a cluster
+LOGGER = Path(__file__).parent.absolute() / "logger"  # folder of Snakemake's logger plugin
 
 
 def run_snakemake(command: list[str], study: Path, console: Console) -> int:
-    """Run Snakemake, show its jobs, and write the report where a table or figure is new; returns the exit status."""
+    """Run Snakemake, show its jobs, and write the report if a table or figure is new; return the exit status."""
     logs = study / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     screen = Screen(console, logs)
     cancel_cluster_jobs(screen.events)
     screen.events.write_text("")
     screen.log.write_text("")
-    for ends in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(ends, signal.default_int_handler)
+    for sent in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(sent, signal.default_int_handler)
     try:
         with screen.live:
             status = _watch(command, screen)
             if status == 0 and report_is_old(study):
                 status = _watch([*command, "--report", str(study / "report.html")], screen)
     except KeyboardInterrupt:
-        with contextlib.suppress(OSError, SystemExit):  # the terminal may be what has ended
+        with contextlib.suppress(OSError, SystemExit):  # the terminal may be closed
             console.print("stopped; finished work is kept, the same command resumes")
         return 130
     finally:
-        # where that fails, after a Snakemake that had to be killed, the next call tries again
-        with contextlib.suppress(ZtwError):
+        with contextlib.suppress(ZtwError):  # the next call tries again
             cancel_cluster_jobs(screen.events)
     if status:
         screen.explain_failure()
@@ -48,7 +47,7 @@ def run_snakemake(command: list[str], study: Path, console: Console) -> int:
 
 
 def _watch(command: list[str], screen: Screen) -> int:
-    """Run Snakemake in a process group of its own and show its jobs; returns its exit status."""
+    """Run Snakemake in a process group of its own and show its jobs; return its exit status."""
     path = f"{LOGGER}{os.pathsep}{os.environ['PYTHONPATH']}"
     own = {"ZTW_MIRROR": "1", MARK: os.getcwd(), "ZTW_EVENTS": str(screen.events), "PYTHONPATH": path}
     with screen.log.open("a") as log:
@@ -62,11 +61,12 @@ def _watch(command: list[str], screen: Screen) -> int:
         screen.update()
         return process.returncode
     finally:
-        stop(process)  # nothing computes on without its screen: Ctrl-C, `reproduce | head`, a closed terminal
+        # no job continues without the screen: after Ctrl-C, `reproduce | head`, a closed terminal
+        stop(process)
 
 
 def stop(process: subprocess.Popen) -> None:
-    """Stop a process group that is still at work: politely, after some time or at a second Ctrl-C by force."""
+    """Interrupt a process group; kill it if it does not end in time, or at a second Ctrl-C."""
     for sent in (signal.SIGINT, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired, KeyboardInterrupt):
             if process.poll() is None:
@@ -75,7 +75,7 @@ def stop(process: subprocess.Popen) -> None:
 
 
 def report_is_old(study: Path) -> bool:
-    """Whether a table or figure is newer than the report that shows it."""
+    """Return whether a table or figure is newer than the report."""
     report = study / "report.html"
     written = report.stat().st_mtime_ns if report.exists() else 0
     shown = [*study.glob("tables/*"), *study.glob("figures/*")]

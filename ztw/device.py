@@ -1,4 +1,4 @@
-"""The device, precision, memory and reproducibility of a computation."""
+"""Choose the device, precision and memory settings of a computation, and make it reproducible."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PRECISIONS = ("auto", "bf16", "fp32")
 
 
 def check_default_dtype() -> None:
-    """Raise ZtwError unless PyTorch's default dtype is float32, in which all networks here compute."""
+    """Raise ZtwError unless PyTorch's default dtype is float32: all networks here are float32."""
     if (found := torch.get_default_dtype()) != torch.float32:
         raise ZtwError(
             f"PyTorch's default dtype is {found}, must be torch.float32; call torch.set_default_dtype(torch.float32)"
@@ -88,7 +88,7 @@ def _locked(gpu: str) -> IO[str] | None:
         import fcntl
 
         folder.mkdir(mode=0o700, exist_ok=True)
-        # refuse a folder that another user has put there
+        # refuse a folder that another user has created
         if folder.is_symlink() or folder.stat().st_uid != os.getuid():
             return None
         file = (folder / "".join(char if char.isalnum() else "-" for char in gpu)).open("a")
@@ -103,7 +103,7 @@ def _locked(gpu: str) -> IO[str] | None:
 
 
 def bf16_pays(device: torch.device) -> bool:
-    """Return whether the device computes faster in bfloat16 than in float32. Emulated bfloat16 is slower."""
+    """Return whether the device computes faster in bfloat16 than in float32. Emulation is slower."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type == "cpu":
@@ -130,9 +130,9 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 def keep_freed_memory() -> bool:
     """Let the C library (glibc) keep freed memory for reuse, instead of returning it to the system.
 
-    Every layer allocates and frees activations. Memory that returns from the system arrives page by page and zeroed:
-    27,000 page faults in a training step of MobileNet on a CPU, 7 to 10 % of its time. Use it in a process that
-    computes on its main thread. Such a process holds slightly more than its peak memory until it ends.
+    Every layer allocates and frees activations. The system gives memory page by page and fills it with zeros: 27,000
+    page faults in a training step of MobileNet on a CPU, 7 to 10 % of its time. Use this function in a process that
+    computes on its main thread. The process then holds its peak memory, or slightly more, until it ends.
 
     Returns:
         Whether the C library accepted the setting; False with another allocator than glibc's.
@@ -147,12 +147,12 @@ def keep_freed_memory() -> bool:
 def make_reproducible(threads: int) -> None:
     """Set the number of threads, and use deterministic algorithms where PyTorch has them.
 
-    Both fix the order of summation, so a repeated job computes the same numbers.
+    Both fix the order of sums, so that a repeated job computes the same numbers.
     """
     torch.set_num_threads(threads)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
-    # filling uninitialised memory, the default here, takes 7 % of a training step on a CPU and 10 % of an inference
+    # deterministic mode fills uninitialised memory by default: 7 % of a training step on a CPU, 10 % of an inference
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 

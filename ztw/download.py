@@ -18,7 +18,7 @@ from ztw.files import open_locked
 from ztw.files import sha256 as digest
 from ztw.progress import Report
 
-TIMEOUT = 30.0  # seconds without a response
+TIMEOUT = 30.0  # longest wait for a response, in seconds
 CHUNK = 1 << 20  # bytes
 
 
@@ -101,7 +101,7 @@ def _request(url: str, start: int) -> Any:
         error.close()
         if error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE or not start:
             raise
-        return _request(url, 0)  # the server has nothing beyond `start`: request the complete file
+        return _request(url, 0)  # the server's file is not longer than `start`: request the complete file
 
 
 def _check(part: Path, url: str, expected: str | None) -> None:

@@ -1,4 +1,4 @@
-"""The exception for errors that a user can fix, and helpers for its messages."""
+"""Define the exception for errors that a user can fix, and helpers for its messages."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from numbers import Real
 from typing import Any, TypeGuard
 
-# user name and password of a URI, also where the password holds an unescaped / or @; and secrets in its query
+# User name and password of a URI, even if the password has an unescaped / or @; and secrets in the URI's query
 USER = re.compile(r"(?<=://)(?:[^\s/:@]+:(?!\d+[/?])\S*|[^\s/]+)@")
 SECRETS = re.compile(r"(?i)(?<=[?&])([^\s=&]*(?:password|passwd|pwd|secret|token)[^\s=&]*)=[^\s&]*")
 
@@ -24,12 +24,12 @@ class ZtwError(ValueError):
 
 
 def unknown(what: str, name: object, known: Iterable[str]) -> ZtwError:
-    """Return the error for a name that is not in a table. It lists the known names."""
+    """Return the error for an unknown name. Its message lists the known names."""
     return ZtwError(f"unknown {what} {name!r}; known: {', '.join(known)}")
 
 
 def is_number(value: Any) -> TypeGuard[float]:
-    """Whether a value is a real number, numpy's too; True and False are not."""
+    """Return whether a value is a real number, numpy's included; True and False are not."""
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
@@ -39,7 +39,7 @@ def dotted(keys: Iterable[object]) -> str:
 
 
 def reason(error: BaseException, *named: object) -> str:
-    """Describe in one line why something failed, without the paths and URLs (`named`) that its message names."""
+    """Describe an error in one line, without the paths and URLs `named`, which the caller's message already has."""
     if isinstance(cause := getattr(error, "reason", None), OSError):  # urllib wraps the cause
         return reason(cause, *named)
     text, names = " ".join(str(error).split()), [str(name) for name in named]

@@ -1,4 +1,4 @@
-"""Atomic writes of files, and SHA-256 seals that jobs check when they read. Imports no torch."""
+"""Write files atomically, with SHA-256 seals that jobs check when they read the files. Imports no torch."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ LEFT_BEHIND = frozenset(
 
 
 def is_left_behind(name: str) -> bool:
-    """Return whether an operating system creates files or folders of this name (macOS: `._` before a name)."""
+    """Return whether operating systems create files or folders of this name (macOS: `._` before a name)."""
     return name.casefold() in LEFT_BEHIND or name.startswith("._")
 
 
 def leads_back(link: os.DirEntry[str]) -> bool:
-    """Whether a symbolic link's target is a folder that holds the link."""
+    """Return whether a symbolic link points to a folder that holds the link."""
     holder = os.path.realpath(os.path.dirname(link.path)) + os.sep
     return holder.startswith(os.path.realpath(link.path) + os.sep)
 
@@ -62,7 +62,7 @@ def sealed(path: Path | str) -> Iterator[Path]:
 
 @contextmanager
 def open_locked(path: Path, report: Report) -> Iterator[IO[bytes]]:
-    """Open a file for appending, once no other process holds its lock. An empty file is deleted at the end.
+    """Open a file for appending, as soon as no other process holds its lock; delete it at the end if it is empty.
 
     Without file locks (Windows, some network file systems), `report` receives a Note and nothing is locked.
     """
@@ -91,7 +91,7 @@ def _wait_for_turn(file: IO[bytes], path: Path, report: Report) -> None:
         fcntl.flock(file, fcntl.LOCK_EX)
     except (ImportError, OSError) as error:
         why = getattr(error, "strerror", None) or error
-        report(Note(f"warning: {path}: no file locks here ({why}); run only one job at a time"))
+        report(Note(f"warning: {path}: the file system has no locks ({why}); run only one job at a time"))
 
 
 def _is_at(file: IO[Any], path: Path) -> bool:
@@ -133,12 +133,12 @@ def write_sealed(path: Path | str, text: str) -> None:
 
 
 def write_json(path: Path | str, content: Any) -> None:
-    """Write indented JSON with sorted keys, and its seal. NaN stays NaN, although few readers but Python accept it."""
+    """Write indented JSON with sorted keys, and its seal. NaN is written as NaN, which only some readers accept."""
     write_sealed(path, json.dumps(content, indent=1, sort_keys=True) + "\n")
 
 
 def read_json(path: Path | str, hint: str = RUN_AGAIN) -> Any:
-    """Read a JSON file; raise ZtwError if it is missing, broken or altered. `hint` tells the user what to do then."""
+    """Read a JSON file; raise ZtwError if it is missing, broken or altered. hint: what the user should do then."""
     check_seal(path, hint)
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
@@ -167,6 +167,6 @@ def data_root(configured: str | None = None, home: bool = True) -> Path:
     except RuntimeError:
         pass
     raise ZtwError(
-        "data root: there is no home folder that can be written to; set data.root in the config, or ZTW_DATA, to a"
-        " folder of yours"
+        "data root: no writable home folder; set data.root in the config, or ZTW_DATA, to a folder that you can write"
+        " to"
     )

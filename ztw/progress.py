@@ -1,4 +1,4 @@
-"""Progress of a long job: lines in its log, some of which the terminal shows."""
+"""Report the progress of a long job, as lines in its log and on the terminal."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Report = Callable[[str], None]
 
 
 class Note(str):
-    """A line that the user should see after the job: something was left out, replaced or computed again."""
+    """A line that stays on the screen: something was left out, replaced or computed again."""
 
 
 def reporter(progress: bool | Report) -> Report | None:
@@ -61,13 +61,12 @@ def clock(seconds: float) -> str:
 
 
 class Progress:
-    """Reports the progress of a loop of known length, at most once a second and less often in long loops.
+    """Report the progress of a loop of known length, at most once a second and less often in long loops.
 
-    The time left is estimated from the recent steps, back to one of the last RECENT lines. The first step does not
-    count, because a training may compile in it. Two more steps must be done before the first estimate.
+    The time left is estimated from the steps of the last RECENT lines. The first step does not count, because a
+    training may compile in it. The first estimate comes two steps later.
 
     Args:
-        total: number of steps.
         report: receives the lines; None = no output.
         clock: returns the time in seconds.
         done: number of steps done before.
@@ -87,7 +86,7 @@ class Progress:
         self.marks: deque[tuple[int, float]] = deque(maxlen=self.RECENT)  # (steps done, when)
 
     def step(self, text: Callable[[], str]) -> None:
-        """Count one step. text() describes it and is called only when a line is due."""
+        """Count one step. text() describes the step and is called only when a line is due."""
         self.done += 1
         now = self.clock()
         if not self.marks:
@@ -109,7 +108,6 @@ class Progress:
             self.report(f"{100 * self.done // self.total:3d} %  {text}{self._left(now)}")
 
     def _left(self, now: float) -> str:
-        """Return the estimated time left as text."""
         if not self.marks:
             return ""
         done, when = self.marks[0]
@@ -124,12 +122,11 @@ class Progress:
 def job_log(path: str | Path, rule: str, wildcards: Iterable[str] = ()) -> Iterator[Report]:
     """Write a job's output to its log.
 
-    If the job fails, the log holds the traceback, its last line names the error, and the process exits with status 1.
+    If the job fails, the log ends with the traceback and a line that names the error. The process exits with status 1.
 
     Args:
-        path: of the log.
-        rule: the job's rule. The terminal shows it, and the wildcards, before each line.
-        wildcards: values of the job's wildcards.
+        rule: the job's rule.
+        wildcards: values of the job's wildcards. The terminal shows rule and wildcards before each line.
 
     Yields:
         The function that reports progress.
@@ -138,7 +135,7 @@ def job_log(path: str | Path, rule: str, wildcards: Iterable[str] = ()) -> Itera
     path.parent.mkdir(parents=True, exist_ok=True)
     terminal = None if os.environ.get("ZTW_MIRROR") else sys.stderr  # the launcher's screen reads the logs
     started, began = time.monotonic(), time.time()
-    gc.freeze()  # searching imported modules for garbage at the end takes 0.4 s of a job with torch
+    gc.freeze()  # otherwise Python searches all imported modules for garbage at the end, 0.4 s with torch
     with (
         path.open("w", encoding="utf-8", errors="backslashreplace", buffering=1) as log,
         contextlib.redirect_stdout(log),
@@ -147,7 +144,7 @@ def job_log(path: str | Path, rule: str, wildcards: Iterable[str] = ()) -> Itera
 
         def say(line: str) -> None:
             line = without_password(line)
-            with contextlib.suppress(OSError):  # a full disk must not hide the error it caused
+            with contextlib.suppress(OSError):  # a full disk must not hide the error that it caused
                 print(line, file=log)
             if terminal is not None:
                 print(f"{what}: {line.split(': ', 1)[1]}", file=terminal, flush=True)
@@ -175,7 +172,7 @@ def memory_ran_out(error: BaseException) -> bool:
 
 
 def describe(error: BaseException, rule: str = "the job") -> str:
-    """Describe an error that a user can fix, in one line; rule: the rule whose job raised it."""
+    """Describe an error that a user can fix, in one line; rule: the rule of the job."""
     if memory_ran_out(error):
         if "CUDA" in str(error):
             return "the GPU's memory ran out: lower batch_size, or use a larger GPU"

@@ -98,7 +98,7 @@ def register(kind: str, name: str, part: Any = None, **metadata: Any) -> Any:
 
 
 def _check_free(kind: str, name: str, part: Any) -> None:
-    """Raise ZtwError if the name is taken. A notebook's cell may register the same part again."""
+    """Raise ZtwError if the name is taken by another part. A notebook may register a part again."""
     before = PARTS.get((kind, name))
     if before is None and (name in TABLES[kind] or name.startswith(TORCHVISION_PREFIX)):
         raise ZtwError(f"{kind} {name!r}: is the name of a built-in part; choose another name")
@@ -154,7 +154,7 @@ def _put(kind: str, name: str, part: Any, metadata: dict[str, Any]) -> Callable[
     elif kind == "dataset":
         read = part
         DECODERS[name] = lambda name, facts, root, report: decode_own(read, name, facts)
-        # decoded images are cached under this digest, so changed code decodes them again
+        # in the name of the decoded files, so that changed code decodes the images again
         part = DatasetMetadata(**{"mean": None, "std": None, **metadata, "digest": _code(name, read)})
     TABLES[kind][name] = part
     return partial(_take_out, kind, name)
@@ -167,7 +167,7 @@ def _take_out(kind: str, name: str) -> None:
 
 
 def _code(name: str, read: Any) -> str:
-    """Return the SHA-256 of a function's file, together with the user's modules that it imports."""
+    """Return one SHA-256 of a function's file and the user's modules that the file imports."""
     function = inspect.unwrap(read)
     try:
         path = Path(str(inspect.getsourcefile(function))).absolute()

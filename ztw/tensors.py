@@ -1,9 +1,7 @@
-"""Conversion and checks of tensors, and safetensors files."""
+"""Convert and check tensors, and write and read safetensors files."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +14,13 @@ from torch import Tensor
 from ztw.errors import ZtwError, reason
 from ztw.files import check_seal, sealed
 
-FLOATS = ("float32", "float64", "float16", "bfloat16")
-
 
 def as_tensor(given: Any, name: str) -> Tensor:
     """Convert arrays and nested lists of numbers to tensors. A NumPy array shares its memory where possible.
 
     Args:
         given: a tensor, a NumPy array, or a number or nested lists of numbers.
-        name: of the argument, for error messages.
+        name: name of the argument, for error messages.
 
     Raises:
         ZtwError: for any other value.
@@ -39,27 +35,6 @@ def as_tensor(given: Any, name: str) -> Tensor:
             raise ZtwError(f"{name}: lists of different lengths, must be of one length; pad them") from error
         kind = f"an array of {given.dtype}" if isinstance(given, np.ndarray) else type(given).__name__
         raise ZtwError(f"{name}: {kind}, must be a tensor or an array of numbers") from error
-
-
-def check_images(images: Tensor | np.ndarray, shape: Sequence[int]) -> None:
-    """Raise ZtwError unless a network accepts the images.
-
-    Args:
-        images: (N, C, H, W), float32; also float64, float16 and bfloat16, which the caller converts.
-        shape: (C, H, W) of the network's images. Its costs hold for this size only.
-    """
-    if images.ndim != 4 or tuple(images.shape[1:]) != tuple(shape):
-        wanted = ", ".join(map(str, shape))
-        raise ZtwError(
-            f"images: shape {tuple(images.shape)}, must be (N, {wanted}), the network's image size"
-        )
-    if (kind := str(images.dtype).removeprefix("torch.")) not in FLOATS:
-        raise ZtwError(
-            f"images: {kind}, must be float32 and normalised as in training (other floating-point types are converted)"
-        )
-    # min and max return NaN if any value is NaN
-    if len(images) and not all(math.isfinite(float(end)) for end in (images.min(), images.max())):
-        raise ZtwError("images: some pixels are NaN or infinite, must be finite")
 
 
 def write_tensors(

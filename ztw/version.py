@@ -1,3 +1,3 @@
-"""The version of the package, in its own file so that modules need not import `ztw` for it."""
+"""Define the version of the package, in a file of its own, so that modules need not import `ztw`."""
 
 __version__ = "0.1.0"

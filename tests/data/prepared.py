@@ -1,4 +1,4 @@
-"""What several tests of data look at."""
+"""Images for several tests of data sets."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def grey(count: int = 6, size: int = 4) -> torch.Tensor:
 
 
 def decoded(record: dict, split: str) -> ImageSet:
-    """A split whose pixels can be looked at."""
+    """Return a decoded split, whose pixels can be read."""
     found = load_split(record, split)
     assert isinstance(found, ImageSet)
     return found

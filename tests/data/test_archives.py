@@ -1,4 +1,4 @@
-"""Archives made to harm: nothing is written outside, no link is followed, no bomb fills memory or disk."""
+"""Test malicious archives: no file outside the folder, no followed link, no archive that fills memory or disk."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ztw.data.archives import copy_bounded, open_zip, read_tar, read_zipped
 
 
 def tar_of(*members: tarfile.TarInfo, content: bytes = b"content") -> io.BytesIO:
-    """A tar of these members; the regular ones have this content."""
+    """Make a tar of these members; the regular files get the content."""
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w") as tar:
         for member in members:
@@ -46,14 +46,14 @@ LINKS = {
 
 
 @pytest.mark.parametrize("kind", LINKS)
-def test_a_member_that_is_no_regular_file_is_refused(kind):
+def test_a_member_that_is_not_a_regular_file_is_refused(kind):
     archive = tar_of(member("secret"), member("data.bin", *LINKS[kind]))
     with pytest.raises(ztw.ZtwError, match=r"^a.tar: data.bin is not a regular file$"):
         read_tar(archive, "a.tar", ["data.bin"])
 
 
 @pytest.mark.parametrize("path", ["../outside", "/tmp/outside", "folder/../../outside", "folder/\n\x1b[2J"])
-def test_members_nobody_asked_for_are_passed_over_wherever_they_lead(tmp_path, monkeypatch, path):
+def test_unwanted_members_are_ignored(tmp_path, monkeypatch, path):
     inner = tmp_path / "inner"
     inner.mkdir()
     monkeypatch.chdir(inner)
@@ -68,13 +68,13 @@ def test_a_missing_member_is_named():
 
 
 @pytest.mark.parametrize("content", [b"", b"no tar" * 200, tar_of(member("a")).getvalue()[:515]])
-def test_a_broken_tar_is_one_line(content):
+def test_a_broken_tar_gives_a_one_line_error(content):
     with pytest.raises(ztw.ZtwError, match=r"^a.tar: (not a complete tar archive|has no a)") as caught:
         read_tar(io.BytesIO(content), "a.tar", ["a"])
     assert "\n" not in str(caught.value)
 
 
-def test_a_broken_gzip_is_one_line():
+def test_a_broken_gzip_gives_a_one_line_error():
     packed = gzip.compress(tar_of(member("a")).getvalue())
     for content in (packed[:-20], packed[:40] + b"\xff\xff\xff" + packed[43:]):
         with (
@@ -85,7 +85,7 @@ def test_a_broken_gzip_is_one_line():
 
 
 def header(size: int, name: str = "data.bin", kind: bytes = tarfile.REGTYPE) -> bytes:
-    """A header of a tar that says so many bytes follow."""
+    """Make a header of a tar member that claims a size."""
     info = member(name, kind)
     info.size = size
     return info.tobuf(tarfile.GNU_FORMAT)
@@ -98,14 +98,14 @@ def header(size: int, name: str = "data.bin", kind: bytes = tarfile.REGTYPE) -> 
         (tarfile.GNUTYPE_SPARSE, "a.tar: data.bin is not a regular file"),
     ],
 )
-def test_a_member_that_says_it_is_huge_is_refused_before_it_is_read(kind, message):
+def test_a_member_of_huge_claimed_size_is_refused_before_it_is_read(kind, message):
     with pytest.raises(ztw.ZtwError, match=message):
         read_tar(io.BytesIO(header(1 << 40, kind=kind) + bytes(10240)), "a.tar", ["data.bin"])
 
 
 @pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
 def test_a_tar_that_unpacks_without_end_is_refused(monkeypatch, kind):
-    """In a member nobody wants, or in a header: what is unpacked is counted, not what members say."""
+    """An endless unwanted member, or an endless header: the unpacked bytes are counted, not the claimed size."""
     monkeypatch.setattr(archives, "LARGEST_ARCHIVE", 10 << 20)
 
     class Endless:
@@ -130,7 +130,7 @@ def test_too_many_members_are_refused(monkeypatch, tmp_path):
         open_zip(tmp_path / "a.zip")
 
 
-def test_a_packed_file_that_unpacks_too_far_stops(monkeypatch):
+def test_unpacking_stops_at_the_size_limit(monkeypatch):
     monkeypatch.setattr(archives, "LARGEST_FILE", 3 << 20)
     packed, target = gzip.compress(bytes(8 << 20)), io.BytesIO()
     with (
@@ -141,7 +141,7 @@ def test_a_packed_file_that_unpacks_too_far_stops(monkeypatch):
     assert len(target.getvalue()) <= 3 << 20
 
 
-def test_a_zip_that_says_it_is_huge_is_refused(monkeypatch, tmp_path):
+def test_a_zip_of_huge_claimed_size_is_refused(monkeypatch, tmp_path):
     with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as pack:
         for name in "abc":
             pack.writestr(name, bytes(1 << 20))
@@ -153,8 +153,8 @@ def test_a_zip_that_says_it_is_huge_is_refused(monkeypatch, tmp_path):
         open_zip(tmp_path / "a.zip")
 
 
-def test_a_zip_that_lies_about_its_sizes_fills_no_memory(tmp_path):
-    """200 MB of zeros that the zip's directory calls 100 bytes."""
+def test_a_zip_with_false_sizes_does_not_fill_memory(tmp_path):
+    """200 MB of zeros, claimed to be 100 bytes in the zip's directory."""
     path = tmp_path / "a.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as pack:
         pack.writestr("bomb", bytes(200 << 20))
@@ -182,6 +182,6 @@ def test_an_encrypted_member_is_unreadable(tmp_path):
         read_zipped(open_zip(path), "a")
 
 
-def test_the_limits_have_room_for_the_data_sets_there_are():
+def test_the_limits_allow_all_built_in_data_sets():
     assert archives.LARGEST_FILE > 2 * 248_100_043, "Tiny ImageNet's zip"
     assert archives.MOST_MEMBERS > 4 * 120_609, "its members"

@@ -1,4 +1,4 @@
-"""Batches on their way into a network: normalised, flipped, cropped, their colours jittered."""
+"""Test normalisation and augmentation of batches: flips, crops, colour jitter."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_colour_jitter_comes_last_and_is_drawn_only_when_asked_for():
 
 
 def test_colours_can_be_jittered_in_another_order_for_every_image():
-    """Each image as torchvision's adjustments in some order have it; all six orders occur."""
+    """Each image equals torchvision's adjustments in one of the six orders, and all orders occur."""
     from itertools import permutations
 
     from torchvision.transforms import functional as reference

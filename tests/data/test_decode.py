@@ -1,4 +1,4 @@
-"""Files of built-in data sets, decoded."""
+"""Test the decoders of built-in data sets."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_digits(tmp_path):
     assert prepare_dataset("digits", tmp_path) == record, "the second time nothing is done again"
 
 
-def test_a_missing_package_is_one_line(tmp_path, monkeypatch):
+def test_a_missing_package_gives_a_one_line_error(tmp_path, monkeypatch):
     for loaded in [key for key in sys.modules if key.split(".")[0] == "sklearn"]:
         monkeypatch.delitem(sys.modules, loaded)
     monkeypatch.setitem(sys.modules, "sklearn", None)
@@ -40,7 +40,7 @@ def test_a_missing_package_is_one_line(tmp_path, monkeypatch):
     assert "\n" not in str(caught.value)
 
 
-# name -> files of the archive: contents from rows of (labels ..., pixels)
+# name -> folder in the archive, file of class names, training files, test file, labels per row
 CIFAR_FILES = {
     "cifar10": (
         "cifar-10-batches-bin",
@@ -65,7 +65,7 @@ def test_cifar_is_read_from_its_archive(tmp_path, monkeypatch, name):
     pixels = np.arange(10 * 3072, dtype=np.uint8).reshape(10, 3072)
     rows = np.hstack([np.full((10, labels - 1), 7, np.uint8), np.arange(10, dtype=np.uint8)[:, None], pixels])
     contents = {**contents, test_file: rows.tobytes()}
-    # every file of training images begins one image later
+    # training file n starts with row n
     contents |= {file: np.roll(rows, -n, 0).tobytes() for n, file in enumerate(train_files)}
     archive = tmp_path / next(iter(DATASETS[name].files or {}))
     with tarfile.open(archive, "w:gz") as tar:

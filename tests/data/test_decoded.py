@@ -1,4 +1,4 @@
-"""Decoded images: subsets, and batches of them."""
+"""Test subsets and batches of decoded images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folders of class folders: what is found is used or named, decoded and streamed alike."""
+"""Test folders of class folders, decoded and streamed: every file is used or reported."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def put(path: Path, grey: int = 100) -> None:
 
 
 def fill(folder: Path, class_names: tuple[str, ...] = ("cat", "dog")) -> Path:
-    """Two images of each class in each split."""
+    """Write two images of each class in each split."""
     for split in ("train", "val"):
         for number, name in enumerate(class_names):
             for index in range(2):
@@ -39,7 +39,7 @@ def fill(folder: Path, class_names: tuple[str, ...] = ("cat", "dog")) -> Path:
 
 @pytest.fixture(params=[False, True], ids=["decoded", "streamed"])
 def prepare(request, tmp_path):
-    """Prepares a folder of images, either way; returns its record and what was said."""
+    """Prepare an image folder, decoded or streamed; return its record and the reported lines."""
 
     def prepared(folder: Path | str) -> tuple[dict, list[str]]:
         said: list[str] = []
@@ -54,7 +54,7 @@ def folder(tmp_path):
     return fill(tmp_path / "mine")
 
 
-def test_what_begins_with_a_dot_is_ignored(prepare, folder):
+def test_hidden_files_are_ignored(prepare, folder):
     put(folder / "train/.ipynb_checkpoints/0.png")
     put(folder / "train/cat/.ipynb_checkpoints/0.png")
     (folder / "train/.DS_Store").write_bytes(b"")
@@ -69,8 +69,8 @@ LEFT = ("@eaDir", "#recycle", "#snapshot", "@Recycle", "lost+found", "__MACOSX",
 
 
 @pytest.mark.parametrize("below", ["", "cat", "cat/deep"])
-def test_what_systems_leave_behind_is_counted(prepare, folder, below):
-    """At the level of the classes it would be a class, below it images of one."""
+def test_files_of_operating_systems_are_counted(prepare, folder, below):
+    """Left in, such a folder would be a class beside the class folders, and its files would be images below them."""
     before, _ = prepare(folder)
     for split in ("train", "val"):
         place = folder / split / below
@@ -79,7 +79,7 @@ def test_what_systems_leave_behind_is_counted(prepare, folder, below):
         for name in ("._0.png", "._1.png", "Thumbs.db", "desktop.ini"):
             (place / name).write_bytes(b"no image")
     (folder / "train/dog/System Volume Information").mkdir()
-    put(folder / "test/@eaDir/0.png")  # val/ is still the one with class folders
+    put(folder / "test/@eaDir/0.png")  # test/ still has no class folders, so that val/ is used
     record, said = prepare(folder)
     assert record == before
     (train, test) = [line for line in said if ": skipped " in line]
@@ -93,7 +93,7 @@ CAFE = {form: unicodedata.normalize(form, "caf\xe9") for form in ("NFC", "NFD")}
 
 @pytest.mark.parametrize("train", ["NFC", "NFD"])
 def test_classes_in_two_unicode_forms(prepare, tmp_path, train):
-    """macOS hands out NFD: a folder copied from there is another one, and its class sorts elsewhere."""
+    """macOS gives names in NFD: a folder copied from macOS has another name and another place in the order."""
     folder = fill(tmp_path / "mine", ("cafz", CAFE[train]))
     (folder / "val" / CAFE[train]).rename(folder / "val" / CAFE["NFD" if train == "NFC" else "NFC"])
     record, said = prepare(folder)
@@ -119,13 +119,13 @@ def test_both_unicode_forms_in_one_split(prepare, tmp_path):
     assert prepare(folder)[0]["decoded"]["train"] != record["decoded"]["train"]
 
 
-def test_one_unicode_form_alone_is_no_matter(prepare, tmp_path):
+def test_one_unicode_form_alone_is_not_reported(prepare, tmp_path):
     record, said = prepare(fill(tmp_path / "mine", ("cafz", CAFE["NFD"])))
     assert record["class_names"] == ["cafz", CAFE["NFC"]]
     assert not [line for line in said if "Unicode" in line]
 
 
-def test_images_that_lie_deeper_belong_to_the_class(prepare, folder):
+def test_images_in_subfolders_belong_to_the_class(prepare, folder):
     put(folder / "train/cat/2024/may/0.png", 200)
     (folder / "elsewhere").mkdir()
     put(folder / "elsewhere/5.png")
@@ -165,14 +165,14 @@ def test_classes_without_an_image_are_all_named(prepare, folder):
 
 
 def hashed(folder: Path, names: tuple[str, str] = ("train", "val")) -> str:
-    """What the shell's command of the manual says."""
+    """Return the output of the manual's shell command."""
     command = f"find {' '.join(names)} -type f | LC_ALL=C sort | xargs -d '\\n' sha256sum | sha256sum"
     return subprocess.run(command, shell=True, cwd=folder, capture_output=True, text=True).stdout.split()[0]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="GNU's xargs and sha256sum")
 def test_one_hash_of_all_images(folder, tmp_path):
-    """Of their paths and contents: the record of the test images has it, and a wrong one is an error with both."""
+    """The record of "test" has the hash of all paths and contents. Another expected hash gives an error with both."""
 
     def prepared(stream: bool = False, **keys: Any) -> dict:
         settings = FolderSettings(path=str(folder), size=8, stream=stream, **keys)
@@ -205,7 +205,7 @@ def test_one_hash_of_all_images(folder, tmp_path):
             )
 
 
-def test_one_hash_whatever_the_unicode_form_and_what_is_left_behind(tmp_path):
+def test_the_hash_ignores_unicode_forms_and_files_of_operating_systems(tmp_path):
     found = []
     for form in ("NFC", "NFD"):
         folder = fill(tmp_path / form, ("cat", CAFE[form]))
@@ -237,7 +237,7 @@ def test_links_to_images_and_classes_are_followed(prepare, folder):
     assert prepare(folder)[0]["counts"]["train"] == 5
 
 
-def test_which_folder_is_used_is_said_where_there_are_two(prepare, folder):
+def test_the_used_one_of_two_folders_is_reported(prepare, folder):
     shutil.copytree(folder / "val", folder / "test")
     assert f"test: uses the images in {folder / 'test'} only" in prepare(folder)[1]
 
@@ -262,7 +262,7 @@ def test_a_home_folder_is_expanded(prepare, tmp_path, monkeypatch, folder):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="file names are bytes there")
-def test_names_that_are_no_utf_8(prepare, tmp_path):
+def test_names_that_are_not_utf_8(prepare, tmp_path):
     folder = fill(tmp_path / "mine", ("cat", os.fsdecode("caf\xe9".encode("latin-1"))))
     put(folder / "train/cat" / os.fsdecode(b"\xfc.png"))
     (folder / "train/cat" / os.fsdecode(b"\xfc.gi\xe9")).write_bytes(b"")
@@ -296,7 +296,7 @@ def test_of_many_unreadable_images_twenty_are_named(prepare, folder):
         prepare(folder)
 
 
-def test_an_image_that_is_overwritten_in_place_counts(prepare, folder):
+def test_an_image_overwritten_in_place_is_decoded_again(prepare, folder):
     before, _ = prepare(folder)
     same, _ = prepare(folder)
     assert same == before
@@ -311,7 +311,7 @@ def test_an_image_that_is_overwritten_in_place_counts(prepare, folder):
     ]
 
 
-def test_a_cleaned_cache_is_made_again_unless_the_images_changed(prepare, folder, tmp_path):
+def test_a_deleted_cache_is_restored_unless_the_images_changed(prepare, folder, tmp_path):
     record, _ = prepare(folder)
     shutil.rmtree(tmp_path / "root")
     assert load_split(record, "train").labels.tolist() == [0, 0, 1, 1]

@@ -1,4 +1,4 @@
-"""Reading one image: every mode a file may have, the way up it was taken, and whether it is whole."""
+"""Test how an image is read: all modes of files, the orientation, and incomplete files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ GREYS = np.array([[0, 128, 255], [255, 128, 0]])
 
 
 def read(path: Path) -> np.ndarray:
-    """The red channel, which is what the others are."""
+    """Return the red channel of a grey image."""
     rgb = np.asarray(read_rgb(path, str(path)))
     assert (rgb == rgb[:, :, :1]).all()
     return rgb[:, :, 0]
@@ -38,7 +38,7 @@ def test_greys_of_more_than_eight_bits_are_scaled(tmp_path, name):
     if name == "big-endian.tif":
         path.write_bytes(tiff(16, (GREYS * 257).astype(">u2").tobytes(), b"MM"))
     elif name == "twelve-bits.tif":
-        # two pixels in three bytes: 0, 4095, 2048 and padding, a row each
+        # two pixels are three bytes; a row is three pixels and padding
         path.write_bytes(tiff(12, bytes.fromhex("000fff8000") + bytes.fromhex("fff8000000")))
     elif name == "float.tif":
         saved(path, (GREYS / 255).astype(np.float32))
@@ -49,7 +49,7 @@ def test_greys_of_more_than_eight_bits_are_scaled(tmp_path, name):
 
 
 def tiff(bits: int, data: bytes, order: bytes = b"II") -> bytes:
-    """A grey TIFF of 3 x 2 pixels, by hand."""
+    """Return the bytes of a grey TIFF of 3 x 2 pixels."""
     e = "<" if order == b"II" else ">"
     tags = [(256, 3, 3), (257, 3, 2), (258, 3, bits), (259, 3, 1), (262, 3, 1), (273, 4, 134)]
     tags += [(277, 3, 1), (278, 3, 2), (279, 4, len(data))]
@@ -71,7 +71,7 @@ def tiff(bits: int, data: bytes, order: bytes = b"II") -> bytes:
         (np.array([[0, 70000]], np.int32), "32-bit or signed integers; save the image with 8 or 16 bits"),
     ],
 )
-def test_pixels_whose_white_is_unknown_are_refused_with_the_name(tmp_path, pixels, message):
+def test_pixels_with_an_unknown_white_point_are_refused(tmp_path, pixels, message):
     path = saved(tmp_path / "a.tif", pixels)
     with pytest.raises(ztw.ZtwError, match=rf"a.tif: unreadable image \({message}"):
         read_rgb(path, str(path))
@@ -137,7 +137,7 @@ def test_images_are_upright(tmp_path, orientation, suffix):
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
-def test_a_broken_exif_block_says_nothing(tmp_path):
+def test_a_broken_exif_block_is_ignored(tmp_path):
     Image.new("L", (4, 4), 7).save(tmp_path / "a.jpg", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
     assert (read(tmp_path / "a.jpg") == 7).all()
 
@@ -163,14 +163,14 @@ def test_a_truncated_image_is_found(tmp_path, format, kept):
         check_image(str(path))
 
 
-def test_what_follows_the_end_of_an_image_does_no_harm(tmp_path):
+def test_padding_after_an_image_is_allowed(tmp_path):
     for padding in (b"\0" * 9, b"\0" * 999):
         (tmp_path / "a.jpg").write_bytes(jpeg() + padding)
         check_image(str(tmp_path / "a.jpg"))
 
 
-def test_a_jpeg_with_a_thumbnail_is_not_taken_for_whole(tmp_path):
-    exif = b"Exif\0\0" + jpeg(8)  # holds an end of its own
+def test_a_truncated_jpeg_with_a_thumbnail_is_found(tmp_path):
+    exif = b"Exif\0\0" + jpeg(8)  # has an end marker, too
     with Image.open(io.BytesIO(jpeg())) as image:
         image.save(tmp_path / "a.jpg", exif=exif)
     content = (tmp_path / "a.jpg").read_bytes()
@@ -179,7 +179,7 @@ def test_a_jpeg_with_a_thumbnail_is_not_taken_for_whole(tmp_path):
         check_image(str(tmp_path / "a.jpg"))
 
 
-def test_all_that_cannot_be_read_are_found_in_order(tmp_path):
+def test_all_unreadable_images_are_found_in_order(tmp_path):
     paths = []
     for index in range(1200):
         path = tmp_path / f"{index}.jpg"

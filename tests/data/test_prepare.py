@@ -1,4 +1,4 @@
-"""Data sets made ready once, from a root that is a setting, and from folders of the user's own images."""
+"""Test the preparation of data sets, built-in and from image folders."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from ztw.files import data_root
 from ztw.study.settings import FolderSettings
 
 
-def test_a_corrected_fact_needs_no_decoding(tmp_path, monkeypatch):
+def test_corrected_metadata_need_no_decoding(tmp_path, monkeypatch):
     prepare_dataset("digits", tmp_path)
     facts = dataclasses.replace(DATASETS["digits"], mean=(0.5,))
     monkeypatch.setitem(DATASETS, "digits", facts)
     assert prepare_dataset("digits", tmp_path)["mean"] == [0.5]
 
 
-def test_mean_and_std_are_measured_where_no_fact_says_them(tmp_path, monkeypatch):
+def test_mean_and_std_are_measured_if_the_metadata_lack_them(tmp_path, monkeypatch):
     known = DATASETS["digits"]
     monkeypatch.setitem(DATASETS, "digits", dataclasses.replace(known, mean=None, std=None))
     record = prepare_dataset("digits", tmp_path)
@@ -49,7 +49,7 @@ def test_the_root_is_a_setting(monkeypatch, tmp_path):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two classes, images of different sizes and modes."""
+    """An image folder of two classes, with images of different sizes and modes."""
     for split, count in (("train", 4), ("val", 2)):
         for colour, label in ((250, "light"), (10, "dark")):
             place = tmp_path / "mine" / split / label

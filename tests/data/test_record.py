@@ -1,4 +1,4 @@
-"""The files of a prepared data set: mapped, and known again when they are altered."""
+"""Test the files of a prepared data set: they are memory-mapped, and altered files are found."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def damaged(path: Path, how: str) -> None:
 
 @pytest.mark.parametrize("what", ["images", "labels"])
 @pytest.mark.parametrize("how", ["missing", "truncated", "altered"])
-def test_a_job_makes_again_what_is_not_as_recorded(record, what, how):
+def test_a_job_restores_missing_and_altered_files(record, what, how):
     path = Path(record["decoded"]["test"]) / f"test-{what}.npy"
     whole = path.read_bytes()
     damaged(path, how)
@@ -50,14 +50,14 @@ def test_a_job_makes_again_what_is_not_as_recorded(record, what, how):
 
 
 @pytest.mark.parametrize("what", ["images", "labels"])
-def test_prepare_mends_a_truncated_file(record, tmp_path, what):
+def test_prepare_restores_a_truncated_file(record, tmp_path, what):
     path = Path(record["decoded"]["test"]) / f"test-{what}.npy"
     damaged(path, "truncated")
     assert prepare_dataset("digits", tmp_path) == record
     assert len(load_split(record, "test")) == 359
 
 
-def test_a_cleaned_data_root_is_filled_again_and_no_record_changes(record, tmp_path):
+def test_a_deleted_data_root_is_restored_with_equal_records(record, tmp_path):
     shutil.rmtree(tmp_path / "decoded")
     splits = cell_splits(record, DataSettings(), seed=5)
     assert [len(splits[split]) for split in ("train", "validation", "test")] == [1294, 144, 359]
@@ -66,7 +66,7 @@ def test_a_cleaned_data_root_is_filled_again_and_no_record_changes(record, tmp_p
     assert json.dumps(again, sort_keys=True) == json.dumps(record, sort_keys=True)
 
 
-def test_what_cannot_be_made_again_as_it_was_is_refused(record, tmp_path):
+def test_restored_files_that_differ_are_refused(record, tmp_path):
     shutil.rmtree(tmp_path / "decoded")
     other = {**record, "sha256": {**record["sha256"], "train-labels.npy": "0" * 64}}
     with pytest.raises(ztw.ZtwError, match=r"cannot be restored: .*digits.* delete") as caught:
@@ -74,7 +74,7 @@ def test_what_cannot_be_made_again_as_it_was_is_refused(record, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_jobs_at_once_make_it_again_once(record, tmp_path):
+def test_parallel_jobs_restore_files_once(record, tmp_path):
     shutil.rmtree(tmp_path / "decoded")
     said: list[str] = []
     with ThreadPoolExecutor(4) as pool:
@@ -83,14 +83,14 @@ def test_jobs_at_once_make_it_again_once(record, tmp_path):
     assert said.count("decoding") == 1
 
 
-def test_a_file_system_without_locks_is_said_and_used(tmp_path, monkeypatch):
+def test_a_file_system_without_locks_is_reported_and_used(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr("fcntl.flock", refuse)
     said: list[str] = []
     assert prepare_dataset("digits", tmp_path, report=said.append)["num_classes"] == 10
-    assert "no file locks here (No locks available)" in said[0]
+    assert "no locks (No locks available)" in said[0]
     assert not list(tmp_path.glob(".prepare*"))
 
 
@@ -101,7 +101,7 @@ def test_a_broken_record_beside_the_files_is_written_again(record, tmp_path):
     assert prepare_dataset("digits", tmp_path) == record
 
 
-def test_every_file_of_a_split_is_on_record(record):
+def test_every_file_of_a_split_is_in_the_record(record):
     names = {f"{split}-{what}.npy" for split in ("train", "test") for what in ("images", "labels")}
     assert record["sha256"].keys() == names
     assert set(record["decoded"].values()) == {record["decoded"]["test"]}
@@ -111,7 +111,7 @@ def test_every_file_of_a_split_is_on_record(record):
     assert np.array_equal(images, decoded(record, "test").images.numpy())
 
 
-def test_the_parts_of_a_record_are_the_record(record):
+def test_joined_parts_of_a_record_equal_the_record(record):
     train, test = (of_split(record, split) for split in ("train", "test"))
     assert train["counts"] == {"train": 1438}
     assert joined([train, test]) == record
@@ -126,7 +126,7 @@ def test_files_are_mapped(record):
         assert str(path) in Path("/proc/self/maps").read_text()
 
 
-def test_a_bit_that_flips_without_a_new_time_is_noticed(record, tmp_path):
+def test_a_bit_that_flips_without_a_new_time_is_detected(record, tmp_path):
     path = Path(record["decoded"]["train"]) / "train-images.npy"
     whole, times = path.read_bytes(), path.stat()
     for mend in (lambda: load_split(record, "train"), lambda: prepare_dataset("digits", tmp_path)):
@@ -136,7 +136,7 @@ def test_a_bit_that_flips_without_a_new_time_is_noticed(record, tmp_path):
         assert path.read_bytes() == whole
 
 
-def test_what_a_killed_job_was_writing_goes(record, tmp_path):
+def test_incomplete_files_of_a_killed_job_are_removed(record, tmp_path):
     folder = Path(record["decoded"]["train"])
     (folder / ".train-images.npy.4711").write_bytes(bytes(1000))
     (folder / "train-images.npy").unlink()
@@ -150,7 +150,7 @@ def test_a_record_with_the_stamps_of_earlier_versions_is_the_same(record, tmp_pa
     assert prepare_dataset("digits", tmp_path) == record
 
 
-def test_what_is_mapped_is_private(record):
+def test_writes_to_mapped_images_are_private(record):
     images = decoded(record, "test").stored
     before = images[0].clone()
     images[0] = 99

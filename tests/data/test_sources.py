@@ -1,4 +1,4 @@
-"""Where files come from: what is there, a system copy, a download, Debian's package; all checked."""
+"""Test the sources of files: existing files, a system copy, a download, Debian's package; all are checked."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ztw.data.splits import load_split
 
 @pytest.fixture
 def fake_mnist(monkeypatch, tmp_path):
-    """A Fashion-MNIST of 20 + 10 images with checksums of its own; its server is a folder, there is no apt."""
+    """A small Fashion-MNIST of 20 + 10 images, with its own checksums, a folder as server, and no apt."""
     rng = np.random.default_rng(0)
     contents = {}
     for prefix, count in (("train", 20), ("t10k", 10)):
@@ -50,7 +50,7 @@ def test_a_system_copy_is_used(fake_mnist, tmp_path):
     assert not list((tmp_path / "root").glob(".fetch-*")), "no scratch is left behind"
 
 
-def test_a_download_goes_on_with_the_file_that_broke_off(fake_mnist, tmp_path):
+def test_a_download_resumes_with_the_interrupted_file(fake_mnist, tmp_path):
     contents, _ = fake_mnist
     server, root = tmp_path / "server", tmp_path / "root"
     server.mkdir()
@@ -75,7 +75,7 @@ def test_a_bad_download_is_not_kept(fake_mnist, tmp_path, damage):
     server.mkdir()
     for name, content in contents.items():
         (server / f"{name}.gz").write_bytes(damage(content))
-    with pytest.raises(ztw.ZtwError, match="no source has it"):
+    with pytest.raises(ztw.ZtwError, match="not found, tried"):
         prepare_dataset("fashion_mnist", root)
     assert not list(root.iterdir())
 

@@ -1,4 +1,4 @@
-"""Splits: held out, opened with a study's choices, the same in every job."""
+"""Test splits: the validation part, a study's settings, and equal splits in every job."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def test_impossible_fractions_are_refused(fraction):
         ([10, 7], 0.9, [9, 6]),
     ],
 )
-def test_each_class_that_can_has_a_held_out_image(sizes, fraction, expected):
-    """Equal parts where it is possible, the largest classes where it is not; the total is right."""
+def test_each_class_has_a_held_out_image_if_possible(sizes, fraction, expected):
+    """Every class has an image if possible, else the largest classes have one; the total is right."""
     labels = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
     train, held_out = held_out_split(labels, fraction, seed=1)
     assert torch.bincount(labels[held_out], minlength=len(sizes)).tolist() == expected
@@ -66,8 +66,8 @@ def test_totals_of_many_sizes():
 
 
 @pytest.mark.parametrize(("num_classes", "size", "fraction"), [(10, 100, 0.1), (7, 15, 0.1), (200, 50, 0.25)])
-def test_classes_of_one_size_are_split_as_ever(num_classes, size, fraction):
-    """Published studies were made with these indices: each class's own permutation, its rounded share."""
+def test_classes_of_equal_size_are_split_as_in_published_studies(num_classes, size, fraction):
+    """Published studies have these indices: a permutation of each class, and the class's rounded share."""
     labels = torch.arange(num_classes * size) % num_classes
     generator = torch.Generator().manual_seed(5)
     expected = torch.cat(
@@ -97,7 +97,7 @@ def test_classes_without_a_held_out_image_are_named():
 
 
 @pytest.mark.parametrize(("source", "other"), [("train", "test"), ("test", "train")])
-def test_validation_images_come_from_where_the_study_says(tmp_path, source, other):
+def test_validation_images_come_from_the_split_in_the_study(tmp_path, source, other):
     record = prepare_dataset("digits", tmp_path)
     settings = DataSettings(validation_fraction=0.2, validation_from=source)
     splits = cell_splits(record, settings, seed=0)
@@ -111,7 +111,7 @@ def test_validation_images_come_from_where_the_study_says(tmp_path, source, othe
     assert not torch.equal(again, elsewhere)
 
 
-def test_all_images_are_trained_on_where_nothing_is_held_out(tmp_path):
+def test_without_a_validation_part_all_images_are_training_images(tmp_path):
     record = prepare_dataset("digits", tmp_path)
     splits = cell_splits(record, DataSettings(validation_fraction=0), seed=0)
     assert {name: len(part) for name, part in splits.items()} == record["counts"]

@@ -1,4 +1,4 @@
-"""Stamps of files: what a rule depends on without reading it."""
+"""Test stamps of files: through them, a rule depends on files without reading them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def folder(tmp_path):
 
 
 def overwrite(path: Path) -> None:
-    """In place, as many bytes as before, some time later: no folder changes."""
+    """Overwrite a file in place with as many bytes and a later time, so that no folder changes."""
     before = path.stat()
     path.write_bytes(b"5678")
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1000))
@@ -29,7 +29,7 @@ def overwrite(path: Path) -> None:
 @pytest.mark.parametrize(
     "change", [overwrite, Path.unlink, lambda path: path.rename(path.with_name("z.png"))]
 )
-def test_a_change_of_any_file_counts_where_it_lies(folder, name, change):
+def test_a_change_of_any_file_changes_the_stamp_of_its_split(folder, name, change):
     train, test = folder_stamp(folder, ["train"]), folder_stamp(folder, ["test", "val"])
     assert (train, test) == (folder_stamp(folder, ["train"]), folder_stamp(folder, ["test", "val"]))
     change(folder / name)
@@ -37,7 +37,7 @@ def test_a_change_of_any_file_counts_where_it_lies(folder, name, change):
     assert folder_stamp(folder, ["test", "val"]) == test
 
 
-def test_a_file_behind_a_link_counts(folder, tmp_path):
+def test_a_file_behind_a_link_changes_the_stamp(folder, tmp_path):
     (folder / "train/dog").symlink_to(tmp_path / "dogs")
     gone = folder_stamp(folder)
     (tmp_path / "dogs").mkdir()
@@ -47,7 +47,7 @@ def test_a_file_behind_a_link_counts(folder, tmp_path):
     assert len({gone, before, folder_stamp(folder)}) == 3
 
 
-def test_what_is_hidden_and_where_the_folder_is_do_not_count(folder, tmp_path, monkeypatch):
+def test_hidden_files_and_the_folder_s_path_do_not_change_the_stamp(folder, tmp_path, monkeypatch):
     before = folder_stamp(folder)
     (folder / "train/.ipynb_checkpoints").mkdir()
     (folder / "train/cat/.DS_Store").write_bytes(b"")

@@ -1,4 +1,4 @@
-"""Streamed data sets: listed once, decoded by workers, the same whatever their number."""
+"""Test streamed data sets: listed once, decoded by workers, with the same batches for any number of workers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ztw.study.settings import FolderSettings
 
 @pytest.fixture
 def folder(tmp_path):
-    """Classes cat and dog: 5 training and 2 test images each, of noise in several sizes."""
+    """An image folder of cat and dog: 5 training and 2 test images each, of noise in several sizes."""
     rng = np.random.default_rng(0)
     for split, count in (("train", 5), ("val", 2)):
         for name in ("dog", "cat"):
@@ -118,7 +118,7 @@ def test_an_unreadable_image_is_named(record, workers):
     assert "\n" not in str(caught.value)
 
 
-def test_a_dead_worker_is_one_line(record, monkeypatch):
+def test_a_dead_worker_gives_a_one_line_error(record, monkeypatch):
     monkeypatch.setattr("ztw.data.streamed.read_rgb", lambda *_: os._exit(1))
     with pytest.raises(ztw.ZtwError, match=r"a worker process failed .*fewer workers") as caught:
         list(opened(record, "test", workers=1).batches(2))
@@ -133,7 +133,7 @@ def test_a_changed_folder_is_listed_again(record, folder, tmp_path):
     assert again["counts"]["train"] == 11
 
 
-@pytest.mark.parametrize("size", [(120, 80), (1000, 10)])  # the second is too wide for any draw
+@pytest.mark.parametrize("size", [(120, 80), (1000, 10)])  # the second is too wide for any random crop
 def test_random_crops_are_torchvisions_and_flip(size):
     from torchvision.transforms import RandomResizedCrop
 
@@ -166,7 +166,7 @@ def imagenet(tmp_path, monkeypatch, folder):
 
 
 def test_imagenet_is_streamed_from_below_the_root(tmp_path, monkeypatch, folder):
-    with pytest.raises(ztw.ZtwError, match=r"imagenet: not found. By hand: put train/<class>/ and val/"):
+    with pytest.raises(ztw.ZtwError, match=r"imagenet: not found; put its images into train/"):
         prepare_dataset("imagenet", tmp_path)
     root = imagenet(tmp_path, monkeypatch, folder)
     (root / "test").mkdir()
@@ -184,5 +184,5 @@ def test_imagenet_of_the_wrong_shape_is_refused(tmp_path, monkeypatch, folder):
     (tmp_path / "dog").rename(root / "train" / "dog")
     for path in list((root / "val").glob("*/*.png")):
         path.rename(root / "val" / f"{path.parent.name}{path.name}")
-    with pytest.raises(ztw.ZtwError, match=r"val': is flat; move its images into one folder per class"):
+    with pytest.raises(ztw.ZtwError, match=r"val': has no class folders; move its images"):
         prepare_dataset("imagenet", tmp_path)

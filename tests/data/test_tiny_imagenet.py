@@ -1,4 +1,4 @@
-"""Tiny ImageNet: read from its folder or zip, downloaded, and refused where it is not the original."""
+"""Test Tiny ImageNet: read from its folder or zip, downloaded, and refused if it is not the original."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ztw.data.prepare import prepare_dataset
 
 @pytest.fixture
 def tiny_imagenet(tmp_path, monkeypatch):
-    """The layout of Tiny ImageNet with 2 classes, 3 training and 2 validation images of each."""
+    """Write Tiny ImageNet's layout with 2 classes, of 3 training and 2 validation images each."""
     root = tmp_path / "root" / "tiny-imagenet-200"
     (root / "val" / "images").mkdir(parents=True)
     (root / "wnids.txt").write_text("n2\nn1\n")
@@ -71,7 +71,7 @@ def test_tiny_imagenet_is_read_from_a_folder_or_a_zip(tiny_imagenet, tmp_path):
     assert prepare_dataset("tiny_imagenet", zipped.parent)["counts"] == record["counts"], "kept"
 
 
-def test_what_systems_leave_behind_in_it_is_not_read(tiny_imagenet, tmp_path):
+def test_files_of_operating_systems_are_not_read(tiny_imagenet, tmp_path):
     for name in ("train/n1/images/._n1_0.JPEG", "train/@eaDir/images/n1_0.JPEG", "val/images/._val_0.JPEG"):
         (tiny_imagenet / name).parent.mkdir(parents=True, exist_ok=True)
         (tiny_imagenet / name).write_bytes(b"no image")
@@ -130,7 +130,7 @@ def test_tiny_imagenet_is_downloaded(tiny_imagenet, tmp_path, monkeypatch):
     assert prepare_dataset("tiny_imagenet", root)["counts"] == {"train": 6, "test": 4}
     assert sorted(path.name for path in root.iterdir()) == ["decoded", source.name]
     source.unlink()
-    with pytest.raises(ztw.ZtwError, match=r"download from .*Put .*\.zip or the folder .*/ below"):
+    with pytest.raises(ztw.ZtwError, match=r"download from .*put .*\.zip or the folder .*/ below"):
         prepare_dataset("tiny_imagenet", tmp_path / "other")
 
 

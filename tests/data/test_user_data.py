@@ -35,12 +35,12 @@ def test_all_images_in_order(form):
 
 
 @pytest.mark.parametrize("form", [*FORMS, "shuffled"])
-def test_an_epoch_can_be_gone_on_with(form):
+def test_an_epoch_can_be_resumed(form):
     shuffled = DataLoader(TensorDataset(IMAGES, LABELS), batch_size=4, shuffle=True)
     data = as_data(shuffled if form == "shuffled" else FORMS[form], WANTED)
 
     def epoch(skip: int) -> list[torch.Tensor]:
-        torch.randn(1)  # others draw, too
+        torch.randn(1)  # other code draws from the global generator, too
         return [images for images, _ in data.batches(4, torch.Generator().manual_seed(5), True, skip)]
 
     whole, rest = epoch(0), epoch(1)
@@ -55,7 +55,7 @@ def test_an_epoch_can_be_gone_on_with(form):
     [
         ({"batch_size": 4}, 3),
         ({"batch_size": 4, "drop_last": True}, 2),
-        ({"batch_size": 5}, 2),  # the last one image is left out, as ever
+        ({"batch_size": 5}, 2),  # the last batch, of one image, is dropped
         ({"batch_size": 1}, 11),
         ({"batch_sampler": [[0, 1], [2, 3, 4], [5]]}, 3),
     ],
@@ -87,7 +87,7 @@ WRONG = [
 
 @pytest.mark.parametrize(("given", "message"), WRONG)
 @pytest.mark.parametrize("form", ["tensors", "loader"])
-def test_images_and_labels_that_are_not_the_network_s(given, message, form):
+def test_images_and_labels_that_do_not_fit_the_network(given, message, form):
     one_batch: DataLoader = DataLoader([given], batch_size=None)  # type: ignore[arg-type]
     with pytest.raises(ztw.ZtwError, match=message) as caught:
         list(as_data(given if form == "tensors" else one_batch, WANTED).batches(4))
@@ -106,11 +106,11 @@ def test_images_and_labels_that_are_not_the_network_s(given, message, form):
         ((IMAGES, "labels"), "labels: str, must be"),
         (Endless(), "data: Endless, must be"),
         (DataLoader(Endless()), "data: DataLoader .*has no len.*, must be"),
-        (TensorDataset(IMAGES[:0], LABELS[:0]), "the dataset is empty"),
-        (DataLoader(TensorDataset(IMAGES[:3], LABELS[:3]), 4, drop_last=True), "the loader is empty"),
+        (TensorDataset(IMAGES[:0], LABELS[:0]), "data: the Dataset is empty"),
+        (DataLoader(TensorDataset(IMAGES[:3], LABELS[:3]), 4, drop_last=True), "DataLoader is empty"),
     ],
 )
-def test_what_is_no_data(given, message):
+def test_wrong_data(given, message):
     with pytest.raises(ztw.ZtwError, match=message):
         as_data(given, WANTED)
 

@@ -1,4 +1,4 @@
-"""The paired bootstrap against a plain loop, known answers and its own promise of coverage."""
+"""Test the paired bootstrap: against a plain loop, known values, and the coverage of its interval."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ import ztw
 from ztw.evaluation.bootstrap import pairs_at_budgets
 
 
-def answers(accuracy: float, seeds: int = 3, samples: int = 400, seed: int = 0) -> torch.Tensor:
-    """bool (S, N), right with probability `accuracy`."""
+def random_flags(accuracy: float, seeds: int = 3, samples: int = 400, seed: int = 0) -> torch.Tensor:
+    """Return random flags, bool (S, N), each True with probability `accuracy`."""
     return torch.rand(seeds, samples, generator=torch.Generator().manual_seed(seed)) < accuracy
 
 
 def pairs(methods: dict[str, torch.Tensor], **options) -> list[dict]:
-    """The rows of one budget; methods: of all seeds, (S, N)."""
+    """Return the rows of one budget; methods: method -> flags of all seeds, (S, N)."""
     table = {name: dict(enumerate(right)) for name, right in methods.items()}
     return pairs_at_budgets({0.5: table}, **options)
 
 
 def compare(first: torch.Tensor, second: torch.Tensor, **options) -> tuple[float, float, float]:
-    """(difference, low, high) of two methods at one budget."""
+    """Return (difference, low, high) of two methods at one budget."""
     (row,) = pairs({"first": first, "second": second}, **options)
     return row["difference"], row["low"], row["high"]
 
 
 def test_identical_methods_do_not_differ():
-    same = answers(0.7)
+    same = random_flags(0.7)
     (row,) = pairs({"a": same, "b": same.clone()})
     assert (row["difference"], row["low"], row["high"]) == (0, 0, 0)
     assert row["within_noise"] is True
@@ -44,22 +44,22 @@ def test_a_difference_on_every_sample_has_no_noise():
 
 
 def test_noise_that_both_methods_share_does_not_count():
-    # one sample in four is hard for both, the others easy for both: what is drawn cannot tell them apart
+    # one sample in four is wrong for both methods, the others are right for both: no draw makes a difference
     first = torch.arange(100).remainder(4).gt(0).expand(2, -1)
     assert compare(first, first) == (0, 0, 0)
-    # unpaired, the same accuracies would be apart by noise
+    # an unpaired bootstrap would find noise between these accuracies
     low, high = compare(first, first.roll(1, dims=1))[1:]
     assert low < -0.05
     assert high > 0.05
 
 
-def test_one_seed_better_and_one_worse_by_the_same_cancel():
+def test_equal_gain_and_loss_of_two_seeds_cancel():
     first = torch.stack([torch.ones(30), torch.zeros(30)]).bool()
     assert compare(first, first.flip(0)) == (0, 0, 0)
 
 
 def test_the_interval_is_the_binomial_one():
-    # first always right, second on 300 of 400: the difference is 0.25, its standard error 0.02165
+    # the first method is always right, the second on 300 of 400 samples: difference 0.25, standard error 0.02165
     second = (torch.arange(400) < 300)[None]
     difference, low, high = compare(torch.ones_like(second), second, resamples=20_000)
     error = 1.96 * math.sqrt(0.25 * 0.75 / 400)
@@ -68,13 +68,13 @@ def test_the_interval_is_the_binomial_one():
     assert high == pytest.approx(0.25 + error, abs=0.003)
 
 
-def test_all_is_the_plain_loop():
+def test_all_numbers_equal_the_plain_loop():
     methods = {
-        name: answers(p, samples=60, seed=i) for i, (name, p) in enumerate({"a": 0.6, "b": 0.8}.items())
+        name: random_flags(p, samples=60, seed=i) for i, (name, p) in enumerate({"a": 0.6, "b": 0.8}.items())
     }
     draws = torch.randint(60, (50, 60), generator=torch.Generator().manual_seed(7))
     gaps = []
-    for draw in draws:  # resample by resample, image by image
+    for draw in draws:  # one resample after the other, one image after the other
         right = {name: sum(int(one[n]) for one in table for n in draw) for name, table in methods.items()}
         gaps.append((right["a"] - right["b"]) / (3 * 60))
     difference, low, high = compare(methods["a"], methods["b"], resamples=50, level=0.9, seed=7)
@@ -83,8 +83,8 @@ def test_all_is_the_plain_loop():
     assert [low, high] == pytest.approx(expected.tolist())
 
 
-def test_every_pair_is_its_own_interval_again():
-    methods = {name: answers(0.7, seed=i) for i, name in enumerate("abc")}
+def test_every_pair_alone_has_the_same_interval():
+    methods = {name: random_flags(0.7, seed=i) for i, name in enumerate("abc")}
     rows = pairs(methods, resamples=100)
     assert [(row["first"], row["second"]) for row in rows] == [("a", "b"), ("a", "c"), ("b", "c")]
     for row in rows:
@@ -96,7 +96,7 @@ def test_every_pair_is_its_own_interval_again():
 
 def test_many_samples_are_drawn_in_chunks_as_if_at_once():
     samples, resamples = 20_000, 250  # 5 million counts
-    first, second = answers(0.7, 1, samples), answers(0.71, 1, samples, seed=1)
+    first, second = random_flags(0.7, 1, samples), random_flags(0.71, 1, samples, seed=1)
     draws = torch.randint(samples, (resamples, samples), generator=torch.Generator().manual_seed(0))
     gaps = (first[0].double() - second[0].double())[draws].mean(1)
     expected = gaps.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64))
@@ -104,20 +104,20 @@ def test_many_samples_are_drawn_in_chunks_as_if_at_once():
 
 
 def test_the_seed_decides():
-    first, second = answers(0.7), answers(0.72, seed=1)
+    first, second = random_flags(0.7), random_flags(0.72, seed=1)
     assert compare(first, second) == compare(first.to(torch.uint8), second)
     assert compare(first, second) != compare(first, second, seed=1)
 
 
-def test_a_wider_level_is_a_wider_interval():
-    first, second = answers(0.7), answers(0.72, seed=1)
+def test_a_higher_level_gives_a_wider_interval():
+    first, second = random_flags(0.7), random_flags(0.72, seed=1)
     _, low, high = compare(first, second, level=0.5)
     _, lower, higher = compare(first, second, level=0.99)
     assert lower < low < high < higher
 
 
-def test_a_pair_is_compared_on_the_seeds_both_have():
-    table = {name: dict(enumerate(answers(0.7, seed=i))) for i, name in enumerate("abc")}
+def test_a_pair_is_compared_on_the_seeds_of_both():
+    table = {name: dict(enumerate(random_flags(0.7, seed=i))) for i, name in enumerate("abc")}
     half = {"a": table["a"], "b": {2: table["b"][2], 0: table["b"][0]}, "c": {1: table["c"][1]}}
     rows = pairs_at_budgets({0.25: half, 0.5: table, "max": {"a": table["a"]}}, resamples=100)
     named = [(row["budget"], row["first"], row["second"], row["seeds"]) for row in rows]
@@ -134,14 +134,14 @@ def test_a_pair_is_compared_on_the_seeds_both_have():
     assert (rows[0]["difference"], rows[0]["low"], rows[0]["high"]) == alone
 
 
-def test_nothing_to_compare_is_no_row():
+def test_nothing_to_compare_gives_no_row():
     assert pairs({}) == []
-    assert pairs({"a": answers(0.7)}, resamples=10) == []
+    assert pairs({"a": random_flags(0.7)}, resamples=10) == []
     assert pairs_at_budgets({0.25: {"a": {}, "b": {}}}) == []
 
 
-def test_the_interval_covers_the_truth_as_often_as_it_says():
-    # the second method is right where the first is, but for 10 % lost and 6 % won: the truth is 0.04
+def test_the_interval_covers_the_truth_as_often_as_its_level():
+    # the second method loses 10 % of the samples and wins 6 %: the true difference is 0.04
     generator = torch.Generator().manual_seed(0)
     covered, repeats = 0, 400
     for repeat in range(repeats):
@@ -153,7 +153,7 @@ def test_the_interval_covers_the_truth_as_often_as_it_says():
 
 
 def test_malformed_input_is_refused():
-    good = answers(0.7)
+    good = random_flags(0.7)
     cases = [
         ((good, good[:, :9]), {}, r"same test samples, got \[9, 400\] samples"),
         ((good[None], good[None]), {}, r"first, seed 0: shape \(3, 400\), must be \(samples,\)"),

@@ -1,4 +1,4 @@
-"""Calibration against values worked out on paper, scikit-learn and a plain loop."""
+"""Test calibration against hand-computed values, scikit-learn and a plain loop."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ LABELS = torch.tensor([0, 1, 1, 0])
 
 
 def measure(name: str, logits: torch.Tensor, labels: torch.Tensor, bins: int = 15) -> float:
-    """One measure of one exit, logits (N, C)."""
+    """Return one metric of one exit, logits (N, C)."""
     return calibration(logits[None], labels, bins=bins)[name].item()
 
 
 def fit_temperature(logits: torch.Tensor, labels: torch.Tensor) -> float:
-    """The temperature of one exit, logits (N, C)."""
+    """Fit the temperature of one exit, logits (N, C)."""
     return fit_temperatures(logits[None], labels).item()
 
 
@@ -44,7 +44,7 @@ def test_a_bin_holds_its_upper_edge_and_the_first_holds_0():
     assert measure("ece", logits, labels, bins=2) == pytest.approx(1.5 / 3)
     # all in one bin: 2 right, confidences 2.5 in all
     assert measure("ece", logits, labels, bins=1) == pytest.approx(0.5 / 3)
-    # class probabilities 1 and 0 of the class that it is and is not: no error
+    # probability 1 of the right class and 0 of the other: no error
     assert measure("classwise_ece", logits[1:], torch.tensor([0, 0]), bins=2) == 0
 
 
@@ -62,7 +62,7 @@ def test_brier_score_and_likelihood_by_hand():
     assert measure("nll", PROBS.log(), LABELS) == pytest.approx(-sum(map(math.log, of_label)) / 4)
 
 
-def test_a_label_of_probability_0_costs_a_finite_amount():
+def test_a_label_of_probability_0_has_a_finite_nll():
     logits, labels = torch.tensor([[0.0, -3e38], [0.0, -1e30]]), torch.tensor([1, 1])
     tiny = -math.log(torch.finfo(torch.float32).tiny)
     assert measure("nll", logits, labels) == pytest.approx(tiny)
@@ -71,17 +71,17 @@ def test_a_label_of_probability_0_costs_a_finite_amount():
 
 
 def test_auroc_by_hand():
-    # right: 0.9 and 0.7; of the four pairs only (0.7, 0.8) is the wrong way round
+    # right: 0.9 and 0.7; of the four pairs only (0.7, 0.8) is in the wrong order
     assert measure("auroc", PROBS.log(), LABELS) == 0.75
     # 0.9 right, 0.9 wrong, 0.5 wrong: a tie counts half
     tied = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.5, 0.5]]).log()
     assert measure("auroc", tied, torch.tensor([0, 1, 1])) == 0.75
-    for everybody in (PROBS.argmax(-1), PROBS.argmin(-1)):  # all right, all wrong
-        assert math.isnan(measure("auroc", PROBS.log(), everybody))
+    for labels in (PROBS.argmax(-1), PROBS.argmin(-1)):  # all right, all wrong
+        assert math.isnan(measure("auroc", PROBS.log(), labels))
 
 
 def test_overthinking_by_hand():
-    # right (1) or wrong (0) of three exits on five samples; samples 1 to 3 were had before the last exit
+    # rows: exits, columns: samples, 1 = right; an earlier exit has samples 1 to 3 right
     right = torch.tensor([[1, 1, 0, 0, 0], [0, 1, 1, 0, 1], [0, 0, 0, 0, 1]])
     logits = torch.stack([right, 1 - right], dim=-1).float()
     assert overthinking(logits, torch.zeros(5).long()) == pytest.approx(3 / 5)
@@ -89,7 +89,7 @@ def test_overthinking_by_hand():
 
 
 def test_temperature_by_hand():
-    # right three times of four at margin 2: calibrated where sigmoid(2 / T) = 3/4, so T = 2 / log 3
+    # three of four are right at margin 2: calibrated if sigmoid(2 / T) = 3/4, so T = 2 / log 3
     logits = torch.tensor([[2.0, 0.0]] * 4)
     assert fit_temperature(logits, torch.tensor([0, 0, 0, 1])) == pytest.approx(2 / math.log(3), rel=1e-9)
 
@@ -119,7 +119,7 @@ def test_a_known_scaling_is_found_again(temperature):
     assert scaled["classwise_ece_scaled"] < 0.01
 
 
-def test_the_temperature_has_the_least_cross_entropy(logits, labels):
+def test_the_temperature_minimises_the_cross_entropy(logits, labels):
     for exit in logits:
         best = fit_temperature(exit, labels)
         others = torch.logspace(-1, 2, 50, dtype=torch.float64).tolist()
@@ -127,7 +127,7 @@ def test_the_temperature_has_the_least_cross_entropy(logits, labels):
         assert least <= min(measure("nll", exit.double() / other, labels) for other in others) + 1e-6
 
 
-def test_as_scikit_learn(logits, labels):
+def test_metrics_equal_scikit_learn_s(logits, labels):
     probs = logits[0].double().softmax(-1).numpy()
     confidence, right = probs.max(-1), probs.argmax(-1) == labels.numpy()
     every = list(range(5))
@@ -138,19 +138,17 @@ def test_as_scikit_learn(logits, labels):
     assert float(found["brier"][0]) == pytest.approx(one_against_rest)
 
 
-def test_auroc_with_ties_as_scikit_learn():
+def test_auroc_with_ties_equals_scikit_learn_s():
     generator = torch.Generator().manual_seed(0)
     confidence = 0.5 + torch.randint(9, (500,), generator=generator) / 18
     correct = torch.rand(500, generator=generator) < confidence
-    logits = torch.stack(
-        [confidence, 1 - confidence], dim=1
-    ).log()  # the first of equal classes is the answer
+    logits = torch.stack([confidence, 1 - confidence], dim=1).log()  # the first of equal classes is predicted
     found = measure("auroc", logits, (~correct).long())
     assert found == pytest.approx(metrics.roc_auc_score(correct, confidence))
 
 
 def plain_gap(scores: list[float], hits: list[float], bins: int) -> float:
-    """The obvious loop over the bins."""
+    """Compute the gap by a plain loop over the bins."""
     total = 0.0
     for bin in range(bins):
         inside = [i for i, score in enumerate(scores) if bin / bins < score <= (bin + 1) / bins]
@@ -160,7 +158,7 @@ def plain_gap(scores: list[float], hits: list[float], bins: int) -> float:
 
 
 @pytest.mark.parametrize("bins", [1, 7, 15])
-def test_the_errors_are_the_plain_loop(bins, logits, labels):
+def test_calibration_errors_equal_the_plain_loop(bins, logits, labels):
     found = calibration(logits, labels, bins=bins)
     for k, probs in enumerate(logits.double().softmax(-1)):
         right = (probs.argmax(-1) == labels).double()
@@ -170,13 +168,13 @@ def test_the_errors_are_the_plain_loop(bins, logits, labels):
         assert float(found["classwise_ece"][k]) == pytest.approx(sum(gaps) / 5)
 
 
-def test_one_bin_is_the_accuracy_against_the_mean_confidence(logits, labels):
+def test_one_bin_compares_accuracy_and_mean_confidence(logits, labels):
     found = calibration(logits, labels, bins=1)["ece"]
     confidence = logits.double().softmax(-1).amax(-1).mean(1)
     torch.testing.assert_close(found, (exit_accuracy(logits, labels) - confidence).abs())
 
 
-def test_all_exits_at_once_is_each_alone(logits, labels):
+def test_all_exits_together_equal_each_alone(logits, labels):
     temperatures = fit_temperatures(logits, labels)
     found = calibration(logits, labels, temperatures)
     changed = {"ece", "classwise_ece", "brier", "nll"}
@@ -194,7 +192,7 @@ def test_all_exits_at_once_is_each_alone(logits, labels):
     assert (found["nll_scaled"] <= found["nll"]).all()
 
 
-def test_only_the_distribution_counts(logits, labels):
+def test_logits_and_log_probabilities_give_the_same_metrics(logits, labels):
     raw, normalised = calibration(logits, labels), calibration(logits.double().log_softmax(-1), labels)
     for name, values in raw.items():
         torch.testing.assert_close(values, normalised[name])
@@ -233,13 +231,14 @@ def test_malformed_input_is_refused(logits, labels):
 
 @pytest.mark.parametrize(("factor", "expected"), [(1.0, 1e-3), (-1.0, 1e3), (0.0, 1.0)])
 def test_bounds_of_a_temperature_hold_for_many_samples_too(factor, expected):
-    """So many that a few of them give the start: always right, always wrong, and not told apart."""
+    """With many samples, the search starts on a few: always right, always wrong, and uninformative logits."""
     labels = torch.arange(10_000) % 4
     logits = factor * torch.nn.functional.one_hot(labels, 4).double()
     assert fit_temperature(logits, labels) == expected
 
 
-def test_a_few_samples_that_mislead_cost_time_and_no_precision():
-    # every fourth sample, where the search starts, is right, of all three in four: as in `test_temperature_by_hand`
+def test_a_misleading_first_search_costs_no_precision():
+    # every fourth sample, on which the search starts, is right; of all samples three in four, as in
+    # `test_temperature_by_hand`
     logits, labels = torch.tensor([[2.0, 0.0]] * 10_000), (torch.arange(10_000) % 4 == 1).long()
     assert fit_temperature(logits, labels) == pytest.approx(2 / math.log(3), rel=1e-9)

@@ -1,4 +1,4 @@
-"""Which samples are classified correctly comes back as it was written, 8 a byte."""
+"""Test files of correctly classified samples: read as written, 8 samples per byte."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ztw.tensors import read_tensors, write_tensors
 
 
 @pytest.mark.parametrize("samples", [1, 7, 8, 9, 1000])
-def test_it_comes_back(tmp_path, samples):
+def test_it_is_read_as_written(tmp_path, samples):
     drawn = torch.randint(2, (2, samples), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     correct = {"held-out@0.5": drawn[0], "paper@max": drawn[1]}
     write_correct(tmp_path / "a.safetensors", correct)
@@ -22,7 +22,7 @@ def test_it_comes_back(tmp_path, samples):
     assert read_tensors(tmp_path / "a.safetensors")["paper@max"].nbytes == -(-samples // 8)
 
 
-def test_no_feasible_budget_is_no_sample(tmp_path):
+def test_no_feasible_budget_gives_no_samples(tmp_path):
     write_correct(tmp_path / "a.safetensors", {})
     assert read_correct(tmp_path / "a.safetensors") == {}
 

@@ -1,4 +1,4 @@
-"""Budgets and metrics of exits against values worked out by hand."""
+"""Test metrics of exits and choices at budgets against hand-computed values."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ztw.evaluation.metrics import at_budget
 
 
 def curve_of(parameter, accuracy, cost):
-    """A curve worked out on paper."""
+    """Return a curve of hand-computed values."""
     parameter, accuracy, cost = (
         torch.tensor(values, dtype=torch.float64) for values in (parameter, accuracy, cost)
     )
@@ -46,11 +46,11 @@ def test_exit_accuracy_by_hand():
 
 
 def test_hindsight_improvability_by_hand():
-    # right (1) or wrong (0) of three exits on five samples, label always class 0
+    # rows: exits, columns: samples, 1 = right; the label is always class 0
     right = torch.tensor([[1, 1, 0, 0, 0], [0, 1, 1, 0, 0], [0, 0, 0, 0, 1]])
     logits = torch.stack([right, 1 - right], dim=-1).float()
     values = ztw.hindsight_improvability(logits, torch.zeros(5).long())
-    # exit 2 is wrong on samples 1, 4, 5, of which exit 1 had sample 1; exit 3 on 1-4, of which 1-3 were had
+    # exit 2: wrong on samples 1, 4, 5; exit 1 is right on 1. Exit 3: wrong on 1-4; earlier exits are right on 1-3
     assert values.tolist() == [0.0, pytest.approx(1 / 3), pytest.approx(3 / 4)]
 
 

@@ -1,4 +1,4 @@
-"""Thresholds for a wish, on held-out images: what is promised holds there."""
+"""Test `choose_threshold`: the operating point has the promised accuracy and cost on the held-out images."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def test_predict(network, capsys):
     assert labels.tolist() == HELD_OUT[1].tolist()
     (expected,), _ = predictions.predict_networks([network.eval()], stripes(200))
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
-    logits.requires_grad_()  # no tensor of inference mode
+    logits.requires_grad_()  # fails for a tensor made in inference mode
 
 
 @pytest.mark.parametrize("rule", ztw.list_rules())
 @pytest.mark.parametrize("wish", [{"budget": 1.0}, {"budget": "max"}, {"allowed_loss": 0.05}])
-def test_what_a_choice_says_holds(network, rule, wish):
+def test_an_operating_point_holds_on_the_held_out_images(network, rule, wish):
     point = ztw.choose_threshold(network, HELD_OUT, **wish, rule=rule, points=50, progress=False)
     answers = network.ensemble(ztw.predict(network, HELD_OUT, progress=False)[0])
     left, answering = simulate_exits(answers, point.rule)
@@ -66,7 +66,7 @@ def test_every_way_of_choosing(network, thresholds):
         assert isinstance(point.rule.threshold, tuple) == (thresholds in ("per_exit", "allowed_loss"))
 
 
-def test_risk_is_the_one_asked_for(network):
+def test_the_risk_is_at_most_the_requested_one(network):
     predicted = ztw.predict(network, HELD_OUT, progress=False)
     cautious = ztw.choose_threshold(network, predicted, risk=(0.02, 0.1))
     bold = ztw.choose_threshold(network, predicted, risk=(0.3, 0.5))
@@ -79,7 +79,7 @@ def test_risk_is_the_one_asked_for(network):
 
 
 def test_risk_without_held_out_images_of_a_class(network):
-    """A held-out part of a long-tailed data set as it was drawn before: of the first class alone."""
+    """A held-out part with images of the first class only."""
     logits, labels = ztw.predict(network, HELD_OUT, progress=False)
     first = (labels == 0).nonzero().flatten()
     with pytest.raises(ztw.ZtwError, match=r"no held-out sample of 4 of 5 classes \(1, 2, 3, 4\)"):
@@ -102,7 +102,7 @@ def test_risk_without_held_out_images_of_a_class(network):
         ({"risk": (0.1, 1)}, r"risk \(0.1, 1\): must be"),
         (
             {"risk": (0.1, 0.1), "thresholds": "shared"},
-            "thresholds 'shared': must be risk_controlled",
+            "thresholds 'shared': with risk, must be 'risk_controlled'",
         ),
         ({"budget": 1.0, "rule": "nope"}, "unknown exit rule 'nope'"),
         ({"budget": 1.0, "thresholds": "nope"}, "unknown way to choose thresholds 'nope'"),
@@ -112,7 +112,7 @@ def test_risk_without_held_out_images_of_a_class(network):
         ),
     ],
 )
-def test_wrong_wishes(network, how, message):
+def test_wrong_goals(network, how, message):
     predicted = ztw.predict(network, HELD_OUT, progress=False)
     with pytest.raises(ztw.ZtwError, match=message) as caught:
         ztw.choose_threshold(network, predicted, **how)

@@ -1,4 +1,4 @@
-"""Exits to which all images are alike are found, also where the exit before hides them."""
+"""Test that exits with the same logits for all images are found, also if earlier logits are added to them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def test_a_head_that_died_in_training_is_found(connection):
     (logits,), _ = predict_networks([network], data)
     assert silent_exits(logits, network.connection.additive) == []
     with torch.no_grad():
-        network.heads[1].get_parameter("body.0.bias").fill_(-1e6)  # its ReLU never fires again
+        network.heads[1].get_parameter("body.0.bias").fill_(-1e6)  # its ReLU is always 0
     (logits,), _ = predict_networks([network], data)
     assert silent_exits(logits, network.connection.additive) == [2]
 

@@ -1,4 +1,4 @@
-"""A network in a folder: it comes back, from the folder alone, answering the same; a damaged one is named."""
+"""Test saved networks: loaded from the folder alone, they predict the same; damaged files are named."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ MODELS = {
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_it_comes_back(name, tmp_path):
+def test_it_is_loaded_as_saved(name, tmp_path):
     network = MODELS[name]().eval()
     told: list[str] = []
     rng = torch.get_rng_state()
@@ -104,7 +104,7 @@ def test_in_a_fresh_process_without_the_model_s_code(tmp_path):
 
 
 @pytest.mark.parametrize("how", ["dropout", "flow"])
-def test_what_cannot_be_put_into_words_needs_the_model(how, tmp_path):
+def test_a_backbone_that_cannot_be_described_needs_the_model(how, tmp_path):
     network = network_of(Blocks(how))
     told: list[str] = []
     ztw.save(network, tmp_path / "net", ztw.Patience(1), progress=told.append)
@@ -173,7 +173,7 @@ def saved(written, tmp_path) -> Path:
 
 
 def edit(folder: Path, **changes) -> None:
-    """Change network.json as ztw would have written it."""
+    """Change network.json, and write it with a valid seal."""
     facts = json.loads((folder / "network.json").read_text())
     write_json(folder / "network.json", {**facts, **changes})
 

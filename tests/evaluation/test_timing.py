@@ -1,4 +1,4 @@
-"""Measured time: what is timed, by a clock that only the calls themselves move."""
+"""Test the timing of calls, with a clock that only the calls advance."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 
 
 class Clock:
-    """Seconds that pass when told to."""
+    """A clock that advances only when a test says so."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -31,7 +31,7 @@ def test_every_batch_is_timed_in_turn_after_a_warm_up():
 
     def slow(batch: torch.Tensor) -> float:
         called.append(f"slow {int(batch.max())}")
-        hiccup = len(called) == 5  # only once, so that it does not count
+        hiccup = len(called) == 5  # once, so that another turn of the batch is faster
         clock.now += 5 if hiccup else 2 if batch.max() == 5 else 0.25
         return float(batch.max())
 
@@ -44,7 +44,7 @@ def test_every_batch_is_timed_in_turn_after_a_warm_up():
     first, second = [0, 1, 2, 3, 4, 5], [1, 2, 3, 4, 5, 0]
     expected = [f"{name} {place}" for turn in (first, second) for name in ("slow", "fast") for place in turn]
     assert called == ["slow 0", "fast 0", *expected], "one warm-up, then each turn starts with another batch"
-    # a batch that is slow each time counts, a hiccup does not
+    # a batch that is slow in every turn counts; a single slow time does not
     assert found.predictions == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
     assert found.times == {"median_ms": 250, "p95_ms": 2000, "images_per_s": 24 / 3.25}
     assert other.times == {"median_ms": 125, "p95_ms": 125, "images_per_s": 48 / 1.5}
@@ -52,13 +52,13 @@ def test_every_batch_is_timed_in_turn_after_a_warm_up():
 
 
 def test_single_images_and_lone_methods_are_timed_more_often():
-    """A few methods are done in seconds, which may be a slow phase of the machine."""
+    """A few methods take only seconds, which may all be in a slow phase of the machine."""
     assert turns_of(1, 5) > turns_of(2, 5)
     assert turns_of(64, 1) == turns_of(64, 2) == 2 * turns_of(64, 5)
 
 
 def test_the_same_work_at_two_budgets_has_the_same_times():
-    """Images that leave one network at the same exits; of another network, or at another exit, it is other work."""
+    """The same work: one network, the same exits. Another network or another exit is other work."""
     called: Counter[str] = Counter()
     clock = Clock()
 
@@ -85,7 +85,7 @@ def test_the_same_work_at_two_budgets_has_the_same_times():
     assert called["last"] == called["other"] == 1 + 3
 
 
-def test_what_is_answered_otherwise_is_counted():
+def test_different_predictions_are_counted():
     first, second = torch.tensor([[9.0, 1.0]]), torch.tensor([[1.0, 9.0]])
     logits = torch.cat([first, second, first])
     reference = [ExitResult(logits, torch.tensor([0, 1, 2])), ExitResult(first, torch.tensor([1]))]

@@ -1,4 +1,4 @@
-"""Ensembles: hand-computed combinations, safety at probability 0, and fits compared with gradient descent."""
+"""Test ensembles: combinations by hand, probabilities of 0, and fits compared with gradient descent."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ztw.exits.ensembles import ArithmeticEnsemble, GeometricEnsemble, UniformEn
 
 
 def cross_entropy(log_probs: Tensor, labels: Tensor) -> Tensor:
-    """(K,) mean cross-entropy of every exit."""
+    """Return the mean cross-entropy (K,) of every exit."""
     return -log_probs.gather(2, labels.expand(len(log_probs), -1)[..., None]).double().mean((1, 2))
 
 
 def real_logits(samples: int = 2000, exits: int = 5, num_classes: int = 10) -> tuple[Tensor, Tensor]:
-    """Logits that grow more accurate from exit to exit, on labels they know something about."""
+    """Return logits whose accuracy grows from exit to exit, and labels."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(num_classes, (samples,), generator=generator)
     signal = torch.nn.functional.one_hot(labels, num_classes).float()
@@ -65,7 +65,7 @@ def test_gradients_pass_through_a_geometric_ensemble():
 @pytest.mark.parametrize("kind", ztw.list_ensembles())
 def test_a_probability_of_zero_gives_no_nan(kind, include_final):
     logits = torch.tensor([[[0.0, -3e38], [-1e4, 1e4]], [[1e4, -1e4], [0.0, 0.0]]])
-    labels = torch.tensor([1, 0])  # where the first exit says probability 0
+    labels = torch.tensor([1, 0])  # the first exit gives these labels probability 0
     fitted = ztw.fit_ensemble(logits, labels, kind, include_final)
     log_probs = fitted(logits)
     assert log_probs.isfinite().all()
@@ -74,8 +74,8 @@ def test_a_probability_of_zero_gives_no_nan(kind, include_final):
 
 @pytest.mark.parametrize("include_final", [True, False])
 @pytest.mark.parametrize("kind", ztw.list_ensembles())
-def test_exit_by_exit_is_all_at_once(kind, include_final):
-    """Also where samples leave in between, and others join."""
+def test_exit_by_exit_equals_all_exits_together(kind, include_final):
+    """Also if some samples leave after an exit, and others join."""
     logits, labels = real_logits(60, 4, 3)
     ensemble = ztw.fit_ensemble(logits, labels, kind, include_final)
     expected = ensemble(logits)
@@ -93,7 +93,7 @@ def test_exit_by_exit_is_all_at_once(kind, include_final):
 
 
 class Median(ztw.Ensemble):
-    """Per class the median of the members: nothing that could be added up."""
+    """The median of the members per class, which is not a sum."""
 
     def combine(self, log_probs: Tensor) -> Tensor:
         return log_probs.median(0).values
@@ -101,7 +101,7 @@ class Median(ztw.Ensemble):
 
 @pytest.mark.parametrize("include_final", [True, False])
 def test_an_ensemble_that_is_not_linear(include_final):
-    """By hand at the third exit; exit by exit the same, also where samples leave in between and others join."""
+    """The third exit is computed by hand. Exit by exit gives the same, also if samples leave or join."""
     logits, labels = real_logits(60, 3, 4)
     ensemble = Median(3, 4, include_final)
     ensemble.fit(logits, labels)
@@ -122,17 +122,17 @@ def test_an_ensemble_that_is_not_linear(include_final):
 
 
 @pytest.mark.parametrize("kind", ztw.list_ensembles())
-def test_a_linear_ensemble_combines_as_any_other(kind):
+def test_combine_of_a_linear_ensemble_equals_its_forward(kind):
     logits, labels = real_logits(60, 4, 3)
     ensemble = ztw.fit_ensemble(logits, labels, kind)
     log_probs = logits.log_softmax(-1)
-    for exit, answer in enumerate(ensemble(logits)):
+    for exit, expected in enumerate(ensemble(logits)):
         found = ensemble.combine(log_probs[: exit + 1]).log_softmax(-1)
-        torch.testing.assert_close(found, answer)
+        torch.testing.assert_close(found, expected)
 
 
 def adam(ensemble_of, parameters: list[Tensor], labels: Tensor, steps: int = 501) -> float:
-    """The released recipe's optimiser on one exit, full batch; returns the last loss."""
+    """Fit one exit by Adam, as in the released recipe, on full batches; return the last loss."""
     optimizer = torch.optim.Adam(parameters, lr=5e-2)
     for _ in range(steps):
         loss = torch.nn.functional.nll_loss(ensemble_of(*parameters), labels)
@@ -197,7 +197,7 @@ def test_ensembles_use_only_earlier_exits():
 
 
 @pytest.mark.parametrize("kind", ztw.list_ensembles())
-def test_final_exit_can_answer_for_itself(kind):
+def test_the_final_exit_can_predict_alone(kind):
     logits, labels = real_logits(samples=300)
     fitted = ztw.fit_ensemble(logits, labels, kind, include_final=False)
     torch.testing.assert_close(fitted(logits)[-1], logits[-1].log_softmax(-1))
@@ -205,7 +205,7 @@ def test_final_exit_can_answer_for_itself(kind):
     assert fitted.macs(3) > 0
 
 
-def test_separable_labels_end():
+def test_the_fit_of_separable_labels_ends():
     labels = torch.arange(10).repeat(20)
     logits = 5 * torch.nn.functional.one_hot(labels, 10).float().expand(3, -1, -1)
     fitted = ztw.fit_ensemble(logits, labels)
@@ -217,7 +217,7 @@ def test_nan_is_refused():
     ensemble = ztw.fit_ensemble(logits, labels)
     logits[4, 3, 2] = math.nan
     with pytest.raises(ztw.ZtwError, match="logits: 1 values are NaN"):
-        ensemble(logits)  # the last exit's would reach the first through a coefficient of 0
+        ensemble(logits)  # a NaN of the last exit would reach the first exit: NaN * 0 is NaN
 
 
 def test_unknown_kind_and_wrong_size_are_refused():

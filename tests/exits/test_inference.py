@@ -1,4 +1,4 @@
-"""`infer`'s bookkeeping: whatever it carries along or takes out, the answers are those of `simulate_exits`."""
+"""Test how `infer` handles a batch: its predictions equal those of `simulate_exits`."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def test_pick_is_indexing_and_keeps_the_memory_format(shape, memory_format):
 def infer_as(
     batching: Batching, network: ztw.EarlyExitNetwork, images: Tensor, rule: ExitRule
 ) -> ztw.ExitResult:
-    """`network.infer`, the batch carried as asked."""
+    """Run `network.infer` with these settings of batches."""
     return infer(network.route(), images, rule, batching)
 
 
 @pytest.mark.parametrize("rule", [ztw.MaxSoftmax(0.6), ztw.Patience(1), ztw.MaxSoftmaxOrBest(0.8)])
 @pytest.mark.parametrize("kind", [None, "geometric"])
-def test_what_is_carried_along_changes_no_prediction(rule, kind):
-    """Whenever leaving samples are taken out, and however often the host looks (on a GPU not after every exit)."""
+def test_settings_of_batches_change_no_prediction(rule, kind):
+    """The settings: when samples that leave are removed from the batch, and how often the host reads a GPU's exits."""
     network = small_network("cascade_detached")
     images = torch.randn(40, 1, 10, 10, generator=torch.Generator().manual_seed(5))
     with torch.no_grad():
@@ -48,9 +48,9 @@ def test_what_is_carried_along_changes_no_prediction(rule, kind):
     if kind:
         network.ensemble = ztw.fit_ensemble(logits, logits.mean(0).argmax(-1), kind)
         logits = network.ensemble(logits)
-    left, answer_exit = simulate_exits(logits, rule)
+    left, source = simulate_exits(logits, rule)
     assert len(set(left.tolist())) > 1
-    expected = logits[answer_exit, torch.arange(40)]
+    expected = logits[source, torch.arange(40)]
     for copy_share, sync_every in product((0.0, 0.1, 0.4, 2.0), (1, 2, 3)):
         result = infer_as(Batching(2**24, copy_share, sync_every), network, images, rule)
         assert result.exit_index.tolist() == left.tolist(), (copy_share, sync_every)
@@ -59,7 +59,7 @@ def test_what_is_carried_along_changes_no_prediction(rule, kind):
 
 @torch.no_grad()
 def undecided_network(ics: str, images: Tensor) -> ztw.EarlyExitNetwork:
-    """A ResNet-8 whose every exit is sure of some of these images (N, 3, 32, 32), and not of others."""
+    """Return a ResNet-8 whose exits are confident on some of these images (N, 3, 32, 32) and not on others."""
     torch.manual_seed(0)
     backbone = ztw.build_backbone("resnet8")
     backbone(images)  # BatchNorm statistics
@@ -113,7 +113,7 @@ def test_a_batch_of_eight_is_eight_single_calls(rule):
 @pytest.mark.parametrize("samples", [1, 8])
 @pytest.mark.parametrize(("threshold", "computed"), [(0.0, 1), (1.0, 3)])
 @torch.inference_mode()
-def test_late_blocks_are_not_computed_once_everything_has_left(samples, threshold, computed, batching):
+def test_later_blocks_are_not_computed_after_all_samples_have_left(samples, threshold, computed, batching):
     network = small_network()
     called: list[int] = []
     for block, stage in enumerate(network.backbone.stages):
@@ -123,7 +123,7 @@ def test_late_blocks_are_not_computed_once_everything_has_left(samples, threshol
     assert result.exit_index.tolist() == [0 if computed == 1 else 3] * samples
 
 
-def test_no_image_gives_no_answer():
+def test_no_image_gives_no_prediction():
     result = small_network().infer(torch.zeros(0, 1, 10, 10), ztw.MaxSoftmax(0.5))
     assert result.logits.shape == (0, 5)
     assert result.exit_index.shape == (0,)
@@ -145,7 +145,7 @@ def test_a_network_without_ics_is_its_backbone(connection):
 
 
 class HalfHead(nn.Module):
-    """Somebody's own head, which answers in bfloat16."""
+    """A user's head, which returns bfloat16."""
 
     def __init__(self, head: nn.Module) -> None:
         super().__init__()
@@ -157,7 +157,7 @@ class HalfHead(nn.Module):
 
 @pytest.mark.parametrize("connection", ztw.list_connections())
 @pytest.mark.parametrize("samples", [1, 4])
-def test_heads_may_answer_in_another_precision(connection, samples):
+def test_heads_may_return_another_precision(connection, samples):
     network = small_network(connection)
     network.heads = nn.ModuleList(map(HalfHead, network.heads))
     result = network.infer(torch.randn(samples, 1, 10, 10), ztw.MaxSoftmax(0.9))

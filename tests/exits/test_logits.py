@@ -1,4 +1,4 @@
-"""What logits and labels must be: infinities, every integer type, and rules that agree about them."""
+"""Test the checks of logits and labels: infinities, every integer type, and rules on such logits."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_infinities_of_both_signs_and_nan_are_told_apart(logits):
 
 
 def masked(logits: Tensor) -> Tensor:
-    """Some classes of some samples of some exits have probability 0 in float32: no sample all of them."""
+    """Return logits in which some classes have probability 0 in float32, but never all classes of a sample."""
     generator = torch.Generator().manual_seed(5)
     mask = torch.rand(logits.shape, generator=generator) < 0.5
     mask[..., 3] &= ~mask.all(-1)
@@ -78,7 +78,7 @@ def test_rules_agree_sample_by_sample_where_classes_have_probability_0(logits, l
 
 
 class Given(ztw.EarlyExitNetwork):
-    """Answers the given logits: an image is the number of its sample."""
+    """A network that returns given logits. An image is the index of its sample."""
 
     def __init__(self, logits: Tensor) -> None:
         num_classes = logits.shape[2]

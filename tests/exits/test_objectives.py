@@ -1,4 +1,4 @@
-"""What ensembles minimise: values and gradients against autograd's, and that the minimum is found."""
+"""Test the objectives of ensembles: values and gradients against autograd, and the minimum that is found."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_bound_is_respected():
 
 
 def slope(objective, x, lower):
-    """The steepest way down that the bounds leave open: 0 at the minimum of a convex function."""
+    """Return the slope of the steepest descent within the bounds, which is 0 at the minimum of a convex function."""
     _, gradient = objective(x)
     return float(torch.where((x > lower + 1e-9) | (gradient < 0), gradient, 0).abs().max())
 

@@ -1,4 +1,4 @@
-"""Every rule against values worked out by hand."""
+"""Test every rule against hand-computed values."""
 
 from __future__ import annotations
 
@@ -40,20 +40,20 @@ def test_entropy_is_natural_and_negated():
     assert scores[0, 1].item() == pytest.approx(-math.log(2), abs=1e-6)
 
 
-def test_entropy_of_a_certain_answer_is_zero():
+def test_entropy_of_a_certain_prediction_is_zero():
     certain = torch.tensor([[[100.0, -math.inf, -100.0]]])
     assert exit_scores(certain, ztw.Entropy).tolist() == [[0.0]]
 
 
 def test_patience_counts_consecutive_agreements_and_resets():
-    answers = torch.tensor([[0, 1], [0, 0], [1, 0], [1, 0], [1, 1]])  # (5 exits, 2 samples)
-    logits = torch.nn.functional.one_hot(answers, 2).float()
+    predicted = torch.tensor([[0, 1], [0, 0], [1, 0], [1, 0], [1, 1]])  # (5 exits, 2 samples)
+    logits = torch.nn.functional.one_hot(predicted, 2).float()
     assert exit_scores(logits, ztw.Patience).T.tolist() == [[0, 1, 0, 1, 2], [0, 0, 1, 2, 0]]
 
 
 def test_patience_leaves_at_the_exit_that_ends_t_agreements():
-    answers = torch.tensor([[0], [0], [1], [1], [1]])
-    logits = torch.nn.functional.one_hot(answers, 2).float()
+    predicted = torch.tensor([[0], [0], [1], [1], [1]])
+    logits = torch.nn.functional.one_hot(predicted, 2).float()
     cost = torch.arange(1.0, 6.0)
     curve = ztw.sweep(logits, torch.tensor([1]), cost, "patience", [1, 2, 3])
     assert curve.cost.tolist() == [2.0, 5.0, 5.0]
@@ -74,7 +74,7 @@ def test_passing_is_strict():
 
 
 def test_a_threshold_per_exit_by_hand():
-    # sample 0 is confident .6 .9 .7, sample 1 .5 .8 .9
+    # confidences of sample 0: .6 .9 .7, of sample 1: .5 .8 .9
     for thresholds, expected in (([0.7, 0.85], [1, 2]), ([0.55, 0.75], [0, 1]), ([0.7, 0.95, 0.0], [2, 2])):
         exit_index, answer_exit = simulate_exits(log(PROBS), ztw.MaxSoftmax(thresholds))
         assert exit_index.tolist() == answer_exit.tolist() == expected
@@ -83,7 +83,7 @@ def test_a_threshold_per_exit_by_hand():
     assert exit_index.tolist() == [0, 1]
 
 
-def test_nobody_passes_and_the_most_confident_answers():
+def test_if_no_exit_passes_the_most_confident_one_predicts():
     rule = MaxSoftmaxOrBest(0.95)
     assert [item.tolist() for item in simulate_exits(log(PROBS), rule)] == [[2, 2], [1, 2]]
     labels = torch.tensor([0, 1])  # sample 0: right at its most confident exit, wrong at the last
@@ -94,7 +94,7 @@ def test_nobody_passes_and_the_most_confident_answers():
     assert best.cost.tolist() == last.cost.tolist() == [2.5, 3.0]
 
 
-def test_the_first_of_equally_confident_exits_answers():
+def test_the_first_of_equally_confident_exits_predicts():
     flat = torch.zeros(3, 1, 2)
     assert [item.tolist() for item in simulate_exits(flat, MaxSoftmaxOrBest(0.9))] == [[2], [0]]
 
@@ -141,7 +141,7 @@ def test_patience_below_zero_is_refused():
 
 
 def test_patience_starts_where_everything_leaves_at_the_first_exit(logits, labels, cost):
-    """The released comparison's p = 1: its cheapest point costs what exit 1 costs."""
+    """As in the released comparison, whose cheapest point (p = 1) costs as much as exit 1."""
     curve = ztw.sweep(logits, labels, cost, "patience")
     assert curve.parameter.tolist() == [0, 1, 2, 3]
     assert curve.cost[0] == cost[0]
@@ -188,7 +188,7 @@ def test_a_rule_survives_json(rule):
         ({"rule": "patience", "t": -1}, "patience -1: must be a whole number of at least 0"),
     ],
 )
-def test_facts_that_are_no_rule(facts, message):
+def test_wrong_descriptions_of_rules(facts, message):
     with pytest.raises(ztw.ZtwError, match=message):
         rule_from(facts)
 

@@ -1,4 +1,4 @@
-"""Sweeps against a plain loop, and decisions against sweeps."""
+"""Test sweeps against a plain loop, and decisions of samples against sweeps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ztw.exits.sweep import simulate_exits
 
 
 def plain_sweep(logits, labels, cost, rule, parameters):
-    """The obvious loop: threshold by threshold, sample by sample."""
+    """Sweep by a plain loop over thresholds and samples."""
     kind: Any = exit_rule(rule)
     scores = exit_scores(logits, kind)
     answers = logits.argmax(-1)
@@ -36,7 +36,7 @@ def plain_sweep(logits, labels, cost, rule, parameters):
 
 
 @pytest.mark.parametrize("rule", ztw.list_rules())
-def test_sweep_is_the_plain_loop(rule, logits, labels, cost):
+def test_sweep_equals_the_plain_loop(rule, logits, labels, cost):
     curve = ztw.sweep(logits, labels, cost, rule, points=15)
     rows = plain_sweep(logits, labels, cost, rule, curve.parameter.tolist())
     torch.testing.assert_close(curve.accuracy, torch.tensor([row[0] for row in rows]).double())
@@ -45,7 +45,7 @@ def test_sweep_is_the_plain_loop(rule, logits, labels, cost):
 
 
 def per_exit_rows(logits, rule, rows):
-    """Thresholds (rows, K): scores seen at each exit, so that ties and strictness matter."""
+    """Return thresholds (rows, K) that are scores of samples at each exit, so that ties matter."""
     scores = exit_scores(logits, exit_rule(rule))
     picks = torch.randint(scores.shape[1], (len(scores), rows), generator=torch.Generator().manual_seed(4))
     return scores.gather(1, picks).T * (-1 if rule == "entropy" else 1)
@@ -55,7 +55,7 @@ THRESHOLD_RULES = [rule for rule in ztw.list_rules() if rule != "patience"]
 
 
 @pytest.mark.parametrize("rule", THRESHOLD_RULES)
-def test_sweep_with_a_threshold_per_exit_is_the_plain_loop(rule, logits, labels, cost):
+def test_sweep_with_a_threshold_per_exit_equals_the_plain_loop(rule, logits, labels, cost):
     thresholds = per_exit_rows(logits, rule, 10)
     curve = ztw.sweep(logits, labels, cost, rule, thresholds)
     rows = plain_sweep(logits, labels, cost, rule, thresholds.tolist())
@@ -87,7 +87,7 @@ def test_many_rows_and_samples_go_in_chunks():
 
 
 @pytest.mark.parametrize("rule", ztw.list_rules())
-def test_decide_is_sweep_in_the_mean(rule, logits, labels, cost):
+def test_the_mean_over_decisions_equals_sweep(rule, logits, labels, cost):
     kind: Any = exit_rule(rule)
     curve = ztw.sweep(logits, labels, cost, rule, points=10)
     for index, parameter in enumerate(curve.parameter.tolist()):

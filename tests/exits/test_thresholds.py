@@ -1,4 +1,4 @@
-"""Thresholds chosen from held-out data: hand-computed answers, a plain loop, and the guarantee by simulation."""
+"""Test the choices of thresholds: against hand-computed values and a plain loop, and the guarantee by simulation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ COST = torch.tensor([1.0, 2.0, 4.0, 8.0], dtype=torch.float64)
 
 
 def draw(samples, seed, exits=4, num_classes=5):
-    """Logits (K, N, C) of exits that know more the later they are, and labels (N,)."""
+    """Return logits (K, N, C), more accurate at later exits, and labels (N,)."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(num_classes, (samples,), generator=generator)
     easy = 1.5 * torch.randn(samples, generator=generator)
@@ -49,7 +49,7 @@ def test_every_choice_keeps_the_contract(choice, rule):
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 3, 2), (2, 1, 1), (3, 4, 2)])
 def test_the_smallest_inputs(choice, shape):
     cost = torch.arange(1.0, shape[0] + 1)
-    labels = torch.arange(shape[1]) % shape[2]  # of every class, without which no risk is controlled
+    labels = torch.arange(shape[1]) % shape[2]  # risk_controlled needs every class
     for rule in THRESHOLD_RULES:
         found = thresholds.candidates(choice, torch.randn(shape), labels, cost, rule)
         ztw.sweep(torch.randn(shape), labels, cost, rule, found.thresholds)
@@ -101,7 +101,7 @@ def test_per_exit_is_no_worse_than_shared_on_its_own_data(rule):
 
 
 def test_per_exit_finds_the_best_thresholds_of_two_exits():
-    # one threshold only, so that coordinate ascent is exact: compare with every threshold there is
+    # coordinate ascent is exact for one threshold, so compare with all possible thresholds
     logits, labels = draw(60, seed=3, exits=2)
     cost = COST[:2]
     scores = exit_scores(logits, ztw.MaxSoftmax)[0].unique()
@@ -115,7 +115,7 @@ def test_per_exit_finds_the_best_thresholds_of_two_exits():
 
 
 def test_per_exit_by_hand():
-    # exit 1 is right on the two confident samples and wrong on the two others, the last exit always right
+    # exit 1 is right on the two confident samples and wrong on the other two; the last exit is always right
     probs = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3], [0.6, 0.4]])
     logits = torch.stack([probs, torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.1, 0.9], [0.1, 0.9]])]).log()
     found = thresholds.candidates(
@@ -125,7 +125,7 @@ def test_per_exit_by_hand():
     torch.testing.assert_close(
         found.thresholds[middle, 0], torch.full((len(middle),), 0.75).double(), atol=1e-6, rtol=0
     )
-    assert found.parameter[0] > 2  # half the full cost for at most one right answer is not worth it
+    assert found.parameter[0] > 2  # half of the full cost is too much for at most one right prediction
     assert found.thresholds[0, 0] < 0.6
     assert found.parameter[-1] == 0
 
@@ -134,16 +134,16 @@ def test_per_exit_by_hand():
 
 
 def test_allowed_loss_by_hand():
-    # confidences .9 .8 .7 .6 at exit 1, right right wrong right: acc = 1, 1, 2/3, 3/4 from the top
+    # exit 1: confidences .9 .8 .7 .6, right right wrong right; the 1, 2, 3, 4 most confident: accuracy 1, 1, 2/3, 3/4
     probs = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.6, 0.4]])
     logits = torch.stack([probs, probs]).log()
     found = thresholds.candidates(
         "allowed_loss", logits, torch.zeros(4).long(), torch.tensor([1.0, 2.0]), "max_softmax"
     )
     for eps, delta in zip(found.parameter.tolist(), found.thresholds[:, 0].tolist(), strict=True):
-        if eps < 0.25:  # the two right ones on top
+        if eps < 0.25:  # the two most confident samples, both right
             assert delta == pytest.approx(0.75, abs=1e-6)
-        else:  # 3/4 is allowed already, with everything; 2/3 never is the smallest delta
+        else:  # all samples, with accuracy 3/4
             assert delta < 0.6
     assert found.parameter[-1] == 0
     assert found.parameter[0] == 1
@@ -171,7 +171,7 @@ def test_allowed_loss_is_the_plain_definition(rule):
 
 
 def risk(logits, labels, rule):
-    """The share of samples whose early answer is wrong where the last exit is right."""
+    """Return the share of samples that leave with a wrong prediction and that the last exit gets right."""
     _, answer_exit = simulate_exits(logits, rule)
     right = logits.argmax(-1) == labels
     return (right[-1] & ~right.gather(0, answer_exit[None])[0]).double().mean().item()
@@ -191,7 +191,7 @@ def test_the_guarantee_holds_over_draws_of_held_out_data(rule):
     grid, place = torch.stack(chosen).unique(return_inverse=True)
     true_risk = torch.tensor([risk(everybody, answers, kind(value)) for value in grid.tolist()])
     violated = (true_risk[place] > found.parameter).sum(0)
-    # 10 % may fail; three standard deviations of 200 draws are 6 %
+    # at most 10 % of 200 draws may fail, plus three standard deviations, 6 %
     assert (violated / draws).max() <= thresholds.DELTA + 0.064
     cost = ztw.sweep(everybody, answers, COST, rule, grid).cost[place[:, 0]]
     assert cost.max() < 0.6 * COST[-1], "10 % of risk must buy something in every draw"
@@ -206,12 +206,12 @@ def test_risk_control_follows_its_definition():
     for index in range(0, len(found.parameter), 7):
         lost = round(300 * risk(logits, labels, thresholds.at("max_softmax", found, index)))
         eps = found.parameter[index].item()
-        # Clopper-Pearson: as few losses as these have probability <= delta if the risk is above eps
+        # Clopper-Pearson: if the risk is above eps, so few losses have a probability of at most delta
         nobody = found.thresholds[index] > 1
         assert nobody or binom.cdf(lost, 300, eps) <= thresholds.DELTA + 1e-9
 
 
-def test_too_little_data_for_a_guarantee_lets_nobody_leave():
+def test_too_little_data_for_a_guarantee_lets_no_sample_leave():
     logits, labels = draw(20, seed=9)
     found = thresholds.candidates("risk_controlled", logits, labels, COST, "max_softmax")
     exit_index, _ = simulate_exits(100 * draw(500, seed=10)[0], thresholds.at("max_softmax", found, -1))
@@ -222,7 +222,7 @@ def test_too_little_data_for_a_guarantee_lets_nobody_leave():
     ("left", "missing"), [([0], r"2 of 3 classes \(1, 2\)"), ([0, 2], r"1 of 3 classes \(1\)")]
 )
 def test_a_guarantee_without_samples_of_a_class_is_refused(left, missing):
-    """Held-out samples without a class say nothing of data that has it."""
+    """Without held-out samples of a class, nothing is known about the risk on this class."""
     logits, labels = draw(300, seed=8)
     logits, labels = logits[..., :3], labels.clamp(max=2)
     picks = torch.isin(labels, torch.tensor(left)).nonzero().flatten()
@@ -232,7 +232,7 @@ def test_a_guarantee_without_samples_of_a_class_is_refused(left, missing):
     thresholds.candidates("shared", logits[:, picks], labels[picks], COST, "max_softmax")
 
 
-def test_the_run_to_the_end_has_no_risk_with_the_best_answer_either():
+def test_max_softmax_or_best_without_early_exits_has_no_risk():
     logits, labels = draw(2000, seed=11)
     found = thresholds.candidates("risk_controlled", logits, labels, COST, "max_softmax_or_best")
     curve = ztw.sweep(logits, labels, COST, "max_softmax_or_best", found.thresholds)

@@ -1,4 +1,4 @@
-"""The small study all faults are done to."""
+"""The finished small study. Every fault is tried on a copy of it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tiny_study import SMALL, run, shown
 
 @pytest.fixture(scope="session")
 def finished(data_root: None, tmp_path_factory: pytest.TempPathFactory, tell: Callable[..., None]) -> Path:
-    """A folder in which the small study has run, and nothing happened to it."""
+    """A folder in which the small study has run without a fault."""
     folder = tmp_path_factory.mktemp("finished")
     began = time.monotonic()
     done = run(folder, SMALL)

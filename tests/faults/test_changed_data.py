@@ -1,4 +1,4 @@
-"""Fault 9: images that change between two runs: what depends on them runs again, what does not stays."""
+"""Fault 9: images change between two runs. Jobs that depend on them run again, all others do not."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def image(path: Path, seed: int) -> None:
 
 @pytest.fixture(scope="module")
 def study(data_root, tmp_path_factory) -> tuple[Path, Path]:
-    """(folder, config) of a study of own images that has run."""
+    """Folder and config of a finished study on an image folder."""
     folder = tmp_path_factory.mktemp("images")
     for split, count in (("train", 80), ("test", 20)):
         for number in range(count):
@@ -41,7 +41,7 @@ def study(data_root, tmp_path_factory) -> tuple[Path, Path]:
 
 
 def overwrite(path: Path) -> None:
-    """In place, with a content of the same length."""
+    """Overwrite an image in place with another of the same size."""
     other = path.with_name("007.png")
     size = path.stat().st_size
     for seed in range(2000, 4000):
@@ -57,7 +57,7 @@ def add(path: Path) -> None:
 
 
 def planned(folder: Path, file: Path) -> set[str]:
-    """The rules that would run."""
+    """Return the rules that would run."""
     asked = run(folder, file, "--", "-n")
     assert asked.returncode == 0, shown(asked)
     words = [line.split() for line in asked.stdout.splitlines()]
@@ -72,7 +72,7 @@ def test_a_training_image_that_changes_trains_again(study, tmp_path, change: Cal
     found = planned(folder, file)
     assert found >= {"prepare_dataset"} | TRAINS | FOLLOWS
     shutil.rmtree(folder / "mine")
-    shutil.copytree(kept, folder / "mine")  # with the times of the files
+    shutil.copytree(kept, folder / "mine")  # keeps the times of the files
     assert not planned(folder, file) - {"all"}, "the same images again: nothing runs"
     tell(
         "9 data changed",

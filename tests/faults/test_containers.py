@@ -1,4 +1,4 @@
-"""Fault 10: a container that grants few cores (tests/test_machine.py has more), a user whom nobody knows."""
+"""Fault 10: a container with few cores (see tests/test_machine.py), a user without an entry in passwd."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import subprocess
 import pytest
 from tiny_study import ROOT, SMALL, command, copy_of, errors, tables
 
-# In a user namespace of its own: the user 12345, whom no passwd knows
+# A user namespace with the user 12345, who has no entry in passwd
 NOBODY = ["unshare", "--user", "--map-user=12345", "--map-group=12345", "env"]
 NOBODY += [f"--unset={name}" for name in ("HOME", "USER", "LOGNAME", "LNAME", "USERNAME", "XDG_CACHE_HOME")]
 
@@ -28,7 +28,7 @@ def test_a_user_without_home_or_name_needs_a_data_root_and_nothing_else(nobody, 
     assert asks.returncode == 1
     assert errors(asks.stdout) == asks.stdout.splitlines()
     assert "set data.root in the config, or ZTW_DATA" in asks.stdout
-    # MLflow, Matplotlib and Snakemake each look for the user
+    # MLflow, Matplotlib and Snakemake need a user name or a home folder
     (folder / "results/tiny/digits/resnet8/seed0/runs.json").unlink()
     done = subprocess.run([*nobody, *command(SMALL)], cwd=folder, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr

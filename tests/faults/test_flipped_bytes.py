@@ -1,4 +1,4 @@
-"""Fault 4: bytes flipped in every kind of file of a run are noticed and named, or what they were is made again."""
+"""Fault 4: a flipped bit in any kind of file of a run is detected and reported, or the file is made again."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ztw.tensors import read_tensors
 
 SEED = 13
 CELL = "digits/resnet8/seed0"
-# What is flipped -> the rule that reads it
+# File with a flipped bit -> the rule that reads it
 READ_BY = {
     "data/digits/train.json": "predict",
     f"{CELL}/backbone.safetensors": "predict",
@@ -50,15 +50,15 @@ READERS: dict[str, Callable[[Path], Any]] = {
 
 
 def flip(path: Path, place: int) -> None:
-    """Flip a bit as a disk does: no time changes."""
+    """Flip a bit without a change of the file's time, as a disk error does."""
     content, times = bytearray(path.read_bytes()), path.stat()
     content[place] ^= 1
     path.write_bytes(content)
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
-def test_every_file_is_noticed_by_what_reads_it(finished, tmp_path, tell):
-    """Files that jobs or the screen read, all of them: no pictures, report, logs, benchmarks, nor MLflow's copies."""
+def test_every_altered_file_is_detected_when_it_is_read(finished, tmp_path, tell):
+    """All files that jobs or the screen read; not figures, report, logs, benchmarks and MLflow's copies."""
     study = shutil.copytree(
         finished / "results/tiny", tmp_path / "tiny", ignore=shutil.ignore_patterns("mlflow-artifacts")
     )
@@ -84,7 +84,7 @@ def test_every_file_is_noticed_by_what_reads_it(finished, tmp_path, tell):
 
 
 def test_every_kind_of_file_is_named_on_the_screen(finished, tmp_path, tell):
-    """Through the real DAG, whose rule that reads it is made to run."""
+    """In the real DAG: the rule that reads the file is forced to run."""
 
     def named(worker: int) -> None:
         folder = shutil.copytree(finished, tmp_path / f"copy{worker}")
@@ -95,7 +95,7 @@ def test_every_kind_of_file_is_named_on_the_screen(finished, tmp_path, tell):
             assert failed.returncode != 0, file
             (line,) = errors(failed.stdout)
             assert f"{file}: altered since it was written" in line
-            shutil.rmtree(folder)  # a failed job's outputs are gone
+            shutil.rmtree(folder)  # Snakemake has removed the outputs of the failed job
             shutil.copytree(finished, folder)
 
     with ThreadPoolExecutor(2) as pool:
@@ -152,7 +152,7 @@ def test_flipped_images_are_decoded_again(finished, tmp_path, tell):
     )
 
 
-@pytest.mark.filterwarnings("default")  # SQLAlchemy, of a database that is broken
+@pytest.mark.filterwarnings("default")  # SQLAlchemy warns of a broken database
 def test_a_flipped_store_never_makes_another_table(finished, tmp_path, tell, monkeypatch):
     folder = shutil.copytree(finished, tmp_path / "copy")
     monkeypatch.chdir(folder)

@@ -1,4 +1,4 @@
-"""Fault 3: the disk runs full in each stage: a clear line, no half file that looks whole, and the next call goes on."""
+"""Fault 3: the disk runs full in each stage. A clear error; incomplete files are detected; the next run continues."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from tiny_study import SMALL, command, errors, has_started, run, shown, tables
 from ztw.errors import ZtwError
 from ztw.files import check_seal
 
-# From the last to the first, so that each finds what it reads
+# From the last stage to the first, so that the inputs of each stage exist
 STAGES = ["plot_figures", "aggregate", "compare_methods", "track_cell", "measure_latency", "evaluate"]
 STAGES += ["fit_ensembles", "predict", "train_network", "train_ics", "train_backbone"]
 
 
 @contextlib.contextmanager
 def small_disk(folder: Path, size: str) -> Iterator[Path]:
-    """A disk of its own, which can be filled; skips where none can be mounted."""
+    """Mount a small disk; skip the test if that is not possible."""
     folder.mkdir()
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True
@@ -36,7 +36,7 @@ def small_disk(folder: Path, size: str) -> Iterator[Path]:
 
 
 def fill(disk: Path) -> None:
-    """Leave not a byte."""
+    """Fill the disk to the last byte."""
     with open(disk / "filler", "ab", buffering=0) as filler, contextlib.suppress(OSError):
         while filler.write(bytes(1 << 16)):
             pass
@@ -59,7 +59,7 @@ def test_a_disk_that_runs_full_in_any_stage(finished, tmp_path, tell):
             assert 1 <= len(told) <= 2, f"{stage}: {output}"
             assert any("space left on" in line for line in told), f"{stage}: {output}"
             (disk / "filler").unlink()
-            _check_nothing_half(folder)
+            _check_no_incomplete_file(folder)
         done = run(folder, SMALL)
         assert done.returncode == 0, shown(done)
         assert tables(folder) == tables(finished)
@@ -78,10 +78,10 @@ def _wait_for_job(folder: Path, stage: str, process: subprocess.Popen) -> None:
         time.sleep(0.01)
 
 
-def _check_nothing_half(folder: Path) -> None:
+def _check_no_incomplete_file(folder: Path) -> None:
     for seal in (folder / "results/tiny").rglob(".*.sha256"):
         path = seal.with_name(seal.name[1:].removesuffix(".sha256"))
-        with contextlib.suppress(ZtwError):  # what is noticed is no fault
+        with contextlib.suppress(ZtwError):  # a detected incomplete file is allowed
             check_seal(path)
     for path in (folder / "results/tiny").rglob("*"):
         assert not path.is_file() or path.stat().st_size or path.suffix == ".log", f"{path} is empty"

@@ -1,4 +1,4 @@
-"""Faults 1 and 2: runs that are killed at any moment, whole or in part, and called again."""
+"""Faults 1 and 2: a run, or one of its processes, is killed at any moment, and started again."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from tiny_study import (
 pytestmark = pytest.mark.usefixtures("data_root")
 
 KILLS, SEED = 20, 13
-EARLY, STARTING = 0.2, 4.0  # the share of kills that come at once, before most jobs; within so many seconds
-JOBS, AMID = 3, 1.5  # the others come after one to so many jobs have started, within so many seconds
+EARLY, STARTING = 0.2, 4.0  # this share of kills comes in the first 4 s, before most jobs
+JOBS, AMID = 3, 1.5  # the others come at most 1.5 s after one to three jobs have started
 
 
 def tree(process: subprocess.Popen) -> list[psutil.Process]:
-    """A run and everything it has started."""
+    """Return the processes of a run."""
     with contextlib.suppress(psutil.Error):
         main = psutil.Process(process.pid)
         return [main, *main.children(recursive=True)]
@@ -44,7 +44,7 @@ def tree(process: subprocess.Popen) -> list[psutil.Process]:
 
 
 def unfinished(folder: Path) -> set[str]:
-    """The files that Snakemake was having made: its markers are their paths in base64."""
+    """Return the outputs of unfinished jobs. Snakemake marks them by files whose names are the paths in base64."""
     marks = folder / ".snakemake/incomplete"
     found = set()
     for mark in marks.rglob("*") if marks.exists() else ():
@@ -55,19 +55,19 @@ def unfinished(folder: Path) -> set[str]:
 
 
 def complete(folder: Path) -> dict[str, int]:
-    """Files of jobs that were done -> their time of change."""
-    results, half = folder / "results/tiny", unfinished(folder)
+    """Return files of finished jobs -> time of change."""
+    results, incomplete = folder / "results/tiny", unfinished(folder)
     kept = {}
     for path in results.rglob("*") if results.exists() else ():
         name = str(path.relative_to(folder))
         ours = path.suffix in (".json", ".safetensors", ".parquet", ".csv", ".png", ".md", ".tex")
-        if ours and name not in half and path.name[0] != "." and "mlflow" not in name:
+        if ours and name not in incomplete and path.name[0] != "." and "mlflow" not in name:
             kept[name] = path.stat().st_mtime_ns
     return kept
 
 
 def at_work(folder: Path, since: float) -> list[str]:
-    """The jobs that have started since then (Unix time) and were not done."""
+    """Return the unfinished jobs that have started after `since` (Unix time)."""
     found = folder.rglob("results/tiny/logs/**/*.log")
     logs = [path for path in found if path.name != "snakemake.log" and path.stat().st_mtime > since]
     running = [path for path in logs if not re.search("^(done|error): ", path.read_text(), re.MULTILINE)]
@@ -77,7 +77,7 @@ def at_work(folder: Path, since: float) -> list[str]:
 
 
 def wait_for_jobs(folder: Path, process: subprocess.Popen, count: int) -> None:
-    """Until so many jobs have started, or the run has ended."""
+    """Wait until `count` jobs have started, or the run has ended."""
     began, since = set[Path](), time.time()
     while process.poll() is None and len(began) < count:
         for log in folder.glob("results/tiny/logs/**/*.log"):
@@ -136,7 +136,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_tables(finished, tmp_pat
     )
 
 
-def test_a_killed_worker_is_told_in_one_line(finished, tmp_path, tell):
+def test_a_killed_worker_is_reported_in_one_line(finished, tmp_path, tell):
     folder = copy_of(finished, tmp_path)
     again = [*command(SMALL), "--", "--forcerun", "train_ics", "--until", "predict"]
     process = subprocess.Popen(again, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -154,7 +154,7 @@ def test_a_killed_worker_is_told_in_one_line(finished, tmp_path, tell):
 
 
 def test_a_run_ends_with_its_screen(tmp_path, tell):
-    """`make reproduce | head -1`: nothing computes on, unseen."""
+    """After `make reproduce | head -1`, no process continues."""
     process = subprocess.Popen(command(SMALL), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
     process.stdout.readline()  # the first job is done

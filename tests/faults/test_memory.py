@@ -1,4 +1,4 @@
-"""Fault 7: a job that memory ran out for says which resource to raise, and a retry gets more."""
+"""Fault 7: a job runs out of memory. The error names the resource to raise, and a retry gets more memory."""
 
 from __future__ import annotations
 

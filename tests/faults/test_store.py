@@ -1,4 +1,4 @@
-"""Fault 8: the MLflow store is lost, broken, locked, its experiment deleted; the study's folder moved."""
+"""Fault 8: the MLflow store is lost, broken or locked, its experiment is deleted, or the study's folder is moved."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tiny_study import SMALL, command, copy_of, has_started, jobs_done, run, sho
 
 COMPUTES = {"train_backbone", "train_ics", "train_network", "predict", "fit_ensembles", "evaluate"}
 STORE = "results/tiny/mlflow.db"
-# without the figures; without the table itself Snakemake would not look whether what it is made from is there
+# The target is the table, without figures. The table is deleted first, or Snakemake would not check its inputs.
 CSV = "results/tiny/tables/accuracy_at_budget.csv"
 TABLE = ("--", CSV)
 RUNS = "results/tiny/digits/resnet8/seed0/runs.json"
@@ -26,13 +26,13 @@ def ask(database: Path, query: str) -> list[str]:
 
 
 def lose_runs(folder: Path) -> None:
-    """What a cell has logged is lost, and what was made from it, so that the store is needed."""
+    """Delete the ids of a cell's runs and the table, so that the next run needs the store."""
     for name in (RUNS, CSV):
         (folder / name).unlink(missing_ok=True)
 
 
 def log_again(folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run once more after the cell's runs were lost."""
+    """Delete the ids of the cell's runs, and run again."""
     lose_runs(folder)
     done = run(folder, SMALL, *TABLE)
     assert done.returncode == 0, shown(done)
@@ -132,7 +132,7 @@ def test_a_locked_store_is_waited_for(finished, tmp_path, tell):
 
 
 @pytest.mark.parametrize("name", ["moved", "with a space"])
-def test_a_folder_that_was_moved_keeps_its_artifacts_to_itself(finished, tmp_path, name, tell):
+def test_a_moved_folder_keeps_its_artifacts_inside(finished, tmp_path, name, tell):
     old = copy_of(finished, tmp_path)
     new = old.rename(tmp_path / name)
     shutil.rmtree(new / "results/tiny/mlflow-artifacts")

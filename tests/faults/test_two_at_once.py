@@ -7,7 +7,7 @@ import sys
 
 from tiny_study import ROOT, SMALL, command, copy_of, run, wait_for
 
-# What Lustre without -o flock says
+# Raises the error of file locks on Lustre without -o flock
 WITHOUT_LOCKS = """
 import errno, fcntl, os, runpy, sys
 def refuse(*_):
@@ -18,7 +18,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def test_the_second_of_two_in_one_folder_says_so(data_root, tmp_path, tell):
+def test_a_second_run_in_one_folder_is_refused(data_root, tmp_path, tell):
     first = subprocess.Popen(
         [*command(SMALL), "--", "results/tiny/data/digits/train.json"],
         cwd=tmp_path,
@@ -28,7 +28,7 @@ def test_the_second_of_two_in_one_folder_says_so(data_root, tmp_path, tell):
     wait_for(tmp_path / "results/tiny/logs/snakemake.log", first)
     second = run(tmp_path, SMALL)
     assert second.returncode == 1
-    assert f"another run is at work in this folder (process {first.pid})" in second.stdout
+    assert f"another run uses this folder (process {first.pid})" in second.stdout
     assert len(second.stdout.splitlines()) == 1
     output, _ = first.communicate(timeout=900)
     assert first.returncode == 0, output
@@ -67,12 +67,12 @@ def test_two_folders_prepare_one_data_root_once(tmp_path, monkeypatch, tell):
     )
 
 
-def test_a_file_system_without_locks_is_warned_of(finished, tmp_path, tell):
+def test_a_file_system_without_locks_gives_a_warning(finished, tmp_path, tell):
     folder = copy_of(finished, tmp_path)
     script = [sys.executable, "-c", WITHOUT_LOCKS, str(ROOT / "workflow/reproduce.py"), str(SMALL)]
     done = subprocess.run(script, cwd=folder, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     first, *rest = done.stdout.splitlines()
-    assert first.startswith("warning: results/.lock: no file locks here (Function not implemented)")
+    assert first.startswith("warning: results/.lock: the file system has no locks (Function not implemented)")
     assert "ztw" in "".join(rest)
     tell("5 no flock", "a run on a file system without locks", "one line of warning, goes on")

@@ -1,4 +1,4 @@
-"""What the jobs of a cell do with their inputs."""
+"""Test how the jobs of a cell use their inputs."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_an_ensemble_of_few_samples_sees_every_class(tmp_path):
 
 @pytest.fixture
 def networks(tmp_path, digits) -> CellNetworks:
-    """A cell of digits whose two sets are written down untrained, one with a backbone of its own."""
+    """A cell of digits with the files of two untrained sets, one of which has its own backbone."""
     layout, cell = Layout(tmp_path), Cell("digits", "resnet8", 3)
     for split, record in digits.items():
         write_json(layout.record("digits", split), record)
@@ -67,7 +67,7 @@ def write_ics(networks: CellNetworks, name: str, network: ztw.EarlyExitNetwork) 
     save_checkpoint(networks.layout.ics(networks.cell, name), part, {**networks.identity, **metadata})
 
 
-def test_a_set_on_the_frozen_backbone_has_the_cell_s(networks):
+def test_a_set_on_the_frozen_backbone_has_the_cell_s_backbone(networks):
     frozen, joint = networks.network("plain"), networks.network("joint")
     weight = networks.backbone().state_dict()["stages.0.0.0.0.weight"]
     assert torch.equal(frozen.backbone.state_dict()["stages.0.0.0.0.weight"], weight)
@@ -83,7 +83,7 @@ def test_networks_of_another_cell_are_refused(networks):
 
 
 def predicted(networks: CellNetworks, weight: float | None = None, **hardware: Any) -> list[str]:
-    """Run the job on the test images, the second head's last weights all being `weight`; what it reports."""
+    """Run the job `predict` on test images; return the reported lines. weight: for the second head's last layer."""
     if weight is not None:
         network = networks.network("plain")
         torch.nn.init.constant_(network.heads[1].linear.weight, weight)  # type: ignore[union-attr, arg-type]
@@ -117,8 +117,8 @@ def test_predictions_say_where_they_were_computed(networks):
     assert facts == {"ics": "plain", "split": "test", **Compute(torch.device("cpu"), "bf16").describe()}
 
 
-def test_a_head_that_died_is_said(networks):
-    (note,) = (line for line in predicted(networks, 0.0) if isinstance(line, Note))  # it stays on the screen
+def test_a_dead_head_is_reported(networks):
+    (note,) = (line for line in predicted(networks, 0.0) if isinstance(line, Note))
     assert note.startswith("IC set plain: exit 2 ")
 
 
@@ -127,8 +127,8 @@ def test_networks_share_one_backbone(networks):
     assert both[0].backbone is both[1].backbone
 
 
-def test_a_job_computes_on_the_gpu_that_is_its_own(monkeypatch):
-    """Generator states and synchronize() mean the current device, which is the first unless it is set."""
+def test_a_job_computes_on_its_own_gpu(monkeypatch):
+    """The job sets the current device, because generator states and synchronize() use it."""
     current: list[torch.device] = []
     monkeypatch.setattr("ztw.jobs.cell.own_gpu", {"auto": "cuda:2", "cpu": "cpu"}.get)
     monkeypatch.setattr("ztw.jobs.cell.pick_device", torch.device)
@@ -139,7 +139,7 @@ def test_a_job_computes_on_the_gpu_that_is_its_own(monkeypatch):
     assert len(current) == 1
 
 
-def test_a_recipe_is_the_study_s():
+def test_a_recipe_has_the_study_s_settings():
     config = {
         "datasets": ["digits"],
         "archs": ["resnet8"],

@@ -1,4 +1,4 @@
-"""The job that compares methods, and what the tables read of its file."""
+"""Test the job that compares methods, and how the tables read its file."""
 
 from __future__ import annotations
 

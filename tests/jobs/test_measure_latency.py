@@ -1,4 +1,4 @@
-"""The job that times methods: in both runtimes, what they share once, and what cannot be left out and told."""
+"""Test the job that times methods: in both runtimes, with shared exports, and with failures in ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ IMAGES = stripes(60)
 
 
 class DecodeError(Exception):
-    """As protobuf raises for a graph that is nested too deep."""
+    """An error that protobuf raises for a graph that is nested too deep."""
 
 
 CELL = Cell("stripes", "resnet8", 0)
@@ -44,7 +44,7 @@ ENSEMBLE = {"kind": "geometric", "exits": 3, "num_classes": 5, "include_final": 
 
 
 class Networks(CellNetworks):
-    """A cell with one network with ICs of two exits for all methods, and a static one."""
+    """A cell with one early-exit network for all methods, and a static network."""
 
     record = {"sha256": "images"}  # noqa: RUF012
 
@@ -61,7 +61,7 @@ class Networks(CellNetworks):
 
 @pytest.fixture(autouse=True)
 def layout(tmp_path, monkeypatch) -> Layout:
-    """A study with files that the job only hashes."""
+    """A study whose files are texts, because the job only hashes them."""
     found = Layout(tmp_path)
     for file in (
         found.backbone(CELL),
@@ -89,7 +89,7 @@ METHODS = {
 def plan_of(
     names: list[str], *runtimes: str, sizes: tuple[int, ...] = (1, 8), **changed: Any
 ) -> MeasureLatencySettings:
-    """The plan of some of METHODS, and what else is changed of it."""
+    """Return settings for some of METHODS, with changes."""
     plan = MeasureLatencySettings(
         images=DataSettings(),
         build=BackboneBuild(),
@@ -106,7 +106,7 @@ def plan_of(
 def measured(
     tmp_path, plan: MeasureLatencySettings, code: str = "digest"
 ) -> tuple[dict[str, Any], list[str]]:
-    """(what was written, what was reported)."""
+    """Run the job; return the content of its file, and the reported lines."""
     said: list[str] = []
     job = Job(Layout(tmp_path), said.append, {"code": code})
     measure_latency(job, CELL, plan)
@@ -114,13 +114,13 @@ def measured(
 
 
 def timed(tmp_path, methods: list[str], *runtimes: str, sizes: tuple[int, ...] = (1, 8)) -> Any:
-    """(rows, what was reported)."""
+    """Run the job; return its rows, and the reported lines."""
     found, said = measured(tmp_path, plan_of(methods, *runtimes, sizes=sizes))
     return found["rows"], said
 
 
 def test_every_method_is_timed_in_both_runtimes(tmp_path):
-    """In turn, and each with the times of the backbone beside it; a static network once."""
+    """Methods are timed in turn, each with times of the backbone; a static network is timed once."""
     rows, said = timed(tmp_path, ["sdn", "per-exit", "small"], "pytorch", "onnxruntime")
     expected: list[tuple[Any, ...]] = []
     for method, budgets in {"sdn": (0.8, "max"), "per-exit": (0.8, "max"), "small": (None,)}.items():
@@ -159,8 +159,10 @@ def test_every_method_is_timed_in_both_runtimes(tmp_path):
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )
-def test_what_onnx_cannot_do_is_told_and_has_no_row(tmp_path, layout, monkeypatch, place, error, reason):
-    """Whatever fails in an export, or in a first call of what was exported, the study goes on with PyTorch's times."""
+def test_a_failure_in_onnx_runtime_is_reported_and_has_no_row(
+    tmp_path, layout, monkeypatch, place, error, reason
+):
+    """After any failure of an export, or of the first call, the study continues with PyTorch's times."""
 
     class Failing:
         def __init__(self, *_, **__) -> None:
@@ -185,7 +187,7 @@ def test_what_onnx_cannot_do_is_told_and_has_no_row(tmp_path, layout, monkeypatc
     assert kept == isinstance(error, ztw.ZtwError), "another error may not happen again"
 
 
-def test_answers_that_differ_are_told(tmp_path, monkeypatch):
+def test_different_predictions_are_reported(tmp_path, monkeypatch):
     class Wrong:
         def __init__(self, *_, **__) -> None:
             pass
@@ -226,7 +228,7 @@ def test_on_a_gpu_onnx_runtime_is_left_out():
 
 @pytest.fixture
 def timings(monkeypatch) -> list[int]:
-    """How many calls were timed together, each time."""
+    """The number of calls of each timing."""
     counts: list[int] = []
 
     def counted(calls: Any, *others: Any) -> Any:
@@ -306,24 +308,24 @@ DECIDES: dict[str, tuple[str, Callable[[Layout], Any]]] = {
 
 
 @pytest.mark.parametrize("changed", DECIDES)
-def test_what_decides_a_time_has_it_measured_again(tmp_path, layout, timings, changed):
+def test_a_change_measures_times_again(tmp_path, layout, timings, changed):
     part, change = DECIDES[changed]
     measured(tmp_path, small_plan("ensemble"))
     plan = change(layout)
     other = plan if isinstance(plan, MeasureLatencySettings) else small_plan("ensemble")
     _, said = measured(tmp_path, other)
     assert len(timings) == 2
-    assert said[0] == f"ensemble: timed again, because of other {part}"
+    assert said[0] == f"ensemble: timed again, because {part} changed"
 
 
-def test_other_code_has_all_measured_again(tmp_path, timings):
+def test_other_code_measures_all_times_again(tmp_path, timings):
     measured(tmp_path, small_plan("ensemble"))
     measured(tmp_path, small_plan("ensemble"), code="edited")
     assert len(timings) == 2
 
 
 @pytest.mark.parametrize("changed", ["threads", "software", "data set"])
-def test_another_machine_or_data_set_has_all_measured_again(tmp_path, timings, changed, monkeypatch):
+def test_another_machine_or_data_set_measures_all_times_again(tmp_path, timings, changed, monkeypatch):
     measured(tmp_path, small_plan("sdn"))
     if changed == "threads":
         monkeypatch.setattr(
@@ -337,10 +339,8 @@ def test_another_machine_or_data_set_has_all_measured_again(tmp_path, timings, c
     assert len(timings) == 2
 
 
-def test_the_name_of_the_machine_and_how_an_ensemble_was_fitted_decide_nothing(
-    tmp_path, layout, timings, monkeypatch
-):
-    """A container has another name at every start; a fit of the same weights, another duration."""
+def test_the_machine_s_name_and_the_fit_of_an_ensemble_change_nothing(tmp_path, layout, timings, monkeypatch):
+    """A container has a new name at every start, and every fit of an ensemble another duration."""
     measured(tmp_path, small_plan("ensemble"))
     monkeypatch.setattr("socket.gethostname", lambda: "another")
     metadata(layout.ensemble(CELL, "i", "geometric")).write_text(json.dumps({**ENSEMBLE, "seconds": 2}))

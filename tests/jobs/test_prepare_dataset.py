@@ -1,4 +1,4 @@
-"""The job that makes a data set ready: a record for each split, the same bytes for the same images."""
+"""Test the job that prepares a data set: a record for each split, equal bytes for equal images."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def folder(tmp_path):
 
 @pytest.fixture(params=[False, True], ids=["decoded", "streamed"])
 def records(request, folder, tmp_path):
-    """Runs the jobs of both splits; returns their records' bytes."""
+    """A function that runs the jobs of both splits, and returns the bytes of their records."""
     of_user = FolderSettings(path=str(folder), size=8, stream=request.param)
     settings = PrepareDatasetSettings(str(tmp_path / "root"), of_user, None)
     job = Job(Layout(tmp_path / "study"))
@@ -64,7 +64,7 @@ def test_a_broken_test_image_is_found_before_training(records, folder):
         records()
 
 
-def test_a_study_reads_them_together_or_the_training_images_alone(records, tmp_path):
+def test_records_are_read_together_or_the_training_images_alone(records, tmp_path):
     records()
     files = [Layout(tmp_path / "study").record("mine", split) for split in ("train", "test")]
     train = read_study_record(files[:1])

@@ -1,4 +1,4 @@
-"""What a script does: a job gets its files, its cell and its settings from what Snakemake hands over."""
+"""Test how a script runs its job: with files, cell and settings from Snakemake."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CELL = {"dataset": "digits", "arch": "torchvision/resnet18", "seed": "3"}
 
 
 class Snakemake:
-    """As a script sees it."""
+    """A stub of the object that Snakemake gives to a script."""
 
     rule, threads, config = "train", 1, {"study": "tiny"}
 
@@ -32,7 +32,7 @@ class Snakemake:
 
 @dataclass(frozen=True)
 class Settings:
-    """Of the job below."""
+    """Settings of the job below."""
 
     evaluation: EvaluationSettings
     cells: tuple[tuple[str, int], ...]
@@ -44,7 +44,7 @@ def test_a_job_gets_typed_settings_its_cell_and_its_files(tmp_path):
     def job(given: Job, cell: Cell, settings: Settings) -> None:
         seen.extend([given, cell, settings])
 
-    folder = tmp_path / ".snakemake/storage/fs"  # as with a storage of Snakemake's
+    folder = tmp_path / ".snakemake/storage/fs"  # as in a Snakemake storage
     run(Snakemake(folder, evaluation={"budgets": (0.5, "max")}, cells=[["d", 1]]), job)
     given, cell, settings = seen
     assert given.layout == Layout(folder / "results/tiny")
@@ -58,7 +58,7 @@ def test_a_job_gets_typed_settings_its_cell_and_its_files(tmp_path):
 
 
 @pytest.mark.parametrize("params", [{}, {"evaluation": {}, "cells": (), "seeds": 3}])
-def test_params_that_are_not_the_settings_are_told(tmp_path, params):
+def test_params_that_are_not_the_settings_are_refused(tmp_path, params):
     def job(given: Job, cell: Cell, settings: Settings) -> None:
         pytest.fail("ran")
 

@@ -1,4 +1,4 @@
-"""The job that makes a backbone ready: weights from elsewhere are checked before anything is trained."""
+"""Test the job that loads and trains a backbone: foreign weights are checked before any training."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ CPU = HardwareSettings(device="cpu", precision="fp32", compile=False)
 
 @pytest.fixture
 def layout(tmp_path, digits) -> Layout:
-    """A study whose data set is ready."""
+    """A study whose data set is prepared."""
     found = Layout(tmp_path / "study")
     for split, record in digits.items():
         write_json(found.record("digits", split), record)
     return found
 
 
-def made_ready(
+def run_job(
     layout: Layout, settings: BackboneSettings, data: DataSettings | None = None, cell: Cell = CELL
 ) -> list[str]:
-    """Run the job; what it reports."""
+    """Run the job; return the reported lines."""
     lines: list[str] = []
     given = TrainBackboneSettings(data or DataSettings(), None, settings, CPU)
     train_backbone(Job(layout, lines.append), cell, given)
@@ -49,8 +49,8 @@ def made_ready(
 
 
 def test_every_network_is_written_with_the_names_of_its_classes(layout):
-    """Label 2 of a file says nothing where class "10" sorts before "2"."""
-    made_ready(layout, BackboneSettings(epochs=0.1, batch_size=64))
+    """Labels alone are ambiguous: class "10" may sort before "2"."""
+    run_job(layout, BackboneSettings(epochs=0.1, batch_size=64))
     separate, joint = (
         IcSet.model_validate(
             {
@@ -72,9 +72,9 @@ def test_every_network_is_written_with_the_names_of_its_classes(layout):
 
 @pytest.fixture
 def foreign(layout, tmp_path) -> tuple[BackboneSettings, float]:
-    """A trained backbone under other names, and its accuracy on the test images."""
+    """A file with a trained backbone's weights under other names, and the backbone's test accuracy."""
     own = BackboneSettings(epochs=1, batch_size=64, lr=0.05)
-    made_ready(layout, own)
+    run_job(layout, own)
     networks = CellNetworks(layout, CELL)
     state = networks.backbone().state_dict()
     torch.save(
@@ -91,11 +91,11 @@ def foreign(layout, tmp_path) -> tuple[BackboneSettings, float]:
 def test_weights_with_the_expected_accuracy_are_taken(layout, foreign):
     settings, accuracy = foreign
     expecting = settings.model_copy(update={"expected_accuracy": accuracy + 0.009})
-    made_ready(layout, expecting)
+    run_job(layout, expecting)
     assert read_json(metadata(layout.backbone(CELL)))["origin"]["test_accuracy"] == pytest.approx(accuracy)
-    # the whole test set is looked at, whatever part of it is held out
+    # accuracy is measured on all test images, also if a part of them is held out
     halved = DataSettings(validation_from="test", validation_fraction=0.5)
-    made_ready(layout, expecting, halved)
+    run_job(layout, expecting, halved)
     assert read_json(metadata(layout.backbone(CELL)))["origin"]["test_accuracy"] == pytest.approx(accuracy)
 
 
@@ -104,24 +104,24 @@ def test_weights_with_another_accuracy_are_refused_before_anything_is_trained(la
     layout.backbone(CELL).unlink()
     wrong = settings.model_copy(update={"expected_accuracy": accuracy + 0.02, "epochs": 1.0})
     with pytest.raises(ztw.ZtwError) as caught:
-        made_ready(layout, wrong)
+        run_job(layout, wrong)
     message = str(caught.value)
-    assert f"the weights have {accuracy:.4f} on the 359 test images" in message
+    assert f"the accuracy on 359 test images is {accuracy:.4f}" in message
     assert f"expected {accuracy + 0.02:g} within 0.01" in message
     assert "\n" not in message
     assert not layout.backbone(CELL).exists()
 
 
-def test_where_only_order_and_shapes_agree_the_line_says_so(layout, foreign):
+def test_a_match_by_order_and_shapes_is_reported(layout, foreign):
     settings, _ = foreign
-    (line,) = [line for line in made_ready(layout, settings) if "matched" in line]
+    (line,) = [line for line in run_job(layout, settings) if "matched" in line]
     assert "matched in order: the names differ" in line
     assert "backbone.expected_accuracy" in line
 
 
 @pytest.fixture
 def coloured(layout, tmp_path, monkeypatch) -> Layout:
-    """A study of 40 coloured images, and a folder for torchvision's weights; there is no network."""
+    """A study of 40 colour images, a folder for torchvision's weights, and no internet."""
 
     @ztw.register("dataset", "mine", num_classes=10, size=32, channels=3)
     def mine():
@@ -148,14 +148,14 @@ def coloured(layout, tmp_path, monkeypatch) -> Layout:
 def test_torchvisions_weights_are_the_ones_asked_for(coloured, pretrained, file):
     settings = BackboneSettings(source="torchvision", pretrained=pretrained, epochs=1.0)
     with pytest.raises(ztw.ZtwError, match=file):
-        made_ready(coloured, settings, cell=Cell("mine", "torchvision/resnet50", 0))
+        run_job(coloured, settings, cell=Cell("mine", "torchvision/resnet50", 0))
 
 
-def test_that_torchvisions_last_layer_is_replaced_is_said(coloured, tmp_path):
+def test_a_replaced_last_layer_is_reported(coloured, tmp_path):
     model = torchvision.models.mobilenet_v3_small()
     torch.save(model.state_dict(), tmp_path / "torch/hub/checkpoints/mobilenet_v3_small-047dcff4.pth")
     cell = Cell("mine", "torchvision/mobilenet_v3_small", 0)
-    lines = made_ready(coloured, BackboneSettings(source="torchvision", epochs=0.1, lr=1e-9), cell=cell)
+    lines = run_job(coloured, BackboneSettings(source="torchvision", epochs=0.1, lr=1e-9), cell=cell)
     (note,) = (line for line in lines if "1000 classes" in line)
     assert isinstance(note, Note), "it stays on the screen"
     trained = read_tensors(coloured.backbone(cell))
@@ -165,9 +165,9 @@ def test_that_torchvisions_last_layer_is_replaced_is_said(coloured, tmp_path):
 
 
 def test_a_network_cut_at_the_other_place_is_refused(layout):
-    """Its weights fit, and would answer something else."""
+    """Its weights fit, but the network would predict something else."""
     settings = BackboneSettings(epochs=0.1, batch_size=64, ic_features="after_relu")
-    made_ready(layout, settings)
+    run_job(layout, settings)
     assert read_json(metadata(layout.backbone(CELL)))["ic_features"] == "after_relu"
     CellNetworks(layout, CELL, settings).backbone()
     with pytest.raises(ztw.ZtwError, match="ic_features is 'after_relu', expected 'before_relu'"):

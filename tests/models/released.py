@@ -1,7 +1,7 @@
-"""ZTW's released networks in a few lines of torch's functions: blocks, heads and cascade on a list of weights.
+"""Compute ZTW's released networks by torch's functions: blocks, heads and cascade, from a list of weights.
 
-Written for the tests from the facts of the released recipe, without ztw: what a module of ours computes is
-compared with it. Weights are taken in the order in which the released modules are defined.
+Written from the description of the released recipe, without ztw, for a comparison with ztw's modules. Weights are in
+the order in which the released modules are defined.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MOBILENET = (
 
 
 class Weights:
-    """Weights that are taken one after another."""
+    """Weights that are used one after the other."""
 
     def __init__(self, state: Mapping[str, Tensor]) -> None:
         self.left = [value for name, value in state.items() if not name.endswith("num_batches_tracked")]
@@ -45,7 +45,7 @@ class Weights:
         return F.linear(x, self.left.pop(0), self.left.pop(0))
 
 
-# What the ICs see, and the network's own logits
+# The features of the ICs, and the network's own logits
 Outputs = tuple[list[Tensor], Tensor]
 
 
@@ -73,7 +73,7 @@ def vgg16_bn(state: Mapping[str, Tensor], x: Tensor) -> Outputs:
             seen.append(x)
     x = F.relu(weights.linear(x.flatten(1)))
     seen.append(x)
-    return seen, weights.linear(weights.linear(x))  # no ReLU between these two
+    return seen, weights.linear(weights.linear(x))  # there is no ReLU between the two Linears
 
 
 def wide_resnet_32_4(state: Mapping[str, Tensor], x: Tensor) -> Outputs:
@@ -100,7 +100,7 @@ def mobilenet(state: Mapping[str, Tensor], x: Tensor) -> Outputs:
 
 
 def head(weights: Iterable[Tensor], x: Tensor, size: int, previous: Tensor | None) -> Tensor:
-    """Logits of an IC on a block's output; weights: convolution, alpha, Linear; size: of the images."""
+    """Return the logits of an IC on a block's output; weights: convolution, alpha, Linear; size: side of the images."""
     *convolution, weight, bias = weights
     if x.dim() == 4:
         kernel, offset, alpha = convolution
@@ -118,9 +118,9 @@ def head(weights: Iterable[Tensor], x: Tensor, size: int, previous: Tensor | Non
 
 
 def ic_logits(heads: list[list[Tensor]], seen: list[Tensor], size: int, connection: str) -> list[Tensor]:
-    """Logits of all ICs, one after every block; connection: "independent", "cascade" or "cascade_detached".
+    """Return the logits of all ICs, one per block; connection: "independent", "cascade" or "cascade_detached".
 
-    The gradient is stopped at every IC, as in the paper: the released code does not at VGG's fully connected layer.
+    The gradient is stopped at every IC, as in the paper. The released code does not stop it at VGG's first Linear.
     """
     outputs: list[Tensor] = []
     for weights, features in zip(heads, seen, strict=True):

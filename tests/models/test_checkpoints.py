@@ -1,4 +1,4 @@
-"""Checkpoints: written whole, read strictly, every mismatch told."""
+"""Test checkpoints: written completely or not at all, read strictly, every mismatch reported."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_another_placement_or_mode_is_refused(tmp_path):
 
 @pytest.fixture
 def full_disk():
-    """A write beyond 4 KB fails as on a full disk."""
+    """Let writes beyond 4 KB fail, as on a full disk."""
     before, ignored = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
     yield

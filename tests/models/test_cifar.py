@@ -1,4 +1,4 @@
-"""The paper's backbones: what they consist of, and which images they take."""
+"""Test the paper's backbones: their layers, and the images that they accept."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import ztw
 
 
 def test_ics_see_a_resnets_sums_before_or_after_the_relu():
-    """The same weights, cut at the one place or the other: the same network, other features."""
+    """The place of the cut changes the features, but not the network's output."""
     before, after = (
         ztw.build_backbone("resnet14", ic_features=place).eval() for place in ("before_relu", "after_relu")
     )
@@ -34,7 +34,7 @@ def test_before_is_the_default():
 
 @pytest.mark.parametrize("place", ["before_relu", "after_relu"])
 @torch.no_grad()
-def test_no_stage_writes_into_what_a_head_has_kept(place):
+def test_no_stage_overwrites_the_features_of_a_head(place):
     backbone = ztw.build_backbone("resnet14", ic_features=place).eval()
     images = torch.randn(2, 3, 32, 32)
     kept = [feature.clone() for feature in backbone.features(images)]

@@ -1,4 +1,4 @@
-"""Models as users write them, cut into stages: they compute the same, or are refused with the reason."""
+"""Test users' models cut into stages: they compute the same, or are refused with a reason."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ IMAGES = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(1))
 
 
 def check(model: nn.Module, stages: int, **how) -> ztw.Backbone:
-    """The backbone answers as the model, which stays as it was."""
+    """Check that the backbone computes what the model computes, and that the model is unchanged."""
     model.train()
     before, modes = state_of(model), [module.training for module in model.modules()]
     names, rng = set(vars(model)), torch.get_rng_state()
@@ -111,7 +111,7 @@ def test_by_hand():
         ("resnet18", {}, "as_backbone: str, must be a torch.nn.Module"),
     ],
 )
-def test_what_cannot_be_cut_is_told_why(model, how, message):
+def test_models_that_cannot_be_cut_give_the_reason(model, how, message):
     with pytest.raises(ztw.ZtwError, match=message) as caught:
         ztw.as_backbone(model, (3, 4, 4), **how)
     assert "\n" not in str(caught.value)
@@ -128,7 +128,7 @@ def test_cuts_that_a_shortcut_goes_around():
 
 
 @pytest.mark.parametrize("shape", [(3, 4), (3, 4, 0), 3, (3, 4.0, 4)])
-def test_shapes_that_are_none(shape):
+def test_wrong_shapes(shape):
     with pytest.raises(ztw.ZtwError, match=r"input_shape .*: must be \(channels, height, width\)"):
         ztw.as_backbone(Plain(), shape)
 

@@ -1,4 +1,4 @@
-"""Somebody else's weights: read safely, matched strictly, downloaded checked."""
+"""Test foreign weights: read safely, matched strictly, and checked after a download."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def averaged() -> dict[str, object]:
 
 
 def of_torchvision() -> dict[str, object]:
-    """What its reference scripts save."""
+    """Return a checkpoint as torchvision's reference scripts save it."""
     optimizer = torch.optim.SGD(NETWORK.parameters(), lr=0.1, momentum=0.9)
     NETWORK(torch.ones(4, 3)).sum().backward()
     optimizer.step()
@@ -126,14 +126,14 @@ def test_checkpoints_as_people_save_them(tmp_path, saved, zipped):
     assert all(state[key].shape == value.shape for key, value in WEIGHTS.items())
 
 
-def test_numpy_scalars_of_before_numpy_2(tmp_path):
+def test_scalars_from_before_numpy_2(tmp_path):
     path = tmp_path / "mine.pth"
     torch.save({"net": STATE, "best": numpy.float64(1.5)}, path, _use_new_zipfile_serialization=False)
     path.write_bytes(path.read_bytes().replace(b"numpy._core.multi", b"numpy.core.multi"))
     assert same(read_foreign(path), STATE)
 
 
-def test_which_weights_are_taken_is_said(tmp_path):
+def test_the_used_weights_are_reported(tmp_path):
     torch.save(of_torchvision(), tmp_path / "mine.pth")
     said: list[str] = []
     read_foreign(tmp_path / "mine.pth", said.append)
@@ -144,7 +144,7 @@ def test_which_weights_are_taken_is_said(tmp_path):
 
 
 class Net(torch.nn.Module):
-    """Of somebody's script."""
+    """A class of a user's script."""
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ class Net(torch.nn.Module):
         (numpy.ones(3), "holds a ndarray, not weights by name"),
     ],
 )
-def test_what_is_refused_is_named(tmp_path, content, message):
+def test_refused_content_is_named(tmp_path, content, message):
     torch.save(content, tmp_path / "mine.pth")
     with pytest.raises(ztw.ZtwError, match=f"mine.pth: {message}") as caught:
         read_foreign(tmp_path / "mine.pth")
@@ -197,13 +197,13 @@ def test_broken_files(tmp_path, content):
 
 
 def random_state(arch: str, **options) -> dict[str, torch.Tensor]:
-    """Weights of another network, without BatchNorm's counters, as older files are."""
+    """Return random weights without BatchNorm's counters, as in older files."""
     state = ztw.build_backbone(arch, 5, 3, 16, **options).state_dict()
     return {key: torch.randn_like(value) for key, value in state.items() if "num_batches" not in key}
 
 
 def renamed(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The same with names that share nothing but their last part."""
+    """Return the same weights under other names; only the last part of a name is equal."""
     return {f"layer{index}.{key.split('.')[-1]}": value for index, (key, value) in enumerate(state.items())}
 
 
@@ -237,7 +237,7 @@ def test_weights_below_a_prefix_with_other_entries_beside_them(prefix, by_name):
     ]
 
 
-def test_of_several_prefixes_that_fit_the_usual_one_is_taken_or_the_choice_is_the_users():
+def test_of_several_prefixes_the_usual_one_is_taken_else_the_user_chooses():
     def below(*prefixes: str) -> dict[str, torch.Tensor]:
         return {f"{prefix}.{key}": value for prefix in prefixes for key, value in states[prefix].items()}
 
@@ -274,7 +274,7 @@ def test_weights_of_another_number_of_classes(by_name):
         assert torch.equal(own[key], before[key] if key.startswith("classifier.2") else value)
 
 
-def test_another_width_is_no_other_number_of_classes():
+def test_another_width_is_not_taken_for_another_number_of_classes():
     state = random_state("resnet8")
     state |= {"classifier.2.weight": torch.ones(1000, 32), "classifier.2.bias": torch.ones(1000)}
     with pytest.raises(ztw.ZtwError, match="does not fit resnet8"):
@@ -282,7 +282,7 @@ def test_another_width_is_no_other_number_of_classes():
 
 
 def refused(state: dict[str, torch.Tensor]) -> str:
-    """The error for a resnet8 with convolved shortcuts, which must be left as it was."""
+    """Return the error for a resnet8 with convolutional shortcuts, and check that the network is unchanged."""
     backbone = ztw.build_backbone("resnet8", 5, 3, 16)
     before = {key: value.clone() for key, value in backbone.state_dict().items()}
     with pytest.raises(ztw.ZtwError) as caught:
@@ -305,7 +305,7 @@ def test_another_architecture():
 def test_the_last_part_of_a_name_counts():
     state = renamed(random_state("resnet8"))
     items = list(state.items())
-    items[1], items[2] = items[2], items[1]  # a BatchNorm's weight and bias have one shape
+    items[1], items[2] = items[2], items[1]  # a BatchNorm's weight and bias have equal shapes
     assert refused(dict(items)).endswith("entry 2: layer2.bias (16,) for stages.0.0.0.1.weight (16,), entry "
         "3: layer1.weight (16,) for stages.0.0.0.1.bias (16,)")  # fmt: skip
 

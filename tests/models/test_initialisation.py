@@ -1,4 +1,4 @@
-"""The weights a network starts with: as ZTW's released code draws them, where it is asked for."""
+"""Test the initial weights of networks: PyTorch's, or as in ZTW's released code."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_mobilenet_keeps_pytorchs_weights_as_it_has_no_initialiser_in_the_releas
         assert layer.weight.std().item() == pytest.approx(measured, rel=0.05)
 
 
-def test_the_manual_says_so():
+def test_the_manual_says_that_mobilenet_keeps_pytorchs_weights():
     for settings in (BackboneSettings, IcsSettings):
         meaning = settings.model_fields["init"].description
         assert meaning
@@ -82,7 +82,7 @@ def test_heads_of_a_resnet():
         assert conv.weight.std().item() == pytest.approx(expected, rel=5 / math.sqrt(2 * conv.weight.numel()))
 
 
-def test_heads_of_a_vgg_are_drawn_as_its_layers_and_those_of_a_wide_resnet_lose_a_bias():
+def test_heads_of_a_vgg_and_of_a_wide_resnet():
     vgg, wide = (
         ztw.build_network(ztw.build_backbone(arch), placement=[0, 1], init="released").heads
         for arch in ("vgg16_bn", "wide_resnet_32_4")
@@ -93,7 +93,7 @@ def test_heads_of_a_vgg_are_drawn_as_its_layers_and_those_of_a_wide_resnet_lose_
     assert not any(layer.bias.any() for layer in layers(wide, nn.Linear))
 
 
-def test_heads_on_torchvisions_models_have_but_a_share_of_their_own():
+def test_heads_on_torchvisions_models_draw_only_the_pool_s_share():
     backbone = ztw.build_backbone("torchvision/resnet18")
     heads = []
     for init in ("torch", "released"):

@@ -1,4 +1,4 @@
-"""Parts that overwrite what they are given, or read it as contiguous memory: nobody sees it."""
+"""Test modules that work in place or need contiguous memory: they disturb neither other modules nor the caller."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import ztw
+from ztw.batch import InputSpec
 from ztw.data.decoded import ImageSet
 from ztw.evaluation.predictions import predict_networks
-from ztw.models.torchvision_cut import cut_model
+from ztw.models.cut import cut_model
 
 
 class Apply(nn.Module):
@@ -64,7 +65,7 @@ IN_PLACE: dict[str, Callable[[], nn.Module]] = {
 def network_of(
     first: Callable[[], nn.Module], head: Callable[[], nn.Module] = nn.Identity, connection="independent"
 ):
-    """Every stage, the classifier and, if wanted, every head begin with such a module."""
+    """Return a network whose stages and classifier start with the module `first`, and whose heads start with `head`."""
     torch.manual_seed(1)
 
     def stage(channels: int) -> nn.Module:
@@ -78,7 +79,7 @@ def network_of(
 
 
 def check(network: ztw.EarlyExitNetwork, expected: Tensor | None = None) -> Tensor:
-    """forward, infer (one by one, in batches), predictions and single exits agree; images stay as they are."""
+    """Check that forward, infer (single images, batches) and logits of single exits agree, and images are unchanged."""
     images = torch.randn(12, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     before = images.clone()
     with torch.no_grad():
@@ -103,7 +104,7 @@ def check(network: ztw.EarlyExitNetwork, expected: Tensor | None = None) -> Tens
 
 
 def slow(network: ztw.EarlyExitNetwork) -> Tensor:
-    """What is right: every part sees a copy."""
+    """Compute the expected logits: every module gets a copy of its input."""
     images = torch.randn(12, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     outputs = []
     with torch.no_grad():
@@ -128,7 +129,7 @@ def test_heads_that_begin_in_place(name):
 @pytest.mark.parametrize(
     "change", [copy.deepcopy, ztw.fold_batch_norm, lambda n: pickle.loads(pickle.dumps(n))]
 )
-def test_copies_and_folded_networks_keep_it(change):
+def test_copies_and_folded_networks_compute_the_same(change):
     network = network_of(IN_PLACE["ReLU"])
     check(change(network), slow(network))
 
@@ -164,9 +165,8 @@ class Model(nn.Module):
 
 
 @pytest.mark.parametrize("change", [lambda n: n, copy.deepcopy, ztw.fold_batch_norm])
-def test_a_traced_model_of_such_blocks(change):
-    stages, classifier = cut_model(Model(), "mine", 4)
-    backbone = ztw.Backbone("mine", stages, classifier, (3, 8, 8))
+def test_a_traced_model_of_blocks_that_begin_in_place(change):
+    backbone = cut_model(Model(), "mine", InputSpec.of_shape((3, 8, 8)), 4)
     network = ztw.build_network(backbone).eval()
     assert len(network.heads) == 3
     check(change(network), slow(network))
@@ -187,7 +187,7 @@ def test_gradients_are_those_of_copies():
 
 
 class FunctionalDropout(nn.Module):
-    """Overwrites its input in training only."""
+    """A module that overwrites its input in training mode only."""
 
     def __init__(self, p: float, inplace: bool) -> None:
         super().__init__()

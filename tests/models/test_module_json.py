@@ -1,4 +1,4 @@
-"""Traced modules as JSON: they come back computing the same, and a file can call nothing else."""
+"""Test traced modules in JSON: loaded modules compute the same, and a file can call only allowed functions."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ LEAVES = [
 
 
 @pytest.mark.parametrize(("leaf", "shape"), LEAVES, ids=lambda value: type(value).__name__)
-def test_a_layer_comes_back(leaf, shape):
+def test_a_layer_is_read_as_written(leaf, shape):
     facts = json.loads(json.dumps(describe_module(leaf)))
     again = module_from(facts)
     assert type(again) is type(leaf)
@@ -88,7 +88,7 @@ class Functions(nn.Module):
         return torch.einsum("nij,nkj->ni", x, x.softmax(-1)) / x.size(-1) + torch.ones(3)[:1]
 
 
-def test_a_graph_comes_back():
+def test_a_graph_is_read_as_written():
     module = Functions().eval()
     facts = json.loads(json.dumps(describe_module(module)))
     assert facts["tensors"]["weight"] == {"kind": "parameter", "shape": [3, 3, 3, 3], "dtype": "float32"}
@@ -104,7 +104,7 @@ def test_a_graph_comes_back():
 
 
 def graph(**changes) -> dict:
-    """relu(x), with changes to its one node."""
+    """Return the description of relu(x), with changes of its node."""
     node = {"name": "a", "op": "function", "of": "torch.relu", "args": [{"node": "x"}], **changes}
     return {
         "nodes": [{"name": "x", "op": "input"}, node],
@@ -202,7 +202,7 @@ class DropPath(nn.Module):
         ),
     ],
 )
-def test_what_has_no_words(module, message):
+def test_modules_that_cannot_be_described(module, message):
     with pytest.raises(NotDescribedError, match=message):
         describe_module(module)
     copy.deepcopy(module)

@@ -1,4 +1,4 @@
-"""The early-exit network: what an exit sees of the one before, what reaches whom, what may be asked for."""
+"""Test the early-exit network: logits and gradients between exits, and wrong arguments."""
 
 from __future__ import annotations
 
@@ -70,8 +70,8 @@ def test_logits_are_float32_under_bf16():
             {"connection": "cascaded"},
             "unknown connection 'cascaded'; known: independent, cascade, cascade_detached, boosted",
         ),
-        ({"head": "mlp"}, "unknown head 'mlp'; known: conv, pool"),
-        ({"pooling": "min"}, "unknown pooling 'min'; known: mixed, avg, max"),
+        ({"head": "min"}, "unknown head 'min'; known: conv, pool, mlp"),
+        ({"pooling": "min"}, "unknown pooling 'min'; known: mixed, avg, max, first"),
         ({"depth": 2}, "unknown head option 'depth'; known: pooling, width, layer_norm, init"),
         ({"init": "zero"}, "unknown init 'zero'; known: torch, released"),
     ],
@@ -88,7 +88,7 @@ def test_a_network_of_an_unknown_mode_is_refused():
 
 
 @pytest.mark.parametrize("connection", ztw.list_connections())
-def test_a_network_knows_its_mode_by_name(connection):
+def test_a_network_finds_its_connection_by_name(connection):
     network = small_network(connection)
     assert network.connection.name == connection
     assert network.connection == CONNECTIONS[connection]
@@ -105,7 +105,7 @@ def test_head_options_reach_every_head():
 
 
 def own_cnn() -> ztw.Backbone:
-    """Of three convolutions, beside which heads with convolutions of their own are dear."""
+    """Return a backbone of three convolutions, for which heads with a convolution are expensive."""
     sizes = [(3, 16), (16, 32), (32, 64)]
     stages = [nn.Sequential(nn.Conv2d(a, b, 3, 2, 1), nn.ReLU()) for a, b in sizes]
     classifier = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
@@ -121,7 +121,7 @@ def own_cnn() -> ztw.Backbone:
         ({"width": 0.05}, None),
     ],
 )
-def test_exits_that_cost_more_than_they_can_save_are_told(options, said, capsys):
+def test_exits_that_cost_more_than_they_can_save_are_reported(options, said, capsys):
     network = ztw.build_network(own_cnn(), **options)
     found = capsys.readouterr().err
     if said is None:
@@ -138,6 +138,6 @@ def test_exits_that_cost_more_than_they_can_save_are_told(options, said, capsys)
     assert not capsys.readouterr().err
 
 
-def test_the_paper_s_exits_on_a_resnet_are_not_told(capsys):
+def test_the_paper_s_exits_on_a_resnet_are_not_reported(capsys):
     ztw.build_network(ztw.build_backbone("resnet20"))
     assert not capsys.readouterr().err

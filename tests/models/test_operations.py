@@ -1,4 +1,4 @@
-"""MACs against counts worked out by hand. ptflops counts the addition of a bias as one operation."""
+"""Test MACs against hand-computed counts. ptflops counts the addition of a bias as one operation."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_heads_cascade_and_ensemble_are_counted(connection):
     plain = [stages[0] + head1, both, both + linear(64, 10)]
     assert ztw.macs(network).tolist() == [float(value) for value in plain]
     network.ensemble = ztw.fit_ensemble(torch.randn(3, 40, 10), torch.arange(40) % 10)
-    ensembled = [plain[0] + 10, plain[1] + 30, plain[2] + 60]  # members * classes, cumulated
+    ensembled = [plain[0] + 10, plain[1] + 30, plain[2] + 60]  # plus members * classes, cumulative
     assert ztw.macs(network).tolist() == [float(value) for value in ensembled]
 
 
@@ -84,17 +84,17 @@ def test_published_costs_of_exits(arch, first, last):
 
 
 def test_the_trap_of_the_published_counter():
-    # a depthwise 3x3 on 8 channels of 4x4: 9 products a value, multiplied by the 8 groups a second time
+    # a depthwise 3x3 on 8 channels of 4x4: 9 products per value, wrongly multiplied by the 8 groups again
     module = torch.nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False)
-    assert module_operations(module, (8, 4, 4)) == 128 * (2 * 9 - 1) * 8
-    assert module_macs(module, (8, 4, 4)) == 128 * 9
+    assert module_operations(module, torch.zeros(1, 8, 4, 4)) == 128 * (2 * 9 - 1) * 8
+    assert module_macs(module, torch.zeros(1, 8, 4, 4)) == 128 * 9
 
 
 def test_published_operations_of_an_ensemble():
     network = ztw.build_network(ztw.build_backbone("resnet8"), placement=[0, 2])
     plain = ztw.macs(network, "published")
     network.ensemble = ztw.fit_ensemble(torch.randn(3, 40, 10), torch.arange(40) % 10)
-    # (m+1)*C + m*C + C for m = 0, 1, 2, cumulated
+    # (m+1)*C + m*C + C for m = 0, 1, 2, cumulative
     assert (ztw.macs(network, "published") - plain).tolist() == [20.0, 60.0, 120.0]
 
 

@@ -1,4 +1,4 @@
-"""Where heads sit: every so often, by block, by cost."""
+"""Test the placement of heads: every n-th block, listed blocks, shares of the cost."""
 
 from __future__ import annotations
 

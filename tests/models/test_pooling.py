@@ -1,4 +1,4 @@
-"""The mixed pool against PyTorch's own pooling, forward and backward."""
+"""Test the mixed pool against PyTorch's pooling, forward and backward."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Our networks compute what ZTW's released ones compute: logits of all exits, and the gradients of all weights."""
+"""Test networks against ZTW's released networks: logits of all exits, and gradients of all weights."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FAMILIES: dict[str, Callable[[dict[str, Tensor], Tensor], released.Outputs]] = {
 
 
 def used(module: nn.Module) -> nn.Module:
-    """With BatchNorm statistics, factors and shares of the pools that are not those of a new network."""
+    """Set BatchNorm statistics, factors and the mixed pools' shares to other values than those of a new network."""
     for name, value in module.state_dict().items():
         if name.endswith(("running_var", "alpha")):
             value.uniform_(0.3, 1.7)
@@ -40,7 +40,7 @@ def new_network(arch: str, size: int, connection: str) -> ztw.EarlyExitNetwork:
 
 
 def weights_of(head: nn.Module) -> list[Tensor]:
-    """In the order of definition: of the convolution, alpha, of the Linear."""
+    """Return a head's weights in the order of definition: convolution, alpha, Linear."""
     return [parameter for _, parameter in head.named_parameters()]
 
 
@@ -60,7 +60,7 @@ def compare(arch: str, size: int, connection: str) -> None:
         loss = sum((F.cross_entropy(logit, labels) for logit in logits), torch.zeros(()))
         gradients.append(torch.autograd.grad(loss, parameters, allow_unused=True))
     for parameter, our, their in zip(parameters, *gradients, strict=True):
-        if their is None:  # alpha where the map is too small to be pooled
+        if their is None:  # alpha of a feature map that is too small to be pooled
             assert our is None or not our.any()
             continue
         assert our is not None
@@ -68,7 +68,7 @@ def compare(arch: str, size: int, connection: str) -> None:
         assert our.shape == parameter.shape
 
 
-# every connection on the cheapest family: how ICs are joined depends on no backbone
+# all connections on the cheapest family, because connections do not depend on the backbone
 @pytest.mark.parametrize(
     ("arch", "connection"),
     [
@@ -88,7 +88,7 @@ def test_logits_and_gradients_on_tiny_imagenet(arch):
 
 
 def test_the_stop_gradient_makes_a_difference():
-    """Else the comparisons above would prove nothing about it."""
+    """If it made none, the comparisons above would not test it."""
     gradients = []
     for connection in ("cascade", "cascade_detached"):
         network = new_network("resnet20", 32, connection)
@@ -100,7 +100,7 @@ def test_the_stop_gradient_makes_a_difference():
 
 
 def test_the_gradient_is_stopped_at_vggs_fully_connected_ic_too():
-    """As the paper says; the released code does not stop it there."""
+    """As in the paper. The released code does not stop it."""
     backbone = ztw.build_backbone("vgg16_bn", 7)
     network = ztw.build_network(backbone, "cascade_detached", placement=[12, 13])
     used(network)
@@ -122,7 +122,7 @@ def norm_entries(width: int) -> list[tuple[str, tuple[int, ...]]]:
 
 
 def released_wide_resnet(num_classes: int) -> dict[str, Tensor]:
-    """Stem; per block norm, convolution, norm, convolution, shortcut; last norm, Linear."""
+    """Return a released Wide ResNet's weights: stem; blocks of norm, conv, norm, conv, shortcut; last norm, Linear."""
     entries, width_in = conv_entries(16, 3), 16
     for width in (64, 128, 256):
         for _ in range(5):

@@ -1,7 +1,7 @@
-"""The published operation counter, written again for the test from its convention: all 24 cells of the paper.
+"""Test the published operation counter on all 24 cells of the paper, against a second counter in this file.
 
-Every function gives the operations of a layer and, where it changes, the side of its output. What the released
-code counts is in METHODS of the recipe: an exit's cost is that of everything defined up to it, in order.
+Every function returns the operations of a layer and, if it changes, the side of its output. As in the released code, an
+exit's cost is the cost of all layers that are defined up to the exit, in order.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ztw.models.published_counter import module_operations
 # data set -> (side of the images, classes)
 DATASETS = {"cifar10": (32, 10), "cifar100": (32, 100), "tiny_imagenet": (64, 200)}
 CONVOLUTIONS = (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
-POOLED = (1, 3, 6, 9, 12)  # the convolutions of VGG that are followed by a max pool
+POOLED = (1, 3, 6, 9, 12)  # indices of VGG's convolutions that are followed by a max pool
 SEPARABLE = (64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024, 1024)
 STRIDED = (1, 3, 5, 11)  # MobileNet's blocks of stride 2
 
@@ -118,7 +118,7 @@ def head(block: Block, size: int, num_classes: int, previous: int) -> int:
 
 
 def released_costs(arch: str, dataset: str, cascade: bool) -> tuple[list[int], int]:
-    """Operations of a sample at every exit, and those of the network alone."""
+    """Return the operations of a sample at every exit, and of the backbone alone."""
     size, num_classes = DATASETS[dataset]
     *blocks, (last, _, _) = ARCHS[arch](size, num_classes)
     exits, spent = [], 0
@@ -151,12 +151,12 @@ def test_all_cells_of_the_paper(arch, dataset):
     ],
 )
 def test_operations_of_a_pool_by_hand(pool, side, pooled, operations):
-    """operations: of one output pixel, kernel side - 1 for a maximum and kernel side for an average."""
-    assert module_operations(pool, (64, side, side)) == operations * 64 * pooled**2
+    """operations: per output pixel, the kernel's side - 1 for a maximum, the kernel's side for an average."""
+    assert module_operations(pool, torch.zeros(1, 64, side, side)) == operations * 64 * pooled**2
 
 
 def bottleneck(inputs: int, width: int, side: int, stride: int) -> int:
-    """torchvision's, with the stride in the 3x3 convolution."""
+    """Return the operations of torchvision's bottleneck, with the stride in the 3x3 convolution."""
     out, expanded = side // stride, 4 * width
     cost = conv(inputs, width, side, 1) + norm(width, side) + relu(width, side)
     cost += conv(width, width, out) + norm(width, out) + relu(width, out)
@@ -165,7 +165,7 @@ def bottleneck(inputs: int, width: int, side: int, stride: int) -> int:
 
 
 def test_imagenets_resnet50_by_hand():
-    stem_pool = 2 * 64 * 56**2  # twice what an adaptive pool from 112 to 56 pixels would cost
+    stem_pool = 2 * 64 * 56**2  # twice the cost of an adaptive pool from 112 to 56 pixels
     cost = conv(3, 64, 112, 7) + norm(64, 112) + relu(64, 112) + stem_pool
     side, inputs = 56, 64
     for width, count in ((64, 3), (128, 4), (256, 6), (512, 3)):

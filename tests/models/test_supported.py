@@ -1,4 +1,4 @@
-"""Modules that cannot be cut are refused in one line that says what to do, wherever they come in."""
+"""Test that modules that cannot be cut give a one-line error with the remedy, in every public function."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_a_whole_model_is_named(change):
         ztw.as_backbone(change(model()), (3, 8, 8))
 
 
-def test_stages_and_heads_of_ones_own_are_looked_at_too():
+def test_own_stages_and_heads_are_checked_too():
     *stages, pool, flatten, linear = model()
     classifier = nn.Sequential(pool, flatten, linear)
     head = nn.Sequential(nn.Flatten(), parametrizations.weight_norm(nn.Linear(4 * 6 * 6, 5)))

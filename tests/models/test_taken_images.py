@@ -1,4 +1,4 @@
-"""What images every form of a network takes: one rule for `infer`, `predict` and the runner."""
+"""Test which images a network accepts: the same for `infer`, `predict` and the runner."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def runner(file):
 
 @pytest.fixture
 def forms(network, runner):
-    """Each answers images with logits (N, C), or of all exits (K, N, C)."""
+    """Functions from images to logits: (N, C), or (K, N, C) of all exits."""
     return {
         "infer": lambda images: network.infer(images, RULE).logits,
         "runner": lambda images: runner(images).logits,
@@ -107,7 +107,7 @@ def test_an_image_that_is_not_finite_is_refused_by_every_form(network, forms, va
 
 @pytest.mark.parametrize("rule", [RULE, ztw.MaxSoftmaxOrBest(0.5), ztw.Entropy(1.0)], ids=str)
 def test_in_the_exported_graph_a_score_that_is_not_a_number_passes_nothing(network, file, tmp_path, rule):
-    """As in `infer`: the sample runs to the end, whatever runtime has not looked at its images before."""
+    """As in `infer`, the sample leaves at the last exit, also in a runtime that does not check images."""
     path = file if rule is RULE else ztw.export_onnx(network, rule, tmp_path / "network.onnx")
     images, session = images_for(network, 9), onnxruntime.InferenceSession(path)
     _, before = session.run(None, {"images": images.numpy()})
@@ -133,7 +133,7 @@ def test_a_runner_can_be_copied_before_and_after_use(network, runner, used, copi
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork")
 @pytest.mark.parametrize("count", [1, 40])
 def test_a_runner_works_in_a_forked_process(network, runner, count):
-    """As under `gunicorn --preload`: the threads of the parent's sessions are not in the child."""
+    """As under `gunicorn --preload`: the child process does not have the threads of the parent's sessions."""
     images = images_for(network, count)
     expected = runner(images).exit_index.tolist()
     child = os.fork()

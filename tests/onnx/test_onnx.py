@@ -1,4 +1,4 @@
-"""An exported network leaves and answers as `infer` does, sample by sample."""
+"""Test that samples leave an exported network at the same exits, with the same predictions, as in `infer`."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from ztw.onnx.nesting import flatten, nest
 from ztw.onnx.write import float32_below
 
 RULES, CONNECTED, KINDS = ztw.list_rules(), ztw.list_connections(), [None, *ztw.list_ensembles()]
-# Every rule, connection and ensemble once; all of them with each other: tests/slow/test_exports.py
+# Every rule, connection and ensemble once; tests/slow/test_exports.py has all combinations
 CASES = [(RULES[i], CONNECTED[i], KINDS[(i + 1) % 4]) for i in range(4)]
 
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """One network and its file, for the tests that need any."""
+    """A network, its rule and its file, for tests that need only one."""
     network = network_of("cascade_detached", "geometric")
     rule = rule_through_the_middle(network, "max_softmax")
     path = ztw.export_onnx(network, rule, tmp_path_factory.mktemp("onnx") / "network.onnx")
@@ -42,14 +42,14 @@ def exported(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("rule", "connection", "kind"), CASES)
-def test_it_leaves_and_answers_as_infer(tmp_path, rule, connection, kind):
+def test_it_predicts_like_infer(tmp_path, rule, connection, kind):
     network = network_of(connection, kind)
     chosen = rule_through_the_middle(network, rule, per_exit=True)
     path = ztw.export_onnx(network, chosen, tmp_path / "network.onnx")
     assert_as_infer(network, chosen, ztw.OnnxRunner(path, threads=1, cache=False))
 
 
-def test_threads_carry_samples_of_their_own_and_keep_their_order(exported):
+def test_threads_keep_the_order_of_samples(exported):
     network, rule, path = exported
     runner = ztw.OnnxRunner(path, threads=3, cache=False)
     assert_as_infer(network, rule, runner)
@@ -70,7 +70,7 @@ def test_images_of_a_large_backbone_go_one_by_one(exported, monkeypatch):
 
 
 class Middle(ztw.Ensemble):
-    """The mean of the best and the worst of each class: not linear in its members."""
+    """The mean of the largest and the smallest log-probability of each class, which is not linear in the members."""
 
     def combine(self, log_probs: torch.Tensor) -> torch.Tensor:
         return (log_probs.amax(0) + log_probs.amin(0)) / 2
@@ -86,7 +86,7 @@ def test_an_ensemble_that_is_not_linear(tmp_path):
 
 
 class Numbers(nn.Module):
-    """Logits that are small whole numbers of each image: every runtime computes the same scores."""
+    """Return small integers of an image as logits, for which every runtime computes the same scores."""
 
     def __init__(self, rows: int) -> None:
         super().__init__()
@@ -96,8 +96,8 @@ class Numbers(nn.Module):
         return x[:, 0, self.rows]
 
 
-def test_a_sample_stays_whose_score_is_the_threshold(tmp_path):
-    """softmax of (0, 0, ..., 0) is exactly 1/4, of (100, 0, 0, 0) exactly 1: neither passes itself."""
+def test_a_sample_with_a_score_equal_to_the_threshold_stays(tmp_path):
+    """The confidence of logits (0, 0, 0, 0) is exactly 1/4, of (100, 0, 0, 0) exactly 1."""
     backbone = ztw.Backbone("numbers", [nn.Identity(), nn.Identity()], Numbers(1), (1, 2, 4))
     network = ztw.EarlyExitNetwork(backbone, [Numbers(0)], (0,), "independent").eval()
     images = torch.zeros(3, 1, 2, 4)
@@ -116,7 +116,7 @@ def test_a_sample_stays_whose_score_is_the_threshold(tmp_path):
         assert [runner(image[None], rule).exit_index.item() for image in images] == exits
 
 
-def test_float32_bounds_part_the_scores_as_the_exact_ones(exported):
+def test_float32_bounds_separate_scores_as_exact_bounds_do(exported):
     """At, just below and just above every score of ONNX Runtime itself."""
     network, _, path = exported
     runner, images = ztw.OnnxRunner(path, threads=1, cache=False), images_for(network, 32)
@@ -129,7 +129,7 @@ def test_float32_bounds_part_the_scores_as_the_exact_ones(exported):
             ).all()
 
 
-def test_the_flat_graph_comes_back_from_the_nested_one(exported):
+def test_flattening_undoes_nesting(exported):
     _, _, path = exported
     runner, nested = ztw.OnnxRunner(path, cache=False), onnx.load(path)
     flat = flatten(nested, runner.form)
@@ -140,7 +140,7 @@ def test_the_flat_graph_comes_back_from_the_nested_one(exported):
 
 
 def test_the_fast_form_has_its_weights_outermost(exported, tmp_path):
-    """ONNX Runtime copies the weights of a level for every level around it."""
+    """ONNX Runtime copies the weights of a nested graph once per level."""
     network, rule, path = exported
     runner, images = ztw.OnnxRunner(path, threads=1, cache=tmp_path), images_for(network, 9)
     for some, form in ((images, "batched"), (images[:1], "single")):
@@ -149,19 +149,19 @@ def test_the_fast_form_has_its_weights_outermost(exported, tmp_path):
         torch.testing.assert_close(found.logits, expected.logits, atol=1e-4, rtol=1e-4)
         graph = onnx.load(next(tmp_path.rglob(f"{form}.onnx"))).graph
         assert len(graph.initializer) > 20
-        assert all(name.startswith("ztw:") for name in _weights_inside(graph))  # nesting's own
+        assert all(name.startswith("ztw:") for name in _weights_inside(graph))  # added by ztw.onnx.nesting
 
 
 @pytest.fixture(scope="module")
 def in_int8(exported, tmp_path_factory):
-    """The file of the same network in int8."""
+    """The file of the network of `exported` in int8."""
     network, rule, _ = exported
     path = tmp_path_factory.mktemp("int8") / "int8.onnx"
     return ztw.export_onnx(network, rule, path, quantise=images_for(network, 300)[:100])
 
 
-def test_convolutions_in_int8_keep_their_weights_beside_them(exported, in_int8, tmp_path):
-    """Elsewhere ONNX Runtime does not pack them, and takes half as long again."""
+def test_weights_of_int8_convolutions_are_in_the_same_graph(exported, in_int8, tmp_path):
+    """ONNX Runtime does not pack weights in an outer graph, and then takes 1.5 times as long."""
     images = images_for(exported[0], 64)
     runner = ztw.OnnxRunner(in_int8, threads=1, cache=tmp_path)
     for count, form in ((9, "batched"), (1, "single")):
@@ -172,7 +172,7 @@ def test_convolutions_in_int8_keep_their_weights_beside_them(exported, in_int8, 
 
 
 def _weights_beside(graph):
-    """Of every convolution in int8, whether its weights are of the graph that it is in."""
+    """Yield for every convolution in int8 whether its weights are in the same graph."""
     own = {tensor.name for tensor in graph.initializer}
     for node in graph.node:
         if node.op_type == "QLinearConv":
@@ -200,7 +200,7 @@ def test_any_runtime_can_use_the_file_as_it_is(exported):
 
 
 def test_it_really_stops(exported):
-    """A sample that leaves at the first exit costs what the way there costs: nothing later is computed."""
+    """For a sample that leaves at the first exit, no later block is computed: they are inside an `If`."""
     content = onnx.load(exported[2])
     assert [node.op_type for node in content.graph.node].count("If") == 1
     convolutions = [node for node in content.graph.node if node.op_type == "Conv"]
@@ -267,7 +267,7 @@ def test_the_fast_form_is_kept_and_used(exported, tmp_path, monkeypatch):
     monkeypatch.setattr("ztw.onnx.runner.OnnxRunner._fast", lambda *_: pytest.fail("made again"))
     again = ztw.OnnxRunner(path, cache=tmp_path)(images)
     assert torch.equal(first.logits, again.logits)
-    # another network of the same name is another one
+    # another version of ONNX Runtime makes another fast form
     path.with_name("other.onnx").write_bytes(path.read_bytes() + b"")
     monkeypatch.setattr("onnxruntime.__version__", "0")
     with pytest.raises(pytest.fail.Exception, match="made again"):
@@ -284,7 +284,7 @@ def test_a_damaged_fast_form_is_made_again(exported, tmp_path):
 
 
 class ByTheBatch(nn.Module):
-    """A classifier that looks at the size of the batch, as `view` in a model of one's own does."""
+    """A classifier that reads the size of the batch, as `view` does in users' models."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -296,7 +296,7 @@ class ByTheBatch(nn.Module):
 
 
 class Tokens(nn.Module):
-    """A token for the class in front, as in a vision transformer: expanded to the batch, needed at every exit."""
+    """Put a class token in front, as in a vision transformer. It is expanded to the batch and used at every exit."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -306,8 +306,8 @@ class Tokens(nn.Module):
         return torch.cat([self.token.expand(x.shape[0], -1, -1), x.flatten(2).transpose(1, 2)], 1)
 
 
-def test_more_exits_than_protobuf_reads_levels(tmp_path):
-    """Nested alone, the graph could have no more than 33 of them."""
+def test_more_exits_than_protobuf_allows_levels(tmp_path):
+    """Without functions, a nested graph can have at most 33 exits."""
     torch.manual_seed(0)
     stages = [nn.Sequential(nn.Flatten(), nn.Linear(12, 6)), *(nn.Linear(6, 6) for _ in range(33))]
     backbone = ztw.Backbone("deep", stages, nn.Linear(6, CLASSES), (3, 2, 2))
@@ -336,7 +336,7 @@ def test_levels_may_be_functions(exported, monkeypatch, tmp_path, levels):
     assert_as_infer(network, rule, ztw.OnnxRunner(tmp_path / "again.onnx", cache=False))
 
 
-def test_parts_that_look_at_the_batchs_size(tmp_path):
+def test_parts_that_read_the_batch_s_size(tmp_path):
     torch.manual_seed(0)
     backbone = ztw.Backbone(
         "views", [nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1)], ByTheBatch(), (3, 8, 8)
@@ -363,7 +363,7 @@ def test_attention_at_every_exit(tmp_path):
     assert_as_infer(network, rule, runner, BATCHES[1:])  # `view` itself fails with no images
 
 
-def test_wrong_requests_are_told_in_one_line(exported, tmp_path):
+def test_wrong_requests_give_one_line_errors(exported, tmp_path):
     network, rule, path = exported
     with pytest.raises(ztw.ZtwError, match="needs a rule"):
         ztw.export_onnx(network, None, tmp_path / "n.onnx")
@@ -425,7 +425,7 @@ def test_a_missing_package_is_named(exported, tmp_path, monkeypatch):
         ztw.OnnxRunner(path)
 
 
-def test_int8_says_what_it_changes_and_gets_thresholds_of_its_own(exported, in_int8, tmp_path):
+def test_int8_is_compared_with_the_original_and_gets_new_thresholds(exported, in_int8, tmp_path):
     network, rule, _ = exported
     images = images_for(network, 300)
     labels = network(images).sum(0).argmax(-1)

@@ -1,4 +1,4 @@
-"""What a study was computed on: the rows, and the line under a table that mixes devices or precisions."""
+"""Test the rows about devices, and the note under a table that mixes devices or precisions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def part(name: str, device: str = "CPU A", precision: str = "fp32") -> dict:
 
 @pytest.fixture
 def rows(tmp_path):
-    """d/a: seed 1 on another CPU, its predictions on the first; d/b: all alike. Two methods share their parts."""
+    """Return rows of d/a, whose seed 1 was trained on another CPU, and of d/b on one CPU. Two methods share parts."""
 
     def method(arch: str, seed: int, name: str, *parts: dict) -> str:
         path = str(tmp_path / f"{arch}{seed}{name}.json")
@@ -37,7 +37,7 @@ def test_every_part_of_every_cell_is_a_row(rows):
     assert [row["kinds"] for row in rows] == [2] * 5 + [1]
 
 
-def test_only_a_table_that_mixes_says_so(rows):
+def test_only_mixed_tables_have_a_note(rows):
     assert mixed(rows) == {
         ("d", "a"): "Mixed: computed on 2 kinds of device or precision, on which accuracies can depend:"
         " CPU A, fp32 (seed 0, 1); CPU B, bf16 (seed 1). Which part where: devices.csv."

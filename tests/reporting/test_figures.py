@@ -1,4 +1,4 @@
-"""What a reader of a figure relies on: which lines, which points, which band, which labels."""
+"""Test the content of figures: lines, points, bands, labels."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def legend(owner: Axes | Figure) -> list[str]:
 
 
 def band(axes: Axes, x: float) -> tuple[float, float]:
-    """Where the only band begins and ends at x."""
+    """Return the ends of the only band at x."""
     (area,) = axes.collections
     edge = np.asarray(area.get_paths()[0].vertices)
     heights = edge[np.isclose(edge[:, 0], x), 1]
@@ -62,13 +62,13 @@ def band(axes: Axes, x: float) -> tuple[float, float]:
 def curve(
     method: str, seed: int, rows: list[tuple[float, float, float]], split: str = "test"
 ) -> pd.DataFrame:
-    """rows: parameter, relative cost, accuracy."""
+    """Return a curve; rows: parameter, relative cost, accuracy."""
     table = pd.DataFrame(rows, columns=["parameter", "relative_cost", "accuracy"])
     return table.assign(method=method, seed=seed, split=split)
 
 
 def exits(accuracies: list[float], seed: int = 0, method: str = "sdn") -> pd.DataFrame:
-    """Metrics of exits at equal steps of cost, and the backbone's accuracy."""
+    """Return metrics of exits at equal steps of cost, and the backbone's accuracy."""
     rows = [metric("backbone_accuracy", 0.9)]
     for exit, accuracy in enumerate(accuracies, 1):
         rows += [
@@ -131,13 +131,13 @@ def test_the_star_is_the_backbone_and_diamonds_are_static_networks():
     assert (star.get_marker(), points(star)) == ("*", [(1.0, pytest.approx(0.9))])
     assert points(labelled(axes, "static networks")) == [(0.1, 0.5), (0.3, pytest.approx(0.65))]
     assert [text.get_text() for text in axes.texts] == ["smaller", "small"]
-    (bars,) = (area for area in axes.collections if len(area.get_paths()) == 2)  # an error bar each
+    (bars,) = (area for area in axes.collections if len(area.get_paths()) == 2)  # one error bar per network
     spread = 0.05 * math.sqrt(2)
     ends = sorted(float(y) for path in bars.get_paths() for y in np.asarray(path.vertices)[:, 1])
     assert ends == pytest.approx([0.5, 0.5, 0.65 - spread, 0.65 + spread]), "one seed has no spread"
 
 
-def test_names_of_static_networks_stand_beside_their_own_marks_and_do_not_meet():
+def test_names_of_static_networks_are_beside_their_marks_and_do_not_overlap():
     families = {f"z{index}": "recycled" for index in range(5)} | {"sdn": "frozen", "pabee": "frozen"}
     curves = [curve(name, 0, [(0.5, 0.1, 0.6), (0.9, 1.5, 0.9)]) for name in families]
     costs = {"resnet8": 0.15, "resnet20": 0.32, "resnet26": 0.43, "resnet32": 0.55, "resnet44": 0.7}
@@ -156,7 +156,7 @@ def test_names_of_static_networks_stand_beside_their_own_marks_and_do_not_meet()
             assert min(marks, key=lambda other: abs(marks[other] - middle)) == name
 
 
-def test_many_methods_are_drawn_in_a_panel_a_family_the_others_faintly():
+def test_many_methods_have_a_panel_per_family_with_the_others_in_grey():
     families = {f"z{index}": "recycled" for index in range(5)} | {"sdn": "frozen", "pabee": "frozen"}
     curves = pd.concat([curve(name, 0, [(0.5, 0.5, 0.7), (0.9, 1.0, 0.8)]) for name in families])
     metrics = results(*(exits([0.6, 0.8], method=name) for name in families))
@@ -169,16 +169,16 @@ def test_many_methods_are_drawn_in_a_panel_a_family_the_others_faintly():
         assert len(faint) == len(families) - len(shown)
 
 
-def test_no_star_where_no_ic_set_left_the_backbone_as_it_was():
+def test_no_star_without_an_ic_set_on_the_frozen_backbone():
     metrics = exits([0.6, 0.8])
     metrics = metrics[metrics["metric"] != "backbone_accuracy"]
     (axes,) = accuracy_against_cost(curve("sdn", 0, [(0.5, 0.5, 0.7)]), metrics, ALONE, "t").axes
     assert legend(axes) == ["sdn"]
 
 
-def test_a_budget_buys_in_figures_what_it_buys_in_tables():
+def test_a_budget_gives_equal_accuracies_in_figures_and_tables():
     generator = np.random.default_rng(0)
-    cost = generator.integers(1, 8, 40) / 8  # many of equal cost
+    cost = generator.integers(1, 8, 40) / 8  # many rows have equal costs
     rows = pd.DataFrame({"relative_cost": cost, "accuracy": generator.random(40)})
     accuracy, costs = torch.tensor(rows["accuracy"]), torch.tensor(cost)
     drawn = Curve(costs, accuracy, costs, torch.empty(40, 0))
@@ -188,8 +188,8 @@ def test_a_budget_buys_in_figures_what_it_buys_in_tables():
     np.testing.assert_array_equal(accuracy_within(rows, GRID), expected)
 
 
-def test_a_curve_is_drawn_to_its_dearest_point():
-    """Heads of a small backbone can cost many times what it costs itself."""
+def test_a_curve_is_drawn_to_its_most_expensive_point():
+    """Heads on a small backbone can cost many times as much as the backbone."""
     rows = [(0.1, 0.9, 0.5), (0.5, 3.0, 0.6), (0.9, 11.6, 0.7)]
     (axes,) = accuracy_against_cost(curve("sdn", 0, rows), exits([0.5, 0.7]), ALONE, "t").axes
     assert points(labelled(axes, "sdn"))[-1] == pytest.approx((11.6, 0.7))
@@ -229,7 +229,7 @@ def test_methods_that_share_their_exits_share_a_line():
     assert points(labelled(axes, "a, c"))[1] == (2.0, 0.8)
 
 
-def test_legends_below_their_panels_do_not_meet():
+def test_legends_below_their_panels_do_not_overlap():
     families = {"sdn": "frozen"} | dict.fromkeys(("sdn-original-ic-only", "cascaded-inference"), "frozen")
     families |= {f"ztw-of-another-kind-{k}": "recycled" for k in range(5)}
     last = dict(zip(families, (0.9, 0.8, 0.8, 0.7, 0.71, 0.72, 0.73, 0.74), strict=True))
@@ -256,7 +256,7 @@ def shares(values: list[float], seed: int, method: str = "sdn", budget: str = "0
 
 
 def bars(axes: Axes) -> list[tuple[float, float, float]]:
-    """(row, start, width) of every part of a bar."""
+    """Return (row, start, width) of every part of a bar."""
     return [(bar.get_y() + bar.get_height() / 2, bar.get_x(), bar.get_width()) for bar in axes.patches]  # type: ignore[attr-defined]
 
 
@@ -309,7 +309,7 @@ def test_accuracy_against_time():
     assert legend(panels["torch eight"]) == ["sdn", BACKBONE], "pabee meets no budget"
     assert points(labelled(panels["eight"], "static networks")) == [(0.4, 0.7)]
     assert figure.get_suptitle() == "d, a, cpu"
-    for axes in figure.axes:  # the slower the runtime, the longer its axis
+    for axes in figure.axes:  # a slower runtime has a longer axis
         (left, right), xs = axes.get_xlim(), [x for line in axes.lines for x, _ in points(line)]
         assert left == 0
         assert max(xs) < right < 1.2 * max(xs)

@@ -1,4 +1,4 @@
-"""Measured times stand beside the accuracy and the cost of the same seed."""
+"""Test the table of measured times, with accuracy and cost of the same seed."""
 
 from __future__ import annotations
 
@@ -71,8 +71,8 @@ def test_a_static_network_has_no_budget(tmp_path):
     assert shown["relative_time"] == 0.25
 
 
-def test_the_backbone_in_its_fastest_runtime_is_what_all_are_compared_with(tmp_path):
-    """The smallest median counts, at each batch size; other networks without budgets are rows as any other."""
+def test_times_are_relative_to_the_backbone_in_its_fastest_runtime(tmp_path):
+    """The smallest median decides, for each batch size. Static networks have normal rows."""
     onnx = "onnxruntime"
     rows = [
         row(BACKBONE, None, 100.0, median=3.0),
@@ -111,12 +111,12 @@ def test_a_budget_is_found_as_the_study_writes_it(tmp_path, budget):
 
 
 def beside(method: str, *rows: dict) -> list[dict]:
-    """Rows that were measured together."""
+    """Return rows that were measured together with a method."""
     return [{**row, "beside": method} for row in rows]
 
 
 def test_a_time_is_relative_to_the_backbone_that_was_timed_beside_it(tmp_path):
-    """The machine was half as fast when a method was added; the backbone's own row is the median over the methods."""
+    """The machine was half as fast for the second method. The backbone's row is the median over the methods."""
     onnx = "onnxruntime"
     rows = [
         *beside(
@@ -147,7 +147,7 @@ def test_a_time_is_relative_to_the_backbone_that_was_timed_beside_it(tmp_path):
 
 
 def test_the_table_says_why_a_row_is_missing(tmp_path):
-    """Methods that share a reason share a line; a whole runtime may be missing."""
+    """Methods with the same reason are in one line. A runtime may be missing completely."""
     file = written(tmp_path, [row(BACKBONE, None, 100.0), row("sdn", 0.5, 50.0)])
     missing = [
         {"method": method, "runtime": "onnxruntime", "reason": reason}

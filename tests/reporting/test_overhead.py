@@ -1,4 +1,4 @@
-"""What the pipeline costs, from benchmark files and logs worked out by hand."""
+"""Test the cost of the pipeline, from hand-written benchmark files and logs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_the_table_by_hand(tmp_path):
     job(tmp_path, "track_cell/d-a-seed0", seconds=4, working=3, start=114, memory="NA")
     job(tmp_path, "aggregate", seconds=5, working=2, start=118)
     rows = {row["rule"]: row for row in pipeline_table(tmp_path, cores=2).to_dict("records")}
-    # from 100 (102 less 2 of starting) to 120: 40 core-seconds
+    # from 100 (102 minus 2 s to start) to 120: 40 core-seconds
     assert (rows["train"]["jobs"], rows["train"]["overhead"], rows["train"]["largest_mb"]) == (2, 5, 300)
     assert rows["train"]["share_of_run"] == pytest.approx(5 / 40)
     assert rows["aggregate"]["overhead"] == 3
@@ -34,7 +34,7 @@ def test_the_table_by_hand(tmp_path):
     assert rows["all"]["share_of_run"] == pytest.approx(12 / 40)
 
 
-def test_a_log_that_says_nothing_is_named(tmp_path):
+def test_a_log_without_a_working_time_is_named(tmp_path):
     job(tmp_path, "train/d-a-seed0", 12, 10, 102)
     (tmp_path / "logs/train/d-a-seed0.log").write_text("nothing\n")
     with pytest.raises(ztw.ZtwError, match="has no working time"):

@@ -1,4 +1,4 @@
-"""Published figures beside ours."""
+"""Test the comparison of published accuracies with ours."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_published_values_stand_beside_ours(tmp_path):
 
 
 def test_made_up_values_filled_in_for_three_seeds_get_an_interval(tmp_path):
-    """Worked by hand: accuracies 89, 90 and 91 % are 90 ± 1; t(0.975, 2) = 4.3027, and 4.3027 / sqrt(3) = 2.4841."""
+    """By hand: accuracies 89, 90 and 91 % are 90 ± 1; t(0.975, 2) = 4.3027, and 4.3027 / sqrt(3) = 2.4841."""
     path = tmp_path / "published.csv"
     path.write_text(HEADER + "made up,1,d,a,sdn,0.5,88.0\nmade up,1,d,a,sdn,max,93.5\n")
     evaluation = EvaluationSettings(budgets=(0.5, "max"), protocols=("paper",))
@@ -73,7 +73,7 @@ def test_wrong_published_values_are_refused(tmp_path, line):
         (b"a,b\n", "columns a, b; must be source,"),
     ],
 )
-def test_a_broken_file_of_published_values_is_told(tmp_path, content, message):
+def test_a_broken_file_of_published_values_is_named(tmp_path, content, message):
     path = tmp_path / "published.csv"
     path.write_bytes(content)
     with pytest.raises(ztw.ZtwError, match=message):

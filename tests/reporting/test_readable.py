@@ -1,4 +1,4 @@
-"""One rounding: what is best and what is within noise looks the same on screen, in Markdown and in LaTeX."""
+"""Test that rounding and marks are the same on the screen, in Markdown and in LaTeX."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NOTE = (
 
 @pytest.fixture
 def study(tmp_path) -> Path:
-    """Two methods that print the same, one within noise of the best, one that is neither."""
+    """The files of a study: two methods of equal printed accuracy, one within noise of the best, one below."""
     accuracies = {"a": 0.9085, "b": 0.9091, "near": 0.9, "far": 0.5}
     found = results(*(result(at_budget("0.5", value, 0.4), method) for method, value in accuracies.items()))
     evaluation = EvaluationSettings(budgets=(0.5,), protocols=("held-out",))
@@ -47,7 +47,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def shown(study: Path, monkeypatch) -> str:
-    """What `make reproduce` prints, in the escape codes of a terminal."""
+    """Return the output of `make reproduce`, with the escape codes of a terminal."""
     monkeypatch.syspath_prepend(str(WORKFLOW))
     from screen import show_results
 
@@ -57,7 +57,7 @@ def shown(study: Path, monkeypatch) -> str:
 
 
 def without_codes(text: str) -> str:
-    """The text without a terminal's escape codes, breaks of lines and padding."""
+    """Return a text without escape codes, line breaks and padding."""
     return " ".join(re.sub("\x1b\\[[0-9;]*m", "", text).split())
 
 
@@ -102,7 +102,7 @@ def test_a_tie_is_rounded_up_before_and_after_the_csv(share, text):
     assert math.isnan(percent(math.nan))
 
 
-def test_what_a_cell_says():
+def test_the_text_of_an_entry():
     row = {"mean": 0.85, "std": 0.05 * math.sqrt(2), "n": 2}
     assert accuracy_text(row, seeds=2) == "85.0 ± 7.1"
     assert accuracy_text(row, seeds=3) == "85.0 ± 7.1 (n=2)"

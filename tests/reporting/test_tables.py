@@ -1,4 +1,4 @@
-"""Tables: an oracle whose whole table is known, aggregation by hand, and what the files say."""
+"""Test tables: the known table of an oracle, aggregation by hand, and the content of files."""
 
 from __future__ import annotations
 
@@ -29,8 +29,10 @@ def settings(budgets: tuple = BUDGETS, protocols: tuple = ("held-out", "paper"))
 
 
 def oracle() -> tuple[SplitPredictions, torch.Tensor]:
-    """Four exits at 25, 50, 75, 100 % of the cost; sample group k is sure and right from exit k on, unsure
-    and wrong before."""
+    """Return predictions of four exits at 25, 50, 75, 100 % of the cost.
+
+    The samples of group k are right and confident from exit k on, and wrong and unconfident before.
+    """
     group = torch.arange(4).repeat_interleave(25)
     labels = torch.arange(100) % 2
     right = torch.arange(4)[:, None] >= group  # (exits, samples)
@@ -47,7 +49,7 @@ def evaluated(
 
 
 def values(found: Evaluation, name: str, protocol: str = "", budget: str = "") -> list[float]:
-    """Of a metric, in the order of the exits."""
+    """Return the values of a metric, in the order of the exits."""
     rows = found.metrics
     own = rows["metric"].eq(name) & rows["protocol"].eq(protocol) & rows["budget"].eq(budget)
     return rows[own].sort_values("exit")["value"].tolist()
@@ -57,7 +59,7 @@ def test_the_oracle_table_is_known():
     answers, cost = oracle()
     found = evaluated(answers, answers, cost, BUDGETS)
     rows = tables.accuracy_table(result(metric_records(found.metrics)), ["sdn"], settings())
-    # below 0.6 all leave at exit 1; from 0.6 to 0.99 group k leaves at exit k, all right, at 62.5 %
+    # thresholds below 0.6: all leave at exit 1; from 0.6 to 0.99: group k leaves at exit k, all right, cost 62.5 %
     expected = [
         ("0.2", math.nan, math.nan, 0),
         ("0.25", 0.25, 0.25, 1),
@@ -79,7 +81,7 @@ def test_the_oracle_table_is_known():
     assert values(found, "accuracy") == [0.25, 0.5, 0.75, 1.0]
 
 
-def test_where_nothing_is_held_out_the_test_split_is_all_there_is():
+def test_without_a_validation_part_there_is_only_the_test_split():
     answers, cost = oracle()
     both = evaluated(answers, answers, cost, BUDGETS)
     costs = {"ztw": Costs(cost, 100.0)}
@@ -92,7 +94,7 @@ def test_where_nothing_is_held_out_the_test_split_is_all_there_is():
 
 def test_held_out_chooses_on_validation_and_reports_the_test_split():
     validation, cost = oracle()
-    # on the test split everything is sure at exit 1, and wrong: a threshold chosen there would differ
+    # on the test split, exit 1 is confident and wrong on all samples: a threshold chosen on it would differ
     sure = torch.tensor([0.01, 0.99]).log().expand(4, 10, 2)
     test = SplitPredictions(sure, torch.zeros(10).long())
     found = evaluated(validation, test, cost, (0.75,))
@@ -149,7 +151,7 @@ def test_a_missing_result_or_metric_is_named():
         tables.accuracy_table(found, ["sdn"], one)
 
 
-def test_what_the_files_say(tmp_path):
+def test_the_content_of_the_files(tmp_path):
     infeasible = at_budget("0.25", math.nan, math.nan)
     found = results(
         result([*infeasible, *at_budget("max", 0.9, 1.2)]),
@@ -221,7 +223,7 @@ def test_a_study_without_allowed_losses_has_an_empty_table(tmp_path):
 
 
 def test_a_csv_is_empty_where_there_is_no_value(tmp_path):
-    """In every column of numbers, and in the budget of a network that has none."""
+    """In all columns of numbers, and in the budget of a network without budgets."""
     rows = [
         {"budget": "0.5", "mean": math.nan, "std": 0.1, "n": 1},
         {"budget": "-", "mean": 0.5, "std": math.nan, "n": 2},
@@ -236,7 +238,7 @@ def test_a_csv_is_empty_where_there_is_no_value(tmp_path):
 def with_backbones(
     *accuracies: float, budgets: tuple = (0.5, 1.0, "max"), joint: bool = False
 ) -> list[Block]:
-    """The blocks of one method beside backbones of these accuracies, a seed each."""
+    """Return the blocks of one method and of backbones with these accuracies, one per seed."""
     rows = [row for budget in budgets for row in at_budget(str(budget), 0.99, 0.5)]
     found = results(
         *(
@@ -249,7 +251,7 @@ def with_backbones(
 
 
 def test_the_backbone_s_own_accuracy_is_the_first_row():
-    """Where the budget is enough for it; one seed's that failed is seen by the spread, and it is no method to mark."""
+    """At budgets that allow the backbone. The spread shows a failed seed. The backbone gets no mark."""
     (block,) = with_backbones(0.993, 0.753)
     assert list(block.rows) == [BACKBONE, "sdn"]
     assert [entry.text for entry in block.rows[BACKBONE]] == ["-", "87.3 ± 17.0", "87.3 ± 17.0"]
@@ -258,7 +260,7 @@ def test_the_backbone_s_own_accuracy_is_the_first_row():
     assert {entry.mark for entry in block.rows["sdn"]} == {"best"}, "compared with methods alone"
 
 
-def test_a_backbone_that_fits_no_budget_stands_in_the_title():
+def test_a_backbone_that_fits_no_budget_is_in_the_title():
     (block,) = with_backbones(0.993, 0.753, budgets=(0.25, 0.5))
     assert block.title.endswith("; backbone alone: 87.3 ± 17.0")
 

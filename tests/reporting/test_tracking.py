@@ -1,4 +1,4 @@
-"""MLflow: what is written, replaced, read back, and what a missing store or run says."""
+"""Test MLflow: runs are logged, replaced and read; a missing store or run is reported."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def test_other_cells_and_foreign_runs_stay(store, tmp_path):
 
 @pytest.fixture
 def logged(store, tmp_path):
-    """(tracking.json, a method's metrics file, the id of its run, the copy that the run holds)."""
+    """A logged method: tracking.json, the metrics file, the id of the run, the run's copy of the file."""
     write_json(tmp_path / "tracking.json", store)
     run = log(store, tmp_path, 0.7)["runs"]["method"]["ztw"]
     place = MlflowClient(store["uri"]).get_run(run).info.artifact_uri
@@ -188,11 +188,11 @@ def earlier_results(client, run, copy, file):
 @pytest.mark.parametrize(
     ("change", "wrong"),
     [
-        (deleted_run, "no run in MLflow was made from it"),
-        (deleted_copy, "its run {run} in MLflow has no copy of it"),
-        (edited_copy, "the copy of its run {run} in MLflow was altered"),
+        (deleted_run, "no run in MLflow has this result"),
+        (deleted_copy, "its run {run} in MLflow has no copy of the file"),
+        (edited_copy, "the copy in MLflow's run {run} was altered"),
         (deleted_metric, "its run {run} in MLflow has no metric 'exit_1/ece'"),
-        (earlier_results, "no run in MLflow was made from it"),
+        (earlier_results, "no run in MLflow has this result"),
     ],
 )
 def test_what_mlflow_lacks_is_named_and_taken_from_the_file(store, logged, change, wrong):
@@ -202,7 +202,7 @@ def test_what_mlflow_lacks_is_named_and_taken_from_the_file(store, logged, chang
     found, lacking = from_runs(tracking, [file], said.append)
     assert found.equals(from_files([file]))
     assert lacking == {file: f"{file}: {wrong.format(run=run)}"}
-    assert said == [f"{lacking[file]}: taken from the file; the next call logs it again"]
+    assert said == [f"{lacking[file]}: the tables use the file; the next call logs it again"]
 
 
 def test_a_file_that_was_altered_makes_no_table(logged):
@@ -212,7 +212,7 @@ def test_a_file_that_was_altered_makes_no_table(logged):
         from_runs(tracking, [file])
 
 
-def test_a_run_that_was_broken_off_is_not_taken(store, logged):
+def test_an_interrupted_run_is_not_used(store, logged):
     _, file, run, _ = logged
     client = MlflowClient(store["uri"])
     client.create_run(experiment(store), tags=client.get_run(run).data.tags)
@@ -229,16 +229,16 @@ def test_a_run_that_was_broken_off_is_not_taken(store, logged):
         ("redis://127.0.0.1", "give sqlite, none, or the http address of a tracking server"),
     ],
 )
-def test_a_store_that_cannot_be_is_told_by_its_kind(tmp_path, uri, hint):
+def test_an_impossible_store_gives_a_hint_by_its_kind(tmp_path, uri, hint):
     with pytest.raises(ztw.ZtwError, match=f"cannot be used .*{hint}") as caught:
         start_store(uri, "study", tmp_path)
     assert "\n" not in str(caught.value)
 
 
-def test_a_store_in_a_file_is_never_to_be_started(tmp_path):
+def test_a_sqlite_store_gives_no_hint_to_start_it(tmp_path):
     (tmp_path / "mlflow.db").write_text("this is no database " * 100)
     store = {"uri": f"sqlite:///{tmp_path}/mlflow.db", "experiment": "study", "owner": "local"}
-    with pytest.raises(ztw.ZtwError, match=r"close what else uses .*mlflow.db, or delete it") as caught:
+    with pytest.raises(ztw.ZtwError, match=r"close other .* use .*mlflow.db, or delete it") as caught:
         read_copies(store, [])
     assert "start it" not in str(caught.value)
 
@@ -262,7 +262,7 @@ class Answering(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch):
-    """host:port of an Answering server."""
+    """A running `Answering` server, as host:port."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with ThreadingHTTPServer(("127.0.0.1", 0), Answering) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -274,7 +274,7 @@ def server(monkeypatch):
     ("status", "seconds", "reason"),
     [(503, 0, "too many 503 error responses"), (500, 0, "500"), (200, 2, "timed out"), (None, 0, "refused")],
 )
-def test_a_server_that_is_away_is_told_and_the_study_goes_on(
+def test_a_server_that_is_away_is_reported_and_the_study_continues(
     tmp_path, server, monkeypatch, status, seconds, reason
 ):
     monkeypatch.setattr(Answering, "status", status)
@@ -284,9 +284,9 @@ def test_a_server_that_is_away_is_told_and_the_study_goes_on(
     said: list[str] = []
     store = start_store(uri, "study", tmp_path, said.append)
     assert len(said) == 1
-    assert said[0].startswith(f"the MLflow server {uri} is away (")
+    assert said[0].startswith(f"the MLflow server {uri} does not answer (")
     assert reason in said[0]
-    with pytest.raises(ServerAwayError, match="is away"):
+    with pytest.raises(ServerAwayError, match="does not answer"):
         log(store, tmp_path)
     write_json(tmp_path / "tracking.json", store)
     said.clear()
@@ -297,7 +297,7 @@ def test_a_server_that_is_away_is_told_and_the_study_goes_on(
     assert said[0].endswith("the tables are made from the cells' files")
 
 
-def test_a_server_that_refuses_who_asks_is_an_error(tmp_path, server, monkeypatch):
+def test_a_server_that_denies_access_is_an_error(tmp_path, server, monkeypatch):
     monkeypatch.setattr(Answering, "status", 401)
     with pytest.raises(ztw.ZtwError, match=r"cannot be used .*401") as caught:
         start_store(f"http://{server}", "study", tmp_path)
@@ -306,7 +306,7 @@ def test_a_server_that_refuses_who_asks_is_an_error(tmp_path, server, monkeypatc
 
 INVALID_HOST = "Invalid Host header - possible DNS rebinding attack detected"  # MLflow's own text
 DENIED = '{"error_code": "PERMISSION_DENIED", "message": "Permission denied"}'
-ALLOWED = r"name {server} in the server's MLFLOW_SERVER_ALLOWED_HOSTS"
+ALLOWED = r"add {server} to the server's MLFLOW_SERVER_ALLOWED_HOSTS"
 LOGIN = "check MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
 
 
@@ -319,7 +319,7 @@ LOGIN = "check MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
         (401, "", LOGIN),
     ],
 )
-def test_a_server_that_refuses_is_told_with_what_it_wants(tmp_path, server, monkeypatch, status, body, hint):
+def test_a_server_that_denies_access_gives_a_hint(tmp_path, server, monkeypatch, status, body, hint):
     monkeypatch.setattr(Answering, "status", status)
     monkeypatch.setattr(Answering, "body", body)
     with pytest.raises(ztw.ZtwError) as caught:
@@ -330,7 +330,7 @@ def test_a_server_that_refuses_is_told_with_what_it_wants(tmp_path, server, monk
 @pytest.mark.parametrize("status", [401, 503])
 def test_a_password_reaches_the_server_and_nothing_else(tmp_path, server, monkeypatch, status):
     monkeypatch.setattr(Answering, "status", status)
-    for name in ("USERNAME", "PASSWORD"):  # set by the code under test: put back afterwards
+    for name in ("USERNAME", "PASSWORD"):  # the tested code sets them; monkeypatch restores them
         monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", "")
     given = f"http://olga:s%40cret@{server}"
     monkeypatch.setenv("ZTW_TRACKING", given)
@@ -344,7 +344,7 @@ def test_a_password_reaches_the_server_and_nothing_else(tmp_path, server, monkey
     assert not any(word in " ".join(said) for word in ("olga", "s@cret", "s%40cret"))
 
 
-def test_a_password_of_a_database_is_not_told(tmp_path, monkeypatch):
+def test_a_password_of_a_database_is_not_shown(tmp_path, monkeypatch):
     given = "postgresql+nodriver://ann:secret@127.0.0.1/x"
     monkeypatch.setenv("ZTW_TRACKING", given)
     with pytest.raises(ztw.ZtwError, match="install the Python package") as caught:
@@ -359,8 +359,8 @@ def test_starting_twice_keeps_the_experiment(store):
     assert experiment(store) == before
 
 
-def half_made(path) -> None:
-    """A database whose making was interrupted: tables without the last migration."""
+def incomplete(path) -> None:
+    """Write a database whose creation was interrupted: some tables, without the last migration."""
     with contextlib.closing(sqlite3.connect(path)) as database, database:
         database.execute("CREATE TABLE experiments (experiment_id INTEGER)")
         database.execute("CREATE TABLE alembic_version (version_num TEXT)")
@@ -368,7 +368,7 @@ def half_made(path) -> None:
 
 @pytest.mark.parametrize(
     "spoil",
-    [half_made, lambda path: path.write_text("this is no database " * 100), lambda path: path.touch()],
+    [incomplete, lambda path: path.write_text("this is no database " * 100), lambda path: path.touch()],
 )
 def test_a_broken_database_is_set_aside_and_created_again(tmp_path, spoil):
     spoil(tmp_path / "mlflow.db")
@@ -390,8 +390,8 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def test_a_write_that_was_killed_costs_no_store(tmp_path):
-    """sqlite's journal stays beside the file, and takes back what was half written."""
+def test_a_killed_write_does_not_break_the_store(tmp_path):
+    """SQLite's journal stays beside the file. With it, SQLite undoes the interrupted write."""
     store, database = start_store("sqlite", "study", tmp_path), tmp_path / "mlflow.db"
     log(store, tmp_path)
     subprocess.run([sys.executable, "-c", KILLED_WHILE_WRITING, str(database)], check=False)
@@ -415,7 +415,7 @@ def test_a_database_that_is_locked_is_left_alone(tmp_path):
     assert (tmp_path / "mlflow.db").exists()
 
 
-def test_an_interrupted_start_leaves_no_half_made_store(tmp_path, monkeypatch):
+def test_an_interrupted_start_leaves_no_incomplete_store(tmp_path, monkeypatch):
     class Interrupted(MlflowClient):
         def search_experiments(self, *_, **__):
             raise KeyboardInterrupt
@@ -443,7 +443,7 @@ def test_a_deleted_experiment_is_restored_with_its_runs(tmp_path):
 
 
 def test_an_experiment_that_was_removed_for_good_is_created_again(tmp_path):
-    """By `mlflow gc`."""
+    """`mlflow gc` removes experiments."""
     store = start_store("sqlite", "study", tmp_path)
     with contextlib.closing(sqlite3.connect(tmp_path / "mlflow.db")) as database, database:
         database.execute("DELETE FROM experiments WHERE name = 'study'")
@@ -451,10 +451,10 @@ def test_an_experiment_that_was_removed_for_good_is_created_again(tmp_path):
     assert read_copies(store, [tmp_path / "ztw.json"])[1] == {}
 
 
-def test_a_database_that_is_gone_is_told(tmp_path):
+def test_a_missing_database_is_reported(tmp_path):
     store = start_store("sqlite", "study", tmp_path)
     (tmp_path / "mlflow.db").unlink()
-    with pytest.raises(ztw.ZtwError, match=r"mlflow.db is gone; run again"):
+    with pytest.raises(ztw.ZtwError, match=r"mlflow.db is missing; run again"):
         log(store, tmp_path)
     assert not (tmp_path / "mlflow.db").exists(), "opening it would have created an empty one"
 
@@ -499,7 +499,7 @@ def test_a_moved_study_keeps_its_artifacts_beside_it(tmp_path, name):
 
 @pytest.fixture(scope="module")
 def served(store, tmp_path_factory):
-    """(a network, its rules by budget, the URI of its model)."""
+    """A network, its rules by budget, and the URI of its model."""
     folder = tmp_path_factory.mktemp("networks")
     network = small_network()
     with torch.no_grad():
@@ -510,7 +510,7 @@ def served(store, tmp_path_factory):
     part = Weights(folder / "whole/weights.safetensors")
     facts = read_json(folder / "whole/network.json")
     rules: list = [(0.5, ztw.MaxSoftmax(low)), ("max", ztw.MaxSoftmax(high))]
-    write_network(folder / "ztw", facts, [part], rules)  # as a study has it: its weights elsewhere
+    write_network(folder / "ztw", facts, [part], rules)  # as in a study: the weights are in another folder
     results = CellResults(Cell("digits", "resnet8", 3), "v", parts(folder), models={"ztw": folder / "ztw"})
     run = log_cell(store, results)["runs"]["method"]["ztw"]
     shutil.rmtree(folder)
@@ -519,7 +519,7 @@ def served(store, tmp_path_factory):
 
 @pytest.fixture
 def in_store(store):
-    """MLflow's own functions look for runs there."""
+    """Let MLflow's own functions use the store."""
     before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(store["uri"])
     yield
@@ -527,7 +527,7 @@ def in_store(store):
 
 
 @pytest.mark.usefixtures("in_store")
-def test_a_method_s_network_loads_as_a_model_and_answers_as_infer(served, caplog):
+def test_a_method_s_network_loads_as_a_model_and_predicts_like_infer(served, caplog):
     network, rules, uri = served
     model = mlflow.pyfunc.load_model(uri)
     images = torch.randn(40, 1, 10, 10)
@@ -547,7 +547,7 @@ def test_a_method_s_network_loads_as_a_model_and_answers_as_infer(served, caplog
 
 
 @pytest.mark.usefixtures("in_store")
-def test_a_model_says_what_it_takes(served):
+def test_a_model_has_a_signature(served):
     *_, uri = served
     model = mlflow.pyfunc.load_model(uri)
     taken, given = model.metadata.get_input_schema(), model.metadata.get_output_schema()

@@ -1,6 +1,6 @@
-"""Every system on every architecture through the real DAG, then each method's own network run for real.
+"""Test every system on every architecture in the real DAG, and the network of each method by `infer`.
 
-`make test-systems`; minutes, not part of `make test`.
+`make test-systems` takes minutes; `make test` does not run it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ TRAIN, TEST = 160, 60
 
 
 def write_digits(folder: Path) -> None:
-    """The first digits as 32 x 32 PNGs in class folders."""
+    """Write the first digits as 32 x 32 PNGs in class folders."""
     digits = load_digits()
     for index in range(TRAIN + TEST):
         split = "train" if index < TRAIN else "test"
@@ -69,12 +69,12 @@ def test_curve_is_sane(study, arch, method):
     metrics = read_json(cell / f"metrics/{method}.json")["metrics"]
     accuracies = [row["value"] for row in metrics if row["metric"] == "accuracy" and not row["budget"]]
     assert len(accuracies) == shares.shape[1]
-    # so little is learned here that single exits prove nothing; all together they must not do worse than guess
+    # the networks learn so little that only the mean accuracy of all exits is compared with chance
     assert sum(accuracies) / len(accuracies) > CHANCE / 4
 
 
 def apart(rule: str, scores: torch.Tensor) -> ExitRule:
-    """Thresholds in the widest gap between the scores of each exit; nobody passes where all are the same."""
+    """Return thresholds in the widest gap between each exit's scores; no sample passes if all scores are equal."""
     bounds = []
     for score in scores[:-1]:
         values = score.unique()
@@ -87,8 +87,8 @@ def apart(rule: str, scores: torch.Tensor) -> ExitRule:
 
 @pytest.mark.parametrize("method", list(STUDY.methods))
 @pytest.mark.parametrize("arch", STUDY.archs)
-def test_infer_is_what_the_tables_say(study, arch, method):
-    """At thresholds chosen on the validation split, `infer` leaves where the evaluated logits say."""
+def test_infer_agrees_with_the_evaluated_logits(study, arch, method):
+    """With thresholds chosen on the validation split, samples leave at the exits that the evaluated logits give."""
     own, sets = STUDY.methods[method], STUDY.cells[DATASET, arch].ics.sets
     networks = CellNetworks(Layout(study), Cell(DATASET, arch, 0), sets=sets)
     network = networks.of_method(own)
@@ -106,7 +106,7 @@ def test_infer_is_what_the_tables_say(study, arch, method):
         rules.append(apart(own.rule, scores))
     for rule in rules:
         bounds = rule.bounds(network.exits)[:, None]
-        # rounding differs between batch sizes: samples that stand on a bound prove nothing
+        # rounding differs between batch sizes, so samples with a score near a bound are left out
         clear = ((scores[:-1] - bounds).abs() > 1e-4).all(0)
         passes = torch.cat([scores[:-1] > bounds, torch.ones(1, len(images), dtype=torch.bool)])
         expected = passes.byte().argmax(0)

@@ -1,4 +1,4 @@
-"""A real tracking server, as `make mlflow-server` starts it: a hundred cells at once, and runs delivered later."""
+"""Test a real tracking server, started by `make mlflow-server`: a hundred parallel cells, and runs logged later."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ pytestmark = [
 
 @contextlib.contextmanager
 def tracking_server(folder: Path, port: int) -> Iterator[str]:
-    """`make mlflow-server` in a folder; yields the server's URI."""
+    """Run `make mlflow-server` in a folder; yield the server's URI."""
     make = ["make", "-f", str(ROOT / "Makefile"), "-o", ".venv/.ready", "mlflow-server", f"PORT={port}"]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     process = subprocess.Popen(
@@ -58,14 +58,14 @@ def tracking_server(folder: Path, port: int) -> Iterator[str]:
 
 @pytest.fixture
 def port() -> int:
-    """One that is free."""
+    """A free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
 
 def listening(port: int) -> set[str]:
-    """The addresses at which a port is served."""
+    """Return the addresses at which a server listens on a port."""
     found = [(tuple(one.laddr), one.status) for one in psutil.net_connections("inet")]
     return {str(place[0]) for place, status in found if status == "LISTEN" and place[1] == port}
 
@@ -113,11 +113,11 @@ def test_a_hundred_cells_at_once_lose_nothing(tmp_path, port):
         (copy,) = tmp_path.glob(f"results/mlflow-server/artifacts/**/{run}/artifacts/sdn.json")
         copy.write_text(copy.read_text().replace("0", "1", 1))
         assert read_copies(store, files)[1] == {
-            files[7]: f"{files[7]}: the copy of its run {run} in MLflow was altered"
+            files[7]: f"{files[7]}: the copy in MLflow's run {run} was altered"
         }
         copy.unlink()
         assert read_copies(store, files)[1] == {
-            files[7]: f"{files[7]}: its run {run} in MLflow has no copy of it"
+            files[7]: f"{files[7]}: its run {run} in MLflow has no copy of the file"
         }
 
 
@@ -126,12 +126,12 @@ def test_what_was_not_delivered_is_delivered_by_the_same_command(finished, tmp_p
     config = changed_config(folder, tracking=f"http://127.0.0.1:{port}")
     away = run(folder, config)
     assert away.returncode == 0, away.stdout
-    assert "2 cells are not delivered, the next call logs them: make reproduce CONFIG=" in away.stdout
+    assert "2 cells are not logged yet, the next call logs them: make reproduce CONFIG=" in away.stdout
     assert tables(folder) == tables(finished)
     with tracking_server(tmp_path, port) as uri:
         done = run(folder, config)
         assert done.returncode == 0, done.stdout
-        assert "not delivered" not in done.stdout
+        assert "not logged" not in done.stdout
         jobs = {line.split()[1] for line in done.stdout.splitlines() if line.startswith("✓")}
         assert "track_cell" in jobs
         assert not {"train_backbone", "train_ics", "predict", "evaluate"} & jobs
@@ -152,11 +152,11 @@ def test_a_study_ends_without_its_server_and_its_password_is_nowhere(finished, t
     for _ in range(2):  # the second call tries again
         done = run(folder, config)
         assert done.returncode == 0, done.stdout
-        assert len(re.findall(r"✓ track_cell .*not delivered", done.stdout)) == 2
+        assert len(re.findall(r"✓ track_cell .*not logged", done.stdout)) == 2
         lines = [line for line in done.stdout.splitlines() if line.startswith("MLflow")]
         assert lines == [
-            "MLflow   the MLflow server http://127.0.0.1:9 is away ([Errno 111] Connection refused); 2 cells are"
-            f" not delivered, the next call logs them: make reproduce CONFIG={config}"
+            "MLflow   the MLflow server http://127.0.0.1:9 does not answer ([Errno 111] Connection refused); 2 cells"
+            f" are not logged yet, the next call logs them: make reproduce CONFIG={config}"
         ]
         assert "s3cr3t" not in done.stdout + done.stderr
     assert tables(folder) == tables(finished)

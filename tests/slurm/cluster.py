@@ -1,4 +1,4 @@
-"""A real Slurm on this machine, for the tests: its daemons in a mount namespace of their own, one node."""
+"""Start a real Slurm with one node on this machine, with its daemons in a mount namespace."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ PartitionName=debug Nodes=localhost Default=YES MaxTime=INFINITE State=UP
 
 
 def why_not() -> str | None:
-    """Why there can be no Slurm here; None after it has been installed where that was needed."""
+    """Install Slurm if necessary; return why that is impossible, or None."""
     if os.geteuid() != 0:
         return "only root can start Slurm's daemons"
     if "OWN_MOUNTS" not in os.environ:
@@ -56,7 +56,7 @@ def why_not() -> str | None:
 
 
 class Cluster:
-    """The daemons and what the tests do to them."""
+    """Slurm's daemons, with functions that stop and ask them."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -66,7 +66,7 @@ class Cluster:
         cpus = len(os.sched_getaffinity(0))
         (folder / "etc/slurm.conf").write_text(CONF.format(folder=folder, cpus=cpus))
         Path("/etc/slurm").mkdir(exist_ok=True)
-        # the plugin's job step drops SLURM_CONF, so the file must be where it is looked for
+        # a bind mount, because the plugin's job step does not pass on SLURM_CONF
         subprocess.run(["mount", "--bind", str(folder / "etc"), "/etc/slurm"], check=True)
         subprocess.run(["install", "-d", "-o", "munge", "-g", "munge", "/run/munge"], check=True)
         subprocess.run(
@@ -77,24 +77,24 @@ class Cluster:
         self.wait(lambda: "idle" in self.ask("sinfo", "-h", "-o", "%T"), "no idle node")
 
     def start_controller(self) -> None:
-        """Start slurmctld: at first, and after it was killed."""
+        """Start slurmctld, at the beginning or after a kill."""
         subprocess.run(["slurmctld"], check=True)
         self.wait(lambda: "UP" in self.ask("scontrol", "ping"), "slurmctld does not answer")
 
     def kill_controller(self) -> None:
-        """As by a crash."""
+        """Kill slurmctld, as in a crash."""
         subprocess.run(["kill", "-9", (self.folder / "slurmctld.pid").read_text().strip()], check=True)
 
     def ask(self, *command: str) -> str:
-        """What a command of Slurm prints; nothing when it fails."""
+        """Return the output of a command of Slurm; "" if it fails."""
         return subprocess.run(command, check=False, capture_output=True, text=True).stdout
 
     def jobs(self) -> list[str]:
-        """Ids of jobs that are not over."""
+        """Return the ids of unfinished jobs."""
         return self.ask("squeue", "-h", "-o", "%i", "-t", "PENDING,RUNNING,COMPLETING").split()
 
     def wait(self, true, what: str, seconds: float = 60) -> None:
-        """Until something is true; raises TimeoutError with `what`."""
+        """Wait until `true()` is true; raise TimeoutError with `what` otherwise."""
         deadline = time.monotonic() + seconds
         while not true():
             if time.monotonic() > deadline:

@@ -1,4 +1,4 @@
-"""The studies of the tests through a real Slurm: what it computes, and what its faults cost."""
+"""Test studies on a real Slurm: equal results, and the cost of faults."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from ztw.tensors import read_tensors
 LONG = ROOT / "tests/config/long.yaml"
 EPOCHS = yaml.safe_load(LONG.read_text())["backbone"]["epochs"]
 CELL = Path("results/long/digits/unhurried/seed0")
-BACKBONE = ("--", str(CELL / "backbone.safetensors"))  # what is left of the study waits for Slurm, mostly
+BACKBONE = ("--", str(CELL / "backbone.safetensors"))  # other jobs mostly wait for Slurm
 
 
 @pytest.fixture(scope="module")
 def profile(tmp_path_factory) -> Path:
-    """Our profile for a Slurm without accounting, on a machine this small."""
+    """The profile `slurm`, changed for a Slurm without accounting on a small machine."""
     text = yaml.safe_load((ROOT / "workflow/profiles/slurm/config.yaml").read_text())
     text |= {
         "slurm-status-command": "squeue",
@@ -43,7 +43,7 @@ def command(config: Path, *options: str) -> list[str]:
 
 
 class Run:
-    """A `make reproduce` at work in a folder."""
+    """A running `make reproduce` in a folder."""
 
     def __init__(self, folder: Path, config: Path, profile: Path, *targets: str) -> None:
         self.folder, self.config = folder, config
@@ -61,19 +61,19 @@ class Run:
         return self.folder / "results/long/logs/train_backbone/digits-unhurried-seed0.log"
 
     def progress(self) -> float:
-        """Epochs of the backbone that are done, as its log says; 0 where there is none."""
+        """Return the backbone's completed epochs, from the log; 0 without a log."""
         text = self.training.read_text() if self.training.exists() else ""
         found = re.findall(r"^progress: .*epoch (\d+)/", text, re.M)
         return float(found[-1]) - 1 if found else 0.0
 
     def resumed(self) -> float:
-        """The epoch at which the backbone's training was gone on with; 0 where it was not."""
+        """Return the epoch at which the backbone's training was last resumed; 0 if it was not."""
         text = self.training.read_text() if self.training.exists() else ""
         found = re.findall(r"^progress: resumed at epoch ([\d.]+) of", text, re.M)
         return float(found[-1]) if found else 0.0
 
     def wait(self, true, what: str, seconds: float = 240) -> None:
-        """Until something is true while the run goes on."""
+        """Wait until `true()` is true; fail if the run ends before."""
         deadline = time.monotonic() + seconds
         while not true():
             assert self.process.poll() is None, f"ended before {what}\n{self.output.read_text()}"
@@ -83,13 +83,13 @@ class Run:
     def ended(self, seconds: float = 1200) -> int:
         try:
             return self.process.wait(seconds)
-        except subprocess.TimeoutExpired:  # leave no jobs to the next test
+        except subprocess.TimeoutExpired:  # stop the run, so that the next test has no other jobs
             self.process.send_signal(signal.SIGINT)
             self.process.wait(120)
             raise
 
 
-def test_the_tables_are_those_of_a_local_run_though_the_controller_dies(
+def test_the_tables_equal_those_of_a_local_run_after_a_killed_controller(
     cluster, profile, finished, tmp_path, tell
 ):
     run = Run(tmp_path, TINY, profile)
@@ -111,11 +111,11 @@ def test_no_fault_costs_more_than_the_work_since_the_last_checkpoint(cluster, pr
     work = tmp_path / "work"
     for folder in (alone, work):
         folder.mkdir()
-        (folder / "tests").symlink_to(ROOT / "tests")  # where the study looks for its backbone
+        (folder / "tests").symlink_to(ROOT / "tests")  # the study's plugin is in tests/
     quick = yaml.safe_load((profile / "config.yaml").read_text())
-    # Slurm looks every 30 s: the signal comes in a job's first 30 s, which may be before Python listens, and in those
-    # of the second try, of two minutes, after 5 to 35 s: the training takes longer on any machine, as it waits in
-    # every step. No try asks for more memory than the node has.
+    # Slurm checks times every 30 s. In the first try (one minute), the signal comes in the first 30 s, maybe before
+    # Python handles it. In the second try (two minutes), it comes after 5 to 35 s. The training takes longer on any
+    # machine, because every step waits. No try asks for more memory than the node has.
     signalled = {"runtime": "attempt", "mem_mb": 2500, "slurm_extra": "'--signal=TERM@85'"}
     quick["set-resources"]["train_backbone"] = signalled
     limited = tmp_path / "limited"
@@ -127,7 +127,7 @@ def test_no_fault_costs_more_than_the_work_since_the_last_checkpoint(cluster, pr
     at = run.resumed()
     tell("over its time limit: SIGTERM, submitted again", f"nothing: resumed at epoch {at} of {EPOCHS}")
 
-    run.wait(lambda: run.progress() > at, "going on")
+    run.wait(lambda: run.progress() > at, "an epoch after the resume")
     run.process.send_signal(signal.SIGINT)
     assert run.ended() == 130
     assert not cluster.jobs(), "nothing is left in squeue"
@@ -135,7 +135,7 @@ def test_no_fault_costs_more_than_the_work_since_the_last_checkpoint(cluster, pr
     tell("Ctrl-C in the middle", "nothing left in squeue")
 
     run = Run(work, LONG, profile, *BACKBONE)
-    run.wait(lambda: run.resumed() > at, "gone on with by the same command")
+    run.wait(lambda: run.resumed() > at, "resumed by the same command")
     at = run.resumed()
     tell("the same command again", f"nothing: resumed at epoch {at} of {EPOCHS}")
     run.wait(lambda: run.progress() > at + 3, "going on")

@@ -1,11 +1,11 @@
-"""A ResNet-8 whose training takes minutes as a job of Slurm on any machine: what is tested is faults, not speed."""
+"""A ResNet-8 whose training as a Slurm job takes minutes on any machine, to have time for faults."""
 
 import os
 import time
 
 import ztw
 
-SECONDS = 0.1 if "SLURM_JOB_ID" in os.environ else 0.0  # a training step waits
+SECONDS = 0.1 if "SLURM_JOB_ID" in os.environ else 0.0  # wait in every training step
 
 
 def wait(module, inputs):

@@ -1,4 +1,4 @@
-"""Every wrong config ends in one line that names the key, the value and what is allowed."""
+"""Test that every wrong config gives a one-line error with the key, the value and what is allowed."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ WRONG = [
     ("ics.sets", {}, "ics.sets: is empty, must name at least one"),
     ("methods", {}, "methods: is empty, must name at least one"),
     ("seeds", [], "seeds: is empty, must name at least one"),
-    ("seeds", [1, 1], "seeds: [1, 1] names something twice"),
+    ("seeds", [1, 1], "seeds: [1, 1] has a value twice"),
     ("seeds", [-1], "seeds.0: -1 must be >= 0"),
     ("seeds", 3, "seeds: 3 is not of type list"),
     ("ics.placement", [3], "ics.placement: 3: resnet8 has blocks 0..2"),
@@ -149,7 +149,7 @@ WRONG = [
     (
         "ics.sets.own",
         {"connection": "cascade", "head": "pol"},
-        "ics.sets.own.head: 'pol' is unknown; known: conv, pool;",
+        "ics.sets.own.head: 'pol' is unknown; known: conv, pool, mlp;",
     ),
     ("methods.sdn.rule", 3, "methods.sdn.rule: 3 is not of type text"),
     ("plugins", "my_parts.py", "plugins: 'my_parts.py' is not of type list"),
@@ -361,7 +361,7 @@ def test_missing_section():
         ("methods.ztw.ics", "independant", "did you mean independent?"),
         ("methods.ztw.ensemble", "geometrc", "did you mean geometric?"),
         ("datasets", ["digit"], "did you mean digits?"),
-        # names that are keys, too
+        # methods and sets with the names of keys
         ("methods.ensemble", {"ics": "independent", "rule": "entropy", "threshold": 1}, "mean thresholds?"),
         ("ics.sets.head", {"connection": "cascade", "poling": "max"}, "did you mean pooling?"),
     ],
@@ -414,7 +414,7 @@ def test_a_config_in_another_encoding_is_named(tmp_path):
         read_config(tmp_path / "s.yaml")
 
 
-def test_a_name_that_is_no_text_is_refused_wherever_the_study_comes_from():
+def test_a_name_that_is_not_text_is_refused():
     with pytest.raises(ztw.ZtwError, match="methods: the key False is not text"):
         check_study({**TINY, "methods": {False: {"ics": "independent", "rule": "entropy"}}})
     with pytest.raises(ztw.ZtwError, match=r"^'a\\nb': the key None is not text; put it in quotes$"):
@@ -427,7 +427,7 @@ def test_shipped_configs_are_valid(path):
     assert set(study.cells) == set(product(study.datasets, study.archs))
 
 
-def test_nothing_in_a_study_changes():
+def test_a_checked_study_cannot_be_changed():
     study = check_study(TINY)
     with pytest.raises(ValueError, match="frozen"):
         study.backbone.epochs = 3
@@ -444,7 +444,7 @@ def test_overrides_change_their_cells_only():
     assert epochs == {("digits", "resnet8"): 1, ("digits", "resnet14"): 3}
 
 
-def test_a_static_network_is_trained_as_the_section_of_backbones_or_an_override_says():
+def test_a_static_network_takes_the_backbone_s_settings_and_overrides():
     config = changed("methods.small", {"static": "resnet20"})
     config["overrides"] = [{"archs": ["resnet20"], "backbone": {"weight_decay": 0.25}}]
     study = check_study(config)
@@ -454,7 +454,7 @@ def test_a_static_network_is_trained_as_the_section_of_backbones_or_an_override_
     assert study.backbones["digits", "resnet20"].backbone.weight_decay == 0.25
 
 
-def test_methods_are_drawn_by_how_their_exits_are_trained_and_connected():
+def test_a_method_s_family_depends_on_training_and_connection():
     families = check_study(TINY).families
     assert "resnet14" not in families
     assert {name: families[name] for name in ("pabee", "cascade", "ensemble", "pabee-original")} == {
@@ -478,7 +478,7 @@ def test_a_joint_training_takes_the_backbones_recipe_unless_it_says_so():
     assert (depth_weighted.optimizer, depth_weighted.lr, depth_weighted.head) == ("sgd", 0.1, "pool")
 
 
-def test_what_a_set_takes_from_the_backbone_is_named_where_it_was_given():
+def test_an_error_names_the_section_that_has_the_value():
     config = changed("backbone", {"epochs": 5, "milestones": [7]})
     with pytest.raises(ztw.ZtwError, match=re.escape("backbone.milestones: 7 must be < epochs, which is 5")):
         check_study(config)
@@ -493,7 +493,7 @@ def test_a_joint_training_without_epochs_is_refused():
         check_study(config)
 
 
-def test_an_ensemble_of_its_own_takes_the_rest_from_the_section():
+def test_an_own_ensemble_takes_other_keys_from_the_section():
     config = changed(
         "ensembles", {"include_final": False, "sets": {"few": {"kind": "geometric", "samples": 5}}}
     )
@@ -508,12 +508,12 @@ def test_an_ensemble_of_its_own_takes_the_rest_from_the_section():
 
 
 def choices(section: type[Section], key: str) -> list:
-    """What a key of a section may say."""
+    """Return the allowed values of a key."""
     annotation = section.model_fields[key].annotation
     return [name for part in (annotation, *get_args(annotation)) for name in get_args(part) or ()]
 
 
-def test_the_study_lists_what_the_tables_have():
+def test_a_study_knows_the_parts_in_the_tables():
     tables: dict[str, dict] = {
         "rule": RULES,
         "ensemble": ENSEMBLES,
@@ -541,7 +541,7 @@ def test_the_study_lists_what_the_tables_have():
 
 
 @pytest.mark.parametrize("arch", list(BACKBONES))
-def test_blocks_are_what_the_backbone_has(arch):
+def test_blocks_equal_the_stages_of_the_backbone(arch):
     assert blocks(arch) == len(ztw.build_backbone(arch, size=32).stages)
 
 
@@ -554,8 +554,8 @@ def test_checking_is_quick_and_imports_no_torch():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def all_trained_on(**changes) -> dict:
-    """A study that holds nothing out, as the released code."""
+def without_validation(**changes) -> dict:
+    """Return a study without a validation split, as in the released code."""
     config = changed("data", {"validation_fraction": 0})
     config["methods"] = {"ztw": {"ics": "cascade_detached", "ensemble": "geometric", "rule": "max_softmax"}}
     config["evaluation"], config["latency"] = {"protocols": ["paper"]}, {"batch_sizes": []}
@@ -563,7 +563,7 @@ def all_trained_on(**changes) -> dict:
 
 
 def test_a_study_may_train_on_all_images():
-    assert check_study(all_trained_on()).data.validation_fraction == 0
+    assert check_study(without_validation()).data.validation_fraction == 0
 
 
 @pytest.mark.parametrize(
@@ -582,5 +582,5 @@ def test_a_study_may_train_on_all_images():
     ],
 )
 def test_what_needs_held_out_images_is_named(change, reason):
-    with pytest.raises(ztw.ZtwError, match=f"validation_fraction: 0: there is no validation part.*{reason}"):
-        check_study(all_trained_on(**change))
+    with pytest.raises(ztw.ZtwError, match=f"validation_fraction: 0: there is no validation split.*{reason}"):
+        check_study(without_validation(**change))

@@ -1,4 +1,4 @@
-"""What of a user's environment reaches the jobs of a study."""
+"""Test which environment variables reach the jobs of a study."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def hostile(monkeypatch):
 
 @pytest.fixture
 def telling(tmp_path):
-    """A study whose plugin tells what there is in the environment."""
+    """A study whose plugin reports the environment."""
     (tmp_path / "own.py").write_text(
         "import os, sys\n"
         "from ztw.study.environment import settings_of_others\n"
@@ -65,15 +65,15 @@ def telling(tmp_path):
 
 
 @pytest.mark.usefixtures("hostile", "data_root")
-def test_a_run_starts_without_them(telling):
-    """The launcher itself, too: in it Python has read some before."""
+def test_a_run_starts_without_such_variables(telling):
+    """Also the process of `reproduce` itself, in which Python has already read some variables."""
     done = run(telling.parent, telling)
     assert "ValueError: [] 0 []" in done.stdout, shown(done)
 
 
 @pytest.mark.usefixtures("hostile", "data_root")
-def test_jobs_start_without_them_whoever_starts_snakemake(telling, monkeypatch):
-    """On a node of a cluster it is the executor."""
+def test_jobs_start_without_such_variables(telling, monkeypatch):
+    """On a node of a cluster, the executor starts Snakemake."""
     for name in ("SNAKEMAKE_PROFILE", "PYTHONWARNINGS", "PYTHONDEVMODE"):  # Snakemake itself has read them
         monkeypatch.delenv(name)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
@@ -85,7 +85,7 @@ def test_jobs_start_without_them_whoever_starts_snakemake(telling, monkeypatch):
 
 @pytest.mark.usefixtures("data_root")
 def test_a_run_imports_the_ztw_beside_it(tmp_path, monkeypatch):
-    """With another one, in this folder or the environment, digests would be of code that does not run."""
+    """If jobs imported another ztw, digests would be of code that does not run."""
     for place in (tmp_path, tmp_path / "elsewhere"):
         (place / "ztw").mkdir(parents=True)
         (place / "ztw/__init__.py").write_text("raise ImportError('another ztw')\n")

@@ -1,4 +1,4 @@
-"""Plugins: loaded once, told in one line when they are at fault, seen by the jobs that can depend on them."""
+"""Test plugins: loaded once, one-line errors, and params of the jobs that can depend on them."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_the_parts_of_a_plugin_are_named_like_the_built_in_ones():
         check_study(study(methods={"own": {"ics": "independent", "rule": "margin"}}))
 
 
-def test_an_error_names_them_too():
+def test_an_error_names_parts_of_plugins_too():
     methods = {"own": {"ics": "independent", "rule": "margn"}}
     expected = r"^methods.own.rule: 'margn' is unknown; known: max_softmax, .*, patience, margin; did you mean margin"
     with pytest.raises(ztw.ZtwError, match=expected):
@@ -110,7 +110,7 @@ FAULTS = [
 
 
 @pytest.mark.parametrize(("text", "message"), FAULTS)
-def test_a_fault_is_one_line_with_its_place(text, message):
+def test_an_error_is_one_line_with_its_place(text, message):
     with pytest.raises(ztw.ZtwError, match=f"^plugins: 'own.py'.*{re.escape(message)}") as caught:
         check_study(study(plugins=[plugin(text)]))
     assert "\n" not in str(caught.value)
@@ -191,7 +191,7 @@ def own(shape, num_classes, previous, size, options):
 
 
 def helped(files: dict[str, str], imports: str = "", used: str = "helper.side", inside: str = "pass") -> str:
-    """A plugin whose head gives what its helpers say."""
+    """Write a plugin whose head returns a value of its helpers, and the helpers' files."""
     for name, text in files.items():
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).write_text(text)
@@ -226,7 +226,7 @@ def test_an_edit_of_a_helper_is_an_edit_of_the_plugin(files, imports, used, insi
     assert before != sha256(Path(name))
     assert told() == 1
     (edited,) = (Path(file) for file, text in files.items() if "1" in text)
-    edited.write_text("side = 2")  # in the same second, of the same size
+    edited.write_text("side = 2")  # the time and size of the file may be the same
     with pytest.raises(
         ztw.ZtwError, match=r"^plugins: 'own.py': was edited while the study ran; run the study again$"
     ):
@@ -240,13 +240,13 @@ def test_an_edit_of_a_helper_is_an_edit_of_the_plugin(files, imports, used, insi
     assert not list(Path().rglob("__pycache__"))
 
 
-def test_what_the_environment_locks_is_no_helper():
+def test_installed_packages_are_not_helpers():
     text = f"import json, numpy, yaml, ztw.exits.rules, importlib.metadata, os.path\n{HEAD}"
     load_plugins([plugin(text)])
     assert PLUGINS["own.py"] == sha256(Path("own.py"))
 
 
-def test_a_helper_on_the_path_and_of_two_plugins_counts_for_both(monkeypatch, tmp_path):
+def test_an_edit_of_a_shared_helper_changes_both_plugins(monkeypatch, tmp_path):
     (tmp_path / "lib").mkdir()
     (tmp_path / "lib/shared_side.py").write_text("side = 1")
     monkeypatch.syspath_prepend(str(tmp_path / "lib"))
@@ -284,15 +284,15 @@ def test_a_helper_that_registers_the_part_runs_again_with_the_plugin():
 
 
 @pytest.mark.parametrize("module", ["queue", "yaml", "taken"])
-def test_a_helper_has_a_name_of_its_own(module, monkeypatch, tmp_path):
-    """Python would import the other one, or give the helper to who wants the other."""
+def test_a_helper_needs_a_unique_name(module, monkeypatch, tmp_path):
+    """Else Python would import the other module, or other code would import the helper."""
     (tmp_path / "lib").mkdir()
     (tmp_path / "lib/taken.py").write_text("")
     monkeypatch.syspath_prepend(str(tmp_path / "lib"))
     importlib.import_module(module)
     Path(f"{module}.py").write_text("side = 1")
     expected = (
-        rf"^plugins: 'own.py': imports {module}: both .*/{module}.py and .* have this name; rename the first$"
+        rf"^plugins: 'own.py': imports {module}: both .*/{module}.py and .* have this name; rename your file$"
     )
     with pytest.raises(ztw.ZtwError, match=expected):
         load_plugins([plugin(f"import {module}\n{HEAD}")])
@@ -300,7 +300,7 @@ def test_a_helper_has_a_name_of_its_own(module, monkeypatch, tmp_path):
     sys.modules.pop("taken", None)
 
 
-def test_a_fault_in_a_helper_is_told_with_the_plugins_line():
+def test_an_error_in_a_helper_names_the_plugin_s_line():
     Path("helper.py").write_text("x = 1 +\n")
     with pytest.raises(
         ztw.ZtwError, match=r"^plugins: 'own.py', line 1: SyntaxError: .*\(helper.py, line 1\)$"
@@ -335,7 +335,7 @@ def test_the_modules_of_an_editable_package_are_helpers(monkeypatch, tmp_path):
 
 
 def test_the_rules_of_the_workflow_load_what_they_need():
-    """A kind's parts are used by these jobs: what each imports has their tables."""
+    """A job can use the parts of a kind if it imports the table of the kind."""
     from ztw.study.provenance import import_closure
 
     rules = "\n".join(path.read_text() for path in (ROOT / "workflow/rules").glob("*.smk"))

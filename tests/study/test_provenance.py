@@ -1,4 +1,4 @@
-"""The digest of a job: everything it can run counts, nothing else does."""
+"""Test the digest of a job: it depends on all code that the job can run, and on nothing else."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def package(tmp_path):
 
 
 def edited(package: Path, name: str, text: str) -> bool:
-    """Whether an edit changes the digest of the job `train`."""
+    """Return whether an edit changes the digest of the job `train`."""
     before = code_digest("train", package)
     (package / name).write_text(text)
     provenance._tree.cache_clear()
@@ -86,7 +86,7 @@ def test_the_closure_follows_every_import_that_runs(package):
         ("ztw/models/__init__.py", '"""All models."""\n', False),
     ],
 )
-def test_what_counts(package, name, text, counts):
+def test_edits_that_change_the_digest(package, name, text, counts):
     assert edited(package, name, text) == counts
 
 
@@ -96,7 +96,7 @@ def test_a_job_that_is_not_there_is_named(package):
 
 
 def test_the_real_jobs_depend_on_what_they_compute_with():
-    """What the layers are for."""
+    """The layers of the package keep digests small."""
     predict, fit, train = (
         import_closure(f"ztw.jobs.{job}") for job in ("predict", "fit_ensembles", "train_ics")
     )

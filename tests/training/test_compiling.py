@@ -1,4 +1,4 @@
-"""torch.compile in trainings: when it is called, and what happens where it fails."""
+"""Test torch.compile in trainings: when it is used, and when it fails."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_what_is_worth_compiling():
 
 
 class Compiler:
-    """Stands in for torch.compile: counts the calls of what it made, which work or not."""
+    """A stub of torch.compile that counts the calls of the compiled function, which works or fails."""
 
     def __init__(self, works: bool) -> None:
         self.works, self.calls = works, 0
@@ -39,7 +39,7 @@ class Compiler:
 
 
 def trained_with(compile: bool | Literal["auto"], steps: int, lines: list[str] | None = None) -> nn.Module:
-    """A backbone after four steps of 32 images and one of 5, where `steps` make compiling pay."""
+    """Return a backbone after four steps of 32 images and one of 5; steps: the value of WORTH_COMPILING."""
     torch.manual_seed(0)
     backbone = ztw.build_backbone("resnet8", 5, 1, 10)
     report = None if lines is None else lines.append
@@ -68,7 +68,7 @@ def test_ics_are_compiled_on_request_only(monkeypatch, compile, calls):
     assert compiler.calls == calls
 
 
-def test_without_a_compiler_auto_goes_on(monkeypatch):
+def test_without_a_compiler_auto_continues(monkeypatch):
     plain = trained_with(False, 1)
     lines: list[str] = []
     compiler = Compiler(works=False)

@@ -1,4 +1,4 @@
-"""Captured steps, as far as a machine without a GPU shows them (the rest: tests/test_gpu.py)."""
+"""Test captured steps without a GPU; tests/test_gpu.py has the tests that need one."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_networks_of_plugins_are_not_captured(kind, captured, monkeypatch):
     assert recipe.cuda_graph is captured
 
 
-def test_nothing_is_compiled_beside_it(monkeypatch):
+def test_nothing_is_compiled_beside_a_captured_step(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda function: pytest.fail("compiled"))
     monkeypatch.setattr(compiling, "WORTH_COMPILING", 1)
     torch.manual_seed(0)
@@ -47,7 +47,7 @@ def test_nothing_is_compiled_beside_it(monkeypatch):
 
 
 def test_a_training_s_memory_is_freed_when_it_is_over():
-    """A captured graph that waited for Python's garbage collection would keep the activations of a step."""
+    """If a captured graph had to wait for garbage collection, it would keep a step's activations in memory."""
     network = torch.nn.Linear(3, 2)
     task = Task(
         ["a"], cross_entropy_step(network, ON_CPU), network, torch.optim.SGD(network.parameters(), 0.1)

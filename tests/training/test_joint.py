@@ -1,4 +1,4 @@
-"""Backbone and exits trained together: the exits' weights, and the gradients that reach the backbone."""
+"""Test joint training: the weights of the exits' losses, and the gradients of the backbone."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_exit_weights_by_hand():
 @pytest.mark.parametrize(
     ("done", "expected"),
     [
-        (0.01, [0.0115, 0.019, 1.0]),  # the first of 100 epochs: .01 + tau / 100
+        (0.01, [0.0115, 0.019, 1.0]),  # epoch 1 of 100: .01 + tau / 100
         (0.5, [0.085, 0.46, 1.0]),
         (0.93, [0.1495, 0.847, 1.0]),
         (0.94, [0.15, 0.856, 1.0]),  # .01 + .141 = .151 is more than tau
@@ -40,7 +40,7 @@ def test_exit_weights_by_hand():
 def test_growing_weights_are_those_of_sdns_code(done, expected):
     """min(tau, .01 + tau e / E) in epoch e of E."""
     network = small_network(placement=[0, 2])
-    for shares in ([0.15, 0.9], (0.15, 0.9, 1.0)):  # of more shares than ICs the first
+    for shares in ([0.15, 0.9], (0.15, 0.9, 1.0)):  # surplus shares are ignored
         torch.testing.assert_close(exit_weights(network, "growing", shares)(done), torch.tensor(expected))
 
 
@@ -66,12 +66,12 @@ def test_every_exit_sends_an_equal_share_of_the_gradient():
     images = torch.randn(2, 1, 1, 4, requires_grad=True)
     outputs = rescaled_logits(network, images)
     assert len(outputs) == 4
-    for output in outputs:  # K = 4 exits, each a quarter
+    for output in outputs:  # K = 4 exits, each sends a quarter
         (gradient,) = torch.autograd.grad(output.sum(), images, retain_graph=True)
         torch.testing.assert_close(gradient, torch.full_like(images, 0.25))
 
 
-def test_rescaling_changes_no_answer():
+def test_rescaling_changes_no_logits():
     network = small_network("boosted")
     images = torch.randn(4, 1, 10, 10)
     with torch.no_grad():
@@ -111,7 +111,7 @@ def test_weights_grow_once_an_epoch(epochs, expected):
 
 def test_the_loss_is_the_weighted_sum_of_the_exits():
     network = pixel_network("independent")
-    network.heads[0] = torch.nn.Linear(4, 4)  # something to train, at a rate that changes nothing
+    network.heads[0] = torch.nn.Linear(4, 4)  # parameters to train, with a learning rate near 0
     images, labels = torch.zeros(4, 1, 1, 4, dtype=torch.uint8), torch.arange(4)
     data = ImageSet(images, labels, 4, (0.0,), (1.0,))
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Training exit after exit: what each phase trains, and that everything else stands still."""
+"""Test layer-wise training: each phase trains its part, and all other parts stay unchanged."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import ztw
 from ztw.training.layer_wise import train_layer_wise
 from ztw.training.recipe import Recipe
 
-# of a ResNet-8 with exits after two of its three blocks: what belongs to each exit
+# The parts of a ResNet-8 with exits after two of its three blocks, by exit
 PARTS = [
     ("backbone.stages.0.", "heads.0."),
     ("backbone.stages.1.", "heads.1."),
@@ -21,7 +21,7 @@ PARTS = [
 
 
 class Watch:
-    """Looks at a network after every step of any optimizer: what that trains, and what has changed."""
+    """A hook that records, after every step of an optimizer, its parameters and what has changed in a network."""
 
     def __init__(self, network: nn.Module) -> None:
         self.network, self.before = network, state_of(network)
@@ -37,7 +37,7 @@ class Watch:
 
 
 @pytest.mark.parametrize("connection", ztw.list_connections())
-def test_layer_wise_training_goes_exit_after_exit(connection):
+def test_layer_wise_training_trains_exit_after_exit(connection):
     network = small_network(connection, placement=[0, 1])
     watch = Watch(network)
     handle = register_optimizer_step_post_hook(watch)

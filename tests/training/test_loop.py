@@ -1,4 +1,4 @@
-"""The loop all trainings share: its epochs and steps, its schedules, what it says."""
+"""Test the training loop: epochs, steps, schedules, progress."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_short_trainings_have_a_schedule(samples):
 
 
 @pytest.mark.parametrize(("samples", "steps"), [(128, 4), (129, 4), (130, 5), (32, 1), (31, 1), (1, 1)])
-def test_a_last_batch_of_one_image_is_left_out(samples, steps):
+def test_a_last_batch_of_one_image_is_dropped(samples, steps):
     recipe = Recipe(2.5, 32, 0.01, 0.0)
     passed = list(stripes(samples).batches(32, torch.Generator().manual_seed(0)))
     assert steps_per_epoch(recipe, samples) == steps == len(passed)
@@ -75,8 +75,8 @@ def test_an_unknown_optimizer():
         make_optimizer([nn.Parameter(torch.zeros(1))], Recipe(1, 32, 0.01, 0.0, optimizer="lion"))
 
 
-def test_a_history_is_of_the_epoch_and_so_is_the_report():
-    """A backbone that learns nothing and always answers 2: losses and right answers are known by hand."""
+def test_history_and_report_have_the_values_of_each_epoch():
+    """A backbone that learns nothing and always predicts class 2: its losses and accuracy are known."""
     linear = nn.Linear(100, 5)
     nn.init.zeros_(linear.weight)
     linear.bias.data = torch.tensor([0.0, 0.0, 1.0, 0.0, 0.0])

@@ -1,4 +1,4 @@
-"""One call for the three regimes, on whatever images a caller has."""
+"""Test `train_exits`: three regimes, on tensors, datasets and DataLoaders."""
 
 from __future__ import annotations
 
@@ -68,9 +68,10 @@ def test_report_none_is_silent(capsys):
 
 
 def resumed(data: Callable[[], object], folder: Path, monkeypatch) -> tuple[bool, list[str]]:
-    """Stop a training in the middle of its second epoch and resume it.
+    """Stop a training in the middle of its second epoch, and resume it.
 
-    Returns whether it ends with the weights of one that was not stopped, and what was said.
+    Returns:
+        Whether the weights equal those of an uninterrupted training, and the reported lines.
     """
     whole = fresh()
     ztw.train_exits(whole, data(), 3, batch_size=32, progress=False)
@@ -92,8 +93,8 @@ def resumed(data: Callable[[], object], folder: Path, monkeypatch) -> tuple[bool
 
 
 @pytest.mark.parametrize("form", ["tensors", "dataset", "loader"])
-def test_it_goes_on_where_it_was_stopped(form, tmp_path, monkeypatch):
-    """In the middle of an epoch, to the same weights."""
+def test_a_stopped_training_resumes(form, tmp_path, monkeypatch):
+    """A training resumes in the middle of an epoch, and ends with the same weights."""
 
     def data() -> object:
         dataset = TensorDataset(IMAGES, LABELS)
@@ -110,11 +111,11 @@ def test_it_goes_on_where_it_was_stopped(form, tmp_path, monkeypatch):
     ztw.train_exits(
         fresh(), data(), 3, batch_size=32, seed=1, checkpoints=tmp_path / "kept", progress=lines.append
     )
-    assert "not used, because of other settings; training from the start" in lines[0]
+    assert "not used, because settings changed; training from the start" in lines[0]
 
 
 class Noisy(Dataset):
-    """Images with noise from torch's generator, numpy's or Python's, whichever process draws it."""
+    """Images with noise from torch's, numpy's or Python's global generator."""
 
     def __init__(self, source: Callable[[], float]) -> None:
         self.source = source
@@ -127,7 +128,7 @@ class Noisy(Dataset):
 
 
 class Stream(IterableDataset):
-    """The images in an order of its own, another one every time."""
+    """Images in an order from the data set's own generator, new in every epoch."""
 
     def __init__(self) -> None:
         self.generator = torch.Generator().manual_seed(0)
@@ -141,7 +142,7 @@ class Stream(IterableDataset):
 
 
 class Drawing(Sampler[int]):
-    """An order drawn from a generator of its own."""
+    """An order from the sampler's own generator."""
 
     def __init__(self) -> None:
         self.own = random.Random(0)
@@ -206,7 +207,7 @@ def test_a_loader_leaves_the_caller_s_generators_as_they_were():
     ],
 )
 def test_a_loader_that_cannot_resume_bit_for_bit_is_named(loader, reason, tmp_path, monkeypatch):
-    """Before anything is computed; nothing is said where nothing is kept."""
+    """There is a note before the training, and none without checkpoints."""
     exactly, lines = resumed(loader, tmp_path, monkeypatch)
     assert not exactly
     assert isinstance(lines[0], Note)
@@ -241,20 +242,20 @@ def test_wrong_arguments(how, message):
 
 
 class Counted(IterableDataset):
-    """Samples one after the other; its length is what it says."""
+    """`count` samples, but a length of `length`."""
 
-    def __init__(self, count: int, says: int) -> None:
-        self.count, self.says = count, says
+    def __init__(self, count: int, length: int) -> None:
+        self.count, self.length = count, length
 
     def __len__(self) -> int:
-        return self.says
+        return self.length
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, int]]:
         return zip(IMAGES[: self.count], LABELS[: self.count].tolist(), strict=True)
 
 
 def narrow() -> ztw.EarlyExitNetwork:
-    """BatchNorm over images of one pixel, where a batch of one image has a single value a channel."""
+    """Return a network with BatchNorm on maps of one pixel: a batch of one image has one value per channel."""
     torch.manual_seed(0)
     stages = [
         nn.Sequential(nn.Conv2d(inputs, 8, side, stride=side), nn.BatchNorm2d(8), nn.ReLU())
@@ -278,7 +279,7 @@ LOADERS: dict[str, Callable[[], DataLoader]] = {
 @pytest.mark.parametrize("regime", ["separate", "joint"])
 @pytest.mark.parametrize("name", LOADERS)
 def test_loaders_whose_batches_are_of_one_image(name, regime):
-    """Each trains wherever BatchNorm has more than one value a channel, else it is one line."""
+    """Training works if BatchNorm has more than one value per channel. Otherwise there is a one-line error."""
     loader = LOADERS[name]()
     network = fresh()
     assert len(ztw.train_exits(network, loader, 1, regime=regime, progress=False)) == 1
@@ -292,8 +293,8 @@ def test_loaders_whose_batches_are_of_one_image(name, regime):
         assert "drop_last=True" in str(caught.value)
 
 
-def test_a_last_batch_of_one_image_is_left_out_where_the_samples_are_counted():
-    """As ever: of tensors, a dataset, and a loader whose dataset has a length."""
+def test_a_last_batch_of_one_image_is_dropped_if_the_number_of_samples_is_known():
+    """For tensors, a dataset, and a loader whose dataset has a length."""
     given = (IMAGES[:33], LABELS[:33])
     loader = DataLoader(TensorDataset(*given), 8)
     for data in (given, TensorDataset(*given), loader):
@@ -302,7 +303,7 @@ def test_a_last_batch_of_one_image_is_left_out_where_the_samples_are_counted():
 
 @pytest.mark.parametrize(("count", "batches"), [(0, 0), (33, 5)])
 def test_a_loader_with_fewer_batches_than_it_says(count, batches):
-    """It would be asked for the rest for ever."""
+    """Without the error, training would wait for the missing batches forever."""
     loader = DataLoader(Counted(count, 400), 8)
     with pytest.raises(ztw.ZtwError, match=f"the DataLoader has {batches} batches, but its length is 50"):
         ztw.train_exits(fresh(), loader, 1, progress=False)
@@ -322,7 +323,7 @@ def test_gradients_that_were_switched_off():
     assert same(state_of(network), state_of(expected))
 
 
-def test_networks_that_cannot_be_trained_so():
+def test_wrong_networks():
     with pytest.raises(ztw.ZtwError, match=r"regime 'separate': .*connection='boosted'"):
         ztw.train_exits(fresh("boosted"), (IMAGES, LABELS), 1)
     with pytest.raises(ztw.ZtwError, match="train_exits: Backbone, must be an EarlyExitNetwork"):

@@ -1,4 +1,4 @@
-"""A training that is interrupted, anywhere and more than once, ends with the weights of one that is not."""
+"""Test that a training interrupted at any step, also several times, ends with the same weights."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ztw.training.recipe import Recipe
 from ztw.training.resume import Checkpoints
 from ztw.training.separate import train_backbone, train_separately
 
-SAMPLES = 150  # with batches of 32: five an epoch, the last one smaller
+SAMPLES = 150  # five batches of 32 per epoch, the last one smaller
 RECIPES = {
     "one_cycle": Recipe(2.5, 32, 0.05, 1e-4, schedule="one_cycle"),
     "milestones": Recipe(3, 32, 0.01, 1e-4, milestones=(1, 2)),
@@ -66,7 +66,7 @@ def layer_wise(recipe: Recipe, report, checkpoints) -> tuple[nn.Module, list]:
 
 
 def ended_by(stop: Callable[[], None], steps: int) -> Callable[[str], None]:
-    """A report that does something once so many steps are done."""
+    """Return a report function that calls `stop` after `steps` steps."""
     count = itertools.count(1)
 
     def report(line: str) -> None:
@@ -89,11 +89,11 @@ def run_training(train, recipe, report=None, checkpoints=None):
 
 
 @pytest.fixture
-def every_step_is_told(monkeypatch):
-    monkeypatch.setattr("ztw.training.loop.Progress", Told)
+def every_step_is_reported(monkeypatch):
+    monkeypatch.setattr("ztw.training.loop.Progress", EveryStep)
 
 
-class Told:
+class EveryStep:
     """Progress that reports every step."""
 
     def __init__(self, total, report, done=0):
@@ -105,12 +105,12 @@ class Told:
 
 @pytest.mark.parametrize("train", [backbone, ics, joint, layer_wise])
 @pytest.mark.parametrize("recipe", list(RECIPES))
-def test_stopped_and_gone_on_with_is_undisturbed(train, recipe, tmp_path, every_step_is_told):
+def test_a_resumed_training_equals_an_uninterrupted_one(train, recipe, tmp_path, every_step_is_reported):
     expected, history = run_training(train, RECIPES[recipe])
     lines: list[str] = []
     kept = Checkpoints(tmp_path / "checkpoints", {"code": "1"}, lines.append)
     before = signal.getsignal(signal.SIGTERM)
-    for steps in (2, 1, 5):  # in the middle of an epoch, at once again, at the end of an epoch or beyond
+    for steps in (2, 1, 5):  # in the middle of an epoch, one step later, at the end of an epoch or later
         stop = lambda: signal.raise_signal(signal.SIGTERM)  # noqa: E731
         with pytest.raises(ZtwError, match=r"stopped by SIGTERM at epoch .* the same command resumes"):
             run_training(train, RECIPES[recipe], ended_by(stop, steps), kept)
@@ -122,7 +122,7 @@ def test_stopped_and_gone_on_with_is_undisturbed(train, recipe, tmp_path, every_
 
 
 @pytest.mark.parametrize("train", [backbone, layer_wise])
-def test_a_killed_training_loses_what_came_after_its_checkpoint(train, tmp_path, every_step_is_told):
+def test_a_killed_training_loses_the_steps_after_its_checkpoint(train, tmp_path, every_step_is_reported):
     def killed() -> None:
         raise KilledError
 
@@ -138,7 +138,7 @@ def test_a_killed_training_loses_what_came_after_its_checkpoint(train, tmp_path,
     assert len(steps) == len(undisturbed) - 3, "the fourth step is done again"
 
 
-def test_what_is_shown_says_that_it_was_resumed(tmp_path, every_step_is_told):
+def test_progress_says_that_training_was_resumed(tmp_path, every_step_is_reported):
     kept = Checkpoints(tmp_path, {})
     stop = lambda: signal.raise_signal(signal.SIGINT)  # noqa: E731
     with pytest.raises(ZtwError, match=r"stopped by SIGINT at epoch 0.6 of 3"):
@@ -151,7 +151,7 @@ def test_what_is_shown_says_that_it_was_resumed(tmp_path, every_step_is_told):
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="a signal of POSIX")
-def test_a_warning_saves_and_goes_on(tmp_path, every_step_is_told):
+def test_a_warning_signal_saves_a_checkpoint(tmp_path, every_step_is_reported):
     kept = Checkpoints(tmp_path, {})
     found: list[list[str]] = []
 
@@ -167,7 +167,7 @@ def test_a_warning_saves_and_goes_on(tmp_path, every_step_is_told):
 
 
 def interrupted(folder, of=None) -> Checkpoints:
-    """Checkpoints of a training that got to its fifth step."""
+    """Return the checkpoints of a training that was killed at its fifth step."""
 
     def killed() -> None:
         raise KilledError
@@ -178,7 +178,7 @@ def interrupted(folder, of=None) -> Checkpoints:
     return kept
 
 
-def test_the_newest_two_are_kept(tmp_path, every_step_is_told):
+def test_the_newest_two_are_kept(tmp_path, every_step_is_reported):
     interrupted(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         ".step-0000000003.safetensors.sha256",
@@ -189,7 +189,7 @@ def test_the_newest_two_are_kept(tmp_path, every_step_is_told):
 
 
 @pytest.mark.parametrize("how", ["truncated", "flipped", "empty"])
-def test_a_damaged_one_is_noticed_and_the_one_before_used(how, tmp_path, every_step_is_told):
+def test_a_damaged_checkpoint_is_skipped(how, tmp_path, every_step_is_reported):
     expected, _ = run_training(backbone, RECIPES["one_cycle"])
     interrupted(tmp_path)
     newest = tmp_path / "step-0000000004.safetensors"
@@ -213,19 +213,19 @@ def test_a_damaged_one_is_noticed_and_the_one_before_used(how, tmp_path, every_s
         ({"code": "1"}, "settings"),
     ],
 )
-def test_one_of_something_else_is_not_used(of, what, tmp_path, every_step_is_told):
+def test_a_checkpoint_of_another_training_is_not_used(of, what, tmp_path, every_step_is_reported):
     expected, _ = run_training(backbone, RECIPES["one_cycle"])
     interrupted(tmp_path)
     lines: list[str] = []
     trained, _ = run_training(backbone, RECIPES["one_cycle"], None, Checkpoints(tmp_path, of, lines.append))
     assert len(lines) == 1
     assert lines[0].endswith(
-        f"step-0000000004.safetensors: not used, because of other {what}; training from the start"
+        f"step-0000000004.safetensors: not used, because {what} changed; training from the start"
     )
     assert same(state_of(trained), state_of(expected))
 
 
-def test_what_is_done_is_removed(tmp_path):
+def test_checkpoints_are_removed_after_the_job(tmp_path):
     kept = Checkpoints(tmp_path / "checkpoints/backbone", {})
     other = tmp_path / "checkpoints/ics"
     other.mkdir(parents=True)

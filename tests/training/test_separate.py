@@ -1,4 +1,4 @@
-"""A backbone alone, and ICs on a frozen one: what learns, and what stands still."""
+"""Test the training of a backbone alone, and of ICs on a frozen backbone, which must stay unchanged."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ztw.training.separate import train_backbone, train_separately
 RECIPE = Recipe(epochs=2, batch_size=32, lr=0.05, weight_decay=1e-4)
 
 
-def test_a_backbone_learns_and_repeats_itself():
+def test_a_backbone_learns_and_its_training_is_reproducible():
     def run():
         torch.manual_seed(0)
         backbone = ztw.build_backbone("resnet8", 5, 1, 10)
@@ -32,7 +32,7 @@ def test_a_backbone_learns_and_repeats_itself():
 
 
 class Dropping(nn.Module):
-    """A stage with BatchNorm and dropout, which both must stand still."""
+    """A stage with BatchNorm and dropout, both of which must be in eval mode."""
 
     def __init__(self, stage: nn.Module) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class Dropping(nn.Module):
         return self.drop(self.norm(self.stage(x)))
 
 
-def test_the_frozen_backbone_stands_still():
+def test_the_frozen_backbone_stays_unchanged():
     network = small_network("cascade_detached")
     network.backbone.stages[0] = Dropping(network.backbone.stages[0])
     images = torch.randn(8, 1, 10, 10)
@@ -56,7 +56,7 @@ def test_the_frozen_backbone_stands_still():
 
 
 def test_dropout_of_the_frozen_backbone_can_stay_on():
-    """Then the ICs see other features every time, and BatchNorm stands still all the same."""
+    """The features then differ from step to step, but BatchNorm's statistics stay unchanged."""
     torch.manual_seed(0)
     network = small_network()
     dropping = Dropping(network.backbone.stages[0])
@@ -72,7 +72,7 @@ def test_dropout_of_the_frozen_backbone_can_stay_on():
     assert not dropping.drop.training, "it ends in eval mode"
 
 
-def test_sets_trained_together_are_what_they_are_alone():
+def test_sets_trained_together_equal_sets_trained_alone():
     def networks(names):
         torch.manual_seed(3)
         backbone = ztw.build_backbone("resnet8", 5, 1, 10).eval()

@@ -14,15 +14,15 @@ from ztw.study.layout import Cell, Layout, figure_title, metadata, PUBLISHED
 from ztw.study.provenance import code_digest, file_stamp, folder_stamp
 from ztw.study.training_settings import BackboneBuild
 
-# With `--sdm conda`, every rule gets this environment. Scripts find ztw itself beside it.
+# With `--sdm conda`, every rule gets this environment. ztw itself is imported from the same folder.
 ENVIRONMENT = Path(workflow.basedir).parent / "environment.yml"
-# `reproduce` does the same, but a node of a cluster may set its own variables.
+# `reproduce` does this, too, but a node of a cluster may set variables of its own.
 for name in settings_of_others(os.environ):
     del os.environ[name]
 
 try:
     for file in workflow.overwrite_configfiles:
-        read_config(file)  # strict, as in `reproduce`: Snakemake accepts a key twice
+        read_config(file)  # refuses a key that appears twice; Snakemake does not
     study = check_study(config)
     # The config file gives the study and its folder their name.
     STUDY_NAME = study_name(
@@ -38,15 +38,18 @@ os.environ.update(
     )
 )
 
-# Only jobs that log to MLflow need the password in `tracking`. They get it in their environment, because Snakemake writes
-# params, the config and the config files of the report into files.
+# A password in `tracking` reaches the jobs by the environment only, because Snakemake writes params and the config to
+# files, and config files into the report.
 os.environ.update(ZTW_TRACKING=study.tracking)
 if (shown := without_password(study.tracking)) != study.tracking:
     config["tracking"] = shown
     workflow.configfiles.clear()
 
-# The report's captions read these settings, with their defaults.
+# For the report's captions, with defaults filled in.
 config["evaluation"] = study.evaluation.model_dump()
+config["counted"] = (
+    "given with the logits" if study.logits else "counted by ptflops, backend aten"
+)
 # Scripts find the study's files by its name.
 config["study"] = STUDY_NAME
 
@@ -56,10 +59,17 @@ CELL = Cell("{dataset}", "{arch}", "{seed}")
 CELLS = [Cell(*names, seed) for names in study.cells for seed in study.seeds]
 CELL_NAMES = [(cell.dataset, cell.arch, cell.seed) for cell in CELLS]
 METHODS = list(study.methods)
-ICS = list(study.ics.sets)
+# Sets of logits from files, instead of trained ones. They include networks without early exits.
+LOGITS = (
+    {name: s.model_dump() for name, s in study.logits.sets.items()}
+    if study.logits
+    else {}
+)
+STATIC_SETS = sorted({m.static for m in study.methods.values() if LOGITS and m.static})
+ICS = list(study.exit_sets)
 # Sets of internal classifiers (ICs) that train the backbone as well are one job each. All others are one job.
 JOINT = [name for name, ics in study.ics.sets.items() if ics.trains_backbone]
-FROZEN = [name for name in ICS if name not in JOINT]
+FROZEN = [name for name in study.ics.sets if name not in JOINT]
 # (IC set, ensemble) of the methods, and how each ensemble is fitted.
 ENSEMBLES = sorted({(m.ics, m.ensemble) for m in study.methods.values() if m.ensemble})
 FITTED = {name: study.ensembles.sets[name] for _, name in ENSEMBLES}
@@ -67,12 +77,17 @@ EVALUATED = list(study.data.evaluated)
 # Only ensembles need logits of the training images.
 SPLITS = ["train"] if any(e.fit_on == "train" for e in FITTED.values()) else []
 SPLITS += EVALUATED
+# IC set -> its splits. A file of logits may have no training samples.
+FIT_ON_TRAIN = {ics for ics, name in ENSEMBLES if FITTED[name].fit_on == "train"}
+SPLITS_OF = {
+    ics: SPLITS if not LOGITS or ics in FIT_ON_TRAIN else EVALUATED for ics in ICS
+}
 # Static networks: networks without early exits. Each has a cell of its own, with a backbone alone.
 STATICS = study.statics
 STATIC_CELLS = [CELL.with_arch(arch) for arch in STATICS]
 TRACKED = study.tracking != "none"
 # Only the first seed of every data set and architecture is timed.
-TIMED = bool(study.latency.batch_sizes)
+TIMED = study.logits.times if study.logits else bool(study.latency.batch_sizes)
 TIMED_CELLS = [cell for cell in CELLS if TIMED and cell.seed == study.seeds[0]]
 FIGURES = ["accuracy_cost", "exit_accuracy", "hindsight_improvability", "exit_shares"]
 FIGURES += ["accuracy_time"] if TIMED else []
@@ -101,7 +116,7 @@ wildcard_constraints:
 
 
 def plugins_of(*kinds):
-    """Return the plugins with parts of these kinds, and their SHA-256. An edited plugin runs the job again."""
+    """Return the plugins with parts of these kinds, and their SHA-256, so that an edit of a plugin runs its jobs again."""
     return plugins_with(study.plugins, kinds)
 
 
@@ -111,12 +126,12 @@ METHOD = plugins_of("backbone", "head", "ensemble", "rule", "thresholds")
 
 
 def sections_of(wildcards):
-    """Return the sections of the study for a cell, overrides applied; the cell may be a static network's."""
+    """Return the sections of the study for a cell, also of a static network, with overrides applied."""
     return study.backbones[wildcards.dataset, wildcards.arch]
 
 
 def images_of(wildcards):
-    """Return the settings that decide which images a job of a cell sees."""
+    """Return the settings of a cell's images: validation split, augmentation and normalisation."""
     return sections_of(wildcards).data.model_dump(exclude={"root", "image_folders"})
 
 
@@ -130,7 +145,7 @@ def build_of(wildcards):
 
 
 def static_builds_of(wildcards):
-    """Return the options of the static networks beside a cell, by architecture."""
+    """Return the options of the static networks on a cell's data set, by architecture."""
     return {arch: _build(study.backbones[wildcards.dataset, arch]) for arch in STATICS}
 
 
@@ -139,6 +154,12 @@ def sets_of(names):
     return lambda wildcards: {
         name: sections_of(wildcards).ics.sets[name].model_dump() for name in names
     }
+
+
+def stamps_of(wildcards):
+    """Return a stamp of each file of logits of a cell. A changed file is imported again."""
+    cell = Cell(wildcards.dataset, wildcards.arch, wildcards.seed)
+    return {name: file_stamp(s.file(cell)) for name, s in study.exit_sets.items()}
 
 
 # Cores of this machine; in a job that an executor has started, cores of the job. Without a number of cores an executor runs
@@ -150,7 +171,7 @@ except WorkflowError:
 
 
 def share_of_cores(wildcards):
-    """Return the threads of a job that computes. On one machine, cells that run side by side share the cores."""
+    """Return the threads of a job that computes. On one machine, parallel cells share the cores."""
     return max(1, CORES // len(CELLS)) if SHARED else CORES
 
 
@@ -159,7 +180,7 @@ GPUS = 0 if study.device == "cpu" else 1
 
 
 def doubling(first):
-    """Return a resource (MB or minutes) that starts at `first` and doubles with every further try."""
+    """Return a resource (MB or minutes): `first`, doubled at every further try."""
     return lambda wildcards, attempt: first * 2 ** (attempt - 1)
 
 
@@ -175,27 +196,51 @@ def benchmark_of(rule):
 
 def weights_of(cell):
     """Return the weights of all networks of a cell and of the static networks beside it."""
+    ensembles = [LAYOUT.ensemble(cell, *names) for names in ENSEMBLES]
+    if LOGITS:
+        return ensembles
     return [
         LAYOUT.backbone(cell),
         *(LAYOUT.ics(cell, ics) for ics in ICS),
-        *(LAYOUT.ensemble(cell, *names) for names in ENSEMBLES),
+        *ensembles,
         *(LAYOUT.backbone(cell.with_arch(arch)) for arch in STATICS),
     ]
 
 
+def predictions_of(cell):
+    """Return the logits of all IC sets of a cell, or of all sets from files."""
+    return [
+        LAYOUT.predictions(cell, ics, split)
+        for ics, splits in SPLITS_OF.items()
+        for split in splits
+    ]
+
+
+def parts_of(cell):
+    """Return the metadata of the parts of a cell: sets, ensembles, backbone."""
+    if LOGITS:
+        parts = [LAYOUT.predictions(cell, ics, "test") for ics in ICS]
+    else:
+        parts = [LAYOUT.backbone(cell), *(LAYOUT.ics(cell, ics) for ics in ICS)]
+    parts += [LAYOUT.ensemble(cell, *names) for names in ENSEMBLES]
+    return [metadata(part) for part in parts]
+
+
 def of_cells():
-    """Return the files of all cells that other jobs read, and the MLflow database."""
+    """Return all files of cells that jobs read, and the MLflow database."""
     files = [
         LAYOUT.record(dataset, split)
         for dataset in study.datasets
         for split in ("train", "test")
+        if not LOGITS
     ]
     for cell in CELLS:
         files += weights_of(cell)
-        files += [LAYOUT.predictions(cell, i, split) for i in ICS for split in SPLITS]
+        files += predictions_of(cell)
         for method in METHODS:
             files += [LAYOUT.curves(cell, method), LAYOUT.metrics(cell, method)]
-            files += [LAYOUT.correct(cell, method), LAYOUT.network(cell, method)]
+            files += [LAYOUT.correct(cell, method)]
+            files += [] if LOGITS else [LAYOUT.network(cell, method)]
         files += [LAYOUT.runs(cell)] if TRACKED else []
         files += [
             LAYOUT.backbone_predictions(cell.with_arch(arch), split)
@@ -206,12 +251,14 @@ def of_cells():
 
 
 def is_timed(wildcards):
-    """Return whether a cell is timed: it has the first seed."""
+    """Return whether a cell is timed: only the first seed is."""
     return TIMED and int(wildcards.seed) == study.seeds[0]
 
 
 def logs_models(wildcards):
     """Return whether MLflow gets the networks of a cell as models."""
+    if LOGITS:
+        return False
     first = int(wildcards.seed) == study.seeds[0]
     return study.tracked_models == "all" or (
         study.tracked_models == "first_seed" and first
@@ -225,12 +272,12 @@ def folder_of(dataset):
 
 
 def image_stamps(dataset, split):
-    """Return a stamp of an image folder's files: "train" covers train/, "test" covers all; None for other data sets."""
+    """Return a stamp of the files of an image folder: train/, or for "test" all splits. None for other data sets."""
     if folder := folder_of(dataset):
         place = folder["path"]
     elif dataset in DATASETS and DATASETS[dataset].streamed:
         place = data_root(study.data.root) / dataset
-    else:  # its SHA-256 is checked
+    else:  # files of a built-in data set have a known SHA-256
         return None
     return folder_stamp(
         place, ["train"] if split == "train" else ["train", "test", "val"]
@@ -238,19 +285,19 @@ def image_stamps(dataset, split):
 
 
 def training_data(wildcards):
-    """Return the records that a training reads; with `validation_from: test` also those of the test images."""
+    """Return the records that a training reads; with `validation_from: test` also the record of the test images."""
     splits = sections_of(wildcards).data.training_records
     return [LAYOUT.record(wildcards.dataset, split) for split in splits]
 
 
 def backbone_data(wildcards):
-    """Return the records that a backbone depends on; `expected_accuracy` needs the test images, too."""
+    """Return the records that a backbone depends on; with `expected_accuracy` also the record of the test images."""
     if sections_of(wildcards).backbone.expected_accuracy is None:
         return training_data(wildcards)
     return [LAYOUT.record(wildcards.dataset, split) for split in ("train", "test")]
 
 
-# All records of a data set, first that of the training images.
+# All records of a data set, the record of the training images first.
 ALL_DATA = [LAYOUT.record("{dataset}", split) for split in ("train", "test")]
-# A training waits until all test images were read, but does not depend on them.
+# Training starts after all test images were checked, but does not depend on them (`ancient`).
 CHECKED = ancient(LAYOUT.record("{dataset}", "test"))

@@ -1,4 +1,4 @@
-# Training and test images have a record each, so changed test images train nothing again.
+# Training and test images have a record each, so that changed test images train nothing again.
 rule prepare_dataset:
     output:
         record=LAYOUT.record("{dataset}", "{split}"),

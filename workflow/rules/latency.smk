@@ -1,6 +1,6 @@
-# Times of the first seed. The job takes all cores, because work beside it would change the times. It keeps the times of each
-# method in latency/<method>.json. These files are not among the outputs: Snakemake removes outputs before it runs a job
-# again.
+# Times of the first seed. The job takes all cores, because other jobs at the same time would change the times. It stores the
+# times of each method in latency/<method>.json. These files are not outputs, because Snakemake removes outputs before it
+# runs a job again.
 if TIMED:
 
     rule measure_latency:
@@ -18,7 +18,7 @@ if TIMED:
             ENVIRONMENT
         threads: CORES
         resources:
-            mem_mb=doubling(4000),  # grows by one exported network per method
+            mem_mb=doubling(4000),  # a job needs memory for one exported network per method
             runtime=doubling(30),
             gpu=GPUS,
         params:

@@ -1,7 +1,6 @@
-# Number of training images whose logits the ensembles need; None = all.
+# Largest number of training images that an ensemble is fitted on; None = all.
 WANTED = [e.samples for e in FITTED.values() if e.fit_on == "train"]
 SAMPLES = None if None in WANTED else max(WANTED, default=None)
-PREDICTIONS = [LAYOUT.predictions(CELL, ics, split) for ics in ICS for split in SPLITS]
 BACKBONE_PREDICTIONS = [LAYOUT.backbone_predictions(CELL, split) for split in EVALUATED]
 
 
@@ -11,8 +10,8 @@ rule predict:
         backbone=LAYOUT.backbone(CELL),
         ics=[LAYOUT.ics(CELL, ics) for ics in ICS],
     output:
-        logits=PREDICTIONS,
-        metadata=map(metadata, PREDICTIONS),
+        logits=predictions_of(CELL),
+        metadata=map(metadata, predictions_of(CELL)),
     log:
         log_of("predict"),
     benchmark:
@@ -38,7 +37,7 @@ rule predict:
         "../scripts/predict.py"
 
 
-# Predictions of the static networks (`static` rows of the methods), each once.
+# Predictions of the static networks (methods with `static`), each network once.
 if STATICS:
 
     rule predict_backbone:

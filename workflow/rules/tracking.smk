@@ -1,8 +1,8 @@
-# MLflow. With `tracking: none` no rule needs these outputs.
+# Runs in MLflow. With `tracking: none` no rule needs these outputs.
 rule start_tracking:
     output:
         store=LAYOUT.store,
-        # A missing database is created again, and every cell is logged again. `update` keeps the runs of an existing one.
+        # A missing output is created again, and then every cell is logged again. `update` keeps an existing database.
         database=[update(LAYOUT.database)] if study.tracking == "sqlite" else [],
     log:
         LAYOUT.log("start_tracking"),
@@ -21,14 +21,10 @@ rule start_tracking:
 rule track_cell:
     input:
         store=LAYOUT.store,
-        metadata=[
-            *(metadata(LAYOUT.ics(CELL, ics)) for ics in ICS),
-            *(metadata(LAYOUT.ensemble(CELL, *names)) for names in ENSEMBLES),
-            metadata(LAYOUT.backbone(CELL)),
-        ],
+        metadata=parts_of(CELL),
         metrics=[LAYOUT.metrics(CELL, method) for method in METHODS],
         curves=[LAYOUT.curves(CELL, method) for method in METHODS],
-        # Networks refer to the weights.
+        # A file network.json refers to files of weights.
         models=lambda wildcards: (
             [*(LAYOUT.network(CELL, m) for m in METHODS), *weights_of(CELL)]
             if logs_models(wildcards)
@@ -48,6 +44,7 @@ rule track_cell:
     params:
         methods=METHODS,
         sets=ICS,
+        from_logits=bool(LOGITS),
         ensembles=ENSEMBLES,
         families=study.families,
         protocol=study.evaluation.protocols[0],

@@ -16,7 +16,7 @@ LARGEST_FILE = 1 << 29  # bytes
 LARGEST_ARCHIVE = 1 << 31  # bytes
 MOST_MEMBERS = 500_000
 CHUNK = 1 << 20  # bytes
-# What Python raises for a broken file, and for a zip member that is missing, encrypted or of an unknown compression
+# Errors of a broken file, and of a zip member that is missing, encrypted or compressed in an unknown way
 UNREADABLE = (
     *(OSError, EOFError, KeyError, RuntimeError, NotImplementedError),
     *(tarfile.TarError, zipfile.BadZipFile, zlib.error),
@@ -31,10 +31,10 @@ class Readable(Protocol):
 
 
 def copy_bounded(source: Readable, target: IO[bytes], name: str) -> None:
-    """Copy a stream that may be compressed.
+    """Copy an unpacked stream of at most LARGEST_FILE bytes.
 
     Raises:
-        ZtwError: after LARGEST_FILE bytes.
+        ZtwError: if the stream is longer.
     """
     copied = 0
     while chunk := source.read(CHUNK):
@@ -49,7 +49,6 @@ def read_tar(stream: Readable, name: str, wanted: Collection[str]) -> dict[str, 
     Args:
         stream: the uncompressed stream.
         name: name of the archive, for errors.
-        wanted: names of the members.
 
     Returns:
         name -> content.
@@ -59,7 +58,7 @@ def read_tar(stream: Readable, name: str, wanted: Collection[str]) -> dict[str, 
     """
     found: dict[str, bytes] = {}
     try:
-        # "r|" reads forwards only, so that all bytes, headers included, are counted
+        # "r|" reads forwards only, so that _Counted sees all bytes, headers included
         with tarfile.open(fileobj=_Counted(stream, name), mode="r|") as tar:  # type: ignore[call-overload]
             for count, member in enumerate(tar, start=1):
                 _check_count(count, name)
@@ -96,7 +95,7 @@ def open_zip(path: Path) -> zipfile.ZipFile:
     """Open a zip and check the number and sizes of its members.
 
     Raises:
-        ZtwError: if the file is no zip, or has too many or too large members.
+        ZtwError: if the file is not a zip, has too many members, or members that are too large.
     """
     try:
         archive = zipfile.ZipFile(path)
@@ -113,10 +112,14 @@ def open_zip(path: Path) -> zipfile.ZipFile:
 
 
 def read_zipped(archive: zipfile.ZipFile, name: str) -> bytes:
-    """Read a member of a zip; raises one of UNREADABLE if it is broken or longer than the zip's directory says."""
+    """Read a member of a zip.
+
+    Raises:
+        UNREADABLE: one of these, if the member is broken or longer than the zip's directory says.
+    """
     member = archive.getinfo(name)
     with archive.open(member) as file:
-        # read() without a size would unpack everything before it compares sizes
+        # read() without a size would unpack all bytes before it checks their number
         return file.read(member.file_size)
 
 

@@ -35,7 +35,7 @@ def augment(
     Args:
         images: uint8 (N, C, H, W), on any device.
         padding: zero padding on each side, in pixels.
-        generator: on the CPU, so that every device gets the same augmentation.
+        generator: a CPU generator, so that the augmentation is the same on every device.
         colour_jitter, jitter_order: strength and order, see `jitter_colours`.
 
     Returns:
@@ -62,10 +62,10 @@ def jitter_colours(images: Tensor, strength: float, order: str, generator: torch
 
     Args:
         images: uint8 or float (N, C, H, W) in [0, 255], on any device.
-        strength: of the factors, see `jitter_factors`.
+        strength: see `jitter_factors`.
         order: "fixed" = brightness, contrast, saturation; "random" = a random order for each image, as in
             torchvision's ColorJitter.
-        generator: on the CPU.
+        generator: a CPU generator.
 
     Returns:
         float32 (N, C, H, W) in [0, 255].
@@ -93,7 +93,7 @@ def adjust_colours(images: Tensor, factors: Tensor, order: Sequence[int] = ORDER
     Args:
         images: uint8 or float (N, C, H, W) in [0, 255].
         factors: (3, N), the factors of brightness, contrast and saturation; 1 changes nothing.
-        order: of BRIGHTNESS, CONTRAST and SATURATION.
+        order: a permutation of BRIGHTNESS, CONTRAST and SATURATION.
 
     Returns:
         float32 (N, C, H, W) in [0, 255].

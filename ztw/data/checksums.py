@@ -1,4 +1,4 @@
-"""One SHA-256 for all images of a folder, so that a study can name its images."""
+"""Compute one SHA-256 of all images of a folder, so that a study can check its images."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ FILE = "images.sha256"
 
 
 def images_sha256(listing: Mapping[str, Listed], targets: Mapping[str, Path], report: Report) -> str:
-    """Hash the paths and contents of all images of a folder: the SHA-256 of `sha256sum`'s sorted lines.
+    """Hash the paths and contents of all images of a folder: the SHA-256 of sorted lines as `sha256sum` prints them.
 
     Args:
         listing: split -> its images. Paths in the lines start at the split's folder, as `train/cat/0.png`, in
             Unicode form NFC.
-        targets: split -> the folder that keeps its lines; an unchanged split is not read again.
-        report: called with the split that is read.
+        targets: split -> the folder that stores its lines; an unchanged split is not read again.
+        report: called before the images of a split are read.
     """
     digest = hashlib.sha256()
     for split, listed in sorted(listing.items(), key=lambda item: item[1].place.name):

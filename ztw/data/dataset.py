@@ -38,7 +38,7 @@ class Data(ABC):
 
     @abstractmethod
     def to(self, device: torch.device) -> Self:
-        """Return the same set for a network on `device`."""
+        """Return the same images, with labels and batches on `device`."""
 
     @abstractmethod
     def batches(
@@ -50,8 +50,8 @@ class Data(ABC):
     ) -> Iterator[tuple[Any, Tensor]]:
         """Return the batches of an epoch, shuffled if a generator is given.
 
-        The order is drawn at the call, the augmentation of a batch when the batch is made. To resume an epoch after
-        `skip` batches, restore the generator's state after the last of them.
+        The order is drawn at the call, a batch's augmentation when the batch is made. To resume an epoch
+        after `skip` batches, give the generator the state that it had after these batches.
 
         Args:
             batch_size: samples per batch.
@@ -66,7 +66,7 @@ class Data(ABC):
 
 
 def batch_indices(count: int, batch_size: int, generator: torch.Generator | None) -> list[Tensor]:
-    """Return the indices int64 (B,) of each batch; with a generator shuffled, without a last batch of one."""
+    """Return the indices int64 (B,) of each batch. A generator shuffles them and drops a last batch of one image."""
     order = torch.arange(count) if generator is None else torch.randperm(count, generator=generator)
     batches = order.split(batch_size)
     return [indices for indices in batches if generator is None or len(indices) > 1 or count == 1]

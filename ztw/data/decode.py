@@ -93,7 +93,7 @@ def _read_idx(path: Path) -> Tensor:
 
 
 def _decode_cifar(name: str, metadata: DatasetMetadata, root: Path, report: Report) -> Splits:
-    """Decode the binary version: the other one holds pickles. A row is its labels (ours last), then pixels."""
+    """Decode the binary version: the Python version holds pickles. A row: labels (the used one last), pixels."""
     (archive,) = metadata.files or {}
     folder, names, parts, labels = CIFAR[name]
     wanted = [f"{folder}/{file}" for file in (names, *chain(*parts.values()))]

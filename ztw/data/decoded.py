@@ -20,7 +20,7 @@ class ImageSet(Data):
     Args:
         stored: uint8 (M, channels, size, size), read when a batch needs it.
         labels: int64 (N,).
-        index: int64 (N,), the set's images in `stored`, in order; None = all.
+        index: int64 (N,), positions of the set's images in `stored`; None = all.
         mean, std: per channel, of pixels in [0, 1].
         flip, crop_padding, colour_jitter, jitter_order: see `ztw.data.augmentation.augment`.
     """
@@ -60,7 +60,7 @@ class ImageSet(Data):
         if device.type == self.device.type == "cpu":
             return self
         images = torch.empty((len(self), *self.stored.shape[1:]), dtype=self.stored.dtype, device=device)
-        for start in range(0, len(self), 4096):  # in parts: no complete copy in the CPU's memory
+        for start in range(0, len(self), 4096):  # in parts, to save the CPU's memory
             part = torch.arange(start, min(start + 4096, len(self)), device=self.device)
             images[start : start + 4096] = self._at(part)
         return replace(self, stored=images, labels=self.labels.to(device), index=None)

@@ -1,4 +1,4 @@
-"""List images in folders of class folders, and report every file that is left out."""
+"""List the images of each class folder, and report every file that is left out."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from ztw.errors import ZtwError
 from ztw.files import is_left_behind, leads_back
 from ztw.progress import Note, Report
 
-SPLITS = {"train": ("train",), "test": ("test", "val")}  # split -> names of its folder
+SPLITS = {"train": ("train",), "test": ("test", "val")}  # split -> possible names of its folder
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-NAMED = 1000  # dead links that an error lists
+NAMED = 1000  # an error lists at most this many dead links
 OUTSIDE = "images outside a class folder"
 
 
@@ -54,8 +54,8 @@ class Listed:
 def list_images(folder: Path, num_classes: int | None, report: Report) -> dict[str, Listed]:
     """List the images of a folder that holds train/ and test/ (or val/), each with one folder per class.
 
-    Images may lie in subfolders of a class folder. Hidden files are ignored, files that operating systems leave
-    behind are counted. Class names are compared in Unicode form NFC, because file systems differ in the form.
+    Images may lie in subfolders of a class folder. Hidden files are ignored. Files that operating systems create are
+    counted in the report. Class names are compared in Unicode form NFC, because file systems use different forms.
 
     Args:
         num_classes: the expected number of classes; None = any.
@@ -95,7 +95,7 @@ def _say_forms(walks: Iterable[_Walk], report: Report) -> None:
         report(
             Note(
                 f"classes {', '.join(several)}: the names of their folders use several Unicode forms"
-                " (macOS writes NFD, others NFC); names that agree in form NFC are one class"
+                " (macOS writes NFD, others NFC); names with the same NFC form are one class"
             )
         )
 
@@ -137,9 +137,9 @@ def _has_class_folders(place: Path) -> bool:
 
 
 class _Walk:
-    """A walk through a split's folder that records the images of every class and all other files.
+    """Walk through a split's folder, and record the images of every class and all other files.
 
-    It costs one `stat` per file, for size and modification time: some seconds for a million files.
+    Reads size and modification time of every image: a few seconds for a million files.
     """
 
     def __init__(self, place: Path) -> None:
@@ -148,7 +148,7 @@ class _Walk:
         self.skipped: Counter[str] = Counter()  # kind of file -> number
         self.folders: list[str] = []  # names of the class folders on disk
         self.empty: dict[str, str] = {}  # class without images -> its folder and the files in it
-        self.dead: list[str] = []  # dead links
+        self.dead: list[str] = []
         self._digest = hashlib.sha256()
         for entry in self._entries(str(place)):
             if not entry.is_dir():
@@ -159,14 +159,14 @@ class _Walk:
     def _class(self, entry: os.DirEntry[str]) -> None:
         images, skipped, label = len(self.rows), self.skipped.copy(), nfc(entry.name)
         self.folders.append(entry.name)
-        if label != entry.name:  # labels follow the NFC names, whose order may differ from the folders'
+        if label != entry.name:  # the order of labels follows the NFC names
             self._digest.update(b"NFC\n")
         self._images(entry.path, label, f"{entry.name}/")
         if len(self.rows) == images:
             self.empty[label] = f"{shown(entry.name)!r} ({_counted(self.skipped - skipped) or 'empty'})"
 
     def _images(self, folder: str, label: str, below: str) -> None:
-        """Record the images of a folder; below: its path in the split's folder, with a slash."""
+        """Record the images of a folder; below: its path in the split's folder, with a slash at the end."""
         stamps = []
         for entry in self._entries(folder):
             name = below + entry.name
@@ -181,7 +181,7 @@ class _Walk:
         self._digest.update(os.fsencode("".join(stamps)))
 
     def _entries(self, folder: str) -> Iterator[os.DirEntry[str]]:
-        """Yield the entries of a folder by name, without hidden files, left-behind files and dead links."""
+        """Yield the entries of a folder by name, without hidden files, files of operating systems and dead links."""
         try:
             entries = sorted(os.scandir(folder), key=attrgetter("name"))
         except OSError as error:
@@ -197,12 +197,12 @@ class _Walk:
                 yield entry
 
     def problems(self) -> Iterator[str]:
-        """Say why the folder cannot be used."""
+        """Yield the reasons why the folder cannot be used."""
         if self.dead:
             more = f" and {len(self.dead) - NAMED} more" if len(self.dead) > NAMED else ""
             yield f"{len(self.dead)} dead links: {', '.join(self.dead[:NAMED])}{more}"
         if not self.rows and self.skipped[OUTSIDE]:
-            yield f"{shown(self.place)!r}: is flat; move its images into one folder per class"
+            yield f"{shown(self.place)!r}: has no class folders; move its images into one folder per class"
         elif empty := [text for name, text in self.empty.items() if name not in self.names()]:
             yield f"no readable image in {', '.join(empty)}"
         elif not self.rows:
@@ -238,8 +238,9 @@ def _counted(kinds: Counter[str]) -> str:
 def write_listing(target: Path, listed: Listed, split: str) -> None:
     """Write a split's paths (below the image folder) and labels as arrays that jobs can memory-map.
 
-    The arrays are text: uint8, all paths in the file system's encoding; ends: int64 (N,), the end of each path
-    in text; labels: int64 (N,).
+    - `text`: uint8, all paths in the file system's encoding.
+    - `ends`: int64 (N,), the end of each path in `text`.
+    - `labels`: int64 (N,).
     """
     paths = [os.fsencode(f"{listed.place.name}/{file}") for _, file in listed.rows]
     ends = torch.tensor([len(path) for path in paths]).cumsum(0)

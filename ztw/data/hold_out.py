@@ -1,4 +1,4 @@
-"""Split the training images into training and validation parts, stratified by class."""
+"""Hold out validation images, stratified by class."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ def held_out_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, 
     Args:
         labels: int64 (N,).
         fraction: share of the images for validation, in (0, 1); see `held_out_counts`.
-        seed: of the random choice.
 
     Returns:
         (training, validation) indices, int64.
@@ -32,7 +31,7 @@ def held_out_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, 
         members = members[torch.randperm(len(members), generator=generator)]
         held_out[members[:count]] = True
     if held_out.all() or not held_out.any():
-        raise ZtwError(f"validation fraction {fraction!r} of {len(labels)} images leaves a part empty")
+        raise ZtwError(f"validation fraction {fraction!r} of {len(labels)} images leaves a split empty")
     return (~held_out).nonzero().flatten(), held_out.nonzero().flatten()
 
 
@@ -40,9 +39,9 @@ def held_out_counts(sizes: Tensor, fraction: float) -> Tensor:
     """Return the number of validation images of each class, int64 (C,), in total round(fraction * N).
 
     A class of two or more images keeps at least one image in each part. A class of one image has no validation
-    image. The total shrinks where these rules require it. If the total is smaller than the number of classes, the
-    largest classes get one image each. Equal classes get equal numbers, which may change the total by up to half an
-    image per class.
+    image. These rules may lower the total. If the total is too small for one image of each class, the largest classes
+    get one image each. Classes that are all of one size get equal numbers, which may change the total by up to half
+    an image per class.
 
     Args:
         sizes: int64 (C,), images of each class.
@@ -62,8 +61,8 @@ def held_out_counts(sizes: Tensor, fraction: float) -> Tensor:
 
 
 def _apportioned(sizes: Tensor, fewest: Tensor, most: Tensor, total: int) -> Tensor:
-    """Divide `total` in proportion to sizes (C,), within bounds, by the largest remainder."""
-    low, high = 0.0, 1.0  # bounds of the share at which the parts add up to the total
+    """Divide `total` in proportion to sizes (C,), within the bounds, by the largest-remainder method."""
+    low, high = 0.0, 1.0  # bisection: bounds of the share whose parts add up to the total
     for _ in range(60):
         share = (low + high) / 2
         parts = (share * sizes).clamp(fewest, most)

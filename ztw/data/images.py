@@ -1,4 +1,4 @@
-"""Read image files as RGB, check that they are complete, decode many in threads."""
+"""Read image files as RGB, check that they are complete, and decode many files in threads."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from PIL import Image
 from ztw.errors import ZtwError, reason
 from ztw.progress import Report
 
-SHOWN = 20  # unreadable images that an error lists
+SHOWN = 20  # an error lists at most this many images
 ORIENTATION, BITS_PER_SAMPLE = 0x0112, 258  # tags of EXIF and TIFF
 UPRIGHT = {  # EXIF orientation -> transposition of the stored pixels
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -27,13 +27,13 @@ UPRIGHT = {  # EXIF orientation -> transposition of the stored pixels
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# End marker of a complete file. Files of other formats are decoded to check them.
+# format -> end marker of a complete file; images of other formats are decoded for the check
 ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
-TAIL = 64  # bytes searched for the marker: some programs add padding
+TAIL = 64  # bytes at the end that may hold the marker, because some programs add padding
 
 
 class UnreadableImagesError(ZtwError):
-    """Images that cannot be used; problems: name and reason of each."""
+    """Some images cannot be used; problems: one text per image, its name and the reason."""
 
     def __init__(self, problems: list[str]) -> None:
         self.problems = problems
@@ -58,7 +58,7 @@ def read_rgb(file: Path | str | IO[bytes], name: str) -> Image.Image:
         name: name in errors.
 
     Raises:
-        ZtwError: if the file cannot be decoded, or has other floats or 32-bit integers.
+        ZtwError: if the file cannot be decoded, or holds floats outside 0..1 or 32-bit integers.
     """
     try:
         with Image.open(file) as image:
@@ -72,7 +72,7 @@ def read_rgb(file: Path | str | IO[bytes], name: str) -> Image.Image:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Scale greyscale of more than 8 bits to 8 bits; refuse formats with an unknown white point."""
+    """Scale greyscale images of more than 8 bits to 8 bits; refuse formats with an unknown white point."""
     if not image.mode.startswith(("I", "F")):
         return image
     values = np.asarray(image).astype(np.float64)
@@ -98,7 +98,7 @@ def _upright(image: Image.Image, rgb: Image.Image) -> Image.Image:
 
 
 def check_image(path: str) -> None:
-    """Check that an image's header is readable and that the file is complete; decode it unless it is JPEG or PNG.
+    """Check that an image is readable and complete, by its header and end if it is JPEG or PNG, else by decoding it.
 
     Raises:
         ZtwError: if the image is unreadable or incomplete.
@@ -116,7 +116,7 @@ def check_image(path: str) -> None:
 
 
 def check_images(paths: Iterator[str], total: int, report: Report) -> list[str]:
-    """Check images in threads; return the name and problem of each bad one."""
+    """Check images in threads; return the name and problem of each unusable image."""
 
     def problems_of(paths: list[str]) -> list[str]:
         return [problem for path in paths if (problem := _problem(path))]

@@ -1,4 +1,4 @@
-"""Prepare data sets: find and check their files, then decode them once to uint8 arrays or list them."""
+"""Prepare data sets: find and check their files, then decode them once to uint8 arrays, or list them if streamed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from ztw.progress import Note, Report
 from ztw.study.settings import FolderSettings
 
 DECODER = 4  # version of the decoded files; raise it when decoding changes
-CONSTANT = 1e-4  # a channel with a smaller standard deviation counts as constant
+CONSTANT = 1e-4  # a channel with a smaller standard deviation is treated as constant
 
 
 def prepare_dataset(
@@ -40,7 +40,7 @@ def prepare_dataset(
 ) -> dict[str, Any]:
     """Prepare a data set: check its files by SHA-256 and decode them below `root`, or list them if streamed.
 
-    Several calls at once prepare the data set once.
+    Parallel calls prepare the data set once.
 
     Args:
         name: a built-in or registered data set, or a name in `image_folders`.
@@ -49,8 +49,7 @@ def prepare_dataset(
         report: called with the progress and the files that are left out.
 
     Returns:
-        The record that `ztw.data.splits.load_split` reads. It depends on the images only, not on when and where
-        they were decoded.
+        The record that `ztw.data.splits.load_split` reads. Later calls return an equal record unless the images change.
 
     Raises:
         ZtwError: if no source has the files, a file is altered, or the root cannot be written.
@@ -66,13 +65,13 @@ def prepare_dataset(
             record = _prepare_folder(name, folder, root, report)
         else:
             record = _prepare_files(name, metadata, root, report)
-    # Not part of the decoded files: a corrected value needs no new decoding
+    # Kept outside of the decoded files, so that a corrected value needs no decoding
     record |= {key: getattr(metadata, key) for key in ("flip", "crop_padding", "colour_jitter")}
     if metadata.mean and metadata.std:
         record |= {"mean": list(metadata.mean), "std": list(metadata.std)}
     if name in own("dataset"):
         record |= {"plugins": dict(PLUGINS)}
-    # without the folder's hash: adding it to a study must not train anything again
+    # Without `sha256`, so that a study that adds the key trains nothing again
     described = folder.model_dump(exclude={"sha256"}) if folder else None
     record |= {"name": name, "root": str(root), "image_folder": described}
     report(
@@ -82,7 +81,7 @@ def prepare_dataset(
 
 
 def _metadata(name: str, folders: Mapping[str, FolderSettings]) -> DatasetMetadata:
-    """Return the metadata of a data set; image folders share theirs."""
+    """Return the metadata of a data set, the same for all image folders."""
     if name in folders:
         return STREAMED_FOLDER if folders[name].stream else IMAGE_FOLDER
     if name not in DATASETS:
@@ -103,7 +102,6 @@ def _check_writable(root: Path) -> None:
 
 
 def _prepare_files(name: str, metadata: DatasetMetadata, root: Path, report: Report) -> dict[str, Any]:
-    """Prepare a built-in data set from its files."""
     target = _target(root, name, metadata.files or metadata.digest)
     if (record := read_record(target)) is not None:
         return record
@@ -180,7 +178,7 @@ def _below(root: Path, name: str, metadata: DatasetMetadata) -> FolderSettings:
     path = root / name
     if not path.is_dir():
         raise ZtwError(
-            f"{name}: not found. By hand: put train/<class>/ and val/<class>/ with its images below {shown(path)}"
+            f"{name}: not found; put its images into train/<class>/ and val/<class>/ below {shown(path)}"
             f" (from {metadata.source})"
         )
     return FolderSettings(path=str(path), size=int(metadata.size or 0), stream=True)
@@ -195,14 +193,14 @@ def _targets(root: Path, name: str, size: int | str, listing: Mapping[str, Liste
 
 
 def _target(root: Path, name: str, key: Any) -> Path:
-    """Return the folder of decoded files; it depends on `key`."""
+    """Return the folder of decoded files, named by a hash of `key`."""
     text = json.dumps([DECODER, name, key], sort_keys=True)
     return root / "decoded" / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 @contextmanager
 def _removed_on_failure(targets: list[Path]) -> Iterator[None]:
-    """Remove files without a record: they may be gigabytes."""
+    """Remove the folders if the block fails, because incomplete files may take gigabytes."""
     try:
         yield
     except BaseException:
@@ -212,7 +210,7 @@ def _removed_on_failure(targets: list[Path]) -> Iterator[None]:
 
 
 def _write_decoded(targets: Mapping[str, Path], splits: Splits, report: Report) -> dict[str, Any]:
-    """Write the images and labels of splits; return the metadata. Only "train" gives mean and std."""
+    """Write the images and labels of splits, and return the metadata; mean and std only if "train" is one of them."""
     report("decoding")
     pixels: dict[str, Tensor] = {}
     problems: list[str] = []
@@ -241,7 +239,7 @@ def _named(class_names: list[str]) -> dict[str, Any]:
 def _statistics(counts: Tensor, report: Report) -> dict[str, list[float]]:
     """Compute mean and standard deviation per channel of pixels in [0, 1], to four digits.
 
-    A constant channel gets a standard deviation of 1, so that it becomes 0. counts: from `write_split`.
+    A constant channel gets a standard deviation of 1, so that normalisation makes it 0. counts: from `write_split`.
     """
     counts = counts.double()
     values = torch.arange(256, dtype=torch.float64) / 255
@@ -253,7 +251,7 @@ def _statistics(counts: Tensor, report: Report) -> dict[str, list[float]]:
         report(
             Note(
                 f"channel {channel} of 0..{len(std) - 1} is constant over the training images (std"
-                f" {float(std[channel]):.2g}): it is normalised by 1 and holds no information for the network"
+                f" {float(std[channel]):.2g}): it gives the network no information; its std is set to 1"
             )
         )
         std[channel] = 1.0

@@ -1,8 +1,8 @@
-"""The files of a prepared data set: memory-mapped .npy arrays and a record of their metadata.
+"""Write and read the files of a prepared data set: memory-mapped .npy arrays and a record of their metadata.
 
 The record exists twice: beside the arrays and in a study. It holds metadata of the data set (`name`, `num_classes`,
-`class_names`, `channels`, `size`, `mean`, `std`, ...) and of each split (PER_SPLIT). Every job checks the arrays by
-SHA-256 when it opens them, because disk errors change no time stamp. Hashing takes about a second per gigabyte.
+`class_names`, `channels`, `size`, `mean`, `std`, ...) and of each split (PER_SPLIT). Every job checks the SHA-256 of
+the arrays that it opens, because a disk error changes no time stamp. Hashing takes about a second per gigabyte.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ztw.files import atomic, read_json, sha256, write_json
 
 # Keys of a record: split -> number of images, split -> folder of its arrays, file -> SHA-256
 PER_SPLIT = ("counts", "decoded", "sha256")
-# SHA-256 of the images of all splits. It stands in the record of "test", so that no training depends on it.
+# SHA-256 of the images of all splits; only in the record of "test", so that no training depends on it
 OF_ALL = "images_sha256"
 
 
@@ -31,7 +31,7 @@ class NotAsRecordedError(ZtwError):
 
 @dataclass
 class Split:
-    """A split that is about to be written.
+    """A split to write.
 
     Args:
         labels: int64 (N,).
@@ -48,15 +48,15 @@ class Split:
 def write_split(folder: Path, name: str, split: Split) -> Tensor:
     """Write a split's images and labels.
 
-    Writes chunk by chunk to save memory. Does not write through a memory map: when the disk is full, that kills the
-    process instead of raising OSError.
+    Writes chunk by chunk to save memory, not through a memory map: on a full disk, a memory map kills the process
+    instead of raising OSError.
 
     Returns:
-        How often each value occurs in each channel, int64 (C, 256).
+        A histogram of the pixel values of each channel, int64 (C, 256).
     """
     header = {"descr": "|u1", "fortran_order": False, "shape": (len(split.labels), *split.shape)}
     counts = torch.zeros(split.shape[0], 256, dtype=torch.long)
-    for left in folder.glob(f".{name}-*.npy.*"):  # a killed job may leave gigabytes
+    for left in folder.glob(f".{name}-*.npy.*"):  # incomplete files of a killed job may take gigabytes
         left.unlink()
     with atomic(folder / f"{name}-images.npy") as scratch, scratch.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, header)
@@ -82,7 +82,7 @@ def open_array(record: dict[str, Any], split: str, what: str) -> Tensor:
     """Memory-map an array of a prepared data set.
 
     Args:
-        record: from a study.
+        record: from `read_study_record`.
         split: "train" or "test".
         what: "images", "labels", "text" or "ends".
 
@@ -94,7 +94,7 @@ def open_array(record: dict[str, Any], split: str, what: str) -> Tensor:
         raise NotAsRecordedError(f"{path}: missing")
     if sha256(path) != record["sha256"][path.name]:
         raise NotAsRecordedError(f"{path}: altered or truncated (its SHA-256 differs)")
-    # Mode "c": torch warns of read-only arrays
+    # Mode "c" (copy on write), because torch warns of read-only arrays
     return torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))  # noqa: TID251
 
 
@@ -102,10 +102,10 @@ def write_record(folder: Path, metadata: dict[str, Any]) -> dict[str, Any]:
     """Write record.json for the arrays in `folder`: metadata and the SHA-256 of each file.
 
     Args:
-        metadata: of the data set, with "counts" of the splits in the folder.
+        metadata: keys of the data set, with the "counts" of the splits in the folder.
 
     Returns:
-        The record with "decoded", the folder of each split. The file leaves it out, because a data root may move.
+        The record with "decoded", the folder of each split. The file lacks it, because a data root may move.
     """
     files = sorted(folder.glob("*.npy"))
     record = {**metadata, "sha256": {path.name: sha256(path) for path in files}}
@@ -114,7 +114,7 @@ def write_record(folder: Path, metadata: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
-    """Read what `write_record` returned; None if a file is missing or altered."""
+    """Read a record of `write_record`; None if a file is missing or altered."""
     try:
         record = read_json(folder / "record.json")
     except ZtwError:
@@ -131,7 +131,7 @@ def _with_folder(record: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def joined(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Join records of several splits; metadata of the data set come from the first record that has them."""
+    """Join records of several splits; other keys come from the first record that has them."""
     per_split = {key: {k: v for record in records for k, v in record[key].items()} for key in PER_SPLIT}
     return {**records[-1], **records[0], **per_split}
 
@@ -150,7 +150,7 @@ def read_study_record(files: Sequence[Path | str]) -> dict[str, Any]:
 
 
 def of_split(record: dict[str, Any], split: str) -> dict[str, Any]:
-    """Return the part of a record that depends on one split."""
+    """Return a record of one split only."""
     found = {key: value for key, value in record.items() if key != OF_ALL or split == "test"}
     return found | {
         "counts": {split: record["counts"][split]},

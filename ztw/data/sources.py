@@ -19,7 +19,7 @@ from ztw.errors import ZtwError
 from ztw.files import sha256
 from ztw.progress import Report
 
-# Folders that hold each file as FILE or FILE.gz
+# Data set -> folder of the system that holds each file as FILE or FILE.gz
 SYSTEM_COPIES = {"fashion_mnist": Path("/usr/share/datasets/fashion-mnist")}
 DEBIAN_PACKAGES = {"fashion_mnist": "dataset-fashion-mnist"}
 
@@ -46,7 +46,7 @@ def find_files(name: str, metadata: DatasetMetadata, root: Path, report: Report)
 
 
 def find_archive(name: str, metadata: DatasetMetadata, root: Path, report: Report) -> Path:
-    """Return the data set's folder below `root` or its zip, which is downloaded if neither exists."""
+    """Return the data set's folder below `root` or its zip; download the zip if neither exists."""
     folder = root / str(metadata.archive)
     packed = root / f"{metadata.archive}.zip"
     if not folder.is_dir() and not packed.exists():
@@ -85,7 +85,7 @@ def _fetch(
     failures = []
     for label, attempt in attempts:
         report(f"looking for {name}: {label}")
-        for left in root.glob(f".fetch-{name}-*"):  # left by a killed job
+        for left in root.glob(f".fetch-{name}-*"):  # scratch folders of a killed job
             shutil.rmtree(left)
         with tempfile.TemporaryDirectory(dir=root, prefix=f".fetch-{name}-") as scratch:
             try:
@@ -95,9 +95,7 @@ def _fetch(
                 return
             except (ZtwError, OSError, EOFError, zlib.error, subprocess.SubprocessError) as error:
                 failures.append(f"{label}: {' '.join(str(error).split())[:300]}")
-    raise ZtwError(
-        f"{name}: no source has it. Tried: {'; '.join(failures)}. Put {by_hand} below {root} by hand"
-    )
+    raise ZtwError(f"{name}: not found, tried {'; '.join(failures)}; put {by_hand} below {root} yourself")
 
 
 def _move_checked(scratch: Path, root: Path, files: Mapping[str, str]) -> None:
@@ -124,9 +122,9 @@ def _from_folder(folder: Path, files: list[str], scratch: Path) -> None:
 
 
 def _from_url(metadata: DatasetMetadata, files: list[str], kept: Path, scratch: Path, report: Report) -> None:
-    """Download to `kept` and keep the files until all are complete, so that another run can resume.
+    """Download to `kept`, then unpack to `scratch`. After a failure the files stay in `kept`, and another run resumes.
 
-    `_fetch` checks the unpacked files: the packed files differ between servers.
+    `_fetch` checks the unpacked files, because packed files differ between servers.
     """
     try:
         for file in files:
@@ -170,7 +168,7 @@ def _apt_download(package: str, scratch: Path) -> None:
 
 
 def _apt_update(reason: ZtwError) -> None:
-    """Refresh the package lists as root; otherwise raise the earlier failure."""
+    """Refresh the package lists if the user is root, else raise `reason`."""
     if os.geteuid() != 0:
         raise ZtwError(f"{reason} (the package lists may be missing: run 'apt-get update' as root)")
     subprocess.run(["apt-get", "update", "-qq"], capture_output=True, timeout=600, check=False)

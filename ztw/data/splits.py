@@ -17,22 +17,22 @@ from ztw.errors import ZtwError
 from ztw.progress import Note, Report
 from ztw.study.settings import DataSettings, FolderSettings
 
-# Keys that a study may set; null takes the record's value
+# Keys of `data` that override the record unless they are null
 CHOSEN = ("flip", "crop_padding", "colour_jitter", "jitter_order", "mean", "std")
-NAMED = 20  # classes that a note lists
+NAMED = 20  # a note lists at most this many classes
 
 
 def load_split(record: dict[str, Any], split: str, report: Report = lambda text: None) -> Data:
-    """Open a prepared split; images are read when they are used. Missing or altered files are made again.
+    """Open a prepared split, and prepare it again if its files are missing or altered. Images are read when needed.
 
     Args:
         record: from `ztw.data.prepare.prepare_dataset`, optionally with a study's flip, crop_padding,
             colour_jitter, jitter_order, mean, std and workers.
         split: "train" or "test".
-        report: called when files are made again.
+        report: called when the data set is prepared again.
 
     Raises:
-        ZtwError: if files made again differ from the record.
+        ZtwError: if the new files differ from the record.
     """
     arrays = _arrays(record, split, report)
     common = {
@@ -53,7 +53,7 @@ def load_split(record: dict[str, Any], split: str, report: Report = lambda text:
 
 
 def _arrays(record: dict[str, Any], split: str, report: Report) -> dict[str, Tensor]:
-    """Open the arrays of a split; make them again if they are missing or altered."""
+    """Open the arrays of a split; prepare the data set again if they are missing or altered."""
     names = ("text", "ends", "labels") if record.get("streamed") else ("images", "labels")
     try:
         return {name: open_array(record, split, name) for name in names}
@@ -65,7 +65,7 @@ def _arrays(record: dict[str, Any], split: str, report: Report) -> dict[str, Ten
     except NotAsRecordedError as error:
         raise ZtwError(
             f"{error}, and cannot be restored: the images of {record['name']} or their decoder have changed since"
-            " the study started; delete the study's data/ and run the study again, which trains again"
+            " the study started; delete the study's data/ and run again; all networks are then trained again"
         ) from error
 
 
@@ -91,10 +91,10 @@ def cell_splits(
 ) -> dict[str, Data]:
     """Return "train", "validation" and "test" as a study defines them: the same in every job of a cell.
 
-    The validation part comes from the split that `settings.validation_from` names.
+    The validation part is held out from the split `settings.validation_from`.
 
     Args:
-        record: from `ztw.data.prepare.prepare_dataset`. A record of one split gives only what that split allows.
+        record: from `ztw.data.prepare.prepare_dataset`. A record of one split gives this split and its validation part.
         report: called with classes that have no validation image.
 
     Raises:

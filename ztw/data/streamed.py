@@ -35,7 +35,7 @@ class StreamedSet(Data):
         flip: flip at random, in addition to training's random resized crops.
         colour_jitter, jitter_order: see `ztw.data.augmentation.jitter_colours`.
         workers: number of processes; 0 = none, None = torch's number of threads.
-        index: int64 (N,), the set's images in `files`; None = all.
+        index: int64 (N,), positions of the set's images in `files`; None = all.
     """
 
     folder: Path
@@ -62,7 +62,7 @@ class StreamedSet(Data):
         return replace(self, labels=self.labels.to(device), device=device)
 
     def path(self, position: int) -> Path:
-        """Return the file of the image at `position`, 0..N-1."""
+        """Return the path of the image at `position`, 0..N-1."""
         row = position if self.index is None else int(self.index[position])
         text, ends = self.files
         start = int(ends[row - 1]) if row else 0
@@ -103,7 +103,7 @@ class StreamedSet(Data):
         )
         workers = torch.get_num_threads() if self.workers is None else self.workers
         with warnings.catch_warnings():
-            # Warnings of fork with torch's threads (workers use none) and of more workers than cores
+            # Torch warns of fork in a process with threads (workers start none), and of more workers than cores
             warnings.simplefilter("ignore")
             loader = iter(
                 DataLoader(
@@ -112,8 +112,8 @@ class StreamedSet(Data):
                     sampler=requests,
                     num_workers=workers,
                     pin_memory=self.device.type == "cuda",
-                    generator=torch.Generator(),  # otherwise it draws from the global generator
-                    # Other methods import the main script again, which would run the job again
+                    generator=torch.Generator(),  # without it, the loader draws from the global generator
+                    # Other start methods import the main script again and so run the job again
                     multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
                 )
             )
@@ -127,7 +127,7 @@ class StreamedSet(Data):
 
 
 class _Decoder(Dataset):
-    """Decode a batch [(path, seed)] in a worker: uint8 (B, 3, size, size), or the text of an error."""
+    """Decode a batch [(path, seed)] in a worker; return uint8 (B, 3, size, size), or the text of an error."""
 
     def __init__(self, size: int, flip: bool) -> None:
         self.size, self.flip = size, flip
@@ -135,7 +135,7 @@ class _Decoder(Dataset):
     def __getitem__(self, request: list[tuple[str, int | None]]) -> Tensor | str:
         try:
             return torch.stack([self._image(path, seed) for path, seed in request])
-        except ZtwError as error:  # an exception would arrive as text with a traceback
+        except ZtwError as error:  # a loader adds the traceback to the text of an exception
             return str(error)
 
     def _image(self, path: str, seed: int | None) -> Tensor:
@@ -155,7 +155,7 @@ def centre_crop(image: Image.Image, size: int) -> Image.Image:
 
 
 def random_resized_crop(image: Image.Image, size: int, flip: bool, seed: int) -> Image.Image:
-    """Crop a random part, resize it to (size, size) pixels, flip it with probability 1/2 if `flip`."""
+    """Crop a random part and resize it to (size, size) pixels; if `flip`, flip it with probability 1/2."""
     box, mirrored = _draw(image, seed)
     image = image.crop(box).resize((size, size), Image.Resampling.BILINEAR)
     return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip and mirrored else image

@@ -26,7 +26,7 @@ from ztw.progress import Report
 def decode_tiny_imagenet(
     name: str, metadata: DatasetMetadata, root: Path, report: Report
 ) -> dict[str, Split]:
-    """Decode Tiny ImageNet; its validation images are our test split, its classes are sorted by WordNet id."""
+    """Decode Tiny ImageNet. Its validation images become the test split. Classes are sorted by WordNet id."""
     tree = FileTree(find_archive(name, metadata, root, report))
     files = _tiny_imagenet_files(tree)
     class_names = sorted(set(tree.read("wnids.txt").decode().split()))
@@ -43,7 +43,7 @@ def decode_tiny_imagenet(
 
 
 def _tiny_imagenet_files(tree: FileTree) -> dict[str, list[tuple[str, str]]]:
-    """Return split -> [(file, WordNet id)], sorted by name."""
+    """Return split -> [(file, WordNet id)], sorted by file."""
     lines = tree.read("val/val_annotations.txt").decode().splitlines()
     annotated = {line.split("\t")[0]: line.split("\t")[1] for line in lines if "\t" in line}
     found: dict[str, list[tuple[str, str]]] = {"train": [], "test": []}
@@ -61,7 +61,6 @@ def _tiny_imagenet_files(tree: FileTree) -> dict[str, list[tuple[str, str]]]:
 def _check_counts(
     path: Path, files: dict[str, list[tuple[str, str]]], class_names: list[str], metadata: DatasetMetadata
 ) -> None:
-    """Check the number of images of every class in each split."""
     if len(class_names) != metadata.num_classes:
         raise ZtwError(f"{path}: wnids.txt lists {len(class_names)} classes, expected {metadata.num_classes}")
     for split, expected in (metadata.counts or {}).items():
@@ -108,7 +107,7 @@ def _verified(
 
 
 class FileTree:
-    """The files below a folder, or below the single folder in a zip, by relative name.
+    """Read the files below a folder, or below the single folder in a zip, by relative path.
 
     Raises:
         ZtwError: if a file or the zip cannot be read.
@@ -119,7 +118,7 @@ class FileTree:
         self._zip = None if path.is_dir() else open_zip(path)
 
     def names(self) -> list[str]:
-        """List all files, sorted, without files that operating systems leave behind."""
+        """List all files, sorted, without files that operating systems create."""
         if self._zip is None:
             found = (Path(place, file) for place, _, files in os.walk(self.path) for file in files)
             names = [path.relative_to(self.path).as_posix() for path in found]

@@ -164,8 +164,8 @@ class LoaderData(GivenData):
         """See `Data.batches`; the loader decides the batch size. Skipped batches are loaded, too.
 
         Args:
-            generator: seeds the global generators of torch, numpy and Python for the loader, so that a resumed
-                epoch has the same batches.
+            generator: seeds torch's, numpy's and Python's global generators while the loader works, so that a
+                resumed epoch has the same batches.
 
         Raises:
             ZtwError: if there are fewer batches than the loader's length.
@@ -210,7 +210,7 @@ class LoaderData(GivenData):
 
 
 class _Generators:
-    """Context with its own states of the global generators of torch (CPU), numpy and Python."""
+    """Give a block its own states of the global generators of torch (CPU), numpy and Python."""
 
     def __init__(self, seed: int) -> None:
         outside = _states()
@@ -290,7 +290,7 @@ def as_data(given: Any, wanted: Wanted, what: str = "data") -> Data:
         listed = isinstance(given, Dataset) or hasattr(given, "__getitems__")
         if listed and not isinstance(given, IterableDataset):
             if not len(given):
-                raise ZtwError("the dataset is empty")
+                raise ZtwError(f"{what}: the Dataset is empty")
             return DatasetData(given, wanted, torch.arange(len(given)))
     except (TypeError, NotImplementedError) as error:
         if isinstance(error, ZtwError):
@@ -303,7 +303,7 @@ def as_data(given: Any, wanted: Wanted, what: str = "data") -> Data:
 def _of_loader(loader: DataLoader, wanted: Wanted) -> LoaderData:
     batches = len(loader)
     if not batches:
-        raise ZtwError("the loader is empty")
+        raise ZtwError("data: the DataLoader is empty")
     size = max(2, loader.batch_size or 2)
     samples = batches * size
     if loader.batch_size == size and not loader.drop_last and not isinstance(loader.dataset, IterableDataset):

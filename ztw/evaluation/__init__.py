@@ -1,1 +1,1 @@
-"""Evaluation of methods: logits, costs, metrics, operating points, measured time."""
+"""Evaluate methods: logits, costs, metrics, operating points, measured time."""

@@ -1,4 +1,4 @@
-"""Paired bootstrap over test samples: is a difference in accuracy larger than the noise of the test split?
+"""Compare accuracies by a paired bootstrap: is a difference larger than the noise of the test split?
 
 Each draw with replacement is the same for both methods and all seeds, because they predict the same images. The
 percentile interval (Efron & Tibshirani 1993, chapter 13) covers the choice of the test samples only. It does not cover
@@ -28,13 +28,13 @@ LARGEST = 2**24  # float32 represents integers exactly below this
 def pairs_at_budgets(
     correct: Correct, resamples: int = 2000, level: float = 0.95, seed: int = 0
 ) -> list[Row]:
-    """Compare every pair of methods at every budget, from one set of draws.
+    """Compare every pair of methods at every budget, with the same draws for all pairs.
 
-    A pair is compared on the seeds that both methods have, and left out if there are none.
+    A pair is compared on the seeds of both methods, and left out if they have no seed in common.
 
     Args:
-        correct: budget -> method -> seed -> bool (N,), whether each test sample is classified correctly. All have the
-            same samples in the same order. Seeds for which a budget is infeasible are left out.
+        correct: budget -> method -> seed -> bool (N,), whether each test sample is classified correctly. The samples
+            and their order must be the same everywhere. Leave out seeds for which a budget is infeasible.
         resamples: number of draws.
         level: coverage of the interval, in (0, 1).
         seed: seed of the draws.
@@ -111,7 +111,7 @@ def paired_difference(
 
 
 def _pairs(correct: Correct) -> Iterator[tuple]:
-    """Yield (budget, first, second, common seeds) of every pair with a common seed."""
+    """Yield (budget, first, second, common seeds) of every pair of methods with a common seed."""
     for budget, methods in correct.items():
         for first, second in combinations(methods, 2):
             seeds = [seed for seed in methods[first] if seed in methods[second]]
@@ -120,7 +120,7 @@ def _pairs(correct: Correct) -> Iterator[tuple]:
 
 
 def _columns(correct: Correct) -> tuple[dict[tuple[Hashable, ...], int], Tensor]:
-    """Return the row of each (budget, method, seed), and its flags, 0 or 1 (M, N)."""
+    """Return the row number of each (budget, method, seed), and the rows, 0 or 1 (M, N)."""
     found: dict[tuple[Hashable, ...], Tensor] = {}
     for budget, methods in correct.items():
         for method, of_seed in methods.items():

@@ -1,4 +1,4 @@
-"""Calibration of exits: how well confidence matches accuracy. Pure functions of logits and labels.
+"""Measure the calibration of exits: how well confidence matches accuracy. Pure functions of logits and labels.
 
 Logits may be unnormalised or log-probabilities. Confidence is the largest softmax probability. Bins have equal
 width, (lo, hi]; 0 belongs to the first bin. All computations are in float64 on the CPU.
@@ -18,8 +18,8 @@ from ztw.exits.logits import LOG_FLOOR, check_logits
 
 LARGEST_SCALE = 1e3  # upper bound of 1 / T; the lower bound is its inverse
 LARGEST_LOG_SCALE = math.log(LARGEST_SCALE)
-DRAFT = 2048  # samples of the first search for a temperature
-NEAR = 0.05  # relative width of the second search, on all samples, around the result of the first
+DRAFT = 2048  # the first search for a temperature uses about this many samples
+NEAR = 0.05  # relative distance from its result that the second search, on all samples, covers
 CHUNK = 2**16  # float64 numbers at once, so that they fit into the cache
 
 
@@ -44,8 +44,8 @@ def fit_temperatures(logits: Tensor, labels: Tensor) -> Tensor:
     """Fit the temperature T > 0 of every exit that minimises the cross-entropy of logits / T (Guo et al. 2017).
 
     The problem is convex in 1 / T, which is kept within [1e-3, 1e3]. Logits that separate the classes perfectly give
-    1e-3, uninformative logits 1e3. Constant logits give 1, because every T is equally good. Labels of probability 0
-    are left out, because no T changes them.
+    T = 1e-3, uninformative logits T = 1e3. Constant logits give T = 1, because every T is equally good. Labels of
+    probability 0 are left out, because no T changes their probability.
 
     Args:
         logits: (K, N, C), not from the test split.
@@ -70,18 +70,18 @@ def calibration(
       (Guo et al. 2017)
     - classwise_ece: mean over classes of the binned |frequency - mean probability| of the class, in
       [0, 1] (Kull et al. 2019; the static calibration error of Nixon et al. 2019)
-    - brier: squared error summed over class probabilities, mean over samples, in [0, 2] (Brier 1950): the
-      original multi-class score, twice scikit-learn's binary one
-    - nll: mean negative log-probability of the label, in nats. Probabilities have a floor, float32's smallest
-      normal number: a label of probability 0 adds 87.3 nats instead of infinity.
-    - auroc: probability that a correct prediction has a higher confidence than a wrong one, ties counting half
-      (Mann and Whitney's U / (correct * wrong)); NaN if all predictions are correct or all are wrong
+    - brier: squared error summed over class probabilities, mean over samples, in [0, 2] (Brier 1950). For two
+      classes it is twice scikit-learn's score.
+    - nll: mean negative log-probability of the label, in nats. A probability of 0 counts as float32's smallest normal
+      number, 87.3 nats, instead of infinity.
+    - auroc: probability that a correct prediction has a higher confidence than a wrong one; ties count half
+      (Mann and Whitney's U / (correct * wrong)). NaN if all predictions are correct or all are wrong.
 
     Args:
         logits: (K, N, C).
         labels: int (N,).
-        temperatures: (K,), from `fit_temperatures` on another split. They add ece_scaled, classwise_ece_scaled,
-            brier_scaled and nll_scaled, the metrics of logits / temperature.
+        temperatures: (K,), from `fit_temperatures` on another split. If given, the result also has ece_scaled,
+            classwise_ece_scaled, brier_scaled and nll_scaled, the metrics of logits / temperature.
 
     Returns:
         name -> float64 (K,).
@@ -146,14 +146,14 @@ def _top_error(probs: Tensor, right: Tensor, edges: Tensor) -> Tensor:
 
 
 def _class_error(probs: Tensor, labels: Tensor, edges: Tensor) -> Tensor:
-    """Sum |sum of probabilities - number of labels| / N over classes and bins."""
+    """Return |sum of probabilities - number of labels| / N, summed over bins and averaged over classes."""
     samples, num_classes = probs.shape
     bins = len(edges) + 1
 
     def cells(values: Tensor, of_class: Tensor) -> Tensor:
         return torch.bucketize(values, edges) + bins * of_class
 
-    # With many classes nearly all probabilities lie in the first bin: compute it as the rest of the others
+    # With many classes nearly all probabilities lie in the first bin: it is the total minus the other bins
     row, column = (probs > edges[0]).nonzero(as_tuple=True) if bins > 1 else labels.new_zeros(2, 0)
     values = probs[row, column]
     gap = torch.bincount(cells(values, column), values, minlength=bins * num_classes).double()  # int if empty
@@ -187,14 +187,14 @@ def _auroc(confidence: Tensor, correct: Tensor) -> float:
 def _temperature(logits: Tensor, labels: Tensor) -> float:
     """Fit the temperature of one exit, logits float64 (N, C)."""
     at_label = logits.gather(1, labels[:, None])
-    # Relative to the label's logit, the cross-entropy is logsumexp(margins * scale)
+    # The cross-entropy is logsumexp(margins * scale), with margins = logits - the label's logit
     return 1 / _best_scale(logits - at_label)
 
 
 def _best_scale(margins: Tensor) -> float:
-    """Minimise the mean of logsumexp(margins * scale) within the bounds, by the root of its slope.
+    """Return the scale within the bounds that minimises the mean of logsumexp(margins * scale): the root of its slope.
 
-    For large sets, search first on a subset, then on all samples near its minimum.
+    With many samples, search on a subset first, then on all samples near the subset's minimum.
     """
 
     @cache  # the root finder evaluates the ends of its bracket again

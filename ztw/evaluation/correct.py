@@ -1,4 +1,4 @@
-"""Files of which samples a method classifies correctly, eight samples per byte."""
+"""Write and read which samples a method classifies correctly, eight samples per byte."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def write_correct(path: Path, correct: Mapping[str, Tensor]) -> None:
 
 
 def read_correct(path: Path) -> dict[str, Tensor]:
-    """Read what `write_correct` wrote.
+    """Read a file of `write_correct`.
 
     Raises:
         ZtwError: if the file is missing, altered or of another kind.

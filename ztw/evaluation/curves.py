@@ -1,4 +1,4 @@
-"""Curves of a method: accuracy against cost as the threshold varies."""
+"""Compute the curves of a method: accuracy against cost as the threshold varies."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ztw.study.settings import MethodSettings
 
 @dataclass(frozen=True)
 class SplitPredictions:
-    """Predictions of one method on one split: logits (K, N, C) of single exits or ensembles, labels int64 (N,)."""
+    """Predictions of a method on a split: logits (K, N, C) of single or ensembled exits, and labels int64 (N,)."""
 
     logits: Tensor
     labels: Tensor
@@ -25,7 +25,7 @@ class SplitPredictions:
 
 @dataclass(frozen=True)
 class Costs:
-    """Costs in one unit: `cost` (K,) of leaving at each exit, cumulative, and `base` of the backbone alone."""
+    """Costs in one unit: `cost` (K,) up to each exit, and `base`, the cost of the backbone alone."""
 
     cost: Tensor
     base: float
@@ -42,7 +42,7 @@ def offered_to(predictions: SplitPredictions, unit: Costs, method: MethodSetting
 
 
 def swept(predictions: SplitPredictions, unit: Costs, rule: str, offered: Candidates) -> Curve:
-    """Return the curve of candidate thresholds, by the parameter that they were chosen by."""
+    """Return the curve of the candidate thresholds; its parameter is the parameter of the candidates."""
     curve = sweep(predictions.logits, predictions.labels, unit.cost, rule, offered.thresholds)
     return replace(curve, parameter=offered.parameter)
 
@@ -56,8 +56,8 @@ def method_curves(
 ) -> pd.DataFrame:
     """Return the curves of the validation and test splits as rows.
 
-    Thresholds come from the validation split; shared ones from both splits. If nothing is held out, only the test
-    split has a curve.
+    Thresholds come from the validation split. The test curve also has shared thresholds of the test split.
+    If nothing is held out, only the test split has a curve.
     """
     if validation is None:
         return _rows(
@@ -70,7 +70,7 @@ def method_curves(
         both, like = torch.cat([offered.thresholds, own.thresholds]).unique(), offered.thresholds
         if (
             len(like) > 1 and like[0] > like[-1]
-        ):  # from the cheapest to the most cautious, as the rule's grid runs
+        ):  # in the order of the rule's grid: from the cheapest to the most cautious
             both = both.flip(0)
         offered = Candidates(both, both)
     on_test = swept(test, unit, method.rule, offered)
@@ -92,6 +92,6 @@ def _rows(curve: Curve, split: str, base_cost: float) -> pd.DataFrame:
 
 
 def label(rows: pd.DataFrame, cell: Cell, method: str) -> pd.DataFrame:
-    """Add columns of the cell and the method in front."""
+    """Add the columns of the cell and the method before the others."""
     named = rows.assign(dataset=cell.dataset, arch=cell.arch, seed=cell.seed, method=method)
     return named[["dataset", "arch", "seed", "method", *rows.columns]]

@@ -1,4 +1,4 @@
-"""Evaluate one method: curves on validation and test, and the metrics of the tables."""
+"""Evaluate one method: its curves on validation and test split, and its metrics for the tables."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ def evaluate_method(
 ) -> Evaluation:
     """Sweep one method and choose its thresholds for every budget.
 
-    Protocol `held-out` chooses on the validation split, `paper` and `published` on the test split. `published`
-    counts cost by the published counter. Accuracy and cost are always those of the test split.
+    Protocol `held-out` chooses thresholds on the validation split, `paper` and `published` on the test split.
+    `published` counts cost by the published counter. Accuracy and cost are always measured on the test split.
 
     Args:
-        validation: None if nothing is held out; then no protocol may need it, and nothing is scaled by a temperature.
+        validation: None if nothing is held out; then no protocol may need it, and there are no scaled metrics.
         costs: counter -> costs: "ztw", and "published" if a protocol needs it.
     """
     correct: dict[str, Tensor] = {}
@@ -74,7 +74,7 @@ def evaluate_method(
 
 
 def _of_exits(test: SplitPredictions, unit: Costs, temperatures: Tensor | None) -> list[Metric]:
-    """Compute the metrics of each exit if all samples left there, and overthinking."""
+    """Compute overthinking, and the metrics of each exit if all samples left there."""
     per_exit = {
         "accuracy": exit_accuracy(test.logits, test.labels),
         "hindsight_improvability": hindsight_improvability(test.logits, test.labels),
@@ -151,12 +151,12 @@ def _calibration(predicted: Tensor, labels: Tensor, temperatures: Tensor) -> lis
 def _at_allowed_losses(
     test: SplitPredictions, curve: Curve, unit: Costs, rule: str, evaluation: EvaluationSettings
 ) -> list[Metric]:
-    """Return loss and cost on the test split at each allowed loss, which takes the place of the budget."""
-    # Accuracy of the last exit, or of the exit whose prediction the rule takes there
+    """Return loss and cost on the test split at each allowed loss, which stands in the column `budget`."""
+    # Accuracy of the last exit by this rule, which may take another exit's prediction
     full = scored(test.logits, test.labels, exit_rule(rule))[1][-1].double().mean()
     found = []
     for allowed in evaluation.allowed_losses:
-        # Rows run from the cheapest to the most cautious: take the first with this allowed loss
+        # Rows are in order from the cheapest to the most cautious: take the first one within this allowed loss
         index = int((curve.parameter <= allowed).nonzero()[0])
         loss, cost = float(full - curve.accuracy[index]), float(curve.cost[index] / unit.base)
         found.append(Metric("loss_at_allowed_loss", loss, str(allowed)))

@@ -1,4 +1,4 @@
-"""Metrics as rows: a value of a method under a protocol, at a budget or allowed loss, at an exit."""
+"""Return metrics as rows: a value of a method under a protocol, at a budget or allowed loss, at an exit."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ METRIC_COLUMNS = ("protocol", "budget", "exit", "metric", "value")
 class Metric(NamedTuple):
     """A value of a metric, NaN where infeasible.
 
-    budget: as the study writes it, or an allowed loss, "" = none; exit: 1 to K, 0 = none.
+    budget: a budget of the study as text, or an allowed loss, or "". exit: 1 to K, or 0 for no exit.
     """
 
     metric: str
@@ -23,13 +23,13 @@ class Metric(NamedTuple):
 
 
 def metric_rows(metrics: Iterable[Metric], protocol: str = "") -> pd.DataFrame:
-    """Return metrics under a protocol ("" = none) as rows of METRIC_COLUMNS."""
+    """Return metrics as rows of METRIC_COLUMNS; protocol: "" = of no protocol."""
     rows = pd.DataFrame(list(metrics), columns=list(Metric._fields))
     return rows.assign(protocol=protocol)[list(METRIC_COLUMNS)]
 
 
 def backbone_metrics(base_macs: float, accuracy: float | None) -> pd.DataFrame:
-    """Return the backbone's rows of a method's metrics; accuracy: on the test split, None = unknown."""
+    """Return the rows of the backbone's MACs and accuracy; accuracy: on the test split, None = unknown."""
     known = [] if accuracy is None else [Metric("backbone_accuracy", accuracy)]
     return metric_rows([Metric("backbone_macs", base_macs), *known])
 

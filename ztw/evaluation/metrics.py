@@ -1,4 +1,4 @@
-"""Metrics of exits and curves, accuracy at a budget: pure functions."""
+"""Compute metrics of exits and curves, such as accuracy at a budget. Pure functions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ztw.errors import ZtwError, is_number
 from ztw.exits.logits import check_logits
 from ztw.exits.sweep import Curve
 
-PERCENT = 10  # a budget from here on that exceeds all costs is taken for a percentage
+PERCENT = 10  # a budget >= 10 that exceeds all costs must be a percentage, given by mistake
 
 
 def at_budget(curve: Curve, budgets: Sequence[float | str], base_cost: float) -> list[int | None]:
@@ -41,7 +41,7 @@ def at_budget(curve: Curve, budgets: Sequence[float | str], base_cost: float) ->
             raise ZtwError(
                 f"budget {budget!r}: must be a fraction of the backbone's cost; {budget:g} % is {budget / 100:g}"
             )
-        # Tolerance 1e-12, because the mean over exit fractions is rounded
+        # Tolerance 1e-12, because the mean cost has a rounding error
         within = (curve.cost <= budget * base_cost * (1 + 1e-12)).nonzero().flatten()
         if not len(within):
             chosen.append(None)

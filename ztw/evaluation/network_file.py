@@ -21,7 +21,7 @@ from ztw.models.network import EarlyExitNetwork
 
 @dataclass(frozen=True)
 class Weights:
-    """A safetensors file with weights of a network; prefix + a name in the file = the name in the network."""
+    """A safetensors file of weights. prefix: text before a name in the file, to get the name in the network."""
 
     path: Path
     prefix: str = ""
@@ -33,7 +33,7 @@ def network_metadata(
     """Return the metadata of a network for network.json.
 
     Args:
-        backbone: how to make the backbone: {"build_backbone": arguments}, {"stages": graphs, "classifier": graph},
+        backbone: how `load` makes the backbone: {"build_backbone": arguments}, {"stages": graphs, "classifier": graph},
             or {"as_backbone": ...}, which needs the user's model.
         cost: (K,) cumulative MACs.
         base: MACs of the backbone alone.
@@ -78,13 +78,13 @@ def write_network(
     rules: Sequence[tuple[float | str | None, ExitRule]],
     known: Mapping[Path, str] | None = None,
 ) -> None:
-    """Write a folder's network.json, sealed.
+    """Write network.json and its SHA-256 to a folder.
 
     Args:
         metadata: from `network_metadata`.
         weights: existing files of weights, in any folder.
         rules: (budget or None, rule); `load` returns the first unless a budget is given.
-        known: SHA-256 of files; others are computed.
+        known: file -> SHA-256, where it is known.
     """
     files = [
         {

@@ -1,4 +1,4 @@
-"""The folder of a saved network: file name, format version, copying. Imports no torch."""
+"""Read and copy the folder of a saved network. Imports no torch."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ FORMAT, VERSION = "ztw network", 3
 
 
 def rules_of(folder: Path) -> dict[str, dict[str, Any]]:
-    """Read the rules in a folder's network.json: budget, as text -> rule as from `describe_rule`."""
+    """Read the rules in a folder's network.json: budget as text -> rule, as returned by `describe_rule`."""
     rules = read_json(folder / FILE)["rules"]
     return {str(item["budget"]): {key: item[key] for key in item if key != "budget"} for item in rules}
 
 
 def copy_network(folder: Path, target: Path) -> dict[str, Any]:
-    """Copy a network and its weights, wherever they lie, into one folder.
+    """Copy a network and its weights, from any folders, into one folder.
 
-    Rules and hashes stay the same, so that `load` still detects altered files.
+    The hashes are copied, not computed, so that `load` still detects altered files.
 
     Returns:
         The content of network.json.
@@ -33,7 +33,7 @@ def copy_network(folder: Path, target: Path) -> dict[str, Any]:
     metadata = read_json(folder / FILE)
     target.mkdir(parents=True, exist_ok=True)
     for number, part in enumerate(metadata["weights"]):
-        name = f"{number}-{Path(part['file']).name}"  # file names may repeat
+        name = f"{number}-{Path(part['file']).name}"  # two files may have the same name
         shutil.copyfile(folder / part["file"], target / name)
         part["file"] = name
     write_sealed(target / FILE, readable(metadata) + "\n")

@@ -76,7 +76,7 @@ def predict(
         raise ZtwError(
             "predict: some of the network's logits are not finite; train it again, with a lower lr"
         )
-    return logits.clone(), labels.clone()  # nothing can be fitted to tensors made in inference mode
+    return logits.clone(), labels.clone()  # autograd refuses tensors made in inference mode
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def choose_threshold(
     wanted = "risk_controlled" if risk is not None else "shared"
     thresholds = thresholds or wanted
     if risk is not None and thresholds != wanted:
-        raise ZtwError(f"thresholds {thresholds!r}: must be risk_controlled with risk; leave it out")
+        raise ZtwError(f"thresholds {thresholds!r}: with risk, must be 'risk_controlled' or left out")
     rule = rule_name(exit_rule(rule))
     _check_wish(budget, allowed_loss, risk)
     if isinstance(network, OnnxRunner):
@@ -256,10 +256,10 @@ def _are_predictions(given: Any, network: EarlyExitNetwork) -> bool:
 
 
 def _allowed(curve: Curve, offered: Candidates, wanted: float, parameter: float | None) -> int:
-    """Return the cheapest row that is accurate enough; with `parameter`, the first row up to it."""
+    """Return the cheapest row of accuracy `wanted`, or the first row up to `parameter`."""
     if parameter is not None:
         return int((offered.parameter <= parameter).nonzero()[0])
     enough = (curve.accuracy >= wanted - 1e-12).nonzero().flatten()
-    if not len(enough):  # no per-exit thresholds may be as accurate as the last exit
+    if not len(enough):  # possible with per-exit thresholds: none may be as accurate as the last exit
         enough = (curve.accuracy == curve.accuracy.max()).nonzero().flatten()
     return int(enough[curve.cost[enough].argmin()])

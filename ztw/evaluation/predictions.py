@@ -1,4 +1,4 @@
-"""Compute the logits of a split once; everything else is computed from them."""
+"""Compute the logits of a split once. All metrics are computed from these logits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ztw.device import ON_CPU, Compute
 from ztw.models.network import BOOST_TEMPERATURE, EarlyExitNetwork
 from ztw.progress import Progress, Report
 
-ROUNDING = 1e-4  # rounding error of sums of logits in float32
+ROUNDING = 1e-4  # above the rounding error of logits in float32
 
 
 @torch.inference_mode()
@@ -55,11 +55,11 @@ def predict_networks(
 def silent_exits(logits: Tensor, additive: bool) -> list[int]:
     """List the exits whose own logits are the same for every sample, usually because a ReLU never fires.
 
-    Cannot find an exit of a cascade that only repeats the previous exit.
+    Does not find an exit of a cascade that repeats the previous one.
 
     Args:
         logits: (K, N, C) of single exits.
-        additive: an exit adds to a share of the previous logits, which is subtracted first.
+        additive: whether an exit adds its own logits to a share of the previous exit's. The share is subtracted first.
 
     Returns:
         Numbers of exits, from 1; [] for a single sample.

@@ -80,7 +80,7 @@ def save(
     if normalisation is not None:
         network.normalisation = _normalisation(normalisation, network)
     rules: list[tuple[float | str | None, ExitRule]] = [] if rule is None else [(None, rule)]
-    like = copy.deepcopy(network).cpu().eval()  # on the kernels that the loaded network uses
+    like = copy.deepcopy(network).cpu().eval()  # as `load` returns it, for the comparison
     cost, base = macs(like), macs(like.backbone)
     write_tensors(folder / WEIGHTS, _unshared(like.state_dict()))
     reasons: list[str] = []
@@ -234,7 +234,7 @@ def _backbone(metadata: dict[str, Any], model: nn.Module | None) -> Backbone:
 
 
 def _descriptions(backbone: Backbone, reasons: list[str]) -> Any:
-    """Yield descriptions of a backbone, the shortest first; add to `reasons` why one is impossible."""
+    """Yield the possible descriptions of a backbone, the shortest first; add errors to `reasons`."""
     if backbone.origin and "build_backbone" in backbone.origin:
         yield {"build_backbone": {**backbone.origin["build_backbone"], "init": "torch"}}
     try:
@@ -260,7 +260,7 @@ def _loads_alike(folder: Path, network: EarlyExitNetwork, reasons: list[str]) ->
         found, expected, rtol=1e-4, atol=1e-4, equal_nan=True
     )
     if not same:
-        reasons.append("the saved network predicts something else")
+        reasons.append("the loaded network has other predictions")
     return same
 
 

@@ -1,4 +1,4 @@
-"""Measured time: the time that exits save on this machine."""
+"""Measure the time of networks, with and without exits, on this machine."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from ztw.data.dataset import Data
 
 Row = dict[str, Any]
 
-# Repetitions of each measurement; the fastest counts. On the quick study, more repetitions lower the spread of relative
-# times of single images, but not of batches of 64.
+# Turns of each measurement; the fastest counts. On the quick study, more turns lower the spread of relative times of
+# single images, but not of batches of 64.
 TURNS, TURNS_OF_SINGLE = 2, 4
-# Up to this number of methods, all turns could fall into one slow phase of the machine: double the turns.
+# So few methods get twice the turns, because all turns could be in one slow phase of the machine.
 FEW = 2
 
 
 @dataclass(frozen=True)
 class Timing:
-    """A call to time; network: shared by calls that differ in thresholds only, None = shared with no other call."""
+    """A call to time; network: equal for calls that differ in thresholds only, None = no such calls."""
 
     run: Callable[[Tensor], Any]
     network: Hashable = None
@@ -50,13 +50,12 @@ def time_in_turn(
     """Time calls on every batch, after a warm-up: latency of a batch, and images per second.
 
     The calls take turns, so that a drift of the machine's speed affects all of them. Every turn starts with another
-    batch, because the first call after another network is slower. The fastest time of a batch counts, because other
-    processes may slow the machine. A batch that leaves a network at the same exits at two budgets is timed once a
-    turn for both.
+    batch, because the first batch after a change of network is slower. The fastest time of a batch counts, because
+    other processes may slow the machine. If a batch leaves a network at the same exits at two budgets, it is timed
+    once per turn for both.
 
     Args:
         batches: (B, C, H, W) each, on `device`.
-        turns: number of repetitions.
         step: called after every turn of a call.
         clock: returns the time in seconds.
     """
@@ -78,7 +77,10 @@ def turns_of(size: int, methods: int) -> int:
 
 
 class WorkTimes:
-    """Seconds of each piece of work, one per turn, so that all have the same chance of a fast time."""
+    """Store one time per turn of each piece of work, so that all have the same chance of a fast time.
+
+    A piece of work is a network, a batch and the exits where its images leave.
+    """
 
     def __init__(self, device: torch.device, clock: Callable[[], float]) -> None:
         self.clock = clock
@@ -108,7 +110,7 @@ class WorkTimes:
 
 
 def _exits(predictions: Any) -> tuple[int, ...]:
-    """Return the exits of a batch; () for a network without exits."""
+    """Return the exits where a batch's images left; () for a network without exits."""
     return tuple(predictions.exit_index.tolist()) if hasattr(predictions, "exit_index") else ()
 
 
@@ -129,7 +131,6 @@ def _outcome(predictions: Any) -> Tensor:
 
 
 def _summary(seconds: list[float], images: int) -> Row:
-    """Summarise the sorted times of the batches."""
     return {
         "median_ms": 1e3 * statistics.median(seconds),
         "p95_ms": 1e3 * seconds[round(0.95 * (len(seconds) - 1))],
@@ -141,8 +142,8 @@ def take_batches(data: Data, size: int, images: int, device: torch.device) -> li
     """Return batches (B, C, H, W) to time, from the first images of `data`, repeated if it has too few.
 
     Args:
-        size: images per batch, fewer if the data has fewer.
-        images: total number of images, at least five batches.
+        size: images per batch; a smaller data set gives smaller batches.
+        images: total number of images; there are at least five batches.
     """
     count = max(5, images // size)
     found = [

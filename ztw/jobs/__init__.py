@@ -1,1 +1,1 @@
-"""The jobs of the workflow, one file per rule; a rule, its script, its job and its output share a name."""
+"""The jobs of the workflow, one file per rule. A rule, its script and its job have the same name."""

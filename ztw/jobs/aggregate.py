@@ -1,4 +1,4 @@
-"""The job that makes the tables from the results of all cells."""
+"""Make the tables from the results of all cells."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class AggregateSettings:
     """Settings of the tables.
 
     Args:
-        methods: rows, in this order.
+        methods: order of the rows.
         cells: (data set, architecture, seed) of every cell.
         timed: cells with measured latency.
-        tracked: read metrics from the runs in MLflow.
+        tracked: whether to read metrics from MLflow.
     """
 
     methods: tuple[str, ...]
@@ -52,7 +52,7 @@ def aggregate(job: Job, settings: AggregateSettings, partial: bool = False) -> N
     files = {layout.metrics(*of): of[0] for of in results_of(layout, cells, settings.methods, partial)}
     if settings.tracked:
         metrics, lacking = from_runs(layout.store, list(files), job.report)
-        for file, reason in lacking.items():  # seen by the next call, which logs the cell again
+        for file, reason in lacking.items():  # makes the next call log the cell again
             write_json(layout.runs(files[file]), undelivered(files[file], reason))
     else:
         metrics = from_files(files)

@@ -1,4 +1,4 @@
-"""The networks of a cell, built as the study says and loaded from the files of other jobs."""
+"""Build the networks of a cell by the study's settings, and load their weights from the files of other jobs."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from ztw.study.training_settings import Anatomy, BackboneBuild, IcSet
 
 
 def compute_on(hardware: HardwareSettings) -> Compute:
-    """Choose a job's device and precision as the study says; of several GPUs, one that no other job uses.
+    """Choose a job's device and precision by the study's settings; of several GPUs, one that no other job uses.
 
-    Jobs that run a network keep their freed memory. Jobs on logits have few large arrays and use less memory without
-    it.
+    Also keep freed memory for reuse, which makes networks faster. Jobs on logits alone do not call this function,
+    because they have few large arrays.
     """
     keep_freed_memory()
     device = pick_device(own_gpu(hardware.device))
@@ -42,12 +42,12 @@ def compute_on(hardware: HardwareSettings) -> Compute:
 
 @dataclass(frozen=True)
 class CellNetworks:
-    """The networks of a cell. Loading raises ZtwError if a file belongs to another cell.
+    """Build and load the networks of a cell. Loading raises ZtwError if a file belongs to another cell.
 
     Args:
-        build: how its backbone is built.
-        sets: its IC sets.
-        statics: static network -> how it is built; each has its own cell.
+        build: options of the backbone.
+        sets: the cell's IC sets.
+        statics: architecture of a static network -> its options; each has a cell of its own.
         records: the splits whose records the job reads, "train" first.
     """
 
@@ -59,7 +59,7 @@ class CellNetworks:
     records: tuple[str, ...] = ("train", "test")
 
     def home(self, method: MethodSettings) -> CellNetworks:
-        """Return the networks of the cell that holds a method's files: this cell, or a static network's own."""
+        """Return the cell with a method's files: this cell or, for a static network, the cell of its architecture."""
         if not method.static:
             return self
         cell, build = self.cell.with_arch(method.static), self.statics[method.static]
@@ -80,7 +80,7 @@ class CellNetworks:
             "seed": self.cell.seed,
             "num_classes": record["num_classes"],
             "input_shape": [record["channels"], record["size"], record["size"]],
-            # Weights trained on the other features have the same shapes but predict something else
+            # Weights trained with another `ic_features` have the same shapes but predict something else
             "ic_features": self.build.ic_features if self.cell.arch in CIFAR_RESNETS else None,
         }
 
@@ -141,12 +141,12 @@ class CellNetworks:
 
 
 def trained_part(network: EarlyExitNetwork, ics: IcSet) -> nn.Module:
-    """Return what the checkpoint of an IC set holds: the ICs, or all of the network if it trains the backbone."""
+    """Return the part of a network in its checkpoint: the ICs, or the whole network if the set trains the backbone."""
     return network if ics.trains_backbone else network.heads
 
 
 def share_backbone(networks: list[EarlyExitNetwork], device: torch.device) -> list[EarlyExitNetwork]:
-    """Move all networks to `device` and let them share the first one's backbone."""
+    """Move all networks to `device` and let them share the backbone of the first."""
     for network in networks:
         network.backbone = networks[0].backbone
         network.to(device)

@@ -1,4 +1,4 @@
-"""The job that tests which differences between methods exceed noise."""
+"""Test which differences between methods exceed noise."""
 
 from __future__ import annotations
 

@@ -21,19 +21,19 @@ from ztw.progress import describe, memory_ran_out
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Why a network is not timed in ONNX Runtime; lasting: another try on this machine would fail in the same way."""
+    """Reason why a network is not timed in ONNX Runtime; lasting: whether another try on this machine must fail."""
 
     reason: str
     lasting: bool
 
 
 class Exports:
-    """Networks in ONNX Runtime with the job's threads; methods that share a network export it once.
+    """Export networks to ONNX Runtime with the job's threads. Methods that share a network share the export.
 
-    No failure ends the job: a study has its other results, and PyTorch's times.
+    A failure does not end the job, because PyTorch's times remain.
 
     Args:
-        batches: one of each size, run once before anything is timed.
+        batches: one of each size, to try an exported network.
     """
 
     def __init__(self, batches: Sequence[Tensor]) -> None:
@@ -43,7 +43,7 @@ class Exports:
     def runner(
         self, shared: Hashable, network: EarlyExitNetwork | Backbone, rules: Sequence[ExitRule | None]
     ) -> OnnxRunner | LeftOut:
-        """Export a network and run it with its rules.
+        """Export a network and try it with its rules.
 
         Args:
             shared: key of the export; methods with the same key share it.
@@ -55,7 +55,7 @@ class Exports:
         return found if isinstance(found, LeftOut) else _tried(lambda: self._run(found, rules))
 
     def _run(self, runner: OnnxRunner, rules: Sequence[ExitRule | None]) -> OnnxRunner:
-        """Run every batch with every rule, also as a warm-up."""
+        """Run every batch with every rule, as a check and a warm-up."""
         for rule in rules:
             for batch in self.batches:
                 runner(batch, rule=rule)
@@ -66,7 +66,7 @@ def _tried(make: Callable[[], OnnxRunner]) -> OnnxRunner | LeftOut:
     """Return the runner, or the reason of the failure."""
     try:
         return make()
-    except Exception as error:  # ONNX and ONNX Runtime raise many types of errors, also private ones
+    except Exception as error:  # ONNX and ONNX Runtime raise errors of many types, some of them private
         known = isinstance(error, ZtwError) or memory_ran_out(error)
         text = describe(error, "measure_latency") if known else f"{type(error).__name__}: {error}"
         return LeftOut(" ".join(text.split())[:300], isinstance(error, ZtwError))

@@ -1,4 +1,4 @@
-"""The job that fits a cell's ensembles on its logits."""
+"""Fit a cell's ensembles on its logits."""
 
 from __future__ import annotations
 

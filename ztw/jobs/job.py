@@ -1,4 +1,4 @@
-"""The input that all jobs of the workflow share."""
+"""Define the input that all jobs of the workflow get."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keep the measured times of every method in a file, and use them until something that they depend on changes."""
+"""Store the measured times of every method, and use them again until something changes that they depend on."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from ztw.progress import Report
 from ztw.study.layout import metadata
 from ztw.study.settings import MethodSettings
 
-# Keys of an ensemble's JSON that decide what it computes; the others describe how it was fitted
+# Keys of an ensemble's JSON that decide its output; the other keys describe how it was fitted
 ENSEMBLE = ("kind", "exits", "num_classes", "include_final")
 
 
 @dataclass
 class KeptTimes:
-    """The measured times of a cell's methods, a file for each, sealed with its SHA-256.
+    """Store the measured times of a cell's methods, one file per method, with its SHA-256.
 
-    common: what the times of all methods depend on ("code", "machine", ...), as JSON values.
+    common: everything that the times of all methods depend on ("code", "machine", ...), as JSON values.
     """
 
     networks: CellNetworks
@@ -41,7 +41,7 @@ class KeptTimes:
             report(str(error))
             return None
         if other := sorted(key for key in {*of, *content["of"]} if of.get(key) != content["of"].get(key)):
-            report(f"{name}: timed again, because of other {' and '.join(other)}")
+            report(f"{name}: timed again, because {' and '.join(other)} changed")
             return None
         return content["found"]
 
@@ -53,15 +53,15 @@ class KeptTimes:
         return self.networks.layout.method_latency(self.networks.cell, name)
 
     def _of(self, method: MethodSettings) -> dict[str, str]:
-        """Digest everything that the times of a method depend on."""
+        """Return digests of everything that the times of a method depend on."""
         depends_on = {**self.common, "method": method.model_dump(), **_network(self.networks, method)}
         return {name: _digest(value) for name, value in depends_on.items()}
 
 
 def _network(networks: CellNetworks, method: MethodSettings) -> dict[str, Any]:
-    """Return how a method's network and the backbone are built, and the SHA-256 of their weights.
+    """Return the settings of a method's network and of the backbone, and the SHA-256 of their weights.
 
-    Includes the validation logits, which decide the thresholds.
+    Also the SHA-256 of the validation logits, because they decide the thresholds.
     """
     layout, cell, home = networks.layout, networks.cell, networks.home(method)
     builds = [networks.build.model_dump(), home.build.model_dump()]

@@ -1,4 +1,4 @@
-"""Time the methods of a cell: images, the backbone alone, the networks in every runtime."""
+"""Time the methods of a cell and the backbone alone, in every runtime."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ from ztw.study.training_settings import BackboneBuild, IcSet
 
 PYTORCH, ONNX = "pytorch", "onnxruntime"
 Found = dict[str, list[dict[str, Any]]]  # "rows", "left_out"
-# Methods timed in turn. A larger group spreads a call's turns over fast and slow phases of the machine. A smaller
-# group needs less memory and loses less when the job is killed.
+# Largest number of methods timed in turn. A large group spreads a call's turns over fast and slow phases of the
+# machine. A small group needs less memory, and a killed job loses less.
 GROUP = 5
 
 
@@ -74,16 +74,16 @@ class Call:
 
     @property
     def timing(self) -> Timing:
-        """The call with the key of its network: calls of a method in a runtime differ in thresholds only."""
+        """The call for `time_in_turn`. A method's calls in a runtime share a network, and differ in thresholds only."""
         return Timing(self.run, None if self.budget is None else (self.method, self.runtime))
 
 
 class Bench:
-    """The images, the backbone and the networks of a cell, ready to be timed.
+    """Prepare the images, the backbone and the networks of a cell, and time them.
 
     Args:
         where: runtime -> description of hardware and precision.
-        missing: the methods to time.
+        missing: the methods without stored times.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class Bench:
         return 1 if ONNX not in self.plan.latency.runtimes or self.without_onnx else 2
 
     def _steps(self, group: Mapping[str, MethodSettings]) -> int:
-        """Return the largest number of steps of a group: all budgets feasible, all methods exported."""
+        """Return the number of steps of a group if all budgets are feasible and all methods can be exported."""
         budgets = len(self.plan.evaluation.budgets)
         calls = 1 + sum(1 if method.static else budgets for method in group.values())
         return len(group) + calls * self.runtimes * self._turns(len(group))
@@ -123,7 +123,7 @@ class Bench:
         return sum(turns_of(size, methods) for size in self.batches)
 
     def measure(self, group: dict[str, MethodSettings]) -> dict[str, tuple[Found, bool]]:
-        """Time the methods of a group; return for each its results and whether to keep them."""
+        """Time the methods of a group; return each method's results, and whether to store them."""
         left_out: dict[str, LeftOut] = {}
         calls = self._alone(BACKBONE, self.backbone, left_out)
         for name, method in group.items():
@@ -153,7 +153,7 @@ class Bench:
     def _of_method(
         self, name: str, rows: Sequence[dict[str, Any]], left_out: Mapping[str, LeftOut]
     ) -> tuple[Found, bool]:
-        """Return a method's part of a group's results, with the backbone's rows."""
+        """Return a method's rows and the backbone's rows of a group, and whether to store them."""
         names = BACKBONE, name
         own = [{**row, "beside": name} for row in rows if row["method"] in names]
         missing = {of: left_out[of] for of in names if of in left_out}
@@ -195,7 +195,7 @@ class Bench:
         rules: Sequence[ExitRule | None],
         left_out: dict[str, LeftOut],
     ) -> Callable[..., Any] | None:
-        """Return the network in ONNX Runtime; None if it is not timed there, or cannot be (see `left_out`)."""
+        """Return the network in ONNX Runtime; None if ONNX Runtime is not timed, or fails (see `left_out`)."""
         if self.runtimes == 1:
             return None
         if shared not in self.exports.made:
@@ -216,7 +216,7 @@ def in_groups(methods: Mapping[str, MethodSettings]) -> list[dict[str, MethodSet
 
 
 def without_onnx(latency: LatencySettings, device: torch.device) -> str | None:
-    """Return why nothing can be timed in ONNX Runtime; None if it can, or if the study does not ask for it."""
+    """Return why ONNX Runtime cannot be timed here; None if it can, or if the study does not ask for it."""
     if ONNX not in latency.runtimes:
         return None
     if device.type != "cpu":

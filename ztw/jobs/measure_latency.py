@@ -1,4 +1,4 @@
-"""The job that times a cell's methods on this machine."""
+"""Time a cell's methods on this machine."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from ztw.models.checkpoints import versions
 from ztw.progress import Note
 from ztw.study.layout import Cell
 
-# Share of images that may differ in ONNX Runtime without a note: scores at a threshold may fall on either side of it
+# Largest share of images that may differ in ONNX Runtime without a note: rounding may move a score across a threshold
 FEW = 0.02
 
 
 def measure_latency(job: Job, cell: Cell, settings: MeasureLatencySettings) -> None:
     """Time every method at every budget in every runtime, and write the rows as JSON.
 
-    Methods are timed in turn, in small groups with the backbone. The backbone's times in a method's group are rows,
-    too, with the method as `beside`. Times are kept and measured again only if something that they depend on
-    changes. Thresholds come from the validation split and are the same in all runtimes. `differs` is the share of
-    images that leave at another exit or get another class than in PyTorch. `left_out` lists what ONNX Runtime cannot
-    run here, with the reason; a Note reports it.
+    Methods are timed in turn, in small groups with the backbone. The backbone's times in a method's group are further
+    rows, with the method as `beside`. Times are stored, and measured again only if something changes that they depend
+    on. Thresholds come from the validation split and are the same in all runtimes. `differs` is the share of images
+    that leave at another exit or get another class than in PyTorch. `left_out` lists the networks that ONNX Runtime
+    cannot run here, with reasons; a Note reports them.
     """
     networks = CellNetworks(job.layout, cell, settings.build, settings.sets, settings.statics)
     compute = compute_on(settings.hardware)
@@ -56,7 +56,7 @@ def measure_latency(job: Job, cell: Cell, settings: MeasureLatencySettings) -> N
 def _common(
     job: Job, networks: CellNetworks, plan: MeasureLatencySettings, where: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """Return what the times of all methods depend on, without the machine's name: it may change."""
+    """Return everything that the times of all methods depend on, except the machine's name, which may change."""
     settings = [plan.evaluation, plan.latency, plan.images]
     record = {key: value for key, value in networks.record.items() if key != "decoded"}  # paths
     machine = [{key: value for key, value in of.items() if key != "host"} for of in where.values()]

@@ -1,4 +1,4 @@
-"""The job that draws the figures of one data set and architecture."""
+"""Draw the figures of one data set and architecture."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class PlotFiguresSettings:
     Args:
         families: method with early exits -> family, see `ztw.reporting.style.style`.
         methods: all methods, static networks included.
-        timed: latency was measured.
+        timed: whether latency was measured.
     """
 
     dataset: str

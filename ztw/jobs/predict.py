@@ -1,11 +1,10 @@
-"""The job that computes a cell's logits once."""
+"""Compute the logits of a cell."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,15 +13,13 @@ from ztw.data.dataset import Data
 from ztw.data.splits import cell_splits
 from ztw.errors import ZtwError
 from ztw.evaluation import predictions
-from ztw.files import write_json
 from ztw.jobs.cell import CellNetworks, compute_on, share_backbone
 from ztw.jobs.job import Job
-from ztw.models.checkpoints import versions
+from ztw.jobs.split_file import write_split
 from ztw.progress import Note, Report
-from ztw.study.layout import Cell, metadata
+from ztw.study.layout import Cell
 from ztw.study.settings import DataSettings, HardwareSettings
 from ztw.study.training_settings import BackboneBuild, IcSet
-from ztw.tensors import write_tensors
 
 
 @dataclass(frozen=True)
@@ -39,7 +36,7 @@ class PredictSettings:
 
 
 def predict(job: Job, cell: Cell, settings: PredictSettings) -> None:
-    """Write the logits of every IC set on every split, with the hardware in the JSON beside them.
+    """Write the logits of every IC set on every split, and a JSON with the hardware beside each file.
 
     Training images are augmented, because the released recipe fits ensembles on augmented images.
     """
@@ -54,7 +51,7 @@ def predict(job: Job, cell: Cell, settings: PredictSettings) -> None:
         together = share_backbone([loaded[name] for name in names], compute.device)
         for split in settings.splits:
             augmenter = None
-            if split == "train":  # every backbone sees the same images
+            if split == "train":  # every backbone must see the same augmented images
                 augmenter = torch.Generator()
                 augmenter.set_state(state)
             images = parts[split].to(compute.device)
@@ -66,7 +63,7 @@ def predict(job: Job, cell: Cell, settings: PredictSettings) -> None:
                 if split == "test":
                     _note_silent(name, values, loaded[name].connection.additive, job.report)
                 described = {"ics": name, "split": split, **compute.describe()}
-                write_predictions(job.layout.predictions(cell, name, split), values, labels, described)
+                write_split(job.layout.predictions(cell, name, split), values, labels, described)
 
 
 def check_finite(logits: Tensor, weights: Path, split: str) -> None:
@@ -84,26 +81,19 @@ def _note_silent(name: str, logits: Tensor, additive: bool, report: Report) -> N
         report(
             Note(
                 f"IC set {name}: exit {', '.join(map(str, silent))} gives the same logits for all images: its head"
-                " died in training; a lower lr may help"
+                " learned nothing; a lower lr may help"
             )
         )
 
 
-def write_predictions(path: Path, logits: Tensor, labels: Tensor, described: Mapping[str, Any]) -> None:
-    """Write logits (K, N, C) and labels (N,), and their metadata in a JSON beside them."""
-    write_tensors(path, {"logits": logits, "labels": labels})
-    write_json(metadata(path), {**described, "versions": versions()})
-
-
 def _drawn(train: Data, samples: int | None, generator: torch.Generator) -> Data:
-    """Draw `samples` training images at random."""
     if samples is None:
         return train
     return train.take(torch.randperm(len(train), generator=generator)[:samples])
 
 
 def _by_backbone(sets: Mapping[str, IcSet]) -> Iterable[list[str]]:
-    """Group the IC sets by backbone: those on the frozen backbone together, each other one alone."""
+    """Group the IC sets by backbone: one group for the frozen backbone, and one for each set that trains its own."""
     frozen = [name for name, ics in sets.items() if not ics.trains_backbone]
     alone = [[name] for name, ics in sets.items() if ics.trains_backbone]
     return [frozen, *alone] if frozen else alone

@@ -1,4 +1,4 @@
-"""The job that prepares a data set."""
+"""Prepare a data set for a study."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ztw.study.settings import FolderSettings
 
 @dataclass(frozen=True)
 class PrepareDatasetSettings:
-    """Where the images are.
+    """Settings that the prepared data set depends on.
 
     Args:
         root: the folder of all data sets.
-        folder: a user's image folder; None = a built-in data set.
-        stamp: stamp of the files in an image folder or a streamed data set.
+        folder: a user's image folder; None = a built-in or registered data set.
+        stamp: stamp of the files of an image folder or a streamed data set.
     """
 
     root: str | None
@@ -27,10 +27,10 @@ class PrepareDatasetSettings:
 
 
 def prepare_dataset(job: Job, dataset: str, split: str, settings: PrepareDatasetSettings) -> None:
-    """Prepare both splits of a data set, and write the record of one as JSON.
+    """Prepare both splits of a data set, and write the record of one split as JSON.
 
-    Each split has its own record, so that new test images train nothing again. Both splits are prepared in any case,
-    so that an unusable image is reported before anything is trained.
+    Each split has its own record, so that changed test images train nothing again. Each job prepares both splits, so
+    that an unusable image is reported before any training.
     """
     folders = {dataset: settings.folder} if settings.folder else {}
     record = prepare.prepare_dataset(dataset, data_root(settings.root), folders, job.report)

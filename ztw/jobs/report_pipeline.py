@@ -1,4 +1,4 @@
-"""The job that reports the time and memory of the pipeline itself."""
+"""Report the time and memory of the pipeline itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run a job of the workflow with the input that Snakemake gives its script."""
+"""Run a job of the workflow with the input that Snakemake gives to its script."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ ORDER_ONLY = "checked"  # an input that jobs wait for but do not read
 
 
 def run(snakemake: Any, job: Callable[..., None]) -> None:
-    """Run a job with its layout, cell and typed settings; its output goes to the rule's log.
+    """Run a job with its layout, cell and typed settings, and write its output to the rule's log.
 
     Args:
-        snakemake: the object that Snakemake gives a script.
-        job: function of a Job, of the rule's wildcards by name (`cell` for those of a cell), and of `settings` if the
-            rule has params other than COMMON; the annotation gives the class of the settings.
+        snakemake: the object that Snakemake gives to a script.
+        job: a function. Its arguments: a Job; the rule's wildcards by name, or `cell` if they name a cell; and
+            `settings` if the rule has params other than COMMON. The annotation of `settings` is their class.
     """
     with job_log(snakemake.log[0], snakemake.rule, snakemake.wildcards) as report:
         params = dict(snakemake.params.items())
@@ -40,12 +40,12 @@ def run(snakemake: Any, job: Callable[..., None]) -> None:
 
 
 def _paths(inputs: list[Any]) -> list[Path]:
-    """Flatten named inputs, which are single files or lists."""
+    """Flatten inputs, each a file or a list of files."""
     return [Path(path) for part in inputs for path in ([part] if isinstance(part, str) else part)]
 
 
 def _layout(snakemake: Any) -> Layout:
-    """Derive the study's folder from the first output, because a Snakemake storage has its own folder."""
+    """Return the layout of the study's folder, found in the first output: a Snakemake storage adds its own folder."""
     study = f"results/{snakemake.config['study']}/"
     before, found, _ = str(snakemake.output[0]).partition(study)
     assert found, f"{snakemake.output[0]} is not in {study}"

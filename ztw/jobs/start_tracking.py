@@ -1,4 +1,4 @@
-"""The job that creates a study's MLflow store, before parallel jobs use it."""
+"""Create a study's MLflow store, before parallel jobs use it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The job that logs a cell's results in MLflow, with a figure of its methods."""
+"""Log a cell's results in MLflow, with a figure of its methods."""
 
 from __future__ import annotations
 
@@ -21,15 +21,18 @@ class TrackCellSettings:
     """Settings of the runs of a cell.
 
     Args:
+        sets: IC sets, or sets of logits.
+        from_logits: the cell has no networks.
         ensembles: (IC set, ensemble) of every fitted ensemble.
         families: method with early exits -> family, see `ztw.reporting.style.style`.
         protocol: the protocol of the headline accuracies.
-        timed: latency was measured.
-        models: log every method's network as an MLflow model.
+        timed: whether latency was measured.
+        models: whether to log every method's network as an MLflow model.
     """
 
     methods: tuple[str, ...]
     sets: tuple[str, ...]
+    from_logits: bool
     ensembles: tuple[tuple[str, str], ...]
     families: dict[str, str]
     protocol: str
@@ -38,10 +41,10 @@ class TrackCellSettings:
 
 
 def track_cell(job: Job, cell: Cell, settings: TrackCellSettings) -> None:
-    """Draw accuracy against cost, log everything to MLflow, and write the ids of the runs.
+    """Draw accuracy against cost, log all results in MLflow, and write the ids of the runs.
 
-    If the server is away, the file of the ids says so instead. The study still ends with its tables, and the next
-    call of `reproduce` logs the cell again.
+    If the server is away, the file of ids holds the reason instead. The study still makes its tables, and the next call
+    of `reproduce` logs the cell again.
 
     Raises:
         ZtwError: if the store cannot be used.
@@ -54,9 +57,13 @@ def track_cell(job: Job, cell: Cell, settings: TrackCellSettings) -> None:
         read_curves(curves.values()), from_files(metrics), settings.families, title
     )
     save(figure, layout.cell_figure(cell))
+    given = settings.from_logits
+    sets = [
+        layout.predictions(cell, ics, "test") if given else layout.ics(cell, ics) for ics in settings.sets
+    ]
     parts = {
-        "backbone": [metadata(layout.backbone(cell))],
-        "ics": [metadata(layout.ics(cell, ics)) for ics in settings.sets],
+        "backbone": [] if given else [metadata(layout.backbone(cell))],
+        "ics": [metadata(of_set) for of_set in sets],
         "ensemble": [metadata(layout.ensemble(cell, *names)) for names in settings.ensembles],
         "method": metrics,
     }
@@ -68,6 +75,6 @@ def track_cell(job: Job, cell: Cell, settings: TrackCellSettings) -> None:
     try:
         runs = log_cell(read_json(layout.store), results, job.report)
     except ServerAwayError as away:
-        job.report(f"not delivered: {away}")
+        job.report(f"not logged: {away}")
         runs = undelivered(cell, str(away))
     write_json(layout.runs(cell), runs)

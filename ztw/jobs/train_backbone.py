@@ -1,4 +1,4 @@
-"""The job that gets a cell's backbone from its source and trains it."""
+"""Load or build a cell's backbone and train it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from ztw.study.training_settings import BackboneSettings
 from ztw.training.separate import train_backbone as train
 
 PRETRAINED = {"default": "DEFAULT", "v1": "IMAGENET1K_V1"}  # torchvision's names
-TOLERANCE = 0.01  # of an expected accuracy: rounding, another image decoder
+TOLERANCE = 0.01  # allowed difference of accuracies: rounding, other image decoders
 IN_ORDER = (
     ": the names differ, and equal order and shapes do not prove the same computation;"
     " set backbone.expected_accuracy to check it"
@@ -41,7 +41,7 @@ class TrainBackboneSettings:
 
     Args:
         root: the folder of downloaded weights.
-        weights: stamp of the file of weights that the study names.
+        weights: stamp of the weights file in the study.
     """
 
     images: DataSettings
@@ -52,7 +52,7 @@ class TrainBackboneSettings:
 
 
 def train_backbone(job: Job, cell: Cell, settings: TrainBackboneSettings) -> None:
-    """Get a backbone from its source, train it, and write weights and metadata."""
+    """Load or build a backbone, train it, and write its weights and metadata."""
     images, backbone_settings = settings.images, settings.backbone
     networks = CellNetworks(
         job.layout, cell, backbone_settings, records=records_of(images, backbone_settings)
@@ -136,9 +136,8 @@ def _check_accuracy(backbone: Backbone, test: Data, settings: BackboneSettings, 
     expected = settings.expected_accuracy
     if expected is not None and abs(found - expected) > TOLERANCE:
         raise ZtwError(
-            f"backbone.expected_accuracy: the weights have {found:.4f} on the {len(test)} test images, expected"
-            f" {expected:g} within {TOLERANCE:g}; they may need another data.mean and data.std, or belong to"
-            " another network"
+            f"backbone.expected_accuracy: the accuracy on {len(test)} test images is {found:.4f}, expected {expected:g}"
+            f" within {TOLERANCE:g}; the weights may need another data.mean and data.std, or belong to another network"
         )
     return found
 

@@ -1,4 +1,4 @@
-"""The job that trains a cell's IC sets on its frozen backbone."""
+"""Train a cell's IC sets on its frozen backbone."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class TrainIcsSettings:
 
 
 def train_ics(job: Job, cell: Cell, settings: TrainIcsSettings) -> None:
-    """Train the IC sets on the frozen backbone; sets with the same recipe share a pass over it."""
+    """Train the IC sets on the frozen backbone. Sets with the same recipe are trained together, in one pass."""
     networks = CellNetworks(
         job.layout, cell, settings.build, settings.sets, records=settings.images.training_records
     )
@@ -41,7 +41,7 @@ def train_ics(job: Job, cell: Cell, settings: TrainIcsSettings) -> None:
         for name in names:
             torch.manual_seed(cell.seed)  # a set's weights must not depend on the other sets
             together.append(networks.attach(backbone, name))
-        torch.manual_seed(cell.seed)  # nor must dropout
+        torch.manual_seed(cell.seed)  # dropout must not depend on them either
         share_backbone(together, compute.device)
         kept = checkpoints.phase(f"pass-{number}")
         histories = train_separately(together, training, recipe, cell.seed, job.report, kept)
@@ -51,7 +51,6 @@ def train_ics(job: Job, cell: Cell, settings: TrainIcsSettings) -> None:
 
 
 def _by_recipe(settings: TrainIcsSettings, compute: Compute) -> dict[Recipe, list[str]]:
-    """Group the IC sets by recipe."""
     groups: dict[Recipe, list[str]] = {}
     for name, ics in settings.sets.items():
         groups.setdefault(recipe_of(ics, settings.hardware, compute), []).append(name)

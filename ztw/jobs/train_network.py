@@ -1,4 +1,4 @@
-"""The job that trains backbone and ICs of one IC set, jointly or layer by layer."""
+"""Train backbone and ICs of one IC set, jointly or layer by layer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Functions that the training jobs share: recipe, checkpoints, metadata."""
+"""Define what the training jobs share: recipe, checkpoints, metadata."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ztw.training.resume import Checkpoints
 def recipe_of(section: training_settings.Recipe, hardware: HardwareSettings, compute: Compute) -> Recipe:
     """Return the recipe of a section of the study; compute: from `compute_on`."""
     given = {key: getattr(section, key) for key in training_settings.Recipe.model_fields}
-    # A CUDA graph would capture the decisions that a plugin makes in Python once for all batches
+    # A CUDA graph would repeat one decision of a plugin's Python code for all batches
     of_a_plugin = bool(own("backbone") or own("head"))
     return Recipe(
         **given,
@@ -36,13 +36,13 @@ def recipe_of(section: training_settings.Recipe, hardware: HardwareSettings, com
 
 
 def training_metadata(compute: Compute, history: History, checkpoints: Checkpoints) -> dict[str, Any]:
-    """Return the metadata of a training: history, resumed checkpoints, hardware and versions."""
+    """Return the metadata of a training: history, positions of resumes, hardware and versions."""
     computed = {**compute.describe(), "versions": versions()}
     return {"history": history, "resumed": checkpoints.resumed, **computed}
 
 
 def job_checkpoints(job: Job, cell: Cell, training: str) -> Checkpoints:
-    """Return the checkpoints of a training, identified by settings, code, inputs and software of the job."""
+    """Return the checkpoints of a training. The job's settings, code, inputs and software identify it."""
     settings = {key: value for key, value in job.params.items() if key != "code"}
     of = {
         "code": str(job.params.get("code")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Self
@@ -157,6 +158,14 @@ def _spread(x: Tensor) -> Tensor:
     return torch.linspace(-1, 1, x.numel(), dtype=x.dtype, device=x.device).view(x.shape)
 
 
+@torch.no_grad()
+def states_of(backbone: Backbone) -> list[Any]:
+    """Return what each stage and the classifier take, for one sample, on the CPU."""
+    backbone = copy.deepcopy(backbone).cpu().eval()
+    first = first_state(backbone)
+    return [first, *backbone.features(first)]
+
+
 def features_of(state: Any) -> Tensor:
     """Return the features (N, ...) in what a stage returned."""
     return state if isinstance(state, Tensor) else state["features"]
@@ -175,7 +184,7 @@ class Fp32Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute (N, out) float32 from (N, in)."""
-        if not torch.is_autocast_enabled(x.device.type):
+        if x.is_meta or not torch.is_autocast_enabled(x.device.type):
             return super().forward(x)
         with torch.autocast(x.device.type, enabled=False):
             return super().forward(x.float())

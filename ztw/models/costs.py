@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from ztw.errors import ZtwError, unknown
-from ztw.models.backbone import Backbone, seen
+from ztw.models.backbone import Backbone, seen, states_of
 from ztw.models.network import EarlyExitNetwork
-from ztw.models.operations import Counter, backbone_macs, module_macs, stage_costs, states_of
+from ztw.models.operations import Counter, backbone_macs, module_macs, stage_costs
 from ztw.models.published_counter import ensemble_operations, module_operations
 
 COUNTERS: dict[str, Counter] = {"ztw": module_macs, "published": module_operations}

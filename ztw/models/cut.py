@@ -3,34 +3,27 @@
 from __future__ import annotations
 
 import copy
-import difflib
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from ztw.batch import InputSpec, mapped, tensors_of
+from ztw.batch import InputSpec, tensors_of
 from ztw.device import check_default_dtype
 from ztw.errors import ZtwError
 from ztw.models.backbone import Backbone, Fp32Linear
-from ztw.models.exported import (
-    CannotExportError,
-    Cut,
-    ExportedPart,
-    Program,
-    aten,
-    call,
-    export,
-    first_tensor,
-)
+from ztw.models.cut_checks import BY_HAND, compare, compare_other_sizes, trains_alike
+from ztw.models.cut_places import candidates, ends_at, ends_of, is_signal, named_module, offer
+from ztw.models.exported import ExportedPart, aten
+from ztw.models.exporting import call, export, first_tensor
+from ztw.models.graph import CannotExportError, End, Limits, Program
+from ztw.models.graph_cut import Cut
 from ztw.models.inputs import to_channels_last
 from ztw.models.supported import check_supported, plain
 
-NAMED = 12  # number of modules that an error names
-BY_HAND = "cut it by hand with stages=[...] and classifier=..."
+MISTAKES = (RuntimeError, TypeError, AttributeError, IndexError, ValueError, KeyError)
 
 
 def as_backbone(
@@ -95,13 +88,19 @@ def as_backbone(
     except Exception as error:  # a user's module may hold anything
         raise ZtwError(f"{name}: cannot be copied ({_reason(error)})") from error
     copied = plain(copied)
-    with torch.random.fork_rng(devices=[]):
+    on_gpu = [tensor.device for tensor in copied.parameters() if tensor.is_cuda]
+    with torch.random.fork_rng(devices=on_gpu[:1]):
         batch, expected = _sample_logits(copied, name, inputs)
         if by_hand[1] is None:
-            backbone = cut_model(copied, name, inputs, expected.shape[1], at)
+            backbone = _cut(copied, name, inputs, expected.shape[1], at)
+            compare(backbone, batch, expected)
+            compare_other_sizes(backbone, copied)
+            if not trains_alike(backbone, copied, batch):
+                for part in (*backbone.stages, backbone.classifier):
+                    part.only_infer()
         else:
             backbone = _by_hand(name, by_hand[0], by_hand[1], inputs)
-        _compare(backbone, batch, expected)
+            compare(backbone, batch, expected)
     backbone.origin = {"as_backbone": {"at": None if at is None else list(at)}} if stages is None else None
     return to_channels_last(backbone.train(model.training))
 
@@ -140,32 +139,23 @@ def _sample_logits(model: nn.Module, name: str, inputs: InputSpec) -> tuple[Any,
 def _by_hand(name: str, stages: Sequence[nn.Module], classifier: nn.Module, inputs: InputSpec) -> Backbone:
     try:
         return Backbone(name, stages, classifier, inputs)
-    except (RuntimeError, TypeError, AttributeError, IndexError, ValueError, KeyError) as error:
+    except MISTAKES as error:
         if isinstance(error, ZtwError):
             raise
         raise ZtwError(f"{name}: its stages do not fit together ({_reason(error)})") from error
 
 
-@torch.no_grad()
-def _compare(backbone: Backbone, batch: Any, expected: Tensor) -> None:
-    """Raise ZtwError unless the backbone computes the model's logits, and no stage changes what an exit reads."""
-    states = list(backbone.eval().features(batch))
-    before = [mapped(state, Tensor.clone) for state in states]
-    found = backbone.classifier(states[-1])
-    if found.shape != expected.shape:
-        raise ZtwError(
-            f"{backbone.arch}: the cut model returns shape {tuple(found.shape)}, the original {tuple(expected.shape)}"
-        )
-    scale = max(1.0, float(expected.abs().max()))
-    difference = float((found - expected).abs().max())
-    if not difference <= 1e-3 * scale:
-        raise ZtwError(
-            f"{backbone.arch}: the logits of the cut model differ from the original's by up to {difference:.3g},"
-            f" because it draws random numbers or remembers earlier calls; {BY_HAND}"
-        )
-    pairs = zip(map(tensors_of, before), map(tensors_of, states), strict=True)
-    if not all(torch.equal(one, two) for old, new in pairs for one, two in zip(old, new, strict=True)):
-        raise ZtwError(f"{backbone.arch}: a stage changes the features of the stage before it; {BY_HAND}")
+def _cut(
+    model: nn.Module, name: str, inputs: InputSpec, num_classes: int, at: Sequence[str] | None
+) -> Backbone:
+    try:
+        return cut_model(model, name, inputs, num_classes, at)
+    except CannotExportError as error:
+        raise ZtwError(f"{name}: cannot be cut ({error}); {BY_HAND}") from error
+    except MISTAKES as error:  # of a part
+        if isinstance(error, ZtwError):
+            raise
+        raise ZtwError(f"{name}: cannot take a batch of one sample ({_reason(error)})") from error
 
 
 def cut_model(
@@ -183,7 +173,8 @@ def cut_model(
     Raises:
         ZtwError: for a model that torch.export cannot follow, or that has no place to cut.
     """
-    groups = [[_named(model, place, name) for place in at]] if at is not None else _candidates(model)
+    places = {named_module(model, place, name): place for place in at or []}
+    groups = [list(places)] if at is not None else candidates(model)
     marked = list(dict.fromkeys(module for group in groups for module in group))
     try:
         program = export(model, inputs, marked)
@@ -191,42 +182,34 @@ def cut_model(
         raise ZtwError(f"{name}: torch.export cannot follow its forward ({error}); {BY_HAND}") from error
     inputs = _with_free_axes(inputs, program)
     if at is not None:
-        cuts = _cuts_at(program, inputs, at, name)
+        cuts = ends_at(program, inputs, list(places.values()), name)
     else:
-        cuts = next((found for group in groups if (found := _ends(program, inputs, marked, group))), [])
+        cuts = next((found for group in groups if (found := ends_of(program, inputs, marked, group))), [])
     if not cuts:
         raise ZtwError(
-            f"{name}: has no blocks to cut after; name modules with at=[...]{_offer(model, inputs)}"
+            f"{name}: has no blocks to cut after; name modules with at=[...]{offer(model, inputs)}"
         )
     try:
-        trained = export(model, inputs, marked, training=True)
-        trained_cuts = [trained.ends[program.ends.index(end)] for end in cuts]
+        trained = export(model, inputs, marked, training=True, known=program.tensors)
+        trained_cuts = [_same_end(trained, program, end) for end in cuts]
         pair = _same(Cut(program, inputs.names, cuts), Cut(trained, inputs.names, trained_cuts))
-    except (CannotExportError, IndexError):  # the backbone can stay frozen
+        if _sides(trained) != _sides(program):  # other lengths would need another graph
+            pair = (pair[0], None)
+    except CannotExportError:  # the backbone can stay frozen
         pair = (Cut(program, inputs.names, cuts), None)
     parts = [_part(*pair, number) for number in range(len(cuts))]
     backbone = Backbone(name, parts, _classifier(*pair, len(cuts), num_classes), inputs)
-    backbone.channels_first = tuple(_is_signal(end) for end in cuts)
+    backbone.channels_first = tuple(is_signal(end.node) for end in cuts)
     return backbone
 
 
-def _is_signal(end: fx.Node) -> bool:
-    """Return whether a value is a signal (N, C, L), made by a 1-d convolution or pooling."""
-    if end.meta["val"].dim() != 3:
-        return False
-    todo, done = [end], set[fx.Node]()
-    while todo:
-        node = todo.pop(0)
-        name = str(node.target)
-        if name.startswith(("aten.conv1d", "aten.conv_transpose1d", "aten.max_pool1d", "aten.avg_pool1d")):
-            return True
-        if name.startswith(
-            ("aten.linear", "aten.layer_norm", "aten.embedding", "aten.lstm", "aten.gru", "aten.matmul")
-        ):
-            return False
-        todo += [before for before in node.all_input_nodes if before not in done]
-        done.update(todo)
-    return False
+def _same_end(trained: Program, program: Program, end: End) -> End:
+    """Return the same call of the same module in another program."""
+    before = [one for one in program.ends if one.of == end.of]
+    after = [one for one in trained.ends if one.of == end.of]
+    if len(before) != len(after):
+        raise CannotExportError("modules are called another number of times in training mode")
+    return after[before.index(end)]
 
 
 def _same(one: Cut, other: Cut) -> tuple[Cut, Cut | None]:
@@ -239,144 +222,34 @@ def _same(one: Cut, other: Cut) -> tuple[Cut, Cut | None]:
 def _with_free_axes(inputs: InputSpec, program: Program) -> InputSpec:
     """Return the inputs with None for every axis that may have any size."""
     found = []
-    for item, node in zip(
-        inputs.inputs, (n for n in program.graph.nodes if n.op == "placeholder"), strict=True
-    ):
-        sides = node.meta["val"].shape[1:]
+    for number, (item, sides) in enumerate(zip(inputs.inputs, _sides(program)[0], strict=True)):
+        limits = {axis: limit for (of, axis), limit in program.limits.items() if of == number}
         found.append(
-            replace(
-                item, shape=tuple(None if isinstance(side, torch.SymInt) else int(side) for side in sides)
-            )
+            replace(item, shape=sides, limits=tuple(limits.get(axis + 1) for axis in range(len(sides))))
+            if limits
+            else replace(item, shape=sides)
         )
     return replace(inputs, inputs=tuple(found))
 
 
-def _named(model: nn.Module, place: str, name: str) -> nn.Module:
-    known = {key: module for key, module in model.named_modules() if key}
-    if place not in known:
-        close = difflib.get_close_matches(str(place), known, 3, 0.5) or list(known)[:NAMED]
-        raise ZtwError(f"{name}: at={place!r} is not a module of the model; known: {', '.join(close)}")
-    return known[place]
-
-
-def _candidates(model: nn.Module) -> list[list[nn.Module]]:
-    """Return the modules to cut after: blocks, else activations, else layers with weights."""
-    modules = list(model.modules())
-    activations = [part for part in modules if type(part).__module__ == "torch.nn.modules.activation"]
-    layers = [part for part in modules if any(True for _ in part.parameters(recurse=False))]
-    repeated = Counter(map(type, layers))
-    return [list(_blocks(model)), activations, [part for part in layers if repeated[type(part)] > 1]]
-
-
-def _blocks(model: nn.Module) -> Iterator[nn.Module]:
-    """Return the outermost instances of every class of composed modules that the model uses more than once."""
-    used = Counter(type(module) for module in model.modules() if _is_composed(module))
-
-    def outermost(parent: nn.Module) -> Iterator[nn.Module]:
-        for child in parent.children():
-            if used[type(child)] > 1:
-                yield child
-            else:
-                yield from outermost(child)
-
-    return outermost(model)
-
-
-def _is_composed(module: nn.Module) -> bool:
-    """Return whether a module has children and its own forward: it is neither a container nor a layer of torch."""
-    if isinstance(module, nn.TransformerEncoderLayer):
-        return True
-    layers = [kind for kind in type(module).__mro__ if kind.__module__.startswith("torch.nn.modules.")]
-    return layers == [nn.Module] and any(True for _ in module.children())
-
-
-def _ends(
-    program: Program, inputs: InputSpec, marked: Sequence[nn.Module], group: Sequence[nn.Module]
-) -> list[fx.Node]:
-    """Return the ends of modules after which the whole computation continues from their output, in order."""
-    wanted = {number for number, module in enumerate(marked) if module in group}
-    calls = Counter(program.order)
-    cut = Cut(program, inputs.names, [])
-    light = _without_weights(cut)
-    ends = [
-        end
-        for end, number in zip(program.ends, program.order, strict=True)
-        if number in wanted and calls[number] == 1 and _is_inner(cut, end)
+def _sides(program: Program) -> tuple[list[tuple[int | None, ...]], Limits]:
+    """Return the shape of every input without the batch axis, None for any size, and the limits of these."""
+    sides = [
+        tuple(None if isinstance(side, torch.SymInt) else int(side) for side in node.meta["val"].shape[1:])
+        for node in program.graph.nodes
+        if node.op == "placeholder"
     ]
-    return list(dict.fromkeys(end for end in ends if set(cut.crossing(end)) - {end} <= light))
-
-
-def _without_weights(cut: Cut) -> set[fx.Node]:
-    """Return the values that are computed from integers or a mask without any weight, e.g. the mask that blocks add."""
-    found: set[fx.Node] = set()
-    for node in cut.nodes:
-        if node.op == "placeholder":
-            if node is cut.mask or not node.meta["val"].is_floating_point():
-                found.add(node)
-        elif node.op == "call_function" and any(arg in found for arg in node.all_input_nodes):
-            weights = (
-                arg not in found and (arg in cut.of_rows or arg.op == "get_attr")
-                for arg in node.all_input_nodes
-            )
-            if not any(weights):
-                found.add(node)
-    return found
-
-
-def _is_inner(cut: Cut, end: fx.Node) -> bool:
-    """Return whether a value has features of floats, depends on the samples, and is not the logits."""
-    value = end.meta.get("val")
-    last = cut.nodes[-1].args[0]
-    return isinstance(value, Tensor) and value.is_floating_point() and end in cut.of_rows and end is not last
-
-
-def _cuts_at(program: Program, inputs: InputSpec, at: Sequence[str], name: str) -> list[fx.Node]:
-    """Return the ends of the modules in `at`, in the order of computation."""
-    cut, calls = Cut(program, inputs.names, []), Counter(program.order)
-    for number, place in enumerate(at):
-        if calls[number] != 1:
-            raise ZtwError(
-                f"{name}: at={place!r} is called {calls[number]} times, must be once; name another module"
-            )
-    ends = []
-    for end, number in zip(program.ends, program.order, strict=True):
-        place = at[number]
-        if end is cut.nodes[-1].args[0]:
-            raise ZtwError(
-                f"{name}: at={place!r} leaves no layer for the classifier; cut before the last layer"
-            )
-        if not _is_inner(cut, end):
-            raise ZtwError(f"{name}: at={place!r} does not return features of floats; name another module")
-        try:
-            cut._state(end)
-        except CannotExportError as error:
-            raise ZtwError(
-                f"{name}: at={place!r} cannot be a cut, because {error}; name another module"
-            ) from error
-        ends.append(end)
-    return list(dict.fromkeys(ends))
-
-
-def _offer(model: nn.Module, inputs: InputSpec) -> str:
-    """List modules at which the model can be cut, as the end of a message."""
-    names = {module: key for key, module in model.named_modules() if key}
-    try:
-        program = export(model, inputs, list(names))
-    except CannotExportError:
-        return ""
-    cut, keys = Cut(program, inputs.names, []), list(names.values())
-    fit = [
-        keys[number]
-        for end, number in zip(program.ends, program.order, strict=True)
-        if _is_inner(cut, end) and not set(cut.crossing(end)) - {end}
-    ]
-    return f", e.g. of {', '.join(fit[:NAMED])}" if fit else ""
+    return sides, program.limits
 
 
 def _part(cut: Cut, trained: Cut | None, number: int) -> ExportedPart:
     in_eval, takes = cut.part(number)
     in_training = None if trained is None else trained.part(number)[0]
-    return ExportedPart(cut.program.tensors, takes, in_eval, in_training)
+    return ExportedPart(_tensors(cut, trained), takes, in_eval, in_training)
+
+
+def _tensors(cut: Cut, trained: Cut | None) -> dict[str, Tensor]:
+    return cut.program.tensors if trained is None else {**trained.program.tensors, **cut.program.tensors}
 
 
 def _classifier(cut: Cut, trained: Cut | None, number: int, num_classes: int) -> ExportedPart:
@@ -385,18 +258,18 @@ def _classifier(cut: Cut, trained: Cut | None, number: int, num_classes: int) ->
     in_training = None if trained is None else trained.part(number)[0]
     graphs = [graph for graph in (in_eval, in_training) if graph is not None]
     names = {_last_linear(graph) for graph in graphs}
-    tensors = cut.program.tensors
+    tensors = _tensors(cut, trained)
     last = names.pop()
-    if names or last is None:
+    given = [tensors[name] for name in last or () if name is not None]
+    if names or last is None or not all(isinstance(tensor, nn.Parameter) for tensor in given):
         return ExportedPart(tensors, takes, in_eval, in_training)
     weight, bias = last
     linear = Fp32Linear(tensors[weight].shape[1], num_classes, bias=bias is not None)
     linear.to(tensors[weight].device)
-    if num_classes == len(tensors[weight]):
-        with torch.no_grad():
-            linear.weight.copy_(tensors[weight])
-            if bias is not None:
-                linear.bias.copy_(tensors[bias])
+    if num_classes == len(tensors[weight]):  # the same weights, which may be frozen, or another layer's, too
+        linear._parameters["weight"] = tensors[weight]  # type: ignore[assignment]
+        if bias is not None:
+            linear._parameters["bias"] = tensors[bias]  # type: ignore[assignment]
     for graph in graphs:
         _take_off_linear(graph)
     return ExportedPart(tensors, takes, in_eval, in_training, (weight.rpartition(".")[0] or "linear", linear))

@@ -12,7 +12,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from ztw.batch import mapped
 from ztw.errors import ZtwError
 from ztw.models.backbone import Backbone
-from ztw.models.exported import CannotExportError, ExportedPart, aten, export_part
+from ztw.models.exported import ExportedPart, aten
+from ztw.models.exporting import export_part
+from ztw.models.graph import CannotExportError
 from ztw.models.network import EarlyExitNetwork
 
 Network = TypeVar("Network", Backbone, EarlyExitNetwork)
@@ -48,7 +50,7 @@ def fold_batch_norm(network: Network) -> Network:
     folded = copy.deepcopy(network).eval()
     backbone: Backbone = folded.backbone if isinstance(folded, EarlyExitNetwork) else folded
     with torch.no_grad(), torch.backends.cudnn.flags(allow_tf32=False):
-        batch = backbone.inputs.sample(2, next(backbone.parameters(), None))
+        batch: Any = backbone.inputs.sample(2, next(backbone.parameters(), None))
         expected = folded(batch)
         states = [mapped(state, Tensor.clone) for state in (batch, *backbone.features(batch))]
         for number, state in enumerate(states):

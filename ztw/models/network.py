@@ -11,13 +11,13 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from ztw.batch import Batch, converted, device_of
+from ztw.batch import Batch, converted, device_of, mapped
 from ztw.device import check_default_dtype
 from ztw.errors import ZtwError, unknown
 from ztw.exits.ensemble_base import Ensemble
 from ztw.exits.inference import ExitFunction, ExitResult, Route, infer
 from ztw.exits.rules import ExitRule, as_rule
-from ztw.models.backbone import Backbone, first_state, seen
+from ztw.models.backbone import Backbone, seen, states_of
 from ztw.models.heads import Head
 from ztw.models.inputs import examine, give, keep_contiguous
 from ztw.models.pooling import MixedPool
@@ -132,12 +132,10 @@ class EarlyExitNetwork(nn.Module):
 
     def _protect_features(self, head: nn.Module, exit: int) -> None:
         """Give a head that overwrites its features a copy, because other parts read them, too."""
-        state: Any = first_state(self.backbone)
-        with torch.no_grad():
-            for stage in list(self.backbone.eval().stages)[: self.placement[exit] + 1]:
-                state = stage(state)
-        previous = [state.new_zeros(1, self.backbone.num_classes)] if self.connection.cascade and exit else []
-        give(head, examine(head, seen(state), *previous)[1])
+        where = next(head.parameters(), torch.empty(0)).device
+        features = mapped(seen(states_of(self.backbone)[self.placement[exit] + 1]), lambda x: x.to(where))
+        previous = torch.zeros(1, self.backbone.num_classes, device=where)
+        give(head, examine(head, features, *([previous] if self.connection.cascade and exit else []))[1])
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)

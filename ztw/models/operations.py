@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ztw.batch import mapped
 from ztw.device import check_default_dtype
-from ztw.models.backbone import Backbone, first_state
+from ztw.models.backbone import Backbone, states_of
 
 # The backend of ptflops that counts dispatched operations, so that it needs no table of module types: convolutions,
 # matrix products, and a bias as one operation per output.
@@ -26,6 +27,7 @@ def module_macs(module: nn.Module, *arguments: Any) -> float:
 
     # ptflops counts no operations in inference mode
     with torch.inference_mode(False), _unfused_attention():
+        arguments = tuple(mapped(given, Tensor.clone) for given in arguments)
         module = copy.deepcopy(module).cpu().eval()  # ptflops adds methods to a module and changes its mode
         counted, _ = ptflops.get_model_complexity_info(
             _Positional(module),
@@ -64,14 +66,6 @@ class _Positional(nn.Module):
 
 # (module, *its arguments for one sample) -> operations of one call
 Counter = Callable[..., float]
-
-
-@torch.no_grad()
-def states_of(backbone: Backbone) -> list[Any]:
-    """Return what each stage and the classifier take, for one sample, on the CPU."""
-    backbone = copy.deepcopy(backbone).cpu().eval()
-    first = first_state(backbone)
-    return [first, *backbone.features(first)]
 
 
 def stage_costs(backbone: Backbone, count: Counter = module_macs) -> Tensor:

@@ -7,65 +7,81 @@ expensive.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from ztw.device import check_default_dtype
 from ztw.models.cifar_resnet import BasicBlock, BlockReLU
+from ztw.models.exported import ExportedPart, aten
 from ztw.models.pooling import MixedPool
 
 
-def _convolution(module: nn.Module, x: Tensor, y: Tensor) -> float:
-    assert isinstance(module, nn.Conv2d)
-    height, width = module.kernel_size
-    products = 2 * height * width * module.in_channels // module.groups - 1 + (module.bias is not None)
-    return y.numel() * products * module.groups  # the published double count
+def _convolution(x: Tensor, y: Tensor, weight: Tensor, groups: int, bias: bool) -> float:
+    # the weight is (outputs, channels of a group, height, width)
+    products = 2 * weight[0].numel() - 1 + bias
+    return y.numel() * products * groups  # the published double count
 
 
-def _linear(module: nn.Module, x: Tensor, y: Tensor) -> float:
-    assert isinstance(module, nn.Linear)
-    return (2 * module.in_features - 1) * y.numel()
+def _aten_convolution(y: Tensor, x: Tensor, weight: Tensor, bias: Any = None, *more: Any) -> float:
+    return _convolution(x, y, weight, more[3] if len(more) > 3 else 1, bias is not None)
 
 
-def _kernel(module: nn.Module, x: Tensor, y: Tensor) -> int:
-    """Return the side of a pool's kernel; for an adaptive pool, the value of the published counter."""
-    if not isinstance(module, nn.MaxPool2d | nn.AvgPool2d):
-        return -(-x.shape[-1] // y.shape[-1])
-    side = module.kernel_size
-    return side if isinstance(side, int) else side[0]
+def _linear(x: Tensor, y: Tensor) -> float:
+    return (2 * x.shape[-1] - 1) * y.numel()
 
 
-def _max_pool(module: nn.Module, x: Tensor, y: Tensor) -> float:
-    return (_kernel(module, x, y) - 1) * y.numel()
+def _side(x: Tensor, y: Tensor) -> int:
+    """Return the side of an adaptive pool's kernel that the published counter assumes."""
+    return -(-x.shape[-1] // y.shape[-1])
 
 
-def _average_pool(module: nn.Module, x: Tensor, y: Tensor) -> float:
-    return _kernel(module, x, y) * y.numel()
+def _max_pool(y: Tensor, side: int) -> float:
+    return (side - 1) * y.numel()
 
 
-def _mixed_pool(module: nn.Module, x: Tensor, y: Tensor) -> float:
-    if x.shape[-1] < 4:  # the released heads do not pool such small maps
+def _average_pool(y: Tensor, side: int) -> float:
+    return side * y.numel()
+
+
+def _mixed_pool(x: Tensor, y: Tensor) -> float:
+    if x.shape[-1] < 4:  # the released heads do not pool so small a map
         return 0.0
-    return _max_pool(module, x, y) + _average_pool(module, x, y)
+    return _max_pool(y, _side(x, y)) + _average_pool(y, _side(x, y))
 
 
-# type -> operations for one sample, from input and output; other types cost nothing
-OPERATIONS: dict[type[nn.Module], Callable[[nn.Module, Tensor, Tensor], float]] = {
-    nn.Conv2d: _convolution,
-    nn.Linear: _linear,
-    nn.BatchNorm2d: lambda module, x, y: 2 * x.numel(),
+def _first(size: int | Sequence[int]) -> int:
+    return size if isinstance(size, int) else size[0]
+
+
+# type -> operations for one image, computed from module, input and output; other types cost nothing
+OPERATIONS: dict[type[nn.Module], Callable[[Any, Tensor, Tensor], float]] = {
+    nn.Conv2d: lambda part, x, y: _convolution(x, y, part.weight, part.groups, part.bias is not None),
+    nn.Linear: lambda part, x, y: _linear(x, y),
+    nn.BatchNorm2d: lambda part, x, y: 2 * x.numel(),
     # a block's last ReLU is counted with the block, even if it is in the next stage
-    BasicBlock: lambda module, x, y: y.numel(),
-    BlockReLU: lambda module, x, y: 0.0,
-    nn.ReLU: lambda module, x, y: x.numel(),
-    nn.MaxPool2d: _max_pool,
-    nn.AdaptiveMaxPool2d: _max_pool,
-    nn.AvgPool2d: _average_pool,
-    nn.AdaptiveAvgPool2d: _average_pool,
-    MixedPool: _mixed_pool,
+    BasicBlock: lambda part, x, y: y.numel(),
+    BlockReLU: lambda part, x, y: 0.0,
+    nn.ReLU: lambda part, x, y: x.numel(),
+    nn.MaxPool2d: lambda part, x, y: _max_pool(y, _first(part.kernel_size)),
+    nn.AdaptiveMaxPool2d: lambda part, x, y: _max_pool(y, _side(x, y)),
+    nn.AvgPool2d: lambda part, x, y: _average_pool(y, _first(part.kernel_size)),
+    nn.AdaptiveAvgPool2d: lambda part, x, y: _average_pool(y, _side(x, y)),
+    MixedPool: lambda part, x, y: _mixed_pool(x, y),
+}
+# the same by the operations of an exported part, computed from arguments and output
+ATEN: dict[Any, Callable[[Sequence[Any], Tensor], float]] = {
+    aten.conv2d.default: lambda given, y: _aten_convolution(y, *given),
+    aten.linear.default: lambda given, y: _linear(given[0], y),
+    aten.batch_norm.default: lambda given, y: 2 * y.numel(),
+    aten.relu.default: lambda given, y: y.numel(),
+    aten.relu_.default: lambda given, y: y.numel(),
+    aten.max_pool2d.default: lambda given, y: _max_pool(y, _first(given[1])),
+    aten.avg_pool2d.default: lambda given, y: _average_pool(y, _first(given[1])),
+    aten.adaptive_max_pool2d.default: lambda given, y: _max_pool(y[0], _side(given[0], y[0])),
+    aten.adaptive_avg_pool2d.default: lambda given, y: _average_pool(y, _side(given[0], y)),
 }
 
 
@@ -84,7 +100,22 @@ def module_operations(module: nn.Module, *arguments: Any) -> float:
         part.register_forward_hook(count)
     with torch.no_grad():
         module(*arguments)
+        if isinstance(module, ExportedPart):
+            graph = _OfGraph(module.in_eval)
+            graph.run(*module.arguments(*arguments))
+            total += graph.total
     return total
+
+
+class _OfGraph(fx.Interpreter):
+    """Runs a graph and sums the operations of its nodes."""
+
+    total = 0.0
+
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        output = super().call_function(target, args, kwargs)
+        self.total += ATEN[target](args, output) if target in ATEN else 0.0
+        return output
 
 
 def ensemble_operations(exit: int, num_classes: int) -> float:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -36,15 +37,39 @@ def plain(model: nn.Module) -> nn.Module:
         original = getattr(part, "_orig_mod", None)
         if isinstance(original, nn.Module) and place:
             model.set_submodule(place, original)
-    for part in model.modules():
+    for part in list(model.modules()):
         if parametrize.is_parametrized(part):
-            for name in list(part.parametrizations):  # type: ignore[arg-type]
-                parametrize.remove_parametrizations(part, name)
+            _remove_parametrizations(part)
         for hook in list(part._forward_pre_hooks.values()):
             if isinstance(hook, WeightNorm):
-                remove_weight_norm(part, hook.name)
+                _replace(part, hook.name, remove_weight_norm)
             elif isinstance(hook, SpectralNorm):
-                remove_spectral_norm(part, hook.name)
+                _replace(part, hook.name, remove_spectral_norm)
             elif isinstance(hook, prune.BasePruningMethod):
-                prune.remove(part, hook._tensor_name)
+                _replace(part, hook._tensor_name, prune.remove)
     return model
+
+
+def _remove_parametrizations(part: nn.Module) -> None:
+    """Make parametrized weights plain. PyTorch's function would change the class, which the original model has, too."""
+    found: Any = part.parametrizations
+    weights = {name: getattr(part, name).detach().clone() for name in found}
+    trains = {name: [weight.requires_grad for weight in found[name].parameters()] for name in found}
+    del part.parametrizations
+    part.__class__ = type(part).__mro__[1]
+    for name, weight in weights.items():
+        if trains[name]:
+            part.register_parameter(name, nn.Parameter(weight, requires_grad=any(trains[name])))
+        else:
+            part.register_buffer(name, weight)
+
+
+def _replace(part: nn.Module, name: str, remove: Callable[[nn.Module, str], Any]) -> None:
+    """Make a computed weight plain; it trains if what it was computed from does."""
+    trains = any(
+        weight.requires_grad
+        for key, weight in part.named_parameters(recurse=False)
+        if key.startswith(f"{name}_")
+    )
+    remove(part, name)
+    part.get_parameter(name).requires_grad_(trains)

@@ -42,6 +42,8 @@ def cut(arch: str, num_classes: int, channels: int, size: int, weights: str | No
         raise unknown("weights", weights, ("None", *WEIGHTS))
     try:
         model = _build(name, size, weights)
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, channels, size, size))
         return cut_model(model, arch, InputSpec.of_shape((channels, size, size)), num_classes)
     except (AssertionError, RuntimeError) as error:  # torch and torchvision raise them for an invalid shape
         reason = " ".join(str(error).split())[:160]

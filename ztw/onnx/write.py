@@ -8,6 +8,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,7 +80,7 @@ def write_onnx(
     model = nest(flat, form)
     if form.exits > 1:  # the default value of the input
         model.graph.initializer.append(onnx.numpy_helper.from_array(float32_below(bounds), BOUNDS))
-    metadata = describe(network, rule, bounds)
+    metadata = describe(network, form.inputs, rule, bounds)
     onnx.helper.set_model_props(model, {METADATA: json.dumps(metadata, sort_keys=True)})
     try:
         content = model.SerializeToString()
@@ -110,7 +111,20 @@ def flat_graph(network: EarlyExitNetwork, rule: type[ExitRule]) -> tuple[ModelPr
     from ztw.onnx.modules import AllExits, exportable
 
     form, module = form_of(network), AllExits(exportable(network), rule)
-    return exported(module, form, network.backbone.arch), form
+    flat = exported(module, form, network.backbone.arch)
+    return flat, replace(form, inputs=_inputs_of(flat, form.inputs))
+
+
+def _inputs_of(flat: ModelProto, inputs: InputSpec) -> InputSpec:
+    """Return the inputs with the sizes that the graph fixes: the exporter unrolls an LSTM, for one length."""
+    items = []
+    for item, value in zip(inputs.inputs, flat.graph.input, strict=True):
+        sides = [
+            dim.dim_value if dim.HasField("dim_value") else None
+            for dim in value.type.tensor_type.shape.dim[1:]
+        ]
+        items.append(replace(item, shape=tuple(sides)))
+    return replace(inputs, inputs=tuple(items))
 
 
 def form_of(network: EarlyExitNetwork) -> Form:
@@ -130,7 +144,7 @@ def exported(module: nn.Module, form: Form, name: str) -> ModelProto:
     Raises:
         ZtwError: if ONNX cannot hold the module.
     """
-    batch, free = torch.export.Dim("batch"), torch.export.Dim.DYNAMIC
+    batch, free = torch.export.Dim("batch"), torch.export.Dim.AUTO
     dims = [
         {0: batch, **{axis: free for axis, side in enumerate(item.shape, start=1) if side is None}}
         for item in form.inputs.inputs
@@ -174,7 +188,9 @@ def _quiet() -> Iterator[None]:
             logging.disable(before)
 
 
-def describe(network: EarlyExitNetwork, rule: ExitRule | None, bounds: Tensor) -> dict[str, Any]:
+def describe(
+    network: EarlyExitNetwork, inputs: InputSpec, rule: ExitRule | None, bounds: Tensor
+) -> dict[str, Any]:
     """Return the metadata that a runner needs."""
     backbone = network.backbone
     return {
@@ -184,7 +200,7 @@ def describe(network: EarlyExitNetwork, rule: ExitRule | None, bounds: Tensor) -
         "exits": network.exits,
         "num_classes": backbone.num_classes,
         "class_names": network.class_names,
-        "inputs": backbone.inputs.to_json(),
+        "inputs": inputs.to_json(),
         "normalisation": network.normalisation,
         "log_probabilities": network.ensemble is not None,
         "rule": None if rule is None else describe_rule(rule),

@@ -1,1 +1,1 @@
-"""What a reader sees: tables, figures, and runs in MLflow."""
+"""Report results: tables, figures, and runs in MLflow."""

@@ -1,4 +1,4 @@
-"""The devices and precisions of a study's results, and the tables that mix them."""
+"""List the devices and precisions of a study's results, and find the tables that mix them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Figures of single exits: accuracy, hindsight improvability, share of samples that leave."""
+"""Draw figures of single exits: accuracy, hindsight improvability, share of samples that leave."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from ztw.reporting.style import (
     style,
 )
 
-# With more exits, lines have markers, and the legend has colours, at some exits only
+# With more exits, only some have a marker or are in the legend
 MANY = 12
 
 
 def exit_accuracies(metrics: Metrics, families: Mapping[str, str], title: str) -> Figure:
-    """Draw the accuracy of every exit if all samples left there; methods with the same exits share a line."""
+    """Draw the accuracy of every exit if all samples left there. Methods with the same exits share a line."""
     return _by_exit(metrics[metrics["metric"] == "accuracy"], families, title, "test accuracy\nat this exit")
 
 
@@ -46,7 +46,7 @@ def _by_exit(metrics: Metrics, families: Mapping[str, str], title: str, what: st
     """Draw a metric by exit; metrics: rows of one metric, families: see `style`."""
     own = metrics[metrics["exit"].gt(0) & metrics["protocol"].eq("")].sort_values(["seed", "exit"])
     rows_of = {method: own[own["method"] == method] for method in families}
-    shared: dict[bytes, list[str]] = {}  # methods that differ in the rule only have the same exits
+    shared: dict[bytes, list[str]] = {}  # methods that differ only in the rule have the same exits
     for method, rows in rows_of.items():
         shared.setdefault(rows["value"].to_numpy().tobytes(), []).append(method)
     label = {first: ", ".join([first, *others]) for first, *others in shared.values()}
@@ -58,7 +58,7 @@ def _by_exit(metrics: Metrics, families: Mapping[str, str], title: str, what: st
     for axes, (family, shown) in zip(panels, groups, strict=True):
         for first in label:
             if first in shown:
-                # At an exit, only one method has a marker
+                # No two methods have a marker at the same exit
                 every = (list(shown).index(first), len(shown)) if many else None
                 look = {"label": label[first], "markevery": every, **looks[first]}
                 draw_band(axes, rows_of[first], "exit", "value", **look)
@@ -105,10 +105,10 @@ def _stacked_bar(axes: Axes, position: int, shares: pd.Series, colours: Sequence
         axes.text(0.5, position, "infeasible", ha="center", va="center", fontsize=8)
         return
     lefts = np.concatenate([[0.0], shares.cumsum()[:-1]])
-    own = [*colours[: len(shares) - 1], colours[-1]]  # the last exit is the backbone's
-    # With many exits, rims would cover small shares
-    rims = 0.5 if len(colours) <= MANY else 0.0
-    axes.barh(position, shares, left=lefts, color=own, edgecolor="white", linewidth=rims)
+    own = [*colours[: len(shares) - 1], colours[-1]]  # the last exit, the backbone's, has the last colour
+    # With many exits, edges would cover small shares
+    edges = 0.5 if len(colours) <= MANY else 0.0
+    axes.barh(position, shares, left=lefts, color=own, edgecolor="white", linewidth=edges)
 
 
 def _exit_legend(figure: Figure, colours: Sequence) -> None:

@@ -1,4 +1,4 @@
-"""Figures of accuracy against cost, in operations and in measured time."""
+"""Draw figures of accuracy against cost, in operations and in measured time."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from ztw.reporting.style import (
     style,
 )
 
-# Shares of the backbone's cost at which seeds are averaged; stretched for longer curves
+# Shares of the backbone's cost at which seeds are averaged; scaled up for curves above 2
 GRID = np.linspace(0.02, 2.0, 199)
 
 
@@ -39,12 +39,12 @@ def accuracy_against_cost(
 ) -> Figure:
     """Draw accuracy against relative cost: a curve per method, mean over seeds with a band of one std.
 
-    A rule that counts, such as patience, is a row of points. The star is the backbone alone, diamonds are static
-    networks. With many methods each panel shows one family and the other methods in grey.
+    A rule with whole-number parameters, such as patience, is a row of points. The star is the backbone alone, diamonds
+    are static networks. With many methods each panel shows one family, and the other methods in grey.
 
     Args:
-        curves: rows of all methods and seeds; the test split is drawn.
-        metrics: of the same data set and architecture.
+        curves: rows of all methods and seeds; only the test split is drawn.
+        metrics: metrics of the same data set and architecture.
         families: see `style`.
     """
     groups = panels_of(families)
@@ -65,11 +65,11 @@ def accuracy_against_cost(
             look = looks[method] | {"label": method}
             if "seed" not in lines[method]:
                 axes.plot(lines[method]["cost"], lines[method]["accuracy"], markersize=5, **look)
-            else:  # markers of different lines at different places
+            else:  # no two lines have their markers at the same costs
                 draw_band(axes, lines[method], "cost", "accuracy", markevery=(3 * place, 18), **look)
         if len(statics):
             draw_statics(axes, statics, "relative_cost")
-        if len(backbone):  # some IC set kept the backbone frozen
+        if len(backbone):  # only known if an IC set is on the frozen backbone
             draw_backbone(axes, 1.0, backbone.mean())
         axes.set(title=family or title, ylabel=measured if axes is panels[0] else "", xlabel="")
         in_percent(axes.xaxis, axes.yaxis)
@@ -80,15 +80,15 @@ def accuracy_against_cost(
 
 
 def _line(rows: pd.DataFrame, grid: np.ndarray) -> pd.DataFrame:
-    """Return cost and accuracy of every seed at equal costs; of a rule that counts, means at each number."""
-    if rows["parameter"].mod(1).any():  # thresholds are no integers: the first is 1e-6 below a score
+    """Return cost and accuracy of every seed at the grid's costs; for whole-number parameters, the means at each."""
+    if rows["parameter"].mod(1).any():  # a threshold is never whole: the grid starts 1e-6 below a score
         return _on_grid(rows, grid)
     points = rows.groupby("parameter")[["relative_cost", "accuracy"]].mean()
     return points.rename(columns={"relative_cost": "cost"})
 
 
 def _on_grid(rows: pd.DataFrame, grid: np.ndarray) -> pd.DataFrame:
-    """Return cost and accuracy of each seed at the costs of the grid that every seed reaches."""
+    """Return cost and accuracy of each seed, at those costs of the grid that all seeds reach."""
     accuracies = np.stack([accuracy_within(of_seed, grid) for _, of_seed in rows.groupby("seed")])
     reached = rows["relative_cost"].max() + grid[1] - grid[0] >= grid
     shown = ~np.isnan(accuracies).any(0) & reached
@@ -102,9 +102,9 @@ def _on_grid(rows: pd.DataFrame, grid: np.ndarray) -> pd.DataFrame:
 
 
 def accuracy_within(rows: pd.DataFrame, budgets: np.ndarray) -> np.ndarray:
-    """Return the accuracies (B,) of one seed's curve at budgets (B,), shares of the backbone's cost, without torch.
+    """Return the accuracies (B,) of one seed's curve at budgets (B,), shares of the backbone's cost.
 
-    The result is that of `ztw.evaluation.metrics.accuracy_at_budget`: NaN where no row is cheap enough.
+    The same as `ztw.evaluation.metrics.accuracy_at_budget`, without torch: NaN where no row is cheap enough.
     """
     rows = rows.sort_values("relative_cost", kind="stable")
     place = np.searchsorted(rows["relative_cost"], budgets * (1 + 1e-12), side="right") - 1
@@ -114,9 +114,9 @@ def accuracy_within(rows: pd.DataFrame, budgets: np.ndarray) -> np.ndarray:
 def accuracy_against_time(times: pd.DataFrame, families: Mapping[str, str], title: str) -> Figure:
     """Draw accuracy against measured time: a panel per runtime and batch size, a curve per method.
 
-    Points are budgets except "max", with thresholds chosen on the validation split. 100 % is the backbone alone in
+    A point is a budget (except "max"), with thresholds chosen on the validation split. 100 % is the backbone alone in
     its fastest runtime. The star is the backbone in the panel's runtime, diamonds are static networks. With many
-    methods each column shows one family and the other methods in grey.
+    methods each column shows one family, and the other methods in grey.
 
     Args:
         times: from `read_latency`.

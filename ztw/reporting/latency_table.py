@@ -1,4 +1,4 @@
-"""The table of measured times, with accuracy and cost."""
+"""Make the table of measured times, with accuracy and cost."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ REFERENCE = (
 def latency_table(files: Iterable[Path | str], metrics: Metrics) -> pd.DataFrame:
     """Return measured times with accuracy and cost of the same seed's test split.
 
-    relative_time is the time as a share of the backbone's in its fastest runtime (smallest median), for the same
-    batches and in the same group of methods. relative_time_in_runtime is the share of the backbone's in the same
-    runtime, NaN where the backbone was not timed there. The backbone's rows are medians over all groups.
+    relative_time is the time as a share of the backbone's time in its fastest runtime (smallest median), for the same
+    batches and in the same group of methods. relative_time_in_runtime is the share of the backbone's time in the row's
+    runtime, NaN if the backbone was not timed in it. The backbone's rows are medians over all groups.
 
     Args:
         files: from the job `measure_latency`.
@@ -53,7 +53,7 @@ def _times(content: dict[str, Any]) -> pd.DataFrame:
     """Return the rows of one file, with "-" for no budget."""
     found = [
         {"beside": "", **row, "budget": INFEASIBLE if row["budget"] is None else str(row["budget"])}
-        for row in content["rows"]  # no `beside` if all methods were timed in one group
+        for row in content["rows"]  # rows of earlier versions have no `beside`: all methods were one group
     ]
     rows = pd.DataFrame(found).assign(**{name: content[name] for name in IDENTITY[:3]})
     alone = rows[rows["method"] == BACKBONE].sort_values("median_ms", kind="stable")
@@ -66,7 +66,7 @@ def _times(content: dict[str, Any]) -> pd.DataFrame:
 
 
 def _speed(rows: pd.DataFrame, alone: pd.DataFrame, where: list[str]) -> np.ndarray:
-    """Return the backbone's images per second for every row: its first row with the same `where`."""
+    """Return for every row the backbone's images per second: the first row of `alone` with equal values of `where`."""
     speeds = alone.drop_duplicates(where).set_index(where)["images_per_s"]
     return speeds.reindex(pd.MultiIndex.from_frame(rows[where])).to_numpy()
 
@@ -84,7 +84,7 @@ def _with_one_backbone(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def left_out(files: Iterable[Path | str]) -> dict[tuple[str, str], str]:
-    """Return (data set, architecture) -> the note under its tables: rows that are missing, and why."""
+    """Return (data set, architecture) -> the note under its tables about missing rows, with reasons."""
     lines: dict[tuple[str, str], str] = {}
     for file in files:
         content = read_json(file)
@@ -110,7 +110,7 @@ def shortest_times(file: Path | str) -> dict[str, dict[str, float]]:
 
 
 def _known(metrics: Metrics) -> pd.DataFrame:
-    """Return accuracy and relative cost of each method at each budget; static networks and the backbone have "-"."""
+    """Return accuracy and relative cost of each method at each budget; for networks without exits the budget is "-"."""
     names, where = ["accuracy", "relative_cost"], [*IDENTITY, "budget"]
     held_out = metrics[metrics["protocol"].eq("held-out") & metrics["metric"].isin(names)]
     methods = held_out.pivot(index=where, columns="metric", values="value").reindex(columns=names)
@@ -134,7 +134,7 @@ def read_latency(path: Path | str, dataset: str, arch: str) -> pd.DataFrame:
 
 
 def write_latency(table: pd.DataFrame, missing: Notes, csv_path: Path | str, md_path: Path | str) -> None:
-    """Write the long table as csv, and a readable one per cell and batch size; missing: from `left_out`."""
+    """Write the csv, and a readable table per data set, architecture and batch size; missing: from `left_out`."""
     write_csv(table, csv_path)
     blocks = []
     for (dataset, arch, size), rows in table.groupby(["dataset", "arch", "batch_size"], sort=False):
@@ -149,7 +149,6 @@ def write_latency(table: pd.DataFrame, missing: Notes, csv_path: Path | str, md_
 
 
 def _precisions(rows: pd.DataFrame) -> list[tuple[str, str]]:
-    """Return each runtime with its precision."""
     return list(rows[["runtime", "precision"]].drop_duplicates().itertuples(index=False, name=None))
 
 

@@ -1,4 +1,4 @@
-"""A network as MLflow's pyfunc loads it: images in, a table of predictions out. Imports no mlflow."""
+"""Load a network as a pyfunc model for MLflow: images in, a table of predictions out. Imports no mlflow."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ztw.exits.rules import rule_from
 
 
 class Served:
-    """A network of `ztw.save` and its rules, by budget."""
+    """A saved network with its rules, by budget."""
 
     def __init__(self, folder: Path) -> None:
         self.network, _ = load(folder)
@@ -26,14 +26,14 @@ class Served:
         """Classify images by the rule of a budget.
 
         Args:
-            images: (N, C, H, W) float32, normalised as in training.
-            params: {"budget": text}, one of the network's budgets; by default its first.
+            images: float32 (N, C, H, W), normalised as in training.
+            params: {"budget": text}, one of the network's budgets; default: the first one.
 
         Returns:
-            A row an image: class from 0, its probability, and the exit from 1 at which the image left.
+            One row per image: class (from 0), its probability, and the exit where the image left (from 1).
 
         Raises:
-            ZtwError: the network has no rule for the budget.
+            ZtwError: if the network has no rule for the budget.
         """
         budget = (params or {}).get("budget", next(iter(self.rules)))
         if budget not in self.rules:
@@ -50,5 +50,5 @@ class Served:
 
 
 def _load_pyfunc(path: str) -> Served:
-    """Load the model from the folder of its data; called by MLflow."""
+    """Load the model from its data folder. MLflow calls this function."""
     return Served(Path(path))

@@ -1,4 +1,4 @@
-"""Names of runs, metrics and parameters in MLflow, from the JSON files of a cell. Imports no mlflow."""
+"""Convert the JSON files of a cell to names of runs, metrics and parameters in MLflow. Imports no mlflow."""
 
 from __future__ import annotations
 
@@ -10,25 +10,24 @@ from typing import Any
 from ztw.reporting.readable import INFEASIBLE
 from ztw.study.layout import Cell
 
-# In a cell's file of runs, instead of them: why MLflow does not hold them. The next call logs the cell again.
+# Key of the reason why MLflow has no runs of a cell, in its file of run ids. The next call logs the cell again.
 UNDELIVERED = "undelivered"
 
 
 def undelivered(cell: Cell, reason: str) -> dict[str, Any]:
-    """Return the content of a cell's file of runs when MLflow does not hold them."""
+    """Return the content of a cell's file of run ids if MLflow has no runs of the cell."""
     return {**asdict(cell), UNDELIVERED: reason}
 
 
 def headlines(
     content: Mapping[str, Any], protocol: str, times: Mapping[str, float] | None = None
 ) -> dict[str, float]:
-    """Return the metrics that a method is looked up for, under short names, at each feasible budget.
+    """Return a method's accuracy and time at each feasible budget, under short names.
 
     Args:
         content: content of the method's metrics file.
-        protocol: whose accuracies.
-        times: budget -> relative time, where it was measured; a static network has one, without a budget, for all
-            budgets that it fits.
+        times: budget -> relative time, if measured. A static network has one time, which is used for all its feasible
+            budgets.
     """
     wanted = [row for row in content["metrics"] if (row["metric"], row["protocol"]) == ("accuracy", protocol)]
     feasible = {row["budget"]: row["value"] for row in wanted if row["value"] is not None}
@@ -41,14 +40,14 @@ def headlines(
 
 
 def metric_name(row: Mapping[str, Any]) -> str:
-    """Return the name of a row of `ztw.reporting.results` in MLflow: [protocol/][exit_k/]metric[_at_budget]."""
+    """Return the name in MLflow of a row of metrics: [protocol/][exit_k/]metric[_at_budget]."""
     exit = f"exit_{row['exit']}" if row["exit"] else ""
     metric = f"{row['metric']}_at_{row['budget']}" if row["budget"] else row["metric"]
     return "/".join(filter(None, [row["protocol"], exit, metric]))
 
 
 def title_of(kind: str, content: Mapping[str, Any]) -> str:
-    """Return the name of the run of one JSON file; kind: "backbone", "ics", "ensemble" or "method"."""
+    """Return the name of the run for one JSON file; kind: "backbone", "ics", "ensemble" or "method"."""
     parts = [content[name] for name in ("ics", "ensemble") if name in content]
     return content["method"] if kind == "method" else " ".join([kind, *parts])
 

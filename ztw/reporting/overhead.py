@@ -1,4 +1,4 @@
-"""The cost of the pipeline itself: time and memory of every rule's jobs, and the share that is overhead."""
+"""Compute the cost of the pipeline itself: time and memory of every rule's jobs, and the share of overhead."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WORKED = re.compile(r"^worked ([\d.]+) s, from ([\d.]+)$", re.MULTILINE)
 
 
 def read_job(benchmark: Path, log: Path) -> dict[str, float]:
-    """Read seconds and largest_mb from a job's benchmark file, working time and start from its log.
+    """Read seconds and largest_mb from a job's benchmark file, and working time and start from its log.
 
     Raises:
         ZtwError: if the log has no working time.
@@ -40,10 +40,10 @@ def read_jobs(study: Path) -> pd.DataFrame:
 
 
 def pipeline_table(study: Path | str, cores: int) -> pd.DataFrame:
-    """Return one row per rule and one for all: seconds of jobs, working seconds, overhead (processes, imports).
+    """Return one row per rule and a row "all": seconds of jobs, working seconds, overhead (processes, imports).
 
-    share_of_run is overhead / (cores * wall time). The row "all" counts MLflow as overhead. Wall time is from the
-    start of the first job to the end of the last one, so it is meaningful for an uninterrupted run only.
+    share_of_run is overhead / (cores * wall time). In the row "all", MLflow is overhead, too. Wall time: from the
+    start of the first job to the end of the last one; too long if the run was interrupted.
 
     Args:
         cores: number of cores of the run.

@@ -16,7 +16,7 @@ COMPARISON = [
     *("source", "table", *KEY, "published", "ours", "std", "n"),
     *("difference", "low", "high", "protocol"),
 ]
-LEVEL = 0.95  # of the interval
+LEVEL = 0.95  # coverage of the interval
 
 
 def read_published(path: Path | str) -> pd.DataFrame:
@@ -45,11 +45,11 @@ def read_published(path: Path | str) -> pd.DataFrame:
 
 
 def comparison_table(table: pd.DataFrame, published: pd.DataFrame, protocols: Sequence[str]) -> pd.DataFrame:
-    """Return our accuracies (%) beside the published ones, NaN where there is none.
+    """Return our accuracies (%) beside published ones, NaN if nothing is published.
 
     low and high are the interval of the difference, ours - published, by Student's t over our seeds; NaN for one
-    seed. The published value counts as exact, because papers rarely report its spread. Our values are of the
-    protocol nearest to the papers': `published`, else `paper`, else the study's first.
+    seed. The published value is taken as exact, because papers rarely report its spread. Our protocol is the one
+    nearest to the papers': `published`, else `paper`, else the study's first.
 
     Args:
         table: from `accuracy_table`.
@@ -65,5 +65,5 @@ def comparison_table(table: pd.DataFrame, published: pd.DataFrame, protocols: Se
 
 
 def _plain(budgets: pd.Series) -> pd.Series:
-    """Write budgets in the shortest form, 0.50 as 0.5, so that equal budgets are equal texts."""
+    """Format budgets in the shortest form (0.50 as 0.5), so that equal budgets are equal texts."""
     return budgets.map(lambda budget: budget if budget == "max" else f"{float(budget):g}")

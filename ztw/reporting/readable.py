@@ -1,4 +1,4 @@
-"""The accuracy table for readers: rounded and marked once, for Markdown and LaTeX."""
+"""Round and mark the accuracy table once, for Markdown and LaTeX."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 from ztw.evaluation.names import BACKBONE
 from ztw.files import check_seal
 
-INFEASIBLE = "-"  # no value, and the budget of a network without exits; empty in a csv
+INFEASIBLE = "-"  # missing value, or budget of a network without exits; empty in a csv
 SAME = "≈"
 # Columns of the table of differences between methods
 DIFFERENCES = (
@@ -27,7 +27,7 @@ Notes = Mapping[tuple[str, str], str]
 
 
 class Entry(NamedTuple):
-    """An entry of the table; mark: "best" of its budget, "same" if within noise of the best, or ""."""
+    """An entry of the table. mark: "best" = best of its budget, "same" = within noise of the best, or ""."""
 
     text: str
     mark: Mark
@@ -75,7 +75,7 @@ def budget_name(budget: float | str) -> str:
 def percent(share: float) -> float:
     """Convert a share to percent with one decimal, rounding half up; NaN stays NaN.
 
-    Rounds to six decimals first, as in the csv, so that a table made from the csv is the same.
+    Rounds to six decimals first, because the csv has six: tables from the csv and from memory are the same.
     """
     return share if math.isnan(share) else math.floor(1000 * round(share, 6) + 0.5 + 1e-9) / 10
 
@@ -83,7 +83,7 @@ def percent(share: float) -> float:
 def accuracy_text(row: Mapping[str, Any], seeds: int) -> str:
     """Format an accuracy in percent: "91.2 ± 0.3", "91.2" for one seed, "-" if infeasible.
 
-    A budget that is feasible for fewer than `seeds` seeds gets their number: "91.2 (n=1)".
+    If fewer than `seeds` seeds are feasible, the text ends in their number: "91.2 (n=1)".
     """
     if math.isnan(row["mean"]):
         return INFEASIBLE
@@ -134,7 +134,7 @@ def _block(
 
 
 def _of_backbone(row: Mapping[str, Any], budget: str, seeds: int) -> Entry:
-    """Return the backbone's accuracy at a budget, unmarked, because the backbone is no method."""
+    """Return the backbone's accuracy at a budget. It has no mark, because the backbone is not a method."""
     return Entry(accuracy_text(row, seeds) if _fits_backbone(budget) else INFEASIBLE, "")
 
 
@@ -153,18 +153,18 @@ def _title(dataset: str, arch: str, protocol: str, seeds: int) -> str:
 
 
 def _note(noise: Noise) -> str:
-    """Return the addition to the title if differences were compared."""
+    """Return what the title says about noise; "" if methods were not compared."""
     return f"; {SAME}: within noise of the best (95 % paired bootstrap over the test images)" if noise else ""
 
 
 def _leader(column: Iterable[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """Return the best row of a budget, the first of equal ones to six decimals; None if infeasible."""
+    """Return the best row of a budget, by accuracy to six decimals, the first one if equal; None if infeasible."""
     feasible = [row for row in column if not math.isnan(row["mean"])]
     return max(feasible, key=lambda row: round(row["mean"], 6), default=None)
 
 
 def _mark(row: Mapping[str, Any], leader: Mapping[str, Any] | None, noise: Noise) -> Mark:
-    """Mark a row; all rows that are printed with the best value are best."""
+    """Return the mark of a row. All rows whose printed value is the best one are "best"."""
     if leader is None:
         return ""
     if percent(row["mean"]) == percent(leader["mean"]):

@@ -23,7 +23,7 @@ def _line(texts: Sequence[str]) -> str:
 
 
 def to_markdown(blocks: Iterable[Block]) -> str:
-    """Render one table per block with its note; the best of a budget is bold, rows within noise of it are marked."""
+    """Render one table per block, with its note. The best of a budget is bold, entries within noise have a mark."""
     return "\n".join(
         markdown_table(block.title, ["method", *block.budgets], _texts(block, MARKDOWN))
         + (f"\n{block.note}\n" if block.note else "")

@@ -15,8 +15,8 @@ from ztw.progress import Note, Report
 from ztw.study.layout import Cell, Layout
 
 IDENTITY = ["dataset", "arch", "seed", "method"]
-# protocol, budget: "" where a metric has none, budget as the study writes it ("0.25", "1.0", "max"), or the
-# allowed loss; exit: 1 to K, 0 where a metric is of none; value: NaN where a budget is infeasible
+# protocol: "" = none. budget: a budget of the study ("0.25", "1.0", "max"), an allowed loss, or "" = none.
+# exit: 1 to K, 0 = none. value: NaN if the budget is infeasible.
 METRIC_COLUMNS = (*IDENTITY, "protocol", "budget", "exit", "metric", "value")
 TYPES = dict.fromkeys(METRIC_COLUMNS, "str") | {"seed": "int64", "exit": "int64", "value": "float64"}
 Metrics = pd.DataFrame
@@ -28,18 +28,15 @@ def results_of(
     """List every cell with every method, in the order of the tables.
 
     Args:
-        layout: where their results are.
-        cells: of the study.
-        methods: of the study.
-        partial: leave out a method where a cell has no metrics of it. In a study that is published from several
-            machines a mean can be over fewer seeds. In a run a missing file is an error.
+        partial: leave out methods of a cell without metrics, so that means are over fewer seeds. For studies published
+            from several machines; in a run a missing file is an error.
     """
     pairs = product(cells, methods)
     return [(cell, method) for cell, method in pairs if not partial or layout.metrics(cell, method).is_file()]
 
 
 def from_files(files: Iterable[Path | str]) -> Metrics:
-    """Read the metrics of the `evaluate` jobs: one row a metric, with METRIC_COLUMNS."""
+    """Read the metrics files of the `evaluate` jobs: one row per metric, with METRIC_COLUMNS."""
     return _frame(read_json(file) for file in files)
 
 
@@ -61,16 +58,17 @@ def _read_parquet(file: Path | str) -> pd.DataFrame:
 def from_runs(
     store_file: Path, files: Sequence[Path], report: Report = print
 ) -> tuple[Metrics, dict[Path, str]]:
-    """Read the metrics from the copies of these files that the study's runs in MLflow hold.
+    """Read the metrics from MLflow: each run has a copy of a metrics file.
+
+    If a copy is missing or altered, its file is read instead. If the server is away, all files are read.
 
     Args:
-        store_file: written by the job `start_tracking`.
-        files: written by the `evaluate` jobs; read instead of a copy that is missing or altered, and all of them while
-            the server is away.
-        report: gets one line for what MLflow lacks, and for a server that is away.
+        store_file: the file of the job `start_tracking`.
+        files: the metrics files of the `evaluate` jobs.
+        report: called if MLflow lacks copies or the server is away.
 
     Returns:
-        The metrics, a row each, METRIC_COLUMNS; and file -> what MLflow lacks of it.
+        The metrics, one row each, with METRIC_COLUMNS; and file -> what is wrong with its copy.
     """
     from ztw.reporting.tracking import ServerAwayError, read_copies
 
@@ -82,7 +80,9 @@ def from_runs(
     if lacking:
         more = f" (and {len(lacking) - 1} more)" if len(lacking) > 1 else ""
         report(
-            Note(f"{next(iter(lacking.values()))}{more}: taken from the file; the next call logs it again")
+            Note(
+                f"{next(iter(lacking.values()))}{more}: the tables use the file; the next call logs it again"
+            )
         )
     return _frame(copies[file] if file in copies else read_json(file) for file in files), lacking
 
@@ -96,13 +96,13 @@ def _frame(results: Iterable[dict[str, Any]]) -> Metrics:
 
 
 def write_metrics(metrics: Metrics, path: Path | str) -> None:
-    """Write all metrics of a study: tables and figures are made from them."""
+    """Write all metrics of a study to one csv, from which the figures are drawn."""
     with sealed(path) as scratch:
         metrics.to_csv(scratch, index=False, lineterminator="\r\n")
 
 
 def read_metrics(path: Path | str) -> Metrics:
-    """Read what `write_metrics` wrote."""
+    """Read the csv of `write_metrics`."""
     check_seal(path)
     return pd.read_csv(
         path,

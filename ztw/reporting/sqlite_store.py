@@ -1,4 +1,4 @@
-"""The MLflow database in a study's folder: set aside when it is broken, moved with the folder. Imports no mlflow."""
+"""Repair the MLflow database in a study's folder if it is broken or was moved. Imports no mlflow."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-# What sqlite says of a file that is damaged, is no database, or lacks a table
+# Errors of SQLite for a file that is damaged, is not a database, or lacks a table
 BROKEN = ("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_ERROR")
-# What sqlite keeps beside a file: changes that were interrupted, which it takes back at the next opening
+# Suffixes of the database and of SQLite's journals
 BESIDE = ("", "-journal", "-wal", "-shm")
 
 
 def artifacts_of(database: Path) -> str:
-    """Return where the files of a database's runs lie; a URI, because MLflow reads %20 in a path as a space."""
+    """Return the folder of the runs' artifacts as a URI, because MLflow reads %20 in a path as a space."""
     return (database.parent / "mlflow-artifacts").absolute().as_uri()
 
 
 def prepare(database: Path) -> str | None:
-    """Make the database of a study usable where it lies, before anything opens it.
+    """Repair a study's database before MLflow opens it.
 
-    A broken database is renamed and kept. In a study that was moved, the runs' files are found beside it again:
-    MLflow writes down absolute places.
+    A broken database is renamed. If the study's folder was moved, the paths of artifacts in the database are corrected,
+    because MLflow stores absolute paths.
 
     Returns:
-        What was done, None when there was nothing to do.
+        What was done, for the user; None = nothing.
     """
     if not database.exists():
         return None
@@ -34,7 +34,7 @@ def prepare(database: Path) -> str | None:
             if state == "ok":
                 return _relocate(store, artifacts_of(database))
     except sqlite3.DatabaseError as error:
-        if not getattr(error, "sqlite_errorname", "").startswith(BROKEN):  # locked, or not ours to write
+        if not getattr(error, "sqlite_errorname", "").startswith(BROKEN):  # locked, or not writable
             return None
         state = str(error)
     kept = _set_aside(database).name
@@ -57,7 +57,7 @@ def _set_aside(database: Path) -> Path:
     number = 1
     while (target := database.with_name(f"{database.name}.broken{number}")).exists():
         number += 1
-    for suffix in BESIDE:  # left there, sqlite would change the next database by it
+    for suffix in BESIDE:  # SQLite would apply a journal to the next database of this name
         if (file := database.with_name(database.name + suffix)).exists():
             file.rename(target.with_name(target.name + suffix))
     return target

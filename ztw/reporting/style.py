@@ -1,4 +1,4 @@
-"""The style of figures: readable in print and with colour blindness; each as png and pdf."""
+"""Style, lay out and save figures, readable in print and with colour blindness."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FAMILIES = {
     "recycled": (3, "recycled: cascade, ensemble"),
     "together": (2, "trained with the backbone"),
 }
-MOST = 6  # lines of one panel
+MOST = 6  # lines in one panel, at most
 OTHERS = "in the other panels"  # label of grey lines
 STATIC = "static networks"  # label of diamonds
 LONG = 24  # letters of a name that is too long for a legend of two columns
@@ -82,7 +82,7 @@ def new_panels(
     """Make a figure of `rows` rows of `count` panels that share their y axis.
 
     Args:
-        width, height: of the figure, in inches.
+        width, height: size of the figure, in inches.
         share_x: "row" = the panels of a row share their x axis.
     """
     sns.set_theme(style="whitegrid" if grid else "white", context="paper", font_scale=1.1)
@@ -93,19 +93,19 @@ def new_panels(
 
 
 def draw_band(axes: Axes, rows: pd.DataFrame, x: str, y: str, **look: Any) -> None:
-    """Draw the means over seeds as a line, in a band of one standard deviation (n - 1)."""
+    """Draw the mean over seeds as a line, with a band of one standard deviation (n - 1)."""
     band = {"errorbar": "sd", "err_kws": {"alpha": 0.15, "lw": 0}}
     sns.lineplot(rows, x=x, y=y, ax=axes, legend=False, ms=5, mec=look["color"], **band, **look)
 
 
 def draw_faint(axes: Axes, rows: pd.DataFrame, x: str, y: str) -> None:
-    """Draw the means over seeds of a method of another panel in grey."""
+    """Draw the mean over seeds of another panel's method as a grey line."""
     means = rows.groupby(x)[y].mean()
     axes.plot(means.index, means, color="0.85", lw=0.9, zorder=0, label=OTHERS)
 
 
 def draw_statics(axes: Axes, points: pd.DataFrame, x: str) -> None:
-    """Draw static networks with their names: means over seeds, with one standard deviation.
+    """Draw static networks as diamonds with their names: mean over seeds, with one standard deviation.
 
     points: columns x, accuracy and method, one row per seed.
     """
@@ -130,9 +130,9 @@ def draw_statics(axes: Axes, points: pd.DataFrame, x: str) -> None:
 
 
 def place_names(figure: Figure, panels: Sequence[Axes]) -> None:
-    """Move the names from `draw_statics` to where they overlap nothing: above, below, else right below.
+    """Move each name of `draw_statics` to a free place: above its mark, below it, or below to the right.
 
-    Must be called after all drawing, when the sizes of the panels are final.
+    Call it after all drawing, when the sizes of the panels are final.
     """
     figure.draw_without_rendering()
     for axes in panels:
@@ -154,7 +154,7 @@ def draw_backbone(axes: Axes, x: Any, y: Any) -> None:
 
 
 def label_all(figure: Figure, panels: Sequence[Axes], x: str, title: str) -> None:
-    """Set the label of the x axes, and the title of the only panel or of the figure."""
+    """Set the label of the x axes, and the title: of the figure, or of its only panel."""
     for axes in panels:
         axes.set_xlabel(x)
     if len(panels) == 1:
@@ -168,7 +168,7 @@ def label_all(figure: Figure, panels: Sequence[Axes], x: str, title: str) -> Non
 
 
 def over_seeds(what: str, seeds: int) -> str:
-    """Return the label of an axis, with the number of seeds if there are several."""
+    """Add the number of seeds to the label of an axis, if there are several."""
     return what + (f", mean ± std of {seeds} seeds" if seeds > 1 else "")
 
 
@@ -180,10 +180,10 @@ def in_percent(*axes: Any) -> None:
 
 
 def add_legends(panels: Sequence[Axes], below: float = -0.24) -> None:
-    """Add a legend to the right of the only panel, or one below each panel; below: as a share of the panel's height."""
+    """Add a legend to the right of the only panel, or one below each panel, at y = `below` panel heights."""
     for axes in panels:
         handles, labels = axes.get_legend_handles_labels()
-        once = dict(zip(labels, handles, strict=True))  # grey lines share a label
+        once = dict(zip(labels, handles, strict=True))  # all grey lines have the same label
         if OTHERS in once:  # move it to the end
             once[OTHERS] = once.pop(OTHERS)
         where: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5)}
@@ -194,7 +194,7 @@ def add_legends(panels: Sequence[Axes], below: float = -0.24) -> None:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Save a figure as PNG at `path` and as PDF beside it, without a date: equal figures are equal files."""
+    """Save a figure as PNG at `path` and as PDF beside it, without dates, so that equal figures are equal files."""
     for kind, metadata in (("png", {}), ("pdf", {"CreationDate": None})):
         with atomic(path.with_suffix(f".{kind}")) as scratch:
             figure.savefig(scratch, format=kind, dpi=160, bbox_inches="tight", metadata=metadata)

@@ -1,4 +1,4 @@
-"""Tables of metrics over seeds, as long csv, wide Markdown and LaTeX."""
+"""Make tables of metrics over seeds, and write them as long csv, wide Markdown and LaTeX."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def accuracy_table(
 ) -> pd.DataFrame:
     """Return accuracy at every budget: one row per data set, architecture, protocol, method and budget.
 
-    mean, std (n - 1) and relative_cost (mean on the test samples) are over the n seeds for which the budget is
-    feasible; NaN if it is feasible for none.
+    mean, std (n - 1) and relative_cost (real cost of the test samples) are over the n seeds for which the budget is
+    feasible; NaN if n is 0.
 
     Args:
         methods: order of the methods.
@@ -71,8 +71,8 @@ def accuracy_table(
 def with_backbone(table: pd.DataFrame, metrics: Metrics) -> pd.DataFrame:
     """Add the backbone's accuracy as the first row of every data set, architecture and protocol.
 
-    The row has no budget, because the backbone has no thresholds. There is no row if every IC set trained the
-    backbone, because the metric `backbone_accuracy` is then missing.
+    The row has no budget, because the backbone has no thresholds. If every IC set trained the backbone, there is no
+    such row, because no job has measured `backbone_accuracy`.
     """
     known = metrics[metrics["metric"].eq("backbone_accuracy")].drop_duplicates(IDENTITY[:3])
     alone = known.groupby(CELL).agg(mean=("value", "mean"), std=("value", "std"), n=("value", "count"))
@@ -87,21 +87,19 @@ def with_backbone(table: pd.DataFrame, metrics: Metrics) -> pd.DataFrame:
 
 
 def _side_by_side(metrics: Metrics, names: list[str]) -> pd.DataFrame:
-    """Return metrics of budgets as columns; one row per seed, method, protocol and budget."""
+    """Return some metrics at budgets as columns, with one row per seed, method, protocol and budget."""
     found = metrics[metrics["metric"].isin(names) & metrics["protocol"].ne("")]
     table = found.pivot(index=[*IDENTITY, "protocol", "budget"], columns="metric", values="value")
     return table.reindex(columns=names)
 
 
 def _check_methods(metrics: Metrics, methods: Sequence[str]) -> None:
-    """Check that every cell has all methods."""
     for (dataset, arch), found in metrics.groupby(CELL, sort=False)["method"]:
         if missing := [method for method in methods if method not in set(found)]:
             raise ZtwError(f"table: no result of {missing[0]} on {dataset}/{arch}")
 
 
 def _check_budgets(metrics: Metrics, seeds: pd.DataFrame, wanted: pd.DataFrame) -> None:
-    """Check that every seed of a method has all budgets."""
     every = metrics[IDENTITY].drop_duplicates().merge(wanted, on="method")[list(seeds.index.names)]
     for row in every[~pd.MultiIndex.from_frame(every).isin(seeds.index)].itertuples():
         raise ZtwError(
@@ -116,13 +114,14 @@ def per_exit_table(metrics: Metrics) -> pd.DataFrame:
     table = found.groupby([*CELL, "method", "exit", "metric"])["value"].agg(mean="mean", std="std", n="count")
     # Exits are sorted as text: 1, 10, 11, 2, ...
     ordered = table.reset_index().sort_values(["exit", "metric"], key=lambda column: column.astype(str))
-    return _as_they_come(ordered, metrics)[PER_EXIT]
+    return _in_order_of(ordered, metrics)[PER_EXIT]
 
 
 def allowed_loss_table(metrics: Metrics) -> pd.DataFrame:
-    """Return the loss on the test split of methods whose thresholds follow an allowed loss of accuracy.
+    """Return the loss of accuracy on the test split of methods whose thresholds are chosen for an allowed loss.
 
-    accuracy_loss and std: the last exit's accuracy minus the method's, over n seeds; largest: the largest of a seed.
+    accuracy_loss, std and largest: mean, standard deviation and maximum over n seeds of the last exit's accuracy minus
+    the method's.
     """
     loss, cost = "loss_at_allowed_loss", "relative_cost_at_allowed_loss"
     seeds = _side_by_side(metrics, [loss, cost]).reset_index()
@@ -134,17 +133,17 @@ def allowed_loss_table(metrics: Metrics) -> pd.DataFrame:
         relative_cost=(cost, "mean"),
         n=(loss, "count"),
     )
-    return _as_they_come(table.reset_index(), metrics)[ALLOWED_LOSS]
+    return _in_order_of(table.reset_index(), metrics)[ALLOWED_LOSS]
 
 
-def _as_they_come(table: pd.DataFrame, metrics: Metrics) -> pd.DataFrame:
-    """Sort cells and methods in the order of the metrics."""
+def _in_order_of(table: pd.DataFrame, metrics: Metrics) -> pd.DataFrame:
+    """Sort a table's cells and methods in the order of the metrics."""
     key = [*CELL, "method"]
     return metrics[key].drop_duplicates().merge(table, on=key)
 
 
 def write_csv(table: pd.DataFrame, path: Path | str) -> None:
-    """Write the long table with six decimals, empty for no value."""
+    """Write a table as csv, with six decimals, and nothing for a missing value."""
     if "budget" in table:
         table = table.assign(budget=table["budget"].where(table["budget"].ne(INFEASIBLE)))
     with sealed(path) as scratch:

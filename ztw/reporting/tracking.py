@@ -1,8 +1,8 @@
-"""MLflow: every result of a cell as runs nested under it. The only module that imports mlflow.
+"""Log the results of cells in MLflow, as runs nested under a run of the cell. The only module that imports mlflow.
 
-Runs are written from the files that the jobs left, after the computing is done: a tracking server that cannot be
-reached never costs a training, and `ztw` computes without mlflow. Every run holds a copy of its file, from which the
-tables are made. A store's URI is kept, shown and given to MLflow without user name and password.
+Runs are logged from the result files, after all computing, so that no training is lost if a server cannot be reached.
+Every run has a copy of its file, from which the tables are made. A store's URI is saved, shown and given to MLflow
+without user name and password.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from __future__ import annotations
 import logging
 import os
 
-os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # before mlflow: its import starts telemetry, or does not
-os.environ["DO_NOT_TRACK"] = "true"  # MLflow does not know the usual 1
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # before the import of mlflow, which starts telemetry
+os.environ["DO_NOT_TRACK"] = "true"  # MLflow does not accept the usual value 1
 
 import json
 import tempfile
@@ -42,38 +42,38 @@ from ztw.study.layout import Cell
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
-MODEL = "model"  # where it is among a run's files
-# Named, not imported: what loads a model later changes nothing that is tracked.
+MODEL = "model"  # folder of the model in a run's artifacts
+# A name instead of an import, so that an edit of this module runs no job again
 LOADER = "ztw.reporting.mlflow_model"
 PARENT = "mlflow.parentRunId"
-# Tags: the cell, the folder of the study that logged it, and the SHA-256 of the file that a run was made from
+# Tags: the cell, the id of the study's folder, and the SHA-256 of the run's file
 CELL, OWNER, SEAL = "ztw.cell", "ztw.owner", "ztw.sha256"
 SQLITE = "sqlite:///"
-# Seconds, of a server that is there; many cells at once may wait longer for what they ask of it.
+# Seconds within which a server must answer the first request; later requests of many cells may take longer
 ANSWERS_WITHIN = 20
-# In the environment of a study's jobs: `tracking` as the study has it, with its password. Params are written down.
+# Environment variable of a study's jobs: the key `tracking` with its password, which must not be in Snakemake's params
 GIVEN = "ZTW_TRACKING"
 REFUSALS = ("UNAUTHENTICATED", "PERMISSION_DENIED")  # MLflow's names of the statuses 401 and 403
 FINISHED = " and attributes.status = 'FINISHED'"
-BATCH, MOST_RUNS = 900, 50_000  # MLflow takes at most 1000 metrics at a time, and gives so many runs
+# MLflow takes at most 1000 metrics per request, and returns at most 50,000 runs
+BATCH, MOST_RUNS = 900, 50_000
 
 
 class ServerAwayError(ZtwError):
-    """The server does not answer (refused, timed out, 5xx): the next call can deliver the runs."""
+    """The server does not answer (refused, timed out, 5xx). A later call may log the runs."""
 
 
 @dataclass(frozen=True)
 class CellResults:
-    """What is logged of a cell.
+    """The results of a cell to log.
 
     Args:
-        cell: which.
-        code_version: what computed it.
-        parts: kind ("backbone", "ics", "ensemble", "method") -> JSON files that the jobs wrote, a run each.
-        artifacts: title of a run -> further files to keep with it; "cell": with the cell's own.
-        protocol: whose accuracies are the headlines.
-        times: method -> budget -> relative time, where it was measured.
-        models: method -> folder of its network, of those that are logged as a model.
+        code_version: the code that computed the results.
+        parts: kind ("backbone", "ics", "ensemble", "method") -> JSON files of the jobs; each becomes a run.
+        artifacts: title of a run -> further files to log with it; "cell" -> files of the cell's run.
+        protocol: the protocol of the headline accuracies.
+        times: method -> budget -> relative time, if measured.
+        models: method -> folder of its network, if logged as a model.
     """
 
     cell: Cell
@@ -86,19 +86,19 @@ class CellResults:
 
 
 def start_store(tracking: str, study: str, folder: Path, report: Report = print) -> dict[str, str]:
-    """Create the store and the study's experiment, once and alone: several first starts break a store.
+    """Create the store and the study's experiment, before parallel jobs use the store: parallel starts break a new one.
 
     Args:
-        tracking: "sqlite", which is mlflow.db in the study's folder, or a URI.
+        tracking: "sqlite" for mlflow.db in the study's folder, or a URI.
         study: name of the experiment.
-        folder: of the study.
-        report: gets a line about a server that is away, and a note about a broken database.
+        folder: the study's folder.
+        report: called if the server is away or the database was repaired.
 
     Returns:
-        {"uri", "experiment", "owner"}; the owner tells this folder's runs from those of others on a shared server.
+        {"uri", "experiment", "owner"}; "owner" identifies this folder's runs on a shared server.
 
     Raises:
-        ZtwError: the store cannot be used.
+        ZtwError: if the store cannot be used.
     """
     own, database = tracking == "sqlite", folder / "mlflow.db"
     uri = f"{SQLITE}{database}" if own else without_password(tracking)
@@ -108,35 +108,35 @@ def start_store(tracking: str, study: str, folder: Path, report: Report = print)
     store = {"uri": uri, "experiment": study, "owner": "local" if own else uuid.uuid4().hex}
     try:
         open_store(store, report)
-    except ServerAwayError as away:  # the experiment is created when the first runs are delivered
+    except ServerAwayError as away:  # `log_cell` creates the experiment later
         report(str(away))
     return store
 
 
 def _make_database(database: Path, report: Report) -> None:
-    """Create the database under another name first: an interrupted start leaves none that is half made."""
-    if said := sqlite_store.prepare(database):
-        report(Note(said))
+    """Create the database under a temporary name, so that an interrupted start leaves no incomplete database."""
+    if done := sqlite_store.prepare(database):
+        report(Note(done))
     if not database.exists():
         with _errors_of(f"{SQLITE}{database}"), atomic(database) as scratch:
-            scratch.touch()  # with the mode of any other file; sqlite lets no group write its own
+            scratch.touch()  # gives it the usual mode: SQLite's own files are not writable for the group
             MlflowClient(f"{SQLITE}{scratch}").search_experiments()
 
 
 def open_store(store: Mapping[str, str], report: Report = print) -> tuple[MlflowClient, str]:
-    """Open a store of `start_store`; an experiment that was deleted is restored, or created again.
+    """Open a store of `start_store`; restore a deleted experiment, or create it again.
 
     Returns:
         A client, and the id of the study's experiment.
 
     Raises:
-        ServerAwayError: a server does not answer.
-        ZtwError: the store cannot be used, or the study's database is gone; opening it would create an empty one.
+        ServerAwayError: if the server does not answer.
+        ZtwError: if the store cannot be used, or the study's database is missing (MLflow would create an empty one).
     """
     uri, name = store["uri"], store["experiment"]
     database = _database(uri)
     if database is not None and not database.exists():
-        raise ZtwError(f"tracking: {database} is gone; run again to have every cell logged again")
+        raise ZtwError(f"tracking: {database} is missing; run again to log every cell again")
     with _errors_of(uri):
         client = _client(uri)
         if uri.startswith("http"):
@@ -151,7 +151,7 @@ def open_store(store: Mapping[str, str], report: Report = print) -> tuple[Mlflow
 
 
 def _create_experiment(client: MlflowClient, name: str, database: Path | None) -> str:
-    """Create the experiment, unless another cell does so: cells that are delivered later start at once."""
+    """Create the experiment, or return the one that another cell has created at the same time."""
     try:
         place = sqlite_store.artifacts_of(database) if database else None
         return client.create_experiment(name, place)
@@ -162,12 +162,12 @@ def _create_experiment(client: MlflowClient, name: str, database: Path | None) -
 
 
 def _database(uri: str) -> Path | None:
-    """Return the file of a study's own store, None for a server or another kind of database."""
+    """Return the file of a SQLite store; None for any other store."""
     return Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
 
 
 def _client(uri: str) -> MlflowClient:
-    """Return a client; a server gets its password by MLflow's variables, since MLflow writes URIs into errors."""
+    """Return a client. User name and password go into MLflow's variables, because MLflow writes URIs into errors."""
     given = os.environ.get(GIVEN, "")
     if given == uri or without_password(given) != uri:
         return MlflowClient(uri)
@@ -180,14 +180,14 @@ def _client(uri: str) -> MlflowClient:
 
 
 def log_cell(store: Mapping[str, str], results: CellResults, report: Report = print) -> dict[str, Any]:
-    """Write a cell's runs, then delete those of earlier calls.
+    """Log a cell's runs, then delete the runs of earlier calls.
 
     Returns:
         {"dataset", "arch", "seed", "runs": {kind: {title: run id}}}.
 
     Raises:
-        ServerAwayError: a server does not answer.
-        ZtwError: the store cannot be used.
+        ServerAwayError: if the server does not answer.
+        ZtwError: if the store cannot be used.
     """
     client, experiment = open_store(store, report)
     cell = results.cell
@@ -206,7 +206,8 @@ def log_cell(store: Mapping[str, str], results: CellResults, report: Report = pr
         _end(client, parent, results.artifacts.get("cell", []))
         kept = {run for of_kind in runs.values() for run in of_kind.values()}
         for run in _search(client, experiment, own):
-            if run.info.run_id not in kept:  # earlier, broken off, or created twice as an answer was lost
+            # of an earlier or interrupted call, or created twice because a response was lost
+            if run.info.run_id not in kept:
                 client.delete_run(run.info.run_id)
     return {**asdict(cell), "runs": runs}
 
@@ -214,7 +215,7 @@ def log_cell(store: Mapping[str, str], results: CellResults, report: Report = pr
 def _log_part(
     client: MlflowClient, experiment: str, tags: Mapping[str, str], file: Path, results: CellResults
 ) -> tuple[str, str]:
-    """Write the run of one JSON file; returns its title and id."""
+    """Log one JSON file as a run; return its title and id."""
     content, kind = read_json(file), tags["kind"]
     title = title_of(kind, content)
     own = {**tags, SEAL: sha256(file)} | ({"method": title} if kind == "method" else {})
@@ -240,10 +241,9 @@ def _end(client: MlflowClient, run: str, artifacts: Iterable[Path]) -> None:
 
 
 def _log_model(client: MlflowClient, run: str, network: Path) -> None:
-    """Log a network of `ztw.save` as a pyfunc model, unless it has no rule to run with.
+    """Log a network as a pyfunc model, unless it has no rule.
 
-    The model returns what `ztw.reporting.mlflow_model` says. It loads where ztw can be imported; nothing in it is
-    pickled.
+    `ztw.reporting.mlflow_model` defines the model's output. Loading the model needs ztw, and unpickles nothing.
     """
     from mlflow.models import ModelSignature
     from mlflow.pyfunc import save_model  # slow to import, and few cells log models
@@ -273,19 +273,19 @@ def _log_model(client: MlflowClient, run: str, network: Path) -> None:
 def read_copies(
     store: Mapping[str, str], files: Iterable[Path], report: Report = print
 ) -> tuple[dict[Path, Any], dict[Path, str]]:
-    """Read the copies of files that a study's runs hold, each the same to the last byte.
+    """Read the copies of files in a study's runs, if they are equal to the files.
 
     Args:
-        store: of `start_store`.
-        files: metrics of methods, as the jobs wrote them.
-        report: gets a note about an experiment that was deleted.
+        store: from `start_store`.
+        files: metrics files of the jobs.
+        report: called if a deleted experiment was restored.
 
     Returns:
-        file -> content of its copy; and file -> what is wrong in MLflow, of those without such a copy.
+        file -> content of its copy; and, for files without an equal copy, file -> what is wrong.
 
     Raises:
-        ServerAwayError: a server does not answer.
-        ZtwError: the store cannot be used, or a file was altered.
+        ServerAwayError: if the server does not answer.
+        ZtwError: if the store cannot be used, or a file was altered.
     """
     client, experiment = open_store(store, report)
     copies, lacking = {}, {}
@@ -303,31 +303,32 @@ def read_copies(
 
 
 def _read_copy(uri: str, run: Run | None, name: str) -> dict[str, Any] | str:
-    """Return the content of a run's copy of a file, or a text that says what is wrong with it."""
+    """Return the content of a run's copy of a file, or a text that says what is wrong."""
     if run is None:
-        return "no run in MLflow was made from it"
+        return "no run in MLflow has this result"
     run_id = run.info.run_id
-    kept = get_artifact_repository(run.info.artifact_uri, uri)  # a client would ask for the run each time
+    # MlflowClient would look up the run again in each call
+    kept = get_artifact_repository(run.info.artifact_uri, uri)
     if name not in [artifact.path for artifact in kept.list_artifacts()]:
-        return f"its run {run_id} in MLflow has no copy of it"
+        return f"its run {run_id} in MLflow has no copy of the file"
     with tempfile.TemporaryDirectory() as scratch:
         copy = Path(kept.download_artifacts(name, scratch))
         if sha256(copy) != run.data.tags[SEAL]:
-            return f"the copy of its run {run_id} in MLflow was altered"
+            return f"the copy in MLflow's run {run_id} was altered"
         content: dict[str, Any] = json.loads(copy.read_bytes())
     gone = {metric for metric, *_ in metrics_of(content)} - run.data.metrics.keys()
     return f"its run {run_id} in MLflow has no metric {min(gone)!r}" if gone else content
 
 
 def _search(client: MlflowClient, experiment: str, tags: Mapping[str, str], more: str = "") -> list[Run]:
-    """Find the runs with these tags that nobody has deleted; more: a further condition."""
+    """Find the existing runs with these tags; more: a further condition."""
     query = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items()) + more
     return list(client.search_runs([experiment], query, max_results=MOST_RUNS))
 
 
 @contextmanager
 def _errors_of(uri: str) -> Iterator[None]:
-    """Raise what a store raises as a ZtwError: mlflow, sqlalchemy, alembic and requests each have their own."""
+    """Convert all errors of a store to ZtwError; mlflow, sqlalchemy, alembic and requests raise their own types."""
     try:
         yield
     except ZtwError:
@@ -336,25 +337,26 @@ def _errors_of(uri: str) -> Iterator[None]:
         text = without_password(" ".join(str(error).split()))
         if _is_away(uri, error):
             cause = without_password(" ".join(str(_causes(error)[-1]).split())[-200:])
-            raise ServerAwayError(f"the MLflow server {uri} is away ({cause})") from error
+            raise ServerAwayError(f"the MLflow server {uri} does not answer ({cause})") from error
         raise ZtwError(
             f"tracking: the MLflow store {uri!r} cannot be used ({text[:200]}); {_hint(uri, error)}"
         ) from error
 
 
 def _is_away(uri: str, error: Exception) -> bool:
-    """Whether the server, or the database on one, does not answer now; a URI that cannot be right is no such thing."""
+    """Return whether a server does not answer now. An invalid URI is another error."""
     if _database(uri) is not None:
         return False
-    if isinstance(error, MlflowException):  # around what requests raises, which are OSErrors
+    # requests raises OSErrors; those about an invalid URI are ValueErrors, too
+    if isinstance(error, MlflowException):
         return any(
             isinstance(cause, OSError) and not isinstance(cause, ValueError) for cause in _causes(error)
         )
-    return type(error).__name__ == "OperationalError"  # of sqlalchemy
+    return type(error).__name__ == "OperationalError"  # sqlalchemy's
 
 
 def _causes(error: BaseException) -> list[BaseException]:
-    """An exception and those it was raised because of, the first cause last."""
+    """Return an exception and its chain of causes, the first cause last."""
     causes = [error]
     while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
         causes.append(cause)
@@ -362,18 +364,18 @@ def _causes(error: BaseException) -> list[BaseException]:
 
 
 def _hint(uri: str, error: Exception) -> str:
-    """What to do, by the kind of store."""
+    """Return what to do, by the kind of store."""
     if isinstance(error, ImportError) or any(
         word in str(error) for word in ("No module named", "load plugin")
     ):
-        return "install the Python package that its kind of database needs"
+        return "install the Python package for this kind of database"
     if "unsupported URI" in str(error):
         return "give sqlite, none, or the http address of a tracking server"
     if (database := _database(uri)) is not None:
-        return f"close what else uses {database}, or delete it to have the runs logged again"
+        return f"close other programs that use {database}, or delete it to log the runs again"
     if (code := getattr(error, "error_code", "")) in REFUSALS:
         login = "check MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
-        hosts = f"name {urlsplit(uri).netloc} in the server's MLFLOW_SERVER_ALLOWED_HOSTS"
+        hosts = f"add {urlsplit(uri).netloc} to the server's MLFLOW_SERVER_ALLOWED_HOSTS"
         if "Invalid Host header" in str(error):
             return hosts
         return login if code == "UNAUTHENTICATED" else f"{hosts}, or {login}"

@@ -1,4 +1,4 @@
-"""Checks that types cannot express: references between keys, combinations that are not allowed.
+"""Check what types cannot express: references between keys, and combinations that are not allowed.
 
 Every check raises ZtwError in one line: the key, the bad value and what is allowed.
 """
@@ -42,6 +42,8 @@ Label = Callable[[str], str]
 
 def check_names(study: Study) -> None:
     """Check references by name: data sets, architectures, parts, methods, overrides."""
+    if not study.ics.sets:
+        raise ZtwError("config: the key 'ics' is missing (or 'logits', in a study from logits)")
     folders = study.data.image_folders
     for name in folders:
         if name in DATASETS:
@@ -59,15 +61,20 @@ def check_names(study: Study) -> None:
     for index, item in enumerate(study.overrides):
         _check_listed(f"overrides.{index}.datasets", item.datasets or (), study.datasets, "datasets")
         _check_listed(f"overrides.{index}.archs", item.archs or (), [*study.archs, *study.statics], "archs")
-    for name, ensemble in study.ensembles.sets.items():
-        _check_known(f"ensembles.sets.{name}.kind", ensemble.kind, known("ensemble"))
-    for name in study.methods:
-        _check_method(study, name)
+    check_parts(study)
     if study.latency.batch_sizes and "pytorch" not in study.latency.runtimes:
         raise ZtwError(
             f"latency.runtimes: {as_written(study.latency.runtimes)!r} must include pytorch; other runtimes are"
             " compared with it"
         )
+
+
+def check_parts(study: Study) -> None:
+    """Check ensembles, methods and tracking."""
+    for name, ensemble in study.ensembles.sets.items():
+        _check_known(f"ensembles.sets.{name}.kind", ensemble.kind, known("ensemble"))
+    for name in study.methods:
+        _check_method(study, name)
     if study.tracking not in ("sqlite", "none") and "://" not in study.tracking:
         raise ZtwError(
             f"tracking: {study.tracking!r} is unknown; known: sqlite, none, or a tracking server's URI"
@@ -75,7 +82,7 @@ def check_names(study: Study) -> None:
 
 
 def _check_known(label: str, name: str, known: Sequence[str], or_else: str = "", advice: str = "") -> None:
-    """Check a name; or_else: allowed values that are no names."""
+    """Check a name. or_else: other allowed values, for the error."""
     if name not in known:
         listed = f"{', '.join(known)}{or_else}{did_you_mean(name, known)}{advice}"
         raise ZtwError(f"{label}: {name!r} is unknown; known: {listed}")
@@ -90,8 +97,11 @@ def _check_listed(label: str, names: Iterable[str], listed: Sequence[str], where
 
 
 def _check_method(study: Study, name: str) -> None:
-    method = study.methods[name]
+    method, sets = study.methods[name], list(study.exit_sets)
+    where = "logits.sets" if study.logits else "ics.sets"
     if method.static is not None:
+        if study.logits:
+            _check_listed(f"methods.{name}.static", [method.static], sets, where)
         for key, field in MethodSettings.model_fields.items():
             if key != "static" and getattr(method, key) != field.default:
                 raise ZtwError(
@@ -100,7 +110,7 @@ def _check_method(study: Study, name: str) -> None:
         return
     if not method.ics:
         raise ZtwError(f"methods.{name}: the key 'ics' is missing")
-    _check_listed(f"methods.{name}.ics", [method.ics], list(study.ics.sets), "ics.sets")
+    _check_listed(f"methods.{name}.ics", [method.ics], sets, where)
     if method.ensemble is not None:
         _check_known(f"methods.{name}.ensemble", method.ensemble, list(study.ensembles.sets), ", null")
     _check_known(f"methods.{name}.rule", method.rule, known("rule"))
@@ -164,12 +174,12 @@ def _check_torchvision(study: Study, dataset: str, arch: str) -> None:
 
 
 def check_honest(study: Study) -> None:
-    """Check that thresholds and ensembles are chosen on held-out images where they need them.
+    """Check that the study holds out the images that its thresholds and ensembles need.
 
-    A choice on held-out images needs a validation part. A guarantee needs images that nothing was trained on.
+    A guarantee (`risk_controlled`) also needs images that no network or ensemble was trained on.
     """
     if not study.data.validation_fraction:
-        _check_nothing_held_out(study)
+        _check_without_validation(study)
     for name, method in study.methods.items():
         if method.thresholds != "risk_controlled":
             continue
@@ -183,11 +193,10 @@ def check_honest(study: Study) -> None:
             )
 
 
-def _check_nothing_held_out(study: Study) -> None:
-
+def _check_without_validation(study: Study) -> None:
     fitted = [study.ensembles.sets[m.ensemble] for m in study.methods.values() if m.ensemble]
     needs = {
-        "evaluation.protocols: held-out chooses thresholds on it; leave held-out out": "held-out"
+        "evaluation.protocols: held-out chooses thresholds on it; remove held-out": "held-out"
         in study.evaluation.protocols,
         "latency uses thresholds chosen on it; set latency.batch_sizes to []": study.latency.batch_sizes,
         "an ensemble is fitted on it (fit_on: validation); use fit_on: train": any(
@@ -199,7 +208,7 @@ def _check_nothing_held_out(study: Study) -> None:
     }
     for reason, needed in needs.items():
         if needed:
-            raise ZtwError(f"data.validation_fraction: 0: there is no validation part, but {reason}")
+            raise ZtwError(f"data.validation_fraction: 0: there is no validation split, but {reason}")
 
 
 def _check_source(backbone: BackboneSettings, arch: str) -> None:
@@ -224,7 +233,7 @@ def _check_build(backbone: BackboneSettings, arch: str) -> None:
 
 
 def check_recipe(recipe: Recipe, label: Label) -> None:
-    """Check the schedule and milestones of a training."""
+    """Check the schedule and milestones of a recipe."""
     if recipe.schedule == "one_cycle" and recipe.milestones:
         raise ZtwError(
             f"{label('milestones')}: {as_written(recipe.milestones)!r} has no meaning with schedule one_cycle;"

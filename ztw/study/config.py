@@ -15,7 +15,7 @@ from ztw.study.resolve import as_given, resolved
 from ztw.study.settings import Study
 from ztw.study.validate import validated
 
-MOST_VALUES = 100_000  # in one config; the largest shipped config has some hundred
+MOST_VALUES = 100_000  # in one config; the largest shipped config has a few hundred
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -38,7 +38,7 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
     def construct_number(self, node: yaml.ScalarNode) -> int | float:
-        """Refuse YAML 1.1's numbers in base 8 and 60: it reads 010 as 8 and 1:30 as 90."""
+        """Refuse numbers in base 8 and 60: YAML 1.1 reads 010 as 8 and 1:30 as 90."""
         is_int = node.tag == "tag:yaml.org,2002:int"
         number = self.construct_yaml_int(node) if is_int else self.construct_yaml_float(node)
         if ":" in node.value or (is_int and re.fullmatch("[-+]?0[0-9_]+", node.value)):
@@ -69,7 +69,7 @@ def read_config(path: Path | str) -> dict[str, Any]:
         ) from error
     except ZtwError as error:
         raise ZtwError(f"config {str(path)!r}: {error}") from error
-    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:  # by PyYAML
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:  # of PyYAML
         raise ZtwError(f"config {str(path)!r}: not YAML ({' '.join(str(error).split())})") from error
     if not isinstance(config, dict):
         raise ZtwError(f"config {str(path)!r}: must be a mapping of keys, see config/README.md")
@@ -95,25 +95,25 @@ def study_name(path: Path | str) -> str:
     """Return the name of a study and of its results folder: the stem of the config's file name.
 
     Raises:
-        ZtwError: if the name has characters with a meaning for Snakemake or a shell.
+        ZtwError: if the name has characters that Snakemake or a shell interprets.
     """
     name = Path(path).stem
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
         raise ZtwError(
-            f"config {str(path)!r}: the file name gives the study's name, and {name!r} is not allowed; rename the file"
-            " with letters, digits and '_', after the first character also '-' and '.'"
+            f"config {str(path)!r}: {name!r} cannot be the name of a study; rename the file with letters, digits and"
+            " '_', after the first character also '-' and '.'"
         )
     return name
 
 
 def check_study(config: dict[str, Any]) -> Study:
-    """Check a config, fill in its defaults and resolve every cell; loads the study's plugins.
+    """Load the plugins of a config, check it, fill in its defaults and resolve every cell.
 
     Args:
         config: as read from YAML.
 
     Raises:
-        ZtwError: in one line: the key, the bad value and what is allowed.
+        ZtwError: for the first wrong key or value.
     """
     given = as_given(config)
     plugins = given.get("plugins", ())

@@ -13,7 +13,7 @@ SETTINGS = {
     *("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"),  # precision is a key of the study
     *("GIT_DIR", "GIT_WORK_TREE"),  # results record the commit of this repository
 }
-# MLflow's variables that a run keeps: how to reach a server. The study's key `tracking` names the server.
+# MLflow variables that jobs keep: access to a tracking server. The study's key `tracking` names the server.
 ACCESS = re.compile(
     r"MLFLOW_(TRACKING_(USERNAME|PASSWORD|TOKEN|AUTH|AWS_SIGV4|INSECURE_TLS|SERVER_CERT_PATH|CLIENT_CERT_PATH)"
     r"|WORKSPACE|S3_\w+|GCS_\w+|BOTO_\w+|KERBEROS_\w+|MYSQL_SSL_\w+|SQLALCHEMYSTORE_\w+|PYARROW_EXTRA_CONF"
@@ -31,6 +31,6 @@ def settings_of_others(names: Iterable[str]) -> set[str]:
 
 
 def search_path(root: str, environment: Mapping[str, str], others: bool = True) -> str:
-    """Return PYTHONPATH with `root` first; others: keep the user's own entries after it."""
+    """Return PYTHONPATH with `root` first. others: whether the user's entries follow."""
     given = environment.get("PYTHONPATH", "").split(os.pathsep) if others else []
     return os.pathsep.join([root, *(path for path in given if path not in ("", root))])

@@ -14,7 +14,7 @@ from typing import Any
 from ztw.errors import ZtwError
 from ztw.files import sha256
 
-INSTALLED = {"site-packages", "dist-packages"}  # locked by the environment
+INSTALLED = {"site-packages", "dist-packages"}  # folders of packages with locked versions
 NAMESPACE = 0  # our kind for a package without __init__.py, which ModuleFinder does not support
 
 _added: list[str] = []  # folders of plugins on the module search path
@@ -24,18 +24,17 @@ _used: set[str] = set()  # helpers that plugins have imported
 def helpers(path: Path, module: str = "") -> dict[str, Path]:
     """Find the user's own modules that a file imports, directly or through each other.
 
-    Leaves out the standard library, installed packages and ztw. Includes imports inside functions. Cannot see computed
-    names (`import_module(name)`). Adds the file's folder to the end of the module search path.
+    Leaves out the standard library, installed packages and ztw. Includes imports inside functions, but not imports by
+    a computed name (`import_module(name)`). Adds the file's folder to the end of the module search path.
 
     Args:
-        path: the file.
-        module: the name that Python imports the file by; "" for a file outside of packages.
+        module: the file's module name; "" for a file outside of packages.
 
     Returns:
-        Name -> file, with the file itself.
+        Name -> file, the file itself included.
 
     Raises:
-        ZtwError: if a module beside the file has the name of another module, which Python would import.
+        ZtwError: if a module beside the file has the name of a module that Python would import instead.
     """
     package = module if "." in module or path.stem == "__init__" else ""
     if not package and (folder := str(path.parent)) not in sys.path:
@@ -54,7 +53,7 @@ def helpers(path: Path, module: str = "") -> dict[str, Path]:
 
 
 def code_sha256(files: dict[str, Path]) -> str:
-    """Return the SHA-256 of a file and its helpers, from `helpers`; without helpers, that of the file.
+    """Return one SHA-256 of the result of `helpers`; for a file without helpers, the file's own SHA-256.
 
     Raises:
         OSError: if a file cannot be read.
@@ -66,16 +65,16 @@ def code_sha256(files: dict[str, Path]) -> str:
 
 
 def import_again(names: set[str]) -> None:
-    """Make the next import of these helpers run them again."""
+    """Remove helpers from Python's module cache, so that the next import runs them again."""
     for name in list(names):
         parts = name.split(".")
-        for count in range(len(parts)):  # packages hold their modules
+        for count in range(len(parts)):  # a package keeps references to its modules
             sys.modules.pop(".".join(parts[: count + 1]), None)
     _used.update(names)
 
 
 def forget_helpers() -> None:
-    """Make all helpers be imported again, and remove the folders of plugins from the module search path."""
+    """Remove all helpers from Python's module cache, and the folders of plugins from the module search path."""
     import_again(_used)
     _used.clear()
     sys.path[:] = [folder for folder in sys.path if folder not in _added]
@@ -90,7 +89,7 @@ class _Finder(ModuleFinder):
         self.beside = beside
 
     def find_module(self, name: str, path: Any, parent: Module | None = None) -> Any:
-        """Find a module as Python would; raises ImportError unless it is the user's own."""
+        """Find a module of the user's as Python would; raise ImportError for any other module."""
         if path is None:
             path = self._folders(name)
         spec = PathFinder.find_spec(name, path)
@@ -116,7 +115,7 @@ class _Finder(ModuleFinder):
             near = next((file for file in beside if file.is_file()), None)
         if near and not (origin and Path(origin).exists() and near.samefile(origin)):
             other = origin or "the standard library"
-            raise ZtwError(f"imports {name}: both {near} and {other} have this name; rename the first")
+            raise ZtwError(f"imports {name}: both {near} and {other} have this name; rename your file")
         if spec is None or origin is None or INSTALLED & set(Path(origin).parts):
             raise ImportError(name=name)
         return [str(Path(place).parent) for place in spec.submodule_search_locations or [origin]]

@@ -1,4 +1,4 @@
-"""The path of every file of a study; no other module spells one. Imports no torch.
+"""Return the path of every file of a study; no other module builds such paths. Imports no torch.
 
 No job's code digest includes this module (`ztw.study.provenance.NAMES_ONLY`): a path changes no result.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-# In the repository, not in a study: published numbers that the tables show beside ours
+# Published numbers for the tables; this file is in the repository, not in a study's folder
 PUBLISHED = Path(__file__).parents[2] / "config" / "published.csv"
 
 
@@ -100,7 +100,7 @@ class Layout:
         return self.cell(cell) / "correct" / f"{method}.safetensors"
 
     def network(self, cell: Cell, method: str) -> Path:
-        """Return the path of a network's description, which refers to the weights; `ztw.load` reads its folder."""
+        """Return the path of a network's description and of the folder that `ztw.load` reads."""
         return self.cell(cell) / "networks" / method / "network.json"
 
     def latency(self, cell: Cell) -> Path:
@@ -119,7 +119,7 @@ class Layout:
         """Return the path of a figure of accuracy against cost for one seed; kind: "png" or "pdf"."""
         return self.cell(cell) / f"accuracy_cost.{kind}"
 
-    # A cell of a published study: these files in addition to those of a run
+    # Further files of a cell in a published study
 
     def provenance(self, cell: Cell) -> Path:
         """Return the path of a published cell's provenance: date, machine and software."""
@@ -142,7 +142,7 @@ class Layout:
 
     @property
     def store(self) -> Path:
-        """Path of the name of the study's MLflow store."""
+        """Path of the file that names the study's MLflow store."""
         return self.folder / "tracking.json"
 
     @property

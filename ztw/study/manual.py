@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ztw.files import write_text
+from ztw.study.logits_settings import LogitsSet, LogitsSettings
 from ztw.study.section import Section
 from ztw.study.settings import (
     DataSettings,
@@ -22,7 +23,7 @@ from ztw.study.settings import (
 )
 from ztw.study.training_settings import BackboneSettings, IcsSettings, Regime
 
-# NAME in `<!-- keys: NAME -->` ... `<!-- end -->` of the manual -> the section whose table stands there
+# NAME in `<!-- keys: NAME -->` ... `<!-- end -->` of the manual -> section of the table between
 SECTIONS: dict[str, type[Section]] = {
     "study": Study,
     "data": DataSettings,
@@ -30,6 +31,8 @@ SECTIONS: dict[str, type[Section]] = {
     "backbone": BackboneSettings,
     "ics": IcsSettings,
     "ics.sets": Regime,
+    "logits": LogitsSettings,
+    "logits.sets": LogitsSet,
     "overrides": OverrideSettings,
     "ensembles": EnsemblesSettings,
     "methods": MethodSettings,
@@ -62,15 +65,15 @@ def key_table(section: type[Section]) -> str:
 
 
 def _kind(found: Schema, required: bool) -> str:
-    """For example "number > 0, epochs, `0.1`"."""
+    """Return type, unit and default of a key, such as "number > 0, epochs, `0.1`"."""
     options = [option for option in found.get("anyOf", [found]) if option.get("type") != "null"]
     kind = " or ".join(dict.fromkeys(text for option in options if (text := _type(option))))
     default = "required" if required else f"`{_as_yaml(found.get('default'))}`"
-    return ", ".join(part for part in (kind, found.get("unit", ""), default) if part)
+    return ", ".join(part for part in (kind, found.get("unit", ""), default) if part.strip("`"))
 
 
 def _type(option: Schema) -> str:
-    """For example "number > 0"; empty for a choice, whose values stand in the meaning."""
+    """Return type and range, such as "number > 0"; empty for a choice, because its meaning lists the values."""
     limits = [f"{sign} {option[limit]:g}" for limit, sign in LIMITS.items() if limit in option]
     kind: str = option.get("type", "")
     return " ".join([TYPES.get(kind, kind), *limits]) if "enum" not in option else ""
@@ -89,6 +92,7 @@ def editor_schema() -> Schema:
     definitions["IcSet"]["required"] = ["connection"]
     definitions["EnsembleSettings"]["required"] = ["kind"]
     definitions["MethodSettings"]["oneOf"] = [{"required": ["ics"]}, {"required": ["static"]}]
+    schema["oneOf"] = [{"required": ["ics"]}, {"required": ["logits"]}]
     for name in ("IcSet", "EnsembleSettings"):  # defaults come from the section
         for found in definitions[name]["properties"].values():
             found.pop("default", None)

@@ -1,4 +1,4 @@
-"""Load plugins: files and installed packages that register a user's parts, before the study is checked.
+"""Load plugins: files and installed packages that register a user's parts.
 
 This module imports no torch. A plugin may.
 """
@@ -22,12 +22,12 @@ GROUP = "ztw.plugins"  # entry-point group
 
 
 def load_plugins(plugins: Iterable[str] | Mapping[str, str]) -> None:
-    """Run plugins once a process, and again if a plugin's file or a helper has changed.
+    """Run each plugin once per process, and again after an edit of its file or of a helper.
 
     A helper is a user's file that a plugin imports (`ztw.study.helpers`).
 
     Args:
-        plugins: entries of a study's key `plugins`, or entry -> expected SHA-256 in a study's jobs.
+        plugins: entries of a study's key `plugins`; in a study's jobs, entry -> expected SHA-256.
 
     Raises:
         ZtwError: if a plugin is missing, fails (with its line number), registers nothing or has changed.
@@ -69,14 +69,13 @@ def _code_of(name: str) -> tuple[Path, dict[str, Path]]:
 
 
 def plugins_with(plugins: Iterable[str], kinds: Iterable[str]) -> dict[str, str]:
-    """Select the loaded plugins that registered a part of some kinds: name -> SHA-256."""
+    """Return name -> SHA-256 of the loaded plugins that registered a part of one of the kinds."""
     wanted = set(kinds)
-    brought = {part.plugin for (kind, _), part in PARTS.items() if kind in wanted}
-    return {name: PLUGINS[name] for name in plugins if name in brought}
+    registered_by = {part.plugin for (kind, _), part in PARTS.items() if kind in wanted}
+    return {name: PLUGINS[name] for name in plugins if name in registered_by}
 
 
 def _entry_point(name: str) -> str:
-    """Return the module of an entry point."""
     from importlib.metadata import entry_points  # slow, and rarely needed
 
     found = {point.name: point.module for point in entry_points(group=GROUP)}
@@ -112,12 +111,12 @@ def _run(name: str, path: Path) -> None:
         import_again({_entry_point(name)})
         importlib.import_module(_entry_point(name))
         return
-    title = f"ztw_plugin_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"  # file names may repeat
+    title = f"ztw_plugin_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"  # two files may have one name
     spec = spec_from_file_location(title, path)
     assert spec is not None
     assert spec.loader is not None
-    module_of_it = sys.modules[title] = module_from_spec(spec)
-    spec.loader.exec_module(module_of_it)
+    module = sys.modules[title] = module_from_spec(spec)
+    spec.loader.exec_module(module)
 
 
 def _fault(error: BaseException, path: Path) -> str:

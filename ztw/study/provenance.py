@@ -19,7 +19,7 @@ from ztw.version import __version__
 ROOT = Path(__file__).parents[2]
 # Modules that change no result: public names, the version (recorded in results), and paths
 NAMES_ONLY = ("ztw", "ztw.version", "ztw.study.layout")
-# Module -> imports that digests skip: prepare makes lost files again, and splits checks them by SHA-256
+# Module -> imports that digests skip. `prepare` only restores lost files, and `splits` checks their SHA-256.
 NOT_FOLLOWED = {"ztw.data.splits": {"ztw.data.prepare"}}
 DESCRIBED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)  # nodes with a docstring
 
@@ -27,8 +27,8 @@ DESCRIBED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)  #
 def folder_stamp(folder: Path | str, names: Sequence[str] = ("train", "test", "val")) -> str:
     """Return a digest that changes when a file below a folder is added, removed, renamed or overwritten.
 
-    Reads path, size and modification time of every file: some seconds for a million files. Ignores hidden files,
-    files that operating systems leave behind, and the path of the folder itself. names: the subfolders to include.
+    Reads path, size and modification time of every file: a few seconds for a million files. Ignores hidden files,
+    files that operating systems create, and the path of the folder itself. names: the subfolders to include.
     """
     digest = hashlib.sha256()
     for name in names:
@@ -37,7 +37,7 @@ def folder_stamp(folder: Path | str, names: Sequence[str] = ("train", "test", "v
 
 
 def _add_stamps(place: Path | str, below: str, digest: hashlib._Hash) -> None:
-    """Add the stamps of all files below a folder; the job of the data set checks the folder itself."""
+    """Add the stamps of all files below a folder. The job `prepare_dataset` reports a missing folder."""
     try:
         entries = sorted(os.scandir(place), key=attrgetter("name"))
     except OSError:  # missing, or a link in a cycle
@@ -69,7 +69,7 @@ def file_stamp(path: os.DirEntry[str] | Path | str | None) -> str | None:
 
 
 def code_digest(job: str, root: Path = ROOT) -> str:
-    """Digest all code that a job runs: its script, `ztw.jobs.run`, its module and the modules it imports.
+    """Return a digest of all code that a job runs: its script, `ztw.jobs.run`, its module and the modules it imports.
 
     Ignores comments, docstrings, formatting and descriptions of keys: only an edit of the code runs a job again.
 
@@ -82,12 +82,12 @@ def code_digest(job: str, root: Path = ROOT) -> str:
         digest.update(module.encode() + _tree(module, root)[1])
     for caller in (root / f"workflow/scripts/{job}.py", root / "ztw/jobs/run.py"):
         if caller.exists():
-            digest.update("\n".join(_what_runs(caller)[0]).encode())
+            digest.update("\n".join(_code_and_imports(caller)[0]).encode())
     return digest.hexdigest()[:16]
 
 
 def import_closure(module: str, root: Path = ROOT) -> list[str]:
-    """List the modules of ztw that importing a module runs, itself included, sorted; without NAMES_ONLY.
+    """List the modules of ztw that an import of `module` runs, sorted, `module` included, NAMES_ONLY left out.
 
     Reads the source only. Imports inside functions count; imports for type checkers (`if TYPE_CHECKING`) do not.
 
@@ -105,8 +105,8 @@ def import_closure(module: str, root: Path = ROOT) -> list[str]:
 
 @cache
 def _tree(module: str, root: Path) -> tuple[frozenset[str], bytes]:
-    """Return the modules that a module imports from ztw, and its code."""
-    does, imports = _what_runs(_file(module, root))
+    """Return a module's imports from ztw, and its code."""
+    code, imports = _code_and_imports(_file(module, root))
     named: set[str] = set()
     for node in imports:
         if isinstance(node, ast.Import):
@@ -116,32 +116,32 @@ def _tree(module: str, root: Path) -> tuple[frozenset[str], bytes]:
             named |= {source, *(f"{source}.{alias.name}" for alias in node.names)}
     named -= NOT_FOLLOWED.get(module, set())
     ours = {name for name in named if name.split(".")[0] == "ztw" and _exists(name, root)}
-    return frozenset(ours), "\n".join(does).encode()
+    return frozenset(ours), "\n".join(code).encode()
 
 
-def _what_runs(path: Path) -> tuple[list[str], list[ast.Import | ast.ImportFrom]]:
-    """Return the code of a file that runs, and its imports."""
-    does: list[str] = []
+def _code_and_imports(path: Path) -> tuple[list[str], list[ast.Import | ast.ImportFrom]]:
+    """Return a file's code and imports, as `_walk` collects them."""
+    code: list[str] = []
     imports: list[ast.Import | ast.ImportFrom] = []
-    _walk(ast.parse(path.read_text(encoding="utf-8")), does, imports)
-    return does, imports
+    _walk(ast.parse(path.read_text(encoding="utf-8")), code, imports)
+    return code, imports
 
 
-def _walk(node: Any, does: list[str], imports: list[ast.Import | ast.ImportFrom]) -> None:
-    """Collect the code that runs, without docstrings, imports for type checkers and descriptions of keys."""
+def _walk(node: Any, code: list[str], imports: list[ast.Import | ast.ImportFrom]) -> None:
+    """Collect code and imports, without docstrings, imports for type checkers and descriptions of keys."""
     if isinstance(node, list):
-        does.append("[")
+        code.append("[")
         for item in node:
-            _walk(item, does, imports)
-        does.append("]")
+            _walk(item, code, imports)
+        code.append("]")
     elif not isinstance(node, ast.AST):
-        does.append(repr(node))
+        code.append(repr(node))
     elif not _only_for_types(node):
         if isinstance(node, ast.Import | ast.ImportFrom):
             imports.append(node)
-        does.append(type(node).__name__)
+        code.append(type(node).__name__)
         for field in node._fields:
-            _walk(_ran(node, field), does, imports)
+            _walk(_without_description(node, field), code, imports)
 
 
 def _only_for_types(node: ast.AST) -> bool:
@@ -150,7 +150,7 @@ def _only_for_types(node: ast.AST) -> bool:
     return "TYPE_CHECKING" in (getattr(node.test, "id", ""), getattr(node.test, "attr", ""))
 
 
-def _ran(node: ast.AST, field: str) -> Any:
+def _without_description(node: ast.AST, field: str) -> Any:
     """Return a field of a node without its docstring or its description of a key."""
     value = getattr(node, field, None)
     if not isinstance(value, list) or not value:

@@ -1,4 +1,4 @@
-"""Fill the keys that a study shares into each IC set and ensemble."""
+"""Fill the keys of the sections into each IC set and ensemble."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Given = dict[str, Any]
 
 
 def as_given(value: Any, place: str = "config") -> Any:
-    """Copy a config with lists as tuples, which cannot change.
+    """Copy a config, with immutable tuples for lists.
 
     Raises:
         ZtwError: if a key is not text.
@@ -55,15 +55,15 @@ def _ic_set(study: Given, own: Any) -> Any:
     if not isinstance(own, dict):
         return own
     section = BackboneSettings if recipe_home(own) == "backbone" else IcsSettings
-    shared = _says(study["ics"], IcsSettings, Anatomy.model_fields)
-    shared |= _says(study.get(recipe_home(own)), section, Recipe.model_fields)
+    shared = _values(study["ics"], IcsSettings, Anatomy.model_fields)
+    shared |= _values(study.get(recipe_home(own)), section, Recipe.model_fields)
     if own.get("schedule") == "one_cycle":
         shared["milestones"] = ()
     return {**shared, **own}
 
 
-def _says(section: Any, kind: type[Section], keys: Iterable[str]) -> Given:
-    """Return a section's values of some keys, else their defaults; required keys have none."""
+def _values(section: Any, kind: type[Section], keys: Iterable[str]) -> Given:
+    """Return a section's values of the given keys, or their defaults. Leaves out missing keys without a default."""
     defaults = {
         key: kind.model_fields[key].default for key in keys if not kind.model_fields[key].is_required()
     }
@@ -71,12 +71,12 @@ def _says(section: Any, kind: type[Section], keys: Iterable[str]) -> Given:
 
 
 def _add_kinds(ensembles: Given) -> None:
-    """Let methods name a kind of ensemble without defining a set."""
+    """Add a set for each kind of ensemble, so that methods can name the kind."""
     for name in ensembles["sets"]:
         if name in known("ensemble"):
             raise ZtwError(f"ensembles.sets.{name}: is the name of a kind of ensemble; choose another name")
     named = {kind: {"kind": kind} for kind in known("ensemble")} | ensembles["sets"]
-    shared = _says(ensembles, EnsemblesSettings, EnsembleFit.model_fields)
+    shared = _values(ensembles, EnsemblesSettings, EnsembleFit.model_fields)
     ensembles["sets"] = {
         name: {**shared, **own} if isinstance(own, dict) else own for name, own in named.items()
     }

@@ -43,7 +43,7 @@ T = TypeVar("T")
 
 def _each_once(values: tuple[T, ...]) -> tuple[T, ...]:
     if len(set(values)) < len(values):
-        raise PydanticCustomError("twice", "names something twice; list each value once")
+        raise PydanticCustomError("twice", "has a value twice; list each value once")
     return values
 
 

@@ -1,4 +1,4 @@
-"""A study, typed: the type, default, unit, range and meaning of every key. Imports no torch.
+"""Define every key of a study: type, default, unit, range and meaning. Imports no torch.
 
 `ztw.study.manual` generates the manual's tables and the editors' schema from these definitions.
 """
@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr
 
 from ztw.errors import is_number
+from ztw.study.logits_settings import LogitsSet, LogitsSettings
 from ztw.study.section import Listed, Name, Section, Unique, key, one_of, part
 from ztw.study.training_settings import BackboneSettings, IcSet, IcsSettings
 
@@ -36,12 +37,12 @@ class FolderSettings(Section):
     path: str = key("Folder with `train/` and `test/` (or `val/`), each with one folder per class.")
     size: int = key("Images are resized to `size` x `size` pixels.", ge=8, unit="pixels")
     stream: bool = key(
-        "`true`: read images when they are needed, one process per thread, with ImageNet's resizing"
-        " and crops. For data sets too large for memory.",
+        "`true`: read images when they are needed, in one process per thread, with ImageNet's resizing"
+        " and crops. For data sets that do not fit into memory.",
         False,
     )
     sha256: str | None = key(
-        "SHA-256 of all images, their paths and contents. The study stops where the images have another one.",
+        "SHA-256 of all images, paths and contents. The study stops if the images have another hash.",
         None,
         pattern="^[0-9a-f]{64}$",
     )
@@ -51,18 +52,18 @@ class DataSettings(Section):
     """Section `data`."""
 
     root: str | None = key(
-        "Folder for data sets. `null`: `$ZTW_DATA`, or `~/.cache/ztw` where that is not set.", None
+        "Folder for data sets. `null`: `$ZTW_DATA` if it is set, else `~/.cache/ztw`.", None
     )
     validation_fraction: float = key(
-        "Share of each class that becomes the validation split. No network is trained on it;"
-        " thresholds are chosen on it. `0`: train on all images, as the released code does.",
+        "Share of each class for the validation split: no network is trained on it, thresholds are"
+        " chosen on it. `0`: train on all images, as the released code does.",
         0.1,
         ge=0,
         lt=1,
         unit="share",
     )
     validation_from: Literal["train", "test"] = key(
-        "Where the validation split is taken from, `train` or `test`. With `test`, the rest is the"
+        "Source of the validation images, `train` or `test`. With `test`, the other test images are the"
         " test split.",
         "train",
     )
@@ -82,14 +83,14 @@ class DataSettings(Section):
         unit="share",
     )
     jitter_order: Literal["fixed", "random"] = key(
-        "Order of the colour changes. `fixed`: brightness, contrast, saturation. `random`: another"
+        "Order of the colour changes. `fixed`: brightness, contrast, saturation. `random`: a random"
         " order for each image, as in the released code.",
         "fixed",
     )
     mean: Annotated[tuple[float, ...], Field(min_length=1)] | None = key(
-        "Mean per channel for normalisation, of pixels in [0, 1]. `null`: the data set's own,"
-        " ImageNet's where images are streamed. Weights from elsewhere need the mean of their"
-        " training.",
+        "Mean per channel for normalisation, of pixels in [0, 1]. `null`: the data set's, or"
+        " ImageNet's if images are streamed. Weights from elsewhere need the mean of their own"
+        " training images.",
         None,
     )
     std: Annotated[tuple[Share, ...], Field(min_length=1)] | None = key(
@@ -101,7 +102,7 @@ class DataSettings(Section):
 
     @property
     def training_records(self) -> tuple[str, ...]:
-        """The data set's splits that training depends on; "test" if the validation split is taken from it."""
+        """Splits whose records training depends on; includes "test" if the validation split comes from it."""
         return ("train", "test") if self.validation_from == "test" else ("train",)
 
     @property
@@ -132,12 +133,12 @@ class EnsembleFit(Section):
     )
     include_final: bool = key(
         "`true`: the backbone's own exit is ensembled as well (ZTW's code of 2021). `false`: it"
-        " predicts alone (code of 2023).",
+        " predicts alone (ZTW's code of 2023).",
         True,
     )
     fit_on: Literal["train", "validation"] = key(
-        "`train`, or `validation`: no network was trained on these images, but thresholds are chosen"
-        " on them as well.",
+        "Images to fit on, `train` or `validation`. No network was trained on `validation`, but"
+        " thresholds are chosen on it, too.",
         "train",
     )
 
@@ -162,7 +163,7 @@ class EnsemblesSettings(EnsembleFit):
 class MethodSettings(Section):
     """A method: a row of the tables."""
 
-    ics: str = key("A name of `ics.sets`. Required unless the row is `static`.", "")
+    ics: str = key("A name of `ics.sets` or `logits.sets`. Required unless the row is `static`.", "")
     ensemble: str | None = key(
         "`geometric`, `arithmetic`, `uniform`, or a name of `ensembles.sets`. `null`: each exit"
         " predicts alone.",
@@ -173,7 +174,9 @@ class MethodSettings(Section):
         'How thresholds are chosen; see section "Thresholds".', "shared"
     )
     static: str | None = key(
-        "A network without early exits, by its name as in `archs`. Not together with other keys.", None
+        "A network without early exits, by its name as in `archs`; in a study from logits a name of `logits.sets`."
+        " Not together with other keys.",
+        None,
     )
 
 
@@ -181,8 +184,8 @@ class EvaluationSettings(Section):
     """Section `evaluation`."""
 
     budgets: Listed[Annotated[Budget, *_BUDGET]] = key(
-        "Columns of the main table: the largest mean cost of a sample, as a share of the backbone's"
-        " MACs. `max`: the most accurate threshold at any cost.",
+        "Columns of the main table: upper limits on the mean cost per sample, as a share of the"
+        " backbone's MACs. `max`: the most accurate threshold at any cost.",
         (0.25, 0.5, 0.75, 1.0, "max"),
     )
     protocols: Listed[Literal["held-out", "paper", "published"]] = key(
@@ -191,7 +194,9 @@ class EvaluationSettings(Section):
         ("held-out", "paper"),
     )
     points: int = key(
-        "Thresholds to try: this many even steps, and as many quantiles of the confidences.", 1000, ge=2
+        "Number of thresholds to try at equal distances, and as many at quantiles of the confidences.",
+        1000,
+        ge=2,
     )
     allowed_losses: Listed[Annotated[float, Field(ge=0.001, lt=1)]] = key(
         "Rows of `tables/allowed_loss.csv`, for thresholds `allowed_loss` and `risk_controlled`.",
@@ -207,11 +212,13 @@ class LatencySettings(Section):
         "Batch sizes to time. An empty list switches timing off.", (1, 32, 256), unit="images"
     )
     images: int = key(
-        "How many images each batch size is timed on; at least five batches.", 256, ge=1, unit="images"
+        "Number of images to time for each batch size; at least five batches are timed.",
+        256,
+        ge=1,
+        unit="images",
     )
     runtimes: Listed[Literal["pytorch", "onnxruntime"]] = key(
-        "`pytorch` (required, for comparison), and `onnxruntime`: ONNX Runtime, in float32 on the"
-        " CPU; left out on a GPU.",
+        "`pytorch` (required, for comparison) and `onnxruntime` (ONNX Runtime in float32; on a CPU only).",
         ("pytorch", "onnxruntime"),
     )
 
@@ -220,11 +227,11 @@ class HardwareSettings(Section):
     """The hardware that a study uses."""
 
     precision: Literal["auto", "bf16", "fp32"] = key(
-        "`bf16`, `fp32` or `auto`: bf16 where it is faster (AMX, AMD's AVX512-BF16, GPUs from Ampere"
-        " on), else fp32.",
+        "`bf16`, `fp32`, or `auto` = bf16 if it is faster (AMX, AMD's AVX512-BF16, GPUs from Ampere on),"
+        " else fp32.",
         "auto",
     )
-    device: str = key("`cpu`, `cuda`, `cuda:1`, ... or `auto`: a GPU where there is one.", "auto")
+    device: str = key("`cpu`, `cuda`, `cuda:1`, ..., or `auto` = a GPU if there is one.", "auto")
     compile: Annotated[Literal["auto"] | bool, *_COMPILE] = key(
         'Whether training steps are compiled; see section "Compilation".', "auto"
     )
@@ -244,23 +251,29 @@ class CellNames(Section):
 
     datasets: Listed[str] = key(
         "`fashion_mnist`, `cifar10`, `cifar100`, `tiny_imagenet`, `svhn`, `imagenet`, `digits`, or"
-        " names under `data.image_folders`."
+        " names under `data.image_folders`. In a study from logits: any names."
     )
     archs: Listed[str] = key(
-        'Names of networks (`resnet20`, `torchvision/resnet50`, ...); see section "Architectures".'
+        'Names of networks (`resnet20`, `torchvision/resnet50`, ...); see section "Architectures". In a study from'
+        " logits: any names."
     )
     seeds: Listed[Annotated[int, Field(ge=0)]] = key(
-        "Each decides validation split, initial weights, order of images and augmentation."
+        "Random seeds for the validation split, initial weights, order of images and augmentation."
     )
+
+
+# Of a study from logits
+NO_ICS = IcsSettings.model_construct(sets={})
 
 
 class Study(HardwareSettings, CellNames):
-    """A complete study."""
+    """A complete study: trained cells with `ics`, or cells from files with `logits`."""
 
     plugins: Unique[str] = key('Files and packages with your own parts; see section "Plugins".', ())
     data: DataSettings = DataSettings()
     backbone: BackboneSettings = BackboneSettings()
-    ics: IcsSettings
+    ics: IcsSettings = NO_ICS
+    logits: LogitsSettings | None = None
     overrides: tuple[OverrideSettings, ...] = ()
     ensembles: EnsemblesSettings = EnsemblesSettings()
     methods: Annotated[dict[Name, MethodSettings], Field(min_length=1)]
@@ -272,39 +285,42 @@ class Study(HardwareSettings, CellNames):
         "sqlite",
     )
     tracked_models: Literal["first_seed", "all", "none"] = key(
-        "Cells whose networks MLflow gets as models: `first_seed`, `all` or `none`.", "first_seed"
+        "Cells whose networks are logged to MLflow as models: `first_seed`, `all` or `none`.", "first_seed"
     )
     _cells: dict[tuple[str, str], CellSettings] = PrivateAttr(default_factory=dict)
 
     @property
     def cells(self) -> dict[tuple[str, str], CellSettings]:
-        """(data set, architecture) -> settings."""
+        """Settings by (data set, architecture), for the architectures in `archs`."""
         return {names: cell for names, cell in self._cells.items() if names[1] in self.archs}
 
     @property
     def backbones(self) -> dict[tuple[str, str], CellSettings]:
-        """(data set, architecture) -> settings, static networks included."""
+        """Settings by (data set, architecture), static networks included."""
         return self._cells
 
     @property
     def statics(self) -> tuple[str, ...]:
-        """The architectures of the static networks, in the order of the methods."""
+        """The architectures of the static networks, in the order of the methods; none in a study from logits."""
+        if self.logits:
+            return ()
         return tuple(dict.fromkeys(method.static for method in self.methods.values() if method.static))
 
     @property
+    def exit_sets(self) -> Mapping[str, IcSet | LogitsSet]:
+        """What methods name: IC sets before any override, or sets of logits."""
+        return self.logits.sets if self.logits else self.ics.sets
+
+    @property
     def families(self) -> dict[str, str]:
-        """Method -> family: how its exits are trained and connected. Static networks have none."""
+        """Family of each method, by how its exits are trained and connected. Static networks have none."""
         return {name: self._family(method) for name, method in self.methods.items() if not method.static}
 
     def _family(self, method: MethodSettings) -> str:
-        ics = self.ics.sets[method.ics]
+        ics = self.exit_sets[method.ics]
         if ics.trains_backbone:
             return "together"
         return "recycled" if method.ensemble or ics.connection.startswith("cascade") else "frozen"
-
-    def sets(self, names: Iterable[str] | None = None) -> dict[str, IcSet]:
-        """Return IC sets by name, before any override; without names, all of them."""
-        return {name: self.ics.sets[name] for name in names or self.ics.sets}
 
     def with_cells(self, cells: dict[tuple[str, str], CellSettings]) -> Study:
         """Return the same study with its resolved cells."""

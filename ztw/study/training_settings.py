@@ -39,21 +39,21 @@ class Recipe(Section):
     weight_decay: float = key("L2 penalty, as the optimizer applies it.", 5e-4, ge=0)
     momentum: float = key("Momentum of `sgd`.", 0.9, ge=0, lt=1)
     schedule: Literal["milestones", "one_cycle"] = key(
-        "`milestones`: `lr` is multiplied by `gamma` at each milestone. `one_cycle`: it rises, then"
-        " falls (PyTorch's `OneCycleLR`).",
+        "`milestones`: `lr` falls at the milestones. `one_cycle`: it rises, then falls (PyTorch's"
+        " `OneCycleLR`).",
         "milestones",
     )
     milestones: Unique[Annotated[int, key("", ge=1)]] = key(
-        "Epochs after which the learning rate is multiplied by `gamma`.", (), unit="epochs"
+        "Epochs after which `lr` is multiplied by `gamma`.", (), unit="epochs"
     )
-    gamma: float = key("Factor of the learning rate at each milestone.", 0.1, gt=0, le=1)
+    gamma: float = key("Factor of `lr` at a milestone.", 0.1, gt=0, le=1)
 
 
 class BackboneSource(Section):
     """Where a backbone comes from."""
 
     source: Literal["train", "torchvision", "file", "url"] = key(
-        "First weights: `train` (random), `torchvision` (pretrained), `url` or `file`. They are then"
+        "Initial weights: `train` (random), `torchvision` (pretrained), `url` or `file`. They are"
         " trained for `epochs` epochs.",
         "train",
     )
@@ -65,13 +65,13 @@ class BackboneSource(Section):
         pattern="^[0-9a-f]{64}$",
     )
     pretrained: Literal["default", "v1"] = key(
-        "Source `torchvision`: `default` = its best weights, `v1` = its first weights, as in the"
-        " released code.",
+        "Weights of source `torchvision`: `default` (DEFAULT), or `v1` (IMAGENET1K_V1, as in the"
+        " released code).",
         "default",
     )
     expected_accuracy: float | None = key(
-        "Known test accuracy of weights from elsewhere. The study stops before training where the"
-        " measured one differs by more than 0.01.",
+        "Known test accuracy of weights from elsewhere. The study stops before training if the"
+        " measured accuracy differs by more than 0.01.",
         None,
         ge=0,
         le=1,
@@ -83,7 +83,7 @@ class BackboneBuild(Section):
     """How a backbone is built."""
 
     shortcut: Literal["conv", "pad"] = key(
-        "CIFAR ResNets: `conv` = 1x1 convolution where the shape changes, `pad` = no parameters (option A).",
+        "CIFAR ResNets, where the shape changes: `conv` = 1x1 convolution, `pad` = zero padding (option A).",
         "conv",
     )
     ic_features: Literal["before_relu", "after_relu"] = key(
@@ -92,11 +92,12 @@ class BackboneBuild(Section):
         "before_relu",
     )
     last_norm_momentum: float = key(
-        "`wide_resnet_32_4`: momentum of its last BatchNorm. The released code has 0.9.", 0.1, gt=0, le=1
+        "`wide_resnet_32_4`: momentum of the last BatchNorm. The released code uses 0.9.", 0.1, gt=0, le=1
     )
     init: Literal["torch", "released"] = key(
-        "Random weights: PyTorch's (`torch`) or the released code's (`released`); see section"
-        ' "Initial weights". For the paper\'s architectures only; on MobileNet both are the same.',
+        "Random initial weights: PyTorch's (`torch`), or the released code's (`released`, for the"
+        " paper's architectures only; on MobileNet equal to `torch`). See section"
+        ' "Initial weights".',
         "torch",
     )
 
@@ -115,7 +116,7 @@ class Anatomy(Section):
         "conv",
     )
     pooling: Literal["mixed", "avg", "max"] = key(
-        "`mixed` (learned mix of maximum and average, SDN's), `avg` or `max`.", "mixed"
+        "`mixed` (learned mix of maximum and average, as in SDN), `avg` or `max`.", "mixed"
     )
     width: float = key(
         "Channels of the head's convolution, as a share of the block's channels.", 1.0, gt=0, unit="share"
@@ -125,8 +126,8 @@ class Anatomy(Section):
         False,
     )
     init: Literal["torch", "released"] = key(
-        "As `backbone.init`, for the ICs. On MobileNet and torchvision's models it changes the mixed"
-        " pool only.",
+        "As `backbone.init`, for the ICs. On MobileNet and torchvision's models, `released` changes the"
+        " mixed pool only.",
         "torch",
     )
     placement: Annotated[Placement, *_PLACEMENT] = key(
@@ -138,23 +139,23 @@ class Regime(Section):
     """The keys that an IC set cannot take from the section."""
 
     connection: Literal["independent", "cascade", "cascade_detached", "boosted"] = key(
-        'What an IC sees of the previous exit; see section "Connections".'
+        'What an IC gets from the previous exit; see section "Connections".'
     )
     training: Literal["separate", "layer_wise", "joint"] = key(
         'What is trained, and in which order; see section "Training".', "separate"
     )
     start: Literal["backbone", "scratch"] = key(
-        "First weights of the backbone: the cell's `backbone`, or random (`scratch`).", "backbone"
+        "Initial weights of the backbone: the cell's trained `backbone`, or random (`scratch`).", "backbone"
     )
     exit_weights: Annotated[ExitWeights, *_EXIT_WEIGHTS] = key(
         '`joint` sets: weights of the exits\' losses; see section "Weights of the losses".', "uniform"
     )
     rescale_gradients: bool = key(
-        "`joint` sets: all exits after a block send equal shares of its gradient (BoostNet).", False
+        "`joint` sets: each of n exits after a block gives 1/n of its gradient (BoostNet).", False
     )
     frozen_dropout: bool = key(
-        "`separate` sets: keep the frozen backbone's dropout on, as in the released code. VGG and"
-        " Wide ResNet have dropout.",
+        "`separate` sets: keep the dropout of the frozen backbone (VGG, Wide ResNet) active, as in"
+        " the released code.",
         False,
     )
 
@@ -171,7 +172,7 @@ class IcRecipe(Recipe):
 class IcSet(IcRecipe, Anatomy, Regime):
     """An IC set with all keys filled in from the section or from `backbone`."""
 
-    # A joint set may inherit the 0 of a backbone that is not trained: the checks name what to do
+    # 0 is allowed here, because a joint set may inherit it from the backbone; `check_set` refuses it
     epochs: float = key("As in the section `ics`; of a `joint` set as in `backbone`.", ge=0, unit="epochs")
 
     @property
@@ -181,7 +182,7 @@ class IcSet(IcRecipe, Anatomy, Regime):
 
     @property
     def asked_shares(self) -> tuple[float, ...] | None:
-        """The requested exits as shares of the backbone's cost; None if the placement has no shares."""
+        """The placement as shares of the backbone's cost; None if it has no shares."""
         if self.placement == "sdn":
             return SDN_SHARES
         if isinstance(self.placement, str) or not any(isinstance(item, float) for item in self.placement):
@@ -193,7 +194,7 @@ class IcsSettings(IcRecipe, Anatomy):
     """Section `ics`."""
 
     sets: dict[Name, IcSet] = key(
-        "Name -> `connection` and any other key of this section, for this set alone. Methods name"
-        " these sets.",
+        "IC sets: name -> `connection`, and other keys of this section for this set only. Methods use"
+        " these names.",
         min_length=1,
     )

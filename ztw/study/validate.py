@@ -31,12 +31,12 @@ def validated(resolved: dict[str, Any]) -> Study:
     """Return the typed study.
 
     Raises:
-        ZtwError: for the first error; errors of a section come before those of its IC sets.
+        ZtwError: for one error; a section's errors come before its IC sets' errors.
     """
     try:
         return Study.model_validate(resolved)
     except ValidationError as error:
-        # pydantic also reports a list of wrong items as empty
+        # pydantic reports a list whose items are wrong as empty, too
         found = [
             one for one in error.errors(include_url=False) if one["type"] != "too_short" or not one["input"]
         ]
@@ -74,7 +74,7 @@ def describe(error: ErrorDetails) -> str:
 
 
 def as_written(value: Any) -> Any:
-    """Return a value as the study's file has it: tuples become lists."""
+    """Return a value as the study's file writes it: tuples become lists."""
     return [as_written(item) for item in value] if isinstance(value, tuple) else value
 
 

@@ -1,4 +1,4 @@
-"""Speed up training steps by torch.compile where compiling pays and works."""
+"""Compile training steps with torch.compile where it saves time and works."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from ztw.errors import ZtwError
 from ztw.progress import Note, Report
 from ztw.training.recipe import Recipe, total_steps
 
-# Number of steps that makes up for the minute of compiling. On two CPU cores without AMX, compiling makes a
-# backbone's step 5 to 11 % shorter (`make bench`). A number of steps, not a time: a study always compiles the
-# same trainings.
+# Steps after which compiling, about a minute, has saved time: a backbone's step gets 5 to 11 % shorter on two CPU cores
+# without AMX (`make bench`). Steps, not time, so that a study compiles the same trainings on every machine.
 WORTH_COMPILING = 4000
 
 
 def worth_compiling(recipe: Recipe, samples: int) -> bool:
-    """Return whether the training of a backbone is long enough to compile its step."""
+    """Return whether a training of a backbone has enough steps to compile them."""
     return total_steps(recipe, samples) >= WORTH_COMPILING
 
 
@@ -28,7 +27,7 @@ def compiled(
 ) -> Callable[[Any], Any]:
     """Compile a function of a batch of inputs if the recipe says so.
 
-    Batches smaller than the recipe's are not compiled: torch would compile again for any batch size, to slower code.
+    Smaller batches run uncompiled: torch would compile again for them, to slower code.
 
     Args:
         recipe: its `compile` is True, False or "auto".

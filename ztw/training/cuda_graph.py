@@ -1,4 +1,4 @@
-"""Run the losses and gradients of a training step as one CUDA graph: launching kernels from Python is slower."""
+"""Run the losses and gradients of a training step as one CUDA graph, because Python launches kernels slowly."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from ztw.progress import Note, Report
 # gradients of all trained parameters to `.grad`.
 Gradients = Callable[[Any, Tensor, Tensor], tuple[Tensor, Tensor]]
 
-WARM_UP = 3  # steps before the capture: initialisations of libraries must not be captured
+WARM_UP = 3  # steps before the capture, in which libraries initialise themselves
 
 
 class CapturedGradients:
-    """A `Gradients` function that is captured as a CUDA graph after some steps and then replayed.
+    """Run a `Gradients` function normally for WARM_UP steps, then capture it as a CUDA graph and replay the graph.
 
     Runs the same kernels in the same order. Captures full batches of one tensor on a GPU, all of one shape; other
     batches run normally. The function must do the same for every batch, because decisions and random draws in Python
@@ -69,7 +69,7 @@ class CapturedGradients:
         return self.graph is None or inputs.shape == self.given[0].shape
 
     def _on_side_stream(self, *batch: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute on the stream of the capture: autograd remembers streams, and each holds its own memory."""
+        """Compute on the stream of the capture: autograd remembers streams, and every stream has its own memory."""
         stream = _side_stream(batch[0].device)
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -80,7 +80,7 @@ class CapturedGradients:
     def _capture(self, *batch: Tensor) -> None:
         self.given = [given.clone() for given in batch]  # keeps channels_last
         for parameter in self.parameters:
-            parameter.grad = None  # so that a replay writes the gradient instead of adding to the last one
+            parameter.grad = None  # makes a replay write the gradient instead of adding to the previous one
         graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         gc.collect()
         collects = gc.isenabled()
@@ -96,7 +96,11 @@ class CapturedGradients:
             self.failed = True
             # Ending a failed capture raises, too; the context holds the cause
             reason = " ".join(str(error.__context__ or error).split())[:160]
-            self.report(Note(f"the training step cannot be captured ({reason}); training continues without"))
+            self.report(
+                Note(
+                    f"the training step cannot be captured as a CUDA graph ({reason}); training continues without it"
+                )
+            )
             return
         finally:
             if collects:
@@ -107,5 +111,5 @@ class CapturedGradients:
 
 @cache
 def _side_stream(device: torch.device) -> torch.cuda.Stream:
-    """Return the process's stream for warm-up and capture."""
+    """Return the stream of this process for warm-up and capture."""
     return torch.cuda.Stream(device)

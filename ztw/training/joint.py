@@ -1,4 +1,4 @@
-"""Joint training: the backbone and all exits together, on a weighted sum of the exits' losses."""
+"""Train the backbone and all exits together, on a weighted sum of the exits' losses (joint training)."""
 
 from __future__ import annotations
 
@@ -22,21 +22,24 @@ from ztw.training.loop import History, Step, Task, run_epochs
 from ztw.training.recipe import Recipe, make_optimizer
 from ztw.training.resume import Checkpoints
 
-# share of the training completed at the end of this epoch, e / E in (0, 1] -> weight of every exit's loss (K,)
+# (share of the training completed at the end of the epoch, e / E in (0, 1]) -> weights of the exits' losses (K,)
 Weights = Callable[[float], Tensor]
 
 
 def exit_weights(
     network: EarlyExitNetwork, kind: str | Sequence[float], shares: Sequence[float] | None = None
 ) -> Weights:
-    """Return the weights of the exits' losses in joint training. tau is an IC's share of the backbone's cost.
+    """Return the weights of the exits' losses in joint training.
 
     Args:
         network: the network of K exits.
-        kind: "uniform" = 1 each (code of BranchyNet 2016); "depth" = j / sum of j for exit j (PABEE 2020; under SGD the
-            last exit has the weight 2 / (K + 1), and Adam, which PABEE uses, ignores a common factor); "growing" = 1
-            for the backbone's exit, min(tau, 0.01 + tau e / E) for each IC in epoch e of E (code of SDN 2019); or K
-            numbers.
+        kind: K numbers, or one of these names.
+
+            - "uniform": 1 for each exit (code of BranchyNet 2016).
+            - "depth": j / (1 + ... + K) for exit j (PABEE 2020). The weights sum to 1, which shortens the steps of SGD;
+              PABEE uses Adam, which ignores a common factor.
+            - "growing": 1 for the backbone's exit, min(tau, 0.01 + tau e / E) for each IC in epoch e of E (code of SDN
+              2019). tau is the IC's share of the backbone's cost.
         shares: tau of each IC, at least K - 1 numbers; None = the cost shares of their blocks.
 
     Returns:
@@ -79,8 +82,8 @@ def _scaled(state: Any, factor: float) -> Any:
 def rescaled_logits(network: EarlyExitNetwork, inputs: Batch) -> list[Tensor]:
     """Return the logits of all K exits (N, C); each of the K - k later exits sends 1 / (K - k) of the gradient.
 
-    The gradient at a block then does not grow with the number of exits behind it (gradient equilibrium, Li et al.
-    2019, used by BoostNet 2023).
+    Of the n exits at or after a block, each sends 1 / n of its gradient to the block. So the gradient does not grow
+    with the number of exits (gradient equilibrium, Li et al. 2019, used by BoostNet 2023).
     """
     hidden: Any = inputs
     features: list[Any] = []
@@ -96,7 +99,7 @@ def rescaled_logits(network: EarlyExitNetwork, inputs: Batch) -> list[Tensor]:
 
 @dataclass(frozen=True)
 class JointLoss:
-    """The weighted sum of the cross-entropies of a network's exits; weights: from `exit_weights`."""
+    """Parameters of the joint loss, the weighted sum of the exits' cross-entropies; weights: from `exit_weights`."""
 
     network: EarlyExitNetwork
     weights: Weights
@@ -111,9 +114,9 @@ def train_jointly(
     report: Report | None = None,
     checkpoints: Checkpoints | None = None,
 ) -> History:
-    """Train backbone and ICs together in place; leaves the network in eval mode.
+    """Train backbone and ICs together in place, and set the network to eval mode.
 
-    Arguments as in `ztw.training.separate.train_backbone`; the history's accuracy is that of the backbone's exit.
+    The history has the accuracy of the backbone's exit. Arguments as in `ztw.training.separate.train_backbone`.
 
     Raises:
         ZtwError: if the loss is not finite.

@@ -1,4 +1,4 @@
-"""Layer-wise training: exit after exit, earlier parts frozen (Scardapane et al. 2020)."""
+"""Train exit after exit, with earlier parts frozen (layer-wise training, Scardapane et al. 2020)."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def train_layer_wise(
     report: Report | None = None,
     checkpoints: Checkpoints | None = None,
 ) -> History:
-    """Train exit after exit in place: in each phase the blocks since the last exit, and the head.
+    """Train exit after exit in place, and set the network to eval mode.
 
-    Earlier parts are frozen. The epochs and the schedule are divided among the K phases (Scardapane et al. 2020).
-    Leaves the network in eval mode. Arguments as in `ztw.training.separate.train_backbone`; the history covers all
-    phases.
+    A phase trains the head of one exit and the blocks since the previous exit; earlier parts are frozen. The epochs and
+    the schedule are divided among the K phases. The history covers all phases. Arguments as in
+    `ztw.training.separate.train_backbone`.
 
     Raises:
         ZtwError: if a loss is not finite.
@@ -48,12 +48,11 @@ def train_layer_wise(
 
 
 def _phase(recipe: Recipe, exits: int) -> Recipe:
-    """Return the recipe of one of `exits` phases."""
     milestones = tuple(epoch / exits for epoch in recipe.milestones)
     return dataclasses.replace(recipe, epochs=recipe.epochs / exits, milestones=milestones)
 
 
 def _parts(network: EarlyExitNetwork) -> list[nn.ModuleList]:
-    """Return the modules of each phase: the stages since the last exit, and the exit's head."""
+    """Return the modules of each phase: the stages since the previous exit, and the head of this exit."""
     heads = [*network.heads, network.backbone.classifier]
     return [nn.ModuleList([*stages, head]) for stages, head in zip(network.segments(), heads, strict=True)]

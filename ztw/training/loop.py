@@ -1,4 +1,4 @@
-"""The training loop: steps, epochs, and the state that a resumed training needs."""
+"""Run the training loop: steps, epochs, and the state that a resumed training needs."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ Step = Callable[[Any, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Task:
-    """What is trained, and how.
+    """A training task: the module, its losses and its optimizer.
 
     Args:
         names: name of each of the M losses, for messages.
         step: computes the losses of a batch.
-        module: holds all that training changes.
-        optimizer: of the module's parameters.
-        weights: share of the training completed at the end of this epoch, in (0, 1] -> weights (W,) for the step,
-            on the CPU.
+        module: the trained module; a checkpoint saves its state.
+        optimizer: the optimizer of the module's parameters.
+        weights: share of the training completed at the end of the epoch, in (0, 1] -> weights (W,) for `step`, on
+            the CPU.
     """
 
     names: Sequence[str]
@@ -66,7 +66,7 @@ OF_EPOCHS = ("step", "seen", "seconds", "lr", "histories")
 
 
 class Training:
-    """A running training, with all state that it needs to resume exactly."""
+    """A running training, with all state for an exact resume."""
 
     def __init__(
         self, task: Task, recipe: Recipe, samples: int, seed: int, report: Report | None = None
@@ -86,7 +86,7 @@ class Training:
 
     def start_epoch(self) -> None:
         """Reset the sums of the epoch."""
-        self.order = self.generator.get_state()  # the epoch's order is drawn from it
+        self.order = self.generator.get_state()  # the order of the epoch's batches is drawn from this state
         self.lr = float(self.task.optimizer.param_groups[0]["lr"])
         self.seen, self.seconds = 0, 0.0
         self.sums = torch.zeros(2, len(self.task.names))  # losses and correct predictions of the samples seen
@@ -98,7 +98,7 @@ class Training:
 
     @property
     def epoch_is_over(self) -> bool:
-        """Whether the last step ended its epoch."""
+        """Whether the last step completed its epoch."""
         return self.step % self.steps == 0 or self.step == self.total
 
     @property
@@ -190,7 +190,7 @@ class Training:
 
 
 def _global_generators() -> dict[str, Tensor]:
-    """Return the random states for dropout: of the CPU and, if used, of the GPU."""
+    """Return the states of the global generators, which dropout uses: of the CPU and, if in use, of the GPU."""
     states = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_initialized():
         states["cuda"] = torch.cuda.get_rng_state()
@@ -269,6 +269,6 @@ def _check_finite(name: str, loss: float, epoch: int, recipe: Recipe) -> None:
 
 
 def freeze(module: nn.Module) -> None:
-    """Switch off gradients and set eval mode, which fixes BatchNorm's statistics and dropout."""
+    """Switch off gradients and set eval mode, so that BatchNorm's statistics stay and dropout is off."""
     module.eval()
     module.requires_grad_(False)

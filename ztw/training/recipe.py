@@ -1,4 +1,4 @@
-"""The recipe of a training, with its optimizer, learning-rate schedule and number of steps."""
+"""Define the recipe of a training, and make its optimizer and learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ class Recipe:
         batch_size: samples per step.
         lr: the highest learning rate.
         weight_decay: L2 penalty, as the optimizer applies it.
-        momentum: of SGD.
+        momentum: momentum of SGD.
         schedule: one of SCHEDULES.
         milestones: epochs after which lr is multiplied by `gamma`.
         gamma: see `milestones`.
         compute: device and precision.
         optimizer: one of OPTIMIZERS.
-        compile: use torch.compile for the forward pass; "auto" = for a backbone if `worth_compiling`.
-        cuda_graph: on a GPU, capture a step and replay it (`ztw.training.cuda_graph`); excludes `compile`.
-        frozen_dropout: keep the dropout of a frozen backbone on while ICs are trained, as ZTW's released code
-            does; draws from torch's global generator.
+        compile: use torch.compile for the forward pass; "auto" = only for a long training (`worth_compiling`).
+        cuda_graph: on a GPU, capture a step and replay it (`ztw.training.cuda_graph`); then `compile` is ignored.
+        frozen_dropout: keep the dropout of a frozen backbone on while ICs are trained, as in ZTW's released code.
+            Dropout draws from torch's global generator.
     """
 
     epochs: float

@@ -163,7 +163,7 @@ def _check_numbers(
 
 
 def _identity(network: EarlyExitNetwork, data: Data, settings: tuple[Any, ...]) -> dict[str, str]:
-    """Digest everything that a resumed training must share with its checkpoint, except the trained weights."""
+    """Return digests of all that a checkpoint and the training that resumes from it must have in common."""
     shapes = {name: list(value.shape) for name, value in network.state_dict().items()}
     anatomy = {"connection": network.connection.name, "placement": list(network.placement), "shapes": shapes}
     known = {

@@ -1,4 +1,4 @@
-"""Checkpoints: a stopped training resumes within an epoch and ends with the same weights."""
+"""Save checkpoints, from which a stopped training resumes within an epoch and ends with the same weights."""
 
 from __future__ import annotations
 
@@ -41,15 +41,14 @@ class Resumable(Protocol):
 
 @dataclass
 class Checkpoints:
-    """The checkpoints of a training: the newest two, each sealed with its SHA-256.
+    """The newest two checkpoints of a training, each with its SHA-256.
 
     Args:
-        folder: the folder of the checkpoints.
-        of: identity of the training, such as "code" and "settings" -> digest. A checkpoint with another identity
-            is not used.
+        of: the training's identity, such as "code" and "settings" -> digest. A checkpoint with another identity is
+            deleted.
         report: called when a checkpoint is used or refused.
         every: seconds between checkpoints.
-        resumed: the checkpoints that training resumed from.
+        resumed: positions at which the training was resumed, with the machine's name.
     """
 
     folder: Path
@@ -72,7 +71,7 @@ class Checkpoints:
         return sorted(self.folder.glob("step-*.safetensors"), reverse=True)
 
     def restore(self, training: Resumable) -> bool:
-        """Load the newest complete checkpoint; return whether there is one."""
+        """Load the newest complete checkpoint of this training; return whether there was one."""
         for path in self._files():
             try:
                 tensors = read_tensors(path, "the previous checkpoint is used")
@@ -83,7 +82,7 @@ class Checkpoints:
             of = content["of"]
             if other := sorted(key for key in {*of, *self.of} if of.get(key) != self.of.get(key)):
                 self.report(
-                    Note(f"{path}: not used, because of other {' and '.join(other)}; training from the start")
+                    Note(f"{path}: not used, because {' and '.join(other)} changed; training from the start")
                 )
                 shutil.rmtree(self.folder)
                 return False
@@ -94,7 +93,7 @@ class Checkpoints:
         return False
 
     def save(self, training: Resumable, step: int) -> None:
-        """Save a checkpoint; keep the previous one, remove older ones."""
+        """Save a checkpoint, keep the previous one and remove older ones."""
         tensors, values = training.snapshot()
         path = self.folder / f"step-{step:010d}.safetensors"
         write_tensors(path, tensors, {"content": json.dumps({"of": dict(self.of), "facts": values})})
@@ -104,7 +103,7 @@ class Checkpoints:
 
     @contextmanager
     def saving(self, training: Resumable) -> Iterator[Saver]:
-        """Handle signals: SIGTERM and SIGINT save and stop after the current step, SIGUSR1 saves."""
+        """Handle signals in a block: after the current step, SIGTERM and SIGINT save and stop, SIGUSR1 saves."""
         saver = Saver(self, training)
         before = {}
         if threading.current_thread() is threading.main_thread():
@@ -117,7 +116,7 @@ class Checkpoints:
 
 
 class Saver:
-    """Saves a running training at intervals and after signals."""
+    """Save a running training at intervals and after signals."""
 
     def __init__(self, checkpoints: Checkpoints, training: Resumable) -> None:
         self.checkpoints, self.training = checkpoints, training
@@ -125,7 +124,7 @@ class Saver:
         self.signal: signal.Signals | None = None
 
     def on_signal(self, sent: int, frame: object) -> None:
-        """Signal handler: acts after the current step, when the state is consistent."""
+        """Record a signal; `after_step` acts on it, when the state is consistent."""
         if self.signal not in STOPS:
             self.signal = signal.Signals(sent)
 

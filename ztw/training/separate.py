@@ -1,4 +1,4 @@
-"""Separate training: the backbone alone, then ICs on the frozen backbone (SDN 2019, ZTW 2021)."""
+"""Train the backbone alone, then ICs on the frozen backbone (separate training: SDN 2019, ZTW 2021)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def train_backbone(
     report: Report | None = None,
     checkpoints: Checkpoints | None = None,
 ) -> History:
-    """Train a backbone in place; leaves it in eval mode.
+    """Train a backbone in place, and set it to eval mode.
 
     Args:
         data: training samples, on the backbone's device.
@@ -58,10 +58,11 @@ def train_separately(
     report: Report | None = None,
     checkpoints: Checkpoints | None = None,
 ) -> list[History]:
-    """Train the ICs of several networks on ONE frozen backbone, in one pass; leaves the networks in eval mode.
+    """Train the ICs of several networks on one frozen backbone together, and set the networks to eval mode.
 
-    Each network is trained as it would be alone, because Adam works parameter by parameter. Its loss is the plain
-    sum of its ICs' cross-entropies, without the backbone's exit (ZTW 2021). Other arguments as in `train_backbone`.
+    Each network gets the weights that it would get alone, because SGD and Adam update each parameter on its own. Its
+    loss is the sum of its ICs' cross-entropies, without the backbone's exit (ZTW 2021). Other arguments as in
+    `train_backbone`.
 
     Args:
         networks: networks that share one Backbone object, on the device of `data`.
@@ -93,7 +94,7 @@ def train_separately(
 
 
 def _ics_step(networks: Sequence[EarlyExitNetwork], recipe: Recipe) -> Step:
-    """Return a step with one loss per network, on features that are computed once."""
+    """Return a step with one loss per network; the backbone's features are computed once for all networks."""
 
     def all_logits(inputs: Batch) -> list[list[Tensor]]:
         with torch.no_grad():

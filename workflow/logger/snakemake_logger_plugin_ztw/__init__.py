@@ -1,4 +1,4 @@
-"""Snakemake's events, one line of JSON each, for the screen of `reproduce`: `snakemake --logger ztw`."""
+"""Write Snakemake's events as lines of JSON, for the screen of `reproduce` (`snakemake --logger ztw`)."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ FIELDS = ("jobid", "job_id", "rule_name", "wildcards", "log", "reason", "rule_ms
 
 
 class LogHandler(LogHandlerBase):
-    """Append each event to the file that the variable ZTW_EVENTS names; a plain message is named by its level."""
+    """Append each event to the file in the variable ZTW_EVENTS. A plain message gets its level as event."""
 
     writes_to_file = has_formatter = True
-    has_filter = True  # of its own, none: it gets all events with --quiet, too
+    has_filter = True  # keeps Snakemake from adding its filter for --quiet, which removes events
     writes_to_stream = needs_rulegraph = False
     baseFilename = os.environ.get("ZTW_EVENTS", os.devnull)  # noqa: N815 (the interface's name)
 
