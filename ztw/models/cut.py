@@ -19,7 +19,7 @@ from ztw.models.exported import ExportedPart, aten
 from ztw.models.exporting import CannotExportError, Program, call, export, first_tensor
 from ztw.models.graph_cut import Cut
 from ztw.models.inputs import to_channels_last
-from ztw.models.supported import check_supported, plain
+from ztw.models.supported import check_supported, computed_weights, plain
 
 BY_HAND = "cut it by hand with stages=[...] and classifier=..."
 
@@ -82,7 +82,10 @@ def as_backbone(
             f"{name}: has weights of {', '.join(sorted(other))}, must be torch.float32; call .float() first"
         )
     try:
-        copied, by_hand = copy.deepcopy((model, (list(stages or []), classifier)))
+        given = (model, (list(stages or []), classifier))
+        copied, by_hand = copy.deepcopy(
+            given, computed_weights([model, *(stages or []), *filter(None, [classifier])])
+        )
     except Exception as error:  # a user's module may hold anything
         raise ZtwError(f"{name}: cannot be copied ({_reason(error)})") from error
     copied = plain(copied)
