@@ -379,7 +379,10 @@ class Hostile(nn.Module):
             "draws_weights",
             "differ from the original's by up to .*, because it draws random numbers or remembers",
         ),
-        ("branches", r"torch.export cannot follow its forward \(.*data-dependent.*stages=\[...\]"),
+        (
+            "branches",
+            r"torch.export cannot follow its forward \(it decides by the values of tensors\).*stages=\[...\]",
+        ),
         ("loops", r"torch.export cannot follow its forward \(.*stages=\[...\]"),
         ("counts", "differ from the original's by up to .*, because it draws random numbers or remembers"),
         ("remembers", r"(torch.export cannot follow|differ from the original's)"),

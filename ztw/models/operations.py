@@ -76,13 +76,13 @@ def _unfused_layers() -> Iterator[None]:
     """Compute attention and LSTMs with matrix products, because ptflops cannot count fused kernels."""
     attention, onednn = torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled
     torch.backends.mha.set_fastpath_enabled(False)
-    torch.backends.mkldnn.enabled = False
+    torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
     try:
         with sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(attention)
-        torch.backends.mkldnn.enabled = onednn
+        torch.backends.mkldnn.enabled = onednn  # type: ignore[assignment]
 
 
 class _Positional(nn.Module):
