@@ -82,7 +82,7 @@ def _unfused_layers() -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(attention)
-        torch.backends.mkldnn.enabled = onednn  # type: ignore[assignment]
+        torch.backends.mkldnn.enabled = onednn
 
 
 class _Positional(nn.Module):
