@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import ztw
-from ztw.batch import pick
+from ztw.batch import Batch, pick
 from ztw.models.exporting import call, first_tensor
 
 SAMPLES = 24
