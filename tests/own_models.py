@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -79,17 +80,19 @@ class Blocks(nn.Module):
 
 
 class Plain(nn.Module):
-    """Two Linears; how: a kind of code that cannot be cut."""
+    """Two Linears; how: what it does or returns that other models do not."""
 
     seen: Tensor
 
     def __init__(self, how: str = "") -> None:
         super().__init__()
         self.a, self.b, self.how = nn.Linear(48, 8), nn.Linear(8, 3), how
+        self.rounds = Rounds()
         self.register_buffer("seen", torch.zeros(()))
 
     def forward(self, x: Tensor) -> Any:
-        hidden = torch.relu(self.a(x.flatten(1)))
+        mean = x.mean() if self.how == "mean" else 0
+        hidden = torch.relu(self.a(x.flatten(1))) - mean
         if self.how == "dropout":
             hidden = F.dropout(hidden, training=self.training)
         if self.how == "flow" and hidden.sum() > 0:
@@ -98,9 +101,34 @@ class Plain(nn.Module):
             hidden = hidden * torch.rand(1)
         if self.how == "counts":
             self.seen += 1
+            hidden = hidden * self.seen
+        if self.how == "integers":
+            hidden = self.rounds(hidden).float()
         answer = self.b(hidden)
-        made = {"dict": {"out": answer}, "tuple": (answer, hidden), "softmax": answer.softmax(-1), "map": x}
+        made = {
+            "dict": {"out": answer, "hidden": hidden},
+            "tuple": (answer, hidden),
+            "object": SimpleNamespace(logits=answer),
+            "softmax": answer.softmax(-1),
+            "map": x,
+            "text": "logits",
+            "empty": (),
+            "nothing": None,
+            "unused": hidden[:, :3],
+        }
         return made.get(self.how, answer)
+
+    @staticmethod
+    def logits_of(answer: Any) -> Tensor:
+        """The logits in what the model returns."""
+        if isinstance(answer, dict):
+            return answer["out"]
+        return answer[0] if isinstance(answer, tuple) else getattr(answer, "logits", answer)
+
+
+class Rounds(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.round().long()
 
 
 class EncoderBlock(nn.Module):

@@ -18,7 +18,7 @@ from ztw.models.cut_checks import BY_HAND, compare, compare_other_sizes, trains_
 from ztw.models.cut_places import candidates, ends_at, ends_of, is_signal, named_module, offer
 from ztw.models.exported import ExportedPart, aten
 from ztw.models.exporting import call, export, first_tensor
-from ztw.models.graph import CannotExportError, End, Limits, Program
+from ztw.models.graph import CannotExportError, End, Program
 from ztw.models.graph_cut import Cut
 from ztw.models.inputs import to_channels_last
 from ztw.models.supported import check_supported, computed_weights, plain
@@ -223,26 +223,30 @@ def _same(one: Cut, other: Cut) -> tuple[Cut, Cut | None]:
 
 
 def _with_free_axes(inputs: InputSpec, program: Program) -> InputSpec:
-    """Return the inputs with None for every axis that may have any size."""
+    """Return the inputs with None for every axis that may have several sizes, and the limits of these."""
     found = []
-    for number, (item, sides) in enumerate(zip(inputs.inputs, _sides(program)[0], strict=True)):
-        limits = {axis: limit for (of, axis), limit in program.limits.items() if of == number}
-        found.append(
-            replace(item, shape=sides, limits=tuple(limits.get(axis + 1) for axis in range(len(sides))))
-            if limits
-            else replace(item, shape=sides)
-        )
+    for item, sides in zip(inputs.inputs, _sides(program), strict=True):
+        shape = tuple(side if isinstance(side, int) else None for side in sides)
+        limits = tuple(None if isinstance(side, int) else side for side in sides)
+        found.append(replace(item, shape=shape, limits=limits if any(limits) else ()))
     return replace(inputs, inputs=tuple(found))
 
 
-def _sides(program: Program) -> tuple[list[tuple[int | None, ...]], Limits]:
-    """Return the shape of every input without the batch axis, None for any size, and the limits of these."""
-    sides = [
-        tuple(None if isinstance(side, torch.SymInt) else int(side) for side in node.meta["val"].shape[1:])
-        for node in program.graph.nodes
-        if node.op == "placeholder"
-    ]
-    return sides, program.limits
+def _sides(program: Program) -> list[list[int | tuple[int, int | None] | None]]:
+    """Return the sizes of every input without the batch axis: one, the limits of several, or None for any."""
+    found = []
+    for number, node in enumerate(node for node in program.graph.nodes if node.op == "placeholder"):
+        sides: list[int | tuple[int, int | None] | None] = []
+        for axis, side in enumerate(node.meta["val"].shape):
+            least, most = program.limits.get((number, axis), (1, None))
+            if axis and isinstance(side, torch.SymInt):
+                sides.append(
+                    least if least == most else (None if (least, most) == (1, None) else (least, most))
+                )
+            elif axis:
+                sides.append(int(side))
+        found.append(sides)
+    return found
 
 
 def _part(cut: Cut, trained: Cut | None, number: int) -> ExportedPart:

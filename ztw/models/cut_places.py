@@ -79,17 +79,22 @@ def _is_composed(module: nn.Module) -> bool:
 def ends_of(
     program: Program, inputs: InputSpec, marked: Sequence[nn.Module], group: Sequence[nn.Module]
 ) -> list[End]:
-    """Return the ends of modules after which the whole computation continues from their output, in order."""
+    """Return the ends of modules after which the whole computation continues from their output, in order.
+
+    A layer with weights follows each of them.
+    """
     wanted = {number for number, module in enumerate(marked) if module in group}
     calls = Counter(end.of for end in program.ends)
     cut = Cut(program, inputs.names, [])
     light = _without_weights(cut)
+    readers = [reader for node in cut.nodes if node.op == "get_attr" for reader in node.users]
     return _unique(
         end
         for end in program.ends
         if end.of in wanted
         and calls[end.of] == 1
         and _is_inner(cut, end.node)
+        and any(reader > end.last for reader in readers)
         and set(cut.crossing(end)) - {end.node} <= light
     )
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -31,11 +33,8 @@ from ztw.models.graph import (
 ROWS = 3  # batch size of an export; torch.export makes a constant of 1
 
 
-# What torch.export assumes about sizes. A limit, or an equality of two inputs, is no decision of the forward.
-SIZE = r"L\['tensors'\]\[(\d+)\]\.size\(\)\[(\d+)\]"
-
-
-NO_DECISION = re.compile(rf"{SIZE} (<=|<|>=|>|==) \d+|{SIZE} == {SIZE}")
+ONE_SIZE = re.compile(r"L\['tensors'\]\[\d+\]\.size\(\)\[[1-9]\d*\] == \d+")
+BATCHES = (2, 3, 4, 5, 8, 9, 64, 1000)  # batch sizes that any model must take alike
 
 
 class _Flat(nn.Module):
@@ -196,63 +195,84 @@ def _exported(
     Args:
         flat: in the mode to export.
         sample: its arguments.
-        free: for each of them the axes, beside the first, that may have any size. An axis by whose size the forward
-            decides stays as it is.
+        free: for each of them the axes, beside the first, that may have any size.
         keys: names of the outputs; None for one output.
         known: see `export`.
     """
     dims = torch.export.Dim
-    fixed: set[tuple[int, int]] = set()
-    while True:
-        axes = tuple(
-            {0: dims.DYNAMIC, **{axis: dims.AUTO for axis in places if (number, axis) not in fixed}}
-            for number, places in enumerate(free)
-        )
-        try:
-            with _quiet(), torch.no_grad():
-                program = torch.export.export(flat, tuple(sample), dynamic_shapes=(axes,), strict=False)
-                module = program.module(check_guards=False)
-        except Exception as error:  # a user's forward may raise anything
-            raise CannotExportError(_reason(error)) from error
-        decided = _decided(program._guards_code)
-        if any(axis == 0 for _, axis in decided):
-            raise CannotExportError("its forward decides by the number of samples")
-        if decided <= fixed:
-            break
-        fixed |= decided
+    axes = tuple({0: dims.DYNAMIC, **dict.fromkeys(places, dims.AUTO)} for places in free)
+    try:
+        with _quiet(), torch.no_grad():
+            program = torch.export.export(flat, tuple(sample), dynamic_shapes=(axes,), strict=False)
+            module = program.module(check_guards=False)
+    except Exception as error:  # a user's forward may raise anything
+        raise CannotExportError(_reason(error)) from error
     assert isinstance(module, fx.GraphModule)
     found = cleaned(module, keys, known or {})
-    limits = _limits(found.graph, program.range_constraints)
-    if any(axis == 0 for _, axis in limits):
-        raise CannotExportError("its forward decides by the number of samples")
-    found.limits.update(limits)
+    found.limits.update(_limits(found.graph, sample, program._guards_code))
     return found
 
 
-def _decided(guards: Sequence[str]) -> set[tuple[int, int]]:
-    """Return (input, axis) of the sizes by which a forward decides, e.g. whether a length is even."""
-    found: set[tuple[int, int]] = set()
-    for guard in guards:
-        sizes = {(int(number), int(axis)) for number, axis in re.findall(SIZE, guard)}
-        kinds = {axis == 0 for _, axis in sizes}  # a length may be the example's batch size by chance
-        if not NO_DECISION.fullmatch(guard) or len(kinds) > 1:
-            found |= sizes
-    return found
+def _limits(graph: fx.Graph, sample: Sequence[Tensor], guards: Sequence[str]) -> Limits:
+    """Return the limits of sizes, for which a forward takes the same decisions as for the sample.
 
+    Args:
+        graph: its inputs have symbols as sizes. Axes of the same symbol have the same size.
+        sample: what the graph was made with.
+        guards: what torch.export assumes about sizes, as Python.
 
-def _limits(graph: fx.Graph, ranges: Any) -> Limits:
-    """Return the limits of the axes of a graph's inputs that may have any size within them."""
-    found: Limits = {}
+    Raises:
+        CannotExportError: if a guard does not hold for every batch size.
+    """
+    # torch.export writes such a guard for the length of an LSTM, too, whose graph holds for any length
+    assumed = [compile(guard, "guard", "eval") for guard in guards if not ONE_SIZE.fullmatch(guard)]
+    if not assumed:
+        return {}
+    symbols: dict[Any, list[tuple[int, int]]] = {}
     for number, node in enumerate(node for node in graph.nodes if node.op == "placeholder"):
         for axis, side in enumerate(node.meta["val"].shape):
-            between = ranges.get(side.node.expr) if isinstance(side, torch.SymInt) else None
-            if between is None:
-                continue
-            least = int(between.lower) if between.lower.is_Integer else 0
-            most = int(between.upper) if between.upper.is_Integer else None
-            if least > 2 or most is not None:  # torch.export assumes at least 2
-                found[number, axis] = (least if least > 2 else 1, most)
-    return found
+            if isinstance(side, torch.SymInt):
+                symbols.setdefault(side.node.expr, []).append((number, axis))
+
+    def holds(size: int, places: Sequence[tuple[int, int]]) -> bool:
+        sides = [list(tensor.shape) for tensor in sample]
+        for number, axis in places:
+            sides[number][axis] = size
+        tensors = [SimpleNamespace(size=lambda shape=shape: shape) for shape in sides]
+        try:
+            return all(eval(guard, {"L": {"tensors": tensors}, "math": math}) for guard in assumed)  # noqa: S307
+        except Exception:  # torch.export may write what Python cannot compute
+            return False
+
+    batch = [place for places in symbols.values() for place in places if place[1] == 0]
+    if not all(holds(size, batch) for size in BATCHES):
+        raise CannotExportError("its forward decides by the number of samples")
+    limits: Limits = {}
+    for places in symbols.values():
+        number, axis = places[0]
+        if axis:
+            found = _interval(lambda size, places=places: holds(size, places), sample[number].shape[axis])  # type: ignore[misc]
+            if found != (1, None):
+                limits.update(dict.fromkeys(places, found))
+    return limits
+
+
+def _interval(holds: Callable[[int], bool], size: int) -> tuple[int, int | None]:
+    """Return the smallest and the largest size, around a size for which guards hold; None for no largest."""
+    least = size
+    while least > 1 and holds(least - 1):
+        least -= 1
+    good = size
+    for bad in [*range(size + 1, size + 50), *(2**power + odd for power in range(4, 21) for odd in (0, 1))]:
+        if bad <= good:
+            continue
+        if not holds(bad):
+            while bad - good > 1:
+                middle = (good + bad) // 2
+                good, bad = (middle, bad) if holds(middle) else (good, middle)
+            return least, good
+        good = bad
+    return least, None
 
 
 def _reason(error: Exception) -> str:
@@ -264,12 +284,13 @@ def _reason(error: Exception) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence what torch.export prints for its developers."""
+    """Silence torch.export's warnings and graphs, which are for its developers."""
     before = logging.root.manager.disable
-    with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.disable(logging.ERROR)
         try:
-            yield
+            with redirect_stderr(io.StringIO()):
+                yield
         finally:
             logging.disable(before)

@@ -21,7 +21,8 @@ DROPOUTS = (
 )
 
 
-Limits = dict[tuple[int, int], tuple[int, int | None]]  # (input, axis) -> smallest and largest size
+# (input, axis of any size) -> smallest and largest size for which the graph holds
+Limits = dict[tuple[int, int], tuple[int, int | None]]
 
 
 def _clone(x: Tensor, number: int) -> Tensor:
@@ -64,7 +65,7 @@ class Program:
         graph: one placeholder per input, the weights as get_attr, the logits as output.
         tensors: weights, buffers and constants by the model's own names.
         ends: the ends of marked modules, in the order of computation.
-        limits: of the axes that may have any size within them.
+        limits: of the axes that have some, beside the batch axis. One whose limits are equal has one size.
     """
 
     graph: fx.Graph
@@ -90,7 +91,7 @@ def cleaned(module: fx.GraphModule, keys: Sequence[str] | None, known: dict[str,
                 raise CannotExportError(
                     f"its forward has a region of its own ({used}), e.g. of torch.autocast"
                 )
-            node.target = _name_of(value, _plain_name(name), {**known, **tensors})
+            node.target = _name_of(value, name.removeprefix("model."), {**known, **tensors})
             tensors[node.target] = value
         elif node.target == torch.ops.ztw.mark.default:
             node.replace_all_uses_with(node.args[0])
@@ -125,14 +126,6 @@ def _without_marks(graph: fx.Graph, marks: Sequence[fx.Node]) -> list[End]:
         if last is not None and returned in alive:
             ends.append(End(number, returned, last))  # type: ignore[arg-type]
     return ends
-
-
-def _plain_name(name: str) -> str:
-    """Return the model's own name of a tensor, in letters, digits, _ and -."""
-    steps = name.removeprefix("model.").split(".")
-    return ".".join(
-        "".join(char if char.isalnum() or char == "-" else "_" for char in step) for step in steps
-    )
 
 
 def _name_of(value: Tensor, name: str, known: dict[str, Tensor]) -> str:

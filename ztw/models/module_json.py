@@ -18,10 +18,17 @@ from ztw.models.backbone import Fp32Linear
 from ztw.models.exported import ExportedPart
 from ztw.models.exporting import export_part
 
-PLACE = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")  # name of a tensor
+PLACE = re.compile(
+    r"[^.\s][^.\n]*(\.[^.\s][^.\n]*)*"
+)  # name of a tensor: names of modules with dots between them
 OPERATION = re.compile(r"aten\.([a-z_0-9A-Z]+)\.([A-Za-z_0-9]+)")
 PLAIN = (bool, int, str, type(None))
 # Operations that take no tensor. Others of this kind could read files.
+# Operations on memory and files, which a model does not need
+REFUSED = re.compile(
+    r"file|sparse|nested|jagged|storage|resize|record|pin_memory|_test|_cuda|_copy_from|_from_tensor|^set_"
+    r"|^as_strided_$|^_unsafe_(?!view)|^_reinterpret|^data$"
+)
 FACTORIES = ("arange", "empty", "eye", "full", "linspace", "ones", "scalar_tensor", "zeros")
 OF_SIZES = {
     name: getattr(operator, name) for name in ("add", "sub", "mul", "floordiv", "mod", "neg", "getitem")
@@ -45,7 +52,7 @@ def describe_part(part: nn.Module, state: Any) -> dict[str, Any]:
     tensors = {
         name: _describe_tensor(where[key]) for name, (where, key) in zip(part.names, part.places, strict=True)
     }
-    for name in tensors:
+    for name in (*tensors, *part.takes):
         _place(name)
     last = None
     if part.linear is not None:
@@ -64,8 +71,8 @@ def describe_part(part: nn.Module, state: Any) -> dict[str, Any]:
 
 def part_from(described: dict[str, Any]) -> ExportedPart:
     """Create a part from its JSON, without its weights; raise ZtwError for an operation that is not listed."""
-    tensors = {_checked_place(name): _make_tensor(item) for name, item in described["tensors"].items()}
-    takes = [str(name) for name in described["takes"]]
+    tensors = {_place(name): _make_tensor(item) for name, item in described["tensors"].items()}
+    takes = [_place(name) for name in described["takes"]]
     graphs = [
         None if item is None else _make_graph(item, takes, tensors)
         for item in (described["in_eval"], described["in_training"])
@@ -73,7 +80,7 @@ def part_from(described: dict[str, Any]) -> ExportedPart:
     linear = None
     if (last := described["linear"]) is not None:
         layer = Fp32Linear(int(last["in_features"]), int(last["out_features"]), bias=bool(last["bias"]))
-        linear = (_checked_place(last["name"]), layer)
+        linear = (_place(last["name"]), layer)
     if graphs[0] is None:
         raise ZtwError("in_eval: missing")
     return ExportedPart(tensors, takes, graphs[0], graphs[1], linear)
@@ -114,14 +121,17 @@ def _operation(name: str) -> OpOverload | None:
     found = getattr(getattr(torch.ops.aten, match[1], None), match[2], None)
     if not isinstance(found, OpOverload):
         return None
-    kinds = [str(argument.type) for argument in found._schema.arguments]
-    return found if match[1] in FACTORIES or any("Tensor" in kind for kind in kinds) else None
+    arguments = found._schema.arguments
+    if REFUSED.search(match[1]) or any(argument.is_out for argument in arguments):
+        return None
+    takes_tensors = any("Tensor" in str(argument.type) for argument in arguments)
+    return found if match[1] in FACTORIES or takes_tensors else None
 
 
 def _make_graph(described: dict[str, Any], takes: list[str], tensors: dict[str, Tensor]) -> fx.Graph:
     graph, made = fx.Graph(), dict[str, fx.Node]()
     for name in takes:
-        made[name] = graph.placeholder(_checked_place(name))
+        made[name] = graph.placeholder(name)
     for node in described["nodes"]:
         made[node["name"]] = _make_node(graph, node, made, tensors)
     graph.output(_decode(described["output"], made))
@@ -148,15 +158,9 @@ def _make_node(
     return graph.call_function(target, args, kwargs)
 
 
-def _place(name: str) -> str:
-    if not PLACE.fullmatch(name):
-        raise ZtwError(f"{name!r}: a name may have letters, digits, _ and - only")
-    return name
-
-
-def _checked_place(name: Any) -> str:
+def _place(name: Any) -> str:
     if not isinstance(name, str) or not PLACE.fullmatch(name):
-        raise ZtwError(f"{name!r}: must be names of letters, digits, _ and -, separated by dots")
+        raise ZtwError(f"{name!r}: must be names, separated by dots")
     return name
 
 
