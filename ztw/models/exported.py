@@ -41,13 +41,21 @@ class ExportedPart(nn.Module):
         self.eval_graph, self.training_graph = in_eval, in_training
         self.in_eval = _runner(in_eval, self.names)
         self.in_training = None if in_training is None else _runner(in_training, self.names)
-        self.places = [self._hold(name, tensors[name]) for name in self.names]
-        self.linear = None if linear is None else self._hold(*linear)
         self.linear_name = "" if linear is None else linear[0]
+        self.linear: tuple[dict[str, Any], str] | None = None
+        self.places: list[tuple[dict[str, Any], str]] = []
+        self.places += [self._hold(name, tensors[name]) for name in self.names]
+        if linear is not None:
+            self.linear = self._hold(*linear)
 
     def _hold(self, name: str, what: Tensor | nn.Module) -> tuple[dict[str, Any], str]:
-        """Store a tensor or a module under a name with dots; return its dict and its key."""
-        *way, last = name.split(".")
+        """Store a tensor or a module under a name with dots; return its dict and its key.
+
+        A model may have the name of an attribute of this class, e.g. a layer called linear; it then gets a "_".
+        """
+        first, *rest = name.split(".")
+        taken = first in vars(self) or hasattr(nn.Module, first) or first in ("in_eval", "in_training")
+        *way, last = (f"{first}_" if taken else first), *rest
         holder: nn.Module = self
         for step in way:
             if step not in holder._modules:
