@@ -17,7 +17,9 @@ from ztw.evaluation.metrics import parameter_at_budget as parameter_at_budget
 from ztw.evaluation.operating_point import OperatingPoint as OperatingPoint
 from ztw.evaluation.operating_point import choose_threshold as choose_threshold
 from ztw.evaluation.operating_point import predict as predict
+from ztw.evaluation.prediction_files import ExitTimes as ExitTimes
 from ztw.evaluation.prediction_files import Predictions as Predictions
+from ztw.evaluation.prediction_files import write_predictions as write_predictions
 from ztw.evaluation.published_logits import load_predictions as load_predictions
 from ztw.evaluation.saving import load as load
 from ztw.evaluation.saving import save as save
@@ -49,5 +51,3 @@ from ztw.onnx.runner import OnnxRunner as OnnxRunner
 from ztw.registration import register as register
 from ztw.training.regimes import train_exits as train_exits
 from ztw.version import __version__ as __version__
-from ztw.evaluation.prediction_files import ExitTimes as ExitTimes
-from ztw.evaluation.prediction_files import write_predictions as write_predictions

@@ -8,9 +8,9 @@ from ztw.errors import ZtwError
 from ztw.evaluation.prediction_files import Predictions, read_prediction_file
 from ztw.evaluation.prediction_formats import FORMATS
 
-# Where this checkout has its published studies
+# The published studies of this checkout
 REFERENCE = Path(__file__).parents[2] / "results/reference"
-FOLDER = "predictions"  # of a cell
+FOLDER = "predictions"  # folder in a cell
 
 
 def load_predictions(name: Path | str, root: Path | str | None = None) -> Predictions:
@@ -21,7 +21,12 @@ def load_predictions(name: Path | str, root: Path | str | None = None) -> Predic
         root: the folder of published studies; this checkout's results/reference unless given.
 
     Raises:
-        ZtwError: for an unknown name, with the known ones, and for a file of another kind.
+        ZtwError: for an unknown name (the message lists the known ones), and for a damaged or other file.
+
+    Example:
+        >>> import ztw
+        >>> predictions = ztw.load_predictions("quick/fashion_mnist/resnet20/seed0/cascade_detached")
+        >>> ensemble = ztw.fit_ensemble(*predictions.validation)
     """
     if Path(name).suffix in FORMATS:
         return read_prediction_file(name)
