@@ -68,6 +68,24 @@ def test_blocks_whatever_is_in_them(how):
     check(Blocks(how), 1, at=["blocks.1"])
 
 
+class Called(nn.Module):
+    """A model whose layers have the names of attributes of a stage."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places, self.in_eval = nn.Conv2d(3, 4, 3, 4), nn.Conv2d(4, 4, 3)
+        self.linear = nn.Linear(16, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """images (N, 3, 16, 16) -> logits (N, 5)."""
+        return self.linear(self.in_eval(self.places(x).relu()).flatten(1))
+
+
+def test_layers_may_have_any_name():
+    backbone = check(Called(), 1, at=["places"])
+    assert "classifier.linear.weight" in backbone.state_dict()
+
+
 def test_torchvision_s_own():
     check(torchvision.models.resnet18(num_classes=5), 8)
     check(torchvision.models.resnet18(num_classes=5), 2, at=["layer1", "layer2.0"])

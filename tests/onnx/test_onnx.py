@@ -369,6 +369,9 @@ def test_wrong_requests_give_one_line_errors(exported, tmp_path):
         ztw.export_onnx(network, None, tmp_path / "n.onnx")
     with pytest.raises(ztw.ZtwError, match="MaxSoftmax for a Backbone, which has no exits"):
         ztw.export_onnx(network.backbone, rule, tmp_path / "n.onnx")
+    alone = ztw.EarlyExitNetwork(network.backbone, [], (), "independent")
+    with pytest.raises(ztw.ZtwError, match="no exits but its last one; export its backbone"):
+        ztw.export_onnx(alone, rule, tmp_path / "n.onnx")
     with pytest.raises(ztw.ZtwError, match=r"Linear, must be an EarlyExitNetwork or a Backbone"):
         ztw.export_onnx(nn.Linear(1, 1), rule, tmp_path / "n.onnx")  # type: ignore[arg-type]
     with pytest.raises(ztw.ZtwError, match="MaxSoftmax: 2 thresholds, must be one or 3"):

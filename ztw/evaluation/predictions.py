@@ -48,7 +48,7 @@ def predict_networks(
             for network, parts in zip(networks, collected, strict=True):
                 parts.append(torch.stack(network.exit_logits(features, final)).float().cpu())
         seen.append(labels.cpu())
-        progress.step(lambda: f"{sum(map(len, seen))}/{len(data)} samples")
+        progress.step(lambda: f"{sum(map(len, seen))} samples")
     return [torch.cat(parts, dim=1) for parts in collected], torch.cat(seen)
 
 

@@ -70,6 +70,10 @@ def write_onnx(
         raise ZtwError(f"export_onnx: {type(network).__name__}, must be an EarlyExitNetwork or a Backbone")
     elif rule is None:
         raise ZtwError("export_onnx: an EarlyExitNetwork needs a rule, e.g. ztw.MaxSoftmax(0.9)")
+    elif not network.heads:
+        raise ZtwError(
+            "export_onnx: the network has no exits but its last one; export its backbone, with rule=None"
+        )
     network = copy.deepcopy(network).cpu().eval()
     bounds = torch.empty(0) if rule is None else rule.bounds(network.exits)
     kind = RULES["max_softmax"] if rule is None else type(rule)
