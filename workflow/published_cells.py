@@ -45,7 +45,9 @@ def recipe(study: Study, layout: Layout, cell: Cell, methods: list[str]) -> Reci
         else:
             found[metadata(layout.backbone(home))] = sections.backbone.model_dump(mode="json")
             if row.ics:
-                found[metadata(layout.ics(cell, row.ics))] = sections.ics.sets[row.ics].model_dump(mode="json")
+                found[metadata(layout.ics(cell, row.ics))] = sections.ics.sets[row.ics].model_dump(
+                    mode="json"
+                )
         if row.ensemble:
             file = metadata(layout.ensemble(cell, row.ics, row.ensemble))
             found[file] = study.ensembles.sets[row.ensemble].model_dump(mode="json")
