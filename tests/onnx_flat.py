@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import ztw
-from ztw.batch import InputSpec, mapped, tensors_of
+from ztw.batch import InputSpec, pick, tensors_of
 from ztw.onnx.form import BOUNDS, Form
 from ztw.onnx.nesting import nest
 from ztw.onnx.write import METADATA, SCHEMA, exported
@@ -54,8 +54,10 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """From (N, T, width) and a mask (N or 1, 1, T or 1, T) of what may be seen."""
         batch, length = x.shape[:2]
-        parts = [part.view(batch, length, 4, -1).transpose(1, 2) for part in self.mix(x).chunk(3, -1)]
-        seen = F.scaled_dot_product_attention(*parts, attn_mask=mask)
+        query, key, value = (
+            part.view(batch, length, 4, -1).transpose(1, 2) for part in self.mix(x).chunk(3, -1)
+        )
+        seen = F.scaled_dot_product_attention(query, key, value, mask)
         x = self.norm(x + self.out(seen.transpose(1, 2).reshape(batch, length, WIDTH)))
         return x + self.narrow(F.gelu(self.wide(x)))
 
@@ -162,36 +164,6 @@ class Two(Flat):
         return found
 
 
-class Table(Flat):
-    """A row of a table."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(nn.Linear(width, WIDTH) for width in (20, WIDTH, WIDTH))
-
-    def features(self, *inputs: Tensor) -> Sequence[Tensor]:
-        (x,), found = inputs, []
-        for block in self.blocks:
-            x = F.relu(block(x))
-            found.append(x)
-        return found
-
-
-class Series(Flat):
-    """A time series (N, 2, T) of any length."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(nn.Conv1d(width, WIDTH, 5) for width in (2, WIDTH, WIDTH))
-
-    def features(self, *inputs: Tensor) -> Sequence[Tensor]:
-        (x,), found = inputs, []
-        for block in self.blocks:
-            x = F.relu(block(x))
-            found.append(x.mean(-1))
-        return found
-
-
 def tokens(count: int, length: int) -> Tensor:
     """Random tokens (count, length)."""
     return torch.randint(1, WORDS, (count, length), generator=torch.Generator().manual_seed(count * length))
@@ -239,7 +211,7 @@ def assert_as_flat(module: Flat, runner: ztw.OnnxRunner, batches: Sequence[Any])
             rule = ztw.MaxSoftmax(tuple(min(max(value, 0.0), 1.0) for value in thresholds))
             expected, answering = ztw.simulate_exits(logits, rule)
             answers = logits[answering, torch.arange(logits.shape[1])]
-            singles = [mapped(batch, lambda x, at=at: x[at : at + 1]) for at in range(min(3, len(expected)))]
+            singles = [pick(batch, torch.tensor([row])) for row in range(min(3, len(expected)))]
             found = [runner(batch, rule), *(runner(single, rule) for single in singles)]
             assert torch.equal(found[0].exit_index, expected)
             assert [int(one.exit_index) for one in found[1:]] == expected[: len(singles)].tolist()

@@ -29,8 +29,9 @@ class Cnn(nn.Module):
         count = x.shape[0]
         x = F.max_pool2d(F.relu(self.norm(self.conv1(x))), 2)
         x = self.act(self.conv2(x)) * self.scale
-        x += F.gelu(self.conv3(x))
-        x = F.adaptive_avg_pool2d(x, 4)[..., :4]
+        hidden = F.gelu(self.conv3(x))
+        hidden += x
+        x = F.adaptive_avg_pool2d(hidden, 4)[..., :4]
         return self.fc(self.drop(x.reshape(count, -1)))
 
 
@@ -100,3 +101,107 @@ class Plain(nn.Module):
         answer = self.b(hidden)
         made = {"dict": {"out": answer}, "tuple": (answer, hidden), "softmax": answer.softmax(-1), "map": x}
         return made.get(self.how, answer)
+
+
+class EncoderBlock(nn.Module):
+    """Attention under a mask, with dropout as a function."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        n, t, d = x.shape
+        q, k, v = self.qkv(self.norm1(x)).view(n, t, 3, 2, d // 2).permute(2, 0, 3, 1, 4).unbind(0)
+        weights = (q @ k.transpose(-1, -2) / (d // 2) ** 0.5 + mask).softmax(-1)
+        hidden = (F.dropout(weights, 0.1, self.training) @ v).transpose(1, 2).reshape(n, t, d)
+        x = x + F.dropout(self.out(hidden), 0.1, self.training)
+        return x + self.mlp(self.norm2(x))
+
+
+class Encoder(nn.Module):
+    """A text classifier: token ids and their mask, positions from the length."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.places = nn.Embedding(50, 16), nn.Embedding(24, 16)
+        self.blocks = nn.ModuleList(EncoderBlock(16) for _ in range(3))
+        self.fc = nn.Linear(16, 4)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
+        x = self.words(input_ids) + self.places(torch.arange(input_ids.shape[1], device=input_ids.device))
+        mask = torch.zeros(input_ids.shape[0], 1, 1, input_ids.shape[1], device=input_ids.device)
+        mask = mask.masked_fill(attention_mask[:, None, None] == 0, float("-inf"))
+        for block in self.blocks:
+            x = block(x, mask)
+        kept = attention_mask[..., None].to(x.dtype)
+        return {"logits": self.fc((x * kept).sum(1) / kept.sum(1)), "tokens": x}
+
+
+class TwoInputs(nn.Module):
+    """An image and numbers, by position; the numbers are needed in every block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.table = nn.Conv2d(3, 8, 3, 2), nn.Linear(5, 8)
+        self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, image: Tensor, numbers: Tensor) -> Tensor:
+        x = F.relu(self.conv(image)).mean((2, 3))
+        for layer in self.layers:
+            x = torch.tanh(layer(x) * self.table(numbers))
+        return self.fc(x)
+
+
+class Recurrent(nn.Module):
+    """A text classifier of stacked LSTMs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(50, 8)
+        self.layers = nn.ModuleList(nn.LSTM(8, 8, batch_first=True) for _ in range(3))
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.words(ids)
+        for layer in self.layers:
+            x, _ = layer(x)
+        return self.fc(x[:, -1])
+
+
+class Signals(nn.Sequential):
+    """A 1-D CNN for signals of two channels."""
+
+    def __init__(self) -> None:
+        layers: list[nn.Module] = []
+        for channels in (2, 8, 8):
+            layers += [nn.Conv1d(channels, 8, 5, 2), nn.BatchNorm1d(8), nn.ReLU(inplace=True)]
+        super().__init__(*layers, nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(8, 4))
+
+
+class Scaled(nn.Module):
+    """Blocks that pass two tensors: a residual stream and a scale."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(ScaledBlock() for _ in range(3))
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = x.abs().mean(1, keepdim=True)
+        for block in self.blocks:
+            x, scale = block(x, scale)
+        return self.fc(x * scale)
+
+
+class ScaledBlock(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = torch.tanh(self.layer(x * scale))
+        return x + hidden, 1 + scale * hidden.std(1, keepdim=True)

@@ -12,6 +12,8 @@ import torch
 from PIL import Image
 
 import ztw
+from ztw.study.config import check_study, read_config
+from ztw.study.layout import Cell
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -69,6 +71,26 @@ def test_timm_vit(tmp_path, capsys):
     assert rule is not None
     assert rule == point.rule
     assert len(network.backbone.stages) == 12
+
+
+def test_numpy_logits(tmp_path, monkeypatch):
+    """The files are those that the study beside the example names."""
+    assert "torch" not in (EXAMPLES / "numpy_logits.py").read_text()
+    study = check_study(read_config(EXAMPLES / "numpy_logits.yaml"))
+    assert study.logits is not None
+    monkeypatch.chdir(tmp_path)
+    example("numpy_logits").main(Path("data/logits"), count=300)
+    found = {
+        (name, seed): ztw.load_predictions(of_set.file(Cell("made-up", "mine", seed)))
+        for name, of_set in study.logits.sets.items()
+        for seed in study.seeds
+    }
+    accuracy = ztw.exit_accuracy(*found["exits", 0].test)
+    assert (accuracy.diff() > 0).all()
+    assert ztw.exit_accuracy(*found["small", 0].test).shape == (1,)
+    for other in found.values():
+        assert torch.equal(other.test[1], found["exits", 0].test[1])
+        assert other.base_cost == found["exits", 0].base_cost
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ def test_results_of_older_settings_are_marked(study):
     changed = {
         name
         for name, own in then.methods.items()
-        if own.ics and then.ics.sets[own.ics] != now.ics.sets[now.methods[name].ics]
+        if own.ics and then.exit_sets[own.ics] != now.exit_sets[now.methods[name].ics]
     } | BY_OLDER_CODE.get(study.name, set())
     what, text = ((folder / "README.md").read_text() for folder in (study, REFERENCE))
     (marks,) = re.findall(rf"\*\*Before a correction\*\* \({study.name}\): (.*?)\n\n", text, re.S) or ("",)

@@ -33,6 +33,8 @@ def test_environment_yml_pins_what_the_lock_pins():
         "ruff",
         "snakefmt",
         "timm",
+        "tokenizers",
+        "transformers",
     }
     needed = set(direct) - checks
     assert needed == {pin.split("==")[0] for pin in pins}

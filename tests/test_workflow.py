@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -250,6 +251,139 @@ def test_what_is_not_published(finished, tmp_path, monkeypatch, publishing):
     refused(TINY, "^results/tiny: no cell is finished; run make reproduce")
 
 
+SETS = ("independent", "cascade", "cascade_detached", "depth_weighted", "resnet14")
+SUFFIXES = dict(zip(SETS, (".safetensors", ".npz", ".parquet", ".npz", ".npz"), strict=True))
+
+
+def write_logits(finished: Path, folder: Path) -> None:
+    """The logits of the tiny study's first seed, a file per IC set; an exit takes a ms per million MACs."""
+    cell = finished / "results/tiny/digits/resnet8/seed0"
+    methods = {
+        method.get("ics", name): name for name, method in yaml.safe_load(TINY.read_text())["methods"].items()
+    }
+    base = ztw.macs(ztw.load(cell / "networks/sdn")[0].backbone)
+    for name in SETS:
+        network, _ = ztw.load(cell / "networks" / methods[name])
+        network.ensemble = None
+        cost = ztw.macs(network)
+        place = cell / "predictions" / name
+        if name == "resnet14":
+            place = cell.parents[1] / "resnet14/seed0/backbone_predictions"
+        splits = {path.stem: read_predictions(path) for path in place.glob("*.safetensors")}
+        times = ztw.ExitTimes((cost / 1e6).tolist(), base / 1e6, "jax", "a TPU")
+        path = folder / f"logits/anything-{name}-seed0{SUFFIXES[name]}"
+        ztw.write_predictions(
+            path,
+            splits["validation"],
+            splits["test"],
+            train=splits.get("train"),
+            cost=cost,
+            base_cost=base,
+            times=times,
+            origin="of the tiny study",
+        )
+
+
+@pytest.fixture(scope="module")
+def rescored(finished, tmp_path_factory) -> Path:
+    """A folder in which a study from the logits of the tiny study's first seed has run, under other names."""
+    folder = tmp_path_factory.mktemp("rescored")
+    write_logits(finished, folder)
+    tiny = yaml.safe_load(TINY.read_text())
+    trained = {name: ics.get("training", "separate") for name, ics in tiny["ics"]["sets"].items()}
+    connections = {name: ics["connection"] for name, ics in tiny["ics"]["sets"].items()}
+    study = {key: tiny[key] for key in ("ensembles", "methods", "evaluation")}
+    study["evaluation"]["protocols"].remove("published")
+    study |= {"datasets": ["anything"], "archs": ["of-mine"], "seeds": [0], "tracking": "none"}
+    study["logits"] = {"times": True, "sets": {}}
+    for name, suffix in SUFFIXES.items():
+        study["logits"]["sets"][name] = {
+            "path": f"logits/{{dataset}}-{name}-seed{{seed}}{suffix}",
+            "training": trained.get(name, "joint"),
+            "connection": connections.get(name, "independent"),
+        }
+    (folder / "rescored.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
+    command = [sys.executable, str(ROOT / "workflow/reproduce.py"), "rescored.yaml", "--cores", "1"]
+    # no figures, no report: publishing draws them
+    done = subprocess.run(
+        [*command, "--", "aggregate"], cwd=folder, capture_output=True, text=True, timeout=900
+    )
+    assert done.returncode == 0, shown(done)
+    assert jobs_done(done.stdout) == {
+        *("import_predictions", "fit_ensembles", "evaluate"),
+        *("compute_latency", "compare_methods", "aggregate"),
+    }
+    assert (
+        done.stdout.count("a study from logits has no networks: nothing to export, no models in MLflow") == 1
+    )
+    return folder
+
+
+WHERE = ["method", "protocol", "budget", "exit", "metric"]
+
+
+def rows_of(table: Path) -> dict[Any, str]:
+    rows = pd.read_csv(table, keep_default_na=False, dtype=str)
+    return rows[rows["seed"].eq("0") & rows["protocol"].ne("published")].set_index(WHERE)["value"].to_dict()
+
+
+def test_logits_of_a_study_scored_again_give_its_numbers(finished, rescored):
+    """To the last digit: rules, ensembles, costs, calibration."""
+    trained, given = (
+        rows_of(folder / f"results/{folder_name}/tables/metrics.csv")
+        for folder, folder_name in ((finished, "tiny"), (rescored, "rescored"))
+    )
+    assert len(trained) > 500
+    assert trained == given
+    table = pd.read_csv(rescored / "results/rescored/tables/latency.csv")
+    at_budgets = table[table["budget"].notna() & table["method"].isin(["sdn", "pabee-original"])]
+    assert len(at_budgets) > 4
+    assert at_budgets["relative_time"].to_list() == pytest.approx(
+        at_budgets["relative_cost"].to_list(), abs=1e-5
+    )
+    (static,) = table[table["method"].eq("resnet14")].to_dict("records")
+    assert static["relative_time"] == pytest.approx(static["relative_cost"], abs=1e-5)
+    assert (
+        "measured on a TPU, 1 thread, batch size 1, jax in fp32"
+        in (rescored / "results/rescored/tables/latency.md").read_text()
+    )
+
+
+def test_a_changed_file_of_logits_is_imported_again(rescored):
+    config, file = rescored / "rescored.yaml", rescored / "logits/anything-cascade-seed0.npz"
+    assert planned(rescored, config, "aggregate") == set()
+    before = file.stat()
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    would = planned(rescored, config, "aggregate")
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert {"import_predictions", "fit_ensembles", "evaluate", "compute_latency", "aggregate"} <= would
+
+
+def test_a_study_from_logits_is_published_as_any_other(rescored, tmp_path, monkeypatch, publishing):
+    monkeypatch.chdir(rescored)
+    target = tmp_path / "reference/rescored"
+    publishing.publish(Path("rescored.yaml"), target, "this one", ["cascade"])
+    shutil.copytree(target, tmp_path / "again/rescored", ignore=shutil.ignore_patterns("tables", "figures"))
+    publishing.rebuild(tmp_path / "again/rescored")
+    assert_rebuilt(target, tmp_path / "again/rescored")
+    assert (target / "figures/anything-of-mine-accuracy_time.png").stat().st_size > 1000
+    cell = target / "anything/of-mine/seed0"
+    facts = read_json(cell / "provenance.json")
+    assert (facts["trainings"], facts["origins"]["cascade"]["note"]) == ({}, "of the tiny study")
+    assert facts["origins"]["resnet14"]["file"] == "anything-resnet14-seed0.npz"
+    found = ztw.load_predictions("rescored/anything/of-mine/seed0/cascade", tmp_path / "reference")
+    given = ztw.load_predictions(rescored / "logits/anything-cascade-seed0.npz")
+    torch.testing.assert_close(found.test[0], given.test[0], atol=1e-6, rtol=2**-10)
+    assert (found.times, found.origin, found.base_cost) == (given.times, given.origin, given.base_cost)
+    study = yaml.safe_load((rescored / "rescored.yaml").read_text())
+    study["logits"]["sets"]["cascade"]["training"] = "joint"
+    (tmp_path / "rescored.yaml").write_text(yaml.safe_dump(study))
+    with pytest.raises(
+        ztw.ZtwError, match=r"cascade/test\.json: computed with training separate, the study has joint"
+    ):
+        publishing.publish(tmp_path / "rescored.yaml", target, "", ["cascade"])
+
+
 def test_every_file_of_numbers_is_sealed(finished):
     """Every file that another job reads has a SHA-256 beside it."""
     numbers = (".safetensors", ".parquet", ".json", ".csv")
@@ -279,9 +413,9 @@ def test_a_second_call_finds_nothing_to_do(finished):
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
-def planned(folder: Path, config: Path = TINY) -> set[str]:
-    """Return the rules whose jobs a dry run would start."""
-    done = run(folder, config, "--", "--dry-run")
+def planned(folder: Path, config: Path = TINY, *target: str) -> set[str]:
+    """The rules whose jobs a dry run would start."""
+    done = run(folder, config, "--", "--dry-run", *target)
     assert done.returncode == 0, shown(done)
     return set(re.findall(r"^(?:local)?rule (\w+):$", done.stdout, re.M))
 
@@ -432,21 +566,26 @@ def test_a_package_that_only_the_workflow_needs_is_named(tmp_path, package):
     )
 
 
-def test_a_plugin_runs_in_the_workflow(tmp_path):
-    """The example of a plugin runs. After an edit of its file, the jobs that can depend on it run again."""
-    shutil.copytree(ROOT / "examples", tmp_path / "examples", ignore=shutil.ignore_patterns("__pycache__"))
-    config, plugin = Path("examples/my_parts.yaml"), tmp_path / "examples/my_parts.py"
-    text = (tmp_path / config).read_text().replace("images: 8}", "images: 8, runtimes: [pytorch]}")
-    (tmp_path / config).write_text(text + "tracking: none\n")  # shortens the test
-    done = run(tmp_path, config, "--", "aggregate")  # no figures, no report
+def test_a_plugin_runs_in_the_workflow(finished, tmp_path):
+    """Methods with parts of a plugin join a finished study. After an edit, the jobs that can depend on it run again."""
+    folder = copy_of(finished, tmp_path)
+    plugin = folder / "my_parts.py"
+    shutil.copyfile(ROOT / "examples/my_parts.py", plugin)
+    methods = {
+        "sdn-margin": {"ics": "independent", "rule": "margin"},
+        "median-margin": {"ics": "independent", "ensemble": "median", "rule": "margin"},
+    }
+    config = changed_config(
+        folder, plugins=[plugin.name], methods=methods, seeds=[0], ensembles={"sets": {}}, tracking="none"
+    )
+    done = run(folder, config, "--", "aggregate")  # no figures, no report
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("ics independent: a sample that leaves at exits 2 to 3 saves nothing") == 1
-    study = tmp_path / "results/my_parts"
+    study = folder / "results/tiny"
     table = (study / "tables/accuracy_at_budget.csv").read_text()
-    for method in ("sdn-margin", "median-margin"):
+    for method in methods:
         assert f",{method}," in table
         assert method in done.stdout
-    digests = {str(config.with_suffix(".py")): sha256(plugin)}
+    digests = {plugin.name: sha256(plugin)}
     cell = study / "digits/resnet8/seed0"
     for file in ("ensembles/independent/median", "metrics/sdn-margin", "latency"):
         assert read_json(cell / f"{file}.json")["versions"]["plugins"] == digests, file
@@ -454,13 +593,13 @@ def test_a_plugin_runs_in_the_workflow(tmp_path):
         "neither backbone nor head is of a plugin"
     )
     plugin.write_text(plugin.read_text() + "# edited\n")
-    again = run(tmp_path, config, "--", "--dry-run")
+    again = run(folder, config, "--", "--dry-run")
     assert again.returncode == 0, again.stdout
     would = set(re.findall(r"^\s*(?:local)?rule (\w+):$", again.stdout, re.M))
     assert {"fit_ensembles", "evaluate", "measure_latency", "aggregate"} <= would
     assert would.isdisjoint({"prepare_dataset", "train_backbone", "train_ics", "predict"})
     plugin.write_text(plugin.read_text().replace("largest[:, 0]", "logits.mean()"))
-    broken = run(tmp_path, config)
+    broken = run(folder, config)
     assert broken.returncode == 1
     assert broken.stdout == "error: rule 'margin': scores depend on the other samples of the batch\n"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ztw.errors import ZtwError
-from ztw.evaluation.published_logits import write_published
+from ztw.evaluation.prediction_files import ExitTimes, write_predictions
 from ztw.evaluation.saving import load
 from ztw.exits.logits import read_predictions
 from ztw.files import check_seal, read_json, sha256, write_json
@@ -30,7 +30,7 @@ def recipe(study: Study, layout: Layout, cell: Cell, methods: list[str]) -> Reci
     """Return the settings that a cell's results depend on, as file that records them -> settings."""
     found: Recipe = {}
     for method, row in study.methods.items():
-        home = cell.with_arch(row.static or cell.arch)
+        home = cell.with_arch(row.static if row.static and not study.logits else cell.arch)
         sections = study.backbones.get((home.dataset, home.arch))
         if method not in methods or sections is None:
             continue
@@ -39,9 +39,16 @@ def recipe(study: Study, layout: Layout, cell: Cell, methods: list[str]) -> Reci
         images["image_folders"] = images["image_folders"].get(cell.dataset, {}).get("size")
         found[layout.cell_config(home)] = images | study.evaluation.model_dump(mode="json")
         found[layout.metrics(cell, method)] = row.model_dump(mode="json")
-        found[metadata(layout.backbone(home))] = sections.backbone.model_dump(mode="json")
-        if row.ics:
-            found[metadata(layout.ics(cell, row.ics))] = sections.ics.sets[row.ics].model_dump(mode="json")
+        if study.logits:
+            of_set = row.static or row.ics
+            file = metadata(layout.predictions(cell, of_set, "test"))
+            found[file] = study.logits.sets[of_set].model_dump(mode="json", exclude={"path"})
+        else:
+            found[metadata(layout.backbone(home))] = sections.backbone.model_dump(mode="json")
+            if row.ics:
+                found[metadata(layout.ics(cell, row.ics))] = sections.ics.sets[row.ics].model_dump(
+                    mode="json"
+                )
         if row.ensemble:
             file = metadata(layout.ensemble(cell, row.ics, row.ensemble))
             found[file] = study.ensembles.sets[row.ensemble].model_dump(mode="json")
@@ -85,6 +92,7 @@ def publish_cell(study: Study, run: Layout, cell: Cell, methods: list[str], targ
     return {
         "versions": metrics["versions"],
         "trainings": {str(file.relative_to(run.folder)): _training(own) for file, own in trained.items()},
+        "origins": {result["ics"]: result["origin"] for result in results.values() if "base_cost" in result},
         "logits_sha256": {str(file.relative_to(run.folder)): sha256(file) for file in logits},
     }
 
@@ -119,7 +127,14 @@ def publish_logits(study: Study, run: Layout, cell: Cell, ics: str, target: Layo
     method = next((name for name, row in study.methods.items() if row.ics == ics), None)
     if method is None:
         raise ZtwError(f"--logits {ics}: no method of the study uses this IC set")
-    network, _ = load(run.network(cell, method).parent)
-    network.ensemble = None  # the costs are those of single exits
-    parts = {part: read_predictions(run.predictions(cell, ics, part)) for part in ("validation", "test")}
-    write_published(target.published_predictions(cell, ics), parts, macs(network), macs(network.backbone))
+    about: dict[str, Any]
+    if study.logits:
+        saved = read_json(metadata(run.predictions(cell, ics, "test")))
+        about = {"cost": saved["cost"], "base_cost": saved["base_cost"], "origin": saved["origin"]["note"]}
+        about["times"] = [ExitTimes(**times) for times in saved["times"]]
+    else:
+        network, _ = load(run.network(cell, method).parent)
+        network.ensemble = None  # the costs are those of single exits
+        about = {"cost": macs(network), "base_cost": macs(network.backbone)}
+    validation, test = (read_predictions(run.predictions(cell, ics, part)) for part in ("validation", "test"))
+    write_predictions(target.published_predictions(cell, ics), validation, test, **about, half=True)

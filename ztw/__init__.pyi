@@ -17,7 +17,9 @@ from ztw.evaluation.metrics import parameter_at_budget as parameter_at_budget
 from ztw.evaluation.operating_point import OperatingPoint as OperatingPoint
 from ztw.evaluation.operating_point import choose_threshold as choose_threshold
 from ztw.evaluation.operating_point import predict as predict
-from ztw.evaluation.published_logits import Predictions as Predictions
+from ztw.evaluation.prediction_files import ExitTimes as ExitTimes
+from ztw.evaluation.prediction_files import Predictions as Predictions
+from ztw.evaluation.prediction_files import write_predictions as write_predictions
 from ztw.evaluation.published_logits import load_predictions as load_predictions
 from ztw.evaluation.saving import load as load
 from ztw.evaluation.saving import save as save

@@ -80,14 +80,38 @@ class Input:
     Args:
         name: of the tensor.
         shape: without the batch axis; None for an axis of any size, e.g. the length of a text.
-        dtype: "float32" or "int64".
-        example: for integers, rows of valid values, as nested lists.
+        dtype: "float32", "int64" or "bool".
+        example: for integers and bools, rows of valid values, as nested lists.
+        limits: for each axis of any size the smallest and the largest size, None without a limit; () = no limits.
     """
 
     name: str
     shape: tuple[int | None, ...]
     dtype: str = "float32"
     example: Any = None
+    limits: tuple[tuple[int, int | None] | None, ...] = ()
+
+    def side(self, axis: int) -> str:
+        """Return the allowed sizes of an axis in words."""
+        if self.shape[axis] is not None:
+            return str(self.shape[axis])
+        least, most = self._between(axis)
+        if most is not None:
+            return f"{least} to {most}"
+        return "any" if least <= 1 else f"{least} or more"
+
+    def fits(self, shape: Sequence[int]) -> bool:
+        """Return whether a tensor may have a shape, given without the batch axis."""
+        if len(shape) != len(self.shape):
+            return False
+        for axis, (side, wanted) in enumerate(zip(shape, self.shape, strict=True)):
+            least, most = (wanted, wanted) if wanted is not None else self._between(axis)
+            if side < least or (most is not None and side > most):
+                return False
+        return True
+
+    def _between(self, axis: int) -> tuple[int, int | None]:
+        return (self.limits[axis] if self.limits else None) or (0, None)
 
 
 @dataclass(frozen=True)
@@ -152,7 +176,9 @@ class InputSpec:
             if kind in FLOATS:
                 inputs.append(Input(name, shape))
             else:
-                inputs.append(Input(name, shape, "int64", tensor[:EXAMPLES].long().tolist()))
+                dtype = "bool" if kind == "bool" else "int64"
+                rows = tensor[:EXAMPLES].to(getattr(torch, dtype))
+                inputs.append(Input(name, shape, dtype, rows.tolist()))
         if len({len(value) for value in given}) > 1:
             raise ZtwError(f"example: sizes {[len(value) for value in given]}, must be one batch size")
         return cls(tuple(inputs), form)
@@ -161,7 +187,13 @@ class InputSpec:
     def from_json(cls, described: Any) -> InputSpec:
         """Read a description of `to_json`."""
         inputs = [
-            Input(item["name"], tuple(item["shape"]), item["dtype"], item.get("example"))
+            Input(
+                item["name"],
+                tuple(item["shape"]),
+                item["dtype"],
+                item.get("example"),
+                tuple(None if limit is None else tuple(limit) for limit in item.get("limits", ())),
+            )
             for item in described["inputs"]
         ]
         return cls(tuple(inputs), described["form"])
@@ -170,8 +202,12 @@ class InputSpec:
         """Return the description as JSON."""
         inputs = []
         for item in self.inputs:
-            described = {"name": item.name, "shape": list(item.shape), "dtype": item.dtype}
-            inputs.append(described if item.example is None else {**described, "example": item.example})
+            described: dict[str, Any] = {"name": item.name, "shape": list(item.shape), "dtype": item.dtype}
+            if item.example is not None:
+                described["example"] = item.example
+            if item.limits:
+                described["limits"] = [None if limit is None else list(limit) for limit in item.limits]
+            inputs.append(described)
         return {"form": self.form, "inputs": inputs}
 
     @property
@@ -212,21 +248,24 @@ class InputSpec:
                 shape = (side or 1 for side in item.shape)
                 drawn.append(torch.randn(count, *shape, generator=generator).to(like))
             else:
-                rows = torch.tensor(item.example, dtype=torch.int64)
+                rows = torch.tensor(item.example, dtype=getattr(torch, item.dtype))
                 drawn.append(rows[torch.arange(count) % len(rows)].to(like.device))
         return self.build(drawn)
 
     def check(self, batch: Any) -> Batch:
         """Check a batch; return its tensors or NumPy arrays as given, in the form of a batch.
 
-        float64, float16 and bfloat16 stand for float32, and all integers for int64: the caller converts.
+        float64, float16 and bfloat16 stand for float32, and all integers for int64: the caller converts. A bool where
+        integers are taken becomes int64.
 
         Raises:
             ZtwError: for another form, shape or dtype, different numbers of samples, and NaN or infinite values.
         """
         given = self._parts(batch)
-        for item, tensor in zip(self.inputs, given, strict=True):
-            _check(tensor, item)
+        for number, item in enumerate(self.inputs):
+            _check(given[number], item)
+            if item.dtype == "int64" and str(given[number].dtype).endswith("bool"):
+                given[number] = as_tensor(given[number], item.name).long()
         if len({len(tensor) for tensor in given}) > 1:
             sizes = ", ".join(f"{name} {len(tensor)}" for name, tensor in zip(self.names, given, strict=True))
             raise ZtwError(f"inputs: {sizes} samples, must be the same number")
@@ -250,11 +289,8 @@ class InputSpec:
 
 
 def _check(tensor: Tensor | np.ndarray, item: Input) -> None:
-    fits = tensor.ndim == len(item.shape) + 1 and all(
-        wanted in (None, side) for wanted, side in zip(item.shape, tensor.shape[1:], strict=True)
-    )
-    if not fits:
-        wanted = ", ".join("any" if side is None else str(side) for side in item.shape)
+    if not tensor.ndim or not item.fits(tensor.shape[1:]):
+        wanted = ", ".join(item.side(axis) for axis in range(len(item.shape)))
         raise ZtwError(
             f"{item.name}: shape {tuple(tensor.shape)}, must be (N, {wanted}), the network's input size"
             if item.shape
@@ -264,6 +300,10 @@ def _check(tensor: Tensor | np.ndarray, item: Input) -> None:
     if item.dtype == "int64":
         if kind not in (*INTEGERS, "bool"):
             raise ZtwError(f"{item.name}: {kind}, must be int64 (other integers are converted)")
+        return
+    if item.dtype == "bool":
+        if kind != "bool":
+            raise ZtwError(f"{item.name}: {kind}, must be bool")
         return
     if kind not in FLOATS:
         raise ZtwError(
@@ -276,12 +316,15 @@ def _check(tensor: Tensor | np.ndarray, item: Input) -> None:
 
 
 def converted(batch: Any, device: torch.device, floats: torch.dtype = torch.float32) -> Any:
-    """Move a checked batch to a device: floats to one dtype, images to channels_last memory, integers to int64."""
+    """Move a checked batch to a device: floats to one dtype, images to channels_last memory, integers to int64.
+
+    Bools stay as they are.
+    """
 
     def move(given: Any) -> Tensor:
         tensor = as_tensor(given, "inputs")
         if not tensor.is_floating_point():
-            return tensor.to(device, torch.int64)
+            return tensor.to(device, tensor.dtype if tensor.dtype == torch.bool else torch.int64)
         if tensor.dim() == 4:
             return tensor.to(device, floats, memory_format=torch.channels_last)
         return tensor.to(device, floats)

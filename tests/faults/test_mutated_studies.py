@@ -20,6 +20,7 @@ from ztw.errors import ZtwError
 from ztw.study.config import check_study, read_config
 
 STUDIES = [TINY, *(ROOT / "config" / f"{name}.yaml" for name in ("quick", "paper", "ablations", "systems"))]
+STUDIES.append(ROOT / "examples/numpy_logits.yaml")
 BASES = [yaml.safe_load(path.read_text()) for path in STUDIES]
 EXAMPLES, TEXTS, DRY_RUNS = 850, 150, 4  # a thousand studies in total
 SLOWEST = 5.0  # seconds for one check, on a busy machine

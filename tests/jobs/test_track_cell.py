@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import Any
 
 import pandas as pd
@@ -23,15 +24,20 @@ CELL = Cell("digits", "resnet8", 0)
 IDENTITY = {"dataset": "digits", "arch": "resnet8", "seed": 0}
 
 
-def write_results(layout: Layout) -> None:
-    """Write the files of a cell with one method."""
+def write_results(layout: Layout, from_logits: bool = False) -> None:
+    """The files of a cell of one method."""
     rows = [
         {"protocol": "", "budget": "", "exit": 1, "metric": name, "value": 0.5}
         for name in ("accuracy", "relative_cost")
     ]
     rows += at_budget("0.5", 0.75, 0.5) + at_budget("0.5", 0.9, 0.5, "paper") + at_budget("0.1", None, None)
     write_json(layout.metrics(CELL, "sdn"), {**IDENTITY, "method": "sdn", "metrics": rows})
-    write_json(metadata(layout.backbone(CELL)), IDENTITY)
+    if from_logits:
+        origin = {"source": "logits", "file": "mine.npz", "note": "a paper"}
+        described = {"ics": "mine", "origin": origin, "base_cost": 8e6, "cost": [2e6, 1e7]}
+        write_json(metadata(layout.predictions(CELL, "mine", "test")), described)
+    else:
+        write_json(metadata(layout.backbone(CELL)), IDENTITY)
     row = {"budget": None, "median_ms": 2.0, "images_per_s": 10.0, "runtime": "pytorch", "batch_size": 1}
     timed = [{**row, "method": BACKBONE}, {**row, "method": "sdn", "budget": 0.5, "images_per_s": 16.0}]
     write_json(layout.latency(CELL), {**IDENTITY, "rows": timed})
@@ -41,18 +47,49 @@ def write_results(layout: Layout) -> None:
     pd.DataFrame(curve).to_parquet(layout.curves(CELL, "sdn"))
 
 
-def track(layout: Layout, tracking: str) -> dict[str, Any]:
-    """Log the cell; return the content of its file of run ids."""
-    write_results(layout)
-    start_tracking(Job(layout), StartTrackingSettings(tracking))
-    settings = TrackCellSettings(("sdn",), (), (), {"sdn": "frozen"}, "held-out", timed=True, models=False)
+def logged(layout: Layout, sets: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Log the cell, from sets of logits if there are any; returns what is written of its runs."""
+    families = {"sdn": "frozen"}
+    settings = TrackCellSettings(
+        ("sdn",), sets, bool(sets), (), families, "held-out", timed=True, models=False
+    )
     track_cell(Job(layout), CELL, settings)
     return read_json(layout.runs(CELL))
 
 
-def test_a_cell_is_logged_with_its_figure(tmp_path):
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Layout:
+    """A study whose store has been started."""
+    layout = Layout(tmp_path_factory.mktemp("tracked") / "study")
+    start_tracking(Job(layout), StartTrackingSettings("sqlite"))
+    return layout
+
+
+def test_sets_of_logits_are_runs_and_there_is_no_backbone(store, tmp_path):
     layout = Layout(tmp_path / "study")
-    runs = track(layout, "sqlite")["runs"]
+    write_results(layout, from_logits=True)
+    shutil.copy(store.store, layout.store)
+    runs = logged(layout, ("mine",))["runs"]
+    assert {kind: list(of_kind) for kind, of_kind in runs.items()} == {
+        "cell": ["digits/resnet8/seed0"],
+        "backbone": [],
+        "ics": ["ics mine"],
+        "ensemble": [],
+        "method": ["sdn"],
+    }
+    client = MlflowClient(read_json(store.store)["uri"])
+    params = client.get_run(runs["ics"]["ics mine"]).data.params
+    assert (params["origin.file"], params["origin.note"], params["base_cost"]) == (
+        "mine.npz",
+        "a paper",
+        "8000000.0",
+    )
+
+
+def test_a_cell_is_logged_with_its_figure(store):
+    layout = store
+    write_results(layout)
+    runs = logged(layout)["runs"]
     for kind in ("png", "pdf"):
         assert layout.cell_figure(CELL, kind).stat().st_size > 1000
     client = MlflowClient(read_json(layout.store)["uri"])
@@ -73,8 +110,10 @@ def test_a_cell_is_logged_with_its_figure(tmp_path):
 def test_a_cell_whose_server_is_away_says_so_instead(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     layout = Layout(tmp_path / "study")
+    write_results(layout)
+    start_tracking(Job(layout), StartTrackingSettings("http://127.0.0.1:9"))
     away = "the MLflow server http://127.0.0.1:9 does not answer ([Errno 111] Connection refused)"
-    assert track(layout, "http://127.0.0.1:9") == {**IDENTITY, "undelivered": away}
+    assert logged(layout) == {**IDENTITY, "undelivered": away}
     assert layout.cell_figure(CELL).exists()
     files = [layout.metrics(CELL, "sdn")]
     metrics, lacking = from_runs(layout.store, files, lambda _: None)

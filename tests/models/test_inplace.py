@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import ztw
+from ztw.batch import InputSpec
 from ztw.data.decoded import ImageSet
 from ztw.evaluation.predictions import predict_networks
-from ztw.models.torchvision_cut import cut_model
+from ztw.models.cut import cut_model
 
 
 class Apply(nn.Module):
@@ -165,8 +166,7 @@ class Model(nn.Module):
 
 @pytest.mark.parametrize("change", [lambda n: n, copy.deepcopy, ztw.fold_batch_norm])
 def test_a_traced_model_of_blocks_that_begin_in_place(change):
-    stages, classifier = cut_model(Model(), "mine", 4)
-    backbone = ztw.Backbone("mine", stages, classifier, (3, 8, 8))
+    backbone = cut_model(Model(), "mine", InputSpec.of_shape((3, 8, 8)), 4)
     network = ztw.build_network(backbone).eval()
     assert len(network.heads) == 3
     check(change(network), slow(network))

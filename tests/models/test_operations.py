@@ -86,8 +86,8 @@ def test_published_costs_of_exits(arch, first, last):
 def test_the_trap_of_the_published_counter():
     # a depthwise 3x3 on 8 channels of 4x4: 9 products per value, wrongly multiplied by the 8 groups again
     module = torch.nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False)
-    assert module_operations(module, (8, 4, 4)) == 128 * (2 * 9 - 1) * 8
-    assert module_macs(module, (8, 4, 4)) == 128 * 9
+    assert module_operations(module, torch.zeros(1, 8, 4, 4)) == 128 * (2 * 9 - 1) * 8
+    assert module_macs(module, torch.zeros(1, 8, 4, 4)) == 128 * 9
 
 
 def test_published_operations_of_an_ensemble():

@@ -152,7 +152,7 @@ def test_all_cells_of_the_paper(arch, dataset):
 )
 def test_operations_of_a_pool_by_hand(pool, side, pooled, operations):
     """operations: per output pixel, the kernel's side - 1 for a maximum, the kernel's side for an average."""
-    assert module_operations(pool, (64, side, side)) == operations * 64 * pooled**2
+    assert module_operations(pool, torch.zeros(1, 64, side, side)) == operations * 64 * pooled**2
 
 
 def bottleneck(inputs: int, width: int, side: int, stride: int) -> int:

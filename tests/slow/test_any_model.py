@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import ztw
-from ztw.batch import Batch, mapped
+from ztw.batch import Batch, pick
 from ztw.models.exporting import call, first_tensor
 
 SAMPLES = 24
@@ -78,7 +78,7 @@ def test_the_whole_path(name, tmp_path):
     runner = ztw.OnnxRunner(path, threads=1, cache=False)
     torch.testing.assert_close(runner.logits(batch), logits, atol=1e-3, rtol=1e-3)
     for rows in (slice(0, SAMPLES), slice(0, 7), slice(3, 4)):
-        part = mapped(batch, lambda tensor, rows=rows: tensor[rows])
+        part = pick(batch, torch.arange(SAMPLES)[rows])
         assert_decided(runner(part), logits[:, rows], rule)
 
 
@@ -150,7 +150,7 @@ def plain_kernels() -> Iterator[None]:
     """Attention and LSTMs by matrix products, which can be counted."""
     attention, onednn = torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled
     torch.backends.mha.set_fastpath_enabled(False)
-    torch.backends.mkldnn.enabled = False
+    torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
     try:
         with sdpa_kernel(SDPBackend.MATH):
             yield

@@ -81,7 +81,9 @@ def expected(module: str, following: dict[str, set[str]]) -> set[str]:
     if module in NAMES_ONLY:
         return set()
     found: set[str] = set()
-    todo = [rule for rule in RULES if module in (*import_closure(f"ztw.jobs.{rule}"), "ztw.jobs.run")]
+    # A study from logits has other rules
+    rules = [rule for rule in RULES if rule in following]
+    todo = [rule for rule in rules if module in (*import_closure(f"ztw.jobs.{rule}"), "ztw.jobs.run")]
     while todo:
         rule = todo.pop()
         if rule not in found:

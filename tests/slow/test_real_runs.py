@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from itertools import product
+from pathlib import Path
 
 import pytest
 from PIL import Image
-from tiny_study import TINY, changed_config, command, copy_of, run
+from tiny_study import ROOT, TINY, changed_config, command, copy_of, run
 
 from ztw.files import read_json, write_json
 
@@ -70,3 +72,11 @@ def test_a_terminal_with_plain_characters_only(finished):
     text = done.stdout.decode("ascii")
     assert "+-" in text
     assert "?" not in text
+
+
+def test_the_example_of_a_plugin_runs_as_it_says(tmp_path):
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    done = run(tmp_path, Path("examples/my_parts.yaml"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("ics independent: a sample that leaves at exits 2 to 3 saves nothing") == 1
+    assert "median-margin" in done.stdout

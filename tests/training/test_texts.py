@@ -119,7 +119,7 @@ def test_checkpoints_of_other_labels_are_not_used(tmp_path):
     train(text_network(), (TEXTS, LABELS), 1, checkpoints=tmp_path)
     lines: list[str] = []
     train(text_network(), (TEXTS, LABELS.flip(0)), 1, checkpoints=tmp_path, progress=lines.append)
-    assert "not used, because of other data" in lines[0]
+    assert "not used, because data changed" in lines[0]
 
 
 @pytest.mark.parametrize("connection", ztw.list_connections())

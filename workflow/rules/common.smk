@@ -47,7 +47,10 @@ if (shown := without_password(study.tracking)) != study.tracking:
 
 # For the report's captions, with defaults filled in.
 config["evaluation"] = study.evaluation.model_dump()
-# For `ztw.jobs.run`, which finds the study's folder by its name.
+config["counted"] = (
+    "given with the logits" if study.logits else "counted by ptflops, backend aten"
+)
+# Scripts find the study's files by its name.
 config["study"] = STUDY_NAME
 
 LAYOUT = Layout(Path("results") / STUDY_NAME)
@@ -56,10 +59,17 @@ CELL = Cell("{dataset}", "{arch}", "{seed}")
 CELLS = [Cell(*names, seed) for names in study.cells for seed in study.seeds]
 CELL_NAMES = [(cell.dataset, cell.arch, cell.seed) for cell in CELLS]
 METHODS = list(study.methods)
-ICS = list(study.ics.sets)
-# Each set of internal classifiers (ICs) that also trains the backbone is a job. All other sets are one job together.
+# Sets of logits from files, instead of trained ones. They include networks without early exits.
+LOGITS = (
+    {name: s.model_dump() for name, s in study.logits.sets.items()}
+    if study.logits
+    else {}
+)
+STATIC_SETS = sorted({m.static for m in study.methods.values() if LOGITS and m.static})
+ICS = list(study.exit_sets)
+# Sets of internal classifiers (ICs) that train the backbone as well are one job each. All others are one job.
 JOINT = [name for name, ics in study.ics.sets.items() if ics.trains_backbone]
-FROZEN = [name for name in ICS if name not in JOINT]
+FROZEN = [name for name in study.ics.sets if name not in JOINT]
 # (IC set, ensemble) of the methods, and how each ensemble is fitted.
 ENSEMBLES = sorted({(m.ics, m.ensemble) for m in study.methods.values() if m.ensemble})
 FITTED = {name: study.ensembles.sets[name] for _, name in ENSEMBLES}
@@ -67,12 +77,17 @@ EVALUATED = list(study.data.evaluated)
 # Only ensembles need logits of the training images.
 SPLITS = ["train"] if any(e.fit_on == "train" for e in FITTED.values()) else []
 SPLITS += EVALUATED
-# Static networks: networks without early exits. Each has a cell of its own, with a backbone only.
+# IC set -> its splits. A file of logits may have no training samples.
+FIT_ON_TRAIN = {ics for ics, name in ENSEMBLES if FITTED[name].fit_on == "train"}
+SPLITS_OF = {
+    ics: SPLITS if not LOGITS or ics in FIT_ON_TRAIN else EVALUATED for ics in ICS
+}
+# Static networks: networks without early exits. Each has a cell of its own, with a backbone alone.
 STATICS = study.statics
 STATIC_CELLS = [CELL.with_arch(arch) for arch in STATICS]
 TRACKED = study.tracking != "none"
 # Only the first seed of every data set and architecture is timed.
-TIMED = bool(study.latency.batch_sizes)
+TIMED = study.logits.times if study.logits else bool(study.latency.batch_sizes)
 TIMED_CELLS = [cell for cell in CELLS if TIMED and cell.seed == study.seeds[0]]
 FIGURES = ["accuracy_cost", "exit_accuracy", "hindsight_improvability", "exit_shares"]
 FIGURES += ["accuracy_time"] if TIMED else []
@@ -141,8 +156,14 @@ def sets_of(names):
     }
 
 
-# Cores of this machine, or of the job if an executor has started this process. An executor gives the main process no number
-# of cores. A job then gets four, unless the profile has set-threads for its rule.
+def stamps_of(wildcards):
+    """Return a stamp of each file of logits of a cell. A changed file is imported again."""
+    cell = Cell(wildcards.dataset, wildcards.arch, wildcards.seed)
+    return {name: file_stamp(s.file(cell)) for name, s in study.exit_sets.items()}
+
+
+# Cores of this machine; in a job that an executor has started, cores of the job. Without a number of cores an executor runs
+# the jobs. A job then gets four cores, unless the profile has set-threads for it.
 try:
     CORES, SHARED = workflow.cores, workflow.is_main_process
 except WorkflowError:
@@ -174,13 +195,35 @@ def benchmark_of(rule):
 
 
 def weights_of(cell):
-    """Return the weights of all networks of a cell, and of the static networks on its data set and seed."""
+    """Return the weights of all networks of a cell and of the static networks beside it."""
+    ensembles = [LAYOUT.ensemble(cell, *names) for names in ENSEMBLES]
+    if LOGITS:
+        return ensembles
     return [
         LAYOUT.backbone(cell),
         *(LAYOUT.ics(cell, ics) for ics in ICS),
-        *(LAYOUT.ensemble(cell, *names) for names in ENSEMBLES),
+        *ensembles,
         *(LAYOUT.backbone(cell.with_arch(arch)) for arch in STATICS),
     ]
+
+
+def predictions_of(cell):
+    """Return the logits of all IC sets of a cell, or of all sets from files."""
+    return [
+        LAYOUT.predictions(cell, ics, split)
+        for ics, splits in SPLITS_OF.items()
+        for split in splits
+    ]
+
+
+def parts_of(cell):
+    """Return the metadata of the parts of a cell: sets, ensembles, backbone."""
+    if LOGITS:
+        parts = [LAYOUT.predictions(cell, ics, "test") for ics in ICS]
+    else:
+        parts = [LAYOUT.backbone(cell), *(LAYOUT.ics(cell, ics) for ics in ICS)]
+    parts += [LAYOUT.ensemble(cell, *names) for names in ENSEMBLES]
+    return [metadata(part) for part in parts]
 
 
 def of_cells():
@@ -189,13 +232,15 @@ def of_cells():
         LAYOUT.record(dataset, split)
         for dataset in study.datasets
         for split in ("train", "test")
+        if not LOGITS
     ]
     for cell in CELLS:
         files += weights_of(cell)
-        files += [LAYOUT.predictions(cell, i, split) for i in ICS for split in SPLITS]
+        files += predictions_of(cell)
         for method in METHODS:
             files += [LAYOUT.curves(cell, method), LAYOUT.metrics(cell, method)]
-            files += [LAYOUT.correct(cell, method), LAYOUT.network(cell, method)]
+            files += [LAYOUT.correct(cell, method)]
+            files += [] if LOGITS else [LAYOUT.network(cell, method)]
         files += [LAYOUT.runs(cell)] if TRACKED else []
         files += [
             LAYOUT.backbone_predictions(cell.with_arch(arch), split)
@@ -212,6 +257,8 @@ def is_timed(wildcards):
 
 def logs_models(wildcards):
     """Return whether MLflow gets the networks of a cell as models."""
+    if LOGITS:
+        return False
     first = int(wildcards.seed) == study.seeds[0]
     return study.tracked_models == "all" or (
         study.tracked_models == "first_seed" and first

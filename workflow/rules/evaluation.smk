@@ -1,11 +1,13 @@
 # One job for all methods of a cell, because a sweep takes less time than the start of a process.
 rule evaluate:
     input:
-        data=LAYOUT.record("{dataset}", "train"),
+        data=[] if LOGITS else LAYOUT.record("{dataset}", "train"),
         weights=weights_of(CELL),
         predictions=[
             LAYOUT.predictions(CELL, ics, split) for ics in ICS for split in EVALUATED
         ],
+        # The costs of logits from files
+        costs=[metadata(LAYOUT.predictions(CELL, ics, "test")) for ics in LOGITS],
         static_predictions=[
             LAYOUT.backbone_predictions(cell, split)
             for cell in STATIC_CELLS
@@ -15,7 +17,7 @@ rule evaluate:
         curves=[LAYOUT.curves(CELL, method) for method in METHODS],
         metrics=[LAYOUT.metrics(CELL, method) for method in METHODS],
         correct=[LAYOUT.correct(CELL, method) for method in METHODS],
-        networks=[LAYOUT.network(CELL, method) for method in METHODS],
+        networks=[LAYOUT.network(CELL, method) for method in METHODS if not LOGITS],
     log:
         log_of("evaluate"),
     benchmark:
@@ -29,7 +31,8 @@ rule evaluate:
     params:
         build=build_of,
         statics=static_builds_of,
-        sets=sets_of(ICS),
+        sets=sets_of([*FROZEN, *JOINT]),
+        logits=LOGITS,
         methods=METHOD_SETTINGS,
         evaluation=EVALUATION,
         images=images_of,

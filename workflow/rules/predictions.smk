@@ -1,7 +1,6 @@
 # Largest number of training images that an ensemble is fitted on; None = all.
 WANTED = [e.samples for e in FITTED.values() if e.fit_on == "train"]
 SAMPLES = None if None in WANTED else max(WANTED, default=None)
-PREDICTIONS = [LAYOUT.predictions(CELL, ics, split) for ics in ICS for split in SPLITS]
 BACKBONE_PREDICTIONS = [LAYOUT.backbone_predictions(CELL, split) for split in EVALUATED]
 
 
@@ -11,8 +10,8 @@ rule predict:
         backbone=LAYOUT.backbone(CELL),
         ics=[LAYOUT.ics(CELL, ics) for ics in ICS],
     output:
-        logits=PREDICTIONS,
-        metadata=map(metadata, PREDICTIONS),
+        logits=predictions_of(CELL),
+        metadata=map(metadata, predictions_of(CELL)),
     log:
         log_of("predict"),
     benchmark:

@@ -21,11 +21,7 @@ rule start_tracking:
 rule track_cell:
     input:
         store=LAYOUT.store,
-        metadata=[
-            *(metadata(LAYOUT.ics(CELL, ics)) for ics in ICS),
-            *(metadata(LAYOUT.ensemble(CELL, *names)) for names in ENSEMBLES),
-            metadata(LAYOUT.backbone(CELL)),
-        ],
+        metadata=parts_of(CELL),
         metrics=[LAYOUT.metrics(CELL, method) for method in METHODS],
         curves=[LAYOUT.curves(CELL, method) for method in METHODS],
         # A file network.json refers to files of weights.
@@ -48,6 +44,7 @@ rule track_cell:
     params:
         methods=METHODS,
         sets=ICS,
+        from_logits=bool(LOGITS),
         ensembles=ENSEMBLES,
         families=study.families,
         protocol=study.evaluation.protocols[0],

@@ -78,7 +78,7 @@ def list_heads() -> list[str]:
     Example:
         >>> import ztw
         >>> ztw.list_heads()
-        ['conv', 'pool']
+        ['conv', 'pool', 'mlp']
     """
     return known("head")
 

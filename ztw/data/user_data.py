@@ -290,7 +290,7 @@ def as_data(given: Any, wanted: Wanted, what: str = "data") -> Data:
         listed = isinstance(given, Dataset) or hasattr(given, "__getitems__")
         if listed and not isinstance(given, IterableDataset):
             if not len(given):
-                raise ZtwError("the dataset is empty")
+                raise ZtwError(f"{what}: the Dataset is empty")
             return DatasetData(given, wanted, torch.arange(len(given)))
     except (TypeError, NotImplementedError) as error:
         if isinstance(error, ZtwError):

@@ -7,76 +7,84 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
-from ztw.evaluation.correct import write_correct
-from ztw.evaluation.curves import Costs, SplitPredictions, label
-from ztw.evaluation.methods import evaluate_method, rules_at_budgets
-from ztw.evaluation.metric_rows import backbone_metrics, metric_records
+from ztw.evaluation.curves import Costs, SplitPredictions
+from ztw.evaluation.methods import Rules, rules_at_budgets
 from ztw.evaluation.metrics import exit_accuracy
 from ztw.evaluation.network_file import Weights, network_metadata, write_network
 from ztw.exits.logits import read_predictions
-from ztw.files import read_json, sealed, sha256, write_json
+from ztw.files import read_json, sha256
 from ztw.jobs.cell import CellNetworks
+from ztw.jobs.given import GivenCell
 from ztw.jobs.job import Job
-from ztw.models.checkpoints import versions
+from ztw.jobs.method_results import Evaluated, write_results
 from ztw.models.costs import costly_exits, macs
 from ztw.models.network import CONNECTIONS, EarlyExitNetwork
 from ztw.models.operations import BACKEND
 from ztw.progress import Note
 from ztw.study.layout import Cell, metadata
+from ztw.study.logits_settings import LogitsSet
 from ztw.study.settings import DataSettings, EvaluationSettings, MethodSettings
 from ztw.study.training_settings import BackboneBuild, IcSet
 
 
 @dataclass(frozen=True)
 class EvaluateSettings:
-    """Settings that the metrics of a cell depend on; statics: architecture of a static network -> its options."""
+    """Settings that the metrics of a cell depend on.
+
+    Args:
+        statics: static network -> how it is built.
+        logits: sets of logits from files; if there are any, the cell has no networks.
+    """
 
     images: DataSettings
     build: BackboneBuild
     statics: dict[str, BackboneBuild]
     sets: dict[str, IcSet]
+    logits: dict[str, LogitsSet]
     methods: dict[str, MethodSettings]
     evaluation: EvaluationSettings
 
 
 def evaluate(job: Job, cell: Cell, settings: EvaluateSettings) -> None:
     """Evaluate every method of a cell: write its curves, metrics, correct samples and network."""
+    if settings.logits:
+        for one in GivenCell(job.layout, cell, settings.logits).methods(settings.methods, job.report):
+            write_results(job, cell, one, settings.evaluation)
+        return
     networks = CellNetworks(
         job.layout, cell, settings.build, settings.sets, settings.statics, records=("train",)
     )
-    accuracy, base = _backbone_accuracy(networks), _base_costs(networks, settings.evaluation.protocols)
     hashes: dict[Path, str] = {}
-    for name, network, costs in _with_costs(job, networks, settings, base):
-        method, layout = settings.methods[name], job.layout
-        found_on = {
-            split: SplitPredictions(*networks.predictions(network, method, split))
-            for split in settings.images.evaluated
-        }
-        validation, test = found_on.get("validation"), found_on["test"]
-        found = evaluate_method(validation, test, costs, method, settings.evaluation)
-        metrics = pd.concat([found.metrics, backbone_metrics(base["ztw"], accuracy)])
-        with sealed(layout.curves(cell, name)) as scratch:
-            label(found.curves, cell, name).to_parquet(scratch, index=False)
-        write_correct(layout.correct(cell, name), found.correct)
-        write_method(networks, name, method, metrics)
-        rules = found.rules.get("held-out") or rules_at_budgets(
-            validation or test, costs["ztw"], method, settings.evaluation
-        )
-        network.class_names = tuple(networks.record["class_names"])
-        network.normalisation = _normalisation(networks, settings.images)
-        described = network_metadata(network, network.backbone.origin or {}, costs["ztw"].cost, base["ztw"])
-        described |= {"method": name, "thresholds_chosen_on": "validation" if validation else "test"}
-        files = _weights(networks, method)
-        hashes |= {part.path: sha256(part.path) for part in files if part.path not in hashes}
-        write_network(layout.network(cell, name).parent, described, files, list(rules.items()), hashes)
+    for one in _trained(job, networks, settings):
+        rules = write_results(job, cell, one, settings.evaluation)
+        _write_network(networks, one, rules, settings, hashes)
 
 
-def _with_costs(
-    job: Job, networks: CellNetworks, settings: EvaluateSettings, base: dict[str, float]
-) -> Iterator[tuple[str, EarlyExitNetwork, dict[str, Costs]]]:
-    """Yield every method with its network and costs by counter; each network is loaded once."""
+def _write_network(
+    networks: CellNetworks,
+    one: Evaluated,
+    rules: Rules | None,
+    settings: EvaluateSettings,
+    hashes: dict[Path, str],
+) -> None:
+    """Write a method's network with its rules; hashes: SHA-256 of weights, filled."""
+    network, unit, method = one.network, one.costs["ztw"], one.method
+    assert network is not None
+    network.class_names = tuple(networks.record["class_names"])
+    network.normalisation = _normalisation(networks, settings.images)
+    chosen_on = "validation" if "validation" in one.splits else "test"
+    rules = rules or rules_at_budgets(one.splits[chosen_on], unit, method, settings.evaluation)
+    described = network_metadata(network, network.backbone.origin or {}, unit.cost, unit.base)
+    described |= {"method": one.name, "thresholds_chosen_on": chosen_on}
+    files = _weights(networks, method)
+    hashes |= {part.path: sha256(part.path) for part in files if part.path not in hashes}
+    folder = networks.layout.network(networks.cell, one.name).parent
+    write_network(folder, described, files, list(rules.items()), hashes)
+
+
+def _trained(job: Job, networks: CellNetworks, settings: EvaluateSettings) -> Iterator[Evaluated]:
+    """Yield every method of a trained cell; each network is loaded once."""
+    accuracy, base = _backbone_accuracy(networks), _base_costs(networks, settings.evaluation.protocols)
     loaded: dict[str, EarlyExitNetwork] = {}
     counted: dict[tuple[str, str | None], dict[str, Costs]] = {}
     for done, (name, method) in enumerate(settings.methods.items(), 1):
@@ -92,7 +100,19 @@ def _with_costs(
         costs = counted[of]["ztw"]
         if new and method.ics and (line := costly_exits(f"ics {method.ics}", costs.cost, costs.base)):
             job.report(Note(line))
-        yield name, network, counted[of]
+        yield Evaluated(
+            name,
+            method,
+            splits={
+                split: SplitPredictions(*networks.predictions(network, method, split))
+                for split in settings.images.evaluated
+            },
+            costs=counted[of],
+            unit=f"MACs (ptflops, backend {BACKEND})",
+            backbone_accuracy=accuracy,
+            computed=_computed(networks, method),
+            network=network,
+        )
 
 
 def _base_costs(networks: CellNetworks, protocols: Sequence[str]) -> dict[str, float]:
@@ -143,20 +163,3 @@ def _computed(networks: CellNetworks, method: MethodSettings) -> list[dict[str, 
         for part, file in parts.items()
         for saved in [read_json(metadata(file))]
     ]
-
-
-def write_method(networks: CellNetworks, name: str, method: MethodSettings, metrics: pd.DataFrame) -> None:
-    """Write a method's metrics, settings, hardware and versions; NaN becomes null."""
-    cell = networks.cell
-    content = {
-        "dataset": cell.dataset,
-        "arch": cell.arch,
-        "seed": cell.seed,
-        "method": name,
-        "settings": method.model_dump(),
-        "cost_unit": f"MACs (ptflops, backend {BACKEND})",
-        "metrics": metric_records(metrics),
-        "computed": _computed(networks, method),
-        "versions": versions(),
-    }
-    write_json(networks.layout.metrics(cell, name), content)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,15 +13,13 @@ from ztw.data.dataset import Data
 from ztw.data.splits import cell_splits
 from ztw.errors import ZtwError
 from ztw.evaluation import predictions
-from ztw.files import write_json
 from ztw.jobs.cell import CellNetworks, compute_on, share_backbone
 from ztw.jobs.job import Job
-from ztw.models.checkpoints import versions
+from ztw.jobs.split_file import write_split
 from ztw.progress import Note, Report
-from ztw.study.layout import Cell, metadata
+from ztw.study.layout import Cell
 from ztw.study.settings import DataSettings, HardwareSettings
 from ztw.study.training_settings import BackboneBuild, IcSet
-from ztw.tensors import write_tensors
 
 
 @dataclass(frozen=True)
@@ -66,7 +63,7 @@ def predict(job: Job, cell: Cell, settings: PredictSettings) -> None:
                 if split == "test":
                     _note_silent(name, values, loaded[name].connection.additive, job.report)
                 described = {"ics": name, "split": split, **compute.describe()}
-                write_predictions(job.layout.predictions(cell, name, split), values, labels, described)
+                write_split(job.layout.predictions(cell, name, split), values, labels, described)
 
 
 def check_finite(logits: Tensor, weights: Path, split: str) -> None:
@@ -87,12 +84,6 @@ def _note_silent(name: str, logits: Tensor, additive: bool, report: Report) -> N
                 " learned nothing; a lower lr may help"
             )
         )
-
-
-def write_predictions(path: Path, logits: Tensor, labels: Tensor, described: Mapping[str, Any]) -> None:
-    """Write logits (K, N, C) and labels (N,), and their metadata in a JSON beside them."""
-    write_tensors(path, {"logits": logits, "labels": labels})
-    write_json(metadata(path), {**described, "versions": versions()})
 
 
 def _drawn(train: Data, samples: int | None, generator: torch.Generator) -> Data:

@@ -8,7 +8,8 @@ from ztw.data.splits import cell_splits
 from ztw.evaluation import predictions
 from ztw.jobs.cell import CellNetworks, compute_on
 from ztw.jobs.job import Job
-from ztw.jobs.predict import check_finite, write_predictions
+from ztw.jobs.predict import check_finite
+from ztw.jobs.split_file import write_split
 from ztw.models.network import static_network
 from ztw.study.layout import Cell
 from ztw.study.settings import DataSettings, HardwareSettings
@@ -38,4 +39,4 @@ def predict_backbone(job: Job, cell: Cell, settings: PredictBackboneSettings) ->
         )
         check_finite(logits, job.layout.backbone(cell), split)
         path = job.layout.backbone_predictions(cell, split)
-        write_predictions(path, logits, labels, {"split": split, **compute.describe()})
+        write_split(path, logits, labels, {"split": split, **compute.describe()})

@@ -21,6 +21,8 @@ class TrackCellSettings:
     """Settings of the runs of a cell.
 
     Args:
+        sets: IC sets, or sets of logits.
+        from_logits: the cell has no networks.
         ensembles: (IC set, ensemble) of every fitted ensemble.
         families: method with early exits -> family, see `ztw.reporting.style.style`.
         protocol: the protocol of the headline accuracies.
@@ -30,6 +32,7 @@ class TrackCellSettings:
 
     methods: tuple[str, ...]
     sets: tuple[str, ...]
+    from_logits: bool
     ensembles: tuple[tuple[str, str], ...]
     families: dict[str, str]
     protocol: str
@@ -54,9 +57,13 @@ def track_cell(job: Job, cell: Cell, settings: TrackCellSettings) -> None:
         read_curves(curves.values()), from_files(metrics), settings.families, title
     )
     save(figure, layout.cell_figure(cell))
+    given = settings.from_logits
+    sets = [
+        layout.predictions(cell, ics, "test") if given else layout.ics(cell, ics) for ics in settings.sets
+    ]
     parts = {
-        "backbone": [metadata(layout.backbone(cell))],
-        "ics": [metadata(layout.ics(cell, ics)) for ics in settings.sets],
+        "backbone": [] if given else [metadata(layout.backbone(cell))],
+        "ics": [metadata(of_set) for of_set in sets],
         "ensemble": [metadata(layout.ensemble(cell, *names)) for names in settings.ensembles],
         "method": metrics,
     }

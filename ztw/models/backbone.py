@@ -184,7 +184,7 @@ class Fp32Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute (N, out) float32 from (N, in)."""
-        if not torch.is_autocast_enabled(x.device.type):
+        if x.is_meta or not torch.is_autocast_enabled(x.device.type):
             return super().forward(x)
         with torch.autocast(x.device.type, enabled=False):
             return super().forward(x.float())

@@ -10,18 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ztw.batch import InputSpec, mapped, tensors_of
+from ztw.batch import InputSpec, tensors_of
 from ztw.device import check_default_dtype
 from ztw.errors import ZtwError
 from ztw.models.backbone import Backbone, Fp32Linear
+from ztw.models.cut_checks import BY_HAND, compare, compare_other_sizes, trains_alike
 from ztw.models.cut_places import candidates, ends_at, ends_of, is_signal, named_module, offer
 from ztw.models.exported import ExportedPart, aten
-from ztw.models.exporting import CannotExportError, Program, call, export, first_tensor
+from ztw.models.exporting import call, export, first_tensor
+from ztw.models.graph import CannotExportError, End, Limits, Program
 from ztw.models.graph_cut import Cut
 from ztw.models.inputs import to_channels_last
 from ztw.models.supported import check_supported, computed_weights, plain
 
-BY_HAND = "cut it by hand with stages=[...] and classifier=..."
+MISTAKES = (RuntimeError, TypeError, AttributeError, IndexError, ValueError, KeyError)
 
 
 def as_backbone(
@@ -89,13 +91,19 @@ def as_backbone(
     except Exception as error:  # a user's module may hold anything
         raise ZtwError(f"{name}: cannot be copied ({_reason(error)})") from error
     copied = plain(copied)
-    with torch.random.fork_rng(devices=[]):
+    on_gpu = [tensor.device for tensor in copied.parameters() if tensor.is_cuda]
+    with torch.random.fork_rng(devices=on_gpu[:1]):
         batch, expected = _sample_logits(copied, name, inputs)
         if by_hand[1] is None:
-            backbone = cut_model(copied, name, inputs, expected.shape[1], at)
+            backbone = _cut(copied, name, inputs, expected.shape[1], at)
+            compare(backbone, batch, expected)
+            compare_other_sizes(backbone, copied)
+            if not trains_alike(backbone, copied, batch):
+                for part in (*backbone.stages, backbone.classifier):
+                    part.only_infer()
         else:
             backbone = _by_hand(name, by_hand[0], by_hand[1], inputs)
-        _compare(backbone, batch, expected)
+            compare(backbone, batch, expected)
     backbone.origin = {"as_backbone": {"at": None if at is None else list(at)}} if stages is None else None
     return to_channels_last(backbone.train(model.training))
 
@@ -134,32 +142,23 @@ def _sample_logits(model: nn.Module, name: str, inputs: InputSpec) -> tuple[Any,
 def _by_hand(name: str, stages: Sequence[nn.Module], classifier: nn.Module, inputs: InputSpec) -> Backbone:
     try:
         return Backbone(name, stages, classifier, inputs)
-    except (RuntimeError, TypeError, AttributeError, IndexError, ValueError, KeyError) as error:
+    except MISTAKES as error:
         if isinstance(error, ZtwError):
             raise
         raise ZtwError(f"{name}: its stages do not fit together ({_reason(error)})") from error
 
 
-@torch.no_grad()
-def _compare(backbone: Backbone, batch: Any, expected: Tensor) -> None:
-    """Raise ZtwError unless the backbone computes the model's logits, and no stage changes what an exit reads."""
-    states = list(backbone.eval().features(batch))
-    before = [mapped(state, Tensor.clone) for state in states]
-    found = backbone.classifier(states[-1])
-    if found.shape != expected.shape:
-        raise ZtwError(
-            f"{backbone.arch}: the cut model returns shape {tuple(found.shape)}, the original {tuple(expected.shape)}"
-        )
-    scale = max(1.0, float(expected.abs().max()))
-    difference = float((found - expected).abs().max())
-    if not difference <= 1e-3 * scale:
-        raise ZtwError(
-            f"{backbone.arch}: the logits of the cut model differ from the original's by up to {difference:.3g},"
-            f" because it draws random numbers or remembers earlier calls; {BY_HAND}"
-        )
-    pairs = zip(map(tensors_of, before), map(tensors_of, states), strict=True)
-    if not all(torch.equal(one, two) for old, new in pairs for one, two in zip(old, new, strict=True)):
-        raise ZtwError(f"{backbone.arch}: a stage changes the features of the stage before it; {BY_HAND}")
+def _cut(
+    model: nn.Module, name: str, inputs: InputSpec, num_classes: int, at: Sequence[str] | None
+) -> Backbone:
+    try:
+        return cut_model(model, name, inputs, num_classes, at)
+    except CannotExportError as error:
+        raise ZtwError(f"{name}: cannot be cut ({error}); {BY_HAND}") from error
+    except MISTAKES as error:  # of a part
+        if isinstance(error, ZtwError):
+            raise
+        raise ZtwError(f"{name}: cannot take a batch of one sample ({_reason(error)})") from error
 
 
 def cut_model(
@@ -177,7 +176,8 @@ def cut_model(
     Raises:
         ZtwError: for a model that torch.export cannot follow, or that has no place to cut.
     """
-    groups = [[named_module(model, place, name) for place in at]] if at is not None else candidates(model)
+    places = {named_module(model, place, name): place for place in at or []}
+    groups = [list(places)] if at is not None else candidates(model)
     marked = list(dict.fromkeys(module for group in groups for module in group))
     try:
         program = export(model, inputs, marked)
@@ -185,7 +185,7 @@ def cut_model(
         raise ZtwError(f"{name}: torch.export cannot follow its forward ({error}); {BY_HAND}") from error
     inputs = _with_free_axes(inputs, program)
     if at is not None:
-        cuts = ends_at(program, inputs, at, name)
+        cuts = ends_at(program, inputs, list(places.values()), name)
     else:
         cuts = next((found for group in groups if (found := ends_of(program, inputs, marked, group))), [])
     if not cuts:
@@ -193,15 +193,26 @@ def cut_model(
             f"{name}: has no blocks to cut after; name modules with at=[...]{offer(model, inputs)}"
         )
     try:
-        trained = export(model, inputs, marked, training=True)
-        trained_cuts = [trained.ends[program.ends.index(end)] for end in cuts]
+        trained = export(model, inputs, marked, training=True, known=program.tensors)
+        trained_cuts = [_same_end(trained, program, end) for end in cuts]
         pair = _same(Cut(program, inputs.names, cuts), Cut(trained, inputs.names, trained_cuts))
-    except (CannotExportError, IndexError):  # the backbone can stay frozen
+        if _sides(trained) != _sides(program):  # other lengths would need another graph
+            pair = (pair[0], None)
+    except CannotExportError:  # the backbone can stay frozen
         pair = (Cut(program, inputs.names, cuts), None)
     parts = [_part(*pair, number) for number in range(len(cuts))]
     backbone = Backbone(name, parts, _classifier(*pair, len(cuts), num_classes), inputs)
-    backbone.channels_first = tuple(is_signal(end) for end in cuts)
+    backbone.channels_first = tuple(is_signal(end.node) for end in cuts)
     return backbone
+
+
+def _same_end(trained: Program, program: Program, end: End) -> End:
+    """Return the same call of the same module in another program."""
+    before = [one for one in program.ends if one.of == end.of]
+    after = [one for one in trained.ends if one.of == end.of]
+    if len(before) != len(after):
+        raise CannotExportError("modules are called another number of times in training mode")
+    return after[before.index(end)]
 
 
 def _same(one: Cut, other: Cut) -> tuple[Cut, Cut | None]:
@@ -214,22 +225,34 @@ def _same(one: Cut, other: Cut) -> tuple[Cut, Cut | None]:
 def _with_free_axes(inputs: InputSpec, program: Program) -> InputSpec:
     """Return the inputs with None for every axis that may have any size."""
     found = []
-    for item, node in zip(
-        inputs.inputs, (n for n in program.graph.nodes if n.op == "placeholder"), strict=True
-    ):
-        sides = node.meta["val"].shape[1:]
+    for number, (item, sides) in enumerate(zip(inputs.inputs, _sides(program)[0], strict=True)):
+        limits = {axis: limit for (of, axis), limit in program.limits.items() if of == number}
         found.append(
-            replace(
-                item, shape=tuple(None if isinstance(side, torch.SymInt) else int(side) for side in sides)
-            )
+            replace(item, shape=sides, limits=tuple(limits.get(axis + 1) for axis in range(len(sides))))
+            if limits
+            else replace(item, shape=sides)
         )
     return replace(inputs, inputs=tuple(found))
+
+
+def _sides(program: Program) -> tuple[list[tuple[int | None, ...]], Limits]:
+    """Return the shape of every input without the batch axis, None for any size, and the limits of these."""
+    sides = [
+        tuple(None if isinstance(side, torch.SymInt) else int(side) for side in node.meta["val"].shape[1:])
+        for node in program.graph.nodes
+        if node.op == "placeholder"
+    ]
+    return sides, program.limits
 
 
 def _part(cut: Cut, trained: Cut | None, number: int) -> ExportedPart:
     in_eval, takes = cut.part(number)
     in_training = None if trained is None else trained.part(number)[0]
-    return ExportedPart(cut.program.tensors, takes, in_eval, in_training)
+    return ExportedPart(_tensors(cut, trained), takes, in_eval, in_training)
+
+
+def _tensors(cut: Cut, trained: Cut | None) -> dict[str, Tensor]:
+    return cut.program.tensors if trained is None else {**trained.program.tensors, **cut.program.tensors}
 
 
 def _classifier(cut: Cut, trained: Cut | None, number: int, num_classes: int) -> ExportedPart:
@@ -238,18 +261,18 @@ def _classifier(cut: Cut, trained: Cut | None, number: int, num_classes: int) ->
     in_training = None if trained is None else trained.part(number)[0]
     graphs = [graph for graph in (in_eval, in_training) if graph is not None]
     names = {_last_linear(graph) for graph in graphs}
-    tensors = cut.program.tensors
+    tensors = _tensors(cut, trained)
     last = names.pop()
-    if names or last is None:
+    given = [tensors[name] for name in last or () if name is not None]
+    if names or last is None or not all(isinstance(tensor, nn.Parameter) for tensor in given):
         return ExportedPart(tensors, takes, in_eval, in_training)
     weight, bias = last
     linear = Fp32Linear(tensors[weight].shape[1], num_classes, bias=bias is not None)
     linear.to(tensors[weight].device)
-    if num_classes == len(tensors[weight]):
-        with torch.no_grad():
-            linear.weight.copy_(tensors[weight])
-            if bias is not None:
-                linear.bias.copy_(tensors[bias])
+    if num_classes == len(tensors[weight]):  # the same weights, which may be frozen, or another layer's, too
+        linear._parameters["weight"] = tensors[weight]  # type: ignore[assignment]
+        if bias is not None:
+            linear._parameters["bias"] = tensors[bias]  # type: ignore[assignment]
     for graph in graphs:
         _take_off_linear(graph)
     return ExportedPart(tensors, takes, in_eval, in_training, (weight.rpartition(".")[0] or "linear", linear))

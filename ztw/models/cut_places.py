@@ -4,16 +4,36 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from torch import Tensor, fx, nn
 
 from ztw.batch import InputSpec
 from ztw.errors import ZtwError
-from ztw.models.exporting import CannotExportError, Program, export
+from ztw.models.exporting import export
+from ztw.models.graph import CannotExportError, End, Program
 from ztw.models.graph_cut import Cut
 
 NAMED = 12  # number of modules that an error names
+
+
+def is_signal(end: fx.Node) -> bool:
+    """Return whether a value is a signal (N, C, L), made by a 1-d convolution or pooling."""
+    if end.meta["val"].dim() != 3:
+        return False
+    todo, done = [end], set[fx.Node]()
+    while todo:
+        node = todo.pop(0)
+        name = str(node.target)
+        if name.startswith(("aten.conv1d", "aten.conv_transpose1d", "aten.max_pool1d", "aten.avg_pool1d")):
+            return True
+        if name.startswith(
+            ("aten.linear", "aten.layer_norm", "aten.embedding", "aten.lstm", "aten.gru", "aten.matmul")
+        ):
+            return False
+        todo += [before for before in node.all_input_nodes if before not in done]
+        done.update(todo)
+    return False
 
 
 def named_module(model: nn.Module, place: str, name: str) -> nn.Module:
@@ -58,18 +78,28 @@ def _is_composed(module: nn.Module) -> bool:
 
 def ends_of(
     program: Program, inputs: InputSpec, marked: Sequence[nn.Module], group: Sequence[nn.Module]
-) -> list[fx.Node]:
+) -> list[End]:
     """Return the ends of modules after which the whole computation continues from their output, in order."""
     wanted = {number for number, module in enumerate(marked) if module in group}
-    calls = Counter(program.order)
+    calls = Counter(end.of for end in program.ends)
     cut = Cut(program, inputs.names, [])
     light = _without_weights(cut)
-    ends = [
+    return _unique(
         end
-        for end, number in zip(program.ends, program.order, strict=True)
-        if number in wanted and calls[number] == 1 and _is_inner(cut, end)
-    ]
-    return list(dict.fromkeys(end for end in ends if set(cut.crossing(end)) - {end} <= light))
+        for end in program.ends
+        if end.of in wanted
+        and calls[end.of] == 1
+        and _is_inner(cut, end.node)
+        and set(cut.crossing(end)) - {end.node} <= light
+    )
+
+
+def _unique(ends: Iterable[End]) -> list[End]:
+    """Return the first end of every value."""
+    found: dict[fx.Node, End] = {}
+    for end in ends:
+        found.setdefault(end.node, end)
+    return list(found.values())
 
 
 def _without_weights(cut: Cut) -> set[fx.Node]:
@@ -96,31 +126,29 @@ def _is_inner(cut: Cut, end: fx.Node) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point() and end in cut.of_rows and end is not last
 
 
-def ends_at(program: Program, inputs: InputSpec, at: Sequence[str], name: str) -> list[fx.Node]:
+def ends_at(program: Program, inputs: InputSpec, at: Sequence[str], name: str) -> list[End]:
     """Return the ends of the modules in `at`, in the order of computation."""
-    cut, calls = Cut(program, inputs.names, []), Counter(program.order)
+    cut, calls = Cut(program, inputs.names, []), Counter(end.of for end in program.ends)
     for number, place in enumerate(at):
         if calls[number] != 1:
             raise ZtwError(
                 f"{name}: at={place!r} is called {calls[number]} times, must be once; name another module"
             )
-    ends = []
-    for end, number in zip(program.ends, program.order, strict=True):
-        place = at[number]
-        if end is cut.nodes[-1].args[0]:
+    for end in program.ends:
+        place = at[end.of]
+        if end.node is cut.nodes[-1].args[0]:
             raise ZtwError(
                 f"{name}: at={place!r} leaves no layer for the classifier; cut before the last layer"
             )
-        if not _is_inner(cut, end):
+        if not _is_inner(cut, end.node):
             raise ZtwError(f"{name}: at={place!r} does not return features of floats; name another module")
         try:
-            cut._state(end)
+            cut.state(end)
         except CannotExportError as error:
             raise ZtwError(
                 f"{name}: at={place!r} cannot be a cut, because {error}; name another module"
             ) from error
-        ends.append(end)
-    return list(dict.fromkeys(ends))
+    return _unique(program.ends)
 
 
 def offer(model: nn.Module, inputs: InputSpec) -> str:
@@ -132,27 +160,8 @@ def offer(model: nn.Module, inputs: InputSpec) -> str:
         return ""
     cut, keys = Cut(program, inputs.names, []), list(names.values())
     fit = [
-        keys[number]
-        for end, number in zip(program.ends, program.order, strict=True)
-        if _is_inner(cut, end) and not set(cut.crossing(end)) - {end}
+        keys[end.of]
+        for end in program.ends
+        if _is_inner(cut, end.node) and not set(cut.crossing(end)) - {end.node}
     ]
     return f", e.g. of {', '.join(fit[:NAMED])}" if fit else ""
-
-
-def is_signal(end: fx.Node) -> bool:
-    """Return whether a value is a signal (N, C, L), made by a 1-d convolution or pooling."""
-    if end.meta["val"].dim() != 3:
-        return False
-    todo, done = [end], set[fx.Node]()
-    while todo:
-        node = todo.pop(0)
-        name = str(node.target)
-        if name.startswith(("aten.conv1d", "aten.conv_transpose1d", "aten.max_pool1d", "aten.avg_pool1d")):
-            return True
-        if name.startswith(
-            ("aten.linear", "aten.layer_norm", "aten.embedding", "aten.lstm", "aten.gru", "aten.matmul")
-        ):
-            return False
-        todo += [before for before in node.all_input_nodes if before not in done]
-        done.update(todo)
-    return False

@@ -25,6 +25,9 @@ class ExportedPart(nn.Module):
         linear: name and module of the last layer, which is applied to what the graphs return.
     """
 
+    places: list[tuple[dict[str, Any], str]]
+    linear: tuple[dict[str, Any], str] | None
+
     def __init__(
         self,
         tensors: dict[str, Tensor],
@@ -41,39 +44,42 @@ class ExportedPart(nn.Module):
         self.eval_graph, self.training_graph = in_eval, in_training
         self.in_eval = _runner(in_eval, self.names)
         self.in_training = None if in_training is None else _runner(in_training, self.names)
-        self.places = [self._hold(name, tensors[name]) for name in self.names]
-        self.linear = None if linear is None else self._hold(*linear)
         self.linear_name = "" if linear is None else linear[0]
+        # outside the registry of modules, where a model's own `linear` may be
+        self.__dict__["places"] = [self._hold(name, tensors[name]) for name in self.names]
+        self.__dict__["linear"] = None if linear is None else self._hold(*linear)
 
     def _hold(self, name: str, what: Tensor | nn.Module) -> tuple[dict[str, Any], str]:
-        """Store a tensor or a module under a name with dots; return its dict and its key."""
+        """Store a tensor or a module under a name with dots, of any words; return its dict and its key."""
         *way, last = name.split(".")
         holder: nn.Module = self
         for step in way:
-            if step not in holder._modules:
-                holder.add_module(step, nn.Module())
-            holder = holder.get_submodule(step)
-        if isinstance(what, nn.Module):
-            holder.add_module(last, what)
-            return holder._modules, last
-        if isinstance(what, nn.Parameter):
-            holder.register_parameter(last, what)
-            return holder._parameters, last
-        holder.register_buffer(last, what)
-        return holder._buffers, last
+            if holder._modules.get(step) is None:
+                holder._modules[step] = nn.Module()
+            holder = holder._modules[step]  # type: ignore[assignment]
+        where: dict[str, Any] = holder._buffers
+        if isinstance(what, nn.Module | nn.Parameter):
+            where = holder._modules if isinstance(what, nn.Module) else holder._parameters
+        where[last] = what
+        return where, last
 
     def forward(self, state: Batch) -> Any:
         """Compute the next state, or the logits."""
         run = self.in_training if self.training else self.in_eval
         if run is None:
             raise ZtwError(
-                "the model cannot be exported in training mode; train the exits with regime='separate'"
+                "the backbone cannot be trained: torch.export cannot follow the model in training mode, e.g."
+                " torch.no_grad or an autograd.Function in its forward; train the exits with regime='separate'"
             )
         output = run(*self.arguments(state))
         if self.linear is None:
             return output
         where, name = self.linear
         return where[name](output)
+
+    def only_infer(self) -> None:
+        """Remove the graph for training."""
+        self.training_graph = self.in_training = None
 
     def arguments(self, state: Batch) -> list[Tensor]:
         """Return the arguments of the graphs as functions: the part's tensors, and the values that it takes."""
@@ -97,6 +103,8 @@ def _runner(graph: fx.Graph, names: Sequence[str]) -> fx.GraphModule:
     for node in graph.nodes:
         if node.op == "get_attr":
             made[node] = of_name[str(node.target)]
+        elif node.op == "placeholder":  # its name would be code
+            made[node] = lifted.placeholder(f"given_{len(made)}")
         else:
             made[node] = lifted.node_copy(node, made.__getitem__)
     return fx.GraphModule(nn.Module(), lifted)

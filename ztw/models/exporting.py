@@ -6,63 +6,36 @@ branches on `self.training` as they are in each mode.
 
 from __future__ import annotations
 
+import io
 import logging
-import operator
+import re
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, redirect_stderr
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._ops import OpOverload
 
 from ztw.batch import Batch, InputSpec, tensors_of
-from ztw.errors import ZtwError
-from ztw.models.exported import ExportedPart, aten
-
-DROPOUTS = (
-    aten.dropout.default,
-    aten.dropout_.default,
-    aten.feature_dropout.default,
-    aten.feature_dropout_.default,
+from ztw.models.exported import ExportedPart
+from ztw.models.graph import (
+    CannotExportError,
+    Limits,
+    Program,
+    cleaned,
+    mark,
 )
+
 ROWS = 3  # batch size of an export; torch.export makes a constant of 1
-Ends = list[fx.Node]
 
 
-def _clone(x: Tensor, number: int) -> Tensor:
-    return x.clone()
+# What torch.export assumes about sizes. A limit, or an equality of two inputs, is no decision of the forward.
+SIZE = r"L\['tensors'\]\[(\d+)\]\.size\(\)\[(\d+)\]"
 
 
-# An operation that does nothing; it marks the end of a module in a graph
-mark = torch.library.custom_op(
-    "ztw::mark", _clone, mutates_args=(), schema="(Tensor x, int number) -> Tensor"
-)
-mark.register_fake(_clone)
-
-
-class CannotExportError(ZtwError):
-    """A model that torch.export cannot follow."""
-
-
-@dataclass(frozen=True)
-class Program:
-    """A model in one mode.
-
-    Args:
-        graph: one placeholder per input, the weights as get_attr, the logits as output.
-        tensors: weights, buffers and constants by the model's own names.
-        ends: node of each marked module's output, in the order of computation.
-        order: number of the marked module of each end.
-    """
-
-    graph: fx.Graph
-    tensors: dict[str, Tensor]
-    ends: Ends
-    order: list[int]
+NO_DECISION = re.compile(rf"{SIZE} (<=|<|>=|>|==) \d+|{SIZE} == {SIZE}")
 
 
 class _Flat(nn.Module):
@@ -116,7 +89,11 @@ def _marked(number: int, module: nn.Module, given: Any, output: Any) -> Any:
 
 
 def export(
-    model: nn.Module, inputs: InputSpec, marked: Sequence[nn.Module] = (), training: bool = False
+    model: nn.Module,
+    inputs: InputSpec,
+    marked: Sequence[nn.Module] = (),
+    training: bool = False,
+    known: dict[str, Tensor] | None = None,
 ) -> Program:
     """Export a model in one mode, with any batch size.
 
@@ -127,6 +104,7 @@ def export(
         inputs: what it takes.
         marked: modules whose ends are recorded.
         training: the mode.
+        known: tensors of the program in the other mode. Another tensor gets another name.
 
     Raises:
         CannotExportError: with torch.export's reason.
@@ -135,7 +113,7 @@ def export(
     free = [range(1, len(item.shape) + 1) if item.dtype == "int64" else () for item in inputs.inputs]
     hooks = [module.register_forward_hook(partial(_marked, number)) for number, module in enumerate(marked)]
     try:
-        program = _exported(_Flat(model.train(training), inputs), sample, free)
+        program = _exported(_Flat(model.train(training), inputs), sample, free, known=known)
     finally:
         for hook in hooks:
             hook.remove()
@@ -160,17 +138,18 @@ def export_part(part: nn.Module, state: Any, trains: bool = True) -> ExportedPar
     with torch.no_grad():
         output = part.eval()(state)
     keys = list(output) if isinstance(output, dict) else None
-    programs = []
+    programs, tensors = list[Program](), dict[str, Tensor]()
     for training in (False, True) if trains else (False,):
         try:
             flat = _FlatPart(part.train(training), inputs)
-            programs.append(_exported(flat, tensors_of(state), free, keys))
+            programs.append(_exported(flat, tensors_of(state), free, keys, tensors))
         except CannotExportError:
             if not training:
                 raise
+        else:
+            tensors |= programs[-1].tensors
     takes = inputs.names if isinstance(state, dict) else [f"x{number}" for number in range(len(inputs.names))]
-    tensors = {name: tensor for program in programs for name, tensor in program.tensors.items()}
-    graphs = [_with_names(program.graph, takes) for program in programs]
+    graphs = [on_any_device(_with_names(program.graph, takes)) for program in programs]
     return ExportedPart(tensors, takes, graphs[0], graphs[1] if len(graphs) > 1 else None).train(
         part.training
     )
@@ -187,122 +166,110 @@ def _with_names(graph: fx.Graph, names: Sequence[str]) -> fx.Graph:
     return renamed
 
 
+def on_any_device(graph: fx.Graph) -> fx.Graph:
+    """Replace the devices in a part's graph by the device of its first input, because the part may move."""
+    first = next(node for node in graph.nodes if node.op == "placeholder")
+    for node in list(graph.nodes):
+        made: list[fx.Node] = []
+
+        def replaced(value: Any, node: fx.Node = node, made: list[fx.Node] = made) -> Any:
+            if not isinstance(value, torch.device):
+                return value
+            with graph.inserting_before(node):
+                made.append(graph.call_function(getattr, (first, "device")))
+            return made[-1]
+
+        node.args = fx.node.map_aggregate(node.args, replaced)
+        node.kwargs = fx.node.map_aggregate(node.kwargs, replaced)
+    return graph
+
+
 def _exported(
     flat: nn.Module,
     sample: Sequence[Tensor],
     free: Sequence[Sequence[int]],
     keys: Sequence[str] | None = None,
+    known: dict[str, Tensor] | None = None,
 ) -> Program:
     """Export a module of flat tensors.
 
     Args:
         flat: in the mode to export.
         sample: its arguments.
-        free: for each of them the axes, beside the first, that may have any size.
+        free: for each of them the axes, beside the first, that may have any size. An axis by whose size the forward
+            decides stays as it is.
         keys: names of the outputs; None for one output.
+        known: see `export`.
     """
     dims = torch.export.Dim
-    axes = tuple({0: dims.DYNAMIC, **dict.fromkeys(places, dims.AUTO)} for places in free)
-    try:
-        with _quiet(), torch.no_grad():
-            program = torch.export.export(flat, tuple(sample), dynamic_shapes=(axes,), strict=False)
-            module = program.module(check_guards=False)
-    except Exception as error:  # a user's forward may raise anything
-        reason = " ".join(str(error).split())
-        raise CannotExportError(reason[:200] or type(error).__name__) from error
+    fixed: set[tuple[int, int]] = set()
+    while True:
+        axes = tuple(
+            {0: dims.DYNAMIC, **{axis: dims.AUTO for axis in places if (number, axis) not in fixed}}
+            for number, places in enumerate(free)
+        )
+        try:
+            with _quiet(), torch.no_grad():
+                program = torch.export.export(flat, tuple(sample), dynamic_shapes=(axes,), strict=False)
+                module = program.module(check_guards=False)
+        except Exception as error:  # a user's forward may raise anything
+            raise CannotExportError(_reason(error)) from error
+        decided = _decided(program._guards_code)
+        if any(axis == 0 for _, axis in decided):
+            raise CannotExportError("its forward decides by the number of samples")
+        if decided <= fixed:
+            break
+        fixed |= decided
     assert isinstance(module, fx.GraphModule)
-    return _cleaned(module, keys)
+    found = cleaned(module, keys, known or {})
+    limits = _limits(found.graph, program.range_constraints)
+    if any(axis == 0 for _, axis in limits):
+        raise CannotExportError("its forward decides by the number of samples")
+    found.limits.update(limits)
+    return found
+
+
+def _decided(guards: Sequence[str]) -> set[tuple[int, int]]:
+    """Return (input, axis) of the sizes by which a forward decides, e.g. whether a length is even."""
+    found: set[tuple[int, int]] = set()
+    for guard in guards:
+        sizes = {(int(number), int(axis)) for number, axis in re.findall(SIZE, guard)}
+        kinds = {axis == 0 for _, axis in sizes}  # a length may be the example's batch size by chance
+        if not NO_DECISION.fullmatch(guard) or len(kinds) > 1:
+            found |= sizes
+    return found
+
+
+def _limits(graph: fx.Graph, ranges: Any) -> Limits:
+    """Return the limits of the axes of a graph's inputs that may have any size within them."""
+    found: Limits = {}
+    for number, node in enumerate(node for node in graph.nodes if node.op == "placeholder"):
+        for axis, side in enumerate(node.meta["val"].shape):
+            between = ranges.get(side.node.expr) if isinstance(side, torch.SymInt) else None
+            if between is None:
+                continue
+            least = int(between.lower) if between.lower.is_Integer else 0
+            most = int(between.upper) if between.upper.is_Integer else None
+            if least > 2 or most is not None:  # torch.export assumes at least 2
+                found[number, axis] = (least if least > 2 else 1, most)
+    return found
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    if "data-dependent" in text:
+        return "it decides by the values of tensors"
+    return text[:200] or type(error).__name__
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence torch.export's warnings, which are for its developers."""
+    """Silence what torch.export prints for its developers."""
     before = logging.root.manager.disable
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
-        logging.disable(logging.WARNING)
+        logging.disable(logging.ERROR)
         try:
             yield
         finally:
             logging.disable(before)
-
-
-def _cleaned(module: fx.GraphModule, keys: Sequence[str] | None = None) -> Program:
-    """Remove checks and marks from an exported graph, and make in-place operations functional."""
-    graph, ends, order = module.graph, Ends(), list[int]()
-    tensors: dict[str, Tensor] = {}
-    for node in list(graph.nodes):
-        name = str(node.target)
-        if node.op == "call_module" or name.startswith(("aten._assert", "aten.sym_constrain")):
-            if node.users:
-                raise CannotExportError(f"its graph calls {name}")
-            graph.erase_node(node)
-        elif node.op == "get_attr":
-            value = operator.attrgetter(name)(module)
-            if not isinstance(value, Tensor):
-                raise CannotExportError(f"its graph holds a region of its own, {name}")
-            node.target = _plain_name(name)
-            tensors[node.target] = value
-        elif node.target == torch.ops.ztw.mark.default:
-            of, number = node.args
-            node.replace_all_uses_with(of)
-            graph.erase_node(node)
-            ends.append(of)
-            order.append(number)
-        elif node.target in DROPOUTS and not node.args[2]:
-            node.replace_all_uses_with(node.args[0])
-            graph.erase_node(node)
-    for node in list(graph.nodes):
-        if isinstance(node.target, OpOverload) and node.target._schema.is_mutable:
-            _make_functional(node, ends)
-    (output,) = (node for node in graph.nodes if node.op == "output")
-    results = output.args[0]
-    while isinstance(results, tuple | list) and isinstance(results[0], tuple | list):
-        results = results[0]
-    results = list(results) if isinstance(results, tuple | list) else [results]
-    output.args = (results[0] if keys is None else dict(zip(keys, results, strict=True)),)
-    graph.owning_module = None  # names of tensors are no longer those of its attributes
-    graph.eliminate_dead_code()
-    return Program(graph, tensors, ends, order)
-
-
-def _plain_name(name: str) -> str:
-    """Return the model's own name of a tensor, in letters, digits and _."""
-    steps = name.removeprefix("model.").split(".")
-    return ".".join("".join(char if char.isalnum() else "_" for char in step) for step in steps)
-
-
-def _make_functional(node: fx.Node, ends: Ends) -> None:
-    """Replace an in-place operation by the operation that returns a new value, if another reader could see the change.
-
-    Operations on buffers, e.g. BatchNorm's counter, and on views stay as they are.
-    """
-    target = node.target
-    assert isinstance(target, OpOverload)
-    name = target._schema.name.removeprefix("aten::")
-    given = node.args[0] if node.args else None
-    if (
-        not name.endswith("_")
-        or name.startswith("_")
-        or not isinstance(given, fx.Node)
-        or given.op == "get_attr"
-    ):
-        return
-    packet = getattr(aten, name.removesuffix("_"), None)
-    functional = getattr(packet, target._overloadname, None)
-    if (
-        functional is None
-        or is_view(given)
-        or len(functional._schema.arguments) != len(target._schema.arguments)
-    ):
-        return
-    node.target = functional
-    given.replace_all_uses_with(node, delete_user_cb=lambda user: user is not node and user > node)
-
-
-def is_view(node: fx.Node) -> bool:
-    """Return whether the result of an operation shares memory with its input."""
-    if not isinstance(node.target, OpOverload):
-        return False
-    returned = node.target._schema.returns
-    return bool(returned) and returned[0].alias_info is not None

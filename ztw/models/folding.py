@@ -13,7 +13,8 @@ from ztw.batch import mapped
 from ztw.errors import ZtwError
 from ztw.models.backbone import Backbone
 from ztw.models.exported import ExportedPart, aten
-from ztw.models.exporting import CannotExportError, export_part
+from ztw.models.exporting import export_part
+from ztw.models.graph import CannotExportError
 from ztw.models.network import EarlyExitNetwork
 
 Network = TypeVar("Network", Backbone, EarlyExitNetwork)

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._ops import OpOverload
 
 from ztw.models.exported import aten
-from ztw.models.exporting import CannotExportError, Ends, Program, is_view
+from ztw.models.exporting import on_any_device
+from ztw.models.graph import CannotExportError, End, Program, bases_of, is_kept, is_random
 
 FEATURES, MASK = "features", "attention_mask"  # of a state, see `ztw.models.backbone`
 
@@ -30,25 +30,29 @@ class Cut:
     Args:
         program: the model in one mode.
         names: of the inputs.
-        ends: nodes after which to cut, in the order of computation.
+        ends: where to cut, in the order of computation.
 
     Raises:
         CannotExportError: if a value that crosses a cut does not have one row per sample.
     """
 
-    def __init__(self, program: Program, names: Sequence[str], ends: Ends) -> None:
+    def __init__(self, program: Program, names: Sequence[str], ends: Sequence[End]) -> None:
         self.program, self.names = program, list(names)
         self.nodes = list(program.graph.nodes)
         self.place = {node: number for number, node in enumerate(self.nodes)}
         self.inputs = [node for node in self.nodes if node.op == "placeholder"]
-        self.of_rows = _dependent(self.nodes)
+        self.bases = bases_of(self.nodes)
+        self.of_rows = _dependent(self.nodes, self.bases)
+        self.changes: dict[fx.Node, list[fx.Node]] = {}  # base -> in-place operations on it
+        for node in filter(is_kept, self.nodes):
+            self.changes.setdefault(self.bases[node], []).append(node)
         mask = self.names.index(MASK) if MASK in self.names else None
         self.mask = None if mask is None else self.inputs[mask]
-        self.states = [self._state(end) for end in ends]
+        self.ends, self.states = list(ends), [self.state(end) for end in ends]
 
-    def crossing(self, end: fx.Node) -> list[fx.Node]:
+    def crossing(self, end: End) -> list[fx.Node]:
         """Return the values that depend on the samples, are computed up to `end` and are needed after it."""
-        last = self.place[end]
+        last = self.place[end.last]
         return [
             node
             for node in self.nodes[: last + 1]
@@ -62,15 +66,23 @@ class Cut:
                 continue
             yield user
 
-    def _state(self, end: fx.Node) -> dict[str, fx.Node]:
-        """Return the values of a state by name, the features first."""
-        others = [node for node in self.crossing(end) if node is not end and node is not self.mask]
+    def state(self, end: End) -> dict[str, fx.Node]:
+        """Return the values of a state by name, the features first.
+
+        Raises:
+            CannotExportError: for a value that does not have one row per sample.
+        """
+        others = [node for node in self.crossing(end) if node is not end.node and node is not self.mask]
+        batches = [node.meta["val"].shape[0] for node in self.inputs]
         for node in others:
             value = node.meta.get("val")
-            batch = self.inputs[0].meta["val"].shape[0]
-            if not isinstance(value, Tensor) or not value.dim() or not same_size(value.shape[0], batch):
+            if (
+                not isinstance(value, Tensor)
+                or not value.dim()
+                or not any(same_size(value.shape[0], batch) for batch in batches)
+            ):
                 raise CannotExportError(f"{node.name} crosses the cut and does not have one row per sample")
-        named = {FEATURES: end}
+        named = {FEATURES: end.node}
         if self.mask is not None:
             named[MASK] = self.mask
         return {**named, **{f"value_{number}": node for number, node in enumerate(others)}}
@@ -79,7 +91,7 @@ class Cut:
         """Return the graph of a part, from cut `number` - 1 to cut `number`, and the names that it takes."""
         if number:
             given = self.states[number - 1]
-            start = self.place[given[FEATURES]]
+            start = self.place[self.ends[number - 1].last]
         else:
             given, start = dict(zip(self.names, self.inputs, strict=True)), -1
         graph = fx.Graph()
@@ -90,21 +102,40 @@ class Cut:
             graph.output(self._copied(copier, start, len(self.nodes) - 1, [output.args[0]])[0])
         else:
             state = self.states[number]
-            values = self._copied(copier, start, self.place[state[FEATURES]], list(state.values()))
+            end = self.place[self.ends[number].last]
+            values = self._copied(copier, start, end, list(state.values()))
             graph.output(values[0] if len(state) == 1 else dict(zip(state, values, strict=True)))
         graph.eliminate_dead_code()
-        return graph, list(given)
+        return on_any_device(graph), list(given)
 
     def _copied(self, copier: _Copier, start: int, end: int, wanted: Sequence[Any]) -> list[Any]:
-        for node in self.nodes[start + 1 : end + 1]:
-            if node.op not in ("placeholder", "output") and (node in self.of_rows or _is_kept(node)):
+        own = [
+            node
+            for node in self.nodes[start + 1 : end + 1]
+            if node.op not in ("placeholder", "output")
+            and (node in self.of_rows or (is_kept(node) and self.bases[node].op == "get_attr"))
+        ]
+        needed = self._needed([*own, *(node for node in wanted if isinstance(node, fx.Node))], copier, end)
+        for node in self.nodes[: end + 1]:
+            if node in needed:
                 copier.copy(node)
         return [copier.copy(node) if isinstance(node, fx.Node) else node for node in wanted]
 
-
-def _is_kept(node: fx.Node) -> bool:
-    """Return whether a node matters although nothing reads it: it changes a buffer."""
-    return isinstance(node.target, OpOverload) and node.target._schema.is_mutable
+    def _needed(self, todo: list[fx.Node], copier: _Copier, end: int) -> set[fx.Node]:
+        """Return nodes, and what they are computed from, with the in-place operations on it up to `end`."""
+        found: set[fx.Node] = set()
+        while todo:
+            node = todo.pop()
+            if node in found or node in copier.made:
+                continue
+            found.add(node)
+            if is_size(node):
+                continue
+            todo += node.all_input_nodes
+            base = self.bases[node]
+            if base not in self.of_rows and base.op != "get_attr":
+                todo += [change for change in self.changes.get(base, ()) if self.place[change] <= end]
+        return found
 
 
 class _Copier:
@@ -112,7 +143,6 @@ class _Copier:
 
     def __init__(self, graph: fx.Graph, made: dict[fx.Node, fx.Node]) -> None:
         self.graph, self.made = graph, made
-        self.first = next(iter(made.values()))
         self.available = dict(made)
 
     def copy(self, node: fx.Node) -> Any:
@@ -123,19 +153,7 @@ class _Copier:
     def _node(self, node: fx.Node) -> fx.Node:
         if node.op == "placeholder":
             raise CannotExportError(f"the input {node.name} is needed after a cut that does not carry it")
-        copied = self.graph.node_copy(node, self.copy)
-        where: list[fx.Node] = []
-
-        def on_device(value: Any) -> Any:  # the part may move to another device
-            if not isinstance(value, torch.device):
-                return value
-            with self.graph.inserting_before(copied):
-                where.append(self.graph.call_function(getattr, (self.first, "device")))
-            return where[-1]
-
-        copied.args = fx.node.map_aggregate(copied.args, on_device)
-        copied.kwargs = fx.node.map_aggregate(copied.kwargs, on_device)
-        return copied
+        return self.graph.node_copy(node, self.copy)
 
     def _size(self, node: fx.Node) -> Any:
         """Return the size of an axis, read from a value that the part has."""
@@ -159,25 +177,21 @@ def same_size(one: Any, other: Any) -> bool:
     return not isinstance(one, torch.SymInt) and not isinstance(other, torch.SymInt) and one == other
 
 
-def _dependent(nodes: Sequence[fx.Node]) -> set[fx.Node]:
-    """Return the nodes whose values depend on the samples, not only on weights and sizes."""
+def _dependent(nodes: Sequence[fx.Node], bases: dict[fx.Node, fx.Node]) -> set[fx.Node]:
+    """Return the nodes whose values depend on the samples or on chance, not only on weights and sizes."""
     found: set[fx.Node] = set()
-    for node in nodes:
-        if node.op == "placeholder" or (
-            not is_size(node) and any(arg in found for arg in node.all_input_nodes)
-        ):
-            found.add(node)
-            if _is_kept(node):  # what it overwrites depends on samples, too
-                found.update(_overwritten(node))
-    for node in nodes:  # values that read an overwritten one
-        if node not in found and not is_size(node) and any(arg in found for arg in node.all_input_nodes):
-            found.add(node)
+    memory: set[fx.Node] = set()  # bases that such a value is written to
+    before = -1
+    while len(found) + len(memory) > before:
+        before = len(found) + len(memory)
+        for node in nodes:
+            if is_size(node) or node.op in ("get_attr", "output"):
+                continue
+            reads = any(arg in found or bases[arg] in memory for arg in node.all_input_nodes)
+            if node.op == "placeholder" or is_random(node) or reads:
+                found.add(node)
+                if is_kept(node) and bases[node].op != "get_attr":
+                    memory.add(bases[node])
+            elif bases[node] in memory:
+                found.add(node)
     return found
-
-
-def _overwritten(node: fx.Node) -> Iterator[fx.Node]:
-    """Yield the value that an in-place operation changes, through views."""
-    given = node.args[0] if node.args else None
-    while isinstance(given, fx.Node) and given.op == "call_function":
-        yield given
-        given = given.args[0] if is_view(given) and given.args else None

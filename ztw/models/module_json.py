@@ -18,7 +18,7 @@ from ztw.models.backbone import Fp32Linear
 from ztw.models.exported import ExportedPart
 from ztw.models.exporting import export_part
 
-PLACE = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")  # name of a tensor; it becomes part of code
+PLACE = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")  # name of a tensor
 OPERATION = re.compile(r"aten\.([a-z_0-9A-Z]+)\.([A-Za-z_0-9]+)")
 PLAIN = (bool, int, str, type(None))
 # Operations that take no tensor. Others of this kind could read files.
@@ -150,13 +150,13 @@ def _make_node(
 
 def _place(name: str) -> str:
     if not PLACE.fullmatch(name):
-        raise ZtwError(f"{name!r}: a name may have letters, digits and _ only")
+        raise ZtwError(f"{name!r}: a name may have letters, digits, _ and - only")
     return name
 
 
 def _checked_place(name: Any) -> str:
     if not isinstance(name, str) or not PLACE.fullmatch(name):
-        raise ZtwError(f"{name!r}: must be names of letters, digits and _, separated by dots")
+        raise ZtwError(f"{name!r}: must be names of letters, digits, _ and -, separated by dots")
     return name
 
 

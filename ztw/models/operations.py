@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ztw.batch import mapped
 from ztw.device import check_default_dtype
 from ztw.errors import ZtwError
 from ztw.models.backbone import Backbone, states_of
@@ -54,6 +55,7 @@ def module_macs(module: nn.Module, *arguments: Any) -> float:
 
     # ptflops counts no operations in inference mode
     with torch.inference_mode(False), _unfused_layers():
+        arguments = tuple(mapped(given, Tensor.clone) for given in arguments)
         module = copy.deepcopy(module).cpu().eval()  # ptflops adds methods to a module and changes its mode
         counted, _ = ptflops.get_model_complexity_info(
             _Positional(module),
@@ -74,7 +76,7 @@ def _unfused_layers() -> Iterator[None]:
     """Compute attention and LSTMs with matrix products, because ptflops cannot count fused kernels."""
     attention, onednn = torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled
     torch.backends.mha.set_fastpath_enabled(False)
-    torch.backends.mkldnn.enabled = False
+    torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
     try:
         with sdpa_kernel(SDPBackend.MATH):
             yield

@@ -69,7 +69,8 @@ def _remove_parametrizations(part: nn.Module) -> None:
 
     torch's `remove_parametrizations` changes the class of the module, which the copy shares with the user's model.
     """
-    held: Any = part.parametrizations.eval()  # in training mode, spectral_norm changes at every call
+    held: Any = part.parametrizations
+    held.eval()  # in training mode, spectral_norm changes at every call
     found = {name: (getattr(part, name).clone(), list(held[name].parameters(recurse=False))) for name in held}
     kind = parametrize.type_before_parametrizations(part)
     del part.parametrizations

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import torch
 from onnx import ModelProto, NodeProto
 
 from ztw.batch import InputSpec, size_of, tensors_of
@@ -94,7 +95,7 @@ class _Batches:
             as_tensor(given, name).cpu() for name, given in zip(inputs.names, tensors_of(batch), strict=True)
         ]
         self.arrays = {
-            item.name: (tensor.float() if item.dtype == "float32" else tensor.long()).numpy()
+            item.name: tensor.to(getattr(torch, item.dtype)).numpy()
             for item, tensor in zip(inputs.inputs, tensors, strict=True)
         }
         self.starts = iter(range(0, len(tensors[0]), BATCH))

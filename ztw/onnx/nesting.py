@@ -278,7 +278,7 @@ def _inputs(inputs: InputSpec) -> list[ValueInfoProto]:
     """Return the inputs of a graph that a network takes."""
     found = []
     for item in inputs.inputs:
-        kind = TensorProto.INT64 if item.dtype == "int64" else TensorProto.FLOAT
+        kind = {"int64": TensorProto.INT64, "bool": TensorProto.BOOL}.get(item.dtype, TensorProto.FLOAT)
         sides = [
             f"{item.name}_{axis}" if side is None else side for axis, side in enumerate(item.shape, start=1)
         ]

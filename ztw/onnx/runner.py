@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ztw.batch import Batch, InputSpec, tensors_of
 from ztw.device import device_name
-from ztw.errors import ZtwError
+from ztw.errors import ZtwError, reason
 from ztw.exits.inference import ExitResult
 from ztw.exits.rules import ExitRule, as_rule, rule_from
 from ztw.files import check_seal, sealed
@@ -208,7 +208,12 @@ class OnnxRunner:
         arrays: Arrays,
         names: Sequence[str] | None = None,
     ) -> list[np.ndarray]:
-        return session.run(names, {**arrays, **bounds})
+        try:
+            return session.run(names, {**arrays, **bounds})
+        except Exception as error:  # ONNX Runtime's errors are private types
+            raise ZtwError(
+                f"{self.path}: ONNX Runtime cannot compute these inputs ({reason(error)[:200]})"
+            ) from error
 
     def _result(self, found: list[list[np.ndarray]]) -> ExitResult:
         logits, *where = (
@@ -280,7 +285,12 @@ class OnnxRunner:
             flat = flatten(onnx.load_from_string(self.content), self.form)
             optimised = Path(folder, "flat.onnx")
             self._load(flat.SerializeToString(), optimise=True, write=optimised)
-            return nest(onnx.load(optimised), self.form, name == "single", optimised=True).SerializeToString()
+            try:
+                nested = nest(onnx.load(optimised), self.form, name == "single", optimised=True)
+            except ZtwError:  # the optimised graph has an axis of samples times something else
+                self._load(self.content, optimise=True, write=optimised)
+                return optimised.read_bytes()
+            return nested.SerializeToString()
 
     def _load(
         self, content: bytes, optimise: bool, write: Path | None = None, threads: int | None = None

@@ -77,7 +77,7 @@ def split(graph: Dependence, form: Form) -> Steps:
 
 
 def _owners(graph: Dependence, form: Form) -> dict[int, int]:
-    """Return for the number of each needed node the first exit that needs it."""
+    """Return for the number of each needed node the exit that computes it: the first that needs it."""
     made_by = {name: number for number, node in enumerate(graph.nodes) for name in node.output if name}
     owner: dict[int, int] = {}
     for exit in range(form.exits):
@@ -88,6 +88,12 @@ def _owners(graph: Dependence, form: Form) -> dict[int, int]:
             if number not in owner:
                 owner[number] = exit
                 todo += [made_by[name] for name in reads(graph.nodes[number]) if name in made_by]
+    for number in sorted(owner):
+        node = graph.nodes[number]
+        (output, *_) = node.output
+        if node.op_type == "Shape" and output not in graph.sizes and output not in graph.axes:
+            # where the value is computed, so that it need not reach this exit for its length
+            owner[number] = owner[made_by[node.input[0]]] if node.input[0] in made_by else 0
     return owner
 
 

@@ -76,6 +76,7 @@ def write_onnx(
     flat, form = flat_graph(network, kind)
     if change is not None:
         flat = change(flat, form.inputs)
+    _remove_notes(flat)
     model = nest(flat, form)
     if form.exits > 1:  # the default value of the input
         model.graph.initializer.append(onnx.numpy_helper.from_array(float32_below(bounds), BOUNDS))
@@ -165,6 +166,13 @@ def exported(module: nn.Module, form: Form, name: str) -> ModelProto:
             raise ZtwError(f"{name}: ONNX cannot hold it ({cause})") from error
     assert program is not None
     return program.model_proto
+
+
+def _remove_notes(flat: ModelProto) -> None:
+    """Remove the exporter's notes: modules, and lines of source code with their paths."""
+    for part in (flat, flat.graph, *flat.graph.node, *flat.graph.value_info, *flat.graph.initializer):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
 
 
 @contextmanager

@@ -42,6 +42,8 @@ Label = Callable[[str], str]
 
 def check_names(study: Study) -> None:
     """Check references by name: data sets, architectures, parts, methods, overrides."""
+    if not study.ics.sets:
+        raise ZtwError("config: the key 'ics' is missing (or 'logits', in a study from logits)")
     folders = study.data.image_folders
     for name in folders:
         if name in DATASETS:
@@ -59,15 +61,20 @@ def check_names(study: Study) -> None:
     for index, item in enumerate(study.overrides):
         _check_listed(f"overrides.{index}.datasets", item.datasets or (), study.datasets, "datasets")
         _check_listed(f"overrides.{index}.archs", item.archs or (), [*study.archs, *study.statics], "archs")
-    for name, ensemble in study.ensembles.sets.items():
-        _check_known(f"ensembles.sets.{name}.kind", ensemble.kind, known("ensemble"))
-    for name in study.methods:
-        _check_method(study, name)
+    check_parts(study)
     if study.latency.batch_sizes and "pytorch" not in study.latency.runtimes:
         raise ZtwError(
             f"latency.runtimes: {as_written(study.latency.runtimes)!r} must include pytorch; other runtimes are"
             " compared with it"
         )
+
+
+def check_parts(study: Study) -> None:
+    """Check ensembles, methods and tracking."""
+    for name, ensemble in study.ensembles.sets.items():
+        _check_known(f"ensembles.sets.{name}.kind", ensemble.kind, known("ensemble"))
+    for name in study.methods:
+        _check_method(study, name)
     if study.tracking not in ("sqlite", "none") and "://" not in study.tracking:
         raise ZtwError(
             f"tracking: {study.tracking!r} is unknown; known: sqlite, none, or a tracking server's URI"
@@ -90,8 +97,11 @@ def _check_listed(label: str, names: Iterable[str], listed: Sequence[str], where
 
 
 def _check_method(study: Study, name: str) -> None:
-    method = study.methods[name]
+    method, sets = study.methods[name], list(study.exit_sets)
+    where = "logits.sets" if study.logits else "ics.sets"
     if method.static is not None:
+        if study.logits:
+            _check_listed(f"methods.{name}.static", [method.static], sets, where)
         for key, field in MethodSettings.model_fields.items():
             if key != "static" and getattr(method, key) != field.default:
                 raise ZtwError(
@@ -100,7 +110,7 @@ def _check_method(study: Study, name: str) -> None:
         return
     if not method.ics:
         raise ZtwError(f"methods.{name}: the key 'ics' is missing")
-    _check_listed(f"methods.{name}.ics", [method.ics], list(study.ics.sets), "ics.sets")
+    _check_listed(f"methods.{name}.ics", [method.ics], sets, where)
     if method.ensemble is not None:
         _check_known(f"methods.{name}.ensemble", method.ensemble, list(study.ensembles.sets), ", null")
     _check_known(f"methods.{name}.rule", method.rule, known("rule"))

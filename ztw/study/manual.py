@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ztw.files import write_text
+from ztw.study.logits_settings import LogitsSet, LogitsSettings
 from ztw.study.section import Section
 from ztw.study.settings import (
     DataSettings,
@@ -30,6 +31,8 @@ SECTIONS: dict[str, type[Section]] = {
     "backbone": BackboneSettings,
     "ics": IcsSettings,
     "ics.sets": Regime,
+    "logits": LogitsSettings,
+    "logits.sets": LogitsSet,
     "overrides": OverrideSettings,
     "ensembles": EnsemblesSettings,
     "methods": MethodSettings,
@@ -89,6 +92,7 @@ def editor_schema() -> Schema:
     definitions["IcSet"]["required"] = ["connection"]
     definitions["EnsembleSettings"]["required"] = ["kind"]
     definitions["MethodSettings"]["oneOf"] = [{"required": ["ics"]}, {"required": ["static"]}]
+    schema["oneOf"] = [{"required": ["ics"]}, {"required": ["logits"]}]
     for name in ("IcSet", "EnsembleSettings"):  # defaults come from the section
         for found in definitions[name]["properties"].values():
             found.pop("default", None)

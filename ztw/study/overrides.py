@@ -9,6 +9,7 @@ from typing import Any
 
 from ztw.errors import ZtwError
 from ztw.study.checks import check_cell, check_honest, check_names, check_set
+from ztw.study.logits_checks import logits_cells
 from ztw.study.resolve import Given, recipe_home, resolved
 from ztw.study.settings import CellSettings, Study
 from ztw.study.training_settings import Recipe
@@ -30,6 +31,8 @@ def study_cells(given: Given, study: Study) -> Cells:
     Raises:
         ZtwError: if a check fails or an override matches no cell.
     """
+    if study.logits:
+        return logits_cells(given, study)
     check_names(study)
     cells, used = {}, set()
     for dataset, arch in product(study.datasets, dict.fromkeys([*study.archs, *study.statics])):

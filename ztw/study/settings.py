@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr
 
 from ztw.errors import is_number
+from ztw.study.logits_settings import LogitsSet, LogitsSettings
 from ztw.study.section import Listed, Name, Section, Unique, key, one_of, part
 from ztw.study.training_settings import BackboneSettings, IcSet, IcsSettings
 
@@ -162,7 +163,7 @@ class EnsemblesSettings(EnsembleFit):
 class MethodSettings(Section):
     """A method: a row of the tables."""
 
-    ics: str = key("A name of `ics.sets`. Required unless the row is `static`.", "")
+    ics: str = key("A name of `ics.sets` or `logits.sets`. Required unless the row is `static`.", "")
     ensemble: str | None = key(
         "`geometric`, `arithmetic`, `uniform`, or a name of `ensembles.sets`. `null`: each exit"
         " predicts alone.",
@@ -173,7 +174,9 @@ class MethodSettings(Section):
         'How thresholds are chosen; see section "Thresholds".', "shared"
     )
     static: str | None = key(
-        "Name of a network without early exits, as in `archs`. Excludes the other keys.", None
+        "A network without early exits, by its name as in `archs`; in a study from logits a name of `logits.sets`."
+        " Not together with other keys.",
+        None,
     )
 
 
@@ -248,23 +251,29 @@ class CellNames(Section):
 
     datasets: Listed[str] = key(
         "`fashion_mnist`, `cifar10`, `cifar100`, `tiny_imagenet`, `svhn`, `imagenet`, `digits`, or"
-        " names under `data.image_folders`."
+        " names under `data.image_folders`. In a study from logits: any names."
     )
     archs: Listed[str] = key(
-        'Names of networks (`resnet20`, `torchvision/resnet50`, ...); see section "Architectures".'
+        'Names of networks (`resnet20`, `torchvision/resnet50`, ...); see section "Architectures". In a study from'
+        " logits: any names."
     )
     seeds: Listed[Annotated[int, Field(ge=0)]] = key(
         "Random seeds for the validation split, initial weights, order of images and augmentation."
     )
 
 
+# Of a study from logits
+NO_ICS = IcsSettings.model_construct(sets={})
+
+
 class Study(HardwareSettings, CellNames):
-    """A complete study."""
+    """A complete study: trained cells with `ics`, or cells from files with `logits`."""
 
     plugins: Unique[str] = key('Files and packages with your own parts; see section "Plugins".', ())
     data: DataSettings = DataSettings()
     backbone: BackboneSettings = BackboneSettings()
-    ics: IcsSettings
+    ics: IcsSettings = NO_ICS
+    logits: LogitsSettings | None = None
     overrides: tuple[OverrideSettings, ...] = ()
     ensembles: EnsemblesSettings = EnsemblesSettings()
     methods: Annotated[dict[Name, MethodSettings], Field(min_length=1)]
@@ -292,8 +301,15 @@ class Study(HardwareSettings, CellNames):
 
     @property
     def statics(self) -> tuple[str, ...]:
-        """The architectures of the static networks, in the order of the methods."""
+        """The architectures of the static networks, in the order of the methods; none in a study from logits."""
+        if self.logits:
+            return ()
         return tuple(dict.fromkeys(method.static for method in self.methods.values() if method.static))
+
+    @property
+    def exit_sets(self) -> Mapping[str, IcSet | LogitsSet]:
+        """What methods name: IC sets before any override, or sets of logits."""
+        return self.logits.sets if self.logits else self.ics.sets
 
     @property
     def families(self) -> dict[str, str]:
@@ -301,14 +317,10 @@ class Study(HardwareSettings, CellNames):
         return {name: self._family(method) for name, method in self.methods.items() if not method.static}
 
     def _family(self, method: MethodSettings) -> str:
-        ics = self.ics.sets[method.ics]
+        ics = self.exit_sets[method.ics]
         if ics.trains_backbone:
             return "together"
         return "recycled" if method.ensemble or ics.connection.startswith("cascade") else "frozen"
-
-    def sets(self, names: Iterable[str] | None = None) -> dict[str, IcSet]:
-        """Return IC sets by name, before any override; without names, all of them."""
-        return {name: self.ics.sets[name] for name in names or self.ics.sets}
 
     def with_cells(self, cells: dict[tuple[str, str], CellSettings]) -> Study:
         """Return the same study with its resolved cells."""
