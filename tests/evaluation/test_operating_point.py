@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -9,7 +11,7 @@ import torch
 from conftest import small_network, stripes
 
 import ztw
-from ztw.evaluation import predictions
+from ztw.evaluation import operating_point, predictions
 from ztw.exits.sweep import simulate_exits
 
 HELD_OUT = next(stripes(200).batches(200))
@@ -89,7 +91,7 @@ def test_risk_without_held_out_images_of_a_class(network):
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ({}, "give one of budget, allowed_loss and risk, not none"),
+        ({}, "give one of budget, budget_ms, allowed_loss and risk, not none"),
         ({"budget": 1.0, "allowed_loss": 0.1}, "not budget and allowed_loss"),
         ({"budget": 0}, "budget 0: must be a fraction of the backbone's cost above 0, or 'max'"),
         ({"budget": "min"}, "budget 'min': must be"),
@@ -97,6 +99,9 @@ def test_risk_without_held_out_images_of_a_class(network):
             {"budget": 1e-6},
             "budget 1e-06: the cheapest .* max_softmax and shared thresholds costs 0.",
         ),
+        ({"budget_ms": 0}, "budget_ms 0: must be a number of milliseconds above 0"),
+        ({"budget_ms": "max"}, "budget_ms 'max': must be a number"),
+        ({"budget_ms": 1e-6}, "budget_ms 1e-06: the cheapest .* takes .* ms on this machine"),
         ({"allowed_loss": 1}, r"allowed_loss 1: must be a share of the samples in \[0, 1\)"),
         ({"risk": 0.1}, r"risk 0.1: must be \(eps, delta\), both in \(0, 1\)"),
         ({"risk": (0.1, 1)}, r"risk \(0.1, 1\): must be"),
@@ -126,3 +131,39 @@ def test_predictions_of_another_network(network):
         ztw.choose_threshold(network, (torch.zeros(3, 9, 5), torch.zeros(9, dtype=torch.long)), budget=1.0)
     with pytest.raises(ztw.ZtwError, match="predict: Backbone, must be an EarlyExitNetwork"):
         ztw.predict(network.backbone, HELD_OUT)
+
+
+def test_a_time_as_the_budget(network, tmp_path):
+    """Check what is promised of the point, in PyTorch for both kinds of data, and in ONNX Runtime."""
+    rule = ztw.MaxSoftmax(0.5)
+    runner = ztw.OnnxRunner(ztw.export_onnx(network, rule, tmp_path / "network.onnx"), threads=1, cache=False)
+    predicted = ztw.predict(network, HELD_OUT, progress=False)
+    answers = network.ensemble(predicted[0])
+    for which, data in ((network.train(), HELD_OUT), (network, predicted), (runner, HELD_OUT)):
+        point = ztw.choose_threshold(which, data, budget_ms=1e4, progress=False)
+        assert point.exit_ms is not None
+        assert len(point.exit_ms) == 4
+        assert all(0 < earlier < later for earlier, later in pairwise(point.exit_ms))
+        assert point.ms == pytest.approx(sum(map(operator.mul, point.exit_fraction, point.exit_ms)))
+        left, _ = simulate_exits(answers, point.rule)
+        assert point.cost == pytest.approx(float(ztw.macs(network)[left].mean()), rel=1e-3)
+        assert point.chosen_by.startswith("budget_ms 10000.0, shared thresholds")
+    assert network.training
+    network.eval()
+
+
+def test_the_most_expensive_thresholds_within_the_time(network, monkeypatch):
+    """Times are given, so that the choice can be checked: an exit costs 1, 2, 4 and 8 ms."""
+    times = torch.tensor([1.0, 2.0, 4.0, 8.0], dtype=torch.float64)
+    monkeypatch.setattr(operating_point, "exit_times", lambda *given: times)
+    predicted = ztw.predict(network, HELD_OUT, progress=False)
+    for budget in (1.5, 3.0, 8.0):
+        point = ztw.choose_threshold(network, predicted, budget_ms=budget)
+        assert point.ms is not None
+        assert point.ms <= budget
+        assert point.exit_ms == (1.0, 2.0, 4.0, 8.0)
+        best = ztw.sweep(network.ensemble(predicted[0]), predicted[1], times, "max_softmax")
+        assert point.ms == pytest.approx(float(best.cost[best.cost <= budget].max()))
+    with pytest.raises(ztw.ZtwError, match=r"budget_ms 0\.5: the cheapest .* takes 1 ms on this machine"):
+        ztw.choose_threshold(network, predicted, budget_ms=0.5)
+    assert ztw.choose_threshold(network, predicted, budget=2.0).ms is None

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ztw.batch import split
 from ztw.data.user_data import LoaderData, as_data
 from ztw.data.wanted import Wanted, wanted_by
 from ztw.device import Compute
 from ztw.errors import ZtwError, is_number
 from ztw.evaluation import predictions
+from ztw.evaluation.exit_times import SAMPLES, exit_times
 from ztw.evaluation.metrics import at_budget
 from ztw.exits.logits import check_logits
 from ztw.exits.rules import ExitRule, exit_rule, rule_name
 from ztw.exits.sweep import Curve, scored, sweep
 from ztw.exits.thresholds import Candidates, RiskControlled, at, candidates
 from ztw.models.costs import macs
+from ztw.models.inputs import modes_kept
 from ztw.models.network import EarlyExitNetwork
 from ztw.onnx.runner import CHUNK, OnnxRunner
 from ztw.progress import Report, reporter
@@ -63,15 +67,11 @@ def predict(
         batch_size = samples.batch_size
     if not isinstance(batch_size, int) or batch_size < 1:
         raise ZtwError(f"batch_size {batch_size!r}: must be a whole number of at least 1")
-    modes = {module: module.training for module in network.modules()}
-    try:
+    with modes_kept(network):
         compute = Compute.on(samples.device, precision)
         (logits,), labels = predictions.predict_networks(
             [network], samples, batch_size, compute, report=report
         )
-    finally:
-        for module, training in modes.items():
-            module.training = training
     if not logits.isfinite().all():
         raise ZtwError(
             "predict: some of the network's logits are not finite; train it again, with a lower lr"
@@ -87,9 +87,12 @@ class OperatingPoint:
         rule: the rule with its threshold.
         accuracy: in [0, 1].
         cost: mean cost of a sample, in multiply-accumulate operations (MACs).
-        relative_cost: the cost as a share of the backbone's.
+        relative_cost: the cost as a share of the backbone's; NaN if the backbone has no MACs.
         exit_fraction: (K,), share of samples that leave at each exit.
         chosen_by: the goal, the thresholds and the number of samples, in words.
+        ms: with `budget_ms`, the mean time of a sample, in milliseconds; else None.
+        exit_ms: with `budget_ms`, (K,), the measured time of a sample that leaves at each exit, in milliseconds; else
+            None.
     """
 
     rule: ExitRule
@@ -98,6 +101,8 @@ class OperatingPoint:
     relative_cost: float
     exit_fraction: tuple[float, ...]
     chosen_by: str
+    ms: float | None = None
+    exit_ms: tuple[float, ...] | None = None
 
 
 def choose_threshold(
@@ -105,6 +110,7 @@ def choose_threshold(
     held_out: Any,
     *,
     budget: float | str | None = None,
+    budget_ms: float | None = None,
     allowed_loss: float | None = None,
     risk: tuple[float, float] | None = None,
     rule: str | type[ExitRule] = "max_softmax",
@@ -114,7 +120,7 @@ def choose_threshold(
     precision: str = "fp32",
     progress: bool | Report = True,
 ) -> OperatingPoint:
-    """Choose the thresholds for one goal on held-out samples: a budget, an allowed loss or a risk.
+    """Choose the thresholds for one goal on held-out samples: a budget, a time, an allowed loss or a risk.
 
     Args:
         network: an EarlyExitNetwork, used with its ensemble if it has one, or an OnnxRunner.
@@ -123,6 +129,10 @@ def choose_threshold(
             `predict`.
         budget: the largest mean cost, as a share of the backbone's; the most expensive thresholds within it are chosen.
             "max" = the thresholds with the highest accuracy.
+        budget_ms: the largest mean time of a sample on this machine, in milliseconds; the slowest thresholds within it
+            are chosen. First, the time of each exit is measured, one sample at a time, in PyTorch or with the
+            OnnxRunner: the median of 10 repetitions, for the first 4 held-out samples. With the result of `predict`,
+            samples of the backbone's example are timed instead.
         allowed_loss: the largest loss of accuracy against running every sample to the end, in [0, 1). The cheapest
             thresholds within it are chosen; if there are none, the most accurate.
         risk: (eps, delta). A sample is lost if it leaves early with a wrong prediction, but would be right at the last
@@ -153,25 +163,27 @@ def choose_threshold(
     """
     if not isinstance(network, OnnxRunner):
         _check_network(network, "choose_threshold")
-    wishes = {"budget": budget, "allowed_loss": allowed_loss, "risk": risk}
+    wishes = {"budget": budget, "budget_ms": budget_ms, "allowed_loss": allowed_loss, "risk": risk}
     given = [name for name, value in wishes.items() if value is not None]
     if len(given) != 1:
         raise ZtwError(
-            f"choose_threshold: give one of budget, allowed_loss and risk, not {' and '.join(given) or 'none'}"
+            "choose_threshold: give one of budget, budget_ms, allowed_loss and risk, not"
+            f" {' and '.join(given) or 'none'}"
         )
     wanted = "risk_controlled" if risk is not None else "shared"
     thresholds = thresholds or wanted
     if risk is not None and thresholds != wanted:
         raise ZtwError(f"thresholds {thresholds!r}: with risk, must be 'risk_controlled' or left out")
     rule = rule_name(exit_rule(rule))
-    _check_wish(budget, allowed_loss, risk)
+    _check_wish(budget, budget_ms, allowed_loss, risk)
     if isinstance(network, OnnxRunner):
         outputs, labels = predict_onnx(network, held_out)
-        cost, base = network.cost, network.backbone_cost
+        operations, base = network.cost, network.backbone_cost
     else:
         logits, labels = _predicted(network, held_out, batch_size, precision, progress)
-        cost, base = macs(network), macs(network.backbone)
+        operations, base = macs(network), macs(network.backbone)
         outputs = logits if network.ensemble is None else network.ensemble(logits)
+    cost = operations if budget_ms is None else _measured(network, held_out, exit_rule(rule))
     if risk is not None:
         eps, delta = risk
         way = RiskControlled(delta=delta, lowest=eps, highest=eps, steps=1)
@@ -179,13 +191,22 @@ def choose_threshold(
     else:
         offered = candidates(thresholds, outputs, labels, cost, rule, points)
     curve = sweep(outputs, labels, cost, rule, offered.thresholds)
+    point = f"the cheapest operating point with rule {rule} and {thresholds} thresholds"
     if budget is not None:
         (index,) = at_budget(curve, [budget], base)
         if index is None:
             cheapest = float(curve.cost.min()) / base
             raise ZtwError(
-                f"budget {budget}: the cheapest operating point with rule {rule} and {thresholds} thresholds costs"
-                f" {cheapest:.4g} of the backbone; use a larger budget, cheaper heads or fewer exits"
+                f"budget {budget}: {point} costs {cheapest:.4g} of the backbone; use a larger budget, cheaper heads or"
+                " fewer exits"
+            )
+    elif budget_ms is not None:
+        slowest = float(cost[-1])
+        (index,) = at_budget(curve, [min(budget_ms / slowest, 1.0)], slowest)
+        if index is None:
+            raise ZtwError(
+                f"budget_ms {budget_ms}: {point} takes {float(curve.cost.min()):.4g} ms on this machine; use a larger"
+                " budget_ms, cheaper heads or fewer exits"
             )
     elif allowed_loss is not None:
         full = float(scored(outputs, labels, exit_rule(rule))[1][-1].double().mean())
@@ -195,20 +216,43 @@ def choose_threshold(
     else:
         index = 0
     wish = f"{given[0]} {wishes[given[0]]}"
+    mean = float(curve.exit_fraction[index] @ operations)
     return OperatingPoint(
         rule=at(rule, offered, index),
         accuracy=float(curve.accuracy[index]),
-        cost=float(curve.cost[index]),
-        relative_cost=float(curve.cost[index]) / base,
+        cost=mean,
+        relative_cost=mean / base if base else math.nan,
         exit_fraction=tuple(curve.exit_fraction[index].tolist()),
         chosen_by=f"{wish}, {thresholds} thresholds of {rule}, on {labels.numel()} held-out samples",
+        ms=None if budget_ms is None else float(curve.cost[index]),
+        exit_ms=None if budget_ms is None else tuple(cost.tolist()),
     )
+
+
+def _measured(network: EarlyExitNetwork | OnnxRunner, held_out: Any, rule: type[ExitRule]) -> Tensor:
+    """Measure the time (K,) of each exit, in milliseconds, on the first held-out samples or on the example."""
+    if isinstance(network, OnnxRunner):
+        wanted = _wanted_by_runner(network)
+        return exit_times(network, rule, _first_inputs(held_out, wanted))
+    wanted = wanted_by(network)
+    known = _are_predictions(held_out, network)
+    inputs = wanted.inputs.sample(SAMPLES) if known else _first_inputs(held_out, wanted)
+    with modes_kept(network):
+        return exit_times(network.eval(), rule, inputs)
+
+
+def _first_inputs(data: Any, wanted: Wanted) -> Any:
+    inputs, _ = next(iter(as_data(data, wanted, "choose_threshold").batches(SAMPLES)))
+    return next(split(inputs, SAMPLES))
+
+
+def _wanted_by_runner(runner: OnnxRunner) -> Wanted:
+    return Wanted(runner.form.inputs, runner.form.num_classes, torch.device("cpu"))
 
 
 def predict_onnx(runner: OnnxRunner, data: Any) -> tuple[Tensor, Tensor]:
     """Compute the logits (K, N, C) of every exit in ONNX Runtime, with the ensemble, and labels (N,)."""
-    wanted = Wanted(runner.form.inputs, runner.form.num_classes, torch.device("cpu"))
-    batches = as_data(data, wanted, "predict").batches(CHUNK)
+    batches = as_data(data, _wanted_by_runner(runner), "predict").batches(CHUNK)
     logits, labels = zip(*((runner.logits(inputs), labels) for inputs, labels in batches), strict=True)
     return torch.cat(logits, dim=1), torch.cat(labels)
 
@@ -220,9 +264,11 @@ def _check_network(network: Any, name: str) -> None:
         )
 
 
-def _check_wish(budget: Any, allowed_loss: Any, risk: Any) -> None:
+def _check_wish(budget: Any, budget_ms: Any, allowed_loss: Any, risk: Any) -> None:
     if budget not in (None, "max") and not (is_number(budget) and budget > 0):
         raise ZtwError(f"budget {budget!r}: must be a fraction of the backbone's cost above 0, or 'max'")
+    if budget_ms is not None and not (is_number(budget_ms) and budget_ms > 0):
+        raise ZtwError(f"budget_ms {budget_ms!r}: must be a number of milliseconds above 0")
     if allowed_loss is not None and not (is_number(allowed_loss) and 0 <= allowed_loss < 1):
         raise ZtwError(f"allowed_loss {allowed_loss!r}: must be a share of the samples in [0, 1)")
     if risk is not None:

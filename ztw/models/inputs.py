@@ -52,7 +52,7 @@ def examine(part: nn.Module, state: Any, *rest: Tensor) -> tuple[Any, list[str]]
             module.inplace = False
     with torch.inference_mode(False), torch.no_grad():
         needs = []
-        with _modes_kept(part):
+        with modes_kept(part):
             part.eval()
             output, overwritten = _call(part, state, rest)
             if any(tensor.dim() == 4 for tensor in tensors_of(state)):
@@ -89,7 +89,8 @@ def keep_contiguous(part: nn.Module) -> None:
 
 
 @contextmanager
-def _modes_kept(part: nn.Module) -> Iterator[None]:
+def modes_kept(part: nn.Module) -> Iterator[None]:
+    """Restore the mode of each module afterwards."""
     modes = {module: module.training for module in part.modules()}
     try:
         yield
@@ -111,7 +112,7 @@ def _overwrites_in_training(part: nn.Module, state: Any, rest: Sequence[Tensor])
     """Return whether a module overwrites its features in training; its buffers and the random state stay unchanged."""
     buffers = {name: buffer.clone() for name, buffer in part.named_buffers()}
     device = tensors_of(state)[0].device
-    with _modes_kept(part), torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with modes_kept(part), torch.random.fork_rng([device] if device.type == "cuda" else []):
         for module in part.modules():
             module.training = not isinstance(module, _BatchNorm)  # BatchNorm cannot train on a single sample
         try:
