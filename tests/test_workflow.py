@@ -491,11 +491,11 @@ def test_a_missing_run_is_named_and_its_cell_logged_again(finished, tmp_path):
     run_id = read_json(folder / runs)["runs"]["method"]["ztw"]
     MlflowClient(f"sqlite:///{folder}/results/tiny/mlflow.db").delete_run(run_id)
     shutil.rmtree(folder / "results/tiny/tables")
-    done = run(folder, TINY, "--", "aggregate")
+    done = run(folder)
     assert done.returncode == 0, done.stdout
     assert "digits/resnet8/seed0/metrics/ztw.json: no run in MLflow has this result" in done.stdout
     assert tables(folder) == tables(finished)
-    done = run(folder, TINY, "--", "aggregate")
+    done = run(folder)
     assert "track_cell" in jobs_done(done.stdout)
     assert read_json(folder / runs)["runs"]["method"]["ztw"] != run_id
     assert tables(folder) == tables(finished)

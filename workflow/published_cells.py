@@ -126,7 +126,7 @@ def publish_logits(study: Study, run: Layout, cell: Cell, ics: str, target: Layo
     """Publish the predictions of an IC set for validation and test images."""
     method = next((name for name, row in study.methods.items() if row.ics == ics), None)
     if method is None:
-        raise ZtwError(f"--logits {ics}: no method of the study has that IC set")
+        raise ZtwError(f"--logits {ics}: no method of the study uses this IC set")
     about: dict[str, Any]
     if study.logits:
         saved = read_json(metadata(run.predictions(cell, ics, "test")))
@@ -134,7 +134,7 @@ def publish_logits(study: Study, run: Layout, cell: Cell, ics: str, target: Layo
         about["times"] = [ExitTimes(**times) for times in saved["times"]]
     else:
         network, _ = load(run.network(cell, method).parent)
-        network.ensemble = None  # what the single exits cost
+        network.ensemble = None  # the costs are those of single exits
         about = {"cost": macs(network), "base_cost": macs(network.backbone)}
     validation, test = (read_predictions(run.predictions(cell, ics, part)) for part in ("validation", "test"))
     write_predictions(target.published_predictions(cell, ics), validation, test, **about, half=True)

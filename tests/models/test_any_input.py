@@ -119,8 +119,9 @@ def test_padding_changes_no_logits(head, pooling, text_backbone):
         tokens, mask = seen(state)
         assert torch.equal(mask, batch["attention_mask"])
         means = torch.stack([row[:count].mean(0) for row, count in zip(tokens, mask.sum(1), strict=True)])
-        vector = network.heads[0].body[0] if head == "mlp" else network.heads[0].body  # type: ignore[index]
-        close(vector((tokens, mask)), vector.norm(tokens[:, 0] if pooling == "first" else means))  # type: ignore[operator, union-attr]
+        vector: Any = network.heads[0].body
+        vector = vector[0] if head == "mlp" else vector
+        close(vector((tokens, mask)), vector.norm(tokens[:, 0] if pooling == "first" else means))
 
 
 @pytest.mark.parametrize("length", [2, 12, 19])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import ztw
 from ztw.batch import mapped
 from ztw.models.exporting import call, first_tensor
+from ztw.models.supported import computed_weights
 
 WIDTH, ROWS = 8, 6
 EXAMPLE = torch.randn(ROWS, WIDTH, generator=torch.Generator().manual_seed(1))
@@ -35,13 +36,13 @@ class Steps(nn.Module):
         return self.fc(self.before(self.c(self.before(x))))
 
 
-def cut(model: nn.Module, example: Any = EXAMPLE, at: tuple[str, ...] = ("a", "b")) -> ztw.Backbone:
+def cut(model: nn.Module, example: Any = EXAMPLE, at: Sequence[str] = ("a", "b")) -> ztw.Backbone:
     backbone = ztw.as_backbone(model, example=example, at=list(at))
     assert backbone.training == model.training
     return backbone
 
 
-def check(model: nn.Module, example: Any = EXAMPLE, at: tuple[str, ...] = ("a", "b")) -> ztw.Backbone:
+def check(model: nn.Module, example: Any = EXAMPLE, at: Sequence[str] = ("a", "b")) -> ztw.Backbone:
     """The backbone computes what the model does; no stage changes what an exit reads; save and load."""
     backbone = cut(model.eval(), example, at)
     with torch.no_grad():
@@ -175,8 +176,8 @@ def test_what_works_in_place_reaches_no_exit(before, tmp_path):
         torch.testing.assert_close(logits, expected)
         for key, value in own_names(grads).items():
             torch.testing.assert_close(value, wanted[key], msg=key)
-    moved = backbone.to("meta")
-    assert moved(EXAMPLE.to("meta")).is_meta
+    with torch.no_grad():
+        assert backbone.to("meta")(EXAMPLE.to("meta")).is_meta
 
 
 class MaskOnce(nn.Module):
@@ -202,6 +203,9 @@ def test_a_matrix_that_is_built_in_place_is_built_in_every_stage(tmp_path):
 
 class Names(nn.Module):
     """Modules with names that the parts use themselves, and buffers, constants and attributes of every kind."""
+
+    names: Tensor
+    once: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -375,7 +379,10 @@ class Hostile(nn.Module):
             "draws_weights",
             "differ from the original's by up to .*, because it draws random numbers or remembers",
         ),
-        ("branches", r"torch.export cannot follow its forward \(.*data-dependent.*stages=\[...\]"),
+        (
+            "branches",
+            r"torch.export cannot follow its forward \(it decides by the values of tensors\).*stages=\[...\]",
+        ),
         ("loops", r"torch.export cannot follow its forward \(.*stages=\[...\]"),
         ("counts", "differ from the original's by up to .*, because it draws random numbers or remembers"),
         ("remembers", r"(torch.export cannot follow|differ from the original's)"),
@@ -561,7 +568,7 @@ class Observed(Steps):
 
     def forward(self, x: Tensor) -> Tensor:
         x = super().forward(self.drop(self.norm(x)))
-        return x.new_tensor(x.tolist()) if self.fails else x
+        return -x if self.fails and x.sum() > 0 else x
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -571,7 +578,9 @@ def test_the_model_stays_as_it_is(training, fails):
     model.fails = fails
     model.drop.eval()
     model(EXAMPLE).sum().backward()
-    kept = copy.deepcopy(model)
+    kept = copy.deepcopy(model, computed_weights([model]))
+    for weight, other in zip(model.parameters(), kept.parameters(), strict=True):
+        other.grad = None if weight.grad is None else weight.grad.clone()
     rng, types = torch.get_rng_state(), [type(module) for module in model.modules()]
     if fails:
         with pytest.raises(ztw.ZtwError, match=r"torch\.export cannot follow"):
@@ -593,7 +602,7 @@ def test_the_model_stays_as_it_is(training, fails):
         assert name == key
         assert weight.requires_grad == other.requires_grad
         assert (weight.grad is None) == (other.grad is None)
-        assert weight.grad is None or torch.equal(weight.grad, other.grad)
+        assert weight.grad is None or torch.equal(weight.grad, other.grad)  # type: ignore[arg-type]
     assert vars(model).keys() == vars(kept).keys()
     with torch.no_grad():
         torch.testing.assert_close(model.eval()(EXAMPLE), kept.eval()(EXAMPLE))

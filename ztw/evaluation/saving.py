@@ -229,7 +229,8 @@ def _backbone(metadata: dict[str, Any], model: nn.Module | None) -> Backbone:
         return build_backbone(**how)
     stages = [part_from(stage) for stage in described["stages"]]
     backbone = Backbone(metadata["arch"], stages, part_from(described["classifier"]), inputs)
-    backbone.channels_first = tuple(described["channels_first"])
+    if "channels_first" in described:
+        backbone.channels_first = tuple(described["channels_first"])
     return backbone
 
 
@@ -242,7 +243,8 @@ def _descriptions(backbone: Backbone, reasons: list[str]) -> Any:
             batch = backbone.inputs.sample(3, next(backbone.parameters(), None))
             states = [batch, *backbone.eval().features(batch)]
         *stages, classifier = map(describe_part, [*backbone.stages, backbone.classifier], states)
-        yield {"stages": stages, "classifier": classifier, "channels_first": list(backbone.channels_first)}
+        signals = {"channels_first": list(backbone.channels_first)} if any(backbone.channels_first) else {}
+        yield {"stages": stages, "classifier": classifier, **signals}
     except ZtwError as error:
         reasons.append(str(error))
 

@@ -21,7 +21,7 @@ from ztw.models.exporting import call, export, first_tensor
 from ztw.models.graph import CannotExportError, End, Limits, Program
 from ztw.models.graph_cut import Cut
 from ztw.models.inputs import to_channels_last
-from ztw.models.supported import check_supported, plain
+from ztw.models.supported import check_supported, computed_weights, plain
 
 MISTAKES = (RuntimeError, TypeError, AttributeError, IndexError, ValueError, KeyError)
 
@@ -84,7 +84,10 @@ def as_backbone(
             f"{name}: has weights of {', '.join(sorted(other))}, must be torch.float32; call .float() first"
         )
     try:
-        copied, by_hand = copy.deepcopy((model, (list(stages or []), classifier)))
+        given = (model, (list(stages or []), classifier))
+        copied, by_hand = copy.deepcopy(
+            given, computed_weights([model, *(stages or []), *filter(None, [classifier])])
+        )
     except Exception as error:  # a user's module may hold anything
         raise ZtwError(f"{name}: cannot be copied ({_reason(error)})") from error
     copied = plain(copied)

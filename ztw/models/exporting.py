@@ -6,11 +6,12 @@ branches on `self.training` as they are in each mode.
 
 from __future__ import annotations
 
+import io
 import logging
 import re
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from functools import partial
 from typing import Any
 
@@ -212,8 +213,7 @@ def _exported(
                 program = torch.export.export(flat, tuple(sample), dynamic_shapes=(axes,), strict=False)
                 module = program.module(check_guards=False)
         except Exception as error:  # a user's forward may raise anything
-            reason = " ".join(str(error).split())
-            raise CannotExportError(reason[:200] or type(error).__name__) from error
+            raise CannotExportError(_reason(error)) from error
         decided = _decided(program._guards_code)
         if any(axis == 0 for _, axis in decided):
             raise CannotExportError("its forward decides by the number of samples")
@@ -255,13 +255,20 @@ def _limits(graph: fx.Graph, ranges: Any) -> Limits:
     return found
 
 
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    if "data-dependent" in text:
+        return "it decides by the values of tensors"
+    return text[:200] or type(error).__name__
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence torch.export's warnings, which are for its developers."""
+    """Silence what torch.export prints for its developers."""
     before = logging.root.manager.disable
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
-        logging.disable(logging.WARNING)
+        logging.disable(logging.ERROR)
         try:
             yield
         finally:

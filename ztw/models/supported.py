@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weight_norm
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
@@ -31,45 +31,53 @@ def _problems(part: nn.Module) -> Iterator[str]:
         yield "has weights on the device meta, which have no values; load the weights first"
 
 
+def computed_weights(models: Sequence[nn.Module]) -> dict[int, Tensor]:
+    """Return the memo with which `copy.deepcopy` copies weights that a layer has computed in a forward with gradient.
+
+    weight_norm, spectral_norm and pruning keep such weights as attributes, and torch refuses to copy them.
+    """
+    attributes = (value for model in models for part in model.modules() for value in vars(part).values())
+    return {
+        id(value): value.detach().clone()
+        for value in attributes
+        if isinstance(value, Tensor) and not value.is_leaf
+    }
+
+
 def plain(model: nn.Module) -> nn.Module:
     """Replace compiled modules by their originals, and computed weights (weight_norm, pruning, ...) by plain ones."""
     for place, part in list(model.named_modules()):
         original = getattr(part, "_orig_mod", None)
         if isinstance(original, nn.Module) and place:
             model.set_submodule(place, original)
-    for part in list(model.modules()):
+    for part in model.modules():
         if parametrize.is_parametrized(part):
             _remove_parametrizations(part)
         for hook in list(part._forward_pre_hooks.values()):
             if isinstance(hook, WeightNorm):
-                _replace(part, hook.name, remove_weight_norm)
+                remove_weight_norm(part, hook.name)
             elif isinstance(hook, SpectralNorm):
-                _replace(part, hook.name, remove_spectral_norm)
+                remove_spectral_norm(part, hook.name)
             elif isinstance(hook, prune.BasePruningMethod):
-                _replace(part, hook._tensor_name, prune.remove)
+                prune.remove(part, hook._tensor_name)
     return model
 
 
+@torch.no_grad()
 def _remove_parametrizations(part: nn.Module) -> None:
-    """Make parametrized weights plain. PyTorch's function would change the class, which the original model has, too."""
-    found: Any = part.parametrizations
-    weights = {name: getattr(part, name).detach().clone() for name in found}
-    trains = {name: [weight.requires_grad for weight in found[name].parameters()] for name in found}
+    """Replace the parametrized tensors of a module by plain ones.
+
+    torch's `remove_parametrizations` changes the class of the module, which the copy shares with the user's model.
+    """
+    held: Any = part.parametrizations
+    held.eval()  # in training mode, spectral_norm changes at every call
+    found = {name: (getattr(part, name).clone(), list(held[name].parameters(recurse=False))) for name in held}
+    kind = parametrize.type_before_parametrizations(part)
     del part.parametrizations
-    part.__class__ = type(part).__mro__[1]
-    for name, weight in weights.items():
-        if trains[name]:
-            part.register_parameter(name, nn.Parameter(weight, requires_grad=any(trains[name])))
+    part.__class__ = kind
+    for name, (value, originals) in found.items():
+        if originals:
+            trains = any(original.requires_grad for original in originals)
+            part.register_parameter(name, nn.Parameter(value, trains))
         else:
-            part.register_buffer(name, weight)
-
-
-def _replace(part: nn.Module, name: str, remove: Callable[[nn.Module, str], Any]) -> None:
-    """Make a computed weight plain; it trains if what it was computed from does."""
-    trains = any(
-        weight.requires_grad
-        for key, weight in part.named_parameters(recurse=False)
-        if key.startswith(f"{name}_")
-    )
-    remove(part, name)
-    part.get_parameter(name).requires_grad_(trains)
+            part.register_buffer(name, value)
