@@ -1,6 +1,6 @@
-"""Export LSTMs, GRUs and RNNs as the operations of ONNX, for sequences of any length.
+"""Export LSTMs, GRUs and RNNs as operations of ONNX, for sequences of any length.
 
-torch.onnx.export would unroll them, for the length of the example.
+torch.onnx.export would unroll some of them, for the length of the example.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ GATES = {"lstm": (0, 3, 1, 2), "gru": (1, 0, 2), "rnn_tanh": (0,), "rnn_relu": (
 def _layer(
     x: Tensor, weight: Tensor, recurrence: Tensor, bias: Tensor, hidden: Tensor, cell: Tensor, kind: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    raise NotImplementedError("for the export to ONNX alone")
+    raise NotImplementedError("only torch.onnx.export uses it")
 
 
 def _fake_layer(
@@ -29,8 +29,8 @@ def _fake_layer(
     return x.new_empty(x.shape[0], directions, samples, width), hidden.clone(), hidden.clone()
 
 
-# One layer, in the layout of ONNX: x (T, N, I) and states (directions, N, H) give the outputs (T, directions, N, H) and
-# the last states
+# One layer in ONNX's layout: from x (T, N, I) and states (directions, N, H) to outputs (T, directions, N, H) and the
+# last states
 layer = torch.library.custom_op("ztw::recurrent_layer", _layer, mutates_args=())
 layer.register_fake(_fake_layer)
 
@@ -62,18 +62,18 @@ class Recurrent(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Replace the functions on padded sequences without projections."""
+        """Replace the functions, except those of packed sequences and of LSTMs with projections."""
         name = getattr(func, "__name__", "").removesuffix(".input")
-        if name in GATES and len(args) == 9 and _has_hidden_states(name, args):
+        if name in GATES and len(args) == 9 and _is_plain(name, args):
             return _layers(name, *args)
         return func(*args, **(kwargs or {}))
 
 
-def _has_hidden_states(kind: str, args: Sequence[Any]) -> bool:
-    """Return whether the states all have one width; those of an LSTM with projections do not."""
-    states = args[1]
+def _is_plain(kind: str, args: Sequence[Any]) -> bool:
+    """Return whether the arguments are those of a padded sequence, without projections."""
+    _, states, weights = args[:3]
     if kind != "lstm":
-        return isinstance(states, Tensor) and isinstance(args[2], list | tuple)
+        return isinstance(states, Tensor) and isinstance(weights, list | tuple)
     return isinstance(states, list | tuple) and states[0].shape[2] == states[1].shape[2]
 
 

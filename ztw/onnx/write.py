@@ -116,7 +116,7 @@ def flat_graph(network: EarlyExitNetwork, rule: type[ExitRule]) -> tuple[ModelPr
 
 
 def _inputs_of(flat: ModelProto, inputs: InputSpec) -> InputSpec:
-    """Return the inputs with the sizes that the graph fixes: the exporter unrolls an LSTM, for one length."""
+    """Return the inputs with the sizes that the graph fixes, e.g. because the exporter unrolled a loop over them."""
     items = []
     for item, value in zip(inputs.inputs, flat.graph.input, strict=True):
         sides = [
