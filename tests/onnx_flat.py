@@ -95,54 +95,34 @@ class Causal(Text):
         return found
 
 
-class Layers(Flat):
-    """PyTorch's own encoder layers, which repeat the mask for every head in one axis with the samples."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.words = nn.Embedding(WORDS, WIDTH)
-        self.blocks = nn.ModuleList(
-            nn.TransformerEncoderLayer(WIDTH, 4, 32, dropout=0.0, batch_first=True) for _ in range(3)
-        )
+class LengthFirst(Text):
+    """The text encoder with values (T, N, width) between the exits."""
 
     def features(self, *inputs: Tensor) -> Sequence[Tensor]:
         tokens, mask = inputs
-        x, found = self.words(tokens), []
+        x, found = self.words(tokens).transpose(0, 1) * 2, []
         for block in self.blocks:
-            x = block(x, src_key_padding_mask=mask == 0)
-            found.append((x * mask[..., None]).sum(1) / mask.sum(1, keepdim=True))
-        return found
-
-
-class LengthFirst(Layers):
-    """The same with values (T, N, width) between the exits."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(nn.TransformerEncoderLayer(WIDTH, 4, 32, dropout=0.0) for _ in range(3))
-
-    def features(self, *inputs: Tensor) -> Sequence[Tensor]:
-        tokens, mask = inputs
-        x, found = self.words(tokens).transpose(0, 1), []
-        for block in self.blocks:
-            x = block(x, src_key_padding_mask=mask == 0)
+            x = block(x.transpose(0, 1), mask[:, None, None].bool()).transpose(0, 1) * 2
             found.append(x[0])
         return found
 
 
 class Recurrent(Flat):
-    """A stack of LSTMs on tokens."""
+    """PyTorch's three recurrent layers, one after the other."""
 
     def __init__(self) -> None:
         super().__init__()
         self.words = nn.Embedding(WORDS, WIDTH)
-        self.blocks = nn.ModuleList(nn.LSTM(WIDTH, WIDTH, batch_first=True) for _ in range(3))
+        lstm = nn.LSTM(WIDTH, WIDTH // 2, num_layers=2, bidirectional=True, batch_first=True)
+        gru = nn.GRU(WIDTH, WIDTH, bias=False)
+        rnn = nn.RNN(WIDTH, WIDTH // 2, nonlinearity="relu", bidirectional=True, batch_first=True)
+        self.blocks = nn.ModuleList([lstm, gru, rnn])
 
     def features(self, *inputs: Tensor) -> Sequence[Tensor]:
         (tokens,) = inputs
         x, found = self.words(tokens), []
         for block in self.blocks:
-            x, _ = block(x)
+            x = block(x)[0] if block.batch_first else block(x.transpose(0, 1))[0].transpose(0, 1)
             found.append(x[:, -1])
         return found
 

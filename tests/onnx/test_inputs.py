@@ -9,7 +9,18 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx_flat import Causal, Flat, LengthFirst, Text, Two, assert_as_flat, file_of, padded, tokens
+from onnx_flat import (
+    Causal,
+    Flat,
+    LengthFirst,
+    Recurrent,
+    Text,
+    Two,
+    assert_as_flat,
+    file_of,
+    padded,
+    tokens,
+)
 from text_networks import text_network, texts
 
 import ztw
@@ -29,6 +40,7 @@ def two(count: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
         (Text, padded, (9, 2, 20)),
         (LengthFirst, padded, (9, 2)),
         (Causal, tokens, (9, 2, 20)),
+        (Recurrent, tokens, (9, 2)),
         (Two, two, (1,)),
     ],
 )

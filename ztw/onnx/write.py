@@ -120,7 +120,7 @@ def flat_graph(network: EarlyExitNetwork, rule: type[ExitRule]) -> tuple[ModelPr
 
 
 def _inputs_of(flat: ModelProto, inputs: InputSpec) -> InputSpec:
-    """Return the inputs with the sizes that the graph fixes: the exporter unrolls an LSTM, for one length."""
+    """Return the inputs with the sizes that the graph fixes, e.g. because the exporter unrolled a loop over them."""
     items = []
     for item, value in zip(inputs.inputs, flat.graph.input, strict=True):
         sides = [
@@ -148,12 +148,14 @@ def exported(module: nn.Module, form: Form, name: str) -> ModelProto:
     Raises:
         ZtwError: if ONNX cannot hold the module.
     """
+    from ztw.onnx.recurrent import Recurrent, translations
+
     batch, free = torch.export.Dim("batch"), torch.export.Dim.AUTO
     dims = [
         {0: batch, **{axis: free for axis, side in enumerate(item.shape, start=1) if side is None}}
         for item in form.inputs.inputs
     ]
-    with _quiet(), torch.no_grad():
+    with _quiet(), torch.no_grad(), Recurrent():
         try:
             program = torch.onnx.export(
                 module.eval(),
@@ -163,6 +165,7 @@ def exported(module: nn.Module, form: Form, name: str) -> ModelProto:
                 dynamic_shapes={"inputs": tuple(dims)},
                 opset_version=OPSET,
                 dynamo=True,
+                custom_translation_table=translations(),
                 verbose=False,
             )
         except Exception as error:  # the exporter may raise anything for a user's model
