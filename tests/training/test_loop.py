@@ -43,6 +43,20 @@ def test_milestones_and_one_cycle():
         rates(Recipe(1, 8, 1.0, 0.0, schedule="step"), 8)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_adam_of_any_layout(layout):
+    """The equations of Adam (arXiv 1412.6980), with the moments in the layout of the gradients."""
+    weight = nn.Parameter(torch.randn(8, 4, 3, 3).to(memory_format=layout))
+    expected, mean, square = weight.detach().clone(), torch.zeros(8, 4, 3, 3), torch.zeros(8, 4, 3, 3)
+    optimizer = make_optimizer([weight], Recipe(1, 8, 0.1, 0.0, optimizer="adam"))
+    for step in (1, 2, 3):
+        weight.grad = torch.randn(8, 4, 3, 3)
+        optimizer.step()
+        mean, square = mean.lerp(weight.grad, 0.1), square.lerp(weight.grad**2, 0.001)
+        expected -= 0.1 * (mean / (1 - 0.9**step)) / ((square / (1 - 0.999**step)).sqrt() + 1e-8)
+        torch.testing.assert_close(weight.detach(), expected)
+
+
 def test_a_part_of_an_epoch():
     backbone = ztw.build_backbone("resnet8", 5, 1, 10)
     seen: list[int] = []

@@ -59,12 +59,16 @@ def make_optimizer(parameters: Iterable[nn.Parameter], recipe: Recipe) -> torch.
     Raises:
         ZtwError: for another name.
     """
+    parameters = list(parameters)
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(
             parameters, recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
         )
     if recipe.optimizer == "adam":
-        return torch.optim.Adam(parameters, recipe.lr, weight_decay=recipe.weight_decay)
+        # Five times as fast on a CPU, but PyTorch's fused Adam ignores strides: a channels_last weight would be
+        # updated with the gradients of other elements
+        fused = all(weight.is_contiguous() for weight in parameters)
+        return torch.optim.Adam(parameters, recipe.lr, weight_decay=recipe.weight_decay, fused=fused)
     raise unknown("optimizer", recipe.optimizer, OPTIMIZERS)
 
 
