@@ -212,20 +212,34 @@ def as_earlyon(name: str, case: Case, folder: Path, own: bool) -> Cells:
     return cells
 
 
+def row(name: str, ours: Cells, theirs: Cells) -> str:
+    """Return the row of a model in the table of docs/models.md: the time at exit 1 in percent, and what was refused."""
+    times = [
+        cells.get(key, "").partition(" = ")[2] or "-"
+        for cells in (ours, theirs)
+        for key in ("PyTorch, exit 1", "ONNX, exit 1")
+    ]
+    steps = ("wraps", "trains heads", "trains jointly", "infers")
+    refused = [f"ztw: {step}" for step in steps if ours.get(step, "yes") != "yes"]
+    refused += [f"earlyon: {theirs[step]}"[:90] for step in steps if theirs.get(step, "yes") != "yes"][:1]
+    notes = "; ".join([theirs["form"].removeprefix("as it is").removeprefix("; "), *refused])
+    return " | ".join(["", name, *times, notes.strip("; "), ""]).strip()
+
+
 def main(names: list[str]) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     print(f"torch {torch.__version__}, onnxruntime {onnxruntime.__version__}, earlyon {earlyon.__version__}")
+    rows = []
     for name in names or CASES:
+        both = []
         for library, take in (("ztw", ours), ("earlyon", theirs)):
             with tempfile.TemporaryDirectory() as folder:
-                cells = take(name, CASES[name], Path(folder))
-            print(
-                f"\n{name}, {library}:",
-                *(f"  {key}: {value}" for key, value in cells.items()),
-                sep="\n",
-                flush=True,
-            )
+                both.append(take(name, CASES[name], Path(folder)))
+            lines = (f"  {key}: {value}" for key, value in both[-1].items())
+            print(f"\n{name}, {library}:", *lines, sep="\n", flush=True)
+        rows.append(row(name, *both))
+    print("", *rows, sep="\n")
 
 
 if __name__ == "__main__":
