@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import cycle, product
+
 import pytest
 import torch
 from conftest import small_network
@@ -78,10 +80,15 @@ def test_network(ics, placement, kind):
     assert cost[-1] > ztw.macs(network.backbone)
 
 
-@pytest.mark.parametrize("ics", ztw.list_connections())
-@pytest.mark.parametrize("kind", [None, *ztw.list_ensembles(), "median"])
-@pytest.mark.parametrize("rule", ztw.list_rules())
-def test_infer_equals_sweep_sample_by_sample(ics, kind, rule):
+# every ensemble with every rule; the connections take turns
+PAIRS = list(product(ztw.list_rules(), [None, *ztw.list_ensembles(), "median"]))
+
+
+@pytest.mark.parametrize(
+    ("rule", "kind", "ics"),
+    [(*pair, ics) for pair, ics in zip(PAIRS, cycle(ztw.list_connections()), strict=False)],
+)
+def test_infer_equals_sweep_sample_by_sample(rule, kind, ics):
     network = small_network(ics)
     count = 16
     images = torch.randn(count, 1, 10, 10, generator=torch.Generator().manual_seed(7))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ def folder(tmp_path_factory) -> Path:
 
     root = tmp_path_factory.mktemp("text")
     torch.manual_seed(0)
-    sizes = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 8}
+    sizes: Any = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 8}
     config = BertConfig(vocab_size=16, max_position_embeddings=16, **sizes)
     BertModel(config, add_pooling_layer=False).save_pretrained(root / "encoder")
     vocabulary = {word: number for number, word in enumerate(["[PAD]", "[UNK]", *WORDS])}

@@ -12,77 +12,20 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from torch import nn
+from torchvision_models import check_same_answers, check_stages, fill
 
 import ztw
 from ztw.batch import InputSpec
 from ztw.catalogue.torchvision import TORCHVISION_BLOCKS
 from ztw.models.cut import cut_model
-from ztw.models.import_weights import load_foreign
 from ztw.models.torchvision_cut import WEIGHTS, cut
 
-# one model of each family -> side of the images
-FAMILIES = {
-    "resnet18": 32,
-    "mobilenet_v2": 32,
-    "mobilenet_v3_small": 32,
-    "mnasnet0_5": 32,
-    "shufflenet_v2_x0_5": 32,
-    "efficientnet_b0": 32,
-    "regnet_y_400mf": 32,
-    "densenet121": 32,
-    "convnext_tiny": 32,
-}
 
-
-def fill(model: nn.Module, size: int) -> nn.Module:
-    """Set weights and BatchNorm statistics so that a model's outputs differ from image to image."""
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.dim() > 1:
-                parameter.normal_(0, parameter[0].numel() ** -0.5)
-            else:
-                parameter.fill_(float(name.endswith("weight"))).add_(0.1 * torch.rand_like(parameter))
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.momentum = 1.0
-        model.train()(torch.randn(6, 3, size, size))
-    return model.eval()
-
-
-def check_same_answers(backbone: ztw.Backbone, model: nn.Module) -> None:
-    """Load the model's weights into the backbone, and check equal outputs and that no stage overwrites features."""
-    assert load_foreign(backbone, model.state_dict(), "the model") == "by name"
-    model.to(memory_format=torch.channels_last)  # like the backbone, for the same kernels and rounding
-    images = torch.randn(3, *backbone.input_shape)
-    with torch.no_grad():
-        expected = model(images)
-        assert expected.std(0).mean() > 0.02, "a constant answer would test nothing"
-        for twin in (backbone.eval(), copy.deepcopy(backbone).train().eval()):
-            torch.testing.assert_close(twin(images), expected, atol=1e-5, rtol=1e-5)
-        kept = [feature.clone() for feature in backbone.features(images)]
-        for feature, before in zip(list(backbone.features(images)), kept, strict=True):
-            torch.testing.assert_close(feature, before, msg="a later stage wrote into it")
-    assert [tuple(feature.shape[1:]) for feature in kept] == backbone.feature_shapes
-
-
-def assert_cut_whole(model: nn.Module, backbone: ztw.Backbone, blocks: int) -> None:
-    """Check that each block is a stage with weights, and that no weight of the model is lost."""
-    assert len(backbone.stages) == blocks
-    parts = [*backbone.stages, backbone.classifier]
-    assert sorted(key for part in parts for key in part.state_dict()) == sorted(model.state_dict())
-    assert all(any(True for _ in stage.parameters()) for stage in backbone.stages)
-
-
-# the other models of each family: tests/slow/test_torchvision.py
+# other models: tests/slow/test_torchvision.py
 @pytest.mark.usefixtures("uninitialised")
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5"])
 def test_stages_compute_what_the_model_computes(name):
-    torch.manual_seed(0)
-    size = FAMILIES[name]
-    model = fill(torchvision.models.get_model(name, weights=None), size)
-    backbone = ztw.build_backbone(f"torchvision/{name}", 1000, 3, size)
-    check_same_answers(backbone, model)
-    assert_cut_whole(model, backbone, TORCHVISION_BLOCKS[name])
+    check_stages(name)
 
 
 def test_vision_transformer():
@@ -94,13 +37,6 @@ def test_vision_transformer():
     check_same_answers(backbone, fill(twins[1], 32))
     hidden = next(iter(backbone.features(torch.zeros(1, 3, 32, 32))))
     assert not torch.equal(*(backbone.train().stages[1](hidden) for _ in range(2))), "dropout"
-
-
-@pytest.mark.usefixtures("uninitialised")
-def test_vision_transformer_for_other_sizes():
-    backbone = ztw.build_backbone("torchvision/vit_b_32", 7, size=64)
-    assert backbone.feature_shapes == [(5, 768)] * 12
-    assert "classifier.encoder.ln.weight" in backbone.state_dict()
 
 
 def test_another_number_of_classes_and_float32_logits():

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torchvision
+from torchvision_models import assert_cut_whole, check_stages
 
+import ztw
 from ztw.batch import InputSpec
 from ztw.catalogue.torchvision import TORCHVISION_BLOCKS
 from ztw.models.cut import cut_model
@@ -14,11 +16,23 @@ from ztw.models.cut import cut_model
 @pytest.mark.parametrize("name", TORCHVISION_BLOCKS)
 def test_number_of_blocks(name):
     model = torchvision.models.get_model(name, weights=None)
-    names = model.state_dict().keys()
     size = 299 if name == "inception_v3" else 224 if name.startswith("vit_") else 64
     backbone = cut_model(model, name, InputSpec.of_shape((3, size, size)), 7)
-    stages = backbone.stages
-    assert len(stages) == TORCHVISION_BLOCKS[name]
-    parts = [*stages, backbone.classifier]
-    assert sorted(key for part in parts for key in part.state_dict()) == sorted(names)
-    assert all(any(True for _ in stage.parameters()) for stage in stages)
+    assert_cut_whole(model, backbone, TORCHVISION_BLOCKS[name])
+
+
+# one model of each family; more in tests/models/test_torchvision_cut.py
+@pytest.mark.usefixtures("uninitialised")
+@pytest.mark.parametrize(
+    "name",
+    ["mobilenet_v2", "mnasnet0_5", "efficientnet_b0", "regnet_y_400mf", "densenet121", "convnext_tiny"],
+)
+def test_stages_compute_what_the_model_computes(name):
+    check_stages(name)
+
+
+@pytest.mark.usefixtures("uninitialised")
+def test_vision_transformer_for_other_sizes():
+    backbone = ztw.build_backbone("torchvision/vit_b_32", 7, size=64)
+    assert backbone.feature_shapes == [(5, 768)] * 12
+    assert "classifier.encoder.ln.weight" in backbone.state_dict()

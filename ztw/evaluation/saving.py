@@ -24,6 +24,7 @@ from ztw.models.building import build_network
 from ztw.models.checkpoints import load_strictly
 from ztw.models.costs import macs
 from ztw.models.cut import as_backbone
+from ztw.models.exported import ExportedPart
 from ztw.models.module_json import describe_part, part_from
 from ztw.models.network import EarlyExitNetwork, static_network
 from ztw.progress import Note, Report, reporter
@@ -235,9 +236,14 @@ def _backbone(metadata: dict[str, Any], model: nn.Module | None) -> Backbone:
 
 
 def _descriptions(backbone: Backbone, reasons: list[str]) -> Any:
-    """Yield the possible descriptions of a backbone, the shortest first; add errors to `reasons`."""
-    if backbone.origin and "build_backbone" in backbone.origin:
-        yield {"build_backbone": {**backbone.origin["build_backbone"], "init": "torch"}}
+    """Yield the possible descriptions of a backbone, the best first; add errors to `reasons`."""
+    arguments = (backbone.origin or {}).get("build_backbone")
+    built = {"build_backbone": arguments and {**arguments, "init": "torch"}}
+    slow = isinstance(
+        backbone.stages[0], ExportedPart
+    )  # torchvision's models are exported again, for seconds
+    if arguments and not slow:
+        yield built
     try:
         with torch.no_grad():
             batch = backbone.inputs.sample(3, next(backbone.parameters(), None))
@@ -247,6 +253,8 @@ def _descriptions(backbone: Backbone, reasons: list[str]) -> Any:
         yield {"stages": stages, "classifier": classifier, **signals}
     except ZtwError as error:
         reasons.append(str(error))
+    if arguments and slow:
+        yield built
 
 
 @torch.no_grad()

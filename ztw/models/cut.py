@@ -178,24 +178,28 @@ def cut_model(
     """
     places = {named_module(model, place, name): place for place in at or []}
     groups = [list(places)] if at is not None else candidates(model)
-    marked = list(dict.fromkeys(module for group in groups for module in group))
-    try:
-        program = export(model, inputs, marked)
-    except CannotExportError as error:
-        raise ZtwError(f"{name}: torch.export cannot follow its forward ({error}); {BY_HAND}") from error
-    inputs = _with_free_axes(inputs, program)
-    if at is not None:
-        cuts = ends_at(program, inputs, list(places.values()), name)
-    else:
-        cuts = next((found for group in groups if (found := ends_of(program, inputs, marked, group))), [])
+    marked, cuts = list[nn.Module](), list[End]()
+    for marked in groups:
+        try:
+            program = export(model, inputs, marked)
+        except CannotExportError as error:
+            raise ZtwError(f"{name}: torch.export cannot follow its forward ({error}); {BY_HAND}") from error
+        inputs = _with_free_axes(inputs, program)
+        cuts = (
+            ends_of(program, inputs) if at is None else ends_at(program, inputs, list(places.values()), name)
+        )
+        if cuts:
+            break
     if not cuts:
         raise ZtwError(
             f"{name}: has no blocks to cut after; name modules with at=[...]{offer(model, inputs)}"
         )
     try:
+        marked = [marked[end.of] for end in cuts]
         trained = export(model, inputs, marked, training=True, known=program.tensors)
-        trained_cuts = [_same_end(trained, program, end) for end in cuts]
-        pair = _same(Cut(program, inputs.names, cuts), Cut(trained, inputs.names, trained_cuts))
+        pair = _same(
+            Cut(program, inputs.names, cuts), Cut(trained, inputs.names, _in_order(trained, len(cuts)))
+        )
         if _sides(trained) != _sides(program):  # other lengths would need another graph
             pair = (pair[0], None)
     except CannotExportError:  # the backbone can stay frozen
@@ -206,13 +210,12 @@ def cut_model(
     return backbone
 
 
-def _same_end(trained: Program, program: Program, end: End) -> End:
-    """Return the same call of the same module in another program."""
-    before = [one for one in program.ends if one.of == end.of]
-    after = [one for one in trained.ends if one.of == end.of]
-    if len(before) != len(after):
+def _in_order(trained: Program, count: int) -> list[End]:
+    """Return the ends of `count` modules in their order; each module must have one."""
+    ends = sorted(trained.ends, key=lambda end: end.of)
+    if [end.of for end in ends] != list(range(count)):
         raise CannotExportError("modules are called another number of times in training mode")
-    return after[before.index(end)]
+    return ends
 
 
 def _same(one: Cut, other: Cut) -> tuple[Cut, Cut | None]:

@@ -46,12 +46,13 @@ def named_module(model: nn.Module, place: str, name: str) -> nn.Module:
 
 
 def candidates(model: nn.Module) -> list[list[nn.Module]]:
-    """Return the modules to cut after: blocks, else activations, else layers with weights."""
+    """Return groups of modules to cut after: blocks, else activations, else layers with weights."""
     modules = list(model.modules())
     activations = [part for part in modules if type(part).__module__ == "torch.nn.modules.activation"]
     layers = [part for part in modules if any(True for _ in part.parameters(recurse=False))]
     repeated = Counter(map(type, layers))
-    return [list(_blocks(model)), activations, [part for part in layers if repeated[type(part)] > 1]]
+    groups = [list(_blocks(model)), activations, [part for part in layers if repeated[type(part)] > 1]]
+    return [group for group in groups if group] or [[]]
 
 
 def _blocks(model: nn.Module) -> Iterator[nn.Module]:
@@ -76,14 +77,11 @@ def _is_composed(module: nn.Module) -> bool:
     return layers == [nn.Module] and any(True for _ in module.children())
 
 
-def ends_of(
-    program: Program, inputs: InputSpec, marked: Sequence[nn.Module], group: Sequence[nn.Module]
-) -> list[End]:
-    """Return the ends of modules after which the whole computation continues from their output, in order.
+def ends_of(program: Program, inputs: InputSpec) -> list[End]:
+    """Return the ends of marked modules after which the whole computation continues from their output, in order.
 
     A layer with weights follows each of them.
     """
-    wanted = {number for number, module in enumerate(marked) if module in group}
     calls = Counter(end.of for end in program.ends)
     cut = Cut(program, inputs.names, [])
     light = _without_weights(cut)
@@ -91,8 +89,7 @@ def ends_of(
     return _unique(
         end
         for end in program.ends
-        if end.of in wanted
-        and calls[end.of] == 1
+        if calls[end.of] == 1
         and _is_inner(cut, end.node)
         and any(reader > end.last for reader in readers)
         and set(cut.crossing(end)) - {end.node} <= light
