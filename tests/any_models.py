@@ -196,7 +196,7 @@ CASES: dict[str, Case] = {
     "torchvision efficientnet_b0": Case(
         torchvision_model("efficientnet_b0"), images(64), ["features.2", "features.4"], 16
     ),
-    "torchvision swin_t": Case(torchvision_model("swin_t"), images(64), ["features.1", "features.3"], 12),
+    "torchvision swin_t": Case(torchvision_model("swin_t"), images(64), ["features.1", "features.3"], 15),
     "torchvision vit_b_16": Case(
         torchvision_model("vit_b_16", image_size=32),
         images(32),
@@ -240,7 +240,7 @@ CASES: dict[str, Case] = {
         ),
         images(64),
         [f"resnet.encoder.stages.{number}" for number in range(3)],
-        4,
+        5,
     ),
     "Hugging Face BERT": Case(
         hugging_face("Bert", vocab_size=100, num_hidden_layers=4, **SMALL),

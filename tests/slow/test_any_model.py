@@ -59,7 +59,9 @@ def test_the_whole_path(name, tmp_path):
     logits, found = ztw.predict(network, (batch, labels), progress=False)
     assert found.equal(labels)
     point = ztw.choose_threshold(network, (logits, labels), budget="max", points=50, progress=False)
-    assert point.accuracy >= float((logits.argmax(-1) == labels).double().mean(1).max()) - 1e-9
+    of_exits = (logits.argmax(-1) == labels).double().mean(1)
+    # with shared thresholds all samples can leave at the first or at the last exit
+    assert point.accuracy >= float(of_exits[[0, -1]].max()) - 1e-9
     rule = apart(logits)
     assert_decided(network.infer(batch, rule), logits, rule)
     assert_decided(network.infer(one_of(batch, 3), rule), logits[:, 3:4], rule)
