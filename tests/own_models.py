@@ -8,6 +8,20 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
+
+# Functions that make a layer's weights computed ones
+COMPUTED_WEIGHTS: dict[str, Any] = {
+    "weight_norm": weight_norm,
+    "spectral_norm": spectral_norm,
+    "pruning": lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
+    "parametrized weight_norm": parametrizations.weight_norm,
+    "parametrized spectral_norm": parametrizations.spectral_norm,
+    "orthogonal": parametrizations.orthogonal,
+    "two": lambda layer: prune.random_unstructured(
+        parametrizations.weight_norm(layer, "weight"), "bias", 0.5
+    ),
+}
 
 
 class Swish(nn.Module):
@@ -182,22 +196,6 @@ class TwoInputs(nn.Module):
         for layer in self.layers:
             x = torch.tanh(layer(x) * self.table(numbers))
         return self.fc(x)
-
-
-class Recurrent(nn.Module):
-    """A text classifier of stacked LSTMs."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.words = nn.Embedding(50, 8)
-        self.layers = nn.ModuleList(nn.LSTM(8, 8, batch_first=True) for _ in range(3))
-        self.fc = nn.Linear(8, 4)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        x = self.words(ids)
-        for layer in self.layers:
-            x, _ = layer(x)
-        return self.fc(x[:, -1])
 
 
 class Signals(nn.Sequential):

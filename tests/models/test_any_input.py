@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from own_models import Encoder, Recurrent, Scaled, Signals, TwoInputs
+from any_models import Lstms
+from own_models import Encoder, Scaled, Signals, TwoInputs
 from torch import Tensor, nn
 
 import ztw
@@ -155,7 +156,7 @@ def test_two_inputs_by_position(tmp_path):
 
 def test_stacked_lstms(tmp_path):
     torch.manual_seed(0)
-    model = Recurrent()
+    model = Lstms()
     backbone = cut(model, torch.randint(50, (ROWS, 9)), at=["layers.0", "layers.1"])
     network = ztw.build_network(backbone, head="pool").eval()
     for length in (1, 14):
@@ -271,7 +272,7 @@ def test_bools_stay_bools(tmp_path):
     check_saved(network, example, tmp_path / "net")
     with pytest.raises(ztw.ZtwError, match="hidden: int64, must be bool"):
         network.infer({**example, "hidden": example["hidden"].long()}, "max_softmax 0.9")
-    text = ztw.as_backbone(Recurrent(), example=torch.randint(2, (4, 5)), at=["layers.0"])
+    text = ztw.as_backbone(Lstms(), example=torch.randint(2, (4, 5)), at=["layers.0"])
     given = torch.ones(2, 5, dtype=torch.bool)
     result = ztw.build_network(text).eval().infer(given, "max_softmax 2.0")
     close(result.logits, text.eval()(given.long()))
@@ -287,7 +288,7 @@ def test_the_example_must_be_a_batch():
         ("text", "example: inputs: .*must be a tensor"),
     ):
         with pytest.raises(ztw.ZtwError, match=message) as caught:
-            ztw.as_backbone(Recurrent(), example=example)
+            ztw.as_backbone(Lstms(), example=example)
         assert "\n" not in str(caught.value)
     with pytest.raises(ztw.ZtwError, match=r"either input_shape=.* or example="):
-        ztw.as_backbone(Recurrent(), (3,), example=torch.zeros(2, 3))
+        ztw.as_backbone(Lstms(), (3,), example=torch.zeros(2, 3))

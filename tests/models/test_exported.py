@@ -133,7 +133,7 @@ def viewed(x: Tensor) -> Tensor:
 
 
 def seen_through(x: Tensor) -> Tensor:
-    """Overwrites what a view of before shows."""
+    """Overwrites memory that an older view shows."""
     half = x[:, : WIDTH // 2]
     x.mul_(3.0)
     return torch.tanh(torch.cat([half, x[:, WIDTH // 2 :]], 1))

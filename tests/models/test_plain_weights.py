@@ -4,24 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+from own_models import COMPUTED_WEIGHTS
 from torch import nn
-from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
+from torch.nn.utils import parametrizations
 
 import ztw
 from ztw.models.supported import plain
 
-CHANGES = {
-    "weight_norm": weight_norm,
-    "spectral_norm": spectral_norm,
-    "pruning": lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
-    "parametrized weight_norm": parametrizations.weight_norm,
-    "parametrized spectral_norm": parametrizations.spectral_norm,
-    "orthogonal": parametrizations.orthogonal,
-}
-
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+@pytest.mark.parametrize("change", COMPUTED_WEIGHTS.values(), ids=COMPUTED_WEIGHTS)
 @pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
 def test_the_users_model_stays_and_its_copy_computes_the_same(change, training):
     torch.manual_seed(0)

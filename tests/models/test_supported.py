@@ -7,9 +7,8 @@ import warnings
 import pytest
 import torch
 from conftest import same, state_of
-from own_models import Block
+from own_models import COMPUTED_WEIGHTS, Block
 from torch import nn
-from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
 import ztw
 
@@ -39,20 +38,7 @@ def quantised(layer: nn.Module) -> nn.Module:
         return torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(4, 5)), {nn.Linear})
 
 
-COMPUTED = {
-    "weight_norm": weight_norm,
-    "spectral_norm": spectral_norm,
-    "pruning": lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
-    "parametrized weight_norm": parametrizations.weight_norm,
-    "parametrized spectral_norm": parametrizations.spectral_norm,
-    "orthogonal": parametrizations.orthogonal,
-    "two": lambda layer: prune.random_unstructured(
-        parametrizations.weight_norm(layer, "weight"), "bias", 0.5
-    ),
-}
-
-
-@pytest.mark.parametrize("change", COMPUTED.values(), ids=COMPUTED)
+@pytest.mark.parametrize("change", COMPUTED_WEIGHTS.values(), ids=COMPUTED_WEIGHTS)
 @pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
 def test_computed_weights_become_plain(change):
     own = model()

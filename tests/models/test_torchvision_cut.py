@@ -196,6 +196,10 @@ def test_models_that_cannot_be_cut():
     vectors = InputSpec.of_shape((4,))
     with pytest.raises(ztw.ZtwError, match=r"^mine: has no blocks to cut after; name modules with at="):
         cut_model(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), "mine", vectors, 3)
+    with pytest.raises(
+        ztw.ZtwError, match=r"^mine: has no blocks to cut after; it needs at least two layers"
+    ):
+        cut_model(nn.Linear(4, 3), "mine", vectors, 3)
     backbone = cut_model(nn.Sequential(Block(True), Block(True), nn.Sigmoid()), "mine", vectors, 4)
     assert len(backbone.stages) == 1  # no layer with weights follows the second block
     backbone = cut_model(nn.Sequential(Block(False), Block(False), nn.Linear(4, 3)), "mine", vectors, 3)

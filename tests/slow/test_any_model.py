@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import any_models
@@ -12,13 +10,13 @@ import torch
 from any_models import CASES, CLASSES, batch_like, one_of, texts
 from conftest import same, state_of
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import ztw
 from ztw.batch import Batch, pick
 from ztw.models.exporting import call, first_tensor
+from ztw.models.operations import unfused_layers
 
 SAMPLES = 24
 aten = torch.ops.aten
@@ -147,24 +145,10 @@ class Biases(TorchDispatchMode):
         return output
 
 
-@contextmanager
-def plain_kernels() -> Iterator[None]:
-    """Attention and LSTMs by matrix products, which can be counted."""
-    attention, onednn = torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled
-    torch.backends.mha.set_fastpath_enabled(False)
-    torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(attention)
-        torch.backends.mkldnn.enabled = onednn
-
-
 @torch.no_grad()
 def counted_otherwise(model: nn.Module, sample: Any) -> float:
     """The MACs of the uncut model, from PyTorch's own counter of operations."""
-    with plain_kernels(), FlopCounterMode(display=False) as flops, Biases() as biases:
+    with unfused_layers(), FlopCounterMode(display=False) as flops, Biases() as biases:
         logits_of(model, sample)
     return flops.get_total_flops() / 2 + biases.count
 

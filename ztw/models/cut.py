@@ -191,9 +191,7 @@ def cut_model(
         if cuts:
             break
     if not cuts:
-        raise ZtwError(
-            f"{name}: has no blocks to cut after; name modules with at=[...]{offer(model, inputs)}"
-        )
+        raise ZtwError(f"{name}: has no blocks to cut after; {offer(model, inputs)}")
     try:
         marked = [marked[end.of] for end in cuts]
         trained = export(model, inputs, marked, training=True, known=program.tensors)

@@ -154,16 +154,18 @@ def ends_at(program: Program, inputs: InputSpec, at: Sequence[str], name: str) -
 
 
 def offer(model: nn.Module, inputs: InputSpec) -> str:
-    """List modules at which the model can be cut, as the end of a message."""
+    """Return what to do where no place to cut was found, as the end of a message."""
     names = {module: key for key, module in model.named_modules() if key}
     try:
         program = export(model, inputs, list(names))
     except CannotExportError:
-        return ""
+        return "name modules with at=[...]"
     cut, keys = Cut(program, inputs.names, []), list(names.values())
     fit = [
         keys[end.of]
         for end in program.ends
         if _is_inner(cut, end.node) and not set(cut.crossing(end)) - {end.node}
     ]
-    return f", e.g. of {', '.join(fit[:NAMED])}" if fit else ""
+    if fit:
+        return f"name modules with at=[...], e.g. of {', '.join(fit[:NAMED])}"
+    return "it needs at least two layers one after the other"

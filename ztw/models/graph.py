@@ -159,7 +159,7 @@ def _make_functional(node: fx.Node, bases: dict[fx.Node, fx.Node]) -> None:
     if functional is None or len(functional._schema.arguments) != len(target._schema.arguments):
         return
     aliases = (one for one, base in bases.items() if base is given and one is not given and one < node)
-    if any(user > node for one in aliases for user in one.users):  # a view of before shows the change
+    if any(user > node for one in aliases for user in one.users):  # an older view shows the change
         return
     node.target = functional
     given.replace_all_uses_with(node, delete_user_cb=lambda user: user is not node and user > node)

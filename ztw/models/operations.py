@@ -54,7 +54,7 @@ def module_macs(module: nn.Module, *arguments: Any) -> float:
     import ptflops  # imports torchvision, which takes seconds
 
     # ptflops counts no operations in inference mode
-    with torch.inference_mode(False), _unfused_layers():
+    with torch.inference_mode(False), unfused_layers():
         arguments = tuple(mapped(given, Tensor.clone) for given in arguments)
         module = copy.deepcopy(module).cpu().eval()  # ptflops adds methods to a module and changes its mode
         counted, _ = ptflops.get_model_complexity_info(
@@ -72,7 +72,7 @@ def module_macs(module: nn.Module, *arguments: Any) -> float:
 
 
 @contextmanager
-def _unfused_layers() -> Iterator[None]:
+def unfused_layers() -> Iterator[None]:
     """Compute attention and LSTMs with matrix products, because ptflops cannot count fused kernels."""
     attention, onednn = torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled
     torch.backends.mha.set_fastpath_enabled(False)
