@@ -82,7 +82,7 @@ def test_screen_markdown_and_latex_agree(study, monkeypatch):
     assert "≈: within noise of the best" in without_codes(screen)
     assert f"| far | 50.0 |\n\n{NOTE}\n" in markdown
     assert NOTE in without_codes(screen)
-    assert f"test images). {NOTE}}}" in latex.replace("\\_", "_").replace("\\%", "%")
+    assert f"test samples). {NOTE}}}" in latex.replace("\\_", "_").replace("\\%", "%")
 
 
 def test_the_screen_does_not_wait_for_pandas():
