@@ -6,7 +6,7 @@ is computed again by each part that needs it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -56,15 +56,10 @@ class Cut:
         return [
             node
             for node in self.nodes[: last + 1]
-            if node in self.of_rows and any(self.place[user] > last for user in self._users(node))
+            # its size alone is read from another value
+            if node in self.of_rows
+            and any(self.place[user] > last for user in node.users if user in self.of_rows)
         ]
-
-    def _users(self, node: fx.Node) -> Iterator[fx.Node]:
-        """Yield the users of a value; sizes are read from other values where possible."""
-        for user in node.users:
-            if is_size(user) or user not in self.of_rows:
-                continue
-            yield user
 
     def state(self, end: End) -> dict[str, fx.Node]:
         """Return the values of a state by name, the features first.

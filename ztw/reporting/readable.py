@@ -154,7 +154,9 @@ def _title(dataset: str, arch: str, protocol: str, seeds: int) -> str:
 
 def _note(noise: Noise) -> str:
     """Return what the title says about noise; "" if methods were not compared."""
-    return f"; {SAME}: within noise of the best (95 % paired bootstrap over the test samples)" if noise else ""
+    return (
+        f"; {SAME}: within noise of the best (95 % paired bootstrap over the test samples)" if noise else ""
+    )
 
 
 def _leader(column: Iterable[Mapping[str, Any]]) -> Mapping[str, Any] | None:
