@@ -30,7 +30,7 @@ def recipe(study: Study, layout: Layout, cell: Cell, methods: list[str]) -> Reci
     """Return the settings that a cell's results depend on, as file that records them -> settings."""
     found: Recipe = {}
     for method, row in study.methods.items():
-        home = cell.with_arch(row.static if row.static and not study.logits else cell.arch)
+        home = cell.with_arch((None if study.logits else study.network_of(method)) or cell.arch)
         sections = study.backbones.get((home.dataset, home.arch))
         if method not in methods or sections is None:
             continue
@@ -59,7 +59,8 @@ def check_recipe(had: Recipe, wanted: Recipe) -> None:
     """Raise ZtwError if a cell was computed with other settings (`had`) than the study has (`wanted`)."""
     for file, settings in wanted.items():
         for name, value in settings.items():
-            if (was := had.get(file, {}).get(name)) != value:
+            # A key that is newer than the cell had its default, null or false
+            if (was := had.get(file, {}).get(name)) != value and (was or value):
                 raise ZtwError(f"{file}: computed with {name} {was}, the study has {value}; compute it again")
 
 
@@ -86,7 +87,7 @@ def publish_cell(study: Study, run: Layout, cell: Cell, methods: list[str], targ
         times = read_json(run.latency(cell))
         rows = [{key: row[key] for key in row if key != "host"} for row in times["rows"]]
         write_json(target.latency(cell), times | {"rows": rows})
-    homes = {run.cell(cell.with_arch(study.methods[method].static or cell.arch)) for method in methods}
+    homes = {run.cell(cell.with_arch(study.network_of(method) or cell.arch)) for method in methods}
     logits = [file for home in homes for file in home.glob("*predictions/**/*.safetensors")]
     trained = {file: result for file, result in results.items() if "history" in result}
     return {

@@ -16,7 +16,7 @@ from ztw.device import Compute
 from ztw.evaluation.names import BACKBONE
 from ztw.evaluation.timing import time_in_turn
 from ztw.files import read_json
-from ztw.jobs.cell import CellNetworks
+from ztw.jobs.cell import CellNetworks, StaticNetwork
 from ztw.jobs.job import Job
 from ztw.jobs.latency_bench import MeasureLatencySettings, in_groups, without_onnx
 from ztw.jobs.measure_latency import measure_latency
@@ -51,11 +51,11 @@ class Networks(CellNetworks):
     def backbone(self) -> ztw.Backbone:
         return small_network(placement=[0, 1]).backbone
 
-    def of_method(self, method: MethodSettings) -> ztw.EarlyExitNetwork:
+    def of_method(self, name: str) -> ztw.EarlyExitNetwork:
         network = small_network(placement=[0, 1])
-        return static_network(network.backbone) if method.static else network
+        return static_network(network.backbone) if self.methods[name].static else network
 
-    def predictions(self, network: ztw.EarlyExitNetwork, method: MethodSettings, split: str) -> Any:
+    def predictions(self, network: ztw.EarlyExitNetwork, name: str, split: str) -> Any:
         return ztw.predict(network, IMAGES, progress=False)
 
 
@@ -93,7 +93,7 @@ def plan_of(
     plan = MeasureLatencySettings(
         images=DataSettings(),
         build=BackboneBuild(),
-        statics={"resnet8": BackboneBuild()},
+        statics={"small": StaticNetwork("resnet8", "resnet8", BackboneBuild())},
         sets={"i": IcSet(connection="independent", epochs=1)},
         methods={name: METHODS[name] for name in names},
         evaluation=EvaluationSettings(budgets=(0.8, "max"), points=50),
@@ -259,10 +259,10 @@ def test_what_was_timed_before_a_kill_is_kept(tmp_path, layout, timings, monkeyp
     monkeypatch.setattr("ztw.jobs.latency_bench.GROUP", 1)
     of_method = Networks.of_method
 
-    def killed(self: Networks, method: MethodSettings) -> ztw.EarlyExitNetwork:
-        if method.rule == "entropy":
+    def killed(self: Networks, name: str) -> ztw.EarlyExitNetwork:
+        if name == "entropy":
             raise KeyboardInterrupt
-        return of_method(self, method)
+        return of_method(self, name)
 
     monkeypatch.setattr(Networks, "of_method", killed)
     with pytest.raises(KeyboardInterrupt):

@@ -13,9 +13,9 @@ from ztw.data.prepare import prepare_dataset
 from ztw.data.record import of_split
 from ztw.data.splits import open_split
 from ztw.files import read_json, write_json
-from ztw.jobs.cell import CellNetworks
+from ztw.jobs.cell import CellNetworks, StaticNetwork
 from ztw.jobs.job import Job
-from ztw.jobs.train_backbone import TrainBackboneSettings, train_backbone
+from ztw.jobs.train_backbone import Taught, TrainBackboneSettings, train_backbone
 from ztw.jobs.train_ics import TrainIcsSettings, train_ics
 from ztw.jobs.train_network import TrainNetworkSettings, train_network
 from ztw.progress import Note
@@ -68,6 +68,24 @@ def test_every_network_is_written_with_the_names_of_its_classes(layout):
     train_network(job, CELL, "joint", TrainNetworkSettings(DataSettings(), build, joint, CPU))
     for file in (layout.backbone(CELL), layout.ics(CELL, "separate"), layout.ics(CELL, "joint")):
         assert read_json(metadata(file))["class_names"] == [str(digit) for digit in range(10)]
+
+
+def test_a_network_learns_from_its_teacher(layout):
+    """With weight 1 the labels do not matter: a student of a network that knows them comes close to it."""
+    own = BackboneSettings(epochs=2, batch_size=64, lr=0.05)
+    run_job(layout, own)
+    student = Cell("digits", "student", 0)
+    teacher = StaticNetwork("resnet8", "resnet8", BackboneBuild())
+    for weight in (1e-9, 1.0):
+        taught = Taught(teacher, weight, 2.0)
+        given = TrainBackboneSettings(DataSettings(), None, own, CPU, arch="resnet8", distillation=taught)
+        train_backbone(Job(layout), student, given)
+        found = read_json(metadata(layout.backbone(student)))
+        assert (found["arch"], found["teacher"]) == ("resnet8", "resnet8")
+        plain = read_json(metadata(layout.backbone(CELL)))["history"]
+        same = [row["loss"] for row in found["history"]] == pytest.approx([row["loss"] for row in plain])
+        assert same == (weight < 1), "without a teacher's share the training is the usual one"
+        assert found["accuracy"]["validation"] > 0.5
 
 
 @pytest.fixture

@@ -90,9 +90,9 @@ def apart(rule: str, scores: torch.Tensor) -> ExitRule:
 def test_infer_agrees_with_the_evaluated_logits(study, arch, method):
     """With thresholds chosen on the validation split, samples leave at the exits that the evaluated logits give."""
     own, sets = STUDY.methods[method], STUDY.cells[DATASET, arch].ics.sets
-    networks = CellNetworks(Layout(study), Cell(DATASET, arch, 0), sets=sets)
-    network = networks.of_method(own)
-    answers = {split: networks.predictions(network, own, split) for split in ("validation", "test")}
+    networks = CellNetworks(Layout(study), Cell(DATASET, arch, 0), sets=sets, methods=STUDY.methods)
+    network = networks.of_method(method)
+    answers = {split: networks.predictions(network, method, split) for split in ("validation", "test")}
     cost = torch.arange(1.0, network.exits + 1)
     offered = candidates(own.thresholds, *answers["validation"], cost, own.rule, points=50)
     images = torch.cat([images for images, _ in load_split(networks.record, "test").batches(50)])

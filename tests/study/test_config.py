@@ -449,9 +449,59 @@ def test_a_static_network_takes_the_backbone_s_settings_and_overrides():
     config["overrides"] = [{"archs": ["resnet20"], "backbone": {"weight_decay": 0.25}}]
     study = check_study(config)
     assert set(study.cells) == {("digits", "resnet8")}, "it is no cell"
-    assert study.statics == ("resnet14", "resnet20")
+    assert study.statics == {"resnet14": "resnet14", "resnet20": "resnet20"}
     assert study.backbones["digits", "resnet14"].backbone == study.cells["digits", "resnet8"].backbone
     assert study.backbones["digits", "resnet20"].backbone.weight_decay == 0.25
+
+
+def test_a_static_row_may_have_a_training_of_its_own():
+    config = changed("methods.long", {"static": "resnet14", "epochs": 3, "schedule": "one_cycle"})
+    config["backbone"] |= {"schedule": "milestones", "milestones": [1], "epochs": 2}
+    config["methods"]["taught"] = {"static": "resnet14", "distillation": {"teacher": "long"}}
+    config["overrides"] = [{"archs": ["resnet14"], "backbone": {"weight_decay": 0.25}}]
+    study = check_study(config)
+    assert study.statics == {"resnet14": "resnet14", "long": "resnet14", "taught": "resnet14"}
+    plain, long, taught = (study.backbones["digits", name].backbone for name in study.statics)
+    assert (plain.epochs, plain.schedule, plain.weight_decay) == (2, "milestones", 0.25)
+    assert (long.epochs, long.schedule, long.milestones, long.weight_decay) == (3, "one_cycle", (), 0.25)
+    assert taught == plain
+    assert set(study.cells) == {("digits", "resnet8")}
+
+
+@pytest.mark.parametrize(
+    ("methods", "error"),
+    [
+        (
+            {"resnet8": {"static": "resnet14", "epochs": 2}},
+            "methods.resnet8: has a training of its own, and resnet8 is a network of this study already;"
+            " choose another name for the method",
+        ),
+        (
+            {"long": {"static": "resnet14", "milestones": [5], "schedule": "milestones", "epochs": 2}},
+            "methods.long.milestones: 5 must be < epochs, which is 2",
+        ),
+        (
+            {"sdn": {"ics": "independent", "epochs": 2}},
+            "methods.sdn.epochs: only a static row trains a network of its own; set it under ics.sets, or leave it out",
+        ),
+        (
+            {"a": {"static": "resnet14", "distillation": {"teacher": "sdn"}}},
+            "methods.a.distillation.teacher: 'sdn' is unknown; known: resnet14, a; a teacher is a static row",
+        ),
+        (
+            {
+                "a": {"static": "resnet14", "distillation": {"teacher": "b"}},
+                "b": {"static": "resnet20", "distillation": {"teacher": "a"}},
+            },
+            "methods.b.distillation.teacher: 'a' learns from 'b' in turn; choose another teacher",
+        ),
+    ],
+)
+def test_a_wrong_training_of_a_row_is_one_line(methods, error):
+    config = changed("methods", TINY["methods"] | methods)
+    with pytest.raises(ztw.ZtwError) as raised:
+        check_study(config)
+    assert str(raised.value) == error
 
 
 def test_a_method_s_family_depends_on_training_and_connection():

@@ -58,7 +58,7 @@ def changed(path: str, value: Any) -> dict[str, Any]:
 def test_its_cells_have_any_names_and_files_of_their_own():
     study = check_study(STUDY)
     assert list(study.cells) == [(d, a) for d in ("news", "data.v2") for a in ("mine", "lab/theirs")]
-    assert study.statics == (), "a static network is a set"
+    assert study.statics == {}, "a static network is a set"
     assert study.data.evaluated == ("validation", "test")
     assert study.families == {"sdn": "frozen", "ztw": "recycled", "cascade": "recycled", "pabee": "together"}
     assert study.logits is not None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from conftest import pixel_network, same, small_network, state_of, stripes
@@ -9,7 +11,17 @@ from conftest import pixel_network, same, small_network, state_of, stripes
 import ztw
 from ztw.data.decoded import ImageSet
 from ztw.models.operations import stage_costs
-from ztw.training.joint import JointLoss, exit_weights, rescaled_logits, scale_gradient, train_jointly
+from ztw.training.distillation import Distillation, distillation_loss
+from ztw.training.joint import (
+    JointLoss,
+    equal_shares,
+    exit_losses,
+    exit_weights,
+    own_exit_only,
+    scale_gradient,
+    shared_logits,
+    train_jointly,
+)
 from ztw.training.recipe import Recipe
 
 RECIPE = Recipe(epochs=4, batch_size=32, lr=0.01, weight_decay=1e-4, optimizer="adam")
@@ -64,29 +76,67 @@ def test_scale_gradient_changes_the_gradient_only():
 def test_every_exit_sends_an_equal_share_of_the_gradient():
     network = pixel_network("independent")
     images = torch.randn(2, 1, 1, 4, requires_grad=True)
-    outputs = rescaled_logits(network, images)
+    outputs = shared_logits(network, images, equal_shares)
     assert len(outputs) == 4
     for output in outputs:  # K = 4 exits, each sends a quarter
         (gradient,) = torch.autograd.grad(output.sum(), images, retain_graph=True)
         torch.testing.assert_close(gradient, torch.full_like(images, 0.25))
 
 
-def test_rescaling_changes_no_logits():
+@pytest.mark.parametrize("shares", [equal_shares, own_exit_only])
+def test_shares_change_no_logits(shares):
     network = small_network("boosted")
     images = torch.randn(4, 1, 10, 10)
     with torch.no_grad():
-        torch.testing.assert_close(torch.stack(rescaled_logits(network, images)), network(images))
+        torch.testing.assert_close(torch.stack(shared_logits(network, images, shares)), network(images))
+
+
+def test_an_exit_changes_only_the_blocks_since_the_previous_exit():
+    """Three blocks, an exit after each of the first two: each loss has a gradient in its own block alone."""
+    network = small_network("independent", placement=[0, 1])
+    outputs = shared_logits(network, torch.randn(4, 1, 10, 10), own_exit_only)
+    for exit, output in enumerate(outputs):
+        network.zero_grad()
+        output.sum().backward(retain_graph=True)
+        trained = [any(x.grad is not None for x in part.parameters()) for part in network.backbone.stages]
+        assert trained == [block == exit for block in range(3)]
+
+
+def test_distillation_by_hand():
+    """T = 2: the teacher has (3/4, 1/4), the student (1/2, 1/2); KL = 3/4 log(3/2) + 1/4 log(1/2)."""
+    teacher = torch.tensor([[2 * math.log(3.0), 0.0]], requires_grad=True)
+    student = torch.zeros(1, 2, requires_grad=True)
+    loss = distillation_loss(student, teacher, torch.tensor([1]), Distillation(0.25, 2.0))
+    compared = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
+    assert loss.item() == pytest.approx(0.75 * math.log(2) + 0.25 * 4 * compared)
+    loss.backward()
+    assert teacher.grad is None, "no gradient reaches the teacher"
+    assert student.grad is not None
+
+
+def test_the_last_exit_teaches_the_others():
+    outputs = [torch.zeros(1, 2), torch.tensor([[4.0, 0.0]])]
+    labels = torch.tensor([0])
+    early, last = exit_losses(outputs, labels, Distillation(1.0, 1.0))
+    q = outputs[1].softmax(-1)
+    assert early.item() == pytest.approx(float((q * (q.log() - math.log(0.5))).sum()))
+    assert last.item() == pytest.approx(float(-q[0, 0].log()))
+    assert exit_losses(outputs, labels, None)[0].item() == pytest.approx(math.log(2))
 
 
 @pytest.mark.parametrize("connection", ztw.list_connections())
-@pytest.mark.parametrize("rescale", [False, True])
-def test_joint_training_learns_with_the_backbone(connection, rescale):
+@pytest.mark.parametrize(
+    ("shares", "distillation"),
+    [(None, None), (equal_shares, None), (own_exit_only, None), (None, Distillation())],
+)
+def test_joint_training_learns_with_the_backbone(connection, shares, distillation):
     torch.manual_seed(0)
     network = ztw.build_network(ztw.build_backbone("resnet8", 5, 1, 10), connection)
     backbone, heads = state_of(network.backbone), state_of(network.heads)
-    loss = JointLoss(network, exit_weights(network, "growing"), rescale)
+    loss = JointLoss(network, exit_weights(network, "growing"), shares, distillation)
     history = train_jointly(loss, stripes(), RECIPE, 1)
-    assert history[-1]["loss"] < history[0]["loss"]
+    # A teacher that grows more confident may raise the loss
+    assert history[-1]["loss"] < history[0]["loss"] or distillation
     assert history[-1]["accuracy"] > 0.4
     assert not same(backbone, state_of(network.backbone))
     assert not same(heads, state_of(network.heads))

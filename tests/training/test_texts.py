@@ -18,7 +18,7 @@ from ztw.data.user_data import as_data
 from ztw.data.wanted import wanted_by
 from ztw.evaluation.predictions import predict_networks
 from ztw.progress import Progress
-from ztw.training.joint import rescaled_logits
+from ztw.training.joint import equal_shares, shared_logits
 from ztw.training.recipe import Recipe
 from ztw.training.regimes import REGIMES
 from ztw.training.resume import Checkpoints
@@ -125,14 +125,14 @@ def test_checkpoints_of_other_labels_are_not_used(tmp_path):
 @pytest.mark.parametrize("connection", ztw.list_connections())
 def test_rescaling_changes_no_logits(connection):
     network = text_network(connection)
-    torch.testing.assert_close(torch.stack(rescaled_logits(network, TEXTS)), network(TEXTS))
+    torch.testing.assert_close(torch.stack(shared_logits(network, TEXTS, equal_shares)), network(TEXTS))
 
 
 def test_every_exit_sends_an_equal_share_of_the_gradient():
     """Of K exits a Kth, also through a value of the first stage that the later ones read."""
     network = text_network("independent")
     words = network.backbone.stages[0].words.weight  # type: ignore[union-attr]
-    plain, rescaled = network(TEXTS), rescaled_logits(network, TEXTS)
+    plain, rescaled = network(TEXTS), shared_logits(network, TEXTS, equal_shares)
     for one, other in zip(plain, rescaled, strict=True):
         (expected,) = torch.autograd.grad(one.sum(), words, retain_graph=True)  # type: ignore[arg-type]
         (found,) = torch.autograd.grad(other.sum(), words, retain_graph=True)  # type: ignore[arg-type]

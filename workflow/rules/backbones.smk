@@ -2,6 +2,7 @@ rule train_backbone:
     input:
         data=backbone_data,
         checked=CHECKED,
+        teacher=teacher_of,
     output:
         weights=LAYOUT.backbone(CELL),
         metadata=metadata(LAYOUT.backbone(CELL)),
@@ -17,9 +18,11 @@ rule train_backbone:
         runtime=doubling(120),
         gpu=GPUS,
     params:
+        arch=arch_of,
         images=images_of,
         root=study.data.root,
         backbone=lambda wildcards: sections_of(wildcards).backbone.model_dump(),
+        distillation=distillation_of,
         hardware=HARDWARE,
         weights=lambda wildcards: file_stamp(sections_of(wildcards).backbone.path),
         plugins=plugins_of("backbone"),

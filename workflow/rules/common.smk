@@ -84,7 +84,7 @@ SPLITS_OF = {
 }
 # Static networks: networks without early exits. Each has a cell of its own, with a backbone alone.
 STATICS = study.statics
-STATIC_CELLS = [CELL.with_arch(arch) for arch in STATICS]
+STATIC_CELLS = [CELL.with_arch(network) for network in STATICS]
 TRACKED = study.tracking != "none"
 # Only the first seed of every data set and architecture is timed.
 TIMED = study.logits.times if study.logits else bool(study.latency.batch_sizes)
@@ -144,9 +144,43 @@ def build_of(wildcards):
     return _build(sections_of(wildcards))
 
 
-def static_builds_of(wildcards):
-    """Return the options of the static networks on a cell's data set, by architecture."""
-    return {arch: _build(study.backbones[wildcards.dataset, arch]) for arch in STATICS}
+def static_of(dataset, network):
+    """Return the folder of a static network, its architecture and how it is built."""
+    build = _build(study.backbones[dataset, network])
+    return {"network": network, "arch": STATICS[network], "build": build}
+
+
+def statics_of(wildcards):
+    """Return the static networks on a cell's data set, by method."""
+    return {
+        name: static_of(wildcards.dataset, study.network_of(name))
+        for name, method in study.methods.items()
+        if method.static and not LOGITS
+    }
+
+
+def arch_of(wildcards):
+    """Return the architecture of a cell, whose folder may have the name of a static network."""
+    return STATICS.get(wildcards.arch, wildcards.arch)
+
+
+def distillation_of(wildcards):
+    """Return how a static network learns from a teacher, and the teacher; None if it has none."""
+    method = study.methods.get(wildcards.arch)
+    if wildcards.arch not in STATICS or method is None or method.distillation is None:
+        return None
+    teacher = study.network_of(method.distillation.teacher)
+    return method.distillation.model_dump(exclude={"teacher"}) | {
+        "teacher": static_of(wildcards.dataset, teacher)
+    }
+
+
+def teacher_of(wildcards):
+    """Return the weights of a static network's teacher; none if it has no teacher."""
+    if (distillation := distillation_of(wildcards)) is None:
+        return []
+    cell = Cell(wildcards.dataset, wildcards.arch, wildcards.seed)
+    return LAYOUT.backbone(cell.with_arch(distillation["teacher"]["network"]))
 
 
 def sets_of(names):

@@ -30,7 +30,7 @@ rule evaluate:
         runtime=doubling(30),
     params:
         build=build_of,
-        statics=static_builds_of,
+        statics=statics_of,
         sets=sets_of([*FROZEN, *JOINT]),
         logits=LOGITS,
         methods=METHOD_SETTINGS,

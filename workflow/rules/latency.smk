@@ -24,7 +24,7 @@ if TIMED:
         params:
             images=images_of,
             build=build_of,
-            statics=static_builds_of,
+            statics=statics_of,
             sets=sets_of(ICS),
             methods=METHOD_SETTINGS,
             evaluation=EVALUATION,

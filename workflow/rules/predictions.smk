@@ -59,6 +59,7 @@ if STATICS:
             runtime=doubling(30),
             gpu=GPUS,
         params:
+            arch=arch_of,
             images=images_of,
             build=build_of,
             batch_size=lambda wildcards: sections_of(wildcards).ics.batch_size,

@@ -41,29 +41,49 @@ def compute_on(hardware: HardwareSettings) -> Compute:
 
 
 @dataclass(frozen=True)
+class StaticNetwork:
+    """A network without early exits: its folder, architecture and options."""
+
+    network: str
+    arch: str
+    build: BackboneBuild
+
+
+@dataclass(frozen=True)
 class CellNetworks:
     """Build and load the networks of a cell. Loading raises ZtwError if a file belongs to another cell.
 
     Args:
         build: options of the backbone.
         sets: the cell's IC sets.
-        statics: architecture of a static network -> its options; each has a cell of its own.
+        methods: the methods of the job.
+        statics: method -> its static network, which has a cell of its own.
         records: the splits whose records the job reads, "train" first.
+        static_arch: the architecture of a static network with a training of its own, whose cell has the method's name.
     """
 
     layout: Layout
     cell: Cell
     build: BackboneBuild = field(default_factory=BackboneBuild)
     sets: Mapping[str, IcSet] = field(default_factory=dict)
-    statics: Mapping[str, BackboneBuild] = field(default_factory=dict)
+    methods: Mapping[str, MethodSettings] = field(default_factory=dict)
+    statics: Mapping[str, StaticNetwork] = field(default_factory=dict)
     records: tuple[str, ...] = ("train", "test")
+    static_arch: str | None = None
 
-    def home(self, method: MethodSettings) -> CellNetworks:
-        """Return the cell with a method's files: this cell or, for a static network, the cell of its architecture."""
-        if not method.static:
-            return self
-        cell, build = self.cell.with_arch(method.static), self.statics[method.static]
-        return CellNetworks(self.layout, cell, build, records=self.records)
+    @property
+    def arch(self) -> str:
+        """The architecture of the cell's backbone."""
+        return self.static_arch or self.cell.arch
+
+    def home(self, name: str) -> CellNetworks:
+        """Return the cell with a method's files: this cell or, for a static network, its own."""
+        return self.of_static(self.statics[name]) if self.methods[name].static else self
+
+    def of_static(self, static: StaticNetwork) -> CellNetworks:
+        """Return the cell of a static network."""
+        cell = self.cell.with_arch(static.network)
+        return CellNetworks(self.layout, cell, static.build, records=self.records, static_arch=static.arch)
 
     @cached_property
     def record(self) -> dict[str, Any]:
@@ -75,20 +95,20 @@ class CellNetworks:
         """The metadata that a checkpoint must share with the job that loads it."""
         record = self.record
         return {
-            "arch": self.cell.arch,
+            "arch": self.arch,
             "dataset": self.cell.dataset,
             "seed": self.cell.seed,
             "num_classes": record["num_classes"],
             "input_shape": [record["channels"], record["size"], record["size"]],
             # Weights trained with another `ic_features` have the same shapes but predict something else
-            "ic_features": self.build.ic_features if self.cell.arch in CIFAR_RESNETS else None,
+            "ic_features": self.build.ic_features if self.arch in CIFAR_RESNETS else None,
         }
 
     def untrained_backbone(self, weights: str | None = None) -> Backbone:
         """Build the cell's backbone with random weights, or with torchvision's."""
         size = (self.record["num_classes"], self.record["channels"], self.record["size"])
         options = {key: getattr(self.build, key) for key in BackboneBuild.model_fields}
-        return build_backbone(self.cell.arch, *size, weights=weights, **options)
+        return build_backbone(self.arch, *size, weights=weights, **options)
 
     def backbone(self) -> Backbone:
         """Load the cell's trained backbone."""
@@ -111,32 +131,31 @@ class CellNetworks:
         load_checkpoint(file, trained_part(network, ics), {**self.identity, **trained_as})
         return network.eval()
 
-    def of_method(self, method: MethodSettings) -> EarlyExitNetwork:
+    def of_method(self, name: str) -> EarlyExitNetwork:
         """Load the trained network of a method with its ensemble, on the CPU in eval mode."""
-        if method.static:
-            return static_network(self.home(method).backbone()).eval()
-        network = self.network(method.ics)
-        network.ensemble = self.ensemble(method)
+        if self.methods[name].static:
+            return static_network(self.home(name).backbone()).eval()
+        network = self.network(self.methods[name].ics)
+        network.ensemble = self.ensemble(name)
         return network
 
-    def ensemble(self, method: MethodSettings) -> Ensemble | None:
+    def ensemble(self, name: str) -> Ensemble | None:
         """Load the fitted ensemble of a method, if it has one."""
+        method = self.methods[name]
         if method.ensemble is None:
             return None
         file = self.layout.ensemble(self.cell, method.ics, method.ensemble)
         return load_ensemble(file, method.ics, method.ensemble)
 
-    def predictions_file(self, method: MethodSettings, split: str) -> Path:
+    def predictions_file(self, name: str, split: str) -> Path:
         """Return the path of a method's predictions."""
-        if method.static:
-            return self.layout.backbone_predictions(self.home(method).cell, split)
-        return self.layout.predictions(self.cell, method.ics, split)
+        if self.methods[name].static:
+            return self.layout.backbone_predictions(self.home(name).cell, split)
+        return self.layout.predictions(self.cell, self.methods[name].ics, split)
 
-    def predictions(
-        self, network: EarlyExitNetwork, method: MethodSettings, split: str
-    ) -> tuple[Tensor, Tensor]:
+    def predictions(self, network: EarlyExitNetwork, name: str, split: str) -> tuple[Tensor, Tensor]:
         """Read a method's logits (K, N, C), ensembled if `network` has an ensemble, and labels (N,)."""
-        logits, labels = read_predictions(self.predictions_file(method, split))
+        logits, labels = read_predictions(self.predictions_file(name, split))
         return (network.ensemble(logits) if network.ensemble else logits), labels
 
 

@@ -13,7 +13,7 @@ from ztw.evaluation.metrics import exit_accuracy
 from ztw.evaluation.network_file import Weights, network_metadata, write_network
 from ztw.exits.logits import read_predictions
 from ztw.files import read_json, sha256
-from ztw.jobs.cell import CellNetworks
+from ztw.jobs.cell import CellNetworks, StaticNetwork
 from ztw.jobs.given import GivenCell
 from ztw.jobs.job import Job
 from ztw.jobs.method_results import Evaluated, write_results
@@ -32,13 +32,13 @@ class EvaluateSettings:
     """Settings that the metrics of a cell depend on.
 
     Args:
-        statics: static network -> how it is built.
+        statics: method -> its static network.
         logits: sets of logits from files; if there are any, the cell has no networks.
     """
 
     images: DataSettings
     build: BackboneBuild
-    statics: dict[str, BackboneBuild]
+    statics: dict[str, StaticNetwork]
     sets: dict[str, IcSet]
     logits: dict[str, LogitsSet]
     methods: dict[str, MethodSettings]
@@ -52,7 +52,13 @@ def evaluate(job: Job, cell: Cell, settings: EvaluateSettings) -> None:
             write_results(job, cell, one, settings.evaluation)
         return
     networks = CellNetworks(
-        job.layout, cell, settings.build, settings.sets, settings.statics, records=("train",)
+        job.layout,
+        cell,
+        settings.build,
+        settings.sets,
+        settings.methods,
+        settings.statics,
+        records=("train",),
     )
     hashes: dict[Path, str] = {}
     for one in _trained(job, networks, settings):
@@ -76,7 +82,7 @@ def _write_network(
     rules = rules or rules_at_budgets(one.splits[chosen_on], unit, method, settings.evaluation)
     described = network_metadata(network, network.backbone.origin or {}, unit.cost, unit.base)
     described |= {"method": one.name, "thresholds_chosen_on": chosen_on}
-    files = _weights(networks, method)
+    files = _weights(networks, one.name)
     hashes |= {part.path: sha256(part.path) for part in files if part.path not in hashes}
     folder = networks.layout.network(networks.cell, one.name).parent
     write_network(folder, described, files, list(rules.items()), hashes)
@@ -89,11 +95,11 @@ def _trained(job: Job, networks: CellNetworks, settings: EvaluateSettings) -> It
     counted: dict[tuple[str, str | None], dict[str, Costs]] = {}
     for done, (name, method) in enumerate(settings.methods.items(), 1):
         job.report(f"{name} ({done}/{len(settings.methods)})")
-        key = method.static or method.ics
+        key = networks.home(name).cell.arch if method.static else method.ics
         if new := key not in loaded:
-            loaded[key] = networks.of_method(method)
+            loaded[key] = networks.of_method(name)
         network = loaded[key]
-        network.ensemble = networks.ensemble(method)
+        network.ensemble = networks.ensemble(name)
         of = key, method.ensemble
         if of not in counted:
             counted[of] = {counter: Costs(macs(network, counter), base[counter]) for counter in base}
@@ -104,13 +110,13 @@ def _trained(job: Job, networks: CellNetworks, settings: EvaluateSettings) -> It
             name,
             method,
             splits={
-                split: SplitPredictions(*networks.predictions(network, method, split))
+                split: SplitPredictions(*networks.predictions(network, name, split))
                 for split in settings.images.evaluated
             },
             costs=counted[of],
             unit=f"MACs (ptflops, backend {BACKEND})",
             backbone_accuracy=accuracy,
-            computed=_computed(networks, method),
+            computed=_computed(networks, name),
             network=network,
         )
 
@@ -127,8 +133,8 @@ def _normalisation(networks: CellNetworks, data: DataSettings) -> tuple[tuple[fl
     return tuple(data.mean or record["mean"]), tuple(data.std or record["std"])
 
 
-def _weights(networks: CellNetworks, method: MethodSettings) -> list[Weights]:
-    layout, home = networks.layout, networks.home(method).cell
+def _weights(networks: CellNetworks, name: str) -> list[Weights]:
+    layout, home, method = networks.layout, networks.home(name).cell, networks.methods[name]
     backbone = Weights(layout.backbone(home), "backbone.")
     if method.static:
         return [backbone]
@@ -150,14 +156,14 @@ def _backbone_accuracy(networks: CellNetworks) -> float | None:
     return None
 
 
-def _computed(networks: CellNetworks, method: MethodSettings) -> list[dict[str, Any]]:
+def _computed(networks: CellNetworks, name: str) -> list[dict[str, Any]]:
     """Return the hardware and precision of each part of a method's predictions."""
-    layout, home = networks.layout, networks.home(method).cell
+    layout, home, method = networks.layout, networks.home(name).cell, networks.methods[name]
     if method.static:
-        parts = {f"backbone {method.static}": layout.backbone(home)}
+        parts = {f"backbone {home.arch}": layout.backbone(home)}
     else:
         parts = {"backbone": layout.backbone(home), f"ics {method.ics}": layout.ics(home, method.ics)}
-    parts[f"predictions {method.static or method.ics}"] = networks.predictions_file(method, "test")
+    parts[f"predictions {method.ics or home.arch}"] = networks.predictions_file(name, "test")
     return [
         {"part": part, **{name: saved[name] for name in ("device", "precision", "threads", "host")}}
         for part, file in parts.items()

@@ -14,7 +14,6 @@ from ztw.files import read_json, sha256, write_json
 from ztw.jobs.cell import CellNetworks
 from ztw.progress import Report
 from ztw.study.layout import metadata
-from ztw.study.settings import MethodSettings
 
 # Keys of an ensemble's JSON that decide its output; the other keys describe how it was fitted
 ENSEMBLE = ("kind", "exits", "num_classes", "include_final")
@@ -30,9 +29,9 @@ class KeptTimes:
     networks: CellNetworks
     common: Mapping[str, Any]
 
-    def read(self, name: str, method: MethodSettings, report: Report) -> dict[str, Any] | None:
+    def read(self, name: str, report: Report) -> dict[str, Any] | None:
         """Read the times of a method; report and return None if the code, settings or weights have changed."""
-        path, of = self._file(name), self._of(method)
+        path, of = self._file(name), self._of(name)
         if not path.exists():
             return None
         try:
@@ -45,25 +44,26 @@ class KeptTimes:
             return None
         return content["found"]
 
-    def write(self, name: str, method: MethodSettings, found: Mapping[str, Any]) -> None:
+    def write(self, name: str, found: Mapping[str, Any]) -> None:
         """Write the times of a method."""
-        write_json(self._file(name), {"of": self._of(method), "found": found})
+        write_json(self._file(name), {"of": self._of(name), "found": found})
 
     def _file(self, name: str) -> Path:
         return self.networks.layout.method_latency(self.networks.cell, name)
 
-    def _of(self, method: MethodSettings) -> dict[str, str]:
+    def _of(self, name: str) -> dict[str, str]:
         """Return digests of everything that the times of a method depend on."""
-        depends_on = {**self.common, "method": method.model_dump(), **_network(self.networks, method)}
+        method = self.networks.methods[name]
+        depends_on = {**self.common, "method": method.model_dump(), **_network(self.networks, name)}
         return {name: _digest(value) for name, value in depends_on.items()}
 
 
-def _network(networks: CellNetworks, method: MethodSettings) -> dict[str, Any]:
+def _network(networks: CellNetworks, name: str) -> dict[str, Any]:
     """Return the settings of a method's network and of the backbone, and the SHA-256 of their weights.
 
     Also the SHA-256 of the validation logits, because they decide the thresholds.
     """
-    layout, cell, home = networks.layout, networks.cell, networks.home(method)
+    layout, cell, home, method = networks.layout, networks.cell, networks.home(name), networks.methods[name]
     builds = [networks.build.model_dump(), home.build.model_dump()]
     read = [layout.backbone(cell), layout.backbone(home.cell)]
     ensemble = None
@@ -75,7 +75,7 @@ def _network(networks: CellNetworks, method: MethodSettings) -> dict[str, Any]:
         read.append(weights)
         saved = read_json(metadata(weights))
         ensemble = {key: saved[key] for key in ENSEMBLE}
-    return {"network": [cell.arch, home.cell.arch, builds, ensemble], "weights": [*map(sha256, read)]}
+    return {"network": [cell.arch, home.arch, builds, ensemble], "weights": [*map(sha256, read)]}
 
 
 def _digest(value: Any) -> str:

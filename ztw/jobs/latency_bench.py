@@ -26,7 +26,7 @@ from ztw.evaluation.timing import (
     turns_of,
 )
 from ztw.exits.rules import ExitRule
-from ztw.jobs.cell import CellNetworks
+from ztw.jobs.cell import CellNetworks, StaticNetwork
 from ztw.jobs.exports import Exports, LeftOut
 from ztw.models.backbone import Backbone
 from ztw.models.costs import macs
@@ -55,7 +55,7 @@ class MeasureLatencySettings:
 
     images: DataSettings
     build: BackboneBuild
-    statics: dict[str, BackboneBuild]
+    statics: dict[str, StaticNetwork]
     sets: dict[str, IcSet]
     methods: dict[str, MethodSettings]
     evaluation: EvaluationSettings
@@ -166,10 +166,10 @@ class Bench:
 
     def _calls(self, name: str, method: MethodSettings, left_out: dict[str, LeftOut]) -> list[Call]:
         """Return the calls of a method; add it to `left_out` if ONNX Runtime cannot run it."""
-        network = self.networks.of_method(method)
+        network = self.networks.of_method(name)
         if method.static:
             return self._alone(name, network.backbone.to(self.device), left_out)
-        held_out = SplitPredictions(*self.networks.predictions(network, method, "validation"))
+        held_out = SplitPredictions(*self.networks.predictions(network, name, "validation"))
         costs = Costs(macs(network), self.macs)
         rules = rules_at_budgets(held_out, costs, method, self.plan.evaluation)
         network.to(self.device)

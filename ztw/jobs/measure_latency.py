@@ -30,11 +30,13 @@ def measure_latency(job: Job, cell: Cell, settings: MeasureLatencySettings) -> N
     that leave at another exit or get another class than in PyTorch. `left_out` lists the networks that ONNX Runtime
     cannot run here, with reasons; a Note reports them.
     """
-    networks = CellNetworks(job.layout, cell, settings.build, settings.sets, settings.statics)
+    networks = CellNetworks(
+        job.layout, cell, settings.build, settings.sets, settings.methods, settings.statics
+    )
     compute = compute_on(settings.hardware)
     where = {PYTORCH: compute.describe(), ONNX: Compute(compute.device).describe()}
     kept = KeptTimes(networks, _common(job, networks, settings, where))
-    found = {name: kept.read(name, method, job.report) for name, method in settings.methods.items()}
+    found = {name: kept.read(name, job.report) for name in settings.methods}
     missing = {name: method for name, method in settings.methods.items() if found[name] is None}
     if missing:
         bench = Bench(networks, settings, compute, where, missing, job.report)
@@ -42,7 +44,7 @@ def measure_latency(job: Job, cell: Cell, settings: MeasureLatencySettings) -> N
             for name, (measured, lasting) in bench.measure(group).items():
                 found[name] = measured
                 if lasting:
-                    kept.write(name, missing[name], measured)
+                    kept.write(name, measured)
     results = [content for content in found.values() if content is not None]
     left_out = [one for content in results for one in content["left_out"]]
     rows = [row for content in results for row in content["rows"]]

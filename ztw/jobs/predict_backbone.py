@@ -18,17 +18,18 @@ from ztw.study.training_settings import BackboneBuild
 
 @dataclass(frozen=True)
 class PredictBackboneSettings:
-    """Settings that the logits depend on."""
+    """Settings that the logits depend on; arch: the network's, None = the cell's."""
 
     images: DataSettings
     build: BackboneBuild
     batch_size: int
     hardware: HardwareSettings
+    arch: str | None = None
 
 
 def predict_backbone(job: Job, cell: Cell, settings: PredictBackboneSettings) -> None:
     """Write the logits (1, N, C) of a cell's backbone on every evaluated split."""
-    networks = CellNetworks(job.layout, cell, settings.build)
+    networks = CellNetworks(job.layout, cell, settings.build, static_arch=settings.arch)
     compute = compute_on(settings.hardware)
     parts = cell_splits(networks.record, settings.images, cell.seed, job.report)
     network = static_network(networks.backbone()).to(compute.device).eval()

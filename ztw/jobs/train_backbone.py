@@ -14,7 +14,7 @@ from ztw.device import Compute
 from ztw.errors import ZtwError
 from ztw.evaluation.predictions import predict_networks
 from ztw.files import data_root, sha256
-from ztw.jobs.cell import CellNetworks, compute_on
+from ztw.jobs.cell import CellNetworks, StaticNetwork, compute_on
 from ztw.jobs.job import Job
 from ztw.jobs.training import job_checkpoints, recipe_of, training_metadata
 from ztw.models.backbone import Backbone
@@ -25,6 +25,7 @@ from ztw.progress import Note, Report
 from ztw.study.layout import Cell
 from ztw.study.settings import DataSettings, HardwareSettings
 from ztw.study.training_settings import BackboneSettings
+from ztw.training.distillation import Distillation
 from ztw.training.separate import train_backbone as train
 
 PRETRAINED = {"default": "DEFAULT", "v1": "IMAGENET1K_V1"}  # torchvision's names
@@ -36,12 +37,23 @@ IN_ORDER = (
 
 
 @dataclass(frozen=True)
+class Taught:
+    """The teacher of a static network, and how it learns from it."""
+
+    teacher: StaticNetwork
+    weight: float
+    temperature: float
+
+
+@dataclass(frozen=True)
 class TrainBackboneSettings:
     """Settings that a backbone's weights depend on.
 
     Args:
         root: the folder of downloaded weights.
         weights: stamp of the weights file in the study.
+        arch: its architecture; None = the cell's.
+        distillation: how it learns from a teacher; None = it has none.
     """
 
     images: DataSettings
@@ -49,13 +61,19 @@ class TrainBackboneSettings:
     backbone: BackboneSettings
     hardware: HardwareSettings
     weights: str | None = None
+    arch: str | None = None
+    distillation: Taught | None = None
 
 
 def train_backbone(job: Job, cell: Cell, settings: TrainBackboneSettings) -> None:
     """Load or build a backbone, train it, and write its weights and metadata."""
     images, backbone_settings = settings.images, settings.backbone
     networks = CellNetworks(
-        job.layout, cell, backbone_settings, records=records_of(images, backbone_settings)
+        job.layout,
+        cell,
+        backbone_settings,
+        records=records_of(images, backbone_settings),
+        static_arch=settings.arch,
     )
     checkpoints = job_checkpoints(job, cell, "backbone")
     compute = compute_on(settings.hardware)
@@ -69,7 +87,8 @@ def train_backbone(job: Job, cell: Cell, settings: TrainBackboneSettings) -> Non
         origin["test_accuracy"] = _check_accuracy(backbone, test, backbone_settings, compute)
     training, history = parts["train"].to(device), []
     if backbone_settings.epochs:
-        history = train(backbone, training, recipe, cell.seed, job.report, checkpoints)
+        teacher = _teacher(networks, settings.distillation, device)
+        history = train(backbone, training, recipe, cell.seed, job.report, checkpoints, teacher)
     accuracy = {}
     if "validation" in parts:
         held_out = parts["validation"].to(device)
@@ -78,12 +97,22 @@ def train_backbone(job: Job, cell: Cell, settings: TrainBackboneSettings) -> Non
         **networks.identity,
         "class_names": networks.record["class_names"],
         "settings": backbone_settings.model_dump(),
+        "teacher": settings.distillation and settings.distillation.teacher.network,
         "origin": origin,
         "accuracy": accuracy,
         **training_metadata(compute, history, checkpoints),
     }
     save_checkpoint(job.layout.backbone(cell), backbone, metadata)
     checkpoints.clear()
+
+
+def _teacher(
+    networks: CellNetworks, taught: Taught | None, device: torch.device
+) -> tuple[Backbone, Distillation] | None:
+    if taught is None:
+        return None
+    teacher = networks.of_static(taught.teacher).backbone().to(device)
+    return teacher, Distillation(taught.weight, taught.temperature)
 
 
 def records_of(images: DataSettings, backbone: BackboneSettings) -> tuple[str, ...]:

@@ -9,11 +9,11 @@ import torch
 from ztw.data.splits import cell_splits
 from ztw.jobs.cell import CellNetworks, compute_on
 from ztw.jobs.job import Job
-from ztw.jobs.training import job_checkpoints, recipe_of, save_ics, training_metadata
+from ztw.jobs.training import distillation_of, job_checkpoints, recipe_of, save_ics, training_metadata
 from ztw.study.layout import Cell
 from ztw.study.settings import DataSettings, HardwareSettings
 from ztw.study.training_settings import BackboneBuild, IcSet
-from ztw.training.joint import JointLoss, exit_weights, train_jointly
+from ztw.training.joint import JointLoss, Shares, equal_shares, exit_weights, own_exit_only, train_jointly
 from ztw.training.layer_wise import train_layer_wise
 
 
@@ -42,7 +42,13 @@ def train_network(job: Job, cell: Cell, ics: str, settings: TrainNetworkSettings
         history = train_layer_wise(network, training, recipe, cell.seed, job.report, checkpoints)
     else:
         weights = exit_weights(network, of_set.exit_weights, of_set.asked_shares)
-        loss = JointLoss(network, weights, of_set.rescale_gradients)
+        loss = JointLoss(network, weights, _shares(of_set), distillation_of(of_set.distillation))
         history = train_jointly(loss, training, recipe, cell.seed, job.report, checkpoints)
     save_ics(networks, ics, network, training_metadata(compute, history, checkpoints))
     checkpoints.clear()
+
+
+def _shares(ics: IcSet) -> Shares | None:
+    if ics.stop_gradient:
+        return own_exit_only
+    return equal_shares if ics.rescale_gradients else None

@@ -16,6 +16,7 @@ from ztw.models.network import EarlyExitNetwork
 from ztw.study import training_settings
 from ztw.study.layout import Cell
 from ztw.study.settings import HardwareSettings
+from ztw.training.distillation import Distillation
 from ztw.training.loop import History
 from ztw.training.recipe import Recipe
 from ztw.training.resume import Checkpoints
@@ -33,6 +34,11 @@ def recipe_of(section: training_settings.Recipe, hardware: HardwareSettings, com
         cuda_graph=compute.device.type == "cuda" and hardware.compile == "auto" and not of_a_plugin,
         frozen_dropout=getattr(section, "frozen_dropout", False),
     )
+
+
+def distillation_of(section: training_settings.Distillation | None) -> Distillation | None:
+    """Return the distillation of a section of the study."""
+    return None if section is None else Distillation(section.weight, section.temperature)
 
 
 def training_metadata(compute: Compute, history: History, checkpoints: Checkpoints) -> dict[str, Any]:

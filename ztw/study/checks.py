@@ -22,7 +22,7 @@ from ztw.catalogue.parts import EXIT_WEIGHTS, has_threshold, known
 from ztw.catalogue.torchvision import TORCHVISION_BLOCKS, TORCHVISION_PREFIX
 from ztw.errors import ZtwError
 from ztw.study.images import image_channels, image_size, is_streamed
-from ztw.study.settings import MethodSettings, Study
+from ztw.study.settings import MethodKeys, MethodSettings, Study
 from ztw.study.training_settings import BackboneBuild, BackboneSettings, IcSet, Placement, Recipe
 from ztw.study.validate import as_written, did_you_mean
 
@@ -60,7 +60,8 @@ def check_names(study: Study) -> None:
             raise ZtwError(f"{label}: {arch!r} is unknown; known: {', '.join([*archs(), *near])}, ...")
     for index, item in enumerate(study.overrides):
         _check_listed(f"overrides.{index}.datasets", item.datasets or (), study.datasets, "datasets")
-        _check_listed(f"overrides.{index}.archs", item.archs or (), [*study.archs, *study.statics], "archs")
+        known = dict.fromkeys([*study.archs, *study.statics.values()])
+        _check_listed(f"overrides.{index}.archs", item.archs or (), list(known), "archs")
     check_parts(study)
     if study.latency.batch_sizes and "pytorch" not in study.latency.runtimes:
         raise ZtwError(
@@ -96,18 +97,56 @@ def _check_listed(label: str, names: Iterable[str], listed: Sequence[str], where
             )
 
 
+def _check_static(study: Study, name: str) -> None:
+    method = study.methods[name]
+    if study.logits:
+        _check_listed(f"methods.{name}.static", [str(method.static)], list(study.exit_sets), "logits.sets")
+        for key in own_training(method):
+            raise ZtwError(f"methods.{name}.{key}: has no meaning in a study from logits; leave it out")
+    for key, field in MethodKeys.model_fields.items():
+        if key not in ("static", "distillation") and getattr(method, key) != field.default:
+            raise ZtwError(
+                f"methods.{name}.{key}: has no meaning with static (a static network has one exit); leave it out"
+            )
+    others = [study.network_of(other) for other in study.methods if other != name]
+    if own_training(method) and name in (*study.archs, *others):
+        raise ZtwError(
+            f"methods.{name}: has a training of its own, and {name} is a network of this study already; choose another"
+            " name for the method"
+        )
+    _check_teachers(study, name)
+
+
+def own_training(method: MethodSettings) -> list[str]:
+    """List the keys that a static row has for a training of its own."""
+    return [*method.own_training, *(["distillation"] if method.distillation else [])]
+
+
+def _check_teachers(study: Study, name: str) -> None:
+    """Check that a row learns from a static row that does not learn from it in turn."""
+    learners, row = [name], study.methods[name]
+    while row.distillation is not None:
+        label, teacher = f"methods.{learners[-1]}.distillation.teacher", row.distillation.teacher
+        statics = [other for other, method in study.methods.items() if method.static]
+        _check_known(label, teacher, statics, advice="; a teacher is a static row")
+        if teacher in learners:
+            raise ZtwError(
+                f"{label}: {teacher!r} learns from {learners[-1]!r} in turn; choose another teacher"
+            )
+        learners.append(teacher)
+        row = study.methods[teacher]
+
+
 def _check_method(study: Study, name: str) -> None:
     method, sets = study.methods[name], list(study.exit_sets)
     where = "logits.sets" if study.logits else "ics.sets"
     if method.static is not None:
-        if study.logits:
-            _check_listed(f"methods.{name}.static", [method.static], sets, where)
-        for key, field in MethodSettings.model_fields.items():
-            if key != "static" and getattr(method, key) != field.default:
-                raise ZtwError(
-                    f"methods.{name}.{key}: has no meaning with static (a static network has one exit); leave it out"
-                )
-        return
+        return _check_static(study, name)
+    for key in own_training(method):
+        raise ZtwError(
+            f"methods.{name}.{key}: only a static row trains a network of its own; set it under ics.sets, or leave"
+            " it out"
+        )
     if not method.ics:
         raise ZtwError(f"methods.{name}: the key 'ics' is missing")
     _check_listed(f"methods.{name}.ics", [method.ics], sets, where)
@@ -128,8 +167,12 @@ def _arch_key(study: Study, arch: str) -> str:
     return "archs" if arch in study.archs else next(rows)
 
 
-def check_cell(study: Study, dataset: str, arch: str) -> None:
-    """Check that a data set, an architecture and a source of weights fit together."""
+def check_cell(study: Study, dataset: str, arch: str, row: str | None = None) -> None:
+    """Check that a data set, an architecture, a source of weights and a recipe fit together.
+
+    Args:
+        row: the static row whose recipe of its own is in `study.backbone`, for errors; None = no such row.
+    """
     size, channels = image_size(study.data, dataset), image_channels(study.data, dataset)
     if size < smallest_image(arch):
         raise ZtwError(
@@ -148,7 +191,8 @@ def check_cell(study: Study, dataset: str, arch: str) -> None:
         )
     _check_source(study.backbone, arch)
     _check_build(study.backbone, arch)
-    check_recipe(study.backbone, lambda key: f"backbone.{key}")
+    own = study.methods[row].own_training if row else {}
+    check_recipe(study.backbone, lambda key: f"methods.{row}.{key}" if key in own else f"backbone.{key}")
 
 
 def _check_torchvision(study: Study, dataset: str, arch: str) -> None:
@@ -275,6 +319,11 @@ def _check_regime(label: str, ics: IcSet) -> None:
             f"{training}, which does not freeze the backbone",
         ),
         "rescale_gradients": (ics.rescale_gradients and not joint, training),
+        "distillation": (ics.distillation is not None and not joint, training),
+        "stop_gradient": (
+            ics.stop_gradient and (not joint or ics.rescale_gradients),
+            training if not joint else "rescale_gradients, which also divides the gradients",
+        ),
         "exit_weights": (ics.exit_weights != "uniform" and not joint, training),
     }
     for key, (is_set, other) in meaningless.items():

@@ -35,10 +35,12 @@ def study_cells(given: Given, study: Study) -> Cells:
         return logits_cells(given, study)
     check_names(study)
     cells, used = {}, set()
-    for dataset, arch in product(study.datasets, dict.fromkeys([*study.archs, *study.statics])):
+    networks = {arch: arch for arch in study.archs} | study.statics
+    for dataset, network in product(study.datasets, networks):
+        arch = networks[network]
         applied = [i for i, item in enumerate(study.overrides) if item.holds_for(dataset, arch)]
         try:
-            cells[dataset, arch] = _cell(given, study, applied, (dataset, arch))
+            cells[dataset, network] = _cell(given, study, applied, (dataset, arch), network)
         except ZtwError as error:
             raise ZtwError(
                 f"{error} (after overrides, {dataset}/{arch})" if applied else str(error)
@@ -50,16 +52,22 @@ def study_cells(given: Given, study: Study) -> Cells:
     return cells
 
 
-def _cell(given: Given, study: Study, applied: list[int], names: tuple[str, str]) -> CellSettings:
+def _cell(
+    given: Given, study: Study, applied: list[int], names: tuple[str, str], network: str
+) -> CellSettings:
     merged, here = copy.deepcopy(given), study
     for index in applied:
         _merge(merged, {k: v for k, v in given["overrides"][index].items() if k in _SECTIONS})
-    if applied:
+    row = study.methods.get(network)
+    own = row.own_training if row else {}
+    if own:
+        _merge(merged, {"backbone": own | ({"milestones": ()} if _drops_milestones(own) else {})})
+    if applied or own:
         here = validated(resolved(merged))
         _check_same_for_all(study, here)
-    check_cell(here, *names)
+    check_cell(here, *names, row=network if own else None)
     check_honest(here)
-    if names[1] not in study.archs:  # a static network has no ICs
+    if network not in study.archs:  # a static network has no ICs
         return CellSettings(here.data, here.backbone, here.ics)
     for name, ics in here.ics.sets.items():
         own = merged["ics"]["sets"][name]
@@ -70,6 +78,11 @@ def _cell(given: Given, study: Study, applied: list[int], names: tuple[str, str]
 
         check_set(name, ics, names[1], label)
     return CellSettings(here.data, here.backbone, here.ics)
+
+
+def _drops_milestones(own: Given) -> bool:
+    """Return whether a recipe of its own changes to a schedule without milestones."""
+    return own.get("schedule") == "one_cycle" and "milestones" not in own
 
 
 def _check_same_for_all(study: Study, here: Study) -> None:

@@ -15,7 +15,7 @@ from pydantic import Field, PrivateAttr
 from ztw.errors import is_number
 from ztw.study.logits_settings import LogitsSet, LogitsSettings
 from ztw.study.section import Listed, Name, Section, Unique, key, one_of, part
-from ztw.study.training_settings import BackboneSettings, IcSet, IcsSettings
+from ztw.study.training_settings import BackboneSettings, DistillationFrom, IcSet, IcsSettings, OwnRecipe
 
 Budget = float | Literal["max"]
 _BUDGET = one_of(
@@ -160,8 +160,8 @@ class EnsemblesSettings(EnsembleFit):
     )
 
 
-class MethodSettings(Section):
-    """A method: a row of the tables."""
+class MethodKeys(Section):
+    """The keys of a method without those of a static network's recipe."""
 
     ics: str = key("A name of `ics.sets` or `logits.sets`. Required unless the row is `static`.", "")
     ensemble: str | None = key(
@@ -175,9 +175,21 @@ class MethodSettings(Section):
     )
     static: str | None = key(
         "A network without early exits, by its name as in `archs`; in a study from logits a name of `logits.sets`."
-        " Not together with other keys.",
+        " The other keys of such a row are `distillation` and a recipe of its own.",
         None,
     )
+    distillation: DistillationFrom | None = key(
+        '`static` rows: learn from another static network; see section "Distillation".', None
+    )
+
+
+class MethodSettings(OwnRecipe, MethodKeys):
+    """A method: a row of the tables."""
+
+    @property
+    def own_training(self) -> dict[str, Any]:
+        """The keys of `backbone` that a static row sets for itself."""
+        return {name: value for name in OwnRecipe.model_fields if (value := getattr(self, name)) is not None}
 
 
 class EvaluationSettings(Section):
@@ -300,11 +312,20 @@ class Study(HardwareSettings, CellNames):
         return self._cells
 
     @property
-    def statics(self) -> tuple[str, ...]:
-        """The architectures of the static networks, in the order of the methods; none in a study from logits."""
+    def statics(self) -> dict[str, str]:
+        """Static network -> its architecture, in the order of the methods; none in a study from logits.
+
+        Rows without a training of their own share one network per architecture, named after it.
+        """
         if self.logits:
-            return ()
-        return tuple(dict.fromkeys(method.static for method in self.methods.values() if method.static))
+            return {}
+        networks = {self.network_of(name): method.static for name, method in self.methods.items()}
+        return {network: arch for network, arch in networks.items() if network and arch}
+
+    def network_of(self, row: str) -> str | None:
+        """Return the name of a static row's network, also the name of its folder; None for other rows."""
+        method = self.methods[row]
+        return row if method.own_training or method.distillation else method.static
 
     @property
     def exit_sets(self) -> Mapping[str, IcSet | LogitsSet]:

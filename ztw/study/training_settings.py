@@ -49,6 +49,39 @@ class Recipe(Section):
     gamma: float = key("Factor of `lr` at a milestone.", 0.1, gt=0, le=1)
 
 
+class OwnRecipe(Section):
+    """The recipe of a static network; keys that are None are taken from `backbone`."""
+
+    epochs: float | None = key("As in `backbone`, for this network only.", None, ge=0, unit="epochs")
+    batch_size: int | None = key("As in `backbone`.", None, ge=2, unit="images")
+    optimizer: Literal["sgd", "adam"] | None = key("As in `backbone`.", None)
+    lr: float | None = key("As in `backbone`.", None, gt=0)
+    weight_decay: float | None = key("As in `backbone`.", None, ge=0)
+    momentum: float | None = key("As in `backbone`.", None, ge=0, lt=1)
+    schedule: Literal["milestones", "one_cycle"] | None = key("As in `backbone`.", None)
+    milestones: Unique[Annotated[int, key("", ge=1)]] | None = key("As in `backbone`.", None, unit="epochs")
+    gamma: float | None = key("As in `backbone`.", None, gt=0, le=1)
+
+
+class Distillation(Section):
+    """How a network learns from the predictions of a teacher (Hinton et al. 2015)."""
+
+    weight: float = key(
+        "Share of the loss that compares with the teacher; the rest is the cross-entropy with the labels.",
+        0.5,
+        gt=0,
+        le=1,
+        unit="share",
+    )
+    temperature: float = key("Both networks' logits are divided by it.", 3.0, gt=0)
+
+
+class DistillationFrom(Distillation):
+    """Distillation of a static network from another one."""
+
+    teacher: str = key("Name of a method, a static network.")
+
+
 class BackboneSource(Section):
     """Where a backbone comes from."""
 
@@ -152,6 +185,16 @@ class Regime(Section):
     )
     rescale_gradients: bool = key(
         "`joint` sets: each of n exits after a block gives 1/n of its gradient (BoostNet).", False
+    )
+    distillation: Distillation | None = key(
+        "`joint` sets: every IC also learns from the predictions of the last exit; see section"
+        ' "Distillation".',
+        None,
+    )
+    stop_gradient: bool = key(
+        "`joint` sets: the loss of an exit trains its head and the blocks since the previous exit only"
+        " (SWEET 2023).",
+        False,
     )
     frozen_dropout: bool = key(
         "`separate` sets: keep the dropout of the frozen backbone (VGG, Wide ResNet) active, as in"

@@ -18,6 +18,7 @@ from ztw.models.network import EarlyExitNetwork
 from ztw.models.operations import backbone_macs, stage_costs
 from ztw.progress import Report
 from ztw.training.compiling import compiled
+from ztw.training.distillation import Distillation, distillation_loss
 from ztw.training.loop import History, Step, Task, run_epochs
 from ztw.training.recipe import Recipe, make_optimizer
 from ztw.training.resume import Checkpoints
@@ -71,7 +72,7 @@ def exit_weights(
 
 def scale_gradient(x: Tensor, factor: float) -> Tensor:
     """Return x with its gradient multiplied by `factor`."""
-    return x.detach() + factor * (x - x.detach())
+    return x.detach() + factor * (x - x.detach()) if factor else x.detach()
 
 
 def _scaled(state: Any, factor: float) -> Any:
@@ -79,31 +80,53 @@ def _scaled(state: Any, factor: float) -> Any:
     return mapped(state, lambda x: scale_gradient(x, factor) if x.requires_grad else x)
 
 
-def rescaled_logits(network: EarlyExitNetwork, inputs: Batch) -> list[Tensor]:
-    """Return the logits of all K exits (N, C); each of the K - k later exits sends 1 / (K - k) of the gradient.
+# Number of exits at or after a block -> factors of the gradients that the block gets from its own exit and from the
+# later stages
+Shares = Callable[[int], tuple[float, float]]
 
-    Of the n exits at or after a block, each sends 1 / n of its gradient to the block. So the gradient does not grow
-    with the number of exits (gradient equilibrium, Li et al. 2019, used by BoostNet 2023).
+
+def equal_shares(left: int) -> tuple[float, float]:
+    """Give 1 / n of the gradient of each of the n exits at or after a block.
+
+    So the gradient does not grow with the number of exits (gradient equilibrium, Li et al. 2019; BoostNet 2023).
     """
+    return 1 / left, (left - 1) / left
+
+
+def own_exit_only(left: int) -> tuple[float, float]:
+    """Give the gradient of the next exit alone: no exit changes blocks before the previous exit (SWEET 2023)."""
+    return 1.0, 0.0
+
+
+def shared_logits(network: EarlyExitNetwork, inputs: Batch, shares: Shares) -> list[Tensor]:
+    """Return the logits of all K exits (N, C), whose gradients reach the blocks in these shares."""
     hidden: Any = inputs
     features: list[Any] = []
     left = network.exits
     for block, stage in enumerate(network.backbone.stages):
         hidden = stage(hidden)
-        features.append(_scaled(hidden, 1 / left) if block in network.placement else hidden)
-        if block in network.placement:
-            hidden = _scaled(hidden, (left - 1) / left)
-            left -= 1
+        here = block in network.placement
+        own, later = shares(left) if here else (1.0, 1.0)
+        features.append(_scaled(hidden, own) if here else hidden)
+        hidden = _scaled(hidden, later) if here else hidden
+        left -= here
     return network.exit_logits(features, network.backbone.classifier(hidden).float())
 
 
 @dataclass(frozen=True)
 class JointLoss:
-    """Parameters of the joint loss, the weighted sum of the exits' cross-entropies; weights: from `exit_weights`."""
+    """Parameters of the joint loss, the weighted sum of the exits' losses.
+
+    Args:
+        weights: from `exit_weights`.
+        shares: how the exits' gradients are divided; None = every block gets the whole gradient of every later exit.
+        distillation: how each IC learns from the last exit; None = only from the labels.
+    """
 
     network: EarlyExitNetwork
     weights: Weights
-    rescale_gradients: bool = False
+    shares: Shares | None = None
+    distillation: Distillation | None = None
 
 
 def train_jointly(
@@ -132,13 +155,26 @@ def train_jointly(
     return history
 
 
+def exit_losses(outputs: Sequence[Tensor], labels: Tensor, how: Distillation | None) -> list[Tensor]:
+    """Return the loss of each exit, given the logits (N, C) of all exits.
+
+    With distillation, the last exit is the teacher of the others (Zhang et al. 2019, "Be Your Own Teacher", without
+    the loss on features). The last exit learns from the labels.
+    """
+    *ics, last = outputs
+    alone = F.cross_entropy(last, labels)
+    if how is None:
+        return [*(F.cross_entropy(output, labels) for output in ics), alone]
+    return [*(distillation_loss(output, last, labels, how) for output in ics), alone]
+
+
 def _joint_step(loss: JointLoss, recipe: Recipe) -> Step:
 
     network = loss.network
 
     def all_logits(inputs: Batch) -> list[Tensor]:
-        if loss.rescale_gradients:
-            return rescaled_logits(network, inputs)
+        if loss.shares is not None:
+            return shared_logits(network, inputs, loss.shares)
         return network.exit_logits(list(network.backbone.features(inputs)))
 
     forward = compiled(all_logits, recipe)
@@ -146,7 +182,7 @@ def _joint_step(loss: JointLoss, recipe: Recipe) -> Step:
     def step(inputs: Batch, labels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         with recipe.compute.autocast():
             outputs = forward(inputs)
-        losses = torch.stack([F.cross_entropy(output, labels) for output in outputs])
+        losses = torch.stack(exit_losses(outputs, labels, loss.distillation))
         return (weights * losses).sum()[None], (outputs[-1].argmax(-1) == labels).sum()[None]
 
     return step

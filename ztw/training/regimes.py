@@ -19,7 +19,8 @@ from ztw.errors import ZtwError, is_number, unknown
 from ztw.models.checkpoints import versions
 from ztw.models.network import EarlyExitNetwork
 from ztw.progress import Note, Report, reporter
-from ztw.training.joint import JointLoss, exit_weights, train_jointly
+from ztw.training.distillation import Distillation
+from ztw.training.joint import JointLoss, exit_weights, own_exit_only, train_jointly
 from ztw.training.layer_wise import train_layer_wise
 from ztw.training.loop import History
 from ztw.training.recipe import OPTIMIZERS, Recipe
@@ -41,6 +42,8 @@ def train_exits(
     weight_decay: float = 5e-4,
     milestones: tuple[float, ...] = (),
     weights: Any = "uniform",
+    distillation: tuple[float, float] | None = None,
+    stop_gradient: bool = False,
     seed: int = 0,
     precision: str = "fp32",
     checkpoints: Path | str | None = None,
@@ -71,6 +74,10 @@ def train_exits(
         milestones: epochs after which lr is divided by 10.
         weights: weights of the exits' losses in joint training: "uniform", "depth", "growing" or one number per exit.
             See `ztw.training.joint.exit_weights`.
+        distillation: for joint training, (weight, temperature): every IC also learns from the predictions of the last
+            exit, with this share of its loss (Zhang et al. 2019). None = it learns from the labels only.
+        stop_gradient: for joint training: the loss of an exit trains its head and the stages since the previous exit
+            only (SWEET 2023).
         seed: seed of the order, augmentation and dropout.
         precision: "fp32", "bf16", or "auto" = bf16 where it is faster.
         checkpoints: folder for checkpoints. The same call then resumes a stopped training, even in the middle of an
@@ -103,6 +110,9 @@ def train_exits(
     if optimizer not in OPTIMIZERS:
         raise unknown("optimizer", optimizer, OPTIMIZERS)
     _check_numbers(epochs, lr, batch_size, weight_decay, milestones, seed)
+    taught = _distillation(distillation)
+    if regime != "joint" and (taught is not None or stop_gradient):
+        raise ZtwError(f"train_exits: distillation and stop_gradient need regime='joint', not {regime!r}")
     if checkpoints is not None and not isinstance(checkpoints, str | Path):
         raise ZtwError(f"checkpoints {checkpoints!r}: must be the path of a folder")
     if regime == "separate" and network.connection.additive:
@@ -130,7 +140,7 @@ def train_exits(
     )
     kept = None
     if checkpoints is not None:
-        of = _identity(network, samples, (recipe, regime, weights, seed))
+        of = _identity(network, samples, (recipe, regime, weights, taught, stop_gradient, seed))
         kept = Checkpoints(Path(checkpoints), of, report or (lambda line: None))
         if isinstance(samples, LoaderData) and (states := samples.own_states()):
             kept.report(Note(f"checkpoints: this DataLoader may not resume bit for bit: {'; '.join(states)}"))
@@ -141,9 +151,21 @@ def train_exits(
         if regime == "separate":
             return train_separately([network], samples, recipe, seed, report, kept)[0]
         if regime == "joint":
-            loss = JointLoss(network, exit_weights(network, weights))
+            shares = own_exit_only if stop_gradient else None
+            loss = JointLoss(network, exit_weights(network, weights), shares, taught)
             return train_jointly(loss, samples, recipe, seed, report, kept)
         return train_layer_wise(network, samples, recipe, seed, report, kept)
+
+
+def _distillation(given: Any) -> Distillation | None:
+    if given is None:
+        return None
+    pair = tuple(given) if isinstance(given, tuple | list) else ()
+    if len(pair) != 2 or not all(map(is_number, pair)) or not 0 < pair[0] <= 1 or not 0 < pair[1] < math.inf:
+        raise ZtwError(
+            f"distillation {given!r}: must be (weight, temperature), a weight in (0, 1] and a temperature above 0"
+        )
+    return Distillation(*pair)
 
 
 def _check_numbers(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from ztw.models.backbone import Backbone
 from ztw.models.network import EarlyExitNetwork
 from ztw.progress import Report
 from ztw.training.compiling import compiled, worth_compiling
+from ztw.training.distillation import Distillation, distillation_loss
 from ztw.training.loop import History, Step, Task, cross_entropy_step, freeze, run_epochs
 from ztw.training.recipe import Recipe, make_optimizer
 from ztw.training.resume import Checkpoints
@@ -27,6 +29,7 @@ def train_backbone(
     seed: int,
     report: Report | None = None,
     checkpoints: Checkpoints | None = None,
+    teacher: tuple[Backbone, Distillation] | None = None,
 ) -> History:
     """Train a backbone in place, and set it to eval mode.
 
@@ -34,6 +37,7 @@ def train_backbone(
         data: training samples, on the backbone's device.
         seed: of order and augmentation.
         checkpoints: saves and resumes the training.
+        teacher: a trained network on the same device, and how to learn from it; None = learn from the labels only.
 
     Returns:
         The history.
@@ -43,11 +47,31 @@ def train_backbone(
     """
     forward = compiled(backbone, recipe, worth_compiling(recipe, len(data)), report)
     step = cross_entropy_step(forward, recipe.compute)
+    if teacher is not None:
+        step = _taught_step(forward, recipe, *teacher)
     backbone.train()
     task = Task(["backbone"], step, backbone, make_optimizer(backbone.parameters(), recipe))
     (history,) = run_epochs(task, data, recipe, seed, report, checkpoints)
     backbone.eval()
     return history
+
+
+def _taught_step(
+    forward: Callable[[Any], Tensor], recipe: Recipe, teacher: Backbone, how: Distillation
+) -> Step:
+    """Return the step of a training that learns from the predictions of a frozen teacher, on the same batches."""
+    freeze(teacher)
+    taught = compiled(teacher, recipe)
+
+    def step(inputs: Batch, labels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        with recipe.compute.autocast():
+            with torch.no_grad():
+                target = taught(inputs)
+            logits = forward(inputs)
+        loss = distillation_loss(logits, target, labels, how)
+        return loss[None], (logits.argmax(-1) == labels).sum()[None]
+
+    return step
 
 
 def train_separately(
