@@ -83,7 +83,9 @@ def test_a_network_learns_from_its_teacher(layout):
         found = read_json(metadata(layout.backbone(student)))
         assert (found["arch"], found["teacher"]) == ("resnet8", "resnet8")
         plain = read_json(metadata(layout.backbone(CELL)))["history"]
-        same = [row["loss"] for row in found["history"]] == pytest.approx([row["loss"] for row in plain])
+        same = [row["loss"] for row in found["history"]] == pytest.approx(
+            [row["loss"] for row in plain], rel=1e-4
+        )
         assert same == (weight < 1), "without a teacher's share the training is the usual one"
         assert found["accuracy"]["validation"] > 0.5
 
