@@ -41,6 +41,7 @@ from ztw.exits.threshold_base import ThresholdChoice as ThresholdChoice
 from ztw.models.architectures import build_backbone as build_backbone
 from ztw.models.backbone import Backbone as Backbone
 from ztw.models.building import build_network as build_network
+from ztw.models.cascade import model_cascade as model_cascade
 from ztw.models.costs import macs as macs
 from ztw.models.cut import as_backbone as as_backbone
 from ztw.models.folding import fold_batch_norm as fold_batch_norm

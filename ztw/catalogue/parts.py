@@ -10,7 +10,7 @@ from typing import Any
 BUILT_IN: dict[str, tuple[str, ...]] = {
     "rule": ("max_softmax", "max_softmax_or_best", "entropy", "patience"),
     "ensemble": ("geometric", "arithmetic", "uniform"),
-    "head": ("conv", "pool", "mlp"),
+    "head": ("conv", "pool", "mlp", "identity"),
     "thresholds": ("shared", "per_exit", "allowed_loss", "risk_controlled"),
 }
 NO_THRESHOLD = ("patience",)  # rules without a threshold
@@ -75,10 +75,15 @@ def list_ensembles() -> list[str]:
 def list_heads() -> list[str]:
     """List the names of the heads of internal classifiers (ICs), registered ones last.
 
+    - "conv": 3x3 convolution, pooling, one linear layer (ZTW 2021).
+    - "pool": pooling, one linear layer (SDN 2019).
+    - "mlp": pooling, a hidden layer, one linear layer.
+    - "identity": nothing, for features that are logits already, see `model_cascade`.
+
     Example:
         >>> import ztw
         >>> ztw.list_heads()
-        ['conv', 'pool', 'mlp']
+        ['conv', 'pool', 'mlp', 'identity']
     """
     return known("head")
 

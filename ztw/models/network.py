@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -18,7 +17,7 @@ from ztw.exits.ensemble_base import Ensemble
 from ztw.exits.inference import ExitFunction, ExitResult, Route, infer
 from ztw.exits.rules import ExitRule, as_rule
 from ztw.models.backbone import Backbone, seen, states_of
-from ztw.models.heads import Head
+from ztw.models.heads import Head, LogitsHead
 from ztw.models.inputs import examine, give, keep_contiguous
 from ztw.models.pooling import MixedPool
 from ztw.models.supported import check_supported
@@ -210,6 +209,9 @@ class EarlyExitNetwork(nn.Module):
         The last exit has none if an IC follows the last stage.
         """
         stages, start = list(self.backbone.stages), 0
+        if not self.placement:
+            yield self.backbone.stages_to(len(stages) - 1)
+            return
         for block in (*self.placement, len(stages) - 1):
             yield stages[start : block + 1]
             start = block + 1
@@ -240,8 +242,9 @@ class EarlyExitNetwork(nn.Module):
 
     def route(self) -> Route:
         """Return the network as a sequence of exits, which `infer` reads faster than attributes of modules."""
-        numbers = [math.prod(shape) for shape in self.backbone.feature_shapes]
-        largest = list(accumulate(reversed(numbers), max))[::-1]  # the largest from each block to the last
+        largest = list(accumulate(reversed(self.backbone.working_sizes), max))[
+            ::-1
+        ]  # the largest from each block to the last
         firsts = [0, *(block + 1 for block in self.placement)]  # the first block after the previous exit
         return Route(
             [(stages, self.exit_function(exit)) for exit, stages in enumerate(self.segments())],
@@ -259,6 +262,8 @@ def _on_features(head: nn.Module) -> Callable[..., Tensor]:
 
 def _only_reads(head: nn.Module) -> bool:
     """Return whether a head only reads its features, in any memory format. False = not known."""
+    if isinstance(head, LogitsHead):
+        return True
     body = list(head.body.children()) if isinstance(head, Head) else []
     known = (nn.ReLU, nn.Flatten, MixedPool, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
     return bool(body) and type(body[0]) is nn.Conv2d and all(type(part) in known for part in body[1:])
