@@ -29,6 +29,7 @@ from ztw.exits.ensembles import fit_ensemble as fit_ensemble
 from ztw.exits.inference import ExitResult as ExitResult
 from ztw.exits.rules import Entropy as Entropy
 from ztw.exits.rules import ExitRule as ExitRule
+from ztw.exits.rules import FixedExit as FixedExit
 from ztw.exits.rules import MaxSoftmax as MaxSoftmax
 from ztw.exits.rules import MaxSoftmaxOrBest as MaxSoftmaxOrBest
 from ztw.exits.rules import Patience as Patience

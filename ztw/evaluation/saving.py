@@ -77,6 +77,8 @@ def save(
     if rule is not None:
         rule = as_rule(rule)
         rule.bounds(network.exits)
+        if rule.single:
+            network.check_fixed_exit()
     if class_names is not None:
         network.class_names = _class_names(class_names, network)
     if normalisation is not None:
