@@ -46,7 +46,9 @@ def test_head(head, shape, options):
 
 @pytest.mark.parametrize("shape", [(16, 9, 9), (12,)])
 def test_a_head_that_takes_only_logits_says_so(shape):
-    with pytest.raises(ztw.ZtwError, match=r"head 'identity': refuses all features \(head 'identity': features"):
+    with pytest.raises(
+        ztw.ZtwError, match=r"head 'identity': refuses all features \(head 'identity': features"
+    ):
         testing.check_head("identity", [shape])
     testing.check_head("identity")
 
