@@ -33,13 +33,24 @@ def test_backbone(arch, size):
     testing.check_backbone(arch, size)
 
 
-@pytest.mark.parametrize("head", ztw.list_heads())
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    ("head", "shape"),
+    [*product([head for head in ztw.list_heads() if head != "identity"], SHAPES), ("identity", (5,))],
+)
 @pytest.mark.parametrize(
     "options", [{}, {"pooling": "avg", "width": 0.5}, {"pooling": "max", "layer_norm": True}]
 )
 def test_head(head, shape, options):
     testing.check_head(head, [shape], **options)
+
+
+@pytest.mark.parametrize("shape", [(16, 9, 9), (12,)])
+def test_a_head_that_takes_only_logits_says_so(shape):
+    with pytest.raises(
+        ztw.ZtwError, match=r"head 'identity': refuses all features \(head 'identity': features"
+    ):
+        testing.check_head("identity", [shape])
+    testing.check_head("identity")
 
 
 @pytest.mark.parametrize("kind", ztw.list_ensembles())
@@ -80,13 +91,15 @@ def test_network(ics, placement, kind):
     assert cost[-1] > ztw.macs(network.backbone)
 
 
-# every ensemble with every rule; the connections take turns
-PAIRS = list(product(ztw.list_rules(), [None, *ztw.list_ensembles(), "median"]))
+# every ensemble with every rule; the connections take turns. A fixed exit refuses ensembles
+ADAPTIVE = [rule for rule in ztw.list_rules() if rule != "fixed_exit"]
+PAIRS = list(product(ADAPTIVE, [None, *ztw.list_ensembles(), "median"]))
+FIXED = [("fixed_exit", None, ics) for ics in ztw.list_connections()]
 
 
 @pytest.mark.parametrize(
     ("rule", "kind", "ics"),
-    [(*pair, ics) for pair, ics in zip(PAIRS, cycle(ztw.list_connections()), strict=False)],
+    [*((*pair, ics) for pair, ics in zip(PAIRS, cycle(ztw.list_connections()), strict=False)), *FIXED],
 )
 def test_infer_equals_sweep_sample_by_sample(rule, kind, ics):
     network = small_network(ics)

@@ -29,6 +29,7 @@ from ztw.exits.ensembles import fit_ensemble as fit_ensemble
 from ztw.exits.inference import ExitResult as ExitResult
 from ztw.exits.rules import Entropy as Entropy
 from ztw.exits.rules import ExitRule as ExitRule
+from ztw.exits.rules import FixedExit as FixedExit
 from ztw.exits.rules import MaxSoftmax as MaxSoftmax
 from ztw.exits.rules import MaxSoftmaxOrBest as MaxSoftmaxOrBest
 from ztw.exits.rules import Patience as Patience
@@ -41,6 +42,7 @@ from ztw.exits.threshold_base import ThresholdChoice as ThresholdChoice
 from ztw.models.architectures import build_backbone as build_backbone
 from ztw.models.backbone import Backbone as Backbone
 from ztw.models.building import build_network as build_network
+from ztw.models.cascade import model_cascade as model_cascade
 from ztw.models.costs import macs as macs
 from ztw.models.cut import as_backbone as as_backbone
 from ztw.models.folding import fold_batch_norm as fold_batch_norm

@@ -37,7 +37,10 @@ from ztw.models.network import EarlyExitNetwork
 CLOSE = 1e-4  # tolerance, because the batch size changes the last bits of logits
 GAPS = (0.0, 1.0, 10.0, 30.0, 100.0, 1e3, 1e4)  # between the logits of an exit
 INCREASES = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 1e3, 1e4)  # of the largest logit
-HEAD_SHAPES: tuple[tuple[int, ...], ...] = ((16, 9, 9), (8, 1, 1))  # (C, H, W) of features
+HEAD_CLASSES = 5
+# Features of the check of a head: (C, H, W); and logits, for a head that refuses maps
+HEAD_SHAPES: tuple[tuple[int, ...], ...] = ((16, 9, 9), (8, 1, 1))
+LOGITS_SHAPES = ((HEAD_CLASSES,),)
 
 
 def check_registered() -> None:
@@ -210,39 +213,55 @@ def _check_exit_by_exit(ensemble: Ensemble, logits: Tensor, log_probs: Tensor) -
         _require(found.shape == (0, logits.shape[2]), "an empty batch must give an empty result")
 
 
-def check_head(name: str, shapes: Sequence[tuple[int, ...]] = HEAD_SHAPES, **options: Any) -> None:
+def check_head(name: str, shapes: Sequence[tuple[int, ...]] | None = None, **options: Any) -> None:
     """Check a head; raise ZtwError if it breaks the contract.
 
     - It computes float32 logits (N, classes). In eval mode, a sample's logits depend on this sample only.
     - Every parameter gets a finite gradient.
     - Both hold with and without the logits of a previous exit.
 
+    A head may refuse features, and the logits of a previous exit, with a ZtwError, but not all of them.
+
     Args:
         name: name of the head.
-        shapes: shapes of the features, without the batch axis.
+        shapes: shapes of the features, without the batch axis. None = two maps; logits for a head that refuses maps.
         options: see `ztw.models.heads.HeadOptions`.
     """
-    for shape, previous, size in product(shapes, (0, 5), (32, 64)):
-        with _checked("head", name, HEADS), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            head, what = HEADS[name](shape, 5, previous, size, HeadOptions(**options)), f"features {shape}"
-            _require(isinstance(head, nn.Module), f"{what}: returns {type(head).__name__}, must be a module")
-            given = [torch.randn(3, *shape), *([torch.randn(3, 5)] if previous else [])]
-            out = head(*(tensor.clone() for tensor in given))
-            _require(
-                out.shape == (3, 5) and out.dtype == torch.float32,
-                f"{what}: logits {out.dtype} {tuple(out.shape)}, must be float32 (N, classes)",
-            )
-            out.sum().backward()
-            blind = [
-                key for key, p in head.named_parameters() if p.grad is None or not p.grad.isfinite().all()
-            ]
-            _require(not blind, f"{what}: no finite gradient for {', '.join(blind)}")
-            head.eval()
-            with torch.no_grad():
-                together = head(*(tensor.clone() for tensor in given))
-                alone = head(*(tensor[1:2].clone() for tensor in given))
-            _same(together[1:2], alone, f"{what}: logits depend on the other samples of the batch")
+    for some in [HEAD_SHAPES, LOGITS_SHAPES] if shapes is None else [shapes]:
+        cases = list(product(some, (0, HEAD_CLASSES), (32, 64)))
+        refused = [error for case in cases if (error := _check_head(name, *case, options)) is not None]
+        if len(refused) < len(cases):
+            return
+    raise ZtwError(f"head {name!r}: refuses all features ({refused[0]})")
+
+
+def _check_head(
+    name: str, shape: tuple[int, ...], previous: int, size: int, given_options: dict[str, Any]
+) -> ZtwError | None:
+    """Check a head on features of one shape; return the error with which it refuses them."""
+    with _checked("head", name, HEADS), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        what, options = f"features {shape}", HeadOptions(**given_options)
+        try:
+            head = HEADS[name](shape, HEAD_CLASSES, previous, size, options)
+        except ZtwError as error:
+            return error
+        _require(isinstance(head, nn.Module), f"{what}: returns {type(head).__name__}, must be a module")
+        given = [torch.randn(3, *shape, requires_grad=True), *([torch.randn(3, 5)] if previous else [])]
+        out = head(*(tensor.clone() for tensor in given))
+        _require(
+            out.shape == (3, 5) and out.dtype == torch.float32,
+            f"{what}: logits {out.dtype} {tuple(out.shape)}, must be float32 (N, classes)",
+        )
+        out.sum().backward()
+        blind = [key for key, p in head.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+        _require(not blind, f"{what}: no finite gradient for {', '.join(blind)}")
+        head.eval()
+        with torch.no_grad():
+            together = head(*(tensor.clone() for tensor in given))
+            alone = head(*(tensor[1:2].clone() for tensor in given))
+        _same(together[1:2], alone, f"{what}: logits depend on the other samples of the batch")
+    return None
 
 
 def check_thresholds(name: str, rules: Iterable[str] = ("max_softmax", "entropy")) -> None:

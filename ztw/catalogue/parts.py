@@ -8,12 +8,12 @@ from typing import Any
 
 # kind -> built-in names, in the order of the kind's table
 BUILT_IN: dict[str, tuple[str, ...]] = {
-    "rule": ("max_softmax", "max_softmax_or_best", "entropy", "patience"),
+    "rule": ("max_softmax", "max_softmax_or_best", "entropy", "patience", "fixed_exit"),
     "ensemble": ("geometric", "arithmetic", "uniform"),
-    "head": ("conv", "pool", "mlp"),
+    "head": ("conv", "pool", "mlp", "identity"),
     "thresholds": ("shared", "per_exit", "allowed_loss", "risk_controlled"),
 }
-NO_THRESHOLD = ("patience",)  # rules without a threshold
+NO_THRESHOLD = ("patience", "fixed_exit")  # rules without a threshold
 EXIT_WEIGHTS = ("uniform", "depth", "growing")  # for joint training
 
 
@@ -56,7 +56,7 @@ def list_rules() -> list[str]:
     Example:
         >>> import ztw
         >>> ztw.list_rules()
-        ['max_softmax', 'max_softmax_or_best', 'entropy', 'patience']
+        ['max_softmax', 'max_softmax_or_best', 'entropy', 'patience', 'fixed_exit']
     """
     return known("rule")
 
@@ -75,10 +75,15 @@ def list_ensembles() -> list[str]:
 def list_heads() -> list[str]:
     """List the names of the heads of internal classifiers (ICs), registered ones last.
 
+    - "conv": 3x3 convolution, pooling, one linear layer (ZTW 2021).
+    - "pool": pooling, one linear layer (SDN 2019).
+    - "mlp": pooling, a hidden layer, one linear layer.
+    - "identity": nothing, for features that are logits already, see `model_cascade`.
+
     Example:
         >>> import ztw
         >>> ztw.list_heads()
-        ['conv', 'pool', 'mlp']
+        ['conv', 'pool', 'mlp', 'identity']
     """
     return known("head")
 

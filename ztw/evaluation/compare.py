@@ -8,7 +8,7 @@ from typing import Any
 from ztw.errors import ZtwError
 from ztw.evaluation.metrics import exit_accuracy
 from ztw.evaluation.operating_point import predict, predict_onnx
-from ztw.exits.rules import ExitRule
+from ztw.exits.rules import ExitRule, FixedExit, as_rule
 from ztw.exits.sweep import simulate_exits
 from ztw.models.network import EarlyExitNetwork
 from ztw.onnx.runner import OnnxRunner
@@ -59,13 +59,15 @@ def compare_exported(
         4
     """
     rule = runner.rule if rule is None else rule
-    if rule is None or (network.exits, network.backbone.num_classes) != (
-        runner.exits,
-        runner.form.num_classes,
-    ):
+    only = None if rule is None else as_rule(rule).only_exit
+    exits = network.exits if only is None else 1
+    other = only is not None and as_rule(rule) != runner.rule  # type: ignore[arg-type]
+    if rule is None or other or (exits, network.backbone.num_classes) != (runner.exits, runner.form.num_classes):
         raise ZtwError(f"{runner.path}: was not exported from this network")
     logits, labels = predict(network, held_out, progress=False)
     before = logits if network.ensemble is None else network.ensemble(logits)
+    if only is not None:  # the file has only this exit
+        before, rule = before[only - 1 :][:1], FixedExit(1)
     after, _ = predict_onnx(runner, held_out)
     (left, source), (left_after, source_after) = simulate_exits(before, rule), simulate_exits(after, rule)
     samples = range(len(labels))

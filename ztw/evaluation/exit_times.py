@@ -44,7 +44,7 @@ def exit_times(
 
     Returns:
         float64 (K,), in milliseconds, strictly increasing: an exit with a shorter time than an earlier exit gets the
-        time of the earlier one.
+        time of the earlier one. The rule "fixed_exit" has the times of the cut networks, in any order.
     """
     run: Callable[[Any, ExitRule], Any] = network.infer if isinstance(network, EarlyExitNetwork) else network
     samples = list(split(inputs, 1))
@@ -64,11 +64,14 @@ def exit_times(
         ],
         dtype=torch.float64,
     )
-    return 1e3 * medians.mean(1).cummax(0).values + LEAST * torch.arange(len(rules))
+    times = 1e3 * medians.mean(1)
+    return times if rule.single else times.cummax(0).values + LEAST * torch.arange(len(rules))
 
 
 def leaving_at(exit: int, exits: int, kind: type[ExitRule]) -> ExitRule:
     """Return a rule of a class by which every sample leaves at one exit of `exits`, whatever its scores are."""
+    if kind.single:
+        return kind(exit + 1)  # type: ignore[call-arg]
     bounds = torch.full((exits - 1,), -math.inf, dtype=torch.float64)
     bounds[:exit] = math.inf
     rule = object.__new__(kind)  # without a parameter

@@ -34,7 +34,8 @@ def network_metadata(
 
     Args:
         backbone: how `load` makes the backbone: {"build_backbone": arguments}, {"stages": graphs, "classifier": graph},
-            or {"as_backbone": ...}, which needs the user's model.
+            {"cascade": models}, each with its `arch`, `inputs` and `backbone`; or {"as_backbone": ...}, which needs the
+            user's model.
         cost: (K,) cumulative MACs.
         base: MACs of the backbone alone.
 

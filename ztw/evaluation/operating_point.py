@@ -21,7 +21,7 @@ from ztw.exits.logits import check_logits
 from ztw.exits.rules import ExitRule, exit_rule, rule_name
 from ztw.exits.sweep import Curve, scored, sweep
 from ztw.exits.thresholds import Candidates, RiskControlled, at, candidates
-from ztw.models.costs import macs
+from ztw.models.costs import fixed_exit_macs, macs
 from ztw.models.inputs import modes_kept
 from ztw.models.network import EarlyExitNetwork
 from ztw.onnx.runner import CHUNK, OnnxRunner
@@ -138,7 +138,7 @@ def choose_threshold(
         risk: (eps, delta). A sample is lost if it leaves early with a wrong prediction, but would be right at the last
             exit. With probability 1 - delta over the draw of held-out samples, the share of lost samples is at most
             eps.
-        rule: name of the exit rule, or its class.
+        rule: name of the exit rule, or its class. With "fixed_exit", the exit is chosen at which to cut the network.
         thresholds: the way to choose thresholds, one of `list_thresholds()`. None = "risk_controlled" for a risk, else
             "shared". The way "allowed_loss" (Berestizshevsky & Even 2019) takes the argument `allowed_loss` as the
             allowed loss of each exit.
@@ -176,14 +176,18 @@ def choose_threshold(
         raise ZtwError(f"thresholds {thresholds!r}: with risk, must be 'risk_controlled' or left out")
     rule = rule_name(exit_rule(rule))
     _check_wish(budget, budget_ms, allowed_loss, risk)
+    kind = exit_rule(rule)
     if isinstance(network, OnnxRunner):
+        if kind.single:
+            raise ZtwError(f"rule {rule}: give the network, because an exported one cannot be cut")
         outputs, labels = predict_onnx(network, held_out)
         operations, base = network.cost, network.backbone_cost
     else:
         logits, labels = _predicted(network, held_out, batch_size, precision, progress)
-        operations, base = macs(network), macs(network.backbone)
+        operations = fixed_exit_macs(network) if kind.single else macs(network)
+        base = macs(network.backbone)
         outputs = logits if network.ensemble is None else network.ensemble(logits)
-    cost = operations if budget_ms is None else _measured(network, held_out, exit_rule(rule))
+    cost = operations if budget_ms is None else _measured(network, held_out, kind)
     if risk is not None:
         eps, delta = risk
         way = RiskControlled(delta=delta, lowest=eps, highest=eps, steps=1)
@@ -201,7 +205,7 @@ def choose_threshold(
                 " fewer exits"
             )
     elif budget_ms is not None:
-        slowest = float(cost[-1])
+        slowest = float(cost.max())
         (index,) = at_budget(curve, [min(budget_ms / slowest, 1.0)], slowest)
         if index is None:
             raise ZtwError(
@@ -209,7 +213,7 @@ def choose_threshold(
                 " budget_ms, cheaper heads or fewer exits"
             )
     elif allowed_loss is not None:
-        full = float(scored(outputs, labels, exit_rule(rule))[1][-1].double().mean())
+        full = float(scored(outputs, labels, kind)[1][-1].double().mean())
         index = _allowed(
             curve, offered, full - allowed_loss, allowed_loss if thresholds == "allowed_loss" else None
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from ztw.files import read_json, sha256
 from ztw.models.architectures import build_backbone
 from ztw.models.backbone import Backbone
 from ztw.models.building import build_network
+from ztw.models.cascade import ModelCascade
 from ztw.models.checkpoints import load_strictly
 from ztw.models.costs import macs
 from ztw.models.cut import as_backbone
@@ -76,6 +77,8 @@ def save(
     if rule is not None:
         rule = as_rule(rule)
         rule.bounds(network.exits)
+        if rule.single:
+            network.check_fixed_exit()
     if class_names is not None:
         network.class_names = _class_names(class_names, network)
     if normalisation is not None:
@@ -223,6 +226,8 @@ def _backbone(metadata: dict[str, Any], model: nn.Module | None) -> Backbone:
         return as_backbone(model, example=inputs.sample(2), at=how["at"])
     if model is not None:
         raise ZtwError("model= is not needed, because the file describes the backbone; leave it out")
+    if "cascade" in described:
+        return ModelCascade([_backbone(member, None) for member in described["cascade"]])
     if "build_backbone" in described:
         how = described["build_backbone"]
         if "weights" in how:  # build_backbone would download them
@@ -235,8 +240,11 @@ def _backbone(metadata: dict[str, Any], model: nn.Module | None) -> Backbone:
     return backbone
 
 
-def _descriptions(backbone: Backbone, reasons: list[str]) -> Any:
+def _descriptions(backbone: Backbone, reasons: list[str]) -> Iterator[dict[str, Any]]:
     """Yield the possible descriptions of a backbone, the best first; add errors to `reasons`."""
+    if isinstance(backbone, ModelCascade):
+        yield from _cascade_descriptions(backbone, reasons)
+        return
     arguments = (backbone.origin or {}).get("build_backbone")
     built = {"build_backbone": arguments and {**arguments, "init": "torch"}}
     slow = isinstance(
@@ -255,6 +263,15 @@ def _descriptions(backbone: Backbone, reasons: list[str]) -> Any:
         reasons.append(str(error))
     if arguments and slow:
         yield built
+
+
+def _cascade_descriptions(cascade: ModelCascade, reasons: list[str]) -> Iterator[dict[str, Any]]:
+    """Yield descriptions of a cascade: of the best description of each model, then of the next best ones."""
+    known = [list(_descriptions(member, reasons)) for member in cascade.members]
+    for rank in range(max(map(len, known)) if all(known) else 0):
+        best = [found[min(rank, len(found) - 1)] for found in known]
+        about = [{"arch": member.arch, "inputs": member.inputs.to_json()} for member in cascade.members]
+        yield {"cascade": [{**one, "backbone": how} for one, how in zip(about, best, strict=True)]}
 
 
 @torch.no_grad()

@@ -23,13 +23,14 @@ class Checked(NamedTuple):
     cost: Tensor
 
 
-def check_logits(logits: Any, labels: Any = None, cost: Any = None) -> Checked:
+def check_logits(logits: Any, labels: Any = None, cost: Any = None, increasing: bool = True) -> Checked:
     """Check logits (K, N, C), labels (N,) and cost (K,), and convert them to tensors.
 
     Args:
         logits: finite floating-point numbers.
         labels: integers in 0..C-1, see `class_labels`.
         cost: positive and strictly increasing.
+        increasing: False = the cost only needs to be positive.
 
     Returns:
         The logits, the labels in int64, and the cost in float64 on the CPU.
@@ -60,8 +61,9 @@ def check_logits(logits: Any, labels: Any = None, cost: Any = None) -> Checked:
         cost = as_tensor(cost, "cost").double().cpu()
         if cost.shape != logits.shape[:1]:
             raise ZtwError(f"cost: shape {tuple(cost.shape)}, must be ({logits.shape[0]},)")
-        if not (cost > 0).all() or not (cost.diff() > 0).all():
-            raise ZtwError(f"cost: must be positive and strictly increasing, got {cost.tolist()}")
+        if not (cost > 0).all() or (increasing and not (cost.diff() > 0).all()):
+            wanted = "positive and strictly increasing" if increasing else "positive"
+            raise ZtwError(f"cost: must be {wanted}, got {cost.tolist()}")
         found = found._replace(cost=cost)
     return found
 

@@ -28,6 +28,7 @@ class ExitRule(ABC):
     Attributes:
         best_answers: True = for a sample that leaves at the last exit, the exit with the largest score predicts (on a
             tie, the first such exit). False = the exit where a sample leaves always predicts.
+        single: True = all samples leave at one exit, `only_exit`. Then `infer` and `export_onnx` compute no other exit.
 
     Example:
         >>> import ztw
@@ -36,6 +37,12 @@ class ExitRule(ABC):
     """
 
     best_answers: ClassVar[bool] = False
+    single: ClassVar[bool] = False
+
+    @property
+    def only_exit(self) -> int | None:
+        """For a rule with `single`, the number of the exit at which all samples leave, from 1; else None."""
+        return None
 
     @staticmethod
     @abstractmethod
@@ -270,11 +277,67 @@ class Patience(ExitRule):
         return torch.arange(max(1, len(scores)), dtype=torch.float64)
 
 
+@dataclass(frozen=True)
+class FixedExit(ExitRule):
+    """All samples leave at one exit: the network is cut after it, and no other exit is computed.
+
+    It has no meaning with an ensemble, which combines several exits.
+
+    Args:
+        exit: number of the exit, from 1.
+
+    Raises:
+        ZtwError: unless the exit is a whole number of at least 1.
+
+    Example:
+        >>> import torch, ztw
+        >>> logits = torch.zeros(3, 2, 5)  # 3 exits, 2 samples, 5 classes
+        >>> ztw.simulate_exits(logits, ztw.FixedExit(2))[0]  # exit indices are from 0
+        tensor([1, 1])
+    """
+
+    exit: int
+    single = True
+
+    def __post_init__(self) -> None:
+        if not is_number(self.exit) or self.exit < 1 or not float(self.exit).is_integer():
+            raise ZtwError(f"fixed_exit {self.exit!r}: must be the number of an exit, from 1")
+        object.__setattr__(self, "exit", int(self.exit))
+
+    @property
+    def only_exit(self) -> int:
+        """The number of the exit, from 1."""
+        return self.exit
+
+    @staticmethod
+    def score(logits: Tensor, state: State) -> tuple[Tensor, State]:
+        """Return the number (N,) of this exit, from 1."""
+        number = state[0] + 1 if state else torch.ones_like(logits[:, 0], dtype=torch.float64)
+        return number, (number,)
+
+    @property
+    def bound(self) -> float:
+        """exit - 0.5, so that its number is the first to pass."""
+        return self.exit - 0.5
+
+    def bounds(self, exits: int) -> Tensor:
+        """Return the bounds (K - 1,), see `ExitRule.bounds`; raise ZtwError for an exit that does not exist."""
+        if self.exit > exits:
+            raise ZtwError(f"fixed_exit {self.exit}: the network has exits 1 to {exits}")
+        return super().bounds(exits)
+
+    @staticmethod
+    def grid(scores: Tensor, points: int) -> Tensor:
+        """Return 1 ... K."""
+        return torch.arange(1, len(scores) + 1, dtype=torch.float64)
+
+
 RULES: dict[str, type[ExitRule]] = {
     "max_softmax": MaxSoftmax,
     "max_softmax_or_best": MaxSoftmaxOrBest,
     "entropy": Entropy,
     "patience": Patience,
+    "fixed_exit": FixedExit,
 }
 
 

@@ -51,7 +51,8 @@ def sweep(
     Args:
         logits: (K, N, C), of single exits or an ensemble.
         labels: int (N,).
-        cost: (K,), cumulative MACs of the exits, see `ztw.macs`.
+        cost: (K,), cumulative MACs of the exits, see `ztw.macs`. For the rule "fixed_exit", the MACs of the network cut
+            after each exit, in any order.
         rule: a name such as "max_softmax", or a class. A rule with its parameter, such as MaxSoftmax(0.9) or
             "max_softmax 0.9", is evaluated at this parameter only.
         parameters: (T,) for all exits, or one threshold per exit, (T, K - 1) or (T, K). None = the rule's own grid.
@@ -73,10 +74,10 @@ def sweep(
         single = as_rule(rule)
         rule, parameters = type(single), [getattr(single, fields(single)[0].name)]  # type: ignore[arg-type]
     kind = exit_rule(rule)
-    logits, labels, cost = check_logits(logits, labels, cost)
+    logits, labels, cost = check_logits(logits, labels, cost, increasing=not kind.single)
     scores, correct = scored(logits, labels, kind)
     if parameters is None:
-        parameter = kind.grid(scores, points)
+        parameter = own_grid(kind, scores, cost, points)
     else:
         parameter = as_tensor(parameters, "parameters").double().cpu()
     if parameter.dim() == 2:
@@ -84,7 +85,7 @@ def sweep(
         parameter = torch.arange(len(parameter), dtype=torch.float64)
     else:
         parameter = parameter.flatten()
-        left, right = departures(scores, correct, _bounds(kind, parameter))
+        left, right = departures(scores, correct, _bounds(kind, parameter, len(cost)))
     exit_fraction = left / labels.numel()
     return Curve(parameter, right / labels.numel(), exit_fraction @ cost, exit_fraction)
 
@@ -132,15 +133,20 @@ def scored(logits: Tensor, labels: Tensor, kind: type[ExitRule]) -> tuple[Tensor
     return scores, correct
 
 
-def _bounds(kind: type[ExitRule], parameter: Tensor) -> Tensor:
+def own_grid(kind: type[ExitRule], scores: Tensor, cost: Tensor, points: int) -> Tensor:
+    """Return a rule's own grid (T,), from the cheapest parameter to the most expensive; see `ExitRule.grid`."""
+    grid = kind.grid(scores, points)
+    return grid[cost.argsort(stable=True)] if kind.single else grid
+
+
+def _bounds(kind: type[ExitRule], parameter: Tensor, exits: int) -> Tensor:
     """Return the bounds (T,) of a rule at parameters (T,)."""
     if issubclass(kind, ThresholdRule) and not parameter.isnan().any():
         return kind.thresholds(parameter)  # bound = sign * threshold is its own inverse
-    bounds = [
-        kind(value).bound  # type: ignore[call-arg]
-        for value in parameter.tolist()
-    ]
-    return torch.tensor(bounds, dtype=torch.float64)
+    rules = [kind(value) for value in parameter.tolist()]  # type: ignore[call-arg]
+    for rule in rules if kind.single else ():
+        rule.bounds(exits)  # raises ZtwError for an exit that does not exist
+    return torch.tensor([rule.bound for rule in rules], dtype=torch.float64)
 
 
 def _bounds_per_exit(kind: type[ExitRule], thresholds: Tensor, exits: int) -> Tensor:

@@ -15,7 +15,7 @@ from ztw.errors import ZtwError, unknown
 from ztw.exits.logits import check_logits, class_labels
 from ztw.exits.per_exit_thresholds import PerExit
 from ztw.exits.rules import ExitRule, exit_rule, exit_scores
-from ztw.exits.sweep import departures
+from ztw.exits.sweep import departures, own_grid
 from ztw.exits.threshold_base import (
     TIE,
     Candidates,
@@ -55,8 +55,8 @@ class Shared(ThresholdChoice):
     ) -> Candidates:
         """Return candidates (T,), about 2 * `points` of them."""
         kind = exit_rule(rule)
-        logits = check_logits(logits, labels, cost).logits
-        grid = kind.grid(exit_scores(logits.detach().cpu(), kind), points)
+        logits, _, cost = check_logits(logits, labels, cost, increasing=not kind.single)
+        grid = own_grid(kind, exit_scores(logits.detach().cpu(), kind), cost, points)
         return Candidates(grid, grid)
 
 

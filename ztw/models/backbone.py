@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Self
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from ztw.batch import Batch, InputSpec, mapped
 from ztw.device import check_default_dtype
 from ztw.errors import unknown
-from ztw.models.inputs import Shape, examine, give
+from ztw.models.inputs import Shape, examine, give, needs_of
 from ztw.models.supported import check_supported
 
 
@@ -95,7 +96,9 @@ class Backbone(nn.Module):
         state, self.needs = first_state(self), dict[str, list[str]]()
         shapes, self.returns_dicts = list[Shape](), False
         for name, part in self._parts():
-            state, self.needs[name] = examine(part, state)
+            hidden = needs_of(part)  # of a shared module, whose hooks hide what it needs
+            state, found = examine(part, state)
+            self.needs[name] = list(dict.fromkeys([*hidden, *found]))
             shapes.append(tuple(features_of(state).shape[1:]))
             self.returns_dicts |= isinstance(state, dict)
         self.feature_shapes, self.num_classes = shapes[:-1], shapes[-1][0]
@@ -126,6 +129,19 @@ class Backbone(nn.Module):
         self.give_needs()  # the memory format may have changed
         return self
 
+    @property
+    def working_sizes(self) -> list[int]:
+        """Numbers that each stage returns for a sample: they limit how many samples `infer` takes together."""
+        return [math.prod(shape) for shape in self.feature_shapes]
+
+    def needed(self, block: int) -> range:
+        """Return the stages to run, from a batch, for the features of one stage alone (from 0)."""
+        return range(block + 1)
+
+    def stages_to(self, block: int) -> list[nn.Module]:
+        """Return the modules to call, from a batch, for the features of one stage alone (from 0)."""
+        return [self.stages[number] for number in self.needed(block)]
+
     def features(self, batch: Batch) -> Iterator[Any]:
         """Yield what every stage returns in turn, for a batch, e.g. images (N, C, H, W)."""
         state: Any = batch
@@ -135,8 +151,10 @@ class Backbone(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """Compute logits (N, classes) for a batch, e.g. images (N, C, H, W)."""
-        *_, last = self.features(batch)
-        return self.classifier(last)
+        state: Any = batch
+        for stage in self.stages_to(len(self.stages) - 1):
+            state = stage(state)
+        return self.classifier(state)
 
 
 def as_spec(inputs: Any) -> InputSpec:

@@ -91,16 +91,52 @@ def costly_exits(arch: str, cost: Tensor, base: float) -> str | None:
     )
 
 
+def fixed_exit_macs(network: EarlyExitNetwork, counter: str = "ztw") -> Tensor:
+    """Count the operations of one sample in the network cut after each exit, for the rule "fixed_exit".
+
+    Only this exit's head counts, and the heads before it if the exit needs their logits. The costs may fall from one
+    exit to the next, if a head is more expensive than the following one.
+
+    Args:
+        network: a network without an ensemble.
+        counter: see `macs`.
+
+    Returns:
+        float64 (K,).
+
+    Raises:
+        ZtwError: for a network with an ensemble, and for an unknown counter.
+    """
+    if counter not in COUNTERS:
+        raise unknown("counter", counter, COUNTERS)
+    network.check_fixed_exit()
+    added = [0.0] * network.exits if counter == "published" else _combined(network)
+    stages, heads = _parts(network, COUNTERS[counter], added)
+    together = heads.cumsum(0)
+    costs = [
+        float(stages[list(network.backbone.needed(network.block_of(exit)))].sum())
+        + float((together if network.needs_previous(exit) else heads)[exit])
+        for exit in range(network.exits)
+    ]
+    return torch.tensor(costs, dtype=torch.float64)
+
+
 def _cumulative(network: EarlyExitNetwork, count: Counter, added: list[float]) -> Tensor:
     """Return the cumulative cost (K,) of the exits; added: (K,), cost of combining each exit with previous ones."""
+    stages, heads = _parts(network, count, added)
+    if not network.heads:  # of a cascade of models, only the last one runs
+        return stages[list(network.backbone.needed(len(stages) - 1))].sum() + heads
+    return stages.cumsum(0)[[network.block_of(exit) for exit in range(network.exits)]] + heads.cumsum(0)
+
+
+def _parts(network: EarlyExitNetwork, count: Counter, added: list[float]) -> tuple[Tensor, Tensor]:
+    """Return the cost of each stage (B,), and of each exit's head or classifier (K,) with `added` (K,)."""
     backbone = network.backbone
-    stages, states = stage_costs(backbone, count).cumsum(0), states_of(backbone)
-    exits_so_far, costs = 0.0, []
+    stages, states = stage_costs(backbone, count), states_of(backbone)
+    costs = []
     for exit, (block, head) in enumerate(zip(network.placement, network.heads, strict=True)):
         previous = network.connection.cascade and exit
         more = [torch.zeros(1, backbone.num_classes)] if previous else []
-        exits_so_far += count(head, seen(states[block + 1]), *more) + added[exit]
-        costs.append(float(stages[block]) + exits_so_far)
-    exits_so_far += count(backbone.classifier, states[-1]) + added[-1]
-    costs.append(float(stages[-1]) + exits_so_far)
-    return torch.tensor(costs, dtype=torch.float64)
+        costs.append(count(head, seen(states[block + 1]), *more))
+    costs.append(count(backbone.classifier, states[-1]))
+    return stages, torch.tensor(costs, dtype=torch.float64) + torch.tensor(added, dtype=torch.float64)

@@ -12,6 +12,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from ztw.batch import mapped
 from ztw.errors import ZtwError
 from ztw.models.backbone import Backbone
+from ztw.models.cascade import ModelCascade
 from ztw.models.exported import ExportedPart, aten
 from ztw.models.exporting import export_part
 from ztw.models.graph import CannotExportError
@@ -52,6 +53,11 @@ def fold_batch_norm(network: Network) -> Network:
     with torch.no_grad(), torch.backends.cudnn.flags(allow_tf32=False):
         batch: Any = backbone.inputs.sample(2, next(backbone.parameters(), None))
         expected = folded(batch)
+        if isinstance(backbone, ModelCascade):
+            for stage, member in zip(backbone.stages, backbone.members, strict=True):
+                stage.backbone = fold_batch_norm(member)
+            _compare(backbone.arch, folded(batch), expected)
+            return folded
         states = [mapped(state, Tensor.clone) for state in (batch, *backbone.features(batch))]
         for number, state in enumerate(states):
             try:

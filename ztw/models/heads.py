@@ -223,6 +223,40 @@ def mlp_head(
     return Head(body, hidden, num_classes, previous, options.layer_norm)
 
 
+class LogitsHead(nn.Module):
+    """A head without weights, for features that are logits already."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return logits (N, classes) in float32."""
+        return features.float()
+
+
+def identity_head(
+    feature_shape: tuple[int, ...], num_classes: int, previous: int, image_size: int, options: HeadOptions
+) -> nn.Module:
+    """Build a head for features that are logits already, as in a cascade of models.
+
+    Arguments as in `conv_head`. It ignores image_size and options.
+
+    Raises:
+        ZtwError: unless the features are (num_classes,), and for a connection that passes logits to the head.
+    """
+    if tuple(feature_shape) != (num_classes,):
+        raise ZtwError(
+            f"head 'identity': features {tuple(feature_shape)}, must be logits ({num_classes},); use another head"
+        )
+    if previous:
+        raise ZtwError(
+            "head 'identity': cannot take the previous exit's logits; use connection='independent'"
+        )
+    return LogitsHead()
+
+
 # (feature shape without the batch axis, num_classes, number of previous logits, side of the images, options) -> head
 HeadBuilder = Callable[[tuple[int, ...], int, int, int, HeadOptions], nn.Module]
-HEADS: dict[str, HeadBuilder] = {"conv": conv_head, "pool": pool_head, "mlp": mlp_head}
+HEADS: dict[str, HeadBuilder] = {
+    "conv": conv_head,
+    "pool": pool_head,
+    "mlp": mlp_head,
+    "identity": identity_head,
+}

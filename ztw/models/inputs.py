@@ -69,6 +69,11 @@ def _channels_last(tensor: Tensor) -> Tensor:
     return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
 
 
+def needs_of(part: nn.Module) -> list[str]:
+    """Return the names in HOOKS of the hooks that a module has."""
+    return [name for name, hook in HOOKS.items() if hook in part._forward_pre_hooks.values()]
+
+
 def give(part: nn.Module, needs: list[str]) -> None:
     """Register the hooks that a module needs, unless it has them."""
     for need in needs:

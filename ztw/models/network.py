@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any, Self
 
@@ -16,10 +15,10 @@ from ztw.device import check_default_dtype
 from ztw.errors import ZtwError, unknown
 from ztw.exits.ensemble_base import Ensemble
 from ztw.exits.inference import ExitFunction, ExitResult, Route, infer
-from ztw.exits.rules import ExitRule, as_rule
+from ztw.exits.rules import ExitRule, FixedExit, as_rule
 from ztw.models.backbone import Backbone, seen, states_of
-from ztw.models.heads import Head
-from ztw.models.inputs import examine, give, keep_contiguous
+from ztw.models.heads import Head, LogitsHead
+from ztw.models.inputs import examine, give, keep_contiguous, modes_kept
 from ztw.models.pooling import MixedPool
 from ztw.models.supported import check_supported
 
@@ -148,6 +147,11 @@ class EarlyExitNetwork(nn.Module):
         """Number of exits K, including the backbone's own."""
         return len(self.heads) + 1
 
+    def needs_previous(self, exit: int) -> bool:
+        """Return whether an exit (from 0) needs the logits of the previous exit."""
+        cascade = self.connection.cascade and exit < len(self.heads)
+        return exit > 0 and (self.connection.additive or cascade)
+
     def exit_function(self, exit: int) -> ExitFunction:
         """Return the function from (state, the previous exit's logits) to the logits (N, C) of an exit (from 0).
 
@@ -157,9 +161,9 @@ class EarlyExitNetwork(nn.Module):
             module: Callable[..., Tensor] = self.backbone.classifier
         else:
             module = _on_features(self.heads[exit]) if self.backbone.returns_dicts else self.heads[exit]
-        if exit and self.connection.additive:
+        if self.connection.additive and self.needs_previous(exit):
             return lambda features, previous: boosted(module(features).float(), previous)
-        if exit and self.connection.cascade and exit < len(self.heads):
+        if self.needs_previous(exit):
             if self.connection.detach:
                 return lambda features, previous: module(features, previous.detach()).float()
             return lambda features, previous: module(features, previous).float()
@@ -192,17 +196,61 @@ class EarlyExitNetwork(nn.Module):
 
     def logits_at(self, exit: int, batch: Batch) -> Tensor:
         """Compute the logits (N, classes) of one exit (from 0) for a batch, and no later stage."""
-        previous: Tensor | None = None
-        hidden: Any = batch
+        if not self.needs_previous(exit):
+            hidden: Any = batch
+            for stage in self.backbone.stages_to(self.block_of(exit)):
+                hidden = stage(hidden)
+            return self.exit_function(exit)(hidden, None)
+        previous, hidden = None, batch
         for index, segment in enumerate(self.segments()):
             for stage in segment:
                 hidden = stage(hidden)
-            if index == exit or self.connection.cascade or self.connection.additive:
-                previous = self.exit_function(index)(hidden, previous)
+            previous = self.exit_function(index)(hidden, previous)
             if index == exit:
                 break
         assert previous is not None
         return previous
+
+    def cut_after(self, exit: int) -> EarlyExitNetwork:
+        """Cut the network after one exit, which becomes its only exit. The modules are shared, not copied.
+
+        Args:
+            exit: number of the exit, from 1; K = the backbone alone.
+
+        Raises:
+            ZtwError: for an exit that does not exist or that needs the logits of the previous one, and for a network
+                with an ensemble.
+
+        Example:
+            >>> import torch, ztw
+            >>> network = ztw.build_network(ztw.build_backbone("resnet8"), head="pool", progress=False).eval()
+            >>> network.cut_after(1)(torch.randn(5, 3, 32, 32)).shape  # (exits, images, classes)
+            torch.Size([1, 5, 10])
+        """
+        FixedExit(exit).bounds(self.exits)
+        self.check_fixed_exit()
+        if self.needs_previous(exit - 1):
+            raise ZtwError(
+                f"cut_after: exit {exit} needs the logits of exit {exit - 1} (connection {self.connection.name!r}); use"
+                f" infer or export_onnx with the rule 'fixed_exit {exit}'"
+            )
+        backbone, block = self.backbone, self.block_of(exit - 1)
+        head = backbone.classifier if exit == self.exits else self.heads[exit - 1]
+        if exit < self.exits and backbone.returns_dicts:
+            head = OnFeatures(head)
+        with modes_kept(self):
+            alone = Backbone(backbone.arch, backbone.stages_to(block), head, backbone.inputs)
+            alone.channels_first = tuple(backbone.channels_first[number] for number in backbone.needed(block))
+            cut = static_network(alone)
+        shared = set(self.modules())
+        for module in cut.modules():
+            module.training = module.training if module in shared else self.training
+        cut.class_names, cut.normalisation = self.class_names, self.normalisation
+        return cut
+
+    def block_of(self, exit: int) -> int:
+        """Return the block of an exit, both from 0."""
+        return self.placement[exit] if exit < len(self.placement) else len(self.backbone.stages) - 1
 
     def segments(self) -> Iterator[Sequence[nn.Module]]:
         """Yield for each of the K exits the stages between the previous exit and this one.
@@ -210,6 +258,9 @@ class EarlyExitNetwork(nn.Module):
         The last exit has none if an IC follows the last stage.
         """
         stages, start = list(self.backbone.stages), 0
+        if not self.placement:
+            yield self.backbone.stages_to(len(stages) - 1)
+            return
         for block in (*self.placement, len(stages) - 1):
             yield stages[start : block + 1]
             start = block + 1
@@ -236,12 +287,34 @@ class EarlyExitNetwork(nn.Module):
             raise ZtwError("infer: the network is in training mode; call .eval() first")
         batch, rule = self.backbone.inputs.check(batch), as_rule(rule)
         like = next(self.backbone.parameters(), torch.empty(0))
-        return infer(self.route(), converted(batch, device_of(batch), like.dtype), rule)
+        batch = converted(batch, device_of(batch), like.dtype)
+        if rule.only_exit is not None:
+            return self._infer_at(rule, batch)
+        return infer(self.route(), batch, rule)
+
+    def _infer_at(self, rule: ExitRule, batch: Batch) -> ExitResult:
+        """Classify all samples at the only exit of a rule."""
+        self.check_fixed_exit()
+        rule.bounds(self.exits)  # raises ZtwError for an exit that does not exist
+        exit = (rule.only_exit or 1) - 1
+        route = self.route()
+        steps: list[Any] = [([], lambda given, previous: self.logits_at(exit, given))]
+        alone = replace(route, steps=steps, largest=route.largest[:1], chained=False)
+        found = infer(alone, batch, FixedExit(1))
+        return ExitResult(found.logits, found.exit_index + exit)
+
+    def check_fixed_exit(self) -> None:
+        """Raise ZtwError for a network with an ensemble, because a fixed exit is computed alone."""
+        if self.ensemble is not None:
+            raise ZtwError(
+                "fixed_exit: the network has an ensemble, which combines exits; set network.ensemble = None"
+            )
 
     def route(self) -> Route:
         """Return the network as a sequence of exits, which `infer` reads faster than attributes of modules."""
-        numbers = [math.prod(shape) for shape in self.backbone.feature_shapes]
-        largest = list(accumulate(reversed(numbers), max))[::-1]  # the largest from each block to the last
+        largest = list(accumulate(reversed(self.backbone.working_sizes), max))[
+            ::-1
+        ]  # the largest from each block to the last
         firsts = [0, *(block + 1 for block in self.placement)]  # the first block after the previous exit
         return Route(
             [(stages, self.exit_function(exit)) for exit, stages in enumerate(self.segments())],
@@ -257,8 +330,22 @@ def _on_features(head: nn.Module) -> Callable[..., Tensor]:
     return lambda state, *previous: head(seen(state), *previous)
 
 
+class OnFeatures(nn.Module):
+    """A head that takes what a stage returned, a tensor or a dict."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, state: Any) -> Tensor:
+        """Compute logits (N, classes)."""
+        return self.head(seen(state))
+
+
 def _only_reads(head: nn.Module) -> bool:
     """Return whether a head only reads its features, in any memory format. False = not known."""
+    if isinstance(head, LogitsHead):
+        return True
     body = list(head.body.children()) if isinstance(head, Head) else []
     known = (nn.ReLU, nn.Flatten, MixedPool, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
     return bool(body) and type(body[0]) is nn.Conv2d and all(type(part) in known for part in body[1:])

@@ -108,6 +108,7 @@ def stage_costs(backbone: Backbone, count: Counter = module_macs) -> Tensor:
 
 
 def backbone_macs(backbone: Backbone, count: Counter = module_macs) -> float:
-    """Count the MACs of the backbone alone, the base of relative costs and budgets."""
-    parts = zip([*backbone.stages, backbone.classifier], states_of(backbone), strict=True)
-    return sum(count(part, state) for part, state in parts)
+    """Count the MACs of the backbone alone, the base of relative costs and budgets; of a cascade, its last model."""
+    states, needed = states_of(backbone), backbone.needed(len(backbone.stages) - 1)
+    parts = [(backbone.stages[number], states[number]) for number in needed]
+    return sum(count(part, state) for part, state in [*parts, (backbone.classifier, states[-1])])

@@ -22,7 +22,7 @@ def export_onnx(
     """Export a network to one ONNX file with early exits.
 
     Any ONNX runtime can run the file. `OnnxRunner` optimises it for this machine. A file of a Backbone has no `bounds`
-    and no `exit_index`.
+    and no `exit_index`. The same holds for the rule "fixed_exit": the file computes only this exit.
 
     - One input for each tensor that the network takes, e.g. `images`: float32 (N, C, H, W). N is free.
     - Input `bounds`: float32 (K - 1,), by default the rule's thresholds on the scale of its scores.

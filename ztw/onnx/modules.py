@@ -55,6 +55,18 @@ class AllExits(nn.Module):
         return tuple(outputs[:-1])
 
 
+class OneExit(nn.Module):
+    """A network, from `exportable`, that returns the logits (N, classes) of one exit (from 0) only."""
+
+    def __init__(self, network: EarlyExitNetwork, exit: int) -> None:
+        super().__init__()
+        self.network, self.exit = network, exit
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor]:
+        """Compute this exit; inputs: the tensors of a batch."""
+        return (self.network.logits_at(self.exit, self.network.backbone.inputs.build(inputs)),)
+
+
 class StackedEnsemble(nn.Module):
     """Computes an ensemble exit by exit. If it is linear, an exit is one matrix product of stacked terms (N, C, m)."""
 

@@ -57,7 +57,7 @@ class OnnxRunner:
 
     Attributes:
         rule: the exit rule in the file; None for a Backbone.
-        exits: number of exits K.
+        exits: number of exits K; 1 for a Backbone, and for a file with the rule "fixed_exit".
         cost: float64 (K,), cumulative MACs of the exits.
         backbone_cost: MACs of the backbone alone.
         class_names: names of the classes, or None.
@@ -191,6 +191,10 @@ class OnnxRunner:
         """Return the input `bounds` with a rule's thresholds; {} without a rule."""
         if rule is None:
             return {}
+        if rule.single and rule == self.rule:
+            return {}
+        if rule.single and type(rule) is type(self.rule):
+            raise ZtwError(f"{self.path}: exported for {self.rule}, not for {rule}")
         known, bounds = self._last
         if rule is not known:  # cached, because this runs once per call
             if type(rule) is not type(self.rule):
@@ -220,7 +224,8 @@ class OnnxRunner:
             torch.from_numpy(parts[0] if len(parts) == 1 else np.concatenate(parts))
             for parts in zip(*found, strict=True)
         )
-        return ExitResult(logits, where[0] if where else torch.zeros(len(logits), dtype=torch.int64))
+        only = self.rule.only_exit if self.rule is not None else None
+        return ExitResult(logits, where[0] if where else torch.full((len(logits),), (only or 1) - 1))
 
     @cached_property
     def _single(self) -> onnxruntime.InferenceSession:

@@ -23,7 +23,7 @@ from ztw.exits.rules import RULES, ExitRule, ThresholdRule, as_rule, describe_ru
 from ztw.exits.sweep import simulate_exits
 from ztw.files import atomic
 from ztw.models.backbone import Backbone
-from ztw.models.costs import macs
+from ztw.models.costs import fixed_exit_macs, macs
 from ztw.models.network import EarlyExitNetwork, static_network
 from ztw.onnx.form import BOUNDS, EXIT_INDEX, LOGITS, Form, answer, score
 from ztw.version import __version__
@@ -76,8 +76,10 @@ def write_onnx(
         )
     network = copy.deepcopy(network).cpu().eval()
     bounds = torch.empty(0) if rule is None else rule.bounds(network.exits)
-    kind = RULES["max_softmax"] if rule is None else type(rule)
-    flat, form = flat_graph(network, kind)
+    if rule is not None and rule.single:
+        network.check_fixed_exit()
+        bounds = torch.empty(0)
+    flat, form = flat_graph(network, rule)
     if change is not None:
         flat = change(flat, form.inputs)
     _remove_notes(flat)
@@ -110,11 +112,16 @@ def need_onnx() -> None:
         raise ZtwError(f"ONNX: the package {error.name} is not installed; pip install 'ztw[onnx]'") from error
 
 
-def flat_graph(network: EarlyExitNetwork, rule: type[ExitRule]) -> tuple[ModelProto, Form]:
-    """Return the flat graph of all exits, see `ztw.onnx.nesting`, and its sizes."""
-    from ztw.onnx.modules import AllExits, exportable
+def flat_graph(network: EarlyExitNetwork, rule: ExitRule | None) -> tuple[ModelProto, Form]:
+    """Return the flat graph of all exits, see `ztw.onnx.nesting`, or of a rule's only exit, and its sizes."""
+    from ztw.onnx.modules import AllExits, OneExit, exportable
 
-    form, module = form_of(network), AllExits(exportable(network), rule)
+    form, ready = form_of(network), exportable(network)
+    if rule is not None and rule.only_exit is not None:
+        module: nn.Module = OneExit(ready, rule.only_exit - 1)
+        form = replace(form, exits=1)
+    else:
+        module = AllExits(ready, RULES["max_softmax"] if rule is None else type(rule))
     flat = exported(module, form, network.backbone.arch)
     return flat, replace(form, inputs=_inputs_of(flat, form.inputs))
 
@@ -199,12 +206,14 @@ def describe(
     network: EarlyExitNetwork, inputs: InputSpec, rule: ExitRule | None, bounds: Tensor
 ) -> dict[str, Any]:
     """Return the metadata that a runner needs."""
-    backbone = network.backbone
+    backbone, cost = network.backbone, macs(network)
+    if rule is not None and rule.only_exit is not None:
+        cost = fixed_exit_macs(network)[rule.only_exit - 1 :][:1]
     return {
         "schema": SCHEMA,
         "ztw": __version__,
         "arch": backbone.arch,
-        "exits": network.exits,
+        "exits": len(cost),
         "num_classes": backbone.num_classes,
         "class_names": network.class_names,
         "inputs": inputs.to_json(),
@@ -212,7 +221,7 @@ def describe(
         "log_probabilities": network.ensemble is not None,
         "rule": None if rule is None else describe_rule(rule),
         "bounds": bounds.tolist(),
-        "macs": macs(network).tolist(),
+        "macs": cost.tolist(),
         "backbone_macs": macs(backbone),
     }
 
@@ -237,9 +246,10 @@ def _check_outputs(content: bytes, network: EarlyExitNetwork, rule: ExitRule | N
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    if rule is None:
+    if rule is None or rule.only_exit is not None:
         (found,) = session.run([LOGITS], given)
-        _compare(network, torch.from_numpy(found), logits[0], torch.ones(PROBES, dtype=torch.bool))
+        expected = logits[0 if rule is None else (rule.only_exit or 1) - 1]
+        _compare(network, torch.from_numpy(found), expected, torch.ones(PROBES, dtype=torch.bool))
         return
     scores = exit_scores(logits, type(rule))
     probe = _median_rule(scores, type(rule)) if isinstance(rule, ThresholdRule) else rule
