@@ -40,9 +40,9 @@ def recipe(study: Study, layout: Layout, cell: Cell, methods: list[str]) -> Reci
         found[layout.cell_config(home)] = images | study.evaluation.model_dump(mode="json")
         found[layout.metrics(cell, method)] = row.model_dump(mode="json")
         if study.logits:
-            of_set = row.static or row.ics
-            file = metadata(layout.predictions(cell, of_set, "test"))
-            found[file] = study.logits.sets[of_set].model_dump(mode="json", exclude={"path"})
+            for of_set in study.source_of(method).split("+"):
+                file = metadata(layout.predictions(cell, of_set, "test"))
+                found[file] = study.logits.sets[of_set].model_dump(mode="json", exclude={"path"})
         else:
             found[metadata(layout.backbone(home))] = sections.backbone.model_dump(mode="json")
             if row.ics:
@@ -50,7 +50,7 @@ def recipe(study: Study, layout: Layout, cell: Cell, methods: list[str]) -> Reci
                     mode="json"
                 )
         if row.ensemble:
-            file = metadata(layout.ensemble(cell, row.ics, row.ensemble))
+            file = metadata(layout.ensemble(cell, study.source_of(method), row.ensemble))
             found[file] = study.ensembles.sets[row.ensemble].model_dump(mode="json")
     return found
 

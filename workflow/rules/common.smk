@@ -70,8 +70,10 @@ ICS = list(study.exit_sets)
 # Sets of internal classifiers (ICs) that train the backbone as well are one job each. All others are one job.
 JOINT = [name for name, ics in study.ics.sets.items() if ics.trains_backbone]
 FROZEN = [name for name in study.ics.sets if name not in JOINT]
-# (IC set, ensemble) of the methods, and how each ensemble is fitted.
-ENSEMBLES = sorted({(m.ics, m.ensemble) for m in study.methods.values() if m.ensemble})
+# (IC set or cascade, ensemble) of the methods, and how each ensemble is fitted.
+ENSEMBLES = sorted(
+    {(study.source_of(n), m.ensemble) for n, m in study.methods.items() if m.ensemble}
+)
 FITTED = {name: study.ensembles.sets[name] for _, name in ENSEMBLES}
 EVALUATED = list(study.data.evaluated)
 # Only ensembles need logits of the training images.
@@ -85,6 +87,9 @@ SPLITS_OF = {
 # Static networks: networks without early exits. Each has a cell of its own, with a backbone alone.
 STATICS = study.statics
 STATIC_CELLS = [CELL.with_arch(network) for network in STATICS]
+# Training images are predicted only for ensembles of cascades.
+STATIC_SPLITS = ["train"] if FIT_ON_TRAIN & set(study.cascades) else []
+STATIC_SPLITS += EVALUATED
 TRACKED = study.tracking != "none"
 # Only the first seed of every data set and architecture is timed.
 TIMED = study.logits.times if study.logits else bool(study.latency.batch_sizes)
@@ -228,6 +233,15 @@ def benchmark_of(rule):
     return LAYOUT.benchmark(rule, CELL.title)
 
 
+def sources_of(source, split):
+    """Return the logits that an ensemble of an IC set or a cascade is fitted on."""
+    if LOGITS or source not in study.cascades:
+        names = study.cascades.get(source, [source])
+        return [LAYOUT.predictions(CELL, name, split) for name in names]
+    homes = [CELL.with_arch(network) for network in study.cascades[source]]
+    return [LAYOUT.backbone_predictions(home, split) for home in homes]
+
+
 def weights_of(cell):
     """Return the weights of all networks of a cell and of the static networks beside it."""
     ensembles = [LAYOUT.ensemble(cell, *names) for names in ENSEMBLES]
@@ -279,7 +293,7 @@ def of_cells():
         files += [
             LAYOUT.backbone_predictions(cell.with_arch(arch), split)
             for arch in STATICS
-            for split in EVALUATED
+            for split in STATIC_SPLITS
         ]
     return files + ([LAYOUT.database] if study.tracking == "sqlite" else [])
 

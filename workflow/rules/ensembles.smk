@@ -4,8 +4,9 @@ if ENSEMBLES:
         input:
             sorted(
                 {
-                    LAYOUT.predictions(CELL, i, FITTED[name].fit_on)
-                    for i, name in ENSEMBLES
+                    file
+                    for source, name in ENSEMBLES
+                    for file in sources_of(source, FITTED[name].fit_on)
                 }
             ),
         output:
@@ -30,6 +31,8 @@ if ENSEMBLES:
                 }
                 for ics, _ in ENSEMBLES
             },
+            cascades=study.cascades,
+            from_logits=bool(LOGITS),
             plugins=plugins_of("ensemble"),
             code=code_digest("fit_ensembles"),
         script:

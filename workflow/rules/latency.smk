@@ -8,6 +8,10 @@ if TIMED:
             data=ALL_DATA,
             weights=weights_of(CELL),
             predictions=[LAYOUT.predictions(CELL, ics, "validation") for ics in ICS],
+            static_predictions=[
+                LAYOUT.backbone_predictions(cell, "validation")
+                for cell in STATIC_CELLS
+            ],
         output:
             times=LAYOUT.latency(CELL),
         log:

@@ -1,7 +1,9 @@
 # Largest number of training images that an ensemble is fitted on; None = all.
 WANTED = [e.samples for e in FITTED.values() if e.fit_on == "train"]
 SAMPLES = None if None in WANTED else max(WANTED, default=None)
-BACKBONE_PREDICTIONS = [LAYOUT.backbone_predictions(CELL, split) for split in EVALUATED]
+BACKBONE_PREDICTIONS = [
+    LAYOUT.backbone_predictions(CELL, split) for split in STATIC_SPLITS
+]
 
 
 rule predict:
@@ -63,6 +65,8 @@ if STATICS:
             images=images_of,
             build=build_of,
             batch_size=lambda wildcards: sections_of(wildcards).ics.batch_size,
+            splits=STATIC_SPLITS,
+            samples=SAMPLES,
             hardware=HARDWARE,
             plugins=plugins_of("backbone"),
             code=code_digest("predict_backbone"),

@@ -269,9 +269,7 @@ def _cascade_descriptions(cascade: ModelCascade, reasons: list[str]) -> Iterator
     """Yield descriptions of a cascade: of the best description of each model, then of the next best ones."""
     known = [list(_descriptions(member, reasons)) for member in cascade.members]
     for rank in range(max(map(len, known)) if all(known) else 0):
-        best = [found[min(rank, len(found) - 1)] for found in known]
-        about = [{"arch": member.arch, "inputs": member.inputs.to_json()} for member in cascade.members]
-        yield {"cascade": [{**one, "backbone": how} for one, how in zip(about, best, strict=True)]}
+        yield cascade.described([found[min(rank, len(found) - 1)] for found in known])
 
 
 @torch.no_grad()

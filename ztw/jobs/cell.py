@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,12 +14,14 @@ from torch import Tensor, nn
 from ztw.catalogue.architectures import CIFAR_RESNETS
 from ztw.data.record import read_study_record
 from ztw.device import Compute, keep_freed_memory, own_gpu, pick_device
+from ztw.errors import ZtwError
 from ztw.exits.ensembles import Ensemble, build_ensemble
 from ztw.exits.logits import read_predictions
 from ztw.files import read_json
 from ztw.models.architectures import build_backbone
 from ztw.models.backbone import Backbone
 from ztw.models.building import build_network
+from ztw.models.cascade import model_cascade
 from ztw.models.checkpoints import load_checkpoint
 from ztw.models.network import EarlyExitNetwork, static_network
 from ztw.study.layout import Cell, Layout, metadata
@@ -57,7 +59,7 @@ class CellNetworks:
         build: options of the backbone.
         sets: the cell's IC sets.
         methods: the methods of the job.
-        statics: method -> its static network, which has a cell of its own.
+        statics: static row -> its network, which has a cell of its own.
         records: the splits whose records the job reads, "train" first.
         static_arch: the architecture of a static network with a training of its own, whose cell has the method's name.
     """
@@ -75,10 +77,6 @@ class CellNetworks:
     def arch(self) -> str:
         """The architecture of the cell's backbone."""
         return self.static_arch or self.cell.arch
-
-    def home(self, name: str) -> CellNetworks:
-        """Return the cell with a method's files: this cell or, for a static network, its own."""
-        return self.of_static(self.statics[name]) if self.methods[name].static else self
 
     def of_static(self, static: StaticNetwork) -> CellNetworks:
         """Return the cell of a static network."""
@@ -131,32 +129,57 @@ class CellNetworks:
         load_checkpoint(file, trained_part(network, ics), {**self.identity, **trained_as})
         return network.eval()
 
+    def members(self, name: str) -> list[CellNetworks]:
+        """Return the cells of a method's static networks: of a cascade's networks, or of one static network."""
+        method = self.methods[name]
+        rows = method.cascade_of or ([name] if method.static else [])
+        return [self.of_static(self.statics[row]) for row in rows]
+
+    def source(self, name: str) -> str:
+        """Return what a method's logits come from, see `Study.source_of`."""
+        return self.methods[name].ics or "+".join(one.cell.arch for one in self.members(name))
+
     def of_method(self, name: str) -> EarlyExitNetwork:
         """Load the trained network of a method with its ensemble, on the CPU in eval mode."""
-        if self.methods[name].static:
-            return static_network(self.home(name).backbone()).eval()
-        network = self.network(self.methods[name].ics)
+        backbones = [one.backbone() for one in self.members(name)]
+        if len(backbones) == 1:
+            return static_network(backbones[0]).eval()
+        network = model_cascade(backbones) if backbones else self.network(self.methods[name].ics)
         network.ensemble = self.ensemble(name)
         return network
 
     def ensemble(self, name: str) -> Ensemble | None:
         """Load the fitted ensemble of a method, if it has one."""
-        method = self.methods[name]
+        method, source = self.methods[name], self.source(name)
         if method.ensemble is None:
             return None
-        file = self.layout.ensemble(self.cell, method.ics, method.ensemble)
-        return load_ensemble(file, method.ics, method.ensemble)
+        return load_ensemble(
+            self.layout.ensemble(self.cell, source, method.ensemble), source, method.ensemble
+        )
 
-    def predictions_file(self, name: str, split: str) -> Path:
-        """Return the path of a method's predictions."""
-        if self.methods[name].static:
-            return self.layout.backbone_predictions(self.home(name).cell, split)
-        return self.layout.predictions(self.cell, self.methods[name].ics, split)
+    def predictions_files(self, name: str, split: str) -> list[Path]:
+        """Return the paths of a method's predictions, one for each network of a cascade."""
+        if members := self.members(name):
+            return [self.layout.backbone_predictions(one.cell, split) for one in members]
+        return [self.layout.predictions(self.cell, self.methods[name].ics, split)]
 
     def predictions(self, network: EarlyExitNetwork, name: str, split: str) -> tuple[Tensor, Tensor]:
         """Read a method's logits (K, N, C), ensembled if `network` has an ensemble, and labels (N,)."""
-        logits, labels = read_predictions(self.predictions_file(name, split))
+        logits, labels = read_together(self.predictions_files(name, split))
         return (network.ensemble(logits) if network.ensemble else logits), labels
+
+
+def read_together(files: Sequence[Path]) -> tuple[Tensor, Tensor]:
+    """Read the logits of all networks of a cascade (K, N, C), and the labels (N,).
+
+    Raises:
+        ZtwError: if the files have other labels than the first.
+    """
+    found = [read_predictions(file) for file in files]
+    for file, (_, labels) in zip(files, found, strict=True):
+        if not torch.equal(labels, found[0][1]):
+            raise ZtwError(f"{file}: other labels than {files[0]}; compute both again")
+    return torch.cat([logits for logits, _ in found]), found[0][1]
 
 
 def trained_part(network: EarlyExitNetwork, ics: IcSet) -> nn.Module:

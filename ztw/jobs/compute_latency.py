@@ -39,7 +39,8 @@ def compute_latency(job: Job, cell: Cell, settings: ComputeLatencySettings) -> N
     A sample takes the time of the exit that it leaves at. Thresholds come from the validation split, samples from the
     test split. An ensemble's own time is not included.
     """
-    given, rows = GivenCell(job.layout, cell, settings.logits), list[dict[str, Any]]()
+    given = GivenCell(job.layout, cell, settings.logits, settings.methods)
+    rows: list[dict[str, Any]] = []
     for name, method in settings.methods.items():
         job.report(name)
         validation, test = (given.predictions(method, split) for split in ("validation", "test"))

@@ -12,12 +12,14 @@ from ztw.evaluation.methods import Rules, rules_at_budgets
 from ztw.evaluation.metrics import exit_accuracy
 from ztw.evaluation.network_file import Weights, network_metadata, write_network
 from ztw.exits.logits import read_predictions
+from ztw.exits.rules import exit_rule
 from ztw.files import read_json, sha256
 from ztw.jobs.cell import CellNetworks, StaticNetwork
 from ztw.jobs.given import GivenCell
 from ztw.jobs.job import Job
 from ztw.jobs.method_results import Evaluated, write_results
-from ztw.models.costs import costly_exits, macs
+from ztw.models.cascade import MEMBER
+from ztw.models.costs import costly_exits, fixed_exit_macs, macs
 from ztw.models.network import CONNECTIONS, EarlyExitNetwork
 from ztw.models.operations import BACKEND
 from ztw.progress import Note
@@ -48,7 +50,7 @@ class EvaluateSettings:
 def evaluate(job: Job, cell: Cell, settings: EvaluateSettings) -> None:
     """Evaluate every method of a cell: write its curves, metrics, correct samples and network."""
     if settings.logits:
-        for one in GivenCell(job.layout, cell, settings.logits).methods(settings.methods, job.report):
+        for one in GivenCell(job.layout, cell, settings.logits, settings.methods).methods(job.report):
             write_results(job, cell, one, settings.evaluation)
         return
     networks = CellNetworks(
@@ -92,17 +94,18 @@ def _trained(job: Job, networks: CellNetworks, settings: EvaluateSettings) -> It
     """Yield every method of a trained cell; each network is loaded once."""
     accuracy, base = _backbone_accuracy(networks), _base_costs(networks, settings.evaluation.protocols)
     loaded: dict[str, EarlyExitNetwork] = {}
-    counted: dict[tuple[str, str | None], dict[str, Costs]] = {}
+    counted: dict[tuple[str, str | None, Any], dict[str, Costs]] = {}
     for done, (name, method) in enumerate(settings.methods.items(), 1):
         job.report(f"{name} ({done}/{len(settings.methods)})")
-        key = networks.home(name).cell.arch if method.static else method.ics
+        key = networks.source(name)
         if new := key not in loaded:
             loaded[key] = networks.of_method(name)
         network = loaded[key]
         network.ensemble = networks.ensemble(name)
-        of = key, method.ensemble
+        count = fixed_exit_macs if exit_rule(method.rule).single else macs
+        of = key, method.ensemble, count
         if of not in counted:
-            counted[of] = {counter: Costs(macs(network, counter), base[counter]) for counter in base}
+            counted[of] = {counter: Costs(count(network, counter), base[counter]) for counter in base}
         costs = counted[of]["ztw"]
         if new and method.ics and (line := costly_exits(f"ics {method.ics}", costs.cost, costs.base)):
             job.report(Note(line))
@@ -134,16 +137,22 @@ def _normalisation(networks: CellNetworks, data: DataSettings) -> tuple[tuple[fl
 
 
 def _weights(networks: CellNetworks, name: str) -> list[Weights]:
-    layout, home, method = networks.layout, networks.home(name).cell, networks.methods[name]
-    backbone = Weights(layout.backbone(home), "backbone.")
+    layout, cell, method = networks.layout, networks.cell, networks.methods[name]
+    backbones = [layout.backbone(one.cell) for one in networks.members(name)]
     if method.static:
-        return [backbone]
-    ics = layout.ics(home, method.ics)
-    parts = (
-        [Weights(ics)] if networks.sets[method.ics].trains_backbone else [backbone, Weights(ics, "heads.")]
-    )
+        return [Weights(file, "backbone.") for file in backbones]
+    if method.cascade_of:
+        parts = [Weights(file, MEMBER.format(number)) for number, file in enumerate(backbones)]
+    elif networks.sets[method.ics].trains_backbone:
+        parts = [Weights(layout.ics(cell, method.ics))]
+    else:
+        parts = [
+            Weights(layout.backbone(cell), "backbone."),
+            Weights(layout.ics(cell, method.ics), "heads."),
+        ]
     if method.ensemble is not None:
-        parts.append(Weights(layout.ensemble(home, method.ics, method.ensemble), "ensemble."))
+        file = layout.ensemble(cell, networks.source(name), method.ensemble)
+        parts.append(Weights(file, "ensemble."))
     return parts
 
 
@@ -158,12 +167,14 @@ def _backbone_accuracy(networks: CellNetworks) -> float | None:
 
 def _computed(networks: CellNetworks, name: str) -> list[dict[str, Any]]:
     """Return the hardware and precision of each part of a method's predictions."""
-    layout, home, method = networks.layout, networks.home(name).cell, networks.methods[name]
-    if method.static:
-        parts = {f"backbone {home.arch}": layout.backbone(home)}
-    else:
-        parts = {"backbone": layout.backbone(home), f"ics {method.ics}": layout.ics(home, method.ics)}
-    parts[f"predictions {method.ics or home.arch}"] = networks.predictions_file(name, "test")
+    layout, cell, ics = networks.layout, networks.cell, networks.methods[name].ics
+    homes = [one.cell for one in networks.members(name)]
+    parts = {f"backbone {home.arch}": layout.backbone(home) for home in homes}
+    if not homes:
+        parts = {"backbone": layout.backbone(cell), f"ics {ics}": layout.ics(cell, ics)}
+    named = [home.arch for home in homes] or [ics]
+    files = networks.predictions_files(name, "test")
+    parts |= {f"predictions {of}": file for of, file in zip(named, files, strict=True)}
     return [
         {"part": part, **{name: saved[name] for name in ("device", "precision", "threads", "host")}}
         for part, file in parts.items()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -10,17 +10,26 @@ from torch import Tensor
 
 from ztw.exits.ensembles import Ensemble, fit_ensemble
 from ztw.exits.logits import read_predictions
+from ztw.jobs.cell import read_together
 from ztw.jobs.job import Job
 from ztw.models.checkpoints import save_checkpoint, versions
-from ztw.study.layout import Cell
+from ztw.study.layout import Cell, Layout
 from ztw.study.settings import EnsembleSettings
 
 
 @dataclass(frozen=True)
 class FitEnsemblesSettings:
-    """IC set -> name of an ensemble -> its settings."""
+    """The ensembles of a cell.
+
+    Args:
+        ensembles: IC set or cascade -> name of an ensemble -> its settings.
+        cascades: cascade -> its networks.
+        from_logits: whether these networks are sets of logits from files.
+    """
 
     ensembles: dict[str, dict[str, EnsembleSettings]]
+    cascades: dict[str, list[str]] = field(default_factory=dict)
+    from_logits: bool = False
 
 
 def fit_ensembles(job: Job, cell: Cell, settings: FitEnsemblesSettings) -> None:
@@ -29,10 +38,22 @@ def fit_ensembles(job: Job, cell: Cell, settings: FitEnsemblesSettings) -> None:
     for done, (ics, name) in enumerate(todo, 1):
         job.report(f"{ics} {name} ({done}/{len(todo)})")
         fit = settings.ensembles[ics][name]
-        logits, labels = _drawn(*read_predictions(job.layout.predictions(cell, ics, fit.fit_on)), fit.samples)
+        logits, labels = _drawn(*_read(job.layout, cell, ics, settings, fit.fit_on), fit.samples)
         ensemble = fit_ensemble(logits, labels, fit.kind, fit.include_final)
         metadata = {"ics": ics, "ensemble": name, **_metadata(ensemble, fit, logits, labels)}
         save_checkpoint(job.layout.ensemble(cell, ics, name), ensemble, metadata)
+
+
+def _read(
+    layout: Layout, cell: Cell, source: str, settings: FitEnsemblesSettings, split: str
+) -> tuple[Tensor, Tensor]:
+    """Read the logits (K, N, C) of an IC set or a cascade, and the labels (N,)."""
+    if source not in settings.cascades:
+        return read_predictions(layout.predictions(cell, source, split))
+    networks = settings.cascades[source]
+    if settings.from_logits:
+        return read_together([layout.predictions(cell, name, split) for name in networks])
+    return read_together([layout.backbone_predictions(cell.with_arch(name), split) for name in networks])
 
 
 def _drawn(logits: Tensor, labels: Tensor, samples: int | None) -> tuple[Tensor, Tensor]:

@@ -63,19 +63,22 @@ def _network(networks: CellNetworks, name: str) -> dict[str, Any]:
 
     Also the SHA-256 of the validation logits, because they decide the thresholds.
     """
-    layout, cell, home, method = networks.layout, networks.cell, networks.home(name), networks.methods[name]
-    builds = [networks.build.model_dump(), home.build.model_dump()]
-    read = [layout.backbone(cell), layout.backbone(home.cell)]
+    layout, cell, method = networks.layout, networks.cell, networks.methods[name]
+    homes = [networks, *networks.members(name)]
+    builds = [home.build.model_dump() for home in homes]
+    read = [layout.backbone(home.cell) for home in homes]
     ensemble = None
     if not method.static:
+        read += networks.predictions_files(name, "validation")
+    if method.ics:
         builds.append(networks.sets[method.ics].model_dump())
-        read += [layout.ics(cell, method.ics), layout.predictions(cell, method.ics, "validation")]
+        read.append(layout.ics(cell, method.ics))
     if method.ensemble is not None:
-        weights = layout.ensemble(cell, method.ics, method.ensemble)
+        weights = layout.ensemble(cell, networks.source(name), method.ensemble)
         read.append(weights)
         saved = read_json(metadata(weights))
         ensemble = {key: saved[key] for key in ENSEMBLE}
-    return {"network": [cell.arch, home.arch, builds, ensemble], "weights": [*map(sha256, read)]}
+    return {"network": [[home.arch for home in homes], builds, ensemble], "weights": [*map(sha256, read)]}
 
 
 def _digest(value: Any) -> str:

@@ -25,11 +25,11 @@ from ztw.evaluation.timing import (
     time_in_turn,
     turns_of,
 )
-from ztw.exits.rules import ExitRule
+from ztw.exits.rules import ExitRule, exit_rule
 from ztw.jobs.cell import CellNetworks, StaticNetwork
 from ztw.jobs.exports import Exports, LeftOut
 from ztw.models.backbone import Backbone
-from ztw.models.costs import macs
+from ztw.models.costs import fixed_exit_macs, macs
 from ztw.models.network import EarlyExitNetwork
 from ztw.onnx.write import need_onnx
 from ztw.progress import Progress, Report
@@ -170,14 +170,19 @@ class Bench:
         if method.static:
             return self._alone(name, network.backbone.to(self.device), left_out)
         held_out = SplitPredictions(*self.networks.predictions(network, name, "validation"))
-        costs = Costs(macs(network), self.macs)
+        single = exit_rule(method.rule).single
+        costs = Costs(fixed_exit_macs(network) if single else macs(network), self.macs)
         rules = rules_at_budgets(held_out, costs, method, self.plan.evaluation)
         network.to(self.device)
         of_method = partial(Call, name)
         calls = [of_method(at, PYTORCH, partial(network.infer, rule=rule)) for at, rule in rules.items()]
-        shared = (method.ics, method.ensemble, method.rule)
-        if rules and (runner := self._runner(name, shared, network, list(rules.values()), left_out)):
-            calls += [of_method(at, ONNX, partial(runner, rule=rule)) for at, rule in rules.items()]
+        shared = (self.networks.source(name), method.ensemble, method.rule)
+        # A file of the rule "fixed_exit" holds the cut network, so each exit has a file of its own
+        files = [{at: rule} for at, rule in rules.items()] if single else [rules] if rules else []
+        for of_file in files:
+            own = (*shared, str(list(of_file.values()))) if single else shared
+            if runner := self._runner(name, own, network, list(of_file.values()), left_out):
+                calls += [of_method(at, ONNX, partial(runner, rule=rule)) for at, rule in of_file.items()]
         return calls
 
     def _alone(self, name: str, backbone: Backbone, left_out: dict[str, LeftOut]) -> list[Call]:

@@ -44,7 +44,7 @@ def predict(job: Job, cell: Cell, settings: PredictSettings) -> None:
     compute = compute_on(settings.hardware)
     parts = cell_splits(networks.record, settings.images, cell.seed, job.report)
     generator = torch.Generator().manual_seed(cell.seed)
-    parts["train"] = _drawn(parts["train"], settings.samples, generator)
+    parts["train"] = drawn(parts["train"], settings.samples, generator)
     state = generator.get_state()
     loaded = {name: networks.network(name) for name in settings.sets}
     for names in _by_backbone(settings.sets):
@@ -86,7 +86,8 @@ def _note_silent(name: str, logits: Tensor, additive: bool, report: Report) -> N
         )
 
 
-def _drawn(train: Data, samples: int | None, generator: torch.Generator) -> Data:
+def drawn(train: Data, samples: int | None, generator: torch.Generator) -> Data:
+    """Draw `samples` training images at random; None = all, in their order."""
     if samples is None:
         return train
     return train.take(torch.randperm(len(train), generator=generator)[:samples])

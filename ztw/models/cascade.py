@@ -27,6 +27,9 @@ CARRIED = (
 )
 
 
+MEMBER = "backbone.stages.{}.backbone."  # prefix of a member's weights in a network, from 0
+
+
 class Member(nn.Module):
     """A stage of a cascade: one model. It returns the model's logits, and the inputs for the next models.
 
@@ -70,6 +73,13 @@ class ModelCascade(Backbone):
         inputs = common_inputs([member.inputs for member in members])
         stages = [Member(member, inputs, number == len(members)) for number, member in enumerate(members, 1)]
         super().__init__("+".join(member.arch for member in members), stages, LogitsHead(), inputs)
+        if all(member.origin and "build_backbone" in member.origin for member in members):
+            self.origin = self.described([member.origin or {} for member in members])
+
+    def described(self, how: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Return how `load` makes the cascade; how: for each model, how to make it."""
+        about = [{"arch": member.arch, "inputs": member.inputs.to_json()} for member in self.members]
+        return {"cascade": [{**one, "backbone": of} for one, of in zip(about, how, strict=True)]}
 
     @property
     def members(self) -> list[Backbone]:

@@ -31,6 +31,7 @@ FAMILIES = {
     "frozen": (0, "single exits, backbone frozen"),
     "recycled": (3, "recycled: cascade, ensemble"),
     "together": (2, "trained with the backbone"),
+    "networks": (4, "cascades of static networks"),
 }
 MOST = 6  # lines in one panel, at most
 OTHERS = "in the other panels"  # label of grey lines

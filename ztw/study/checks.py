@@ -147,17 +147,51 @@ def _check_method(study: Study, name: str) -> None:
             f"methods.{name}.{key}: only a static row trains a network of its own; set it under ics.sets, or leave"
             " it out"
         )
-    if not method.ics:
-        raise ZtwError(f"methods.{name}: the key 'ics' is missing")
-    _check_listed(f"methods.{name}.ics", [method.ics], sets, where)
+    if method.cascade_of:
+        _check_cascade(study, name, method.cascade_of)
+    elif not method.ics:
+        raise ZtwError(f"methods.{name}: the key 'ics' is missing (or 'static', or 'cascade_of')")
+    else:
+        _check_listed(f"methods.{name}.ics", [method.ics], sets, where)
     if method.ensemble is not None:
         _check_known(f"methods.{name}.ensemble", method.ensemble, list(study.ensembles.sets), ", null")
     _check_known(f"methods.{name}.rule", method.rule, known("rule"))
     _check_known(f"methods.{name}.thresholds", method.thresholds, known("thresholds"))
+    if method.rule == "fixed_exit":
+        _check_fixed_exit(study, name)
     if not has_threshold(method.rule) and method.thresholds != "shared":
         raise ZtwError(
             f"methods.{name}.thresholds: {method.thresholds!r}: the rule {method.rule} has no threshold;"
             " leave it out"
+        )
+
+
+def _check_cascade(study: Study, name: str, members: tuple[str, ...]) -> None:
+    label = f"methods.{name}"
+    if study.methods[name].ics:
+        raise ZtwError(
+            f"{label}.ics: has no meaning with cascade_of, whose networks have no ICs; leave it out"
+        )
+    statics = [other for other, method in study.methods.items() if method.static]
+    for member in members:
+        _check_known(f"{label}.cascade_of", member, statics, advice="; a member is a static row")
+    networks = [study.network_of(member) for member in members]
+    if len(set(networks)) < len(networks):
+        raise ZtwError(
+            f"{label}.cascade_of: {as_written(members)} has a network twice; list each network once"
+        )
+
+
+def _check_fixed_exit(study: Study, name: str) -> None:
+    method = study.methods[name]
+    if method.ensemble:
+        raise ZtwError(
+            f"methods.{name}.ensemble: has no meaning with the rule fixed_exit, which computes one exit; leave it out"
+        )
+    if study.logits:
+        raise ZtwError(
+            f"methods.{name}.rule: fixed_exit: files of logits have no costs of a network cut after an exit; give the"
+            " cut network as a set of its own"
         )
 
 

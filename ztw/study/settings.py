@@ -163,7 +163,9 @@ class EnsemblesSettings(EnsembleFit):
 class MethodKeys(Section):
     """The keys of a method without those of a static network's recipe."""
 
-    ics: str = key("A name of `ics.sets` or `logits.sets`. Required unless the row is `static`.", "")
+    ics: str = key(
+        "A name of `ics.sets` or `logits.sets`. Required unless the row has `static` or `cascade_of`.", ""
+    )
     ensemble: str | None = key(
         "`geometric`, `arithmetic`, `uniform`, or a name of `ensembles.sets`. `null`: each exit"
         " predicts alone.",
@@ -176,6 +178,11 @@ class MethodKeys(Section):
     static: str | None = key(
         "A network without early exits, by its name as in `archs`; in a study from logits a name of `logits.sets`."
         " The other keys of such a row are `distillation` and a recipe of its own.",
+        None,
+    )
+    cascade_of: Annotated[Unique[str], Field(min_length=2)] | None = key(
+        "A cascade of networks: names of static rows, from the cheapest to the most expensive. A sample goes on to the"
+        " next network while the rule does not let it leave.",
         None,
     )
     distillation: DistillationFrom | None = key(
@@ -322,6 +329,19 @@ class Study(HardwareSettings, CellNames):
         networks = {self.network_of(name): method.static for name, method in self.methods.items()}
         return {network: arch for network, arch in networks.items() if network and arch}
 
+    def source_of(self, row: str) -> str:
+        """Return what a row's logits come from: an IC set, a static network, or networks joined by "+"."""
+        method = self.methods[row]
+        if method.cascade_of:
+            return "+".join(map(self.source_of, method.cascade_of))
+        return method.ics or str(self.network_of(row))
+
+    @property
+    def cascades(self) -> dict[str, list[str]]:
+        """Source of each cascade -> its networks."""
+        rows = {name: method.cascade_of for name, method in self.methods.items() if method.cascade_of}
+        return {self.source_of(name): list(map(self.source_of, members)) for name, members in rows.items()}
+
     def network_of(self, row: str) -> str | None:
         """Return the name of a static row's network, also the name of its folder; None for other rows."""
         method = self.methods[row]
@@ -338,6 +358,8 @@ class Study(HardwareSettings, CellNames):
         return {name: self._family(method) for name, method in self.methods.items() if not method.static}
 
     def _family(self, method: MethodSettings) -> str:
+        if method.cascade_of:
+            return "networks"
         ics = self.exit_sets[method.ics]
         if ics.trains_backbone:
             return "together"
