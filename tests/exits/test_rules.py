@@ -154,7 +154,7 @@ def test_patience_starts_where_everything_leaves_at_the_first_exit(logits, label
 def test_unknown_rule_names_the_known_ones():
     with pytest.raises(
         ztw.ZtwError,
-        match=r"unknown exit rule 'nope'; known: max_softmax, max_softmax_or_best, entropy, patience",
+        match=r"unknown exit rule 'nope'; known: max_softmax, max_softmax_or_best, entropy, patience, fixed_exit",
     ):
         ztw.sweep(torch.zeros(1, 1, 2), torch.zeros(1).long(), torch.ones(1), "nope")
 

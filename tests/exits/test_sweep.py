@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import ztw
+from ztw.catalogue.parts import NO_THRESHOLD
 from ztw.exits.rules import exit_rule, exit_scores
 from ztw.exits.sweep import simulate_exits
 
@@ -51,7 +52,7 @@ def per_exit_rows(logits, rule, rows):
     return scores.gather(1, picks).T * (-1 if rule == "entropy" else 1)
 
 
-THRESHOLD_RULES = [rule for rule in ztw.list_rules() if rule != "patience"]
+THRESHOLD_RULES = [rule for rule in ztw.list_rules() if rule not in NO_THRESHOLD]
 
 
 @pytest.mark.parametrize("rule", THRESHOLD_RULES)

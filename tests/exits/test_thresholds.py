@@ -8,12 +8,13 @@ import pytest
 import torch
 
 import ztw
+from ztw.catalogue.parts import NO_THRESHOLD
 from ztw.exits import thresholds
 from ztw.exits.rules import exit_rule, exit_scores
 from ztw.exits.sweep import simulate_exits
 from ztw.exits.thresholds import THRESHOLDS
 
-THRESHOLD_RULES = [rule for rule in ztw.list_rules() if rule != "patience"]
+THRESHOLD_RULES = [rule for rule in ztw.list_rules() if rule not in NO_THRESHOLD]
 COST = torch.tensor([1.0, 2.0, 4.0, 8.0], dtype=torch.float64)
 
 

@@ -50,7 +50,11 @@ def cascade(kind: str | None = None) -> tuple[ztw.EarlyExitNetwork, torch.Tensor
     network, samples = ztw.model_cascade([small(), large(), deep], (FEATURES,)), torch.randn(48, FEATURES)
     if kind is not None:
         with torch.no_grad():
-            network.ensemble = ztw.fit_ensemble(network(samples), LABELS, kind)
+            logits = network(samples)
+            labels = torch.where(
+                torch.arange(48) % 3 == 0, LABELS, logits.mean(0).argmax(-1)
+            )  # all models are useful
+            network.ensemble = ztw.fit_ensemble(logits, labels, kind)
     return network, samples
 
 

@@ -70,7 +70,7 @@ def test_logits_are_float32_under_bf16():
             {"connection": "cascaded"},
             "unknown connection 'cascaded'; known: independent, cascade, cascade_detached, boosted",
         ),
-        ({"head": "min"}, "unknown head 'min'; known: conv, pool, mlp"),
+        ({"head": "min"}, "unknown head 'min'; known: conv, pool, mlp, identity"),
         ({"pooling": "min"}, "unknown pooling 'min'; known: mixed, avg, max, first"),
         ({"depth": 2}, "unknown head option 'depth'; known: pooling, width, layer_norm, init"),
         ({"init": "zero"}, "unknown init 'zero'; known: torch, released"),

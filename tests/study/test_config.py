@@ -149,7 +149,7 @@ WRONG = [
     (
         "ics.sets.own",
         {"connection": "cascade", "head": "pol"},
-        "ics.sets.own.head: 'pol' is unknown; known: conv, pool, mlp;",
+        "ics.sets.own.head: 'pol' is unknown; known: conv, pool, mlp, identity;",
     ),
     ("methods.sdn.rule", 3, "methods.sdn.rule: 3 is not of type text"),
     ("plugins", "my_parts.py", "plugins: 'my_parts.py' is not of type list"),

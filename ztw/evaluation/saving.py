@@ -277,7 +277,7 @@ def _loads_alike(folder: Path, network: EarlyExitNetwork, reasons: list[str]) ->
     """Return whether the saved network predicts the same as the network."""
     batch = network.backbone.inputs.sample(3)
     try:
-        found, expected = load(folder)[0](batch), network(batch)
+        found, expected = load(folder)[0](batch), network.eval()(batch)  # a description may change modes
     except ZtwError as error:
         reasons.append(str(error))
         return False
