@@ -10,12 +10,13 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ztw.evaluation.calibration import calibration, fit_temperatures, overthinking
+from ztw.evaluation.calibration import calibration, overthinking
 from ztw.evaluation.curves import Costs, SplitPredictions, method_curves, offered_to, swept
 from ztw.evaluation.metric_rows import Metric, metric_rows
 from ztw.evaluation.metrics import at_budget, exit_accuracy, hindsight_improvability
 from ztw.exits.rules import ExitRule, exit_rule
 from ztw.exits.sweep import Curve, scored, simulate_exits
+from ztw.exits.temperatures import fit_temperatures
 from ztw.exits.thresholds import at
 from ztw.study.settings import EvaluationSettings, MethodSettings
 
