@@ -50,6 +50,11 @@ class ExitRule(ABC):
             Scores (N,), and the state for the next exit.
         """
 
+    @classmethod
+    def score_at(cls, exit: int, logits: Tensor, state: State) -> tuple[Tensor, State]:
+        """Compute the scores of an exit, from 0. They depend on its number only for a `FittedRule`; see `score`."""
+        return cls.score(logits, state)
+
     @property
     @abstractmethod
     def bound(self) -> float | tuple[float, ...]:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from ztw.errors import ZtwError, is_number, unknown
+from ztw.exits.fitted_base import FittedRule, unfitted
+from ztw.exits.fitted_rules import Pcee, Temperature
 from ztw.exits.rule_base import ExitRule, State, ThresholdRule
 
 
@@ -130,6 +132,8 @@ RULES: dict[str, type[ExitRule]] = {
     "max_softmax_or_best": MaxSoftmaxOrBest,
     "entropy": Entropy,
     "patience": Patience,
+    "pcee": Pcee,
+    "temperature": Temperature,
 }
 
 
@@ -150,15 +154,42 @@ def exit_rule(given: str | ExitRule | type[ExitRule]) -> type[ExitRule]:
     return RULES[given]
 
 
+def fit_rule(logits: Tensor, labels: Tensor, rule: str | type[ExitRule]) -> type[ExitRule]:
+    """Fit the parameters per exit of a rule on held-out samples; return its class with these parameters.
+
+    Functions such as `sweep` take the class in the place of the rule's name. A class with a threshold is a rule for
+    `infer`, `export_onnx` and `save`. Other rules have nothing to fit: their class is returned as it is, and so is a
+    class that is fitted already.
+
+    Args:
+        logits: (K, N, C), of single exits or an ensemble, not from the test split.
+        labels: int (N,).
+        rule: name of the exit rule, or its class.
+
+    Raises:
+        ZtwError: for an unknown rule, and for invalid logits or labels.
+
+    Example:
+        >>> import torch, ztw
+        >>> logits, labels = torch.randn(3, 100, 10), torch.arange(100) % 10
+        >>> kind = ztw.fit_rule(logits, labels, "temperature")
+        >>> curve = ztw.sweep(logits, labels, [1.0, 2.0, 3.0], kind)
+        >>> kind(0.9)
+        Temperature(threshold=0.9)
+    """
+    kind = exit_rule(rule)
+    return kind.fit(logits, labels) if issubclass(kind, FittedRule) and not kind.fitted else kind
+
+
 def has_parameter(given: object) -> TypeGuard[ExitRule | str]:
     """Return whether a rule has a parameter, like MaxSoftmax(0.9) and "max_softmax 0.9"."""
     return isinstance(given, ExitRule) or (isinstance(given, str) and len(given.split()) > 1)
 
 
 def rule_name(kind: type[ExitRule]) -> str:
-    """Return the name of a rule's class in RULES; raise ZtwError if it is not there."""
+    """Return the name of a rule's class, fitted or not, in RULES; raise ZtwError if it is not there."""
     for name, known in RULES.items():
-        if kind is known:
+        if unfitted(kind) is known:
             return name
     raise unknown("exit rule", kind.__name__, (known.__name__ for known in RULES.values()))
 
@@ -200,10 +231,12 @@ def _shown(given: object) -> str:
 
 def exit_scores(logits: Tensor, rule: type[ExitRule]) -> Tensor:
     """Compute the scores float64 (K, N) of a rule at every exit for logits (K, N, C)."""
+    if issubclass(rule, FittedRule):
+        rule.check_exits(len(logits))
     scores: list[Tensor] = []
     state: State = ()
-    for exit_logits in logits:
-        score, state = rule.score(exit_logits, state)
+    for exit, exit_logits in enumerate(logits):
+        score, state = rule.score_at(exit, exit_logits, state)
         scores.append(score.double())
     return torch.stack(scores)
 
@@ -211,7 +244,7 @@ def exit_scores(logits: Tensor, rule: type[ExitRule]) -> Tensor:
 def describe_rule(rule: ExitRule) -> dict[str, Any]:
     """Convert a rule to JSON, e.g. {"rule": "entropy", "threshold": 0.1}; one threshold per exit becomes a list.
 
-    `rule_from` restores the rule exactly.
+    A fitted rule also has its parameters under "fitted", a list per exit. `rule_from` restores the rule exactly.
 
     Raises:
         ZtwError: for a rule that is not in RULES.
@@ -220,6 +253,8 @@ def describe_rule(rule: ExitRule) -> dict[str, Any]:
     for field in fields(rule):  # type: ignore[arg-type]
         value = getattr(rule, field.name)
         described[field.name] = list(value) if isinstance(value, tuple) else value
+    if isinstance(rule, FittedRule):
+        described["fitted"] = [list(row) for row in rule.fitted]
     return described
 
 
@@ -229,6 +264,10 @@ def rule_from(described: dict[str, Any]) -> ExitRule:
         raise ZtwError(f"exit rule {described!r}: must be a mapping with the rule's name under 'rule'")
     kind = exit_rule(described["rule"])
     given = {key: value for key, value in described.items() if key != "rule"}
+    if issubclass(kind, FittedRule):
+        if "fitted" not in given:
+            raise ZtwError(f"{described['rule']}: the key 'fitted' is missing")
+        kind = kind.with_parameters(given.pop("fitted"))
     known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
     if given.keys() != set(known):
         raise ZtwError(f"{described['rule']}: has parameters {sorted(given)}, must be {', '.join(known)}")
