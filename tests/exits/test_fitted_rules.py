@@ -11,6 +11,8 @@ import pytest
 import torch
 
 import ztw
+from ztw import testing
+from ztw.catalogue.parts import has_threshold, is_fitted
 from ztw.exits.fitted_base import unfitted
 from ztw.exits.fitted_rules import reliability_bins
 from ztw.exits.rules import describe_rule, exit_scores, rule_from, rule_name
@@ -164,6 +166,7 @@ def test_what_is_refused(logits, labels, cost):
         ("a list of finite numbers per exit", lambda: rule_from({**described, "fitted": [0.5]})),
         ("a list of finite numbers per exit", lambda: rule_from({**described, "fitted": [["a"]]})),
         (r"labels: shape \(9,\)", lambda: ztw.fit_rule(logits, labels[:9], "pcee")),
+        (r"use score_at\(exit, logits, state\)", lambda: kind.score(logits[0], ())),
         ("unknown exit rule 'nope'", lambda: ztw.fit_rule(logits, labels, "nope")),
     ]
     for message, call in cases:
@@ -176,3 +179,54 @@ def test_infer_refuses_a_rule_of_another_number_of_exits(logits, labels):
     kind: Any = ztw.fit_rule(logits[:3], labels, "temperature")
     with pytest.raises(ztw.ZtwError, match="Temperature: fitted for 3 exits, must be for 4"):
         network.infer(torch.zeros(2, 3, 32, 32), kind(0.9))
+
+
+class Trusted(ztw.FittedRule):
+    """A user's rule: the largest probability times the exit's accuracy."""
+
+    top = 1.0
+
+    @staticmethod
+    def fit_exit(logits, labels):
+        return [float((logits.argmax(-1) == labels).double().mean())]
+
+    @staticmethod
+    def fitted_score(logits, state, fitted):
+        return logits.softmax(-1).amax(-1) * fitted[0], ()
+
+
+def test_a_users_fitted_rule_keeps_the_contract_and_its_score_is_known(logits, labels):
+    ztw.register("rule", "trusted", Trusted)
+    testing.check_rule("trusted")
+    kind = ztw.fit_rule(logits, labels, "trusted")
+    accuracy = ztw.exit_accuracy(logits, labels)
+    expected = logits.softmax(-1).amax(-1).double() * accuracy[:, None]
+    torch.testing.assert_close(exit_scores(logits, kind), expected, atol=1e-6, rtol=0)
+    assert is_fitted("trusted")
+    assert has_threshold("trusted")
+
+
+def test_the_contract_finds_faults_of_fitted_rules():
+    class Moody(Trusted):
+        fits = 0
+
+        @staticmethod
+        def fit_exit(logits, labels):
+            Moody.fits += 1
+            return [1 / Moody.fits]
+
+    class Nothing(Trusted):
+        @staticmethod
+        def fit_exit(logits, labels):
+            return []
+
+    for part, message in ((Moody, "two fits give other parameters"), (Nothing, "finite numbers per exit")):
+        ztw.register("rule", part.__name__, part)
+        with pytest.raises(ztw.ZtwError, match=f"^rule '{part.__name__}': .*{message}"):
+            testing.check_rule(part.__name__)
+    with pytest.raises(ztw.ZtwError, match="rule 'half': Half lacks fit_exit"):
+        ztw.register(
+            "rule",
+            "half",
+            type("Half", (ztw.FittedRule,), {"top": 1.0, "fitted_score": Trusted.fitted_score}),
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from typing import Any
 
 import numpy as np
 import onnx
@@ -247,6 +248,21 @@ def test_another_threshold_than_the_files(exported):
     assert torch.equal(runner(images, rule).exit_index, network.infer(images, rule).exit_index)
     with pytest.raises(ztw.ZtwError, match="exported for MaxSoftmax, not for Entropy"):
         runner(images, ztw.Entropy(0.5))
+
+
+def test_a_file_keeps_the_parameters_of_a_fitted_rule(tmp_path):
+    network = network_of("independent", None)
+    rule: Any = rule_through_the_middle(network, "pcee")
+    runner = ztw.OnnxRunner(ztw.export_onnx(network, rule, tmp_path / "n.onnx"), cache=False)
+    assert runner.rule == rule
+    images = images_for(network, 64)
+    labels = torch.arange(64) % CLASSES
+    point = ztw.choose_threshold(runner, (images, labels), budget="max", rule="pcee", progress=False)
+    assert type(point.rule) is type(rule)
+    assert torch.equal(runner(images, point.rule).exit_index, network.infer(images, point.rule).exit_index)
+    other: Any = ztw.fit_rule(network(images).detach(), labels, "pcee")
+    with pytest.raises(ztw.ZtwError, match="for Pcee, not for Pcee with other fitted parameters"):
+        runner(images, other(0.5))
 
 
 def test_images_as_numpy_and_in_another_memory_format(exported):

@@ -24,7 +24,7 @@ _CLASSES: WeakValueDictionary[tuple[type, Parameters], type[Any]] = WeakValueDic
 class FittedRule(ThresholdRule):
     """Base class of threshold rules with parameters per exit, fitted on held-out samples.
 
-    A subclass implements `fit_exit` and `score`, and sets `top`. Fit it before thresholds are chosen: `fit_rule`
+    A subclass implements `fit_exit` and `fitted_score`, and sets `top`. Fit it before thresholds are chosen: `fit_rule`
     returns a class with the parameters, which functions take in the place of the rule's name. An instance of this class
     holds the threshold. A study and `choose_threshold` fit a rule on the same held-out samples that choose its
     thresholds.
@@ -43,7 +43,7 @@ class FittedRule(ThresholdRule):
         ...     def fit_exit(logits, labels):
         ...         return [float((logits.argmax(-1) == labels).double().mean())]
         ...     @staticmethod
-        ...     def score(logits, state, fitted):
+        ...     def fitted_score(logits, state, fitted):
         ...         return logits.softmax(-1).amax(-1) * fitted[0], ()
         >>> logits, labels = torch.tensor([[[1.0, 0.0], [1.0, 0.0]]] * 3), torch.tensor([0, 1])  # 3 exits, 2 samples
         >>> kind = ztw.fit_rule(logits, labels, Trusted)
@@ -74,12 +74,18 @@ class FittedRule(ThresholdRule):
 
     @staticmethod
     @abstractmethod
-    def score(logits: Tensor, state: State, fitted: Tensor) -> tuple[Tensor, State]:  # type: ignore[override]
+    def fitted_score(logits: Tensor, state: State, fitted: Tensor) -> tuple[Tensor, State]:
         """Compute the scores of one exit; see `ExitRule.score`.
 
         Args:
-            fitted: (P,), the exit's parameters, at least float32.
+            logits, state: see `ExitRule.score`.
+            fitted: (P,), the exit's parameters from `fit_exit`, at least float32.
         """
+
+    @staticmethod
+    def score(logits: Tensor, state: State) -> tuple[Tensor, State]:
+        """Raise ZtwError: the scores depend on the exit, see `score_at`."""
+        raise ZtwError("the scores of a fitted rule depend on the exit; use score_at(exit, logits, state)")
 
     @staticmethod
     def worst(num_classes: int) -> float:
@@ -118,7 +124,9 @@ class FittedRule(ThresholdRule):
     def score_at(cls, exit: int, logits: Tensor, state: State) -> tuple[Tensor, State]:
         """See `ExitRule.score_at`."""
         dtype = torch.promote_types(logits.dtype, torch.float32)
-        return cls.score(logits, state, torch.tensor(cls.fitted[exit], dtype=dtype, device=logits.device))
+        return cls.fitted_score(
+            logits, state, torch.tensor(cls.fitted[exit], dtype=dtype, device=logits.device)
+        )
 
     @classmethod
     def check_exits(cls, exits: int) -> None:

@@ -52,7 +52,7 @@ class Pcee(FittedRule):
         return [*confidences, *accuracies]
 
     @staticmethod
-    def score(logits: Tensor, state: State, fitted: Tensor) -> tuple[Tensor, State]:  # type: ignore[override]
+    def fitted_score(logits: Tensor, state: State, fitted: Tensor) -> tuple[Tensor, State]:
         """Return the estimated accuracy (N,)."""
         confidences, accuracies = fitted.view(2, -1)
         confidence = logits.softmax(-1).amax(-1, keepdim=True)
@@ -116,7 +116,7 @@ class Temperature(FittedRule):
         return fit_temperatures(logits[None], labels).tolist()
 
     @staticmethod
-    def score(logits: Tensor, state: State, fitted: Tensor) -> tuple[Tensor, State]:  # type: ignore[override]
+    def fitted_score(logits: Tensor, state: State, fitted: Tensor) -> tuple[Tensor, State]:
         """Return the largest probability (N,) of logits / temperature."""
         below = logits - logits.amax(-1, keepdim=True)  # so that a small temperature gives no infinity
         return (below / fitted[0]).softmax(-1).amax(-1), ()
