@@ -22,6 +22,7 @@ from onnx_networks import (
 from torch import nn
 
 import ztw
+from ztw.exits.rules import exit_scores
 from ztw.exits.sweep import simulate_exits
 from ztw.onnx import nesting
 from ztw.onnx.graphs import inner_graphs
@@ -259,8 +260,14 @@ def test_a_file_keeps_the_parameters_of_a_fitted_rule(tmp_path):
     labels = torch.arange(64) % CLASSES
     point = ztw.choose_threshold(runner, (images, labels), budget="max", rule="pcee", progress=False)
     assert type(point.rule) is type(rule)
-    assert torch.equal(runner(images, point.rule).exit_index, network.infer(images, point.rule).exit_index)
-    other: Any = ztw.fit_rule(network(images).detach(), labels, "pcee")
+    logits = network(images).detach()
+    # the threshold stands on the score of one sample, which rounding can lift above it
+    away = exit_scores(logits, type(rule))[:-1] - point.rule.bounds(network.exits)[:, None]
+    clear = (away.abs() > 1e-5).all(0)
+    assert clear.sum() >= 63
+    found, expected = runner(images, point.rule), network.infer(images, point.rule)
+    assert torch.equal(found.exit_index[clear], expected.exit_index[clear])
+    other: Any = ztw.fit_rule(logits, labels, "pcee")
     with pytest.raises(ztw.ZtwError, match="for Pcee, not for Pcee with other fitted parameters"):
         runner(images, other(0.5))
 
