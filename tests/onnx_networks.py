@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import ztw
-from ztw.exits.rules import ThresholdRule, exit_rule, exit_scores
+from ztw.exits.rules import ThresholdRule, exit_scores, fit_rule
+from ztw.testing import likely_labels
 
 CLASSES = 5
 BATCHES = (0, 1, 7, 64)
@@ -68,9 +69,9 @@ def images_for(network: ztw.EarlyExitNetwork, count: int) -> Tensor:
 @torch.no_grad()
 def rule_through_the_middle(network: ztw.EarlyExitNetwork, name: str, per_exit: bool = False) -> ztw.ExitRule:
     """Return a rule by which samples leave at several exits, with no score near a threshold."""
-    kind = exit_rule(name)
     logits = network(images_for(network, 64))
     answers = logits if network.ensemble is None else network.ensemble(logits)
+    kind = fit_rule(answers, likely_labels(answers), name)
     if not issubclass(kind, ThresholdRule):
         rules: list[ztw.ExitRule] = [kind(t) for t in (1, 2)]  # type: ignore[call-arg]
         return max(rules, key=lambda rule: len(ztw.simulate_exits(answers, rule)[0].unique()))

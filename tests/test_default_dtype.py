@@ -12,7 +12,7 @@ from torch import nn
 import ztw
 from ztw.data.prepare import prepare_dataset
 from ztw.data.splits import cell_splits
-from ztw.evaluation.calibration import fit_temperatures
+from ztw.exits.temperatures import fit_temperatures
 from ztw.exits.thresholds import candidates
 from ztw.study.settings import DataSettings
 

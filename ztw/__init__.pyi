@@ -26,6 +26,9 @@ from ztw.evaluation.saving import save as save
 from ztw.exits.ensembles import Ensemble as Ensemble
 from ztw.exits.ensembles import LinearEnsemble as LinearEnsemble
 from ztw.exits.ensembles import fit_ensemble as fit_ensemble
+from ztw.exits.fitted_base import FittedRule as FittedRule
+from ztw.exits.fitted_rules import Pcee as Pcee
+from ztw.exits.fitted_rules import Temperature as Temperature
 from ztw.exits.inference import ExitResult as ExitResult
 from ztw.exits.rules import Entropy as Entropy
 from ztw.exits.rules import ExitRule as ExitRule
@@ -34,6 +37,7 @@ from ztw.exits.rules import MaxSoftmax as MaxSoftmax
 from ztw.exits.rules import MaxSoftmaxOrBest as MaxSoftmaxOrBest
 from ztw.exits.rules import Patience as Patience
 from ztw.exits.rules import ThresholdRule as ThresholdRule
+from ztw.exits.rules import fit_rule as fit_rule
 from ztw.exits.sweep import Curve as Curve
 from ztw.exits.sweep import simulate_exits as simulate_exits
 from ztw.exits.sweep import sweep as sweep

@@ -15,6 +15,7 @@ from ztw.catalogue.torchvision import TORCHVISION_PREFIX
 from ztw.data.decode import DECODERS, decode_own
 from ztw.errors import ZtwError, unknown
 from ztw.exits.ensembles import ENSEMBLES, Ensemble
+from ztw.exits.fitted_base import FittedRule
 from ztw.exits.rules import RULES, ExitRule, ThresholdRule
 from ztw.exits.threshold_base import ThresholdChoice
 from ztw.exits.thresholds import THRESHOLDS
@@ -52,7 +53,7 @@ def register(kind: str, name: str, part: Any = None, **metadata: Any) -> Any:
         name: letters, digits, _ and -.
         part: depends on the kind.
 
-            - rule: a subclass of ExitRule, usually of ThresholdRule.
+            - rule: a subclass of ExitRule, usually of ThresholdRule, or of FittedRule if it is fitted.
             - ensemble: a subclass of Ensemble.
             - head: a function (feature_shape, num_classes, previous, image_size, options) -> module, with arguments
               as in `ztw.models.heads.conv_head`.
@@ -146,7 +147,9 @@ def _checked_metadata(kind: str, label: str, metadata: Mapping[str, Any]) -> dic
 def _put(kind: str, name: str, part: Any, metadata: dict[str, Any]) -> Callable[[], None]:
     """Add a part to its table; return the function that removes it."""
     if kind == "rule":
-        metadata["threshold"] = issubclass(part, ThresholdRule)
+        metadata["threshold"], metadata["fitted"] = (
+            issubclass(part, base) for base in (ThresholdRule, FittedRule)
+        )
     elif kind == "backbone":
         metadata.setdefault("smallest_image", 1)
     elif kind == "thresholds":

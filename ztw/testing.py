@@ -26,7 +26,8 @@ from ztw.catalogue.parts import PARTS, own
 from ztw.data.decode import DECODERS
 from ztw.errors import ZtwError, unknown
 from ztw.exits.ensembles import ENSEMBLES, Ensemble, build_ensemble, fit_ensemble
-from ztw.exits.rules import RULES, ExitRule, ThresholdRule, exit_rule, exit_scores
+from ztw.exits.fitted_base import FittedRule
+from ztw.exits.rules import RULES, ExitRule, ThresholdRule, exit_rule, exit_scores, fit_rule
 from ztw.exits.sweep import simulate_exits, sweep
 from ztw.exits.thresholds import THRESHOLDS, at, candidates
 from ztw.models.architectures import BACKBONES, build_backbone
@@ -66,10 +67,14 @@ def check_rule(name: str) -> None:
       leave at the first exit. At the last, no sample leaves early.
     - A higher confidence never delays an exit.
     - `infer`, `sweep` and `simulate_exits` agree for every sample, at batch sizes 0, 1, 7 and 16.
+    - A `FittedRule` is fitted to example logits first. It has finite parameters, the same at every fit.
     """
     kind = exit_rule(name)
     with _checked("rule", name, RULES):
         logits, labels = draw(samples=60)
+        if issubclass(kind, FittedRule):
+            kind = fit_rule(logits, labels, name)
+            _require(fit_rule(logits, labels, name) is kind, "two fits give other parameters")
         scores = exit_scores(logits, kind)
         _require(
             scores.shape == logits.shape[:2], f"scores have shape {tuple(scores.shape[1:])}, must be (N,)"
@@ -84,7 +89,7 @@ def check_rule(name: str) -> None:
         if issubclass(kind, ThresholdRule):
             _require_error(lambda: kind(math.nan), "a threshold of NaN must raise ZtwError")
         cost = torch.arange(1.0, len(logits) + 1, dtype=torch.float64)
-        curve = sweep(logits, labels, cost, name, points=50)
+        curve = sweep(logits, labels, cost, kind, points=50)
         _require(curve.parameter.dtype == torch.float64, f"grid has {curve.parameter.dtype}, must be float64")
         rising = bool(curve.cost.diff().ge(-1e-9).all())
         _require(rising, "grid must run from the cheapest to the most expensive parameter")
@@ -361,17 +366,18 @@ def check_agreement(network: EarlyExitNetwork, images: Tensor, rule: str) -> Non
     Args:
         network: a network in eval mode.
         images: float32 (N, C, H, W). `infer` receives them in batches of 0, 1, 7 and N.
-        rule: name of the exit rule.
+        rule: name of the exit rule. If it is fitted, it is fitted to these images, with labels that some predictions
+            meet.
     """
-    kind: Any = exit_rule(rule)
     with torch.no_grad():
         logits = network(images)
         logits = network.ensemble(logits) if network.ensemble else logits
     seen = set[int]()
     with _checked("rule", rule, RULES):
+        kind: Any = fit_rule(logits, likely_labels(logits), rule)
         for parameters in _test_parameters(exit_scores(logits, kind), kind):
             simulated = [simulate_exits(logits, kind(parameter)) for parameter in parameters.tolist()]
-            _check_swept(logits, rule, parameters, simulated)
+            _check_swept(logits, kind, parameters, simulated)
             for parameter, (left, predicting) in zip(parameters.tolist(), simulated, strict=True):
                 expected = logits[predicting, torch.arange(len(images))]
                 for size in (1, 7, len(images)):
@@ -392,12 +398,12 @@ def check_agreement(network: EarlyExitNetwork, images: Tensor, rule: str) -> Non
 
 
 def _check_swept(
-    logits: Tensor, rule: str, parameters: Tensor, simulated: Sequence[tuple[Tensor, Tensor]]
+    logits: Tensor, kind: type[ExitRule], parameters: Tensor, simulated: Sequence[tuple[Tensor, Tensor]]
 ) -> None:
     cost = torch.arange(1.0, len(logits) + 1, dtype=torch.float64)
     for n in range(logits.shape[1]):
         label = torch.tensor([n % logits.shape[2]])
-        curve = sweep(logits[:, n : n + 1], label, cost, rule, parameters)
+        curve = sweep(logits[:, n : n + 1], label, cost, kind, parameters)
         for row, (left, predicting) in enumerate(simulated):
             correct = bool(logits[predicting[n], n].argmax() == label)
             agree = curve.exit_fraction[row, left[n]] == 1 and bool(curve.accuracy[row]) == correct
@@ -433,6 +439,12 @@ def draw(samples: int, exits: int = 4, num_classes: int = 5) -> tuple[Tensor, Te
     logits = torch.randn(exits, samples, num_classes, generator=generator)
     logits[:, torch.arange(samples), labels] += 1 + 0.8 * torch.arange(exits)[:, None] + easy
     return 1.5 * logits, labels
+
+
+def likely_labels(logits: Tensor) -> Tensor:
+    """Return labels (N,) for logits (K, N, C): two of three samples have the exits' common prediction."""
+    number = torch.arange(logits.shape[1], device=logits.device)
+    return torch.where(number % 3 == 0, number % logits.shape[2], logits.mean(0).argmax(-1))
 
 
 def _toy(samples: int) -> tuple[EarlyExitNetwork, Tensor]:

@@ -10,8 +10,9 @@ import torch
 from sklearn import metrics
 
 import ztw
-from ztw.evaluation.calibration import calibration, fit_temperatures, overthinking
+from ztw.evaluation.calibration import calibration, overthinking
 from ztw.evaluation.metrics import exit_accuracy
+from ztw.exits.temperatures import fit_temperatures
 
 # Four samples of two classes: right at 0.9, wrong at 0.8, right at 0.7, wrong at 0.6.
 PROBS = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.4, 0.6]], dtype=torch.float64)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import ztw
 from ztw.exits.logits import check_logits, class_labels, read_predictions
-from ztw.exits.rules import RULES, exit_rule
+from ztw.exits.rules import RULES, fit_rule
 from ztw.exits.sweep import simulate_exits
 from ztw.tensors import write_tensors
 
@@ -39,7 +39,7 @@ def test_infinite_logits_are_refused_as_nan_is(logits, labels, cost, rule, value
     with pytest.raises(ztw.ZtwError, match=f"^logits: {message}"):
         ztw.sweep(bad, labels, cost, rule)
     with pytest.raises(ztw.ZtwError, match=f"^logits: {message}"):
-        simulate_exits(bad, exit_rule(rule)(1))  # type: ignore[call-arg]
+        simulate_exits(bad, fit_rule(logits, labels, rule)(1))  # type: ignore[call-arg]
 
 
 def test_infinities_of_both_signs_and_nan_are_told_apart(logits):
@@ -60,11 +60,11 @@ def masked(logits: Tensor) -> Tensor:
 @pytest.mark.parametrize("rule", RULES)
 def test_rules_agree_sample_by_sample_where_classes_have_probability_0(logits, labels, cost, rule):
     logits = masked(logits)
-    curve = ztw.sweep(logits, labels, cost, rule)
+    kind = fit_rule(logits, labels, rule)
+    curve = ztw.sweep(logits, labels, cost, kind)
     picked = range(0, len(curve.parameter), max(1, len(curve.parameter) // 40))
     network = Given(logits)
     for row in picked:
-        kind = exit_rule(rule)
         value = curve.parameter[row].item()
         chosen = kind(int(value) if rule == "patience" else value)  # type: ignore[call-arg]
         exit_index, answers = simulate_exits(logits, chosen)
@@ -101,7 +101,8 @@ class Look(nn.Module):
 @pytest.mark.parametrize("dtype", [*INTEGERS, *UNSIGNED])
 @pytest.mark.parametrize("rule", RULES)
 def test_labels_of_any_integer_type(logits, labels, cost, rule, dtype):
-    expected, found = (ztw.sweep(logits, given, cost, rule) for given in (labels, labels.to(dtype)))
+    labelled = (labels, labels.to(dtype))
+    expected, found = (ztw.sweep(logits, given, cost, fit_rule(logits, given, rule)) for given in labelled)
     assert torch.equal(expected.accuracy, found.accuracy)
 
 

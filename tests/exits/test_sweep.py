@@ -10,7 +10,7 @@ import torch
 
 import ztw
 from ztw.catalogue.parts import NO_THRESHOLD
-from ztw.exits.rules import exit_rule, exit_scores
+from ztw.exits.rules import exit_rule, exit_scores, fit_rule
 from ztw.exits.sweep import simulate_exits
 
 
@@ -38,6 +38,7 @@ def plain_sweep(logits, labels, cost, rule, parameters):
 
 @pytest.mark.parametrize("rule", ztw.list_rules())
 def test_sweep_equals_the_plain_loop(rule, logits, labels, cost):
+    rule = fit_rule(logits, labels, rule)
     curve = ztw.sweep(logits, labels, cost, rule, points=15)
     rows = plain_sweep(logits, labels, cost, rule, curve.parameter.tolist())
     torch.testing.assert_close(curve.accuracy, torch.tensor([row[0] for row in rows]).double())
@@ -47,9 +48,9 @@ def test_sweep_equals_the_plain_loop(rule, logits, labels, cost):
 
 def per_exit_rows(logits, rule, rows):
     """Return thresholds (rows, K) that are scores of samples at each exit, so that ties matter."""
-    scores = exit_scores(logits, exit_rule(rule))
+    scores = exit_scores(logits, rule)
     picks = torch.randint(scores.shape[1], (len(scores), rows), generator=torch.Generator().manual_seed(4))
-    return scores.gather(1, picks).T * (-1 if rule == "entropy" else 1)
+    return scores.gather(1, picks).T * rule.sign
 
 
 THRESHOLD_RULES = [rule for rule in ztw.list_rules() if rule not in NO_THRESHOLD]
@@ -57,6 +58,7 @@ THRESHOLD_RULES = [rule for rule in ztw.list_rules() if rule not in NO_THRESHOLD
 
 @pytest.mark.parametrize("rule", THRESHOLD_RULES)
 def test_sweep_with_a_threshold_per_exit_equals_the_plain_loop(rule, logits, labels, cost):
+    rule = fit_rule(logits, labels, rule)
     thresholds = per_exit_rows(logits, rule, 10)
     curve = ztw.sweep(logits, labels, cost, rule, thresholds)
     rows = plain_sweep(logits, labels, cost, rule, thresholds.tolist())
@@ -70,6 +72,7 @@ def test_sweep_with_a_threshold_per_exit_equals_the_plain_loop(rule, logits, lab
 
 @pytest.mark.parametrize("rule", THRESHOLD_RULES)
 def test_the_same_threshold_at_every_exit_is_the_shared_one(rule, logits, labels, cost):
+    rule = fit_rule(logits, labels, rule)
     shared = ztw.sweep(logits, labels, cost, rule, points=30)
     rows = shared.parameter[:, None].expand(-1, 3)
     per_exit = ztw.sweep(logits, labels, cost, rule, rows)
@@ -89,8 +92,8 @@ def test_many_rows_and_samples_go_in_chunks():
 
 @pytest.mark.parametrize("rule", ztw.list_rules())
 def test_the_mean_over_decisions_equals_sweep(rule, logits, labels, cost):
-    kind: Any = exit_rule(rule)
-    curve = ztw.sweep(logits, labels, cost, rule, points=10)
+    kind: Any = fit_rule(logits, labels, rule)
+    curve = ztw.sweep(logits, labels, cost, kind, points=10)
     for index, parameter in enumerate(curve.parameter.tolist()):
         exit_index, answer_exit = simulate_exits(logits, kind(parameter))
         answers = logits[answer_exit, torch.arange(200)].argmax(-1)
@@ -117,7 +120,8 @@ def test_ties_across_samples_and_thresholds(labels, cost):
 
 @pytest.mark.parametrize("rule", ztw.list_rules())
 def test_one_exit_one_sample_one_class(rule):
-    curve = ztw.sweep(torch.zeros(1, 1, 1), torch.zeros(1).long(), torch.ones(1), rule)
+    data = torch.zeros(1, 1, 1), torch.zeros(1).long()
+    curve = ztw.sweep(*data, torch.ones(1), fit_rule(*data, rule))
     assert curve.accuracy.eq(1).all()
     assert curve.exit_fraction.eq(1).all()
 

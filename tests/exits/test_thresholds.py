@@ -33,16 +33,22 @@ def draw(samples, seed, exits=4, num_classes=5):
 @pytest.mark.parametrize("choice", list(THRESHOLDS))
 def test_every_choice_keeps_the_contract(choice, rule):
     logits, labels = draw(400, seed=0)
-    found = thresholds.candidates(choice, logits, labels, COST, rule, points=200)
+    kind = ztw.fit_rule(logits, labels, rule)
+    if choice == "risk_controlled" and issubclass(kind, ztw.FittedRule):
+        message = f"^thresholds 'risk_controlled': the rule {rule} is fitted on the held-out samples"
+        with pytest.raises(ztw.ZtwError, match=message):
+            thresholds.candidates(choice, logits, labels, COST, kind)
+        return
+    found = thresholds.candidates(choice, logits, labels, COST, kind, points=200)
     assert found.parameter.dtype == found.thresholds.dtype == torch.float64
     assert found.parameter.dim() == 1
     assert found.thresholds.shape in [(len(found.parameter),), (len(found.parameter), 3)]
     assert found.thresholds.isfinite().all()
-    curve = ztw.sweep(logits, labels, COST, rule, found.thresholds)
+    curve = ztw.sweep(logits, labels, COST, kind, found.thresholds)
     assert curve.cost.diff().ge(-1e-12).all(), "from the cheapest to the most expensive"
     assert curve.cost[0] < 0.5 * curve.cost[-1]
     for index in (0, len(found.parameter) // 2, -1):
-        exit_index, _ = simulate_exits(logits, thresholds.at(rule, found, index))
+        exit_index, _ = simulate_exits(logits, thresholds.at(kind, found, index))
         assert COST[exit_index].mean().item() == pytest.approx(curve.cost[index].item())
 
 
@@ -52,8 +58,11 @@ def test_the_smallest_inputs(choice, shape):
     cost = torch.arange(1.0, shape[0] + 1)
     labels = torch.arange(shape[1]) % shape[2]  # risk_controlled needs every class
     for rule in THRESHOLD_RULES:
-        found = thresholds.candidates(choice, torch.randn(shape), labels, cost, rule)
-        ztw.sweep(torch.randn(shape), labels, cost, rule, found.thresholds)
+        kind = ztw.fit_rule(torch.randn(shape), labels, rule)
+        if choice == "risk_controlled" and issubclass(kind, ztw.FittedRule):
+            continue
+        found = thresholds.candidates(choice, torch.randn(shape), labels, cost, kind)
+        ztw.sweep(torch.randn(shape), labels, cost, kind, found.thresholds)
 
 
 @pytest.mark.parametrize("choice", [name for name in THRESHOLDS if name != "shared"])
@@ -75,8 +84,9 @@ def test_an_unknown_choice_names_the_known_ones():
 @pytest.mark.parametrize("rule", ztw.list_rules())
 def test_shared_is_the_grid_of_the_rule(rule):
     logits, labels = draw(100, seed=1)
-    found = thresholds.candidates("shared", logits, labels, COST, rule, points=50)
-    grid = ztw.sweep(logits, labels, COST, rule, points=50).parameter
+    kind = ztw.fit_rule(logits, labels, rule)
+    found = thresholds.candidates("shared", logits, labels, COST, kind, points=50)
+    grid = ztw.sweep(logits, labels, COST, kind, points=50).parameter
     assert found.thresholds.tolist() == found.parameter.tolist() == grid.tolist()
 
 
@@ -90,9 +100,10 @@ def objective(curve, weight, full_cost):
 @pytest.mark.parametrize("rule", THRESHOLD_RULES)
 def test_per_exit_is_no_worse_than_shared_on_its_own_data(rule):
     logits, labels = draw(500, seed=2)
-    found = thresholds.candidates("per_exit", logits, labels, COST, rule, points=100)
-    shared = ztw.sweep(logits, labels, COST, rule, points=100)
-    own = ztw.sweep(logits, labels, COST, rule, found.thresholds)
+    kind = ztw.fit_rule(logits, labels, rule)
+    found = thresholds.candidates("per_exit", logits, labels, COST, kind, points=100)
+    shared = ztw.sweep(logits, labels, COST, kind, points=100)
+    own = ztw.sweep(logits, labels, COST, kind, found.thresholds)
     gains = [
         float(objective(own, weight, COST[-1])[index] - objective(shared, weight, COST[-1]).max())
         for index, weight in enumerate(found.parameter.tolist())
@@ -154,8 +165,9 @@ def test_allowed_loss_by_hand():
 def test_allowed_loss_is_the_plain_definition(rule):
     logits, labels = draw(80, seed=5)
     logits = logits.round()  # ties in confidence
-    scores, correct = exit_scores(logits, exit_rule(rule)), logits.argmax(-1) == labels
-    found = thresholds.candidates("allowed_loss", logits, labels, COST, rule)
+    kind = ztw.fit_rule(logits, labels, rule)
+    scores, correct = exit_scores(logits, kind), logits.argmax(-1) == labels
+    found = thresholds.candidates("allowed_loss", logits, labels, COST, kind)
     sign = -1 if rule == "entropy" else 1
     for exit in range(3):
         accuracy = {

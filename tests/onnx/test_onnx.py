@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from typing import Any
 
 import numpy as np
 import onnx
@@ -21,6 +22,7 @@ from onnx_networks import (
 from torch import nn
 
 import ztw
+from ztw.exits.rules import exit_scores
 from ztw.exits.sweep import simulate_exits
 from ztw.onnx import nesting
 from ztw.onnx.graphs import inner_graphs
@@ -29,7 +31,7 @@ from ztw.onnx.write import float32_below
 
 RULES, CONNECTED, KINDS = ztw.list_rules(), ztw.list_connections(), [None, *ztw.list_ensembles()]
 # Every rule, connection and ensemble once; tests/slow/test_exports.py has all combinations
-CASES = [(RULES[i], CONNECTED[i], KINDS[(i + 1) % 4]) for i in range(4)]
+CASES = [(rule, CONNECTED[i % 4], KINDS[(i + 1) % 4]) for i, rule in enumerate(RULES)]
 
 
 @pytest.fixture(scope="module")
@@ -247,6 +249,27 @@ def test_another_threshold_than_the_files(exported):
     assert torch.equal(runner(images, rule).exit_index, network.infer(images, rule).exit_index)
     with pytest.raises(ztw.ZtwError, match="exported for MaxSoftmax, not for Entropy"):
         runner(images, ztw.Entropy(0.5))
+
+
+def test_a_file_keeps_the_parameters_of_a_fitted_rule(tmp_path):
+    network = network_of("independent", None)
+    rule: Any = rule_through_the_middle(network, "pcee")
+    runner = ztw.OnnxRunner(ztw.export_onnx(network, rule, tmp_path / "n.onnx"), cache=False)
+    assert runner.rule == rule
+    images = images_for(network, 64)
+    labels = torch.arange(64) % CLASSES
+    point = ztw.choose_threshold(runner, (images, labels), budget="max", rule="pcee", progress=False)
+    assert type(point.rule) is type(rule)
+    logits = network(images).detach()
+    # the threshold stands on the score of one sample, which rounding can lift above it
+    away = exit_scores(logits, type(rule))[:-1] - point.rule.bounds(network.exits)[:, None]
+    clear = (away.abs() > 1e-5).all(0)
+    assert clear.sum() >= 63
+    found, expected = runner(images, point.rule), network.infer(images, point.rule)
+    assert torch.equal(found.exit_index[clear], expected.exit_index[clear])
+    other: Any = ztw.fit_rule(logits, labels, "pcee")
+    with pytest.raises(ztw.ZtwError, match="for Pcee, not for Pcee with other fitted parameters"):
+        runner(images, other(0.5))
 
 
 def test_images_as_numpy_and_in_another_memory_format(exported):

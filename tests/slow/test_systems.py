@@ -18,7 +18,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from ztw.data.splits import load_split
-from ztw.exits.rules import ExitRule, exit_rule, exit_scores
+from ztw.exits.rules import ExitRule, exit_scores, fit_rule
 from ztw.exits.thresholds import at, candidates
 from ztw.files import read_json
 from ztw.jobs.cell import CellNetworks
@@ -73,7 +73,7 @@ def test_curve_is_sane(study, arch, method):
     assert sum(accuracies) / len(accuracies) > CHANCE / 4
 
 
-def apart(rule: str, scores: torch.Tensor) -> ExitRule:
+def apart(kind: Any, scores: torch.Tensor) -> ExitRule:
     """Return thresholds in the widest gap between each exit's scores; no sample passes if all scores are equal."""
     bounds = []
     for score in scores[:-1]:
@@ -81,7 +81,6 @@ def apart(rule: str, scores: torch.Tensor) -> ExitRule:
         gaps = values.diff()
         middle = float(values[gaps.argmax()] + gaps.max() / 2) if len(gaps) else 0.0
         bounds.append(middle if len(gaps) and gaps.max() > 1e-3 else float(values[-1]) + 1)
-    kind: Any = exit_rule(rule)
     return kind((kind.sign * torch.tensor(bounds, dtype=torch.float64)).tolist())
 
 
@@ -94,16 +93,16 @@ def test_infer_agrees_with_the_evaluated_logits(study, arch, method):
     network = networks.of_method(method)
     answers = {split: networks.predictions(network, method, split) for split in ("validation", "test")}
     cost = torch.arange(1.0, network.exits + 1)
-    offered = candidates(own.thresholds, *answers["validation"], cost, own.rule, points=50)
+    kind = fit_rule(*answers["validation"], own.rule)
+    offered = candidates(own.thresholds, *answers["validation"], cost, kind, points=50)
     images = torch.cat([images for images, _ in load_split(networks.record, "test").batches(50)])
-    logits, scores = answers["test"][0], exit_scores(answers["test"][0], exit_rule(own.rule))
+    logits, scores = answers["test"][0], exit_scores(answers["test"][0], kind)
     compared = 0
     rules = [
-        at(own.rule, offered, i)
-        for i in range(0, len(offered.parameter), max(1, len(offered.parameter) // 3))
+        at(kind, offered, i) for i in range(0, len(offered.parameter), max(1, len(offered.parameter) // 3))
     ]
     if own.rule != "patience":
-        rules.append(apart(own.rule, scores))
+        rules.append(apart(kind, scores))
     for rule in rules:
         bounds = rule.bounds(network.exits)[:, None]
         # rounding differs between batch sizes, so samples with a score near a bound are left out

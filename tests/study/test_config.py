@@ -17,9 +17,10 @@ import yaml
 import ztw
 from ztw.catalogue.architectures import ARCHS, OPTION_OWNERS, blocks
 from ztw.catalogue.datasets import DATASETS
-from ztw.catalogue.parts import BUILT_IN, NO_THRESHOLD
+from ztw.catalogue.parts import BUILT_IN, FITTED, NO_THRESHOLD
 from ztw.device import PRECISIONS
 from ztw.exits.ensembles import ENSEMBLES
+from ztw.exits.fitted_base import FittedRule
 from ztw.exits.rules import RULES, ThresholdRule
 from ztw.exits.thresholds import THRESHOLDS
 from ztw.models.architectures import BACKBONES
@@ -270,6 +271,11 @@ WRONG = [
         "methods.sdn-risk",
         {"ics": "independent", "ensemble": "few", "rule": "entropy", "thresholds": "risk_controlled"},
         "methods.sdn-risk.thresholds: risk_controlled: its ensemble is fitted on the validation images",
+    ),
+    (
+        "methods.sdn-risk",
+        {"ics": "independent", "rule": "pcee", "thresholds": "risk_controlled"},
+        "methods.sdn-risk.thresholds: risk_controlled: the rule pcee is fitted on the same images",
     ),
     (
         "backbone",
@@ -585,6 +591,7 @@ def test_a_study_knows_the_parts_in_the_tables():
     assert tuple(BACKBONES) == ARCHS
     patient = {name for name, rule in RULES.items() if not issubclass(rule, ThresholdRule)}
     assert patient == set(NO_THRESHOLD)
+    assert {name for name, rule in RULES.items() if issubclass(rule, FittedRule)} == set(FITTED)
     trained = {field.name for field in dataclasses.fields(TrainingRecipe)}
     assert {*Recipe.model_fields, "compute", "compile", "cuda_graph", "frozen_dropout"} == trained
     assert {name for name, facts in DATASETS.items() if facts.channels == 1} == {"fashion_mnist", "digits"}

@@ -8,12 +8,21 @@ from typing import Any
 
 # kind -> built-in names, in the order of the kind's table
 BUILT_IN: dict[str, tuple[str, ...]] = {
-    "rule": ("max_softmax", "max_softmax_or_best", "entropy", "patience", "fixed_exit"),
+    "rule": (
+        "max_softmax",
+        "max_softmax_or_best",
+        "entropy",
+        "patience",
+        "fixed_exit",
+        "pcee",
+        "temperature",
+    ),
     "ensemble": ("geometric", "arithmetic", "uniform"),
     "head": ("conv", "pool", "mlp", "identity"),
     "thresholds": ("shared", "per_exit", "allowed_loss", "risk_controlled"),
 }
 NO_THRESHOLD = ("patience", "fixed_exit")  # rules without a threshold
+FITTED = ("pcee", "temperature")  # rules that are fitted on held-out samples
 EXIT_WEIGHTS = ("uniform", "depth", "growing")  # for joint training
 
 
@@ -56,7 +65,7 @@ def list_rules() -> list[str]:
     Example:
         >>> import ztw
         >>> ztw.list_rules()
-        ['max_softmax', 'max_softmax_or_best', 'entropy', 'patience', 'fixed_exit']
+        ['max_softmax', 'max_softmax_or_best', 'entropy', 'patience', 'fixed_exit', 'pcee', 'temperature']
     """
     return known("rule")
 
@@ -102,3 +111,8 @@ def list_thresholds() -> list[str]:
 def has_threshold(rule: str) -> bool:
     """Return whether a rule has a threshold."""
     return own("rule")[rule]["threshold"] if rule in own("rule") else rule not in NO_THRESHOLD
+
+
+def is_fitted(rule: str) -> bool:
+    """Return whether a rule is fitted on held-out samples."""
+    return own("rule")[rule]["fitted"] if rule in own("rule") else rule in FITTED

@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from ztw.exits.rules import ExitRule, fit_rule
 from ztw.exits.sweep import Curve, sweep
 from ztw.exits.thresholds import Candidates, candidates
 from ztw.study.layout import Cell
@@ -31,17 +32,22 @@ class Costs:
     base: float
 
 
-def offered_to(predictions: SplitPredictions, unit: Costs, method: MethodSettings, points: int) -> Candidates:
-    """Return the candidate thresholds of a method, chosen on one split."""
+def fitted(method: MethodSettings, chooser: SplitPredictions) -> type[ExitRule]:
+    """Return the class of a method's rule, fitted on the split that chooses its thresholds."""
+    return fit_rule(chooser.logits, chooser.labels, method.rule)
+
+
+def offered_to(
+    predictions: SplitPredictions, unit: Costs, method: MethodSettings, rule: type[ExitRule], points: int
+) -> Candidates:
+    """Return the candidate thresholds of a method with its rule from `fitted`, chosen on one split."""
     if len(predictions.logits) == 1:  # a static network has no thresholds
         only = torch.zeros(1, dtype=torch.float64)
         return Candidates(only, only)
-    return candidates(
-        method.thresholds, predictions.logits, predictions.labels, unit.cost, method.rule, points
-    )
+    return candidates(method.thresholds, predictions.logits, predictions.labels, unit.cost, rule, points)
 
 
-def swept(predictions: SplitPredictions, unit: Costs, rule: str, offered: Candidates) -> Curve:
+def swept(predictions: SplitPredictions, unit: Costs, rule: type[ExitRule], offered: Candidates) -> Curve:
     """Return the curve of the candidate thresholds; its parameter is the parameter of the candidates."""
     curve = sweep(predictions.logits, predictions.labels, unit.cost, rule, offered.thresholds)
     return replace(curve, parameter=offered.parameter)
@@ -56,24 +62,24 @@ def method_curves(
 ) -> pd.DataFrame:
     """Return the curves of the validation and test splits as rows.
 
-    Thresholds come from the validation split. The test curve also has shared thresholds of the test split.
+    The validation split fits the rule and gives the thresholds. The test curve also has shared thresholds of the test
+    split.
     If nothing is held out, only the test split has a curve.
     """
+    rule = fitted(method, test if validation is None else validation)
     if validation is None:
-        return _rows(
-            swept(test, unit, method.rule, offered_to(test, unit, method, points)), "test", unit.base
-        )
-    offered = offered_to(validation, unit, method, points)
-    on_validation = swept(validation, unit, method.rule, offered)
+        return _rows(swept(test, unit, rule, offered_to(test, unit, method, rule, points)), "test", unit.base)
+    offered = offered_to(validation, unit, method, rule, points)
+    on_validation = swept(validation, unit, rule, offered)
     if method.thresholds == "shared":
-        own = offered_to(test, unit, method, points)
+        own = offered_to(test, unit, method, rule, points)
         both, like = torch.cat([offered.thresholds, own.thresholds]).unique(), offered.thresholds
         if (
             len(like) > 1 and like[0] > like[-1]
         ):  # in the order of the rule's grid: from the cheapest to the most cautious
             both = both.flip(0)
         offered = Candidates(both, both)
-    on_test = swept(test, unit, method.rule, offered)
+    on_test = swept(test, unit, rule, offered)
     splits = (("validation", on_validation), ("test", on_test))
     return pd.concat([_rows(curve, split, unit.base) for split, curve in splits], ignore_index=True)
 

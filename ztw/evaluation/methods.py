@@ -10,12 +10,13 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ztw.evaluation.calibration import calibration, fit_temperatures, overthinking
-from ztw.evaluation.curves import Costs, SplitPredictions, method_curves, offered_to, swept
+from ztw.evaluation.calibration import calibration, overthinking
+from ztw.evaluation.curves import Costs, SplitPredictions, fitted, method_curves, offered_to, swept
 from ztw.evaluation.metric_rows import Metric, metric_rows
 from ztw.evaluation.metrics import at_budget, exit_accuracy, hindsight_improvability
-from ztw.exits.rules import ExitRule, exit_rule
+from ztw.exits.rules import ExitRule
 from ztw.exits.sweep import Curve, scored, simulate_exits
+from ztw.exits.temperatures import fit_temperatures
 from ztw.exits.thresholds import at
 from ztw.study.settings import EvaluationSettings, MethodSettings
 
@@ -50,7 +51,8 @@ def evaluate_method(
 ) -> Evaluation:
     """Sweep one method and choose its thresholds for every budget.
 
-    Protocol `held-out` chooses thresholds on the validation split, `paper` and `published` on the test split.
+    Protocol `held-out` fits the rule and chooses thresholds on the validation split, `paper` and `published` on the
+    test split.
     `published` counts cost by the published counter. Accuracy and cost are always measured on the test split.
 
     Args:
@@ -99,9 +101,10 @@ def _at_budgets(
     temperatures: Tensor | None,
 ) -> tuple[list[Metric], dict[float | str, Tensor], Rules]:
     """Return the metrics on the test split, the correct samples and the rules, at every budget and allowed loss."""
-    offered = offered_to(chooser, unit, method, evaluation.points)
-    curve = swept(chooser, unit, method.rule, offered)
-    on_test = curve if chooser is test else swept(test, unit, method.rule, offered)
+    rule = fitted(method, chooser)
+    offered = offered_to(chooser, unit, method, rule, evaluation.points)
+    curve = swept(chooser, unit, rule, offered)
+    on_test = curve if chooser is test else swept(test, unit, rule, offered)
     metrics: list[Metric] = []
     correct: dict[float | str, Tensor] = {}
     rules: Rules = {}
@@ -110,7 +113,7 @@ def _at_budgets(
         if index is None:
             found = [Metric(name, math.nan) for name in ("accuracy", "relative_cost", "parameter")]
         else:
-            rules[budget] = at(method.rule, offered, index)
+            rules[budget] = at(rule, offered, index)
             source, predicted = _early_predictions(test.logits, rules[budget])
             correct[budget] = (predicted.argmax(-1) == test.labels).byte()
             found = _of_row(on_test, index, unit)
@@ -118,7 +121,7 @@ def _at_budgets(
                 found += _calibration(predicted, test.labels, temperatures[source])
         metrics += [metric._replace(budget=str(budget)) for metric in found]
     if method.thresholds in FROM_ALLOWED_LOSS and chooser is not test:
-        metrics += _at_allowed_losses(test, on_test, unit, method.rule, evaluation)
+        metrics += _at_allowed_losses(test, on_test, unit, rule, evaluation)
     return metrics, correct, rules
 
 
@@ -149,11 +152,11 @@ def _calibration(predicted: Tensor, labels: Tensor, temperatures: Tensor) -> lis
 
 
 def _at_allowed_losses(
-    test: SplitPredictions, curve: Curve, unit: Costs, rule: str, evaluation: EvaluationSettings
+    test: SplitPredictions, curve: Curve, unit: Costs, rule: type[ExitRule], evaluation: EvaluationSettings
 ) -> list[Metric]:
     """Return loss and cost on the test split at each allowed loss, which stands in the column `budget`."""
     # Accuracy of the last exit by this rule, which may take another exit's prediction
-    full = scored(test.logits, test.labels, exit_rule(rule))[1][-1].double().mean()
+    full = scored(test.logits, test.labels, rule)[1][-1].double().mean()
     found = []
     for allowed in evaluation.allowed_losses:
         # Rows are in order from the cheapest to the most cautious: take the first one within this allowed loss
@@ -167,11 +170,12 @@ def _at_allowed_losses(
 def rules_at_budgets(
     predictions: SplitPredictions, unit: Costs, method: MethodSettings, evaluation: EvaluationSettings
 ) -> Rules:
-    """Return the rule of a method at each feasible budget, with thresholds chosen on these predictions."""
-    offered = offered_to(predictions, unit, method, evaluation.points)
-    picked = at_budget(swept(predictions, unit, method.rule, offered), evaluation.budgets, unit.base)
+    """Return the rule of a method at each feasible budget, fitted and with thresholds chosen on these predictions."""
+    rule = fitted(method, predictions)
+    offered = offered_to(predictions, unit, method, rule, evaluation.points)
+    picked = at_budget(swept(predictions, unit, rule, offered), evaluation.budgets, unit.base)
     return {
-        budget: at(method.rule, offered, index)
+        budget: at(rule, offered, index)
         for budget, index in zip(evaluation.budgets, picked, strict=True)
         if index is not None
     }

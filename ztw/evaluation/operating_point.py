@@ -17,10 +17,11 @@ from ztw.errors import ZtwError, is_number
 from ztw.evaluation import predictions
 from ztw.evaluation.exit_times import SAMPLES, exit_times
 from ztw.evaluation.metrics import at_budget
+from ztw.exits.fitted_base import unfitted
 from ztw.exits.logits import check_logits
-from ztw.exits.rules import ExitRule, exit_rule, rule_name
+from ztw.exits.rules import ExitRule, exit_rule, fit_rule, rule_name
 from ztw.exits.sweep import Curve, scored, sweep
-from ztw.exits.thresholds import Candidates, RiskControlled, at, candidates
+from ztw.exits.thresholds import Candidates, RiskControlled, at, candidates, refuse_fitted
 from ztw.models.costs import fixed_exit_macs, macs
 from ztw.models.inputs import modes_kept
 from ztw.models.network import EarlyExitNetwork
@@ -138,7 +139,9 @@ def choose_threshold(
         risk: (eps, delta). A sample is lost if it leaves early with a wrong prediction, but would be right at the last
             exit. With probability 1 - delta over the draw of held-out samples, the share of lost samples is at most
             eps.
-        rule: name of the exit rule, or its class. With "fixed_exit", the exit is chosen at which to cut the network.
+        rule: name of the exit rule, or its class. With "fixed_exit", the exit is chosen at which to cut the network. A
+            rule such as "pcee" is first fitted on the same held-out samples, except for an OnnxRunner whose file has
+            the rule: the file's parameters are used. A class from `fit_rule` keeps its parameters.
         thresholds: the way to choose thresholds, one of `list_thresholds()`. None = "risk_controlled" for a risk, else
             "shared". The way "allowed_loss" (Berestizshevsky & Even 2019) takes the argument `allowed_loss` as the
             allowed loss of each exit.
@@ -174,27 +177,32 @@ def choose_threshold(
     thresholds = thresholds or wanted
     if risk is not None and thresholds != wanted:
         raise ZtwError(f"thresholds {thresholds!r}: with risk, must be 'risk_controlled' or left out")
-    rule = rule_name(exit_rule(rule))
-    _check_wish(budget, budget_ms, allowed_loss, risk)
     kind = exit_rule(rule)
+    rule = rule_name(kind)
+    if risk is not None:
+        refuse_fitted(kind)
+    _check_wish(budget, budget_ms, allowed_loss, risk)
     if isinstance(network, OnnxRunner):
         if kind.single:
             raise ZtwError(f"rule {rule}: give the network, because an exported one cannot be cut")
         outputs, labels = predict_onnx(network, held_out)
         operations, base = network.cost, network.backbone_cost
+        if network.rule is not None and unfitted(type(network.rule)) is kind:
+            kind = type(network.rule)  # the file computes the scores with its own parameters
     else:
         logits, labels = _predicted(network, held_out, batch_size, precision, progress)
         operations = fixed_exit_macs(network) if kind.single else macs(network)
         base = macs(network.backbone)
         outputs = logits if network.ensemble is None else network.ensemble(logits)
+    kind = fit_rule(outputs, labels, kind)
     cost = operations if budget_ms is None else _measured(network, held_out, kind)
     if risk is not None:
         eps, delta = risk
         way = RiskControlled(delta=delta, lowest=eps, highest=eps, steps=1)
-        offered = way.candidates(outputs, labels, cost, rule, points)
+        offered = way.candidates(outputs, labels, cost, kind, points)
     else:
-        offered = candidates(thresholds, outputs, labels, cost, rule, points)
-    curve = sweep(outputs, labels, cost, rule, offered.thresholds)
+        offered = candidates(thresholds, outputs, labels, cost, kind, points)
+    curve = sweep(outputs, labels, cost, kind, offered.thresholds)
     point = f"the cheapest operating point with rule {rule} and {thresholds} thresholds"
     if budget is not None:
         (index,) = at_budget(curve, [budget], base)
@@ -222,7 +230,7 @@ def choose_threshold(
     wish = f"{given[0]} {wishes[given[0]]}"
     mean = float(curve.exit_fraction[index] @ operations)
     return OperatingPoint(
-        rule=at(rule, offered, index),
+        rule=at(kind, offered, index),
         accuracy=float(curve.accuracy[index]),
         cost=mean,
         relative_cost=mean / base if base else math.nan,

@@ -130,7 +130,7 @@ class MicroBatch:
             self.previous = logits
         if self.ensemble is not None:
             logits = self.ensemble.append(exit, logits)
-        score, self.state = rule.score(logits, self.state)
+        score, self.state = rule.score_at(exit, logits, self.state)
         if rule.best_answers:
             self.best = better(self.best, (score, logits))
         return score, logits
@@ -222,7 +222,7 @@ def _infer_one(route: Route, sample: Batch, rule: ExitRule) -> ExitResult:
         logits = previous = exit_function(hidden, previous)
         if ensemble is not None:
             logits = ensemble.append(exit, logits)
-        score, state = rule.score(logits, state)
+        score, state = rule.score_at(exit, logits, state)
         if rule.best_answers:
             best = better(best, (score, logits))
         if score.item() > bounds[exit]:  # compared in float64, as in `sweep`

@@ -12,6 +12,7 @@ from ztw.exits.threshold_base import (
     TIE,
     Candidates,
     HeldOut,
+    RuleKind,
     ThresholdChoice,
     geometric,
     just_below,
@@ -36,7 +37,7 @@ class PerExit(ThresholdChoice):
     rounds: int = 6
 
     def candidates(
-        self, logits: Tensor, labels: Tensor, cost: Tensor, rule: str, points: int = 1000
+        self, logits: Tensor, labels: Tensor, cost: Tensor, rule: RuleKind, points: int = 1000
     ) -> Candidates:
         """Return candidates (T, K - 1), T <= `steps`, in O(T * rounds * K * N) after one sort per exit."""
         held_out = prepare_held_out("per_exit", logits, labels, cost, rule)

@@ -1,168 +1,18 @@
-"""Exit rules: a score per exit, and the bound it must exceed. `infer`, `sweep` and `simulate_exits` share them."""
+"""The exit rules, in one table, RULES, and their texts and JSON. `infer`, `sweep` and `simulate_exits` share them."""
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, TypeGuard
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
 
 from ztw.errors import ZtwError, is_number, unknown
-from ztw.tensors import as_tensor
-
-# A threshold may lie this far beyond the best score, so that no sample passes it in spite of rounding.
-BEYOND = 1.0
-State = tuple[Tensor, ...]  # tensors (N, ...) that a rule passes from exit to exit
-
-
-class ExitRule(ABC):
-    """Base class of exit rules. An instance holds the rule's parameter.
-
-    A sample leaves at the first exit where its score is STRICTLY greater than the bound. All remaining samples leave
-    at the last exit.
-
-    Attributes:
-        best_answers: True = for a sample that leaves at the last exit, the exit with the largest score predicts (on a
-            tie, the first such exit). False = the exit where a sample leaves always predicts.
-        single: True = all samples leave at one exit, `only_exit`. Then `infer` and `export_onnx` compute no other exit.
-
-    Example:
-        >>> import ztw
-        >>> ztw.MaxSoftmax(0.5).bounds(exits=3)
-        tensor([0.5000, 0.5000], dtype=torch.float64)
-    """
-
-    best_answers: ClassVar[bool] = False
-    single: ClassVar[bool] = False
-
-    @property
-    def only_exit(self) -> int | None:
-        """For a rule with `single`, the number of the exit at which all samples leave, from 1; else None."""
-        return None
-
-    @staticmethod
-    @abstractmethod
-    def score(logits: Tensor, state: State) -> tuple[Tensor, State]:
-        """Compute the scores of one exit.
-
-        Args:
-            logits: (N, C) of the exit, normalised or not.
-            state: returned by `score` at the previous exit; () at the first exit.
-
-        Returns:
-            Scores (N,), and the state for the next exit.
-        """
-
-    @property
-    @abstractmethod
-    def bound(self) -> float | tuple[float, ...]:
-        """The bound that scores must exceed, or a tuple with one bound per exit."""
-
-    @staticmethod
-    @abstractmethod
-    def grid(scores: Tensor, points: int) -> Tensor:
-        """Return parameters (T,) to sweep, from the cheapest to the most expensive.
-
-        Args:
-            scores: float64 (K, N).
-            points: resolution of the grid.
-        """
-
-    def bounds(self, exits: int) -> Tensor:
-        """Return the bounds float64 (K - 1,) of all exits but the last; exits: their number K.
-
-        Raises:
-            ZtwError: if the rule has thresholds for another number of exits.
-        """
-        bound = self.bound
-        if not isinstance(bound, tuple):
-            return torch.full((exits - 1,), bound, dtype=torch.float64)
-        if len(bound) not in (exits - 1, exits):
-            name = type(self).__name__
-            raise ZtwError(f"{name}: {len(bound)} thresholds, must be one or {exits - 1} ({exits} exits)")
-        return torch.tensor(bound[: exits - 1], dtype=torch.float64)
-
-
-def _threshold_grid(scores: Tensor, upper: float, points: int) -> Tensor:
-    """Return even steps from the smallest score to `upper`, as many quantiles, and a value below all scores.
-
-    The even steps are the paper's. The quantiles are needed because most confidences lie near 1.
-    """
-    flat = scores.double().flatten().sort().values
-    steps = torch.linspace(float(flat[0]), upper, points, dtype=torch.float64)
-    quantiles = flat[torch.linspace(0, len(flat) - 1, points).long()]
-    everything = flat[:1] - max(1e-6, 1e-6 * abs(float(flat[0])))
-    return torch.cat([everything, steps, quantiles]).unique()
-
-
-@dataclass(frozen=True)
-class ThresholdRule(ExitRule):
-    """Base class of rules that compare a score with a threshold.
-
-    A subclass implements `score` and `worst`, and sets `top`.
-
-    Args:
-        threshold: one number for all exits, or one per exit, (K - 1,) or (K,). The last of K numbers is ignored.
-
-    Attributes:
-        top: the best possible score, apart from rounding.
-        sign: 1.0, or -1.0 if a quantity must be BELOW the threshold, e.g. the entropy. `score` then returns the
-            negative quantity, and bound = -threshold.
-        strict: whether a finite threshold more than 1 beyond `top` raises ZtwError, e.g. a percentage.
-
-    Raises:
-        ZtwError: for a threshold that is NaN or not a number, and as described for `strict`.
-
-    Example:
-        >>> import ztw
-        >>> ztw.Entropy([0.25, 0.5]).bounds(exits=3)
-        tensor([-0.2500, -0.5000], dtype=torch.float64)
-    """
-
-    threshold: float | Sequence[float]
-
-    sign: ClassVar[float] = 1.0
-    top: ClassVar[float]
-    strict: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        given, name = self.threshold, type(self).__name__
-        values = as_tensor(given, f"threshold {given!r}")
-        if values.dim() > 1 or values.dtype == torch.bool or values.isnan().any():
-            raise ZtwError(f"threshold {given!r}: must be a number or one number per exit")
-        values = values.double()
-        top = self.top if self.strict else math.inf
-        if (values.isfinite() & (self.sign * values > top + BEYOND)).any():
-            end = f"at {'most' if self.sign > 0 else 'least'} {self.sign * top + 0.0:g}"
-            raise ZtwError(f"threshold {given!r}: must be {end} for {name}, its best score")
-        object.__setattr__(self, "threshold", values.item() if not values.dim() else tuple(values.tolist()))
-
-    @property
-    def bound(self) -> float | tuple[float, ...]:
-        """The threshold, or one per exit, on the scale of the scores."""
-        if isinstance(self.threshold, tuple):
-            return tuple(self.sign * value for value in self.threshold)
-        return self.sign * self.threshold  # type: ignore[operator]
-
-    @classmethod
-    def thresholds(cls, bounds: Tensor) -> Tensor:
-        """Convert bounds to thresholds of the same shape."""
-        return cls.sign * bounds + 0.0  # + 0.0 turns -0.0 into 0.0
-
-    @classmethod
-    def grid(cls, scores: Tensor, points: int) -> Tensor:
-        """Return thresholds (T,), from one that all scores exceed to one that no score exceeds. See `ExitRule.grid`."""
-        # rounding can lift a score above `top`, and no sample may pass the last threshold
-        return cls.thresholds(_threshold_grid(scores, max(cls.top, float(scores.max())), points))
-
-    @staticmethod
-    @abstractmethod
-    def worst(num_classes: int) -> float:
-        """Return the score of the uniform distribution: the lowest possible score, apart from rounding."""
+from ztw.exits.fitted_base import FittedRule, unfitted
+from ztw.exits.fitted_rules import Pcee, Temperature
+from ztw.exits.rule_base import ExitRule, State, ThresholdRule
 
 
 class MaxSoftmax(ThresholdRule):
@@ -338,6 +188,8 @@ RULES: dict[str, type[ExitRule]] = {
     "entropy": Entropy,
     "patience": Patience,
     "fixed_exit": FixedExit,
+    "pcee": Pcee,
+    "temperature": Temperature,
 }
 
 
@@ -358,15 +210,42 @@ def exit_rule(given: str | ExitRule | type[ExitRule]) -> type[ExitRule]:
     return RULES[given]
 
 
+def fit_rule(logits: Tensor, labels: Tensor, rule: str | type[ExitRule]) -> type[ExitRule]:
+    """Fit the parameters per exit of a rule on held-out samples; return its class with these parameters.
+
+    Functions such as `sweep` take the class in the place of the rule's name. A class with a threshold is a rule for
+    `infer`, `export_onnx` and `save`. Other rules have nothing to fit: their class is returned as it is, and so is a
+    class that is fitted already.
+
+    Args:
+        logits: (K, N, C), of single exits or an ensemble, not from the test split.
+        labels: int (N,).
+        rule: name of the exit rule, or its class.
+
+    Raises:
+        ZtwError: for an unknown rule, and for invalid logits or labels.
+
+    Example:
+        >>> import torch, ztw
+        >>> logits, labels = torch.randn(3, 100, 10), torch.arange(100) % 10
+        >>> kind = ztw.fit_rule(logits, labels, "temperature")
+        >>> curve = ztw.sweep(logits, labels, [1.0, 2.0, 3.0], kind)
+        >>> kind(0.9)
+        Temperature(threshold=0.9)
+    """
+    kind = exit_rule(rule)
+    return kind.fit(logits, labels) if issubclass(kind, FittedRule) and not kind.fitted else kind
+
+
 def has_parameter(given: object) -> TypeGuard[ExitRule | str]:
     """Return whether a rule has a parameter, like MaxSoftmax(0.9) and "max_softmax 0.9"."""
     return isinstance(given, ExitRule) or (isinstance(given, str) and len(given.split()) > 1)
 
 
 def rule_name(kind: type[ExitRule]) -> str:
-    """Return the name of a rule's class in RULES; raise ZtwError if it is not there."""
+    """Return the name of a rule's class, fitted or not, in RULES; raise ZtwError if it is not there."""
     for name, known in RULES.items():
-        if kind is known:
+        if unfitted(kind) is known:
             return name
     raise unknown("exit rule", kind.__name__, (known.__name__ for known in RULES.values()))
 
@@ -408,10 +287,12 @@ def _shown(given: object) -> str:
 
 def exit_scores(logits: Tensor, rule: type[ExitRule]) -> Tensor:
     """Compute the scores float64 (K, N) of a rule at every exit for logits (K, N, C)."""
+    if issubclass(rule, FittedRule):
+        rule.check_exits(len(logits))
     scores: list[Tensor] = []
     state: State = ()
-    for exit_logits in logits:
-        score, state = rule.score(exit_logits, state)
+    for exit, exit_logits in enumerate(logits):
+        score, state = rule.score_at(exit, exit_logits, state)
         scores.append(score.double())
     return torch.stack(scores)
 
@@ -419,7 +300,7 @@ def exit_scores(logits: Tensor, rule: type[ExitRule]) -> Tensor:
 def describe_rule(rule: ExitRule) -> dict[str, Any]:
     """Convert a rule to JSON, e.g. {"rule": "entropy", "threshold": 0.1}; one threshold per exit becomes a list.
 
-    `rule_from` restores the rule exactly.
+    A fitted rule also has its parameters under "fitted", a list per exit. `rule_from` restores the rule exactly.
 
     Raises:
         ZtwError: for a rule that is not in RULES.
@@ -428,6 +309,8 @@ def describe_rule(rule: ExitRule) -> dict[str, Any]:
     for field in fields(rule):  # type: ignore[arg-type]
         value = getattr(rule, field.name)
         described[field.name] = list(value) if isinstance(value, tuple) else value
+    if isinstance(rule, FittedRule):
+        described["fitted"] = [list(row) for row in rule.fitted]
     return described
 
 
@@ -437,6 +320,10 @@ def rule_from(described: dict[str, Any]) -> ExitRule:
         raise ZtwError(f"exit rule {described!r}: must be a mapping with the rule's name under 'rule'")
     kind = exit_rule(described["rule"])
     given = {key: value for key, value in described.items() if key != "rule"}
+    if issubclass(kind, FittedRule):
+        if "fitted" not in given:
+            raise ZtwError(f"{described['rule']}: the key 'fitted' is missing")
+        kind = kind.with_parameters(given.pop("fitted"))
     known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
     if given.keys() != set(known):
         raise ZtwError(f"{described['rule']}: has parameters {sorted(given)}, must be {', '.join(known)}")

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from ztw.errors import ZtwError
 from ztw.exits.logits import check_logits
-from ztw.exits.rules import ThresholdRule, exit_rule
+from ztw.exits.rules import ExitRule, ThresholdRule, exit_rule, rule_name
 from ztw.exits.sweep import scored
 
+RuleKind = str | type[ExitRule]  # name of a rule, or its class
 TIE = 1e-9  # objectives that differ by less are equal
 
 
@@ -49,7 +50,7 @@ class ThresholdChoice(ABC):
 
     @abstractmethod
     def candidates(
-        self, logits: Tensor, labels: Tensor, cost: Tensor, rule: str, points: int = 1000
+        self, logits: Tensor, labels: Tensor, cost: Tensor, rule: RuleKind, points: int = 1000
     ) -> Candidates:
         """Compute candidates from held-out data.
 
@@ -57,7 +58,7 @@ class ThresholdChoice(ABC):
             logits: (K, N, C), of single exits or an ensemble.
             labels: int (N,).
             cost: (K,), cumulative multiply-accumulate operations (MACs).
-            rule: name of an exit rule, see `list_rules`.
+            rule: name of an exit rule, see `list_rules`; or its class, which a fitted rule always is.
             points: resolution of a grid of thresholds.
 
         Returns:
@@ -91,14 +92,14 @@ class HeldOut:
         return self.kind.top + 1.0
 
 
-def prepare_held_out(choice: str, logits: Tensor, labels: Tensor, cost: Tensor, rule: str) -> HeldOut:
+def prepare_held_out(choice: str, logits: Tensor, labels: Tensor, cost: Tensor, rule: RuleKind) -> HeldOut:
     """Compute the scores and correct predictions of held-out data; see `ThresholdChoice.candidates`.
 
     `choice` is the name in THRESHOLDS, for error messages.
     """
     kind = exit_rule(rule)
     if not issubclass(kind, ThresholdRule):
-        raise ZtwError(f"thresholds {choice!r}: the rule {rule} has no threshold; use 'shared'")
+        raise ZtwError(f"thresholds {choice!r}: the rule {rule_name(kind)} has no threshold; use 'shared'")
     logits, labels, cost = check_logits(logits, labels, cost)
     return HeldOut(kind, *scored(logits, labels, kind), cost / cost[-1], logits.shape[2])
 

@@ -12,14 +12,16 @@ from scipy.special import betaincinv
 from torch import Tensor
 
 from ztw.errors import ZtwError, unknown
+from ztw.exits.fitted_base import FittedRule
 from ztw.exits.logits import check_logits, class_labels
 from ztw.exits.per_exit_thresholds import PerExit
-from ztw.exits.rules import ExitRule, exit_rule, exit_scores
+from ztw.exits.rules import ExitRule, exit_rule, exit_scores, rule_name
 from ztw.exits.sweep import departures, own_grid
 from ztw.exits.threshold_base import (
     TIE,
     Candidates,
     HeldOut,
+    RuleKind,
     ThresholdChoice,
     geometric,
     just_below,
@@ -32,7 +34,7 @@ NAMED = 20  # number of classes that an error names
 
 
 def candidates(
-    choice: str, logits: Tensor, labels: Tensor, cost: Tensor, rule: str, points: int = 1000
+    choice: str, logits: Tensor, labels: Tensor, cost: Tensor, rule: RuleKind, points: int = 1000
 ) -> Candidates:
     """Compute the candidates of an entry of THRESHOLDS, see `ThresholdChoice.candidates`."""
     if choice not in THRESHOLDS:
@@ -40,7 +42,7 @@ def candidates(
     return THRESHOLDS[choice].candidates(logits, labels, cost, rule, points)
 
 
-def at(rule: str, candidates: Candidates, index: int) -> ExitRule:
+def at(rule: RuleKind, candidates: Candidates, index: int) -> ExitRule:
     """Return the rule with the thresholds of one candidate."""
     value = candidates.thresholds[index].tolist()
     return exit_rule(rule)(value)  # type: ignore[call-arg]
@@ -51,7 +53,7 @@ class Shared(ThresholdChoice):
     """One threshold for all exits, from the rule's own grid. `Candidates.parameter` is the threshold."""
 
     def candidates(
-        self, logits: Tensor, labels: Tensor, cost: Tensor, rule: str, points: int = 1000
+        self, logits: Tensor, labels: Tensor, cost: Tensor, rule: RuleKind, points: int = 1000
     ) -> Candidates:
         """Return candidates (T,), about 2 * `points` of them."""
         kind = exit_rule(rule)
@@ -75,7 +77,7 @@ class AllowedLoss(ThresholdChoice):
     steps: int = 100
 
     def candidates(
-        self, logits: Tensor, labels: Tensor, cost: Tensor, rule: str, points: int = 1000
+        self, logits: Tensor, labels: Tensor, cost: Tensor, rule: RuleKind, points: int = 1000
     ) -> Candidates:
         """Return candidates (T, K - 1). One sort per exit serves all eps, O(K N log N)."""
         held_out = prepare_held_out("allowed_loss", logits, labels, cost, rule)
@@ -122,9 +124,10 @@ class RiskControlled(ThresholdChoice):
     steps: int = 60
 
     def candidates(
-        self, logits: Tensor, labels: Tensor, cost: Tensor, rule: str, points: int = 1000
+        self, logits: Tensor, labels: Tensor, cost: Tensor, rule: RuleKind, points: int = 1000
     ) -> Candidates:
         """Return candidates (T,). One pass computes the risk at all thresholds."""
+        refuse_fitted(exit_rule(rule))
         held_out = prepare_held_out("risk_controlled", logits, labels, cost, rule)
         _check_every_class(labels, held_out.num_classes)
         bounds = _fixed_grid(held_out, points)
@@ -140,6 +143,15 @@ class RiskControlled(ThresholdChoice):
         passed = torch.searchsorted(upper.cummax(0).values, eps, side="right")
         closed_first = torch.cat([bounds.new_full((1,), held_out.closed_bound), bounds])
         return Candidates(eps, held_out.kind.thresholds(closed_first[passed]))
+
+
+def refuse_fitted(kind: type[ExitRule]) -> None:
+    """Raise ZtwError for a rule that is fitted on the held-out samples: a guarantee needs other samples."""
+    if issubclass(kind, FittedRule):
+        raise ZtwError(
+            f"thresholds 'risk_controlled': the rule {rule_name(kind)} is fitted on the held-out samples, so there is"
+            " no guarantee; use another rule, or choose other thresholds"
+        )
 
 
 def _check_every_class(labels: Tensor, num_classes: int) -> None:

@@ -46,7 +46,7 @@ class AllExits(nn.Module):
             logits = previous = self.network.exit_function(exit)(hidden, previous)
             if self.ensemble is not None:
                 logits, members = self.ensemble(exit, logits, members)
-            score, state = self.rule.score(logits, state)
+            score, state = self.rule.score_at(exit, logits, state)
             if self.rule.best_answers:
                 best = better(best, (score, logits))
             outputs += [logits, score.float()]

@@ -19,6 +19,7 @@ from torch import Tensor
 from ztw.batch import Batch, InputSpec, tensors_of
 from ztw.device import device_name
 from ztw.errors import ZtwError, reason
+from ztw.exits.fitted_base import unfitted
 from ztw.exits.inference import ExitResult
 from ztw.exits.rules import ExitRule, as_rule, rule_from
 from ztw.files import check_seal, sealed
@@ -198,9 +199,13 @@ class OnnxRunner:
         known, bounds = self._last
         if rule is not known:  # cached, because this runs once per call
             if type(rule) is not type(self.rule):
-                raise ZtwError(
-                    f"{self.path}: exported for {type(self.rule).__name__}, not for {type(rule).__name__}"
+                names = f"{type(self.rule).__name__}, not for {type(rule).__name__}"
+                fitted = (
+                    " with other fitted parameters"
+                    if unfitted(type(rule)) is unfitted(type(self.rule))
+                    else ""
                 )
+                raise ZtwError(f"{self.path}: exported for {names}{fitted}")
             bounds = float32_below(rule.bounds(self.exits))
             self._last = (rule, bounds)
         return {BOUNDS: bounds}

@@ -18,7 +18,7 @@ from ztw.catalogue.architectures import (
     smallest_image,
 )
 from ztw.catalogue.datasets import DATASETS
-from ztw.catalogue.parts import EXIT_WEIGHTS, has_threshold, known
+from ztw.catalogue.parts import EXIT_WEIGHTS, has_threshold, is_fitted, known
 from ztw.catalogue.torchvision import TORCHVISION_BLOCKS, TORCHVISION_PREFIX
 from ztw.errors import ZtwError
 from ztw.study.images import image_channels, image_size, is_streamed
@@ -163,6 +163,11 @@ def _check_method(study: Study, name: str) -> None:
         raise ZtwError(
             f"methods.{name}.thresholds: {method.thresholds!r}: the rule {method.rule} has no threshold;"
             " leave it out"
+        )
+    if is_fitted(method.rule) and method.thresholds == "risk_controlled":
+        raise ZtwError(
+            f"methods.{name}.thresholds: risk_controlled: the rule {method.rule} is fitted on the same images, so"
+            " there is no guarantee; use another rule or other thresholds"
         )
 
 
