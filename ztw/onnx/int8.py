@@ -19,6 +19,8 @@ from ztw.tensors import as_tensor
 
 BATCH = 32  # samples per batch of the calibration
 SCOPES = "pkg.torch.onnx.name_scopes"  # the exporter's note of the modules that a node is from
+# A classifier inside a stage is of a model of a cascade
+STAGE, CLASSIFIER = ".stages.", ".backbone.classifier"
 
 
 def quantised(flat: ModelProto, inputs: InputSpec, given: Any) -> ModelProto:
@@ -76,7 +78,8 @@ def _in_int8(flat: ModelProto) -> list[str]:
         or (
             node.op_type in ("Gemm", "MatMul")
             and not weights.isdisjoint(node.input)
-            and any(".stages." in name for name in _origin(node))
+            and any(STAGE in name for name in _origin(node))
+            and not any(CLASSIFIER in name for name in _origin(node))
         )
     ]
 
