@@ -540,7 +540,8 @@ def test_int8_that_cannot_be_is_one_line(keys, row, error):
         ),
         (
             {"a": {"static": "resnet14", "distillation": {"teacher": "sdn"}}},
-            "methods.a.distillation.teacher: 'sdn' is unknown; known: resnet14, a; a teacher is a static row, not in int8",
+            "methods.a.distillation.teacher: 'sdn' is unknown; known: resnet14, a; a teacher is a static row,"
+            " not in int8",
         ),
         (
             {
