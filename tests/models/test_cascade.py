@@ -141,6 +141,7 @@ def test_models_in_int8_predict_as_alone(tmp_path):
     network, samples = cascade()
     path = ztw.export_onnx(network, "max_softmax 0.8", tmp_path / "all.onnx", quantise=samples)
     together = ztw.OnnxRunner(path, cache=False).logits(samples)
+    assert isinstance(network.backbone, ModelCascade)
     for member, logits in zip(network.backbone.members, together, strict=True):
         path = ztw.export_onnx(member, None, tmp_path / "one.onnx", quantise=samples)
         alone = ztw.OnnxRunner(path, cache=False).logits(samples)[0]

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from itertools import product
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -489,7 +489,7 @@ def test_an_int8_row_shares_the_network_of_the_same_row_in_float():
     assert study.families["sdn-int8"] == study.families["sdn"]
 
 
-INT8 = {"latency": {"batch_sizes": []}}
+INT8: dict[str, Any] = {"latency": {"batch_sizes": []}}
 
 
 @pytest.mark.parametrize(
