@@ -29,7 +29,7 @@ SHOWN = (
 )
 REFERENCE = (
     "time: 100 % is the backbone alone in the runtime that is fastest for it; differs: share of the timed images that"
-    " leave elsewhere or get another class than in pytorch, in the same precision"
+    " leave elsewhere or get another class than in pytorch"
 )
 
 
