@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PrivateAttr
 
 from ztw.errors import is_number
+from ztw.study.kinds import CASCADE, EARLY_EXITS, FIXED_EXIT, STATIC
 from ztw.study.logits_settings import LogitsSet, LogitsSettings
 from ztw.study.section import Listed, Name, Section, Unique, key, one_of, part
 from ztw.study.training_settings import BackboneSettings, DistillationFrom, IcSet, IcsSettings, OwnRecipe
@@ -281,6 +282,14 @@ class CellNames(Section):
     )
 
 
+def _kind(method: MethodSettings) -> str:
+    if method.static:
+        return STATIC
+    if method.cascade_of:
+        return CASCADE
+    return FIXED_EXIT if method.rule == "fixed_exit" else EARLY_EXITS
+
+
 # Of a study from logits
 NO_ICS = IcsSettings.model_construct(sets={})
 
@@ -356,6 +365,11 @@ class Study(HardwareSettings, CellNames):
     def families(self) -> dict[str, str]:
         """Family of each method, by how its exits are trained and connected. Static networks have none."""
         return {name: self._family(method) for name, method in self.methods.items() if not method.static}
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        """Kind of each method, see `ztw.study.kinds`."""
+        return {name: _kind(method) for name, method in self.methods.items()}
 
     def _family(self, method: MethodSettings) -> str:
         if method.cascade_of:
