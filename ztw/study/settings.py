@@ -54,6 +54,13 @@ class DataSettings(Section):
     root: str | None = key(
         "Folder for data sets. `null`: `$ZTW_DATA` if it is set, else `~/.cache/ztw`.", None
     )
+    training_images: int | None = key(
+        "Number of training images to use, before the validation split is taken: equal shares of all classes,"
+        " drawn by the seed. `null`: all.",
+        None,
+        ge=2,
+        unit="images",
+    )
     validation_fraction: float = key(
         "Share of each class for the validation split: no network is trained on it, thresholds are"
         " chosen on it. `0`: train on all images, as the released code does.",
