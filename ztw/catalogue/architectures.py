@@ -48,7 +48,7 @@ def smallest_image(arch: str) -> int:
 
 
 def blocks(arch: str) -> int | None:
-    """Return the number of blocks: 3n for a CIFAR ResNet of 6n + 2 layers. None = unknown before timm builds the model."""
+    """Return the number of blocks: 3n for a CIFAR ResNet of 6n + 2 layers; None for a timm model, not yet built."""
     if arch in own("backbone"):
         return own("backbone")[arch]["blocks"]
     if arch.startswith(TIMM_PREFIX):

@@ -27,7 +27,9 @@ def check_timm_name(arch: str, label: str = "architecture") -> None:
         raise ZtwError(f'{label}: {arch!r} needs the package timm: pip install "ztw[timm]"')
     if name not in known:
         near = get_close_matches(name, known, n=3, cutoff=0.5)
-        similar = f"similar: {', '.join(TIMM_PREFIX + other for other in near)}" if near else "no similar name"
+        similar = (
+            f"similar: {', '.join(TIMM_PREFIX + other for other in near)}" if near else "no similar name"
+        )
         raise ZtwError(f"{label}: {arch!r} is unknown to timm; {similar}; timm.list_models() lists all names")
 
 

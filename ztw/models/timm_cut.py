@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import timm
+from torch import nn
 
 from ztw.catalogue.timm import TIMM_PREFIX
 from ztw.errors import ZtwError
@@ -16,7 +17,8 @@ def cut(arch: str, num_classes: int, channels: int, size: int) -> Backbone:
     """Build a timm model with random weights as a Backbone. Arguments as in `build_backbone`.
 
     A model whose weights depend on the size of the images, such as a vision transformer, is built for this size.
-    Weights have timm's names with the prefix `stages.<i>.` or `classifier.`.
+    The last Linear has PyTorch's initial weights. timm's are ten times as large in EfficientNets, too large to
+    fine-tune a network with a new last layer. Weights have timm's names with the prefix `stages.<i>.` or `classifier.`.
 
     Args:
         arch: "timm/<name>"; `ztw.catalogue.timm.check_timm_name` has checked it.
@@ -34,6 +36,9 @@ def cut(arch: str, num_classes: int, channels: int, size: int) -> Backbone:
         raise ZtwError(
             f"{arch}: cannot be built for {channels} channels of {size}x{size} pixels ({reason})"
         ) from error
+    last = cast(Any, model).get_classifier()  # of all of timm's models
+    if isinstance(last, nn.Linear):
+        last.reset_parameters()
     try:
         backbone = as_backbone(model, (channels, size, size))
     except ZtwError as error:
