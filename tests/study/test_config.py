@@ -324,7 +324,7 @@ def test_what_an_architecture_does_not_have_is_refused_in_its_cells_only(key, va
 
 def test_a_timm_model_may_have_any_number_of_blocks():
     """timm is not imported here, so the placement is checked when the network is built."""
-    config = changed("archs", ["timm/test_resnet"])
+    config = changed("archs", ["timm/test_resnet"]) | {"evaluation": {"protocols": ["held-out"]}}
     for placement in ("all", "every 30", [0, 77], [0.2, 0.7]):
         config["ics"] |= {"placement": placement}
         check_study(config)
