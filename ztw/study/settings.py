@@ -55,6 +55,13 @@ class DataSettings(Section):
     root: str | None = key(
         "Folder for data sets. `null`: `$ZTW_DATA` if it is set, else `~/.cache/ztw`.", None
     )
+    training_images: int | None = key(
+        "Number of training images to use, the validation split included: the same share of each class, drawn by"
+        " the seed. `null`: all.",
+        None,
+        ge=2,
+        unit="images",
+    )
     validation_fraction: float = key(
         "Share of each class for the validation split: no network is trained on it, thresholds are"
         " chosen on it. `0`: train on all images, as the released code does.",
@@ -274,8 +281,8 @@ class CellNames(Section):
         " names under `data.image_folders`. In a study from logits: any names."
     )
     archs: Listed[str] = key(
-        'Names of networks (`resnet20`, `torchvision/resnet50`, ...); see section "Architectures". In a study from'
-        " logits: any names."
+        'Names of networks (`resnet20`, `torchvision/resnet50`, `timm/resnet50`, ...); see section "Architectures".'
+        " In a study from logits: any names."
     )
     seeds: Listed[Annotated[int, Field(ge=0)]] = key(
         "Random seeds for the validation split, initial weights, order of images and augmentation."
