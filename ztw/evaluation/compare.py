@@ -62,7 +62,11 @@ def compare_exported(
     only = None if rule is None else as_rule(rule).only_exit
     exits = network.exits if only is None else 1
     other = only is not None and as_rule(rule) != runner.rule  # type: ignore[arg-type]
-    if rule is None or other or (exits, network.backbone.num_classes) != (runner.exits, runner.form.num_classes):
+    if (
+        rule is None
+        or other
+        or (exits, network.backbone.num_classes) != (runner.exits, runner.form.num_classes)
+    ):
         raise ZtwError(f"{runner.path}: was not exported from this network")
     logits, labels = predict(network, held_out, progress=False)
     before = logits if network.ensemble is None else network.ensemble(logits)
