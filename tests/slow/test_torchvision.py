@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 import torchvision
 from torchvision_models import assert_cut_whole, check_stages
 
