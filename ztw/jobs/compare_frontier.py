@@ -108,8 +108,8 @@ def _timed(points: Mapping[str, Mapping[str, Point]], times: pd.DataFrame) -> di
 
 
 def _with_times(points: Mapping[str, Mapping[str, Point]], rows: pd.DataFrame) -> Iterator[Point]:
-    fastest = rows.groupby(["method", "budget"], sort=False)["relative_time"].min()
-    for (method, budget), time in fastest.items():  # type: ignore[misc]
+    fastest = rows.groupby(["method", "budget"], sort=False)["relative_time"].min().reset_index()
+    for method, budget, time in fastest.itertuples(index=False, name=None):
         # A static network is timed without a budget, and the same at all budgets
         at = "max" if budget == INFEASIBLE else budget
         own = points.get(method, {})
