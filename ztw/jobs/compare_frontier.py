@@ -96,15 +96,21 @@ def at_budget(curve: pd.DataFrame, budget: str) -> Mapping[str, float]:
         curve: in order of relative_cost.
     """
     if budget == "max":
-        return dict(curve.loc[curve["accuracy"].idxmax()])
-    within = curve[curve["relative_cost"] <= float(budget) * (1 + 1e-6)]  # published costs are float32
-    return dict(within.iloc[-1])
+        rows = curve[curve["accuracy"].eq(curve["accuracy"].max())].head(1)
+    else:
+        rows = curve[curve["relative_cost"] <= float(budget) * (1 + 1e-6)].tail(
+            1
+        )  # published costs are float32
+    return {name: float(rows[name].iloc[0]) for name in ("relative_cost", "accuracy")}
 
 
 def _timed(points: Mapping[str, Mapping[str, Point]], times: pd.DataFrame) -> dict[str, list[Point]]:
     """Return unit -> points whose cost is the measured time, each in the runtime that is fastest for it."""
     methods = times[times["method"].ne(BACKBONE)]
-    return {time_unit(size): list(_with_times(points, rows)) for size, rows in methods.groupby("batch_size")}
+    sizes = sorted(map(int, methods["batch_size"].unique()))
+    return {
+        time_unit(size): list(_with_times(points, methods[methods["batch_size"].eq(size)])) for size in sizes
+    }
 
 
 def _with_times(points: Mapping[str, Mapping[str, Point]], rows: pd.DataFrame) -> Iterator[Point]:
