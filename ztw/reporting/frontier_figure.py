@@ -52,7 +52,7 @@ def draw_frontier(table: pd.DataFrame, title: str) -> Figure:
 def _name_changes(axes: Axes, rows: pd.DataFrame, colour: tuple[float, ...], above: bool) -> None:
     for row in rows[rows["method"].ne(rows["method"].shift())].itertuples():
         axes.annotate(
-            row.method,
+            str(row.method),
             (row.budget, row.accuracy),
             textcoords="offset points",
             xytext=(0, 6 if above else -11),
