@@ -64,7 +64,7 @@ def test_the_sentence_names_ranges_of_budgets():
 def test_without_a_rival_the_sentence_says_so():
     alone = early(0.5, "", NAN, NAN)
     assert sentence("d", "net", "MACs", [alone]) == (
-        "d, net: no early exits to compare with a static network, a cascade or a fixed exit in MACs."
+        "d, net: no static network, cascade or fixed exit within the budgets to compare early exits with."
     )
 
 

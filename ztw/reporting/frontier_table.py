@@ -44,8 +44,8 @@ def read_frontier(path: Path | str) -> pd.DataFrame:
 
 
 def sentences(path: Path | str) -> list[str]:
-    """Return what the frontier amounts to: one line per data set, architecture and unit."""
-    return [sentence(*where, rows) for where, rows in _groups(read_frontier(path))]
+    """Return what the frontier amounts to: one line per data set, architecture and unit; equal lines once."""
+    return list(dict.fromkeys(sentence(*where, rows) for where, rows in _groups(read_frontier(path))))
 
 
 def _groups(table: pd.DataFrame) -> Iterator[tuple[tuple[str, str, str], list[dict[Any, Any]]]]:
@@ -113,7 +113,9 @@ def sentence(dataset: str, arch: str, unit: str, rows: Sequence[Row]) -> str:
     compared = [row for row in rows if row["kind"] == EARLY_EXITS and _is_compared(row)]
     start = f"{dataset}, {arch}: "
     if not compared:
-        return f"{start}no early exits to compare with a static network, a cascade or a fixed exit in {unit}."
+        return (
+            f"{start}no static network, cascade or fixed exit within the budgets to compare early exits with."
+        )
     parts = [_part(unit, word, list(own)) for word, own in groupby(compared, key=verdict)]
     return f"{start}{'; '.join(parts)}."
 
