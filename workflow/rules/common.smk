@@ -106,6 +106,7 @@ TITLES = {figure_title(*names): names for names in study.cells}
 # The tables and figures.
 RESULTS = [LAYOUT.table("accuracy_at_budget", kind) for kind in ("csv", "md", "tex")]
 RESULTS += [LAYOUT.table(name) for name in ("comparison", "per_exit", "allowed_loss")]
+RESULTS += [LAYOUT.table("training")]
 RESULTS += [LAYOUT.table("latency", kind) for kind in ("csv", "md") if TIMED]
 RESULTS += [LAYOUT.table("frontier", kind) for kind in ("csv", "md") if FRONTIER]
 RESULTS += [LAYOUT.figure(title, figure) for title in TITLES for figure in FIGURES]

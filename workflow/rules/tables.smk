@@ -27,6 +27,7 @@ rule aggregate:
         ),
         per_exit=LAYOUT.table("per_exit"),
         allowed_loss=LAYOUT.table("allowed_loss"),
+        training=LAYOUT.table("training"),
         times=[LAYOUT.table("latency", kind) for kind in ("csv", "md") if TIMED],
     log:
         LAYOUT.log("aggregate"),
