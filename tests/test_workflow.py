@@ -613,6 +613,30 @@ def test_a_plugin_runs_in_the_workflow(finished, tmp_path):
     assert broken.stdout == "error: rule 'margin': scores depend on the other samples of the batch\n"
 
 
+def test_every_network_in_int8_is_a_job(tmp_path):
+    """An IC set in the cell, static networks in cells of their own, each once for all methods."""
+    methods = {
+        "sdn-int8": {"ics": "independent", "int8": True},
+        "pabee-int8": {"ics": "independent", "rule": "patience", "int8": True},
+        "resnet14": {"static": "resnet14"},
+        "resnet8": {"static": "resnet8"},
+        "resnet8-int8": {"static": "resnet8", "int8": True},
+        "both-int8": {"cascade_of": ["resnet8", "resnet14"], "ensemble": "few", "int8": True},
+    }
+    config = changed_config(tmp_path, methods=methods, latency={"batch_sizes": []}, seeds=[0])
+    done = run(tmp_path, config, "--", "--dry-run")
+    assert done.returncode == 0, shown(done)
+    jobs = re.findall(r"^rule predict_int8:\n(?:    .*\n)*?    wildcards: (.*)", done.stdout, re.M)
+    assert sorted(jobs) == [
+        f"dataset=digits, arch={arch}, seed=0, network={network}"
+        for arch, network in (
+            ("resnet14", "backbone.alone"),
+            ("resnet8", "backbone.alone"),
+            ("resnet8", "independent"),
+        )
+    ]
+
+
 @pytest.mark.parametrize("config", sorted(ROOT.glob("config/*.yaml")), ids=lambda path: path.name)
 def test_dry_run_of_every_shipped_config(config, tmp_path):
     """Every rule with `share_of_cores` also has an entry in the Slurm profile's set-threads."""

@@ -67,13 +67,14 @@ def layout(tmp_path, monkeypatch) -> Layout:
         found.backbone(CELL),
         found.ics(CELL, "i"),
         found.predictions(CELL, "i", "validation"),
+        found.int8_predictions(CELL, "i", "validation"),
         found.ensemble(CELL, "i", "geometric"),
     ):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(file.name)
     metadata(found.ensemble(CELL, "i", "geometric")).write_text(json.dumps(ENSEMBLE))
     monkeypatch.setattr("ztw.jobs.measure_latency.CellNetworks", Networks)
-    monkeypatch.setattr("ztw.jobs.latency_bench.cell_splits", lambda *_: {"test": IMAGES})
+    monkeypatch.setattr("ztw.jobs.latency_bench.cell_splits", lambda *_: {"test": IMAGES, "train": IMAGES})
     return found
 
 
@@ -83,6 +84,8 @@ METHODS = {
     "entropy": MethodSettings(ics="i", rule="entropy"),
     "ensemble": MethodSettings(ics="i", rule="max_softmax", ensemble="geometric"),
     "small": MethodSettings(static="resnet8"),
+    "sdn-int8": MethodSettings(ics="i", rule="max_softmax", int8=True),
+    "small-int8": MethodSettings(static="resnet8", int8=True),
 }
 
 
@@ -93,7 +96,7 @@ def plan_of(
     plan = MeasureLatencySettings(
         images=DataSettings(),
         build=BackboneBuild(),
-        statics={"small": StaticNetwork("resnet8", "resnet8", BackboneBuild())},
+        statics=dict.fromkeys(("small", "small-int8"), StaticNetwork("resnet8", "resnet8", BackboneBuild())),
         sets={"i": IcSet(connection="independent", epochs=1)},
         methods={name: METHODS[name] for name in names},
         evaluation=EvaluationSettings(budgets=(0.8, "max"), points=50),
@@ -171,10 +174,12 @@ def test_a_failure_in_onnx_runtime_is_reported_and_has_no_row(
         def __call__(self, *_, **__) -> None:
             raise error
 
-    def refuse(*_):
+    def refuse(*_, **__):
         raise error
 
-    monkeypatch.setattr("ztw.jobs.exports.write_onnx", refuse if place == "export" else lambda *_: None)
+    monkeypatch.setattr(
+        "ztw.jobs.exports.export_onnx", refuse if place == "export" else lambda *_, **__: None
+    )
     monkeypatch.setattr("ztw.jobs.exports.OnnxRunner", Failing)
     found, said = measured(tmp_path, plan_of(["sdn", "entropy"], "pytorch", "onnxruntime", sizes=(8,)))
     assert {row["runtime"] for row in found["rows"]} == {"pytorch"}
@@ -195,11 +200,26 @@ def test_different_predictions_are_reported(tmp_path, monkeypatch):
         def __call__(self, images: torch.Tensor, rule: ztw.ExitRule | None = None) -> ztw.ExitResult:
             return ztw.ExitResult(torch.zeros(len(images), 5), torch.full((len(images),), 9))
 
-    monkeypatch.setattr("ztw.jobs.exports.write_onnx", lambda *_: None)
+    monkeypatch.setattr("ztw.jobs.exports.export_onnx", lambda *_, **__: None)
     monkeypatch.setattr("ztw.jobs.exports.OnnxRunner", Wrong)
     rows, said = timed(tmp_path, ["sdn"], "pytorch", "onnxruntime", sizes=(8,))
     assert [row["differs"] for row in rows if row["runtime"] == "onnxruntime"] == [1.0] * 3
     assert "sdn at budget 0.8: 100% of the predictions differ in ONNX Runtime" in said
+
+
+def test_int8_is_timed_in_onnx_runtime_only(tmp_path):
+    rows, said = timed(tmp_path, ["sdn-int8", "small-int8"], "pytorch", "onnxruntime", sizes=(8,))
+    own = [row for row in rows if row["method"] != BACKBONE]
+    found = [(row["method"], row["budget"]) for row in own]
+    assert found == [("sdn-int8", 0.8), ("sdn-int8", "max"), ("small-int8", None)]
+    assert {(row["runtime"], row["precision"], row["differs"]) for row in own} == {
+        ("onnxruntime", "int8", None)
+    }
+    assert {row["precision"] for row in rows if row["method"] == BACKBONE} == {"fp32"}
+    assert all(row["median_ms"] > 0 for row in rows)
+    assert said[-1].startswith("100 %  sdn-int8 to small-int8")
+    assert said[-1].endswith("0:00 left")
+    assert not any(isinstance(line, Note) for line in said)
 
 
 PACKAGES = "ONNX: the package onnx is not installed; pip install 'ztw[onnx]'"

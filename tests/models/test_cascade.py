@@ -136,6 +136,18 @@ def test_int8_and_the_last_model_alone(tmp_path):
     torch.testing.assert_close(runner(samples).logits, network(samples)[-1].detach(), atol=1e-4, rtol=1e-4)
 
 
+def test_models_in_int8_predict_as_alone(tmp_path):
+    """The classifiers of all models stay in float32, as in a file of one model."""
+    network, samples = cascade()
+    path = ztw.export_onnx(network, "max_softmax 0.8", tmp_path / "all.onnx", quantise=samples)
+    together = ztw.OnnxRunner(path, cache=False).logits(samples)
+    assert isinstance(network.backbone, ModelCascade)
+    for member, logits in zip(network.backbone.members, together, strict=True):
+        path = ztw.export_onnx(member, None, tmp_path / "one.onnx", quantise=samples)
+        alone = ztw.OnnxRunner(path, cache=False).logits(samples)[0]
+        torch.testing.assert_close(logits, alone, atol=1e-4, rtol=1e-4)
+
+
 def test_backbones_are_saved_by_their_arguments_and_copied(tmp_path):
     members = [ztw.build_backbone("resnet8", 5, 1, 10), ztw.build_backbone("resnet14", 5, 1, 10)]
     network = ztw.model_cascade([members[0], ztw.EarlyExitNetwork(members[1], [], (), "independent")])

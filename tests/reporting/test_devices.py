@@ -44,6 +44,11 @@ def test_only_mixed_tables_have_a_note(rows):
     }
 
 
+def test_methods_in_int8_are_not_mixed(rows):
+    other = [{**row, **part("x", precision="int8")} if row["seed"] else row for row in rows]
+    assert mixed(other) == {}
+
+
 @pytest.mark.parametrize("change", [{"host": "node2"}, {"threads": 1}])
 def test_nodes_of_one_kind_are_not_mixed(rows, change):
     alike = [{**row, **part("x"), **change} if row["seed"] else row for row in rows if row["arch"] == "a"]

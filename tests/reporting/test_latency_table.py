@@ -62,6 +62,17 @@ def test_times_stand_beside_accuracy_and_cost(tmp_path):
     assert "measured on cpu, 2 threads, batch size 1, pytorch in fp32; time: 100 % is" in text
 
 
+def test_a_row_in_int8_says_so_and_differs_from_nothing(tmp_path):
+    rows = [row(BACKBONE, None, 100.0), row(BACKBONE, None, 200.0, "onnxruntime", median=0.5)]
+    rows.append({**row("small", None, 400.0, "onnxruntime"), "precision": "int8", "differs": None})
+    table = latency_table([written(tmp_path, rows)], results(result([])))
+    write_latency(table, {}, str(tmp_path / "l.csv"), str(tmp_path / "l.md"))
+    text = Path(tmp_path / "l.md").read_text()
+    assert "| small |  | onnxruntime int8 | - | - | 50% | 50% | 1.00 | 2.00 | 400 | - |" in text
+    assert "pytorch in fp32, onnxruntime in fp32, onnxruntime in int8; time" in text
+    assert math.isnan(read_latency(tmp_path / "l.csv", "d", "a")["differs"].iloc[-1])
+
+
 def test_a_static_network_has_no_budget(tmp_path):
     rows = [row(BACKBONE, None, 100.0), row("resnet8", None, 400.0)]
     exits = [metric("accuracy", 0.8, exit=1), metric("relative_cost", 0.3, exit=1)]

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from itertools import product
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -508,6 +508,54 @@ def test_a_static_row_may_have_a_training_of_its_own():
     assert set(study.cells) == {("digits", "resnet8")}
 
 
+def test_an_int8_row_shares_the_network_of_the_same_row_in_float():
+    rows = {
+        "long": {"static": "resnet14", "epochs": 3},
+        "long-int8": {"static": "resnet14", "epochs": 3, "int8": True},
+        "longer-int8": {"static": "resnet14", "epochs": 4, "int8": True},
+        "both-int8": {"cascade_of": ["resnet14", "long"], "int8": True},
+        "sdn-int8": {"ics": "independent", "int8": True},
+    }
+    study = check_study(changed("methods", TINY["methods"] | rows) | INT8)
+    assert study.statics == dict.fromkeys(("resnet14", "long", "longer-int8"), "resnet14")
+    assert study.int8_sets == ["independent"]
+    assert study.int8_statics == ["long", "longer-int8", "resnet14"]
+    assert study.families["sdn-int8"] == study.families["sdn"]
+
+
+INT8: dict[str, Any] = {"latency": {"batch_sizes": []}}
+
+
+@pytest.mark.parametrize(
+    ("keys", "row", "error"),
+    [
+        (
+            {"latency": {"runtimes": ["pytorch"]}},
+            {"ics": "independent", "int8": True},
+            "methods.m.int8: true: is timed in ONNX Runtime only; add onnxruntime to latency.runtimes, or set"
+            " latency.batch_sizes to []",
+        ),
+        (
+            {"latency": {}, "device": "cuda:1"},
+            {"static": "resnet14", "int8": True},
+            "methods.m.int8: true: is timed on the CPU only, but device is cuda:1; set device to cpu, or"
+            " latency.batch_sizes to []",
+        ),
+        (
+            INT8,
+            {"cascade_of": ["resnet14", "small-int8"], "int8": True},
+            "methods.m.cascade_of: 'small-int8' is unknown; known: resnet14; a member is a static row, not in int8; set"
+            " int8 for the cascade",
+        ),
+    ],
+)
+def test_int8_that_cannot_be_is_one_line(keys, row, error):
+    rows = {"small-int8": {"static": "resnet20", "int8": True}} if "small-int8" in str(row) else {}
+    with pytest.raises(ztw.ZtwError) as raised:
+        check_study(changed("methods", TINY["methods"] | rows | {"m": row}) | keys)
+    assert str(raised.value) == error
+
+
 @pytest.mark.parametrize(
     ("methods", "error"),
     [
@@ -526,7 +574,8 @@ def test_a_static_row_may_have_a_training_of_its_own():
         ),
         (
             {"a": {"static": "resnet14", "distillation": {"teacher": "sdn"}}},
-            "methods.a.distillation.teacher: 'sdn' is unknown; known: resnet14, a; a teacher is a static row",
+            "methods.a.distillation.teacher: 'sdn' is unknown; known: resnet14, a; a teacher is a static row,"
+            " not in int8",
         ),
         (
             {

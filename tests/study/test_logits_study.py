@@ -92,6 +92,11 @@ WRONG: list[tuple[str, Any, str]] = [
     ("data", {"validation_fraction": 0.2}, "data: has no meaning with logits"),
     ("overrides", [], "overrides: has no meaning with logits"),
     ("device", "cpu", "device: has no meaning with logits"),
+    (
+        "methods",
+        {"m": {"ics": "plain", "int8": True}},
+        "methods.m.int8: true: has no meaning in a study from logits; leave it out",
+    ),
     ("tracked_models", "all", "tracked_models: has no meaning with logits"),
     (
         "latency",

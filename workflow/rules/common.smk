@@ -10,7 +10,7 @@ from ztw.study.config import check_study, read_config, study_name
 from ztw.study.environment import search_path, settings_of_others
 from ztw.catalogue.datasets import DATASETS
 from ztw.study.plugins import plugins_with
-from ztw.study.layout import Cell, Layout, figure_title, metadata, PUBLISHED
+from ztw.study.layout import ALONE, Cell, Layout, figure_title, metadata, PUBLISHED
 from ztw.study.provenance import code_digest, file_stamp, folder_stamp
 from ztw.study.training_settings import BackboneBuild
 
@@ -90,6 +90,8 @@ STATIC_CELLS = [CELL.with_arch(network) for network in STATICS]
 # Training images are predicted only for ensembles of cascades.
 STATIC_SPLITS = ["train"] if FIT_ON_TRAIN & set(study.cascades) else []
 STATIC_SPLITS += EVALUATED
+# Networks that methods use in int8
+INT8_SETS, INT8_STATICS = study.int8_sets, study.int8_statics
 TRACKED = study.tracking != "none"
 # Only the first seed of every data set and architecture is timed.
 TIMED = study.logits.times if study.logits else bool(study.latency.batch_sizes)
@@ -269,6 +271,17 @@ def predictions_of(cell):
     ]
 
 
+def int8_predictions_of(cell, splits):
+    """Return the logits of all networks of a cell, and of the static networks beside it, that methods use in int8."""
+    networks = [(cell, ics) for ics in INT8_SETS]
+    networks += [(cell.with_arch(network), ALONE) for network in INT8_STATICS]
+    return [
+        LAYOUT.int8_predictions(*network, split)
+        for network in networks
+        for split in splits
+    ]
+
+
 def parts_of(cell):
     """Return the metadata of the parts of a cell: sets, ensembles, backbone."""
     if LOGITS:
@@ -290,6 +303,7 @@ def of_cells():
     for cell in CELLS:
         files += weights_of(cell)
         files += predictions_of(cell)
+        files += int8_predictions_of(cell, EVALUATED)
         for method in METHODS:
             files += [LAYOUT.curves(cell, method), LAYOUT.metrics(cell, method)]
             files += [LAYOUT.correct(cell, method)]

@@ -13,6 +13,7 @@ rule evaluate:
             for cell in STATIC_CELLS
             for split in EVALUATED
         ],
+        int8_predictions=int8_predictions_of(CELL, EVALUATED),
     output:
         curves=[LAYOUT.curves(CELL, method) for method in METHODS],
         metrics=[LAYOUT.metrics(CELL, method) for method in METHODS],

@@ -12,6 +12,7 @@ if TIMED:
                 LAYOUT.backbone_predictions(cell, "validation")
                 for cell in STATIC_CELLS
             ],
+            int8_predictions=int8_predictions_of(CELL, ["validation"]),
         output:
             times=LAYOUT.latency(CELL),
         log:

@@ -4,6 +4,9 @@ SAMPLES = None if None in WANTED else max(WANTED, default=None)
 BACKBONE_PREDICTIONS = [
     LAYOUT.backbone_predictions(CELL, split) for split in STATIC_SPLITS
 ]
+INT8_PREDICTIONS = [
+    LAYOUT.int8_predictions(CELL, "{network}", split) for split in EVALUATED
+]
 
 
 rule predict:
@@ -72,3 +75,40 @@ if STATICS:
             code=code_digest("predict_backbone"),
         script:
             "../scripts/predict_backbone.py"
+
+
+# Predictions of methods with `int8`, one job for each network: an IC set, or a static network in a cell of its own.
+if INT8_SETS or INT8_STATICS:
+
+    rule predict_int8:
+        input:
+            data=ALL_DATA,
+            backbone=LAYOUT.backbone(CELL),
+            ics=lambda wildcards: (
+                [] if wildcards.network == ALONE else LAYOUT.ics(CELL, "{network}")
+            ),
+        output:
+            logits=INT8_PREDICTIONS,
+            metadata=map(metadata, INT8_PREDICTIONS),
+        log:
+            LAYOUT.log("predict_int8", CELL.title, "{network}"),
+        benchmark:
+            LAYOUT.benchmark("predict_int8", CELL.title, "{network}")
+        wildcard_constraints:
+            network="|".join(map(re.escape, [*INT8_SETS, ALONE])),
+        conda:
+            ENVIRONMENT
+        threads: share_of_cores
+        resources:
+            mem_mb=doubling(4000),  # the calibration also holds activations
+            runtime=doubling(30),
+        params:
+            arch=arch_of,
+            images=images_of,
+            build=build_of,
+            sets=lambda wildcards: sets_of({wildcards.network} - {ALONE})(wildcards),
+            splits=EVALUATED,
+            plugins=NETWORK,
+            code=code_digest("predict_int8"),
+        script:
+            "../scripts/predict_int8.py"

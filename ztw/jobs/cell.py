@@ -24,7 +24,7 @@ from ztw.models.building import build_network
 from ztw.models.cascade import model_cascade
 from ztw.models.checkpoints import load_checkpoint
 from ztw.models.network import EarlyExitNetwork, static_network
-from ztw.study.layout import Cell, Layout, metadata
+from ztw.study.layout import ALONE, Cell, Layout, metadata
 from ztw.study.settings import HardwareSettings, MethodSettings
 from ztw.study.training_settings import Anatomy, BackboneBuild, IcSet
 
@@ -159,9 +159,13 @@ class CellNetworks:
 
     def predictions_files(self, name: str, split: str) -> list[Path]:
         """Return the paths of a method's predictions, one for each network of a cascade."""
-        if members := self.members(name):
-            return [self.layout.backbone_predictions(one.cell, split) for one in members]
-        return [self.layout.predictions(self.cell, self.methods[name].ics, split)]
+        layout, method, members = self.layout, self.methods[name], self.members(name)
+        if method.int8:
+            networks = [(one.cell, ALONE) for one in members] or [(self.cell, method.ics)]
+            return [layout.int8_predictions(*network, split) for network in networks]
+        if members:
+            return [layout.backbone_predictions(one.cell, split) for one in members]
+        return [layout.predictions(self.cell, method.ics, split)]
 
     def predictions(self, network: EarlyExitNetwork, name: str, split: str) -> tuple[Tensor, Tensor]:
         """Read a method's logits (K, N, C), ensembled if `network` has an ensemble, and labels (N,)."""

@@ -88,7 +88,7 @@ def _write_network(
     chosen_on = "validation" if "validation" in one.splits else "test"
     rules = rules or rules_at_budgets(one.splits[chosen_on], unit, method, settings.evaluation)
     described = network_metadata(network, network.backbone.origin or {}, unit.cost, unit.base)
-    described |= {"method": one.name, "thresholds_chosen_on": chosen_on}
+    described |= {"method": one.name, "thresholds_chosen_on": chosen_on, "int8": method.int8}
     files = _weights(networks, one.name)
     hashes |= {part.path: sha256(part.path) for part in files if part.path not in hashes}
     folder = networks.layout.network(networks.cell, one.name).parent
@@ -173,14 +173,15 @@ def _backbone_accuracy(networks: CellNetworks) -> float | None:
 
 def _computed(networks: CellNetworks, name: str) -> list[dict[str, Any]]:
     """Return the hardware and precision of each part of a method's predictions."""
-    layout, cell, ics = networks.layout, networks.cell, networks.methods[name].ics
+    layout, cell, method = networks.layout, networks.cell, networks.methods[name]
     homes = [one.cell for one in networks.members(name)]
     parts = {f"backbone {home.arch}": layout.backbone(home) for home in homes}
     if not homes:
-        parts = {"backbone": layout.backbone(cell), f"ics {ics}": layout.ics(cell, ics)}
-    named = [home.arch for home in homes] or [ics]
+        parts = {"backbone": layout.backbone(cell), f"ics {method.ics}": layout.ics(cell, method.ics)}
+    named = [home.arch for home in homes] or [method.ics]
     files = networks.predictions_files(name, "test")
-    parts |= {f"predictions {of}": file for of, file in zip(named, files, strict=True)}
+    of_part = "int8 predictions {}" if method.int8 else "predictions {}"
+    parts |= {of_part.format(of): file for of, file in zip(named, files, strict=True)}
     return [
         {"part": part, **{name: saved[name] for name in ("device", "precision", "threads", "host")}}
         for part, file in parts.items()

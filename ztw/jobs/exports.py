@@ -10,13 +10,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ztw.data.dataset import Data
 from ztw.errors import ZtwError
 from ztw.exits.rules import ExitRule
 from ztw.models.backbone import Backbone
 from ztw.models.network import EarlyExitNetwork
+from ztw.onnx.export import export_onnx
 from ztw.onnx.runner import OnnxRunner
-from ztw.onnx.write import write_onnx
 from ztw.progress import describe, memory_ran_out
+
+# Training images that calibrate int8. ONNX Runtime takes the largest values, which more images hardly change.
+CALIBRATION = 500
 
 
 @dataclass(frozen=True)
@@ -41,16 +45,21 @@ class Exports:
         self.made: dict[Hashable, OnnxRunner | LeftOut] = {}
 
     def runner(
-        self, shared: Hashable, network: EarlyExitNetwork | Backbone, rules: Sequence[ExitRule | None]
+        self,
+        shared: Hashable,
+        network: EarlyExitNetwork | Backbone,
+        rules: Sequence[ExitRule | None],
+        quantise: Tensor | None = None,
     ) -> OnnxRunner | LeftOut:
         """Export a network and try it with its rules.
 
         Args:
             shared: key of the export; methods with the same key share it.
             rules: rules of one kind; the thresholds are inputs of the exported network.
+            quantise: images that calibrate int8; None = float32.
         """
         if shared not in self.made:
-            self.made[shared] = _tried(lambda: _exported(network, rules[0]))
+            self.made[shared] = _tried(lambda: in_onnx_runtime(network, rules[0], quantise))
         found = self.made[shared]
         return found if isinstance(found, LeftOut) else _tried(lambda: self._run(found, rules))
 
@@ -72,7 +81,17 @@ def _tried(make: Callable[[], OnnxRunner]) -> OnnxRunner | LeftOut:
         return LeftOut(" ".join(text.split())[:300], isinstance(error, ZtwError))
 
 
-def _exported(network: EarlyExitNetwork | Backbone, rule: ExitRule | None) -> OnnxRunner:
+def in_onnx_runtime(
+    network: EarlyExitNetwork | Backbone, rule: ExitRule | None, quantise: Tensor | None = None
+) -> OnnxRunner:
+    """Export a network, in int8 if `quantise` has images for the calibration; keep no file."""
     with tempfile.TemporaryDirectory() as folder:
-        file = write_onnx(network, rule, Path(folder, "network.onnx"))
+        file = export_onnx(network, rule, Path(folder, "network.onnx"), quantise=quantise)
         return OnnxRunner(file, torch.get_num_threads(), cache=False)
+
+
+def calibration_images(train: Data, seed: int) -> Tensor:
+    """Draw the training images (N, C, H, W) that calibrate int8: the same in every job of a cell, not augmented."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randperm(len(train), generator=generator)[:CALIBRATION]
+    return torch.cat([images for images, _ in train.take(drawn).batches(CALIBRATION)])

@@ -27,7 +27,7 @@ from ztw.evaluation.timing import (
 )
 from ztw.exits.rules import ExitRule, exit_rule
 from ztw.jobs.cell import CellNetworks, StaticNetwork
-from ztw.jobs.exports import Exports, LeftOut
+from ztw.jobs.exports import Exports, LeftOut, calibration_images
 from ztw.models.backbone import Backbone
 from ztw.models.costs import fixed_exit_macs, macs
 from ztw.models.network import EarlyExitNetwork
@@ -65,12 +65,13 @@ class MeasureLatencySettings:
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """A call to time: a method in a runtime, at a budget (None for a static network)."""
+    """A call to time: a method in a runtime, at a budget (None for a static network); int8: in int8, not float."""
 
     method: str
     budget: Any
     runtime: str
     run: Callable[[Tensor], Any]
+    int8: bool = False
 
     @property
     def timing(self) -> Timing:
@@ -97,9 +98,14 @@ class Bench:
     ) -> None:
         self.networks, self.plan, self.where = networks, plan, where
         self.compute, self.device = compute, compute.device
-        test = cell_splits(networks.record, plan.images, networks.cell.seed, report)["test"]
+        splits = cell_splits(networks.record, plan.images, networks.cell.seed, report)
         sizes = plan.latency.batch_sizes
-        self.batches = {size: take_batches(test, size, plan.latency.images, self.device) for size in sizes}
+        self.batches = {
+            size: take_batches(splits["test"], size, plan.latency.images, self.device) for size in sizes
+        }
+        self.calibration = None
+        if any(method.int8 for method in missing.values()):
+            self.calibration = calibration_images(splits["train"], networks.cell.seed)
         self.without_onnx = without_onnx(plan.latency, self.device)
         self.exports = Exports([batches[0] for batches in self.batches.values()])
         self.backbone = networks.backbone().eval()
@@ -116,8 +122,10 @@ class Bench:
     def _steps(self, group: Mapping[str, MethodSettings]) -> int:
         """Return the number of steps of a group if all budgets are feasible and all methods can be exported."""
         budgets = len(self.plan.evaluation.budgets)
-        calls = 1 + sum(1 if method.static else budgets for method in group.values())
-        return len(group) + calls * self.runtimes * self._turns(len(group))
+        calls = self.runtimes  # of the backbone
+        for method in group.values():
+            calls += (1 if method.static else budgets) * (self.runtimes - method.int8)
+        return len(group) + calls * self._turns(len(group))
 
     def _turns(self, methods: int) -> int:
         return sum(turns_of(size, methods) for size in self.batches)
@@ -144,10 +152,14 @@ class Bench:
         rows: list[dict[str, Any]] = []
         reference: dict[tuple[str, Any], list[Any]] = {}
         for call, found in zip(calls, timed, strict=True):  # PyTorch comes first
-            expected = reference.setdefault((call.method, call.budget), found.predictions)
-            row = {"method": call.method, "budget": call.budget, "runtime": call.runtime}
-            row |= {"batch_size": size, "differs": share_that_differs(found.predictions, expected)}
-            rows.append({**row, **found.times, **self.where[call.runtime]})
+            row = {"method": call.method, "budget": call.budget, "runtime": call.runtime, "batch_size": size}
+            if call.int8:  # PyTorch does not compute the method
+                row |= {"differs": None, **found.times, **self.where[call.runtime], "precision": "int8"}
+            else:
+                expected = reference.setdefault((call.method, call.budget), found.predictions)
+                differs = share_that_differs(found.predictions, expected)
+                row |= {"differs": differs, **found.times, **self.where[call.runtime]}
+            rows.append(row)
         return rows
 
     def _of_method(
@@ -168,28 +180,32 @@ class Bench:
         """Return the calls of a method; add it to `left_out` if ONNX Runtime cannot run it."""
         network = self.networks.of_method(name)
         if method.static:
-            return self._alone(name, network.backbone.to(self.device), left_out)
+            return self._alone(name, network.backbone.to(self.device), left_out, method.int8)
         held_out = SplitPredictions(*self.networks.predictions(network, name, "validation"))
         single = exit_rule(method.rule).single
         costs = Costs(fixed_exit_macs(network) if single else macs(network), self.macs)
         rules = rules_at_budgets(held_out, costs, method, self.plan.evaluation)
         network.to(self.device)
-        of_method = partial(Call, name)
-        calls = [of_method(at, PYTORCH, partial(network.infer, rule=rule)) for at, rule in rules.items()]
-        shared = (self.networks.source(name), method.ensemble, method.rule)
+        of_method = partial(Call, name, int8=method.int8)
+        calls = []
+        if not method.int8:
+            calls = [of_method(at, PYTORCH, partial(network.infer, rule=rule)) for at, rule in rules.items()]
+        shared = (self.networks.source(name), method.ensemble, method.rule, method.int8)
         # A file of the rule "fixed_exit" holds the cut network, so each exit has a file of its own
         files = [{at: rule} for at, rule in rules.items()] if single else [rules] if rules else []
         for of_file in files:
             own = (*shared, str(list(of_file.values()))) if single else shared
-            if runner := self._runner(name, own, network, list(of_file.values()), left_out):
-                calls += [of_method(at, ONNX, partial(runner, rule=rule)) for at, rule in of_file.items()]
+            if runner := self._runner(name, own, network, list(of_file.values()), left_out, method.int8):
+                calls += [of_method(at, ONNX, run=partial(runner, rule=rule)) for at, rule in of_file.items()]
         return calls
 
-    def _alone(self, name: str, backbone: Backbone, left_out: dict[str, LeftOut]) -> list[Call]:
+    def _alone(
+        self, name: str, backbone: Backbone, left_out: dict[str, LeftOut], int8: bool = False
+    ) -> list[Call]:
         """Return the calls of a network without exits."""
-        calls = [Call(name, None, PYTORCH, backbone)]
-        if runner := self._runner(name, name, backbone, [None], left_out):
-            calls.append(Call(name, None, ONNX, runner))
+        calls = [] if int8 else [Call(name, None, PYTORCH, backbone)]
+        if runner := self._runner(name, name, backbone, [None], left_out, int8):
+            calls.append(Call(name, None, ONNX, runner, int8))
         return calls
 
     def _runner(
@@ -199,13 +215,14 @@ class Bench:
         network: EarlyExitNetwork | Backbone,
         rules: Sequence[ExitRule | None],
         left_out: dict[str, LeftOut],
+        int8: bool = False,
     ) -> Callable[..., Any] | None:
         """Return the network in ONNX Runtime; None if ONNX Runtime is not timed, or fails (see `left_out`)."""
         if self.runtimes == 1:
             return None
         if shared not in self.exports.made:
             self.progress.begin(f"{name}, exporting")
-        found = self.exports.runner(shared, network, rules)
+        found = self.exports.runner(shared, network, rules, self.calibration if int8 else None)
         if isinstance(found, LeftOut):
             left_out[name] = found
             return None

@@ -27,7 +27,8 @@ def measure_latency(job: Job, cell: Cell, settings: MeasureLatencySettings) -> N
     Methods are timed in turn, in small groups with the backbone. The backbone's times in a method's group are further
     rows, with the method as `beside`. Times are stored, and measured again only if something changes that they depend
     on. Thresholds come from the validation split and are the same in all runtimes. `differs` is the share of images
-    that leave at another exit or get another class than in PyTorch. `left_out` lists the networks that ONNX Runtime
+    that leave at another exit or get another class than in PyTorch; None for a method in int8, which only ONNX Runtime
+    computes. `left_out` lists the networks that ONNX Runtime
     cannot run here, with reasons; a Note reports them.
     """
     networks = CellNetworks(
@@ -91,5 +92,5 @@ def _of_differences(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         + ("" if row["budget"] is None else f" at budget {row['budget']}")
         + f": {row['differs']:.0%} of the predictions differ in ONNX Runtime"
         for row in rows
-        if row["differs"] > FEW
+        if row["differs"] is not None and row["differs"] > FEW
     ]

@@ -28,9 +28,11 @@ def device_rows(files: Iterable[Path | str]) -> list[dict[str, Any]]:
 
 
 def _kinds(rows: Iterable[Row]) -> dict[tuple[str, str], dict[str, list[str]]]:
-    """Return (data set, architecture) -> "device, precision" -> seeds."""
+    """Return (data set, architecture) -> "device, precision" -> seeds, without methods in int8."""
     kinds: dict[tuple[str, str], dict[str, list[str]]] = {}
     for row in rows:
+        if row["precision"] == "int8":  # the study asks for it in single rows
+            continue
         of_table = kinds.setdefault((row["dataset"], row["arch"]), {})
         seeds = of_table.setdefault(f"{row['device']}, {row['precision']}", [])
         if str(row["seed"]) not in seeds:

@@ -29,7 +29,7 @@ SHOWN = (
 )
 REFERENCE = (
     "time: 100 % is the backbone alone in the runtime that is fastest for it; differs: share of the timed images that"
-    " leave elsewhere or get another class than in pytorch"
+    " leave elsewhere or get another class than in pytorch, in the same precision"
 )
 
 
@@ -127,7 +127,7 @@ def read_latency(path: Path | str, dataset: str, arch: str) -> pd.DataFrame:
     check_seal(path)
     texts = dict.fromkeys(("dataset", "arch", "method", "budget", "runtime", "device", "precision"), str)
     empty = ["", INFEASIBLE]  # earlier versions wrote "-"
-    missing = dict.fromkeys(("accuracy", "relative_cost", "relative_time_in_runtime"), empty)
+    missing = dict.fromkeys(("accuracy", "relative_cost", "relative_time_in_runtime", "differs"), empty)
     rows = pd.read_csv(path, dtype=texts, keep_default_na=False, na_values=missing)
     rows["budget"] = rows["budget"].replace("", INFEASIBLE)
     return rows[rows["dataset"].eq(dataset) & rows["arch"].eq(arch)]
@@ -156,7 +156,7 @@ def _texts(row: Mapping[Any, Any]) -> list[str]:
     return [
         row["method"],
         "" if row["budget"] == INFEASIBLE else budget_name(row["budget"]),
-        row["runtime"],
+        f"{row['runtime']} int8" if row["precision"] == "int8" else row["runtime"],
         INFEASIBLE if math.isnan(row["accuracy"]) else f"{percent(row['accuracy']):.1f} %",
         _share(row["relative_cost"]),
         _share(row["relative_time"]),

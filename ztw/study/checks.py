@@ -112,11 +112,11 @@ def _check_static(study: Study, name: str) -> None:
         for key in own_training(method):
             raise ZtwError(f"methods.{name}.{key}: has no meaning in a study from logits; leave it out")
     for key, field in MethodKeys.model_fields.items():
-        if key not in ("static", "distillation") and getattr(method, key) != field.default:
+        if key not in ("static", "int8", "distillation") and getattr(method, key) != field.default:
             raise ZtwError(
                 f"methods.{name}.{key}: has no meaning with static (a static network has one exit); leave it out"
             )
-    others = [study.network_of(other) for other in study.methods if other != name]
+    others = [other.static for other in study.methods.values() if not own_training(other)]
     if own_training(method) and name in (*study.archs, *others):
         raise ZtwError(
             f"methods.{name}: has a training of its own, and {name} is a network of this study already; choose another"
@@ -135,8 +135,7 @@ def _check_teachers(study: Study, name: str) -> None:
     learners, row = [name], study.methods[name]
     while row.distillation is not None:
         label, teacher = f"methods.{learners[-1]}.distillation.teacher", row.distillation.teacher
-        statics = [other for other, method in study.methods.items() if method.static]
-        _check_known(label, teacher, statics, advice="; a teacher is a static row")
+        _check_known(label, teacher, _float_statics(study), advice="; a teacher is a static row, not in int8")
         if teacher in learners:
             raise ZtwError(
                 f"{label}: {teacher!r} learns from {learners[-1]!r} in turn; choose another teacher"
@@ -148,6 +147,8 @@ def _check_teachers(study: Study, name: str) -> None:
 def _check_method(study: Study, name: str) -> None:
     method, sets = study.methods[name], list(study.exit_sets)
     where = "logits.sets" if study.logits else "ics.sets"
+    if method.int8:
+        _check_int8(study, name)
     if method.static is not None:
         return _check_static(study, name)
     for key in own_training(method):
@@ -185,13 +186,40 @@ def _check_cascade(study: Study, name: str, members: tuple[str, ...]) -> None:
         raise ZtwError(
             f"{label}.ics: has no meaning with cascade_of, whose networks have no ICs; leave it out"
         )
-    statics = [other for other, method in study.methods.items() if method.static]
     for member in members:
-        _check_known(f"{label}.cascade_of", member, statics, advice="; a member is a static row")
+        _check_known(
+            f"{label}.cascade_of",
+            member,
+            _float_statics(study),
+            advice="; a member is a static row, not in int8; set int8 for the cascade",
+        )
     networks = [study.network_of(member) for member in members]
     if len(set(networks)) < len(networks):
         raise ZtwError(
             f"{label}.cascade_of: {as_written(members)} has a network twice; list each network once"
+        )
+
+
+def _float_statics(study: Study) -> list[str]:
+    """List the static rows without int8: rows that other rows can name."""
+    return [name for name, method in study.methods.items() if method.static and not method.int8]
+
+
+def _check_int8(study: Study, name: str) -> None:
+    label = f"methods.{name}.int8: true"
+    if study.logits:
+        raise ZtwError(f"{label}: has no meaning in a study from logits; leave it out")
+    if not study.latency.batch_sizes:
+        return
+    if "onnxruntime" not in study.latency.runtimes:
+        raise ZtwError(
+            f"{label}: is timed in ONNX Runtime only; add onnxruntime to latency.runtimes, or set latency.batch_sizes"
+            " to []"
+        )
+    if study.device.startswith("cuda"):
+        raise ZtwError(
+            f"{label}: is timed on the CPU only, but device is {study.device}; set device to cpu, or"
+            " latency.batch_sizes to []"
         )
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 # Published numbers for the tables; this file is in the repository, not in a study's folder
 PUBLISHED = Path(__file__).parents[2] / "config" / "published.csv"
+# The backbone without exits, beside IC sets; no IC set can have a name with a dot
+ALONE = "backbone.alone"
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,10 @@ class Layout:
     def backbone_predictions(self, cell: Cell, split: str) -> Path:
         """Return the path of a static network's logits (1, N, C) and labels (N,)."""
         return self.cell(cell) / "backbone_predictions" / f"{split}.safetensors"
+
+    def int8_predictions(self, cell: Cell, network: str, split: str) -> Path:
+        """Return the path of a network's logits in int8 (K, N, C), and labels (N,); network: an IC set, or ALONE."""
+        return self.cell(cell) / "int8_predictions" / network / f"{split}.safetensors"
 
     def ensemble(self, cell: Cell, ics: str, ensemble: str) -> Path:
         """Return the path of the weights of an ensemble fitted on an IC set."""

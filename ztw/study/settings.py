@@ -185,7 +185,7 @@ class MethodKeys(Section):
     )
     static: str | None = key(
         "A network without early exits, by its name as in `archs`; in a study from logits a name of `logits.sets`."
-        " The other keys of such a row are `distillation` and a recipe of its own.",
+        " The other keys of such a row are `int8`, `distillation` and a recipe of its own.",
         None,
     )
     cascade_of: Annotated[Unique[str], Field(min_length=2)] | None = key(
@@ -193,6 +193,7 @@ class MethodKeys(Section):
         " next network while the rule does not let it leave.",
         None,
     )
+    int8: bool = key('`true`: the same network in int8, in ONNX Runtime; see section "int8".', False)
     distillation: DistillationFrom | None = key(
         '`static` rows: learn from another static network; see section "Distillation".', None
     )
@@ -359,9 +360,26 @@ class Study(HardwareSettings, CellNames):
         return {self.source_of(name): list(map(self.source_of, members)) for name, members in rows.items()}
 
     def network_of(self, row: str) -> str | None:
-        """Return the name of a static row's network, also the name of its folder; None for other rows."""
+        """Return the name of a static row's network, also the name of its folder; None for other rows.
+
+        An int8 row shares the network of the row that is equal apart from `int8`.
+        """
         method = self.methods[row]
-        return row if method.own_training or method.distillation else method.static
+        if not (method.own_training or method.distillation):
+            return method.static
+        in_float = method.model_copy(update={"int8": False})
+        return next((name for name, other in self.methods.items() if other == in_float), row)
+
+    @property
+    def int8_sets(self) -> list[str]:
+        """The IC sets that methods use in int8."""
+        return sorted({method.ics for method in self.methods.values() if method.int8 and method.ics})
+
+    @property
+    def int8_statics(self) -> list[str]:
+        """The static networks that methods use in int8, alone or in a cascade."""
+        rows = [name for name, method in self.methods.items() if method.int8 and not method.ics]
+        return sorted({network for name in rows for network in self.source_of(name).split("+")})
 
     @property
     def exit_sets(self) -> Mapping[str, IcSet | LogitsSet]:
