@@ -116,7 +116,8 @@ def make_tables(made: Layout) -> None:
     aggregate(Job(made), AggregateSettings(methods, evaluation, cells, times), partial=True)
     frontier = "held-out" in evaluation.protocols
     if frontier:
-        of_frontier = CompareFrontierSettings(study.kinds, evaluation, cells, tuple(timed))
+        int8 = tuple(name for name, method in study.methods.items() if method.int8)
+        of_frontier = CompareFrontierSettings(study.kinds, evaluation, cells, tuple(timed), int8)
         compare_frontier(Job(made), of_frontier, partial=True)
     for dataset, arch in dict.fromkeys((cell.dataset, cell.arch) for cell in found):
         drawn = PlotFiguresSettings(

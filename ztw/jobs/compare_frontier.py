@@ -28,12 +28,14 @@ class CompareFrontierSettings:
         kinds: method -> kind, see `ztw.study.kinds`.
         cells: (data set, architecture, seed) of every cell.
         timed: (data set, architecture) with measured latency.
+        int8: methods in int8. They take part in time only, because their MACs are those of the float network.
     """
 
     kinds: dict[str, str]
     evaluation: EvaluationSettings
     cells: tuple[tuple[str, str, int], ...]
     timed: tuple[tuple[str, str], ...] = ()
+    int8: tuple[str, ...] = ()
 
 
 def compare_frontier(job: Job, settings: CompareFrontierSettings, partial: bool = False) -> None:
@@ -45,7 +47,8 @@ def compare_frontier(job: Job, settings: CompareFrontierSettings, partial: bool 
         own = [cell for cell in cells if (cell.dataset, cell.arch) == (dataset, arch)]
         points = _points(job.layout, own, settings, partial)
         budgets = [budget for budget in settings.evaluation.budgets if isinstance(budget, int | float)]
-        units = {MACS: [point for of in points.values() for point in of.values()]}
+        in_float = [of for method, of in points.items() if method not in settings.int8]
+        units = {MACS: [point for of in in_float for point in of.values()]}
         if (dataset, arch) in settings.timed:
             units |= _timed(points, read_latency(job.layout.table("latency"), dataset, arch))
         named = {"dataset": dataset, "arch": arch}
