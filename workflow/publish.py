@@ -26,6 +26,7 @@ from ztw.errors import ZtwError
 from ztw.evaluation.published_logits import REFERENCE
 from ztw.files import write_json
 from ztw.jobs.aggregate import AggregateSettings, aggregate
+from ztw.jobs.compare_frontier import CompareFrontierSettings, compare_frontier
 from ztw.jobs.compare_methods import CompareMethodsSettings, compare_methods
 from ztw.jobs.job import Job
 from ztw.jobs.plot_figures import PlotFiguresSettings, plot_figures
@@ -113,6 +114,11 @@ def make_tables(made: Layout) -> None:
     cells, times = tuple(map(astuple, found)), tuple(timed[names] for names in study.cells if names in timed)
     compare_methods(Job(made), CompareMethodsSettings(evaluation, methods, cells), partial=True)
     aggregate(Job(made), AggregateSettings(methods, evaluation, cells, times), partial=True)
+    frontier = "held-out" in evaluation.protocols
+    if frontier:
+        int8 = tuple(name for name, method in study.methods.items() if method.int8)
+        of_frontier = CompareFrontierSettings(study.kinds, evaluation, cells, tuple(timed), int8)
+        compare_frontier(Job(made), of_frontier, partial=True)
     for dataset, arch in dict.fromkeys((cell.dataset, cell.arch) for cell in found):
         drawn = PlotFiguresSettings(
             dataset=dataset,
@@ -122,6 +128,7 @@ def make_tables(made: Layout) -> None:
             methods=methods,
             evaluation=evaluation,
             timed=(dataset, arch) in timed,
+            frontier=frontier,
         )
         plot_figures(Job(made), figure_title(dataset, arch), drawn, partial=True)
     # no seals of published files, because git has their hashes

@@ -21,6 +21,7 @@ from rich.text import Text
 from ztw.errors import without_password
 from ztw.files import check_seal, read_json
 from ztw.progress import DONE, FAILED, NOTE, PROGRESS, clock
+from ztw.reporting.frontier_table import sentences
 from ztw.reporting.mlflow_names import UNDELIVERED
 from ztw.study.layout import Layout
 
@@ -202,6 +203,8 @@ def show_results(console: Console, study: Path, tracking: str, config: str) -> N
         console.print("no table: this command did not ask for one")
         return
     print_markdown(console, table.read_text(encoding="utf-8"))
+    if (frontier := Layout(study).table("frontier")).exists():
+        console.print("\n".join(sentences(frontier)), soft_wrap=True, markup=False, highlight=False)
     lines = [f"tables   {table.with_suffix('.csv')}, .md, .tex", f"figures  {study}/figures/"]
     lines.append(f"report   {study}/report.html")
     if tracking != "none" and (late := undelivered(study)):

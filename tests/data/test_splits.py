@@ -7,7 +7,7 @@ import torch
 
 import ztw
 from ztw.data.decoded import ImageSet
-from ztw.data.hold_out import held_out_counts, held_out_split
+from ztw.data.hold_out import drawn_images, held_out_counts, held_out_split
 from ztw.data.prepare import prepare_dataset
 from ztw.data.splits import cell_splits, load_split
 from ztw.progress import Note
@@ -109,6 +109,60 @@ def test_validation_images_come_from_the_split_in_the_study(tmp_path, source, ot
     again, elsewhere = (cell_splits(record, settings, seed)["validation"].labels for seed in (0, 1))
     assert torch.equal(splits["validation"].labels, again)
     assert not torch.equal(again, elsewhere)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "count", "expected"),
+    [
+        ([100, 100], 10, [5, 5]),
+        ([90, 30], 40, [30, 10]),
+        ([1000, 2, 2], 10, [8, 1, 1]),
+        ([3, 4], 7, [3, 4]),
+        ([3, 4], 2, [1, 1]),
+    ],
+)
+def test_drawn_images_are_stratified_and_seeded(sizes, count, expected):
+    labels = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    drawn = drawn_images(labels, count, seed=3)
+    assert torch.bincount(labels[drawn]).tolist() == expected
+    assert drawn.tolist() == sorted(set(drawn.tolist())) == drawn_images(labels, count, seed=3).tolist()
+
+
+def test_drawn_images_are_the_first_after_a_shuffle_of_each_class():
+    labels = torch.arange(200) % 2
+    small, large, other = (
+        drawn_images(labels, 10, 3),
+        drawn_images(labels, 60, 3),
+        drawn_images(labels, 60, 4),
+    )
+    generator = torch.Generator().manual_seed(3)
+    first = torch.randperm(100, generator=generator)[:5] * 2
+    assert small[small % 2 == 0].tolist() == first.sort().values.tolist()
+    assert set(small.tolist()) < set(large.tolist()) != set(other.tolist())
+
+
+@pytest.mark.parametrize("count", [1, 21])
+def test_a_number_of_training_images_that_cannot_be_drawn(count):
+    message = f"data.training_images: {count}: must be 2 to 20, the numbers of classes and of training images"
+    with pytest.raises(ztw.ZtwError, match=message):
+        drawn_images(torch.arange(20) % 2, count, seed=0)
+
+
+@pytest.mark.parametrize("source", ["train", "test"])
+def test_the_validation_part_is_taken_from_the_drawn_images(tmp_path, source):
+    record = prepare_dataset("digits", tmp_path)
+    settings = DataSettings(training_images=200, validation_fraction=0.2, validation_from=source)
+    splits = cell_splits(record, settings, seed=0)
+    assert len(splits["train"]) == (160 if source == "train" else 200)
+    everything = load_split(record, "train").labels
+    drawn = everything[drawn_images(everything, 200, seed=0)]
+    if source == "train":
+        rest, held_out = held_out_split(drawn, 0.2, seed=0)
+        assert torch.equal(splits["validation"].labels, drawn[held_out])
+        drawn = drawn[rest]
+    assert torch.equal(splits["train"].labels, drawn)
+    test = len(splits["test"]) + (len(splits["validation"]) if source == "test" else 0)
+    assert test == record["counts"]["test"], "of the test images all are used"
 
 
 def test_without_a_validation_part_all_images_are_training_images(tmp_path):

@@ -40,6 +40,9 @@ MODELS = {
     "built, torchvision": lambda: ztw.build_network(
         ztw.build_backbone("torchvision/mobilenet_v3_small", 7, size=32), placement=[2, 5], width=0.25
     ),
+    "built, timm": lambda: ztw.build_network(
+        ztw.build_backbone("timm/test_efficientnet", 7, size=32), head="pool", placement=[0.5]
+    ),
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import urllib.error
 
 import pytest
+import timm
 import torch
 import torchvision
 
@@ -192,3 +193,19 @@ def test_a_network_cut_at_the_other_place_is_refused(layout):
     CellNetworks(layout, CELL, settings).backbone()
     with pytest.raises(ztw.ZtwError, match="ic_features is 'after_relu', expected 'before_relu'"):
         CellNetworks(layout, CELL).backbone()
+
+
+def test_weights_of_a_file_with_a_new_last_layer(coloured, tmp_path):
+    model = timm.create_model("test_efficientnet")
+    torch.save(model.state_dict(), tmp_path / "imagenet.pth")
+    cell = Cell("mine", "timm/test_efficientnet", 0)
+    untrained = BackboneSettings(source="file", path=str(tmp_path / "imagenet.pth"), batch_size=8)
+    with pytest.raises(ztw.ZtwError, match=r"has 1000 classes, not 10; set .* above 0 to train"):
+        run_job(coloured, untrained, cell=cell)
+    data = DataSettings(training_images=20, validation_fraction=0.5)
+    lines = run_job(coloured, untrained.model_copy(update={"epochs": 1.0, "lr": 1e-9}), data, cell)
+    assert any("replaced by a new last layer" in line for line in lines)
+    trained = read_tensors(coloured.backbone(cell))
+    torch.testing.assert_close(trained["stages.0.conv_stem.weight"], model.state_dict()["conv_stem.weight"])
+    assert trained["classifier.classifier.weight"].shape[0] == 10
+    assert read_json(metadata(coloured.backbone(cell)))["origin"]["matched"] == "by name"

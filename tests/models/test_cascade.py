@@ -83,7 +83,7 @@ def test_a_sample_that_leaves_is_not_given_to_the_next_model():
         ztw.Backbone("b", [Echo(2.0)], nn.Identity(), (3,)),
     )
     network = ztw.model_cascade(inputs)
-    first, second = (member.stages[0] for member in network.backbone.members)  # type: ignore[union-attr,operator]
+    first, second = (member.stages[0] for member in network.backbone.members)  # type: ignore[union-attr]
     sure, unsure = torch.tensor([9.0, 0.0, 0.0]), torch.tensor([0.1, 0.0, 0.0])
     first.seen.clear(), second.seen.clear()
     assert network.infer(sure[None], "max_softmax 0.9").exit_index.tolist() == [0]
@@ -223,6 +223,14 @@ def test_a_model_that_cannot_be_exported_runs_but_is_saved_without_code(tmp_path
 def test_microbatches_follow_the_largest_stage_of_each_model():
     network = ztw.model_cascade([ztw.build_backbone("resnet8"), ztw.build_backbone("resnet14")])
     assert network.route().largest == [16 * 32 * 32, 16 * 32 * 32]
+
+
+def test_a_cascade_can_be_trained_jointly_only():
+    network, samples = cascade()
+    with pytest.raises(ztw.ZtwError, match="regime 'separate': the network's ICs have no weights to train"):
+        ztw.train_exits(network, (samples, LABELS), epochs=1, progress=False)
+    history = ztw.train_exits(network, (samples, LABELS), epochs=5, regime="joint", lr=0.01, progress=False)
+    assert history[-1]["loss"] < history[0]["loss"]
 
 
 def test_mistakes_are_named():

@@ -12,21 +12,22 @@ from ztw.models.operations import module_macs, stage_costs
 
 IMAGES = torch.randn(16, 1, 10, 10, generator=torch.Generator().manual_seed(7))
 LABELS = torch.arange(16) % 5
+COST = torch.tensor([1.0, 3.0, 2.0])
 
 
 def test_curve_by_hand():
     # exit 1 is right on one sample of two, exit 2 on none, exit 3 on both
     logits = torch.tensor([[[2.0, 0.0], [2.0, 0.0]], [[0.0, 1.0], [1.0, 0.0]], [[1.0, 0.0], [0.0, 1.0]]])
-    curve = ztw.sweep(logits, torch.tensor([0, 1]), [1.0, 3.0, 2.0], "fixed_exit")
+    curve = ztw.sweep(logits, torch.tensor([0, 1]), COST, "fixed_exit")
     assert curve.parameter.tolist() == [1, 3, 2]  # from the cheapest to the most expensive
     assert curve.accuracy.tolist() == [0.5, 1.0, 0.0]
     assert curve.cost.tolist() == [1.0, 2.0, 3.0]
     assert curve.exit_fraction.tolist() == [[1, 0, 0], [0, 0, 1], [0, 1, 0]]
     assert ztw.parameter_at_budget(curve, [0.5, 1.0, "max"], base_cost=2.0).tolist() == [1, 3, 3]
     with pytest.raises(ztw.ZtwError, match="cost: must be positive and strictly increasing"):
-        ztw.sweep(logits, torch.tensor([0, 1]), [1.0, 3.0, 2.0], "max_softmax")
+        ztw.sweep(logits, torch.tensor([0, 1]), COST, "max_softmax")
     with pytest.raises(ztw.ZtwError, match="fixed_exit 4: the network has exits 1 to 3"):
-        ztw.sweep(logits, torch.tensor([0, 1]), [1.0, 3.0, 2.0], "fixed_exit 4")
+        ztw.sweep(logits, torch.tensor([0, 1]), COST, "fixed_exit 4")
 
 
 @pytest.mark.parametrize("wrong", [0, -1, 1.5, float("nan"), "two", [1, 2], True])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 import torchvision
 from torchvision_models import assert_cut_whole, check_stages
 
@@ -36,3 +37,23 @@ def test_vision_transformer_for_other_sizes():
     backbone = ztw.build_backbone("torchvision/vit_b_32", 7, size=64)
     assert backbone.feature_shapes == [(5, 768)] * 12
     assert "classifier.encoder.ln.weight" in backbone.state_dict()
+
+
+def test_a_cascade_of_two_models(tmp_path):
+    torch.manual_seed(0)
+    names = ("torchvision/mobilenet_v3_small", "torchvision/resnet18")
+    network = ztw.model_cascade([ztw.build_backbone(name, 10, size=64) for name in names])
+    images = torch.randn(24, 3, 64, 64)
+    with torch.no_grad():
+        logits = network(images)
+    scores = logits[0].softmax(-1).amax(-1).sort().values
+    place = 8 + int(scores[8:16].diff().argmax())
+    rule = ztw.MaxSoftmax(float(scores[place : place + 2].mean()))
+    ztw.save(network, tmp_path / "net", rule)
+    loaded, _ = ztw.load(tmp_path / "net")
+    runner = ztw.OnnxRunner(ztw.export_onnx(loaded, rule, tmp_path / "net.onnx"), cache=False)
+    expected = network.infer(images, rule)
+    assert expected.exit_index.bincount().tolist() == [23 - place, place + 1]
+    for found in (loaded.infer(images, rule), runner(images)):
+        assert torch.equal(found.exit_index, expected.exit_index)
+        torch.testing.assert_close(found.logits, expected.logits, atol=1e-3, rtol=1e-3)

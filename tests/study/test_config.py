@@ -197,6 +197,14 @@ WRONG = [
     ("data.mean", [0.5, 0.5], "data.mean: [0.5, 0.5]: digits has 1 channel(s)"),
     ("archs", ["torchvision/resnet18"], "archs: 'torchvision/resnet18' needs colour images"),
     ("archs", ["torchvision/resnet19"], "archs.0: 'torchvision/resnet19' is unknown; known: resnet8"),
+    ("archs", ["timm/resnet19"], "archs.0: 'timm/resnet19' is unknown to timm; similar: timm/resnet"),
+    (
+        "methods.resnet8",
+        {"static": "timm/"},
+        "methods.resnet8.static: 'timm/' is unknown to timm; no similar",
+    ),
+    ("archs", ["tim/resnet18"], "archs.0: 'tim/resnet18' is unknown; known: resnet8"),
+    ("data.training_images", 1, "data.training_images: 1 must be >= 2"),
     (
         "overrides",
         [{"datasets": ["cifar10"]}],
@@ -318,6 +326,32 @@ def test_what_an_architecture_does_not_have_is_refused_in_its_cells_only(key, va
     config |= {"backbone": given, "overrides": [{"archs": ["resnet8"], "backbone": {key: value}}]}
     cells = check_study(config).cells
     assert getattr(cells["mine", "resnet8"].backbone, key) == value
+
+
+def test_a_timm_model_may_have_any_number_of_blocks():
+    """timm is not imported here, so the placement is checked when the network is built."""
+    config = changed("archs", ["timm/test_resnet"]) | {"evaluation": {"protocols": ["held-out"]}}
+    for placement in ("all", "every 30", [0, 77], [0.2, 0.7]):
+        config["ics"] |= {"placement": placement}
+        check_study(config)
+    for placement, message in (
+        ([3, 1], r"\[3, 1\] must be increasing"),
+        ([-1], "-1: timm/test_resnet has blocks 0.."),
+        ([0.2, 1.5], "a fraction of the cost must lie in"),
+        ("every", "'every' is unknown"),
+    ):
+        config["ics"] |= {"placement": placement}
+        with pytest.raises(ztw.ZtwError, match=message):
+            check_study(config)
+
+
+def test_the_published_counter_supports_none_of_timms_models():
+    config = changed("archs", ["timm/test_resnet"])
+    config |= {"datasets": ["cifar10"], "evaluation": {"protocols": ["published"]}}
+    with pytest.raises(
+        ztw.ZtwError, match=r"protocols: published: .* none of timm's models, .* timm/test_resnet;"
+    ):
+        check_study(config)
 
 
 def test_the_published_counter_knows_one_of_torchvisions_models():

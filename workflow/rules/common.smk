@@ -98,6 +98,9 @@ TIMED = study.logits.times if study.logits else bool(study.latency.batch_sizes)
 TIMED_CELLS = [cell for cell in CELLS if TIMED and cell.seed == study.seeds[0]]
 FIGURES = ["accuracy_cost", "exit_accuracy", "hindsight_improvability", "exit_shares"]
 FIGURES += ["accuracy_time"] if TIMED else []
+# Early exits against what one would use instead. Every method is chosen on held-out samples.
+FRONTIER = "held-out" in study.evaluation.protocols
+FIGURES += ["frontier"] if FRONTIER else []
 # Title in file names -> (data set, architecture).
 TITLES = {figure_title(*names): names for names in study.cells}
 
@@ -105,7 +108,9 @@ TITLES = {figure_title(*names): names for names in study.cells}
 # The tables and figures.
 RESULTS = [LAYOUT.table("accuracy_at_budget", kind) for kind in ("csv", "md", "tex")]
 RESULTS += [LAYOUT.table(name) for name in ("comparison", "per_exit", "allowed_loss")]
+RESULTS += [LAYOUT.table("training")]
 RESULTS += [LAYOUT.table("latency", kind) for kind in ("csv", "md") if TIMED]
+RESULTS += [LAYOUT.table("frontier", kind) for kind in ("csv", "md") if FRONTIER]
 RESULTS += [LAYOUT.figure(title, figure) for title in TITLES for figure in FIGURES]
 
 # Rules get settings as plain values in `params`. A changed value runs the job again.

@@ -7,6 +7,7 @@ rule plot_figures:
             for seed in study.seeds
         ],
         times=[LAYOUT.table("latency")] if TIMED else [],
+        frontier=[LAYOUT.table("frontier")] if FRONTIER else [],
     output:
         [
             report(
@@ -34,6 +35,7 @@ rule plot_figures:
         dataset=lambda wildcards: TITLES[wildcards.title][0],
         arch=lambda wildcards: TITLES[wildcards.title][1],
         timed=TIMED,
+        frontier=FRONTIER,
         code=code_digest("plot_figures"),
     script:
         "../scripts/plot_figures.py"

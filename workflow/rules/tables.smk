@@ -27,6 +27,7 @@ rule aggregate:
         ),
         per_exit=LAYOUT.table("per_exit"),
         allowed_loss=LAYOUT.table("allowed_loss"),
+        training=LAYOUT.table("training"),
         times=[LAYOUT.table("latency", kind) for kind in ("csv", "md") if TIMED],
     log:
         LAYOUT.log("aggregate"),
@@ -44,3 +45,40 @@ rule aggregate:
         code=code_digest("aggregate"),
     script:
         "../scripts/aggregate.py"
+
+
+if FRONTIER:
+
+    rule compare_frontier:
+        input:
+            metrics=[
+                LAYOUT.metrics(cell, method) for cell in CELLS for method in METHODS
+            ],
+            curves=[LAYOUT.curves(cell, method) for cell in CELLS for method in METHODS],
+            correct=[
+                LAYOUT.correct(cell, method) for cell in CELLS for method in METHODS
+            ],
+            times=[LAYOUT.table("latency")] if TIMED else [],
+        output:
+            csv=report(
+                LAYOUT.table("frontier"),
+                caption="../report/frontier.rst",
+                category="Tables",
+            ),
+            md=LAYOUT.table("frontier", "md"),
+        log:
+            LAYOUT.log("compare_frontier"),
+        benchmark:
+            LAYOUT.benchmark("compare_frontier")
+        localrule: True
+        conda:
+            ENVIRONMENT
+        params:
+            kinds=study.kinds,
+            evaluation=EVALUATION,
+            cells=CELL_NAMES,
+            timed=sorted({(cell.dataset, cell.arch) for cell in TIMED_CELLS}),
+            int8=[name for name, method in study.methods.items() if method.int8],
+            code=code_digest("compare_frontier"),
+        script:
+            "../scripts/compare_frontier.py"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ztw.catalogue.parts import own
+from ztw.catalogue.timm import TIMM_PREFIX
 from ztw.catalogue.torchvision import TORCHVISION_BLOCKS, TORCHVISION_PREFIX
 
 Placement = str | tuple[int | float, ...]
@@ -24,12 +25,14 @@ OPTION_OWNERS: dict[str, tuple[str, tuple[str, ...]]] = {
 
 
 def archs() -> list[str]:
-    """List the names of all architectures but torchvision's, registered ones last."""
+    """List the names of all architectures but torchvision's and timm's, registered ones last."""
     return [*ARCHS, *own("backbone")]
 
 
 def list_backbones() -> list[str]:
     """List the names of all backbones: built-in, registered, and torchvision's.
+
+    `timm.list_models()` lists more than a thousand others; put "timm/" before a name.
 
     Example:
         >>> import ztw
@@ -44,10 +47,12 @@ def smallest_image(arch: str) -> int:
     return own("backbone")[arch]["smallest_image"] if arch in own("backbone") else SMALLEST_IMAGE.get(arch, 1)
 
 
-def blocks(arch: str) -> int:
-    """Return the number of blocks: 3n for a CIFAR ResNet of 6n + 2 layers."""
+def blocks(arch: str) -> int | None:
+    """Return the number of blocks: 3n for a CIFAR ResNet of 6n + 2 layers; None for a timm model, not yet built."""
     if arch in own("backbone"):
         return own("backbone")[arch]["blocks"]
+    if arch.startswith(TIMM_PREFIX):
+        return None
     if arch.startswith(TORCHVISION_PREFIX):
         return TORCHVISION_BLOCKS[arch.removeprefix(TORCHVISION_PREFIX)]
     if arch in BLOCKS:

@@ -1,4 +1,4 @@
-"""Hold out validation images, stratified by class."""
+"""Hold out validation images, and draw a part of the training images, both stratified by class."""
 
 from __future__ import annotations
 
@@ -33,6 +33,36 @@ def held_out_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, 
     if held_out.all() or not held_out.any():
         raise ZtwError(f"validation fraction {fraction!r} of {len(labels)} images leaves a split empty")
     return (~held_out).nonzero().flatten(), held_out.nonzero().flatten()
+
+
+def drawn_images(labels: Tensor, count: int, seed: int) -> Tensor:
+    """Draw images, stratified by class: the first images of each class after a shuffle.
+
+    Each class has the same share of its images, and at least one. A class's larger draw includes its smaller one.
+
+    Args:
+        labels: int64 (N,).
+        count: number of images to draw.
+
+    Returns:
+        Increasing indices, int64 (count,).
+
+    Raises:
+        ZtwError: if there are fewer images, or more classes, than `count`.
+    """
+    classes, sizes = labels.unique(return_counts=True)
+    if not len(classes) <= count <= len(labels):
+        raise ZtwError(
+            f"data.training_images: {count}: must be {len(classes)} to {len(labels)}, the numbers of classes and of"
+            " training images"
+        )
+    counts = _apportioned(sizes.double(), torch.ones_like(sizes), sizes, count)
+    generator = torch.Generator().manual_seed(seed)
+    drawn = []
+    for label, of_class in zip(classes, counts.tolist(), strict=True):
+        members = (labels == label).nonzero().flatten()
+        drawn.append(members[torch.randperm(len(members), generator=generator)[:of_class]])
+    return torch.cat(drawn).sort().values
 
 
 def held_out_counts(sizes: Tensor, fraction: float) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ztw.data.dataset import Data
 from ztw.data.decoded import ImageSet
-from ztw.data.hold_out import held_out_split
+from ztw.data.hold_out import drawn_images, held_out_split
 from ztw.data.images import shown
 from ztw.data.record import NotAsRecordedError, open_array
 from ztw.data.streamed import StreamedSet
@@ -91,16 +91,20 @@ def cell_splits(
 ) -> dict[str, Data]:
     """Return "train", "validation" and "test" as a study defines them: the same in every job of a cell.
 
-    The validation part is held out from the split `settings.validation_from`.
+    Of the training images, `settings.training_images` are drawn, if the key is set. Then the validation part is held
+    out from the split `settings.validation_from`.
 
     Args:
         record: from `ztw.data.prepare.prepare_dataset`. A record of one split gives this split and its validation part.
         report: called with classes that have no validation image.
 
     Raises:
-        ZtwError: as `load_split` and `held_out_split`.
+        ZtwError: as `load_split`, `drawn_images` and `held_out_split`.
     """
     splits = {split: open_split(record, settings, split, report) for split in record["counts"]}
+    if settings.training_images is not None and "train" in splits:
+        drawn = drawn_images(splits["train"].labels, settings.training_images, seed)
+        splits["train"] = splits["train"].take(drawn)
     source = splits.get(settings.validation_from)
     if source is None or not settings.validation_fraction:
         return splits

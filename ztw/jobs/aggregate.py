@@ -20,6 +20,7 @@ from ztw.reporting.tables import (
     accuracy_table,
     allowed_loss_table,
     per_exit_table,
+    training_table,
     with_backbone,
     write_csv,
     write_tables,
@@ -87,6 +88,7 @@ def _write_all(
     )
     write_csv(per_exit_table(metrics), layout.table("per_exit"))
     write_csv(allowed_loss_table(metrics), layout.table("allowed_loss"))
+    write_csv(training_table(metrics), layout.table("training"))
     write_csv(compared, layout.table("comparison"))
     if times := [layout.latency(Cell(*names)) for names in settings.timed]:
         write_latency(

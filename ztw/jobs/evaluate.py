@@ -18,6 +18,7 @@ from ztw.jobs.cell import CellNetworks, StaticNetwork
 from ztw.jobs.given import GivenCell
 from ztw.jobs.job import Job
 from ztw.jobs.method_results import Evaluated, write_results
+from ztw.jobs.training_cost import training_cost, unequal
 from ztw.models.cascade import MEMBER
 from ztw.models.costs import costly_exits, fixed_exit_macs, macs
 from ztw.models.network import CONNECTIONS, EarlyExitNetwork
@@ -63,9 +64,13 @@ def evaluate(job: Job, cell: Cell, settings: EvaluateSettings) -> None:
         records=("train",),
     )
     hashes: dict[Path, str] = {}
+    passes: dict[str, float] = {}
     for one in _trained(job, networks, settings):
         rules = write_results(job, cell, one, settings.evaluation)
         _write_network(networks, one, rules, settings, hashes)
+        passes[one.name] = one.training[0].value
+    if note := unequal(passes):
+        job.report(Note(note))
 
 
 def _write_network(
@@ -121,6 +126,7 @@ def _trained(job: Job, networks: CellNetworks, settings: EvaluateSettings) -> It
             backbone_accuracy=accuracy,
             computed=_computed(networks, name),
             network=network,
+            training=training_cost(networks, name, network, settings.images),
         )
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 from ztw.evaluation.correct import write_correct
 from ztw.evaluation.curves import Costs, SplitPredictions, label
 from ztw.evaluation.methods import Rules, evaluate_method
-from ztw.evaluation.metric_rows import backbone_metrics, metric_records
+from ztw.evaluation.metric_rows import Metric, backbone_metrics, metric_records, metric_rows
 from ztw.files import sealed, write_json
 from ztw.jobs.job import Job
 from ztw.models.checkpoints import versions
@@ -31,6 +31,7 @@ class Evaluated:
         backbone_accuracy: on the test split, None = unknown.
         computed: hardware and precision of each part of its predictions.
         network: the method's network; None if its logits come from a file.
+        training: what its training cost.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Evaluated:
     backbone_accuracy: float | None
     computed: Sequence[dict[str, Any]] = ()
     network: EarlyExitNetwork | None = None
+    training: Sequence[Metric] = ()
 
 
 def write_results(job: Job, cell: Cell, one: Evaluated, evaluation: EvaluationSettings) -> Rules | None:
@@ -51,7 +53,8 @@ def write_results(job: Job, cell: Cell, one: Evaluated, evaluation: EvaluationSe
     """
     layout, name, method = job.layout, one.name, one.method
     found = evaluate_method(one.splits.get("validation"), one.splits["test"], one.costs, method, evaluation)
-    metrics = pd.concat([found.metrics, backbone_metrics(one.costs["ztw"].base, one.backbone_accuracy)])
+    alone = backbone_metrics(one.costs["ztw"].base, one.backbone_accuracy)
+    metrics = pd.concat([found.metrics, alone, *([metric_rows(one.training)] if one.training else [])])
     with sealed(layout.curves(cell, name)) as scratch:
         label(found.curves, cell, name).to_parquet(scratch, index=False)
     write_correct(layout.correct(cell, name), found.correct)

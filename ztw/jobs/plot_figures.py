@@ -10,6 +10,8 @@ from matplotlib.figure import Figure
 from ztw.jobs.job import Job
 from ztw.reporting.exit_figures import exit_accuracies, exit_shares, improvabilities
 from ztw.reporting.figures import accuracy_against_cost, accuracy_against_time
+from ztw.reporting.frontier_figure import draw_frontier
+from ztw.reporting.frontier_table import read_frontier
 from ztw.reporting.latency_table import read_latency
 from ztw.reporting.results import read_curves, read_metrics, results_of
 from ztw.reporting.style import save
@@ -25,6 +27,7 @@ class PlotFiguresSettings:
         families: method with early exits -> family, see `ztw.reporting.style.style`.
         methods: all methods, static networks included.
         timed: whether latency was measured.
+        frontier: whether the study has a table of the frontier.
     """
 
     dataset: str
@@ -34,6 +37,7 @@ class PlotFiguresSettings:
     methods: tuple[str, ...]
     evaluation: EvaluationSettings
     timed: bool
+    frontier: bool = False
 
 
 def plot_figures(job: Job, title: str, settings: PlotFiguresSettings, partial: bool = False) -> None:
@@ -65,3 +69,7 @@ def _figures(layout: Layout, settings: PlotFiguresSettings, partial: bool) -> It
     if settings.timed:
         times = read_latency(layout.table("latency"), *names)
         yield "accuracy_time", accuracy_against_time(times, families, title)
+    if settings.frontier:
+        table = read_frontier(layout.table("frontier"))
+        table = table[table["dataset"].eq(names[0]) & table["arch"].eq(names[1])]
+        yield "frontier", draw_frontier(table, title)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ztw.catalogue.architectures import CIFAR_RESNETS, OPTION_OWNERS
+from ztw.catalogue.timm import TIMM_PREFIX, check_timm_name
 from ztw.catalogue.torchvision import TORCHVISION_PREFIX
 from ztw.errors import ZtwError, unknown
 from ztw.models.backbone import Backbone, BackboneOptions
@@ -36,7 +37,8 @@ def build_backbone(
     """Build a backbone, with random weights or with torchvision's.
 
     Args:
-        arch: name of the architecture, one of `list_backbones()`.
+        arch: name of the architecture, one of `list_backbones()`, or "timm/<name>" with a name of
+            `timm.list_models()`.
         num_classes: number of classes, at least 2.
         channels: number of image channels.
         size: side of the square images in pixels.
@@ -66,11 +68,13 @@ def build_backbone(
         from ztw.models.torchvision_cut import cut
 
         backbone = cut(arch, num_classes, channels, size, weights)
+    elif weights is not None:
+        raise ZtwError(f"weights {weights!r}: only torchvision's models have pretrained weights, not {arch}")
+    elif arch.startswith(TIMM_PREFIX):
+        from ztw.models.timm_cut import cut as cut_timm  # the same holds for timm
+
+        backbone = cut_timm(arch, num_classes, channels, size)
     else:
-        if weights is not None:
-            raise ZtwError(
-                f"weights {weights!r}: only torchvision's models have pretrained weights, not {arch}"
-            )
         backbone = BACKBONES[arch](arch, num_classes, channels, size, chosen)
         if chosen.init == "released":
             initialise_backbone(backbone)
@@ -80,8 +84,11 @@ def build_backbone(
 
 
 def _check_options(arch: str, chosen: BackboneOptions) -> None:
-    if arch not in BACKBONES and not arch.startswith(TORCHVISION_PREFIX):
-        raise unknown("architecture", arch, [*BACKBONES, f"{TORCHVISION_PREFIX}<name>"])
+    if arch.startswith(TIMM_PREFIX):
+        check_timm_name(arch)
+    elif arch not in BACKBONES and not arch.startswith(TORCHVISION_PREFIX):
+        others = [f"{prefix}<name>" for prefix in (TORCHVISION_PREFIX, TIMM_PREFIX)]
+        raise unknown("architecture", arch, [*BACKBONES, *others])
     for name, known in (("shortcut", SHORTCUTS), ("ic_features", IC_FEATURES), ("init", INITS)):
         if getattr(chosen, name) not in known:
             raise unknown(name, getattr(chosen, name), known)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,9 +19,9 @@ from ztw.errors import ZtwError
 from ztw.tensors import as_tensor
 
 BATCH = 32  # samples per batch of the calibration
+# the classifier of a model of a cascade, whose stages are in a stage
+OF_MEMBER = re.compile(r"backbone\.stages\.\d+\.backbone\.classifier\b")
 SCOPES = "pkg.torch.onnx.name_scopes"  # the exporter's note of the modules that a node is from
-# A classifier inside a stage is of a model of a cascade
-STAGE, CLASSIFIER = ".stages.", ".backbone.classifier"
 
 
 def quantised(flat: ModelProto, inputs: InputSpec, given: Any) -> ModelProto:
@@ -78,8 +79,7 @@ def _in_int8(flat: ModelProto) -> list[str]:
         or (
             node.op_type in ("Gemm", "MatMul")
             and not weights.isdisjoint(node.input)
-            and any(STAGE in name for name in _origin(node))
-            and not any(CLASSIFIER in name for name in _origin(node))
+            and any(".stages." in name and not OF_MEMBER.search(name) for name in _origin(node))
         )
     ]
 

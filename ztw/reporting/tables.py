@@ -136,6 +136,13 @@ def allowed_loss_table(metrics: Metrics) -> pd.DataFrame:
     return _in_order_of(table.reset_index(), metrics)[ALLOWED_LOSS]
 
 
+def training_table(metrics: Metrics) -> pd.DataFrame:
+    """Return what the training of each method cost: passes over the training images and MACs, mean over n seeds."""
+    found = metrics[metrics["metric"].isin(["training_passes", "training_macs"])]
+    table = found.groupby([*CELL, "method", "metric"])["value"].agg(mean="mean", n="count")
+    return _in_order_of(table.reset_index(), metrics)[[*CELL, "method", "metric", "mean", "n"]]
+
+
 def _in_order_of(table: pd.DataFrame, metrics: Metrics) -> pd.DataFrame:
     """Sort a table's cells and methods in the order of the metrics."""
     key = [*CELL, "method"]

@@ -19,6 +19,7 @@ from ztw.catalogue.architectures import (
 )
 from ztw.catalogue.datasets import DATASETS
 from ztw.catalogue.parts import EXIT_WEIGHTS, has_threshold, is_fitted, known
+from ztw.catalogue.timm import TIMM_PREFIX, check_timm_name
 from ztw.catalogue.torchvision import TORCHVISION_BLOCKS, TORCHVISION_PREFIX
 from ztw.errors import ZtwError
 from ztw.study.images import image_channels, image_size, is_streamed
@@ -51,13 +52,10 @@ def check_names(study: Study) -> None:
     datasets = [*DATASETS, *folders]
     for name in study.datasets:
         _check_known("datasets", name, datasets, advice="; add your own images under data.image_folders")
-    torchvision = [f"{TORCHVISION_PREFIX}{name}" for name in TORCHVISION_BLOCKS]
     named = {f"archs.{index}": arch for index, arch in enumerate(study.archs)}
     named |= {f"methods.{name}.static": m.static for name, m in study.methods.items() if m.static is not None}
     for label, arch in named.items():
-        if arch not in archs() and arch not in torchvision:
-            near = get_close_matches(arch, torchvision, n=3, cutoff=0.5) or ["torchvision/<name>"]
-            raise ZtwError(f"{label}: {arch!r} is unknown; known: {', '.join([*archs(), *near])}, ...")
+        _check_arch(label, arch)
     for index, item in enumerate(study.overrides):
         _check_listed(f"overrides.{index}.datasets", item.datasets or (), study.datasets, "datasets")
         known = dict.fromkeys([*study.archs, *study.statics.values()])
@@ -68,6 +66,16 @@ def check_names(study: Study) -> None:
             f"latency.runtimes: {as_written(study.latency.runtimes)!r} must include pytorch; other runtimes are"
             " compared with it"
         )
+
+
+def _check_arch(label: str, arch: str) -> None:
+    torchvision = [f"{TORCHVISION_PREFIX}{name}" for name in TORCHVISION_BLOCKS]
+    if arch.startswith(TIMM_PREFIX):
+        check_timm_name(arch, label)
+    elif arch not in archs() and arch not in torchvision:
+        near = get_close_matches(arch, torchvision, n=3, cutoff=0.5)
+        near = near or ["torchvision/<name>", "timm/<name>"]
+        raise ZtwError(f"{label}: {arch!r} is unknown; known: {', '.join([*archs(), *near])}, ...")
 
 
 def check_parts(study: Study) -> None:
@@ -248,6 +256,11 @@ def check_cell(study: Study, dataset: str, arch: str, row: str | None = None) ->
         )
     if arch.startswith(TORCHVISION_PREFIX):
         _check_torchvision(study, dataset, arch)
+    if arch.startswith(TIMM_PREFIX) and "published" in study.evaluation.protocols:
+        raise ZtwError(
+            f"evaluation.protocols: published: the published operation counter supports none of timm's models, such as"
+            f" {arch}; leave it out"
+        )
     for key in ("mean", "std"):
         given = getattr(study.data, key)
         if given is not None and len(given) != channels:
@@ -404,20 +417,28 @@ def _check_exit_weights(label: str, ics: IcSet, arch: str) -> None:
         return _check_known(f"{label}.exit_weights", weights, EXIT_WEIGHTS, ", a list of numbers")
     if not any(weights):
         raise ZtwError(f"{label}.exit_weights: {as_written(weights)!r}: at least one must be > 0")
-    if len(weights) != (exits := _heads(ics.placement, arch) + 1):
-        raise ZtwError(f"{label}.exit_weights: {len(weights)} numbers, {arch} has {exits} exits")
+    heads = _heads(ics.placement, arch)
+    if heads is not None and len(weights) != heads + 1:
+        raise ZtwError(f"{label}.exit_weights: {len(weights)} numbers, {arch} has {heads + 1} exits")
 
 
-def _heads(placement: Placement, arch: str) -> int:
-    placement = listed_placement(placement, arch)
+def _heads(placement: Placement, arch: str) -> int | None:
+    """Return the number of heads; None if it is unknown before the network is built."""
+    placement, count = listed_placement(placement, arch), blocks(arch)
     if not isinstance(placement, str):
         return len(placement)
     step = placement_step(placement)
-    return blocks(arch) // step if step else 0
+    if not step:
+        return 0
+    return None if count is None else count // step
 
 
 def check_placement(placement: Placement, arch: str, label: str) -> None:
-    """Check that an architecture has the blocks of a placement."""
+    """Check that an architecture has the blocks of a placement.
+
+    The number of blocks of a timm model is unknown here; `ztw.models.placement` checks the placement again.
+    """
+    count = blocks(arch)
     listed, placement = as_written(placement), listed_placement(placement, arch)
     if isinstance(placement, str):
         if placement_step(placement) is None:
@@ -425,16 +446,17 @@ def check_placement(placement: Placement, arch: str, label: str) -> None:
                 f"{label}: {placement!r} is unknown; known: all, every <n>, sdn, a list of block indices,"
                 " a list of fractions"
             )
-        if _heads(placement, arch) < 1:
-            raise ZtwError(f"{label}: {placement!r}: {arch} has only {blocks(arch)} blocks")
+        if _heads(placement, arch) == 0:
+            raise ZtwError(f"{label}: {placement!r}: {arch} has only {count} blocks")
         return
-    if len(placement) > blocks(arch):
-        raise ZtwError(f"{label}: {listed!r}: {len(placement)} exits, {arch} has {blocks(arch)} blocks")
+    if count is not None and len(placement) > count:
+        raise ZtwError(f"{label}: {listed!r}: {len(placement)} exits, {arch} has {count} blocks")
     fractions = any(isinstance(item, float) for item in placement)
     for item in placement:
         if fractions and not 0 < item <= 1:
             raise ZtwError(f"{label}: {item!r}: a fraction of the cost must lie in (0, 1]")
-        if not fractions and not 0 <= item < blocks(arch):
-            raise ZtwError(f"{label}: {item!r}: {arch} has blocks 0..{blocks(arch) - 1}")
+        if not fractions and not 0 <= item < (count or float("inf")):
+            last = "" if count is None else count - 1
+            raise ZtwError(f"{label}: {item!r}: {arch} has blocks 0..{last}")
     if any(later <= earlier for earlier, later in pairwise(placement)):
         raise ZtwError(f"{label}: {listed!r} must be increasing")

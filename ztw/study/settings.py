@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PrivateAttr
 
 from ztw.errors import is_number
+from ztw.study.kinds import CASCADE, EARLY_EXITS, FIXED_EXIT, STATIC
 from ztw.study.logits_settings import LogitsSet, LogitsSettings
 from ztw.study.section import Listed, Name, Section, Unique, key, one_of, part
 from ztw.study.training_settings import BackboneSettings, DistillationFrom, IcSet, IcsSettings, OwnRecipe
@@ -53,6 +54,13 @@ class DataSettings(Section):
 
     root: str | None = key(
         "Folder for data sets. `null`: `$ZTW_DATA` if it is set, else `~/.cache/ztw`.", None
+    )
+    training_images: int | None = key(
+        "Number of training images to use, the validation split included: the same share of each class, drawn by"
+        " the seed. `null`: all.",
+        None,
+        ge=2,
+        unit="images",
     )
     validation_fraction: float = key(
         "Share of each class for the validation split: no network is trained on it, thresholds are"
@@ -274,12 +282,20 @@ class CellNames(Section):
         " names under `data.image_folders`. In a study from logits: any names."
     )
     archs: Listed[str] = key(
-        'Names of networks (`resnet20`, `torchvision/resnet50`, ...); see section "Architectures". In a study from'
-        " logits: any names."
+        'Names of networks (`resnet20`, `torchvision/resnet50`, `timm/resnet50`, ...); see section "Architectures".'
+        " In a study from logits: any names."
     )
     seeds: Listed[Annotated[int, Field(ge=0)]] = key(
         "Random seeds for the validation split, initial weights, order of images and augmentation."
     )
+
+
+def _kind(method: MethodSettings) -> str:
+    if method.static:
+        return STATIC
+    if method.cascade_of:
+        return CASCADE
+    return FIXED_EXIT if method.rule == "fixed_exit" else EARLY_EXITS
 
 
 # Of a study from logits
@@ -374,6 +390,11 @@ class Study(HardwareSettings, CellNames):
     def families(self) -> dict[str, str]:
         """Family of each method, by how its exits are trained and connected. Static networks have none."""
         return {name: self._family(method) for name, method in self.methods.items() if not method.static}
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        """Kind of each method, see `ztw.study.kinds`."""
+        return {name: _kind(method) for name, method in self.methods.items()}
 
     def _family(self, method: MethodSettings) -> str:
         if method.cascade_of:

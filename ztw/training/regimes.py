@@ -126,6 +126,10 @@ def train_exits(
         )
     if not network.heads:
         raise ZtwError("train_exits: the network has no ICs")
+    if regime == "separate" and not any(True for head in network.heads for _ in head.parameters()):
+        raise ZtwError(
+            "regime 'separate': the network's ICs have no weights to train; use joint or layer_wise"
+        )
     samples = as_data(data, wanted_by(network), "train_exits")
     if isinstance(samples, LoaderData):
         batch_size = samples.batch_size

@@ -1,0 +1,62 @@
+"""Draw the frontier: the best method of each kind at every budget."""
+
+from __future__ import annotations
+
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ztw.reporting.style import MARKERS, in_percent, new_panels
+from ztw.study.kinds import KINDS
+
+
+def draw_frontier(table: pd.DataFrame, title: str) -> Figure:
+    """Draw test accuracy against the budget: a panel per unit of cost, a line per kind of method.
+
+    A point is the method of its kind with the highest held-out accuracy within the budget. Names stand where the
+    method changes.
+
+    Args:
+        table: from `read_frontier`, of one data set and architecture, not empty.
+    """
+    units = list(table["unit"].unique())
+    figure, panels = new_panels(len(units), max(6.4, 4.6 * len(units)), 4.4)
+    colours = dict(
+        zip(KINDS, (sns.color_palette("colorblind")[place] for place in (7, 4, 1, 2)), strict=True)
+    )
+    for axes, unit in zip(panels, units, strict=True):
+        here = table[table["unit"].eq(unit)]
+        for number, kind in enumerate(kind for kind in KINDS if here["kind"].eq(kind).any()):
+            rows = here[here["kind"].eq(kind)].sort_values("budget")
+            axes.plot(
+                rows["budget"],
+                rows["accuracy"],
+                label=kind,
+                color=colours[kind],
+                marker=MARKERS[number],
+                ms=5,
+            )
+            _name_changes(axes, rows, colours[kind], above=number % 2 == 0)
+        axes.set_title(unit)
+        axes.set_xlabel("budget / the backbone's cost")
+        in_percent(axes.xaxis, axes.yaxis)
+        axes.margins(x=0.12, y=0.12)
+    panels[0].set_ylabel("test accuracy")
+    panels[-1].legend(frameon=False, loc="lower right", fontsize="small")
+    figure.suptitle(title)
+    figure.tight_layout()
+    return figure
+
+
+def _name_changes(axes: Axes, rows: pd.DataFrame, colour: tuple[float, ...], above: bool) -> None:
+    for row in rows[rows["method"].ne(rows["method"].shift())].itertuples():
+        axes.annotate(
+            str(row.method),
+            (row.budget, row.accuracy),
+            textcoords="offset points",
+            xytext=(0, 6 if above else -11),
+            ha="center",
+            fontsize=6,
+            color=colour,
+        )
