@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -107,3 +108,16 @@ def read_predictions(path: Path | str) -> tuple[Tensor, Tensor]:
     if missing := {"logits", "labels"} - tensors.keys():
         raise ZtwError(f"{path}: has no {' and no '.join(sorted(missing))}; is it a file of predictions?")
     return tensors["logits"], class_labels(tensors["labels"])
+
+
+def read_together(files: Sequence[Path]) -> tuple[Tensor, Tensor]:
+    """Read the logits of all networks of a cascade (K, N, C), and the labels (N,).
+
+    Raises:
+        ZtwError: if the files have other labels than the first.
+    """
+    found = [read_predictions(file) for file in files]
+    for file, (_, labels) in zip(files, found, strict=True):
+        if not torch.equal(labels, found[0][1]):
+            raise ZtwError(f"{file}: other labels than {files[0]}; compute both again")
+    return torch.cat([logits for logits, _ in found]), found[0][1]

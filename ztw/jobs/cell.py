@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from ztw.catalogue.architectures import CIFAR_RESNETS
 from ztw.data.record import read_study_record
 from ztw.device import Compute, keep_freed_memory, own_gpu, pick_device
-from ztw.errors import ZtwError
 from ztw.exits.ensembles import Ensemble, build_ensemble
-from ztw.exits.logits import read_predictions
+from ztw.exits.logits import read_together
 from ztw.files import read_json
 from ztw.models.architectures import build_backbone
 from ztw.models.backbone import Backbone
@@ -171,19 +170,6 @@ class CellNetworks:
         """Read a method's logits (K, N, C), ensembled if `network` has an ensemble, and labels (N,)."""
         logits, labels = read_together(self.predictions_files(name, split))
         return (network.ensemble(logits) if network.ensemble else logits), labels
-
-
-def read_together(files: Sequence[Path]) -> tuple[Tensor, Tensor]:
-    """Read the logits of all networks of a cascade (K, N, C), and the labels (N,).
-
-    Raises:
-        ZtwError: if the files have other labels than the first.
-    """
-    found = [read_predictions(file) for file in files]
-    for file, (_, labels) in zip(files, found, strict=True):
-        if not torch.equal(labels, found[0][1]):
-            raise ZtwError(f"{file}: other labels than {files[0]}; compute both again")
-    return torch.cat([logits for logits, _ in found]), found[0][1]
 
 
 def trained_part(network: EarlyExitNetwork, ics: IcSet) -> nn.Module:

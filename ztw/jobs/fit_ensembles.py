@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from ztw.exits.ensembles import Ensemble, fit_ensemble
-from ztw.exits.logits import read_predictions
-from ztw.jobs.cell import read_together
+from ztw.exits.logits import read_predictions, read_together
 from ztw.jobs.job import Job
 from ztw.models.checkpoints import save_checkpoint, versions
 from ztw.study.layout import Cell, Layout

@@ -13,9 +13,9 @@ from ztw.evaluation.curves import Costs, SplitPredictions
 from ztw.evaluation.metrics import exit_accuracy
 from ztw.evaluation.prediction_files import ExitTimes
 from ztw.exits.ensembles import Ensemble
-from ztw.exits.logits import read_predictions
+from ztw.exits.logits import read_predictions, read_together
 from ztw.files import read_json
-from ztw.jobs.cell import load_ensemble, read_together
+from ztw.jobs.cell import load_ensemble
 from ztw.jobs.method_results import Evaluated
 from ztw.progress import Report
 from ztw.study.layout import Cell, Layout, metadata
