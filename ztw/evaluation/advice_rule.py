@@ -1,0 +1,159 @@
+"""The decision of `advise`: which option to recommend, and in which words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ztw.exits.threshold_base import TIE
+
+if TYPE_CHECKING:
+    from ztw.evaluation.advice import Option
+
+VERDICTS = {
+    ("model", False): "Leave it as it is",
+    ("model", True): "Quantise, no exits",
+    ("smaller network", False): "Use the smaller network",
+    ("smaller network", True): "Use the smaller network, in int8",
+    ("fixed exit", False): "Cut the model",
+    ("fixed exit", True): "Cut the model, and quantise",
+    ("exits", False): "Exits pay",
+    ("exits", True): "Exits pay, in int8",
+    ("cascade", False): "Use a cascade of models",
+    ("cascade", True): "Use a cascade of models, in int8",
+}
+
+
+def base_of(options: Sequence[Option]) -> Option:
+    """Return the model as it is, in the runtime where it is faster."""
+    own = [one for one in options if one.kind == "model" and not one.int8 and not one.reason]
+    return min(own, key=lambda option: option.ms)
+
+
+def recommend(options: Sequence[Option], samples: int, allowed_loss: float) -> tuple[Option, str]:
+    """Return the recommended option and the sentence.
+
+    Of the options that lose at most `allowed_loss` of accuracy and are faster than the model in every round, the
+    fastest one; but an option before it in the list, which is simpler, if the fastest one is not faster in every round.
+    """
+    base = base_of(options)
+    others = [one for one in options if one.kind != "model" or one.int8]
+    allowed = [one for one in others if within(one, allowed_loss) and faster(one, base)]
+    best = base
+    if allowed:
+        fastest = min(allowed, key=lambda option: option.ms)
+        best = next(one for one in allowed if one is fastest or not faster(fastest, one))
+    parts = [
+        _verdict(best, base, allowed_loss),
+        *_of_runtime(options, base),
+        *_of_exits(others, best, base, allowed_loss),
+        f"With {samples} held-out samples, differences below {_points(noise_of(options, samples))} are noise.",
+        *_caution(best, allowed_loss),
+    ]
+    return best, " ".join(parts)
+
+
+def within(option: Option, allowed_loss: float) -> bool:
+    """Return whether an option was measured and loses at most `allowed_loss`, as measured."""
+    return option.loss is not None and option.loss.difference <= allowed_loss + TIE
+
+
+def faster(first: Option, second: Option) -> bool:
+    """Return whether an option is faster than another one in every round."""
+    return all(one < two for one, two in zip(first.round_ms, second.round_ms, strict=True))
+
+
+def noise_of(options: Sequence[Option], samples: int) -> float:
+    """Return half the width of a typical 95 % interval of a loss: the median over the options.
+
+    Without other options, that of the model's accuracy, by the normal approximation of the binomial distribution.
+    """
+    widths = sorted(
+        (one.loss.high - one.loss.low) / 2
+        for one in options
+        if one.loss and (one.kind != "model" or one.int8)
+    )
+    if widths:
+        return widths[len(widths) // 2]
+    accuracy = base_of(options).accuracy
+    return 1.96 * math.sqrt(accuracy * (1 - accuracy) / samples)
+
+
+def _verdict(best: Option, base: Option, allowed_loss: float) -> str:
+    verdict = VERDICTS[best.kind, best.int8]
+    if best is base:
+        return (
+            f"{verdict}: no other option is faster than the model in every round and loses at most"
+            f" {_points(allowed_loss)}."
+        )
+    return f"{verdict}: {_described(best, base)}."
+
+
+def _described(option: Option, base: Option) -> str:
+    assert option.loss is not None
+    low, high = option.speed_range
+    where = "" if option.runtime == base.runtime else f" in {option.runtime}"
+    return (
+        f"'{option.name}'{where} is {option.speed_up:.2f} times as fast as the model ({low:.2f} to {high:.2f}) and"
+        f" {_lost(option.loss.difference)} (95 %: {_signed(option.loss.low)} to {_signed(option.loss.high)})"
+    )
+
+
+def _of_runtime(options: Sequence[Option], base: Option) -> list[str]:
+    """Say that the model itself is faster in ONNX Runtime."""
+    for one in options:
+        if one.kind == "model" and one.runtime != base.runtime and one.round_ms and faster(base, one):
+            name = {"ONNX": "ONNX Runtime"}
+            return [
+                f"The model itself is {one.ms / base.ms:.2f} times as fast in {name.get(base.runtime, base.runtime)} as"
+                f" in {name.get(one.runtime, one.runtime)}."
+            ]
+    return []
+
+
+def _of_exits(options: Sequence[Option], best: Option, base: Option, allowed_loss: float) -> list[str]:
+    """Say what exits would do, if the recommendation is another one."""
+    found = [one for one in options if one.kind == "exits" and one.round_ms]
+    if best.kind == "exits":
+        rest = [one for one in options if one.kind != "exits" and within(one, allowed_loss)]
+        if not rest:
+            return []
+        rival = min(rest, key=lambda option: option.ms)
+        return [f"Without exits, the fastest within the allowed loss is {_brief(rival)}."]
+    if not found:
+        return ["Exits were not measured."]
+    good = [one for one in found if within(one, allowed_loss)]
+    one = min(good or found, key=lambda option: option.ms)
+    why = "" if good else ", which is too much"
+    return [f"Exits do not pay: {_brief(one)}{why}."]
+
+
+def _brief(option: Option) -> str:
+    assert option.loss is not None
+    return f"'{option.name}', {option.speed_up:.2f} times as fast, {_lost(option.loss.difference)}"
+
+
+def _caution(best: Option, allowed_loss: float) -> list[str]:
+    """Say that a loss above the allowed one is possible."""
+    if best.loss is None or best.loss.high <= allowed_loss + TIE:
+        return []
+    return [
+        f"They cannot exclude that '{best.name}' loses more than {_points(allowed_loss)}; more samples would tell."
+    ]
+
+
+def _points(share: float) -> str:
+    value = f"{100 * share:.1f}"
+    return f"{value} point{'' if value == '1.0' else 's'}"
+
+
+def _signed(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def _lost(difference: float) -> str:
+    """Return a loss in words."""
+    if abs(difference) < 0.0005:
+        return "loses nothing"
+    return f"{'loses' if difference > 0 else 'gains'} {_points(abs(difference))}"

@@ -1,0 +1,63 @@
+"""Measure calls in turns, with the spread of their times."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+ROUNDS = 5  # independent measurements; their range is the spread
+TURNS = 3  # of each round; the fastest counts, because other processes may slow the machine
+SECONDS = 15.0  # what all measurements may take together, roughly
+FEWEST, MOST = 10, 200  # batches
+
+Call = Callable[[Any], Any]
+
+
+def round_times(
+    calls: Sequence[Call],
+    batches: Sequence[Any],
+    rounds: int = ROUNDS,
+    turns: int = TURNS,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Tensor:
+    """Measure the time of each call, in several rounds.
+
+    In a turn, every call runs on every batch, one call after the other, so that a drift of the machine's speed affects
+    all of them. For each batch, the fastest turn of a round counts. The time of a round is the mean over the batches.
+
+    Returns:
+        float64 (calls, rounds), in milliseconds.
+    """
+    for call in calls:
+        call(batches[0])
+    found = torch.empty(rounds, turns, len(calls), len(batches), dtype=torch.float64)
+    for place in range(rounds * turns):
+        of_turn = found.flatten(0, 1)[place]
+        for number, call in enumerate(calls):
+            call(batches[-1])  # the first call after another network's is slower
+            for index, batch in enumerate(batches):
+                started = clock()
+                call(batch)
+                of_turn[number, index] = clock() - started
+    return 1e3 * found.amin(1).mean(-1).T
+
+
+def batches_within(seconds_each: float, seconds: float = SECONDS) -> int:
+    """Return how many batches to time, if all calls together take `seconds_each` for a batch."""
+    return max(FEWEST, min(MOST, int(seconds / max(seconds_each * ROUNDS * TURNS, 1e-9))))
+
+
+@contextmanager
+def torch_threads(threads: int) -> Iterator[None]:
+    """Let PyTorch use this number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
