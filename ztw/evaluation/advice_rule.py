@@ -4,30 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
+from ztw.evaluation.advice_option import ALTERNATIVE, CASCADE, EXITS, FIXED, MODEL, Option
 from ztw.exits.threshold_base import TIE
 
-if TYPE_CHECKING:
-    from ztw.evaluation.advice import Option
-
 VERDICTS = {
-    ("model", False): "Leave it as it is",
-    ("model", True): "Quantise, no exits",
-    ("smaller network", False): "Use the smaller network",
-    ("smaller network", True): "Use the smaller network, in int8",
-    ("fixed exit", False): "Cut the model",
-    ("fixed exit", True): "Cut the model, and quantise",
-    ("exits", False): "Exits pay",
-    ("exits", True): "Exits pay, in int8",
-    ("cascade", False): "Use a cascade of models",
-    ("cascade", True): "Use a cascade of models, in int8",
+    (MODEL, False): "Leave it as it is",
+    (MODEL, True): "Quantise, no exits",
+    (ALTERNATIVE, False): "Use the smaller network",
+    (ALTERNATIVE, True): "Use the smaller network, in int8",
+    (FIXED, False): "Cut the model",
+    (FIXED, True): "Cut the model, and quantise",
+    (EXITS, False): "Exits pay",
+    (EXITS, True): "Exits pay, in int8",
+    (CASCADE, False): "Use a cascade of models",
+    (CASCADE, True): "Use a cascade of models, in int8",
 }
 
 
 def base_of(options: Sequence[Option]) -> Option:
     """Return the model as it is, in the runtime where it is faster."""
-    own = [one for one in options if one.kind == "model" and not one.int8 and not one.reason]
+    own = [one for one in options if one.kind == MODEL and not one.int8 and not one.reason]
     return min(own, key=lambda option: option.ms)
 
 
@@ -38,7 +35,7 @@ def recommend(options: Sequence[Option], samples: int, allowed_loss: float) -> t
     fastest one; but an option before it in the list, which is simpler, if the fastest one is not faster in every round.
     """
     base = base_of(options)
-    others = [one for one in options if one.kind != "model" or one.int8]
+    others = [one for one in options if one.kind != MODEL or one.int8]
     allowed = [one for one in others if within(one, allowed_loss) and faster(one, base)]
     best = base
     if allowed:
@@ -70,9 +67,7 @@ def noise_of(options: Sequence[Option], samples: int) -> float:
     Without other options, that of the model's accuracy, by the normal approximation of the binomial distribution.
     """
     widths = sorted(
-        (one.loss.high - one.loss.low) / 2
-        for one in options
-        if one.loss and (one.kind != "model" or one.int8)
+        (one.loss.high - one.loss.low) / 2 for one in options if one.loss and (one.kind != MODEL or one.int8)
     )
     if widths:
         return widths[len(widths) // 2]
@@ -96,27 +91,25 @@ def _described(option: Option, base: Option) -> str:
     where = "" if option.runtime == base.runtime else f" in {option.runtime}"
     return (
         f"'{option.name}'{where} is {option.speed_up:.2f} times as fast as the model ({low:.2f} to {high:.2f}) and"
-        f" {_lost(option.loss.difference)} (95 %: {_signed(option.loss.low)} to {_signed(option.loss.high)})"
+        f" {_lost(option.loss.difference)} (95 %: {100 * option.loss.low:.1f} to {100 * option.loss.high:.1f})"
     )
 
 
 def _of_runtime(options: Sequence[Option], base: Option) -> list[str]:
     """Say that the model itself is faster in ONNX Runtime."""
     for one in options:
-        if one.kind == "model" and one.runtime != base.runtime and one.round_ms and faster(base, one):
-            name = {"ONNX": "ONNX Runtime"}
+        if one.kind == MODEL and one.runtime != base.runtime and one.round_ms and faster(base, one):
             return [
-                f"The model itself is {one.ms / base.ms:.2f} times as fast in {name.get(base.runtime, base.runtime)} as"
-                f" in {name.get(one.runtime, one.runtime)}."
+                f"The model itself is {one.ms / base.ms:.2f} times as fast in {base.runtime} as in {one.runtime}."
             ]
     return []
 
 
 def _of_exits(options: Sequence[Option], best: Option, base: Option, allowed_loss: float) -> list[str]:
     """Say what exits would do, if the recommendation is another one."""
-    found = [one for one in options if one.kind == "exits" and one.round_ms]
-    if best.kind == "exits":
-        rest = [one for one in options if one.kind != "exits" and within(one, allowed_loss)]
+    found = [one for one in options if one.kind == EXITS and one.round_ms]
+    if best.kind == EXITS:
+        rest = [one for one in options if one.kind != EXITS and within(one, allowed_loss)]
         if not rest:
             return []
         rival = min(rest, key=lambda option: option.ms)
@@ -125,8 +118,8 @@ def _of_exits(options: Sequence[Option], best: Option, base: Option, allowed_los
         return ["Exits were not measured."]
     good = [one for one in found if within(one, allowed_loss)]
     one = min(good or found, key=lambda option: option.ms)
-    why = "" if good else ", which is too much"
-    return [f"Exits do not pay: {_brief(one)}{why}."]
+    pays = "would pay less" if good and faster(one, base) else "do not pay"
+    return [f"Exits {pays}: {_brief(one)}{'' if good else ', which is too much'}."]
 
 
 def _brief(option: Option) -> str:
@@ -146,10 +139,6 @@ def _caution(best: Option, allowed_loss: float) -> list[str]:
 def _points(share: float) -> str:
     value = f"{100 * share:.1f}"
     return f"{value} point{'' if value == '1.0' else 's'}"
-
-
-def _signed(share: float) -> str:
-    return f"{100 * share:.1f}"
 
 
 def _lost(difference: float) -> str:

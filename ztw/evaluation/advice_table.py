@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import textwrap
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
-if TYPE_CHECKING:
-    from ztw.evaluation.advice import Advice, Option
+from ztw.evaluation.advice_option import MODEL, Option
 
 WIDTH = 100
 NAME = 30  # longest name that is shown in one piece
@@ -14,9 +13,9 @@ HEADER = ("option", "accuracy", "loss in points (95 %)", "MACs", "ms", "speed-up
 UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
-def table(advice: Advice) -> str:
+def table(options: Sequence[Option], best: Option, about: str, sentence: str) -> str:
     """Return the table, the reasons of options that were not measured, and the sentence."""
-    rows = [HEADER, *(_row(option, option is advice.best) for option in advice.options if not option.reason)]
+    rows = [HEADER, *(_row(option, option is best) for option in options if not option.reason)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
     lines = [
         "  ".join(
@@ -25,22 +24,19 @@ def table(advice: Advice) -> str:
         ).rstrip()
         for row in rows
     ]
-    about = f"{advice.samples} held-out samples, {advice.setting}; * = recommended"
     missing = [
         textwrap.fill(f"{one.name}: not measured: {one.reason}", WIDTH, subsequent_indent="  ")
-        for one in advice.options
+        for one in options
         if one.reason
     ]
-    return "\n".join([about, "", *lines, *([""] if missing else []), *missing, "", *_wrapped(advice)])
-
-
-def _wrapped(advice: Advice) -> list[str]:
-    return textwrap.wrap(advice.sentence, WIDTH)
+    return "\n".join(
+        [about, "", *lines, *([""] if missing else []), *missing, "", *textwrap.wrap(sentence, WIDTH)]
+    )
 
 
 def _row(option: Option, best: bool) -> tuple[str, ...]:
     loss, (low, high) = option.loss, option.speed_range
-    as_it_is = option.kind == "model" and not option.int8
+    as_it_is = option.kind == MODEL and not option.int8
     return (
         ("* " if best else "  ") + textwrap.shorten(option.name, NAME, placeholder=" ..."),
         f"{100 * option.accuracy:.1f} %",

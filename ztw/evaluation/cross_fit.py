@@ -62,6 +62,7 @@ def cross_fit(
     rule: str = "max_softmax",
     ensembled: bool = False,
     source: Tensor | None = None,
+    chosen_on: Tensor | None = None,
 ) -> CrossFitted:
     """Choose thresholds, and optionally an ensemble, on each half, and judge them by the other half.
 
@@ -72,19 +73,21 @@ def cross_fit(
         rule: name of the exit rule.
         ensembled: whether to fit a geometric ensemble.
         source: logits (K, N, C) to fit the ensemble to; None = `logits`. Those of int8 take the ensemble of float32.
+        chosen_on: logits (K, N, C) to choose thresholds on; None = `logits`.
     """
     source = logits if source is None else source
+    chosen_on = logits if chosen_on is None else chosen_on
     correct = torch.zeros(len(held_out.labels), dtype=torch.bool)
     total = 0.0
     for fit, judged in held_out.halves():
-        found, ensemble = _fitted(logits, cost, held_out, rule, source if ensembled else None, fit)
+        found, ensemble = _fitted(chosen_on, cost, held_out, rule, source if ensembled else None, fit)
         outputs, costs = _outputs(logits[:, judged], cost, ensemble)
         exit_index, predicting = simulate_exits(outputs, found)
         answers = outputs[predicting, torch.arange(len(judged))].argmax(-1)
         correct[judged] = answers == held_out.labels[judged]
         total += float(costs[exit_index].sum())
     every = torch.arange(len(correct))
-    last, ensemble = _fitted(logits, cost, held_out, rule, source if ensembled else None, every)
+    last, ensemble = _fitted(chosen_on, cost, held_out, rule, source if ensembled else None, every)
     return CrossFitted(correct, total / len(correct), last, ensemble)
 
 

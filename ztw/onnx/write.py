@@ -89,7 +89,12 @@ def to_export(
 
 
 def write_flat(
-    network: EarlyExitNetwork, rule: ExitRule | None, path: Path | str, flat: ModelProto, form: Form, check: bool
+    network: EarlyExitNetwork,
+    rule: ExitRule | None,
+    path: Path | str,
+    flat: ModelProto,
+    form: Form,
+    check: bool,
 ) -> Path:
     """Write the file of a flat graph, which is changed.
 

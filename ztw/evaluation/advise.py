@@ -1,0 +1,310 @@
+"""Say whether early exits pay for a model: measure it against what one would do instead."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, RandomSampler, default_collate
+
+from ztw.batch import Batch, joined, mapped, size_of, split
+from ztw.data.dataset import Data
+from ztw.data.user_data import as_data
+from ztw.data.wanted import LABELS, wanted_by
+from ztw.device import check_default_dtype
+from ztw.errors import ZtwError, is_number
+from ztw.evaluation.advice import Advice
+from ztw.evaluation.advice_option import ALTERNATIVE, CASCADE, EXITS, MODEL, Option
+from ztw.evaluation.advise_options import Candidate, Maker, numbered, with_exits
+from ztw.evaluation.cross_fit import LEAST
+from ztw.evaluation.turn_times import FEWEST, MOST, batches_within, round_times, torch_threads
+from ztw.models.backbone import Backbone, as_spec
+from ztw.models.cascade import Whole, model_cascade
+from ztw.models.cut import as_backbone
+from ztw.models.heads import LogitsHead
+from ztw.models.network import EarlyExitNetwork, static_network
+from ztw.progress import Report, reporter
+from ztw.training.regimes import train_exits
+
+CALIBRATION = 256  # training samples for int8
+STEPS, EPOCHS, BATCH = 600, 3, 128  # by default, the exits train so many steps, and at least so many epochs
+EXAMPLE = 4  # samples of an example
+
+
+def advise(
+    model: nn.Module,
+    train: Any,
+    held_out: Any,
+    *,
+    alternatives: Sequence[nn.Module] | Mapping[str, nn.Module] = (),
+    allowed_loss: float = 0.01,
+    batch_size: int = 1,
+    threads: int = 1,
+    epochs: float | None = None,
+    input_shape: Sequence[int] | None = None,
+    example: Any = None,
+    seed: int = 0,
+    progress: bool | Report = True,
+) -> Advice:
+    """Measure on this machine whether early exits pay for a model, and recommend the fastest option.
+
+    The options, each in float32 and int8: the model as it is; the alternatives; the model cut after one exit; the model
+    with exits (light heads, trained on the frozen model); a cascade of each alternative and the model. They run on the
+    CPU, in ONNX Runtime; in PyTorch where that is faster.
+
+    Accuracies are those of samples that chose nothing: thresholds and ensembles come from one half of the held-out
+    samples, and the other half judges them, both ways round. The returned thresholds come from all of them.
+
+    The recommended option is the fastest one that loses at most `allowed_loss` as measured and is faster than the model
+    in each of five rounds. A simpler option is preferred if the fastest one is not faster than it in each round. If
+    there is none, the advice is to leave the model as it is. Its sentence says which differences are noise.
+
+    Args:
+        model: a trained classifier, or its Backbone. It stays unchanged.
+        train: training samples in any form of `train_exits`, for the exits and for int8.
+        held_out: samples that trained neither the model nor the alternatives, in the same forms and in a fixed order.
+        alternatives: smaller trained classifiers of the same inputs and classes, in a list, or in a dict by name.
+        allowed_loss: the largest loss of accuracy against the model, in [0, 1).
+        batch_size: samples per call that is timed.
+        threads: CPU threads per call.
+        epochs: passes over `train` for the exits; None = 600 steps, and at least 3 epochs.
+        input_shape, example: what the model takes, see `as_backbone`; None = as the first samples of `train`.
+        seed: of the halves, the exits' training and the timed samples. The same seed gives the same accuracies.
+        progress: see `train_exits`.
+
+    Returns:
+        The advice. `print(advice)` shows a table and the recommendation; `advice.best.save(folder)` writes what runs.
+        An option that fails is in the table with the reason.
+
+    Raises:
+        ZtwError: for invalid arguments, inputs or labels.
+
+    Example:
+        >>> import torch, ztw
+        >>> features, labels = torch.randn(400, 20), torch.randint(3, (400,))
+        >>> train, held_out = (features[:300], labels[:300]), (features[300:], labels[300:])
+        >>> layers = [torch.nn.Linear(20, 20), torch.nn.ReLU(), torch.nn.Linear(20, 20), torch.nn.ReLU()]
+        >>> model = torch.nn.Sequential(*layers, torch.nn.Linear(20, 3))  # a trained classifier of yours
+        >>> advice = ztw.advise(model, train, held_out, epochs=1, progress=False)
+        >>> advice.options[0].name, advice.samples
+        ('model', 100)
+        >>> advice.best.save("what-runs")
+    """
+    _check_numbers(allowed_loss, batch_size, threads, epochs, seed)
+    report = reporter(progress)
+    check_default_dtype()
+    smaller = _named(alternatives)
+    if isinstance(held_out, DataLoader) and isinstance(held_out.sampler, RandomSampler):
+        raise ZtwError(
+            "held_out: a DataLoader that shuffles, must keep its order; make it with shuffle=False"
+        )
+    with torch.random.fork_rng(), torch.inference_mode(False), torch.enable_grad():
+        torch.manual_seed(seed)
+        given = _example(train, input_shape, example)
+        backbone, uncut = _as_backbone(model, given, "model")
+        others = {
+            name: _like(_as_backbone(one, given, name)[0], backbone, name) for name, one in smaller.items()
+        }
+        wanted = wanted_by(static_network(backbone))
+        data, judges = as_data(train, wanted, "advise: train"), as_data(held_out, wanted, "advise: held_out")
+        maker = Maker(
+            judges,
+            _calibration(data),
+            threads,
+            allowed_loss,
+            seed,
+            lambda line: report and report(f"advise: {line}"),
+        )
+        _make_options(maker, backbone, uncut, others, data, epochs)
+        batches = _batches(judges, batch_size, seed)
+        maker.say("times")
+        with torch_threads(threads):
+            options = _timed(maker, batches)
+    many = f"{threads} thread{'s' if threads > 1 else ''}"
+    return Advice.of(options, len(judges), allowed_loss, f"batch {batch_size}, {many}")
+
+
+def _check_numbers(allowed_loss: Any, batch_size: Any, threads: Any, epochs: Any, seed: Any) -> None:
+    if not is_number(allowed_loss) or not 0 <= allowed_loss < 1:
+        raise ZtwError(f"allowed_loss {allowed_loss!r}: must be a share of the samples in [0, 1)")
+    for name, value in {"batch_size": batch_size, "threads": threads}.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ZtwError(f"{name} {value!r}: must be a whole number of at least 1")
+    if epochs is not None and (not is_number(epochs) or not 0 < epochs < float("inf")):
+        raise ZtwError(f"epochs {epochs!r}: must be a number above 0, or None")
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
+        raise ZtwError(f"seed {seed!r}: must be a whole number of at least 0")
+
+
+def _named(alternatives: Any) -> dict[str, Any]:
+    """Return the alternatives by name."""
+    if isinstance(alternatives, nn.Module) or not isinstance(alternatives, Sequence | Mapping):
+        raise ZtwError(
+            f"alternatives: {type(alternatives).__name__}, must be a list of models, or a dict of them by name"
+        )
+    if isinstance(alternatives, Mapping):
+        return {str(name): one for name, one in alternatives.items()}
+    names = [one.arch if isinstance(one, Backbone) else type(one).__name__ for one in alternatives]
+    return dict(zip(numbered(names), alternatives, strict=True))
+
+
+def _example(train: Any, input_shape: Any, example: Any) -> Any:
+    """Return an example batch of what the models take."""
+    if input_shape is not None and example is not None:
+        raise ZtwError("advise: give either input_shape= or example=, not both")
+    if input_shape is not None:
+        return as_spec(tuple(input_shape)).sample(EXAMPLE)
+    if example is not None:
+        return example
+    first = train
+    if isinstance(train, Data):
+        first = next(iter(train.batches(EXAMPLE)))
+    elif isinstance(train, DataLoader):
+        first = next(iter(train), None)
+    elif isinstance(train, Dataset) or hasattr(train, "__getitems__"):
+        first = default_collate([train[row] for row in range(min(EXAMPLE, len(train)))])  # type: ignore[arg-type]
+    inputs = _without_labels(first)
+    if inputs is None:
+        raise ZtwError(
+            f"train: {type(train).__name__}, must be (inputs, labels), a dict with labels, a torch Dataset or a"
+            " DataLoader, of at least one sample"
+        )
+    return _first_rows(inputs)
+
+
+def _without_labels(given: Any) -> Any:
+    """Return the inputs of a batch; None for another form."""
+    if isinstance(given, Mapping):
+        return {name: value for name, value in given.items() if name not in LABELS} or None
+    if not isinstance(given, tuple | list) or len(given) < 2:
+        return None
+    return given[0] if len(given) == 2 else tuple(given[:-1])
+
+
+def _first_rows(inputs: Any) -> Any:
+    if isinstance(inputs, Mapping):
+        return {name: value[:EXAMPLE] for name, value in inputs.items()}
+    if isinstance(inputs, tuple):
+        return tuple(value[:EXAMPLE] for value in inputs)
+    return inputs[:EXAMPLE]
+
+
+def _as_backbone(model: Any, given: Any, name: str) -> tuple[Backbone, str]:
+    """Return a copy of a model as a Backbone in eval mode, and "" or the reason why it could not be cut."""
+    if isinstance(model, EarlyExitNetwork):
+        if model.heads:
+            raise ZtwError(f"advise: {name} has early exits already; give its .backbone")
+        model = model.backbone
+    if isinstance(model, Backbone):
+        return copy.deepcopy(model).eval(), ""
+    if not isinstance(model, nn.Module):
+        raise ZtwError(f"advise: {name} is a {type(model).__name__}, must be a torch.nn.Module")
+    try:
+        return as_backbone(model, example=given).eval(), ""
+    except ZtwError as error:
+        whole = as_backbone(model, example=given, stages=[Whole(model)], classifier=LogitsHead())
+        return whole.eval(), str(error)
+
+
+def _like(other: Backbone, backbone: Backbone, name: str) -> Backbone:
+    """Check an alternative, and move it to the model's device."""
+    if other.num_classes != backbone.num_classes:
+        raise ZtwError(
+            f"advise: {name} has {other.num_classes} classes, the model has {backbone.num_classes}; must be the same"
+        )
+    return other.to(next(backbone.parameters(), torch.empty(0)).device)
+
+
+def _calibration(data: Data) -> Batch:
+    """Return the first training samples, on the CPU."""
+    found: list[Any] = []
+    for inputs, _ in data.batches(64):
+        found.append(mapped(inputs, lambda tensor: tensor.cpu()))
+        if sum(map(size_of, found)) >= CALIBRATION:
+            break
+    return joined(found)
+
+
+def _make_options(
+    maker: Maker,
+    backbone: Backbone,
+    uncut: str,
+    others: Mapping[str, Backbone],
+    data: Data,
+    epochs: float | None,
+) -> None:
+    """Make all options, from the simplest to the most complex."""
+    own = maker.predict(static_network(backbone))[0]
+    samples = own.shape[0]
+    if samples < LEAST:
+        raise ZtwError(f"held_out: {samples} samples, must be at least {LEAST}")
+    maker.static("model", MODEL, backbone, own)
+    logits: dict[str, Tensor] = {}
+    for name, other in others.items():
+        try:
+            logits[name] = maker.static(name, ALTERNATIVE, other)
+        except Exception as error:
+            maker.failed(name, ALTERNATIVE, error)
+    try:
+        _make_exits(maker, backbone, uncut, data, epochs)
+    except Exception as error:
+        maker.failed("exits", EXITS, error)
+    for name, found in logits.items():
+        title = f"cascade {name} + model"
+        try:
+            cascade = model_cascade([others[name], backbone])
+            maker.several_exits(title, CASCADE, cascade, torch.stack([found, own]))
+        except Exception as error:
+            maker.failed(title, CASCADE, error)
+
+
+def _make_exits(maker: Maker, backbone: Backbone, uncut: str, data: Data, epochs: float | None) -> None:
+    if uncut:
+        raise ZtwError(uncut)
+    network = with_exits(backbone)
+    maker.say(f"training {len(network.heads)} exits")
+    epochs = epochs or max(EPOCHS, STEPS * BATCH / len(data))
+    own_say: Callable[[str], None] = lambda line: maker.say(f"exits: {line}")  # noqa: E731
+    train_exits(network, data, epochs, batch_size=BATCH, seed=maker.seed, progress=own_say)
+    maker.several_exits("exits", EXITS, network, maker.predict(network), fixed=True)
+
+
+def _batches(data: Data, size: int, seed: int) -> list[Any]:
+    """Return random batches to time, contiguous and on the CPU; of a DataLoader, the first ones."""
+    count = min(len(data), MOST * size)
+    with contextlib.suppress(ZtwError):  # a DataLoader
+        data = data.take(torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))[:count])
+    found: list[Any] = []
+    for inputs, _ in data.batches(size):
+        found += split(mapped(inputs, lambda tensor: tensor.cpu().contiguous()), size)
+        if len(found) >= MOST:
+            break
+    full = [batch for batch in found if size_of(batch) == size] or found[:1]
+    return full[:MOST]
+
+
+def _timed(maker: Maker, batches: Sequence[Any]) -> list[Option]:
+    """Time all candidates, and return all options in their order."""
+    trials = [
+        (number, runtime, call)
+        for number, one in enumerate(maker.found)
+        if isinstance(one, Candidate)
+        for runtime, call in one.calls.items()
+    ]
+    few = round_times([call for *_, call in trials], batches[:FEWEST], rounds=1)[:, 0].tolist()
+    kept = [
+        trial
+        for trial, ms in zip(trials, few, strict=True)
+        if maker.is_model(trial[0])
+        or ms == min(other for (number, *_), other in zip(trials, few, strict=True) if number == trial[0])
+    ]
+    each = 1e-3 * sum(ms for trial, ms in zip(trials, few, strict=True) if trial in kept)
+    times = round_times([call for *_, call in kept], list(islice(batches, batches_within(each))))
+    return maker.options(
+        [(number, runtime, row.tolist()) for (number, runtime, _), row in zip(kept, times, strict=True)]
+    )
