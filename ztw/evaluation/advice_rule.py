@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from ztw.evaluation.advice_option import ALTERNATIVE, CASCADE, EXITS, FIXED, MODEL, Option
+from ztw.evaluation.advice_option import ALTERNATIVE, CASCADE, EXITS, FIXED, MODEL, ONNX, Option
 from ztw.exits.threshold_base import TIE
 
 VERDICTS = {
@@ -88,7 +88,7 @@ def _verdict(best: Option, base: Option, allowed_loss: float) -> str:
 def _described(option: Option, base: Option) -> str:
     assert option.loss is not None
     low, high = option.speed_range
-    where = "" if option.runtime == base.runtime else f" in {option.runtime}"
+    where = "" if option.runtime == base.runtime else f" in {_runtime(option)}"
     return (
         f"'{option.name}'{where} is {option.speed_up:.2f} times as fast as the model ({low:.2f} to {high:.2f}) and"
         f" {_lost(option.loss.difference)} (95 %: {100 * option.loss.low:.1f} to {100 * option.loss.high:.1f})"
@@ -100,7 +100,7 @@ def _of_runtime(options: Sequence[Option], base: Option) -> list[str]:
     for one in options:
         if one.kind == MODEL and one.runtime != base.runtime and one.round_ms and faster(base, one):
             return [
-                f"The model itself is {one.ms / base.ms:.2f} times as fast in {base.runtime} as in {one.runtime}."
+                f"The model itself is {one.ms / base.ms:.2f} times as fast in {_runtime(base)} as in {_runtime(one)}."
             ]
     return []
 
@@ -134,6 +134,10 @@ def _caution(best: Option, allowed_loss: float) -> list[str]:
     return [
         f"They cannot exclude that '{best.name}' loses more than {_points(allowed_loss)}; more samples would tell."
     ]
+
+
+def _runtime(option: Option) -> str:
+    return "ONNX Runtime" if option.runtime == ONNX else option.runtime
 
 
 def _points(share: float) -> str:

@@ -47,8 +47,9 @@ def round_times(
     return 1e3 * found.amin(1).mean(-1).T
 
 
-def batches_within(seconds_each: float, seconds: float = SECONDS) -> int:
-    """Return how many batches to time, if all calls together take `seconds_each` for a batch."""
+def batches_within(seconds_each: float, seconds: float | None = None) -> int:
+    """Return how many batches to time, if all calls together take `seconds_each` for a batch; None = SECONDS."""
+    seconds = SECONDS if seconds is None else seconds
     return max(FEWEST, min(MOST, int(seconds / max(seconds_each * ROUNDS * TURNS, 1e-9))))
 
 
