@@ -32,7 +32,8 @@ from ztw.progress import Report, reporter
 from ztw.training.regimes import train_exits
 
 CALIBRATION = 256  # training samples for int8
-STEPS, EPOCHS, BATCH = 600, 3, 128  # by default, the exits train so many steps, and at least so many epochs
+STEPS, EPOCHS, BATCH = 300, 3, 128  # by default, the exits train so many steps, and at least so many epochs
+LR, DROP = 3e-3, 0.7  # learning rate, and the share of the epochs after which it is divided by 10
 EXAMPLE = 4  # samples of an example
 
 
@@ -72,7 +73,7 @@ def advise(
         allowed_loss: the largest loss of accuracy against the model, in [0, 1).
         batch_size: samples per call that is timed.
         threads: CPU threads per call.
-        epochs: passes over `train` for the exits; None = 600 steps, and at least 3 epochs.
+        epochs: passes over `train` for the exits; None = 300 steps, and at least 3 epochs.
         input_shape, example: what the model takes, see `as_backbone`; None = as the first samples of `train`.
         seed: of the halves, the exits' training and the timed samples. The same seed gives the same accuracies.
         progress: see `train_exits`.
@@ -270,7 +271,16 @@ def _make_exits(maker: Maker, backbone: Backbone, uncut: str, data: Data, epochs
     maker.say(f"training {len(network.heads)} exits")
     epochs = epochs or max(EPOCHS, STEPS * BATCH / len(data))
     own_say: Callable[[str], None] = lambda line: maker.say(f"exits: {line}")  # noqa: E731
-    train_exits(network, data, epochs, batch_size=BATCH, seed=maker.seed, progress=own_say)
+    train_exits(
+        network,
+        data,
+        epochs,
+        lr=LR,
+        milestones=(DROP * epochs,),
+        batch_size=BATCH,
+        seed=maker.seed,
+        progress=own_say,
+    )
     maker.several_exits("exits", EXITS, network, maker.predict(network), fixed=True)
 
 
