@@ -14,7 +14,7 @@ import ztw
 from ztw.evaluation.advice import Advice
 from ztw.evaluation.advice_option import Option, measured
 from ztw.evaluation.cross_fit import HeldOut, better, cross_fit
-from ztw.evaluation.turn_times import batches_within, round_times
+from ztw.evaluation.turn_times import batches_within, round_times, weights_of
 
 BASE = torch.arange(1000) < 900  # the model is right for 90.0 %
 STEADY = [1.0, 1.02, 0.98, 1.01, 0.99]
@@ -110,7 +110,25 @@ def test_noise():
     found = advice(one)
     assert found.best is one
     assert f"differences below {100 * found.noise:.1f} points are noise" in found.sentence
-    assert "They cannot exclude that 'exits' loses more than 1.0 point; more samples" in found.sentence
+    assert found.sentence.endswith(
+        "They cannot exclude that 'exits' loses more than 1.0 point: more samples would tell."
+        " No faster option excludes it."
+    )
+    safe = advice(one, option("model, int8", "model", 2, 0.8, int8=True))
+    assert safe.best.name == "exits"
+    assert safe.sentence.endswith(
+        "The fastest one that excludes it is 'model, int8', 1.25 times as fast, loses 0.2 points."
+    )
+
+
+def test_a_gain_has_the_interval_of_a_gain():
+    better = measured("exits", "exits", torch.arange(1000) < 910, BASE, 1e6, [0.5] * 5, STEADY)
+    assert better.loss is not None
+    assert better.loss.low == pytest.approx(-0.0165, abs=1e-3)
+    assert (
+        f"gains 1.0 point (95 %: {-100 * better.loss.high:.1f} to {-100 * better.loss.low:.1f})"
+        in advice(better).sentence
+    )
 
 
 def test_no_difference_is_not_certainty():
@@ -151,6 +169,7 @@ def test_cross_fit_uses_the_other_half():
     assert found.correct[first].all()
     assert not found.correct[second].any()
     assert found.macs == 1.5
+    assert found.fraction.tolist() == [0.5, 0.5]
     # all samples together: nobody leaves at exit 1
     assert ztw.simulate_exits(logits, found.rule)[0].eq(1).all()
 
@@ -197,11 +216,24 @@ def test_round_times():
     batches = [torch.tensor(1.0), torch.tensor(3.0)]
     found = round_times([call(1), call(2)], batches, rounds=2, turns=2, clock=lambda: ticks[0])
     assert found.tolist() == [[2000.0, 2000.0], [4000.0, 4000.0]]
+    weights = torch.tensor([[3.0, 1.0], [0.0, 1.0]])
+    found = round_times([call(1), call(2)], batches, 1, 1, lambda: ticks[0], weights)
+    assert found.tolist() == [[1500.0], [6000.0]]
+
+
+def test_few_samples_stand_for_all():
+    """Of all samples, 80 % leave at exit 1; of the four timed ones, one does."""
+    weights = weights_of(torch.tensor([0, 1, 1, 1]), torch.tensor([0.8, 0.2, 0.0], dtype=torch.float64))
+    assert weights.tolist() == pytest.approx([0.8, 0.2 / 3, 0.2 / 3, 0.2 / 3])
+    assert weights_of(torch.tensor([2, 2]), torch.tensor([0.8, 0.2, 0.0], dtype=torch.float64)).tolist() == [
+        1.0,
+        1.0,
+    ]
 
 
 def test_number_of_batches():
     assert batches_within(1e-6) == 200
-    assert batches_within(10.0) == 10
+    assert batches_within(10.0) == 20
     assert batches_within(0.01, seconds=16.0) == 106  # 16 / (15 * 0.01)
 
 
@@ -268,6 +300,7 @@ def test_everything(tmp_path, quick):
     assert [path.name for path in (tmp_path / "int8").iterdir()] == ["model.onnx"]
     assert ztw.OnnxRunner(tmp_path / "int8" / "model.onnx", cache=False).rule == in_int8.rule
     assert "advise: times" in lines
+    assert lines[-1] == "100 %  advise: done"
     folder = exits.file
     assert folder is not None
     assert folder.exists()

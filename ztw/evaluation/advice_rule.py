@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from ztw.evaluation.advice_option import ALTERNATIVE, CASCADE, EXITS, FIXED, MODEL, ONNX, Option
 from ztw.exits.threshold_base import TIE
 
+UNSEEN = 0.0005  # a difference that is 0.0 points, as printed
 VERDICTS = {
     (MODEL, False): "Leave it as it is",
     (MODEL, True): "Quantise, no exits",
@@ -46,7 +47,7 @@ def recommend(options: Sequence[Option], samples: int, allowed_loss: float) -> t
         *_of_runtime(options, base),
         *_of_exits(others, best, base, allowed_loss),
         f"With {samples} held-out samples, differences below {_points(noise_of(options, samples))} are noise.",
-        *_caution(best, allowed_loss),
+        *_caution(best, allowed, base, allowed_loss),
     ]
     return best, " ".join(parts)
 
@@ -88,10 +89,13 @@ def _verdict(best: Option, base: Option, allowed_loss: float) -> str:
 def _described(option: Option, base: Option) -> str:
     assert option.loss is not None
     low, high = option.speed_range
+    ends = (option.loss.low, option.loss.high)
+    if option.loss.difference < -UNSEEN:  # a gain, with the interval of the gain
+        ends = (-option.loss.high, -option.loss.low)
     where = "" if option.runtime == base.runtime else f" in {_runtime(option)}"
     return (
         f"'{option.name}'{where} is {option.speed_up:.2f} times as fast as the model ({low:.2f} to {high:.2f}) and"
-        f" {_lost(option.loss.difference)} (95 %: {100 * option.loss.low:.1f} to {100 * option.loss.high:.1f})"
+        f" {_lost(option.loss.difference)} (95 %: {100 * ends[0]:.1f} to {100 * ends[1]:.1f})"
     )
 
 
@@ -127,12 +131,21 @@ def _brief(option: Option) -> str:
     return f"'{option.name}', {option.speed_up:.2f} times as fast, {_lost(option.loss.difference)}"
 
 
-def _caution(best: Option, allowed_loss: float) -> list[str]:
-    """Say that a loss above the allowed one is possible."""
-    if best.loss is None or best.loss.high <= allowed_loss + TIE:
+def _caution(best: Option, allowed: Sequence[Option], base: Option, allowed_loss: float) -> list[str]:
+    """Say that a loss above the allowed one is possible, and which option excludes it."""
+
+    def excludes(option: Option) -> bool:
+        return option.loss is not None and option.loss.high <= allowed_loss + TIE
+
+    if best is base or excludes(best):
         return []
+    safe = [option for option in allowed if excludes(option)]
+    other = "No faster option excludes it."
+    if safe:
+        other = f"The fastest one that excludes it is {_brief(min(safe, key=lambda option: option.ms))}."
     return [
-        f"They cannot exclude that '{best.name}' loses more than {_points(allowed_loss)}; more samples would tell."
+        f"They cannot exclude that '{best.name}' loses more than {_points(allowed_loss)}: more samples would tell.",
+        other,
     ]
 
 
@@ -147,6 +160,6 @@ def _points(share: float) -> str:
 
 def _lost(difference: float) -> str:
     """Return a loss in words."""
-    if abs(difference) < 0.0005:
+    if abs(difference) <= UNSEEN:
         return "loses nothing"
     return f"{'loses' if difference > 0 else 'gains'} {_points(abs(difference))}"

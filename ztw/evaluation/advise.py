@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -22,7 +22,15 @@ from ztw.evaluation.advice import Advice
 from ztw.evaluation.advice_option import ALTERNATIVE, CASCADE, EXITS, MODEL, Option
 from ztw.evaluation.advise_options import Candidate, Maker, numbered, with_exits
 from ztw.evaluation.cross_fit import LEAST
-from ztw.evaluation.turn_times import FEWEST, MOST, batches_within, round_times, torch_threads
+from ztw.evaluation.turn_times import (
+    FEWEST,
+    MOST,
+    Call,
+    batches_within,
+    round_times,
+    torch_threads,
+    weights_of,
+)
 from ztw.models.backbone import Backbone, as_spec
 from ztw.models.cascade import Whole, model_cascade
 from ztw.models.cut import as_backbone
@@ -104,8 +112,8 @@ def advise(
         raise ZtwError(
             "held_out: a DataLoader that shuffles, must keep its order; make it with shuffle=False"
         )
-    with torch.random.fork_rng(), torch.inference_mode(False), torch.enable_grad():
-        torch.manual_seed(seed)
+    with torch.random.fork_rng([]), torch.inference_mode(False), torch.enable_grad():
+        torch.default_generator.manual_seed(seed)
         given = _example(train, input_shape, example)
         backbone, uncut = _as_backbone(model, given, "model")
         others = {
@@ -113,19 +121,13 @@ def advise(
         }
         wanted = wanted_by(static_network(backbone))
         data, judges = as_data(train, wanted, "advise: train"), as_data(held_out, wanted, "advise: held_out")
-        maker = Maker(
-            judges,
-            _calibration(data),
-            threads,
-            allowed_loss,
-            seed,
-            lambda line: report and report(f"advise: {line}"),
-        )
+        maker = Maker(judges, _calibration(data), threads, allowed_loss, seed, report)
         _make_options(maker, backbone, uncut, others, data, epochs)
         batches = _batches(judges, batch_size, seed)
         maker.say("times")
         with torch_threads(threads):
             options = _timed(maker, batches)
+    maker.say("done", "100 %  ")
     many = f"{threads} thread{'s' if threads > 1 else ''}"
     return Advice.of(options, len(judges), allowed_loss, f"batch {batch_size}, {many}")
 
@@ -168,7 +170,7 @@ def _example(train: Any, input_shape: Any, example: Any) -> Any:
     elif isinstance(train, DataLoader):
         first = next(iter(train), None)
     elif isinstance(train, Dataset) or hasattr(train, "__getitems__"):
-        first = default_collate([train[row] for row in range(min(EXAMPLE, len(train)))])  # type: ignore[arg-type]
+        first = default_collate([train[row] for row in range(min(EXAMPLE, len(train)))])
     inputs = _without_labels(first)
     if inputs is None:
         raise ZtwError(
@@ -269,8 +271,7 @@ def _make_exits(maker: Maker, backbone: Backbone, uncut: str, data: Data, epochs
         raise ZtwError(uncut)
     network = with_exits(backbone)
     maker.say(f"training {len(network.heads)} exits")
-    epochs = epochs or max(EPOCHS, STEPS * BATCH / len(data))
-    own_say: Callable[[str], None] = lambda line: maker.say(f"exits: {line}")  # noqa: E731
+    epochs = epochs or max(EPOCHS, round(STEPS * BATCH / len(data)))
     train_exits(
         network,
         data,
@@ -279,7 +280,7 @@ def _make_exits(maker: Maker, backbone: Backbone, uncut: str, data: Data, epochs
         milestones=(DROP * epochs,),
         batch_size=BATCH,
         seed=maker.seed,
-        progress=own_say,
+        progress=maker.report is not None and (lambda line: maker.say(f"exits: {line}")),
     )
     maker.several_exits("exits", EXITS, network, maker.predict(network), fixed=True)
 
@@ -314,7 +315,16 @@ def _timed(maker: Maker, batches: Sequence[Any]) -> list[Option]:
         or ms == min(other for (number, *_), other in zip(trials, few, strict=True) if number == trial[0])
     ]
     each = 1e-3 * sum(ms for trial, ms in zip(trials, few, strict=True) if trial in kept)
-    times = round_times([call for *_, call in kept], list(islice(batches, batches_within(each))))
+    batches = list(islice(batches, batches_within(each)))
+    weights = torch.stack([_weights(maker.found[number], call, batches) for number, _, call in kept])
+    times = round_times([call for *_, call in kept], batches, weights=weights)
     return maker.options(
         [(number, runtime, row.tolist()) for (number, runtime, _), row in zip(kept, times, strict=True)]
     )
+
+
+def _weights(one: Any, call: Call, batches: Sequence[Any]) -> Tensor:
+    """Return the weights (B,) of the batches in the mean time of an option."""
+    if one.fraction is None or any(size_of(batch) > 1 for batch in batches):
+        return torch.ones(len(batches), dtype=torch.float64)
+    return weights_of(torch.cat([call(batch).exit_index.cpu() for batch in batches]), one.fraction)

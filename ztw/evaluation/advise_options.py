@@ -30,6 +30,7 @@ from ztw.models.network import EarlyExitNetwork, static_network
 from ztw.models.operations import backbone_macs, stage_costs
 from ztw.onnx.runner import OnnxRunner
 from ztw.onnx.write import flat_graph, need_onnx, to_export, write_flat
+from ztw.progress import Report
 
 SHARES = (0.2, 0.4, 0.6, 0.8)  # of the model's MACs, after which exits are placed
 DEEPEST = 0.95  # an exit after a larger share saves nothing
@@ -46,7 +47,12 @@ class Folder:
 
 @dataclass(frozen=True)
 class Candidate:
-    """An option that is not timed yet; calls: runtime -> function of a batch."""
+    """An option that is not timed yet.
+
+    Args:
+        calls: runtime -> function of a batch.
+        fraction: (K,), share of the samples that leave at each exit; None = there is one exit.
+    """
 
     name: str
     kind: str
@@ -57,6 +63,7 @@ class Candidate:
     network: EarlyExitNetwork | None = None
     rule: ExitRule | None = None
     file: Path | None = None
+    fraction: Tensor | None = None
 
 
 class Exported:
@@ -102,7 +109,7 @@ class Maker:
         allowed_loss: see `advise`. Thresholds aim at half of it, because the other half of the samples, and new ones,
             lose more than those that chose the thresholds.
         seed: of the halves.
-        say: receives lines about the progress.
+        report: receives lines about the progress, or None.
     """
 
     held_out: Data
@@ -110,10 +117,15 @@ class Maker:
     threads: int
     allowed_loss: float
     seed: int
-    say: Callable[[str], None]
+    report: Report | None = None
     folder: Folder = field(default_factory=Folder)
     found: list[Candidate | Option] = field(default_factory=list)
     judged: HeldOut | None = None
+
+    def say(self, line: str, start: str = "") -> None:
+        """Report a line about the progress."""
+        if self.report is not None:
+            self.report(f"{start}advise: {line}")
 
     def attempt(self, name: str, kind: str, int8: bool, make: Callable[[], Candidate | None]) -> None:
         """Add what `make` returns, or the reason why it fails."""
@@ -305,7 +317,16 @@ class Maker:
         file: Path | None,
     ) -> Candidate:
         return Candidate(
-            name, kind, network is None, fitted.correct, fitted.macs, calls, network, fitted.rule, file
+            name,
+            kind,
+            network is None,
+            fitted.correct,
+            fitted.macs,
+            calls,
+            network,
+            fitted.rule,
+            file,
+            fitted.fraction,
         )
 
     def cut(self, network: EarlyExitNetwork, logits: Tensor, logits8: Callable[[], Tensor]) -> None:

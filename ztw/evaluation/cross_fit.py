@@ -46,11 +46,13 @@ class CrossFitted:
     Attributes:
         correct: bool (N,), with the rule and the ensemble from the half that a sample is not in.
         macs: mean cost of a sample.
+        fraction: float64 (K,), share of the samples that leave at each exit.
         rule, ensemble: from all samples.
     """
 
     correct: Tensor
     macs: float
+    fraction: Tensor
     rule: ExitRule
     ensemble: Ensemble | None = None
 
@@ -78,7 +80,7 @@ def cross_fit(
     source = logits if source is None else source
     chosen_on = logits if chosen_on is None else chosen_on
     correct = torch.zeros(len(held_out.labels), dtype=torch.bool)
-    total = 0.0
+    total, left = 0.0, torch.zeros(len(cost), dtype=torch.float64)
     for fit, judged in held_out.halves():
         found, ensemble = _fitted(chosen_on, cost, held_out, rule, source if ensembled else None, fit)
         outputs, costs = _outputs(logits[:, judged], cost, ensemble)
@@ -86,9 +88,10 @@ def cross_fit(
         answers = outputs[predicting, torch.arange(len(judged))].argmax(-1)
         correct[judged] = answers == held_out.labels[judged]
         total += float(costs[exit_index].sum())
+        left += torch.bincount(exit_index, minlength=len(cost))
     every = torch.arange(len(correct))
     last, ensemble = _fitted(chosen_on, cost, held_out, rule, source if ensembled else None, every)
-    return CrossFitted(correct, total / len(correct), last, ensemble)
+    return CrossFitted(correct, total / len(correct), left / len(correct), last, ensemble)
 
 
 def better(first: CrossFitted, second: CrossFitted, held_out: HeldOut, allowed_loss: float) -> CrossFitted:

@@ -13,7 +13,7 @@ from torch import Tensor
 ROUNDS = 5  # independent measurements; their range is the spread
 TURNS = 3  # of each round; the fastest counts, because other processes may slow the machine
 SECONDS = 15.0  # what all measurements may take together, roughly
-FEWEST, MOST = 10, 200  # batches
+FEWEST, MOST = 20, 200  # batches
 
 Call = Callable[[Any], Any]
 
@@ -24,11 +24,19 @@ def round_times(
     rounds: int = ROUNDS,
     turns: int = TURNS,
     clock: Callable[[], float] = time.perf_counter,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """Measure the time of each call, in several rounds.
 
     In a turn, every call runs on every batch, one call after the other, so that a drift of the machine's speed affects
     all of them. For each batch, the fastest turn of a round counts. The time of a round is the mean over the batches.
+
+    Args:
+        calls: functions of a batch.
+        batches: to run them on.
+        rounds, turns: how often.
+        clock: returns the time in seconds.
+        weights: (calls, batches), weights of the mean; None = all alike.
 
     Returns:
         float64 (calls, rounds), in milliseconds.
@@ -44,7 +52,20 @@ def round_times(
                 started = clock()
                 call(batch)
                 of_turn[number, index] = clock() - started
-    return 1e3 * found.amin(1).mean(-1).T
+    weights = torch.ones(found.shape[2:], dtype=torch.float64) if weights is None else weights
+    return 1e3 * ((found.amin(1) * weights).sum(-1) / weights.sum(-1)).T
+
+
+def weights_of(exit_index: Tensor, fraction: Tensor) -> Tensor:
+    """Return weights (B,) of single samples, so that few of them stand for all held-out samples.
+
+    Args:
+        exit_index: int64 (B,), where each timed sample leaves.
+        fraction: (K,), share of all held-out samples that leave at each exit.
+    """
+    count = torch.bincount(exit_index, minlength=len(fraction)).double()
+    weights = (fraction / count.clamp(min=1))[exit_index]
+    return weights if weights.sum() > 0 else torch.ones_like(weights)
 
 
 def batches_within(seconds_each: float, seconds: float | None = None) -> int:
