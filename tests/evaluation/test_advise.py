@@ -124,6 +124,10 @@ def test_noise():
 def test_a_gain_has_the_interval_of_a_gain():
     better = measured("exits", "exits", torch.arange(1000) < 910, BASE, 1e6, [0.5] * 5, STEADY)
     assert better.loss is not None
+    assert (
+        "'exits' is more accurate than the whole model: check that the model is trained"
+        in advice(better).sentence
+    )
     assert better.loss.low == pytest.approx(-0.0165, abs=1e-3)
     assert (
         f"gains 1.0 point (95 %: {-100 * better.loss.high:.1f} to {-100 * better.loss.low:.1f})"

@@ -48,6 +48,7 @@ def recommend(options: Sequence[Option], samples: int, allowed_loss: float) -> t
         *_of_exits(others, best, base, allowed_loss),
         f"With {samples} held-out samples, differences below {_points(noise_of(options, samples))} are noise.",
         *_caution(best, allowed, base, allowed_loss),
+        *_of_training(others),
     ]
     return best, " ".join(parts)
 
@@ -146,6 +147,19 @@ def _caution(best: Option, allowed: Sequence[Option], base: Option, allowed_loss
     return [
         f"They cannot exclude that '{best.name}' loses more than {_points(allowed_loss)}: more samples would tell.",
         other,
+    ]
+
+
+def _of_training(others: Sequence[Option]) -> list[str]:
+    """Say that a part of the model is more accurate than the model, which is then hardly trained."""
+    parts = [
+        one for one in others if one.kind in (FIXED, EXITS) and one.loss is not None and one.loss.high < 0
+    ]
+    if not parts:
+        return []
+    return [
+        f"'{parts[0].name}' is more accurate than the whole model: check that the model is trained to the end, and that"
+        " the samples have the form that it was trained on."
     ]
 
 
