@@ -37,7 +37,7 @@ def test_leave_it_as_it_is():
         option("exits", "exits", 5, 1.1),  # slower
     )
     assert found.best.name == "model"
-    assert found.sentence.startswith("Leave it as it is: no other option is faster than the model in every")
+    assert found.sentence.startswith("Leave it as it is: no option is faster, by 5 % and in every round, and")
     assert "Exits do not pay: 'exits', 0.91 times as fast, loses 0.5 points." in found.sentence
 
 
@@ -89,6 +89,10 @@ def test_faster_in_some_rounds_only_is_not_faster():
     assert noisy.speed_up > 1.3
     assert noisy.speed_range[0] < 1
     assert advice(noisy).best.name == "model"
+
+
+def test_a_few_per_cent_are_not_worth_a_change():
+    assert advice(option("model, int8", "model", 0, 0.96, int8=True)).best.name == "model"
 
 
 def test_the_model_in_its_faster_runtime_is_the_base():
@@ -268,7 +272,7 @@ def trained(model: nn.Module, data: tuple[Tensor, Tensor]) -> nn.Module:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ztw.evaluation.turn_times.SECONDS", 0.1)
-    monkeypatch.setattr("ztw.evaluation.advise.MOST", 20)
+    monkeypatch.setattr("ztw.evaluation.advise_inputs.MOST", 20)
 
 
 def test_everything(tmp_path, quick):
@@ -374,7 +378,7 @@ def test_wrong_arguments(changes, message):
 
 @pytest.mark.parametrize("form", ["tuple", "dict", "dataset", "loader"])
 def test_the_example_is_from_the_training_data(form):
-    from ztw.evaluation.advise import _example
+    from ztw.evaluation.advise_inputs import example_of
 
     features, labels = GOOD
     data = {
@@ -383,7 +387,7 @@ def test_the_example_is_from_the_training_data(form):
         "dataset": TensorDataset(features, labels),
         "loader": DataLoader(TensorDataset(features, labels), 16),
     }[form]
-    found = _example(data, None, None)
+    found = example_of(data, None, None)
     if form == "dict":
         found = found["x"]
     assert torch.equal(found, features[:4])

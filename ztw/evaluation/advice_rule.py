@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from ztw.evaluation.advice_option import ALTERNATIVE, CASCADE, EXITS, FIXED, MODEL, ONNX, Option
+from ztw.evaluation.advice_option import ALTERNATIVE, CASCADE, EXITS, FIXED, MODEL, ONNX, Option, median
 from ztw.exits.threshold_base import TIE
 
+WORTH = 1.05  # the smallest speed-up that is worth a change
 UNSEEN = 0.0005  # a difference that is 0.0 points, as printed
 VERDICTS = {
     (MODEL, False): "Leave it as it is",
@@ -32,8 +33,8 @@ def base_of(options: Sequence[Option]) -> Option:
 def recommend(options: Sequence[Option], samples: int, allowed_loss: float) -> tuple[Option, str]:
     """Return the recommended option and the sentence.
 
-    Of the options that lose at most `allowed_loss` of accuracy and are faster than the model in every round, the
-    fastest one; but an option before it in the list, which is simpler, if the fastest one is not faster in every round.
+    Of the options that lose at most `allowed_loss` of accuracy and are `faster` than the model, the fastest one; but an
+    option before it in the list, which is simpler, if the fastest one is not `faster` than that.
     """
     base = base_of(options)
     others = [one for one in options if one.kind != MODEL or one.int8]
@@ -59,8 +60,9 @@ def within(option: Option, allowed_loss: float) -> bool:
 
 
 def faster(first: Option, second: Option) -> bool:
-    """Return whether an option is faster than another one in every round."""
-    return all(one < two for one, two in zip(first.round_ms, second.round_ms, strict=True))
+    """Return whether an option is faster than another one in every round, and by WORTH in the median."""
+    ratios = [two / one for one, two in zip(first.round_ms, second.round_ms, strict=True)]
+    return bool(ratios) and min(ratios) > 1 and median(ratios) >= WORTH
 
 
 def noise_of(options: Sequence[Option], samples: int) -> float:
@@ -81,7 +83,7 @@ def _verdict(best: Option, base: Option, allowed_loss: float) -> str:
     verdict = VERDICTS[best.kind, best.int8]
     if best is base:
         return (
-            f"{verdict}: no other option is faster than the model in every round and loses at most"
+            f"{verdict}: no option is faster, by {100 * (WORTH - 1):.0f} % and in every round, and loses at most"
             f" {_points(allowed_loss)}."
         )
     return f"{verdict}: {_described(best, base)}."

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import copy
-import shutil
-import tempfile
-import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,83 +15,15 @@ from ztw.batch import converted
 from ztw.data.dataset import Data
 from ztw.errors import ZtwError, reason
 from ztw.evaluation.advice_option import FIXED, MODEL, ONNX, PYTORCH, Option, measured, median
-from ztw.evaluation.cross_fit import CrossFitted, HeldOut, better, cross_fit
+from ztw.evaluation.advise_files import Candidate, Exported, Folder, on_cpu
+from ztw.evaluation.cross_fit import CrossFitted, HeldOut, cross_fit, with_or_without_ensemble
 from ztw.evaluation.operating_point import predict, predict_onnx
 from ztw.evaluation.turn_times import Call
-from ztw.exits.rules import ExitRule
 from ztw.models.backbone import Backbone
-from ztw.models.building import build_network
 from ztw.models.costs import fixed_exit_macs, macs
 from ztw.models.network import EarlyExitNetwork, static_network
-from ztw.models.operations import backbone_macs, stage_costs
 from ztw.onnx.runner import OnnxRunner
-from ztw.onnx.write import flat_graph, need_onnx, to_export, write_flat
 from ztw.progress import Report
-
-SHARES = (0.2, 0.4, 0.6, 0.8)  # of the model's MACs, after which exits are placed
-DEEPEST = 0.95  # an exit after a larger share saves nothing
-ANY = "max_softmax 0.5"  # a rule of the class that is exported
-
-
-class Folder:
-    """A temporary folder for ONNX files, deleted when nothing refers to this object."""
-
-    def __init__(self) -> None:
-        self.path = Path(tempfile.mkdtemp(prefix="ztw-advise-"))
-        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """An option that is not timed yet.
-
-    Args:
-        calls: runtime -> function of a batch.
-        fraction: (K,), share of the samples that leave at each exit; None = there is one exit.
-    """
-
-    name: str
-    kind: str
-    int8: bool
-    correct: Tensor
-    macs: float
-    calls: dict[str, Call]
-    network: EarlyExitNetwork | None = None
-    rule: ExitRule | None = None
-    file: Path | None = None
-    fraction: Tensor | None = None
-
-
-class Exported:
-    """The flat graph of a network, in float32 and int8; exported once for several files.
-
-    Args:
-        network: with one exit or several.
-        calibration: a batch of training samples.
-    """
-
-    def __init__(self, network: EarlyExitNetwork, calibration: Any) -> None:
-        self.calibration = calibration
-        self.of, self.rule = to_export(network, ANY) if network.heads else to_export(network.backbone, None)
-
-    @cached_property
-    def _flat(self) -> Any:
-        need_onnx()
-        return flat_graph(self.of, self.rule)
-
-    @cached_property
-    def _quantised(self) -> Any:
-        need_onnx()
-        from ztw.onnx.int8 import quantised
-
-        flat, form = self._flat
-        return quantised(flat, form.inputs, self.calibration)
-
-    def write(self, path: Path, rule: ExitRule | None, int8: bool) -> Path:
-        """Write a file with a rule; None = the default."""
-        flat, form = self._flat
-        chosen = copy.deepcopy(self._quantised if int8 else flat)
-        return write_flat(self.of, rule or self.rule, path, chosen, form, check=not int8)
 
 
 @dataclass
@@ -196,7 +124,7 @@ class Maker:
             correct: bool (N,), in float32.
             in_int8: computes the same in int8; None = by the file.
         """
-        network = _on_cpu(network)
+        network = on_cpu(network)
         exported, cost = Exported(network, self.calibration), float(macs(network)[-1])
         own = {PYTORCH: lambda batch: _run(network, batch)}
 
@@ -229,7 +157,7 @@ class Maker:
             fixed: whether to add the rule "fixed_exit".
         """
         assert self.judged is not None
-        network = _on_cpu(network)
+        network = on_cpu(network)
         judged, cost = self.judged, macs(network)
         plain = Exported(network, self.calibration)
         in_int8: list[Tensor] = []  # the logits, once for the exits and for the fixed exit
@@ -241,23 +169,16 @@ class Maker:
 
         if fixed:
             self.cut(network, logits, logits8)
-        fitted = better(
-            cross_fit(logits, cost, judged),
-            cross_fit(logits, cost, judged, ensembled=True),
-            judged,
-            self.allowed_loss,
-        )
+        fitted = with_or_without_ensemble(logits, cost, judged, self.allowed_loss)
         network.ensemble = fitted.ensemble
         exported = plain if fitted.ensemble is None else Exported(network, self.calibration)
 
         def in_float() -> Candidate:
             own = {PYTORCH: lambda batch: network.infer(batch, fitted.rule)}
             calls, file = dict(own), None
-            try:
+            with suppress(Exception):  # PyTorch remains
                 file = exported.write(self.path(name), fitted.rule, int8=False)
                 calls[ONNX] = self.runner(file)
-            except ZtwError:  # PyTorch remains
-                pass
             return self._with_rule(name, kind, fitted, calls, network, file)
 
         def quantised() -> Candidate:
@@ -268,6 +189,20 @@ class Maker:
 
         self.attempt(name, kind, False, in_float)
         self.attempt(f"{name}, int8", kind, True, quantised)
+
+    def leave_out_what_does_not_run(self, batch: Any) -> None:
+        """Remove calls that fail on a batch; an option without calls gets the reason."""
+        for number, one in enumerate(self.found):
+            if isinstance(one, Candidate):
+                works, why = {}, ""
+                for runtime, call in one.calls.items():
+                    try:
+                        call(batch)
+                        works[runtime] = call
+                    except Exception as error:
+                        why = reason(error)[:300]
+                failed = Option(one.name, one.kind, one.int8, reason=why)
+                self.found[number] = replace(one, calls=works) if works else failed
 
     def is_model(self, number: int) -> bool:
         """Return whether an option is the model as it is, whose runtimes are all shown."""
@@ -356,32 +291,3 @@ class Maker:
 def _run(network: EarlyExitNetwork, batch: Any) -> Tensor:
     with torch.inference_mode():
         return network.backbone(converted(batch, torch.device("cpu")))
-
-
-def _on_cpu(network: EarlyExitNetwork) -> EarlyExitNetwork:
-    """Return the network itself if it is on the CPU, else a copy there."""
-    if all(part.device.type == "cpu" for part in network.parameters()):
-        return network
-    return copy.deepcopy(network).cpu()
-
-
-def with_exits(backbone: Backbone) -> EarlyExitNetwork:
-    """Put light heads on a backbone, after about SHARES of its MACs.
-
-    Raises:
-        ZtwError: if the backbone has no place before its end.
-    """
-    done = stage_costs(backbone).cumsum(0) / backbone_macs(backbone)
-    nearest = {int((done - share).abs().argmin()) for share in SHARES}
-    blocks = sorted(block for block in nearest if done[block] <= DEEPEST)
-    if not blocks:
-        raise ZtwError("the model cannot be cut before its end, so it has no place for an exit")
-    return build_network(backbone, head="pool", placement=blocks, progress=False)
-
-
-def numbered(names: Sequence[str]) -> list[str]:
-    """Return names that differ, by a number behind each repeated one."""
-    return [
-        name if names[:place].count(name) == 0 else f"{name} {names[:place].count(name) + 1}"
-        for place, name in enumerate(names)
-    ]

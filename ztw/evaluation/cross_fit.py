@@ -94,6 +94,14 @@ def cross_fit(
     return CrossFitted(correct, total / len(correct), left / len(correct), last, ensemble)
 
 
+def with_or_without_ensemble(
+    logits: Tensor, cost: Tensor, held_out: HeldOut, allowed_loss: float
+) -> CrossFitted:
+    """Cross-fit without and with an ensemble; return the better one, see `better`."""
+    found = [cross_fit(logits, cost, held_out, ensembled=ensembled) for ensembled in (False, True)]
+    return better(*found, held_out, allowed_loss)
+
+
 def better(first: CrossFitted, second: CrossFitted, held_out: HeldOut, allowed_loss: float) -> CrossFitted:
     """Return the cheaper one of those within the allowed loss, or else the more accurate one."""
 
