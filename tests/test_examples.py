@@ -73,6 +73,18 @@ def test_timm_vit(tmp_path, capsys):
     assert len(network.backbone.stages) == 12
 
 
+def test_advise(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("ztw.evaluation.turn_times.SECONDS", 0.1)
+    advice = example("advise").main(tmp_path / "net", epochs=1, width=8, exit_epochs=1)
+    kinds = {one.kind for one in advice.options if not one.reason}
+    assert kinds >= {"model", "smaller network", "exits", "cascade"}
+    assert advice.best.name in {one.name for one in advice.options}
+    printed = capsys.readouterr().out
+    assert advice.sentence.split(":")[0] in printed
+    assert "classes of five images" in printed
+
+
 def test_numpy_logits(tmp_path, monkeypatch):
     """The files are those that the study beside the example names."""
     assert "torch" not in (EXAMPLES / "numpy_logits.py").read_text()

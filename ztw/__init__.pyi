@@ -6,6 +6,9 @@ from ztw.catalogue.parts import list_heads as list_heads
 from ztw.catalogue.parts import list_rules as list_rules
 from ztw.catalogue.parts import list_thresholds as list_thresholds
 from ztw.errors import ZtwError as ZtwError
+from ztw.evaluation.advice import Advice as Advice
+from ztw.evaluation.advice_option import Option as Option
+from ztw.evaluation.advise import advise as advise
 from ztw.evaluation.bootstrap import Difference as Difference
 from ztw.evaluation.bootstrap import paired_difference as paired_difference
 from ztw.evaluation.compare import Agreement as Agreement

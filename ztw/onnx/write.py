@@ -55,10 +55,17 @@ def write_onnx(
     need_onnx()
     if Path(path).is_dir():
         raise ZtwError(f"{path}: is a folder, must be a file, e.g. network.onnx")
-    import onnx
+    network, rule = to_export(network, rule)
+    flat, form = flat_graph(network, rule)
+    if change is not None:
+        flat = change(flat, form.inputs)
+    return write_flat(network, rule, path, flat, form, check=change is None)
 
-    from ztw.onnx.nesting import nest
 
+def to_export(
+    network: EarlyExitNetwork | Backbone, rule: ExitRule | str | None
+) -> tuple[EarlyExitNetwork, ExitRule | None]:
+    """Check the arguments of an export; return a copy of the network on the CPU in eval mode, and the rule."""
     rule = None if rule is None else as_rule(rule)
     if isinstance(network, Backbone):
         if rule is not None:
@@ -74,14 +81,33 @@ def write_onnx(
         raise ZtwError(
             "export_onnx: the network has no exits but its last one; export its backbone, with rule=None"
         )
-    network = copy.deepcopy(network).cpu().eval()
-    bounds = torch.empty(0) if rule is None else rule.bounds(network.exits)
-    if rule is not None and rule.single:
-        network.check_fixed_exit()
-        bounds = torch.empty(0)
-    flat, form = flat_graph(network, rule)
-    if change is not None:
-        flat = change(flat, form.inputs)
+    if rule is not None:
+        rule.bounds(network.exits)  # raises ZtwError for a rule that does not fit
+        if rule.single:
+            network.check_fixed_exit()
+    return copy.deepcopy(network).cpu().eval(), rule
+
+
+def write_flat(
+    network: EarlyExitNetwork,
+    rule: ExitRule | None,
+    path: Path | str,
+    flat: ModelProto,
+    form: Form,
+    check: bool,
+) -> Path:
+    """Write the file of a flat graph, which is changed.
+
+    Args:
+        network, rule: from `to_export`.
+        flat, form: from `flat_graph`, of this network and a rule of the same class.
+        check: whether to compare the logits with the network's.
+    """
+    import onnx
+
+    from ztw.onnx.nesting import nest
+
+    bounds = torch.empty(0) if rule is None or rule.single else rule.bounds(network.exits)
     _remove_notes(flat)
     model = nest(flat, form)
     if form.exits > 1:  # the default value of the input
@@ -95,7 +121,7 @@ def write_onnx(
         raise ZtwError(
             f"{path}: {network.backbone.arch} is larger than the 2 GB an ONNX file can hold"
         ) from error
-    if change is None:
+    if check:
         _check_outputs(content, network, rule)
     with atomic(path) as scratch:
         scratch.write_bytes(content)
