@@ -79,7 +79,9 @@ def of_logits(path: str) -> list[torch.Tensor]:
     logits = 3 * torch.randn(4, 200, 5, generator=generator, dtype=torch.float32)
     labels = torch.randint(5, (200,), generator=generator)
     cost = torch.tensor([1.0, 2.0, 4.0, 8.0], dtype=torch.float64)
-    curves = [ztw.sweep(logits, labels, cost, rule) for rule in ztw.list_rules()]
+    curves = [
+        ztw.sweep(logits, labels, cost, ztw.fit_rule(logits, labels, rule)) for rule in ztw.list_rules()
+    ]
     return [
         *(ztw.fit_ensemble(logits, labels, kind)(logits) for kind in ztw.list_ensembles()),
         *(curve.accuracy for curve in curves),

@@ -342,6 +342,7 @@ WHERE = ["method", "protocol", "budget", "exit", "metric"]
 def rows_of(table: Path) -> dict[Any, str]:
     rows = pd.read_csv(table, keep_default_na=False, dtype=str)
     wanted = rows["seed"].eq("0") & rows["protocol"].ne("published") & rows["method"].isin(RESCORED)
+    wanted &= ~rows["metric"].str.startswith("training_")  # a study from logits trains nothing
     return rows[wanted].set_index(WHERE)["value"].to_dict()
 
 

@@ -21,7 +21,6 @@ from rich.text import Text
 from ztw.errors import without_password
 from ztw.files import check_seal, read_json
 from ztw.progress import DONE, FAILED, NOTE, PROGRESS, clock
-from ztw.reporting.frontier_table import sentences
 from ztw.reporting.mlflow_names import UNDELIVERED
 from ztw.study.layout import Layout
 
@@ -194,6 +193,12 @@ def _styled(text: str) -> Text:
     return Text(plain, style="bold" if text.startswith("**") else "")
 
 
+def sentences(frontier: Path) -> list[str]:
+    """Return what a table of the frontier amounts to: its lines of prose, equal lines once."""
+    lines = frontier.read_text(encoding="utf-8").splitlines()
+    return list(dict.fromkeys(line for line in lines if line and not line.startswith(("|", "**"))))
+
+
 def show_results(console: Console, study: Path, tracking: str, config: str) -> None:
     """Print the accuracy tables and the paths of all results. Raises ZtwError for an altered table."""
     table = Layout(study).table("accuracy_at_budget", "md")
@@ -203,7 +208,7 @@ def show_results(console: Console, study: Path, tracking: str, config: str) -> N
         console.print("no table: this command did not ask for one")
         return
     print_markdown(console, table.read_text(encoding="utf-8"))
-    if (frontier := Layout(study).table("frontier")).exists():
+    if (frontier := table.with_name("frontier.md")).exists():
         console.print("\n".join(sentences(frontier)), soft_wrap=True, markup=False, highlight=False)
     lines = [f"tables   {table.with_suffix('.csv')}, .md, .tex", f"figures  {study}/figures/"]
     lines.append(f"report   {study}/report.html")

@@ -43,11 +43,6 @@ def read_frontier(path: Path | str) -> pd.DataFrame:
     return pd.read_csv(path, dtype=texts, keep_default_na=False, na_values=numbers)
 
 
-def sentences(path: Path | str) -> list[str]:
-    """Return what the frontier amounts to: one line per data set, architecture and unit; equal lines once."""
-    return list(dict.fromkeys(sentence(*where, rows) for where, rows in _groups(read_frontier(path))))
-
-
 def _groups(table: pd.DataFrame) -> Iterator[tuple[tuple[str, str, str], list[dict[Any, Any]]]]:
     for where, rows in table.groupby(["dataset", "arch", "unit"], sort=False):
         yield where, rows.to_dict("records")  # type: ignore[misc]
