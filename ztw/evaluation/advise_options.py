@@ -126,7 +126,7 @@ class Maker:
         """
         network = on_cpu(network)
         exported, cost = Exported(network, self.calibration), float(macs(network)[-1])
-        own = {PYTORCH: lambda batch: _run(network, batch)}
+        own: dict[str, Callable[[Any], Any]] = {PYTORCH: lambda batch: _run(network, batch)}
 
         def in_float() -> Candidate:
             calls, file = dict(own), None

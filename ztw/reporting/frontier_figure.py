@@ -27,8 +27,10 @@ def draw_frontier(table: pd.DataFrame, title: str) -> Figure:
     )
     for axes, unit in zip(panels, units, strict=True):
         here = table[table["unit"].eq(unit)]
-        for number, kind in enumerate(kind for kind in KINDS if here["kind"].eq(kind).any()):
+        for number, kind in enumerate(KINDS):
             rows = here[here["kind"].eq(kind)].sort_values("budget")
+            if rows.empty:
+                continue
             axes.plot(
                 rows["budget"],
                 rows["accuracy"],
@@ -43,9 +45,12 @@ def draw_frontier(table: pd.DataFrame, title: str) -> Figure:
         in_percent(axes.xaxis, axes.yaxis)
         axes.margins(x=0.12, y=0.12)
     panels[0].set_ylabel("test accuracy")
-    panels[-1].legend(frameon=False, loc="lower right", fontsize="small")
+    lines = {line.get_label(): line for axes in panels for line in axes.lines}
+    figure.legend(
+        lines.values(), lines.keys(), frameon=False, loc="lower center", ncols=len(lines), fontsize="small"
+    )
     figure.suptitle(title)
-    figure.tight_layout()
+    figure.tight_layout(rect=(0, 0.05, 1, 1))
     return figure
 
 
