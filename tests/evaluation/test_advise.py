@@ -52,7 +52,7 @@ def test_quantise_no_exits():
         "Quantise, no exits: 'model, int8' is 2.00 times as fast as the model (2.00 to 2.00) and loses 0.4 points"
         " (95 %: 0.1 to 0.8)."
     )
-    assert "Exits would pay less: 'exits', 1.25 times as fast" in found.sentence
+    assert "Exits gain nothing over that: 'exits', 1.25 times as fast" in found.sentence
 
 
 def test_use_the_smaller_network():
@@ -156,6 +156,10 @@ def test_table():
     assert lines[4].split()[2:5] == ["89.5", "%", "0.5"]
     assert "exits, int8: not measured: int8 has no place here" in lines
     assert max(map(len, lines)) <= 100
+    name = "cascade of a model with a long name + model"
+    long = str(advice(option(name, "cascade", 5, 0.5), option(f"{name}, int8", "cascade", 5, 0.3, int8=True)))
+    assert "  cascade of a model with ...  " in long
+    assert "* cascade of a model ..., int8  " in long
     assert list(found.to_frame()["reason"]) == ["", "", "int8 has no place here"]
     with pytest.raises(ztw.ZtwError, match="exits, int8: was not measured"):
         failed.save("nowhere")

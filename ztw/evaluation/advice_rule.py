@@ -125,7 +125,7 @@ def _of_exits(options: Sequence[Option], best: Option, base: Option, allowed_los
         return ["Exits were not measured."]
     good = [one for one in found if within(one, allowed_loss)]
     one = min(good or found, key=lambda option: option.ms)
-    pays = "would pay less" if good and faster(one, base) else "do not pay"
+    pays = "gain nothing over that" if best is not base and good and faster(one, base) else "do not pay"
     return [f"Exits {pays}: {_brief(one)}{'' if good else ', which is too much'}."]
 
 

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from ztw.evaluation.advice_option import MODEL, Option
 
 WIDTH = 100
-NAME = 30  # longest name that is shown in one piece
-HEADER = ("option", "accuracy", "loss in points (95 %)", "MACs", "ms", "speed-up (range)", "runtime")
+NAME = 28  # longest name that is shown in one piece
+INT8 = ", int8"
+HEADER = ("option", "accuracy", "loss, points (95 %)", "MACs", "ms", "speed-up (range)", "runtime")
 UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -17,8 +18,9 @@ def table(options: Sequence[Option], best: Option, about: str, sentence: str) ->
     """Return the table, the reasons of options that were not measured, and the sentence."""
     rows = [HEADER, *(_row(option, option is best) for option in options if not option.reason)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
+    space = "  " if sum(widths) + 2 * (len(widths) - 1) <= WIDTH else " "
     lines = [
-        "  ".join(
+        space.join(
             cell.ljust(width) if column in (0, 6) else cell.rjust(width)
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
@@ -38,14 +40,25 @@ def _row(option: Option, best: bool) -> tuple[str, ...]:
     loss, (low, high) = option.loss, option.speed_range
     as_it_is = option.kind == MODEL and not option.int8
     return (
-        ("* " if best else "  ") + textwrap.shorten(option.name, NAME, placeholder=" ..."),
+        ("* " if best else "  ") + _name(option),
         f"{100 * option.accuracy:.1f} %",
         "" if loss is None or as_it_is else _interval(loss.difference, loss.low, loss.high),
         _with_unit(option.macs),
         f"{option.ms:.3g}" if option.ms < 100 else f"{option.ms:.0f}",
-        f"{option.speed_up:.2f}" + ("" if low == high else f" ({low:.2f}-{high:.2f})"),
+        _ratio(option.speed_up) + ("" if low == high else f" ({_ratio(low)}-{_ratio(high)})"),
         option.runtime,
     )
+
+
+def _name(option: Option) -> str:
+    """Return a name of at most NAME characters, which says whether it is int8."""
+    name = option.name.removesuffix(INT8)
+    end = INT8 if name != option.name else ""
+    return textwrap.shorten(name, NAME - len(end), placeholder=" ...") + end
+
+
+def _ratio(value: float) -> str:
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}"
 
 
 def _interval(value: float, low: float, high: float) -> str:

@@ -126,7 +126,7 @@ class Maker:
         """
         network = on_cpu(network)
         exported, cost = Exported(network, self.calibration), float(macs(network)[-1])
-        own: dict[str, Callable[[Any], Any]] = {PYTORCH: lambda batch: _run(network, batch)}
+        own: dict[str, Call] = {PYTORCH: lambda batch: _run(network, batch)}
 
         def in_float() -> Candidate:
             calls, file = dict(own), None
@@ -174,7 +174,7 @@ class Maker:
         exported = plain if fitted.ensemble is None else Exported(network, self.calibration)
 
         def in_float() -> Candidate:
-            own = {PYTORCH: lambda batch: network.infer(batch, fitted.rule)}
+            own: dict[str, Call] = {PYTORCH: lambda batch: network.infer(batch, fitted.rule)}
             calls, file = dict(own), None
             with suppress(Exception):  # PyTorch remains
                 file = exported.write(self.path(name), fitted.rule, int8=False)
@@ -271,7 +271,7 @@ class Maker:
         fitted = cross_fit(logits, cost, judged, "fixed_exit")
         exit = fitted.rule.only_exit or network.exits
         if exit == network.exits:
-            why = "every exit before the last one loses more accuracy than allowed"
+            why = f"every exit before the last one loses more than {100 * judged.aim:.2g} points, half of allowed_loss"
             self.found.append(Option("fixed exit", FIXED, reason=why))
             return
         self.one_exit(

@@ -98,8 +98,8 @@ def with_or_without_ensemble(
     logits: Tensor, cost: Tensor, held_out: HeldOut, allowed_loss: float
 ) -> CrossFitted:
     """Cross-fit without and with an ensemble; return the better one, see `better`."""
-    without, ensembled = (cross_fit(logits, cost, held_out, ensembled=some) for some in (False, True))
-    return better(without, ensembled, held_out, allowed_loss)
+    plain = cross_fit(logits, cost, held_out)
+    return better(plain, cross_fit(logits, cost, held_out, ensembled=True), held_out, allowed_loss)
 
 
 def better(first: CrossFitted, second: CrossFitted, held_out: HeldOut, allowed_loss: float) -> CrossFitted:
