@@ -25,7 +25,7 @@ import ztw
 from ztw.data.record import read_study_record
 from ztw.data.splits import cell_splits
 from ztw.device import device_name
-from ztw.exits.logits import read_predictions
+from ztw.exits.logits import read_predictions, read_together
 from ztw.exits.sweep import simulate_exits
 from ztw.files import read_json, sha256
 from ztw.study.settings import DataSettings
@@ -83,10 +83,11 @@ def test_every_method_s_network_can_be_loaded(finished, tmp_path):
     assert {path.name for path in (cell / "networks").iterdir()} == methods.keys()
     for name, method in methods.items():
         network, rule = ztw.load(cell / "networks" / name, budget="max")
-        place = cell / f"predictions/{method.get('ics')}"
-        if "static" in method:
-            place = cell.parents[1] / method["static"] / "seed0/backbone_predictions"
-        logits, labels = read_predictions(place / "validation.safetensors")
+        places = [cell / f"predictions/{method.get('ics')}"]
+        if "ics" not in method:  # a static network, or a cascade of static rows
+            members = [methods[row]["static"] for row in method.get("cascade_of", [name])]
+            places = [cell.parents[1] / member / "seed0/backbone_predictions" for member in members]
+        logits, labels = read_together([place / "validation.safetensors" for place in places])
         images = cell_splits(
             read_study_record(
                 [f"{finished}/results/tiny/data/digits/{part}.json" for part in ("train", "test")]

@@ -489,7 +489,7 @@ def test_a_static_network_takes_the_backbone_s_settings_and_overrides():
     config["overrides"] = [{"archs": ["resnet20"], "backbone": {"weight_decay": 0.25}}]
     study = check_study(config)
     assert set(study.cells) == {("digits", "resnet8")}, "it is no cell"
-    assert study.statics == {"resnet14": "resnet14", "resnet20": "resnet20"}
+    assert study.statics == {"resnet14": "resnet14", "resnet8": "resnet8", "resnet20": "resnet20"}
     assert study.backbones["digits", "resnet14"].backbone == study.cells["digits", "resnet8"].backbone
     assert study.backbones["digits", "resnet20"].backbone.weight_decay == 0.25
 
@@ -500,8 +500,9 @@ def test_a_static_row_may_have_a_training_of_its_own():
     config["methods"]["taught"] = {"static": "resnet14", "distillation": {"teacher": "long"}}
     config["overrides"] = [{"archs": ["resnet14"], "backbone": {"weight_decay": 0.25}}]
     study = check_study(config)
-    assert study.statics == {"resnet14": "resnet14", "long": "resnet14", "taught": "resnet14"}
-    plain, long, taught = (study.backbones["digits", name].backbone for name in study.statics)
+    own = {"long": "resnet14", "taught": "resnet14"}
+    assert study.statics == {"resnet14": "resnet14", "resnet8": "resnet8", **own}
+    plain, long, taught = (study.backbones["digits", name].backbone for name in ("resnet14", *own))
     assert (plain.epochs, plain.schedule, plain.weight_decay) == (2, "milestones", 0.25)
     assert (long.epochs, long.schedule, long.milestones, long.weight_decay) == (3, "one_cycle", (), 0.25)
     assert taught == plain
@@ -517,7 +518,8 @@ def test_an_int8_row_shares_the_network_of_the_same_row_in_float():
         "sdn-int8": {"ics": "independent", "int8": True},
     }
     study = check_study(changed("methods", TINY["methods"] | rows) | INT8)
-    assert study.statics == dict.fromkeys(("resnet14", "long", "longer-int8"), "resnet14")
+    own = dict.fromkeys(("resnet14", "long", "longer-int8"), "resnet14")
+    assert study.statics == {**own, "resnet8": "resnet8"}
     assert study.int8_sets == ["independent"]
     assert study.int8_statics == ["long", "longer-int8", "resnet14"]
     assert study.families["sdn-int8"] == study.families["sdn"]
@@ -544,7 +546,7 @@ INT8: dict[str, Any] = {"latency": {"batch_sizes": []}}
         (
             INT8,
             {"cascade_of": ["resnet14", "small-int8"], "int8": True},
-            "methods.m.cascade_of: 'small-int8' is unknown; known: resnet14; a member is a static row, not in int8; set"
+            "methods.m.cascade_of: 'small-int8' is unknown; known: resnet14, resnet8; a member is a static row, not in int8; set"
             " int8 for the cascade",
         ),
     ],
@@ -574,7 +576,7 @@ def test_int8_that_cannot_be_is_one_line(keys, row, error):
         ),
         (
             {"a": {"static": "resnet14", "distillation": {"teacher": "sdn"}}},
-            "methods.a.distillation.teacher: 'sdn' is unknown; known: resnet14, a; a teacher is a static row,"
+            "methods.a.distillation.teacher: 'sdn' is unknown; known: resnet14, resnet8, a; a teacher is a static row,"
             " not in int8",
         ),
         (

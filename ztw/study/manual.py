@@ -91,7 +91,8 @@ def editor_schema() -> Schema:
     definitions = schema["$defs"]
     definitions["IcSet"]["required"] = ["connection"]
     definitions["EnsembleSettings"]["required"] = ["kind"]
-    definitions["MethodSettings"]["oneOf"] = [{"required": ["ics"]}, {"required": ["static"]}]
+    kinds = ("ics", "static", "cascade_of")
+    definitions["MethodSettings"]["oneOf"] = [{"required": [kind]} for kind in kinds]
     schema["oneOf"] = [{"required": ["ics"]}, {"required": ["logits"]}]
     for name in ("IcSet", "EnsembleSettings"):  # defaults come from the section
         for found in definitions[name]["properties"].values():
