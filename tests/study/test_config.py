@@ -546,8 +546,8 @@ INT8: dict[str, Any] = {"latency": {"batch_sizes": []}}
         (
             INT8,
             {"cascade_of": ["resnet14", "small-int8"], "int8": True},
-            "methods.m.cascade_of: 'small-int8' is unknown; known: resnet14, resnet8; a member is a static row, not in int8; set"
-            " int8 for the cascade",
+            "methods.m.cascade_of: 'small-int8' is unknown; known: resnet14, resnet8; a member is a static row, not"
+            " in int8; set int8 for the cascade",
         ),
     ],
 )
