@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
@@ -45,10 +47,9 @@ def draw_frontier(table: pd.DataFrame, title: str) -> Figure:
         in_percent(axes.xaxis, axes.yaxis)
         axes.margins(x=0.12, y=0.12)
     panels[0].set_ylabel("test accuracy")
-    lines = {line.get_label(): line for axes in panels for line in axes.lines}
-    figure.legend(
-        lines.values(), lines.keys(), frameon=False, loc="lower center", ncols=len(lines), fontsize="small"
-    )
+    lines = {str(line.get_label()): line for axes in panels for line in axes.lines}
+    look: dict[str, Any] = {"frameon": False, "loc": "lower center", "ncols": len(lines), "fontsize": "small"}
+    figure.legend(list(lines.values()), list(lines), **look)
     figure.suptitle(title)
     figure.tight_layout(rect=(0, 0.05, 1, 1))
     return figure
