@@ -94,10 +94,10 @@ class GivenCell:
 
 def _summed(found: list[list[ExitTimes]]) -> list[ExitTimes]:
     """Return the times of a cascade: each exit takes the time of all networks up to its own."""
-    together = []
-    for times in zip(*found, strict=False):
-        where = {(one.runtime, one.device, one.precision, one.threads) for one in times}
-        if len(where) == 1:  # times of another runtime or machine cannot be added
-            ends = list(accumulate(one.exits[-1] for one in times))
-            together.append(replace(times[-1], exits=ends))
-    return together
+    where = [{(one.runtime, one.device, one.precision, one.threads): one for one in times} for times in found]
+    # Times of another runtime or machine cannot be added
+    everywhere = [key for key in where[-1] if all(key in of_network for of_network in where)]
+    pairs = [[of_network[key] for of_network in where] for key in everywhere]
+    return [
+        replace(times[-1], exits=list(accumulate(one.exits[-1] for one in times))) for times in pairs
+    ]
