@@ -98,6 +98,4 @@ def _summed(found: list[list[ExitTimes]]) -> list[ExitTimes]:
     # Times of another runtime or machine cannot be added
     everywhere = [key for key in where[-1] if all(key in of_network for of_network in where)]
     pairs = [[of_network[key] for of_network in where] for key in everywhere]
-    return [
-        replace(times[-1], exits=list(accumulate(one.exits[-1] for one in times))) for times in pairs
-    ]
+    return [replace(times[-1], exits=list(accumulate(one.exits[-1] for one in times))) for times in pairs]
