@@ -85,5 +85,6 @@ def test_the_table_is_written_and_read(tmp_path):
     assert md.read_text().splitlines()[-1] == (
         "d, net: at 50 % of the backbone's MACs, early exits (ztw) beat small by 2.0 points."
     )
+    assert len(draw_frontier(again[:0], "d, net").axes) == 1, "no method fits any budget"
     axes = draw_frontier(again, "d, net").axes
     assert [line.get_label() for line in axes[0].lines] == [STATIC, EARLY_EXITS]

@@ -562,6 +562,15 @@ def test_int8_that_cannot_be_is_one_line(keys, row, error):
     ("methods", "error"),
     [
         (
+            {"both": {"cascade_of": ["resnet14"]}},
+            "methods.both.cascade_of: ['resnet14'] must name at least 2",
+        ),
+        ({"both": {"cascade_of": []}}, "methods.both.cascade_of: is empty, must name at least 2"),
+        (
+            {"both": {"cascade_of": ["resnet14", 3]}},
+            "methods.both.cascade_of.1: 3 is not of type text",
+        ),
+        (
             {"resnet8": {"static": "resnet14", "epochs": 2}},
             "methods.resnet8: has a training of its own, and resnet8 is a network of this study already;"
             " choose another name for the method",

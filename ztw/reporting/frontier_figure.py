@@ -9,6 +9,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ztw.reporting.frontier_table import MACS
 from ztw.reporting.style import MARKERS, in_percent, new_panels
 from ztw.study.kinds import KINDS
 
@@ -20,9 +21,9 @@ def draw_frontier(table: pd.DataFrame, title: str) -> Figure:
     method changes.
 
     Args:
-        table: from `read_frontier`, of one data set and architecture, not empty.
+        table: from `read_frontier`, of one data set and architecture.
     """
-    units = list(table["unit"].unique())
+    units = list(table["unit"].unique()) or [MACS]  # no method may fit any budget
     figure, panels = new_panels(len(units), max(6.4, 4.6 * len(units)), 4.4)
     colours = dict(
         zip(KINDS, (sns.color_palette("colorblind")[place] for place in (7, 4, 1, 2)), strict=True)
@@ -48,7 +49,12 @@ def draw_frontier(table: pd.DataFrame, title: str) -> Figure:
         axes.margins(x=0.12, y=0.12)
     panels[0].set_ylabel("test accuracy")
     lines = {str(line.get_label()): line for axes in panels for line in axes.lines}
-    look: dict[str, Any] = {"frameon": False, "loc": "lower center", "ncols": len(lines), "fontsize": "small"}
+    look: dict[str, Any] = {
+        "frameon": False,
+        "loc": "lower center",
+        "ncols": max(1, len(lines)),
+        "fontsize": "small",
+    }
     figure.legend(list(lines.values()), list(lines), **look)
     figure.suptitle(title)
     figure.tight_layout(rect=(0, 0.05, 1, 1))

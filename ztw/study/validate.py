@@ -36,10 +36,9 @@ def validated(resolved: dict[str, Any]) -> Study:
     try:
         return Study.model_validate(resolved)
     except ValidationError as error:
-        # pydantic reports a list whose items are wrong as empty, too
-        found = [
-            one for one in error.errors(include_url=False) if one["type"] != "too_short" or not one["input"]
-        ]
+        every = error.errors(include_url=False)
+        # pydantic reports a list whose items are wrong as too short, too
+        found = [one for one in every if one["type"] != "too_short" or not _has_inner(one, every)]
         raise ZtwError(describe(min(found, key=lambda one: len(one["loc"])))) from None
 
 
@@ -56,8 +55,10 @@ def describe(error: ErrorDetails) -> str:
         case "literal_error":
             known = re.findall(r"'([^']*)'", context["expected"])
             return f"{place}: {value!r} is unknown; known: {', '.join(known)}{did_you_mean(value, known)}"
+        case "too_short" if not value:
+            return f"{place}: is empty, must name at least {_counted(context['min_length'])}"
         case "too_short":
-            return f"{place}: is empty, must name at least one"
+            return f"{place}: {value!r} must name at least {_counted(context['min_length'])}"
         case "twice":
             return f"{place}: {value!r} {error['msg']}"
         case "string_pattern_mismatch":
@@ -71,6 +72,16 @@ def describe(error: ErrorDetails) -> str:
             hint = _number_hint(value, kind == "int_type") if kind in ("int_type", "float_type") else ""
             return f"{place}: {value!r} is not of type {TYPES[kind]}{hint}"
     return f"{place}: {value!r}: {error['msg']}"
+
+
+def _has_inner(error: ErrorDetails, every: Sequence[ErrorDetails]) -> bool:
+    """Return whether another error is about an item of the same list."""
+    place = error["loc"]
+    return any(len(one["loc"]) > len(place) and one["loc"][: len(place)] == place for one in every)
+
+
+def _counted(number: int) -> str:
+    return "one" if number == 1 else str(number)
 
 
 def as_written(value: Any) -> Any:
