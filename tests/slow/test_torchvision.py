@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 import torchvision
-from torchvision_models import assert_cut_whole, check_stages
+from torchvision_models import assert_cut_whole, check_stages, fill
 
 import ztw
 from ztw.batch import InputSpec
 from ztw.catalogue.torchvision import TORCHVISION_BLOCKS
 from ztw.models.cut import cut_model
+from ztw.models.import_weights import load_foreign
 
 
 @pytest.mark.usefixtures("uninitialised")
@@ -41,8 +42,12 @@ def test_vision_transformer_for_other_sizes():
 
 def test_a_cascade_of_two_models(tmp_path):
     torch.manual_seed(0)
-    names = ("torchvision/mobilenet_v3_small", "torchvision/resnet18")
-    network = ztw.model_cascade([ztw.build_backbone(name, 10, size=64) for name in names])
+    members = []
+    for name in ("mobilenet_v3_small", "resnet18"):
+        members.append(ztw.build_backbone(f"torchvision/{name}", 10, size=64))
+        model = fill(torchvision.models.get_model(name, num_classes=10), 64)
+        load_foreign(members[-1], model.state_dict(), name)
+    network = ztw.model_cascade(members)
     images = torch.randn(24, 3, 64, 64)
     with torch.no_grad():
         logits = network(images)
