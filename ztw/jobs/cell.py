@@ -99,6 +99,7 @@ class CellNetworks:
             "input_shape": [record["channels"], record["size"], record["size"]],
             # Weights trained with another `ic_features` have the same shapes but predict something else
             "ic_features": self.build.ic_features if self.arch in CIFAR_RESNETS else None,
+            "input_size": self.build.input_size,
         }
 
     def untrained_backbone(self, weights: str | None = None) -> Backbone:

@@ -12,7 +12,7 @@ from ztw.catalogue.architectures import CIFAR_RESNETS, OPTION_OWNERS
 from ztw.catalogue.timm import TIMM_PREFIX, check_timm_name
 from ztw.catalogue.torchvision import TORCHVISION_PREFIX
 from ztw.errors import ZtwError, unknown
-from ztw.models.backbone import Backbone, BackboneOptions
+from ztw.models.backbone import Backbone, BackboneOptions, Resized
 from ztw.models.cifar import mobilenet, vgg16_bn, wide_resnet_32_4
 from ztw.models.cifar_resnet import IC_FEATURES, SHORTCUTS, cifar_resnet
 from ztw.models.initialisation import INITS, initialise_backbone
@@ -44,7 +44,8 @@ def build_backbone(
         size: side of the square images in pixels.
         weights: None = random weights. For torchvision's models also "DEFAULT" = the best ImageNet weights, or
             "IMAGENET1K_V1" = the first published ones.
-        options: shortcut, ic_features, last_norm_momentum, init; see `ztw.models.backbone.BackboneOptions`.
+        options: shortcut, ic_features, last_norm_momentum, init, input_size; see
+            `ztw.models.backbone.BackboneOptions`.
 
     Returns:
         The backbone, in training mode.
@@ -63,24 +64,43 @@ def build_backbone(
         raise ZtwError(f"num_classes {num_classes!r}: must be at least 2")
     chosen = BackboneOptions.of(options)
     _check_options(arch, chosen)
+    given = {"arch": arch, "num_classes": num_classes, "channels": channels, "size": size}
+    backbone = _build(arch, num_classes, channels, chosen.input_size or size, weights, chosen)
+    if chosen.input_size is not None:
+        backbone = _resizing(backbone, chosen.input_size, size)
+    backbone.origin = {"build_backbone": given | asdict(chosen)}
+    return backbone.to(memory_format=torch.channels_last)
+
+
+def _build(
+    arch: str, num_classes: int, channels: int, size: int, weights: str | None, chosen: BackboneOptions
+) -> Backbone:
     if arch.startswith(TORCHVISION_PREFIX):
         # importing torchvision takes seconds, and most jobs do not need it
         from ztw.models.torchvision_cut import cut
 
-        backbone = cut(arch, num_classes, channels, size, weights)
-    elif weights is not None:
+        return cut(arch, num_classes, channels, size, weights)
+    if weights is not None:
         raise ZtwError(f"weights {weights!r}: only torchvision's models have pretrained weights, not {arch}")
-    elif arch.startswith(TIMM_PREFIX):
+    if arch.startswith(TIMM_PREFIX):
         from ztw.models.timm_cut import cut as cut_timm  # the same holds for timm
 
-        backbone = cut_timm(arch, num_classes, channels, size)
-    else:
-        backbone = BACKBONES[arch](arch, num_classes, channels, size, chosen)
-        if chosen.init == "released":
-            initialise_backbone(backbone)
-    given = {"arch": arch, "num_classes": num_classes, "channels": channels, "size": size}
-    backbone.origin = {"build_backbone": given | asdict(chosen)}
-    return backbone.to(memory_format=torch.channels_last)
+        return cut_timm(arch, num_classes, channels, size)
+    backbone = BACKBONES[arch](arch, num_classes, channels, size, chosen)
+    if chosen.init == "released":
+        initialise_backbone(backbone)
+    return backbone
+
+
+def _resizing(backbone: Backbone, size: int, given: int) -> Backbone:
+    """Let a backbone for images of size x size pixels take images of given x given pixels."""
+    first, *others = backbone.stages
+    channels = backbone.input_shape[0]
+    resizing = Backbone(
+        backbone.arch, [Resized(first, size), *others], backbone.classifier, (channels, given, given)
+    )
+    resizing.channels_first = backbone.channels_first
+    return resizing
 
 
 def _check_options(arch: str, chosen: BackboneOptions) -> None:
@@ -92,6 +112,8 @@ def _check_options(arch: str, chosen: BackboneOptions) -> None:
     for name, known in (("shortcut", SHORTCUTS), ("ic_features", IC_FEATURES), ("init", INITS)):
         if getattr(chosen, name) not in known:
             raise unknown(name, getattr(chosen, name), known)
+    if chosen.input_size is not None and not (isinstance(chosen.input_size, int) and chosen.input_size >= 1):
+        raise ZtwError(f"input_size {chosen.input_size!r}: must be None or a number of pixels, at least 1")
     for name, (who, owners) in OPTION_OWNERS.items():
         value = getattr(chosen, name)
         if value != getattr(BackboneOptions, name) and arch not in owners:

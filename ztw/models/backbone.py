@@ -29,12 +29,14 @@ class BackboneOptions:
             "after_relu".
         last_norm_momentum: momentum of the last BatchNorm of the Wide ResNet. The released code has 0.9.
         init: initial weights, "torch" (PyTorch's) or "released" (see `ztw.models.initialisation`).
+        input_size: side in pixels to which the network itself resizes its images first (bilinear); None = it does not.
     """
 
     shortcut: str = "conv"
     ic_features: str = "before_relu"
     last_norm_momentum: float = 0.1
     init: str = "torch"
+    input_size: int | None = None
 
     @classmethod
     def of(cls, given: dict[str, Any]) -> BackboneOptions:
@@ -195,6 +197,26 @@ def seen(state: Any) -> Any:
         return state
     mask = state.get("attention_mask")
     return state["features"] if mask is None else (state["features"], mask)
+
+
+class Resized(nn.Module):
+    """A first stage that resizes the images before it computes.
+
+    Args:
+        stage: the stage.
+        size: side of the resized images in pixels.
+    """
+
+    def __init__(self, stage: nn.Module, size: int) -> None:
+        super().__init__()
+        self.stage, self.size = stage, size
+
+    def forward(self, images: Tensor) -> Any:
+        """Resize images (N, C, H, W) bilinearly to (N, C, size, size), and compute the stage."""
+        small = nn.functional.interpolate(
+            images, (self.size, self.size), mode="bilinear", align_corners=False
+        )
+        return self.stage(small)
 
 
 class Fp32Linear(nn.Linear):

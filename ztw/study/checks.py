@@ -103,11 +103,12 @@ def check_cell(study: Study, dataset: str, arch: str, row: str | None = None) ->
     Args:
         row: the static row whose recipe of its own is in `study.backbone`, for errors; None = no such row.
     """
-    size, channels = image_size(study.data, dataset), image_channels(study.data, dataset)
+    size, what = _size(study, dataset)
+    channels = image_channels(study.data, dataset)
     if size < smallest_image(arch):
         raise ZtwError(
             f"{_arch_key(study, arch)}: {arch!r} needs images of at least {smallest_image(arch)} pixels a side;"
-            f" {dataset} has {size}"
+            f" {what} has {size}"
         )
     if arch.startswith(TORCHVISION_PREFIX):
         _check_torchvision(study, dataset, arch)
@@ -130,14 +131,21 @@ def check_cell(study: Study, dataset: str, arch: str, row: str | None = None) ->
     check_recipe(study.backbone, lambda key: f"methods.{row}.{key}" if key in own else f"backbone.{key}")
 
 
+def _size(study: Study, dataset: str) -> tuple[int, str]:
+    """Return the side of the images that a network computes, in pixels, and what sets it."""
+    if study.backbone.input_size is not None:
+        return study.backbone.input_size, "input_size"
+    return image_size(study.data, dataset), dataset
+
+
 def _check_torchvision(study: Study, dataset: str, arch: str) -> None:
     if image_channels(study.data, dataset) == 1:
         raise ZtwError(f"{_arch_key(study, arch)}: {arch!r} needs colour images; {dataset} is greyscale")
-    size = image_size(study.data, dataset)
+    size, what = _size(study, dataset)
     if "vit_" in arch and size % (patch := int(arch.rpartition("_")[2])):
         raise ZtwError(
             f"{_arch_key(study, arch)}: {arch!r} needs an image side that is a multiple of {patch} pixels;"
-            f" {dataset} has {size}"
+            f" {what} has {size}"
         )
     untrained = study.backbone.source == "torchvision" and not study.backbone.epochs
     if untrained and dataset in DATASETS and dataset != "imagenet":

@@ -50,7 +50,7 @@ class Recipe(Section):
 
 
 class OwnRecipe(Section):
-    """The recipe of a static network; keys that are None are taken from `backbone`."""
+    """What a static network may have of its own; keys that are None are taken from `backbone`."""
 
     epochs: float | None = key("As in `backbone`, for this network only.", None, ge=0, unit="epochs")
     batch_size: int | None = key("As in `backbone`.", None, ge=2, unit="images")
@@ -61,6 +61,7 @@ class OwnRecipe(Section):
     schedule: Literal["milestones", "one_cycle"] | None = key("As in `backbone`.", None)
     milestones: Unique[Annotated[int, key("", ge=1)]] | None = key("As in `backbone`.", None, unit="epochs")
     gamma: float | None = key("As in `backbone`.", None, gt=0, le=1)
+    input_size: int | None = key("As in `backbone`.", None, ge=1, unit="pixels")
 
 
 class Distillation(Section):
@@ -132,6 +133,12 @@ class BackboneBuild(Section):
         " paper's architectures only; on MobileNet equal to `torch`). See section"
         ' "Initial weights".',
         "torch",
+    )
+    input_size: int | None = key(
+        "The network itself first resizes its images to this side (bilinear). `null`: it takes them as they are.",
+        None,
+        ge=1,
+        unit="pixels",
     )
 
 
