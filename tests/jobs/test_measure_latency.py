@@ -21,6 +21,7 @@ from ztw.jobs.job import Job
 from ztw.jobs.latency_bench import MeasureLatencySettings, in_groups, without_onnx
 from ztw.jobs.measure_latency import measure_latency
 from ztw.models.network import static_network
+from ztw.onnx.memory import peak_memory
 from ztw.progress import Note
 from ztw.study.layout import Cell, Layout, metadata
 from ztw.study.settings import (
@@ -37,6 +38,15 @@ IMAGES = stripes(60)
 
 class DecodeError(Exception):
     """An error that protobuf raises for a graph that is nested too deep."""
+
+
+class FakeRunner:
+    """The parts of a runner that the job reads."""
+
+    content, threads = b"", torch.get_num_threads()
+
+    def __init__(self, *_, **__) -> None:
+        pass
 
 
 CELL = Cell("stripes", "resnet8", 0)
@@ -74,6 +84,7 @@ def layout(tmp_path, monkeypatch) -> Layout:
         file.write_text(file.name)
     metadata(found.ensemble(CELL, "i", "geometric")).write_text(json.dumps(ENSEMBLE))
     monkeypatch.setattr("ztw.jobs.measure_latency.CellNetworks", Networks)
+    monkeypatch.setattr("ztw.jobs.exports.peak_memory", lambda runner: None)  # takes a second each
     monkeypatch.setattr("ztw.jobs.latency_bench.cell_splits", lambda *_: {"test": IMAGES, "train": IMAGES})
     return found
 
@@ -122,6 +133,23 @@ def timed(tmp_path, methods: list[str], *runtimes: str, sizes: tuple[int, ...] =
     return found["rows"], said
 
 
+def test_times_with_one_thread_and_with_all(tmp_path, monkeypatch):
+    monkeypatch.setattr("ztw.jobs.exports.peak_memory", peak_memory)
+    plan = plan_of(["small"], "pytorch", "onnxruntime", sizes=(8,))
+    latency = plan.latency.model_copy(update={"threads": (1, 2, "all")})
+    before = torch.get_num_threads()
+    found, _ = measured(tmp_path, dataclasses.replace(plan, latency=latency))
+    assert torch.get_num_threads() == before
+    counts = list(dict.fromkeys([1, 2, before]))
+    assert [row["threads"] for row in found["rows"]] == sorted(
+        [count for count in counts for _ in found["rows"][:: len(counts)]], key=counts.index
+    )
+    exported = [row for row in found["rows"] if row["runtime"] == "onnxruntime"]
+    assert all(row["file_mb"] > 0.1 and row["peak_mb"] > row["file_mb"] for row in exported)
+    others = [row for row in found["rows"] if row["runtime"] == "pytorch"]
+    assert all(row["file_mb"] is None and row["peak_mb"] is None for row in others)
+
+
 def test_every_method_is_timed_in_both_runtimes(tmp_path):
     """Methods are timed in turn, each with times of the backbone; a static network is timed once."""
     rows, said = timed(tmp_path, ["sdn", "per-exit", "small"], "pytorch", "onnxruntime")
@@ -167,10 +195,7 @@ def test_a_failure_in_onnx_runtime_is_reported_and_has_no_row(
 ):
     """After any failure of an export, or of the first call, the study continues with PyTorch's times."""
 
-    class Failing:
-        def __init__(self, *_, **__) -> None:
-            pass
-
+    class Failing(FakeRunner):
         def __call__(self, *_, **__) -> None:
             raise error
 
@@ -193,10 +218,7 @@ def test_a_failure_in_onnx_runtime_is_reported_and_has_no_row(
 
 
 def test_different_predictions_are_reported(tmp_path, monkeypatch):
-    class Wrong:
-        def __init__(self, *_, **__) -> None:
-            pass
-
+    class Wrong(FakeRunner):
         def __call__(self, images: torch.Tensor, rule: ztw.ExitRule | None = None) -> ztw.ExitResult:
             return ztw.ExitResult(torch.zeros(len(images), 5), torch.full((len(images),), 9))
 

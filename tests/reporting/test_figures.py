@@ -295,7 +295,7 @@ def test_accuracy_against_time():
         ("onnxruntime", BACKBONE, "-", 1, 1.0, 0.9),
         ("onnxruntime", "sdn", "0.5", 1, 0.5, 0.8),
     ]
-    times = pd.DataFrame(rows, columns=columns).assign(device="cpu", precision="fp32")
+    times = pd.DataFrame(rows, columns=columns).assign(device="cpu", threads=2, precision="fp32")
     times.loc[times["runtime"] == "pytorch", "precision"] = "bf16"
     figure = accuracy_against_time(times, dict.fromkeys(["sdn", "pabee"], "frozen"), "d, a")
     panels = dict(zip(("torch one", "torch eight", "one", "eight"), figure.axes, strict=True))

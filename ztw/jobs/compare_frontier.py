@@ -13,7 +13,7 @@ from ztw.evaluation.frontier import Point, frontier
 from ztw.evaluation.names import BACKBONE
 from ztw.jobs.job import Job
 from ztw.reporting.frontier_table import COLUMNS, MACS, time_unit, write_frontier
-from ztw.reporting.latency_table import read_latency
+from ztw.reporting.latency_table import HOW, read_latency
 from ztw.reporting.readable import INFEASIBLE
 from ztw.reporting.results import read_curves, results_of
 from ztw.study.layout import Cell, Layout
@@ -110,10 +110,8 @@ def at_budget(curve: pd.DataFrame, budget: str) -> Mapping[str, float]:
 def _timed(points: Mapping[str, Mapping[str, Point]], times: pd.DataFrame) -> dict[str, list[Point]]:
     """Return unit -> points whose cost is the measured time, each in the runtime that is fastest for it."""
     methods = times[times["method"].ne(BACKBONE)]
-    sizes = sorted(map(int, methods["batch_size"].unique()))
-    return {
-        time_unit(size): list(_with_times(points, methods[methods["batch_size"].eq(size)])) for size in sizes
-    }
+    groups = [(rows[HOW].iloc[0].astype(int), rows) for _, rows in methods.groupby(HOW)]
+    return {time_unit(*how): list(_with_times(points, rows)) for how, rows in groups}
 
 
 def _with_times(points: Mapping[str, Mapping[str, Point]], rows: pd.DataFrame) -> Iterator[Point]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ztw.data.splits import cell_splits
 from ztw.device import Compute
@@ -27,7 +27,7 @@ from ztw.evaluation.timing import (
 )
 from ztw.exits.rules import ExitRule, exit_rule
 from ztw.jobs.cell import CellNetworks, StaticNetwork
-from ztw.jobs.exports import Exports, LeftOut, calibration_images
+from ztw.jobs.exports import Exported, Exports, LeftOut, calibration_images
 from ztw.models.backbone import Backbone
 from ztw.models.costs import fixed_exit_macs, macs
 from ztw.models.network import EarlyExitNetwork
@@ -65,18 +65,38 @@ class MeasureLatencySettings:
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """A call to time: a method in a runtime, at a budget (None for a static network); int8: in int8, not float."""
+    """A call to time: a method at a budget (None for a static network).
+
+    Args:
+        run: a network or its `infer` in PyTorch, or the exported network.
+        rule: where samples leave; None for a static network.
+        int8: in int8, not float.
+    """
 
     method: str
     budget: Any
-    runtime: str
-    run: Callable[[Tensor], Any]
+    run: Callable[..., Any] | Exported
+    rule: ExitRule | None = None
     int8: bool = False
 
     @property
-    def timing(self) -> Timing:
-        """The call for `time_in_turn`. A method's calls in a runtime share a network, and differ in thresholds only."""
-        return Timing(self.run, None if self.budget is None else (self.method, self.runtime))
+    def runtime(self) -> str:
+        """The runtime."""
+        return ONNX if isinstance(self.run, Exported) else PYTORCH
+
+    def timing(self, threads: int) -> Timing:
+        """Return the call for `time_in_turn`. A method's calls in a runtime differ in thresholds only."""
+        run: Callable[..., Any] = self.run.runner(threads) if isinstance(self.run, Exported) else self.run
+        if self.rule is not None:
+            run = partial(run, rule=self.rule)
+        return Timing(run, None if self.budget is None else (self.method, self.runtime))
+
+    @property
+    def size(self) -> dict[str, float | None]:
+        """The size of the exported file and the peak memory of a sample, in millions of bytes."""
+        if isinstance(self.run, Exported):
+            return {"file_mb": self.run.file_mb, "peak_mb": self.run.peak_mb}
+        return {"file_mb": None, "peak_mb": None}
 
 
 class Bench:
@@ -106,6 +126,7 @@ class Bench:
         self.calibration = None
         if any(method.int8 for method in missing.values()):
             self.calibration = calibration_images(splits["train"], networks.cell.seed)
+        self.threads = thread_counts(plan.latency)
         self.without_onnx = without_onnx(plan.latency, self.device)
         self.exports = Exports([batches[0] for batches in self.batches.values()])
         self.backbone = networks.backbone().eval()
@@ -128,7 +149,7 @@ class Bench:
         return len(group) + calls * self._turns(len(group))
 
     def _turns(self, methods: int) -> int:
-        return sum(turns_of(size, methods) for size in self.batches)
+        return sum(turns_of(size, methods) for size in self.batches) * len(self.threads)
 
     def measure(self, group: dict[str, MethodSettings]) -> dict[str, tuple[Found, bool]]:
         """Time the methods of a group; return each method's results, and whether to store them."""
@@ -140,25 +161,27 @@ class Bench:
         self.progress.total += len(group) + len(calls) * self._turns(len(group)) - self._steps(group)
         names = " to ".join(dict.fromkeys([next(iter(group)), next(reversed(group))]))
         rows: list[dict[str, Any]] = []
-        for size, batches in self.batches.items():
-            with torch.inference_mode(), self.compute.autocast():
+        for size, threads in product(self.batches, self.threads):
+            with torch.inference_mode(), self.compute.autocast(), using_threads(threads):
                 step = partial(self.progress.step, partial("{}, batches of {}".format, names, size))
-                turns = turns_of(size, len(group))
-                timed = time_in_turn([call.timing for call in calls], batches, turns, self.device, step)
-            rows += self._rows(size, calls, timed)
+                timings, turns = [call.timing(threads) for call in calls], turns_of(size, len(group))
+                timed = time_in_turn(timings, self.batches[size], turns, self.device, step)
+            rows += self._rows({"batch_size": size, "threads": threads}, calls, timed)
         return {name: self._of_method(name, rows, left_out) for name in group}
 
-    def _rows(self, size: int, calls: Sequence[Call], timed: Sequence[Timed]) -> list[dict[str, Any]]:
+    def _rows(
+        self, how: Mapping[str, int], calls: Sequence[Call], timed: Sequence[Timed]
+    ) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = []
         reference: dict[tuple[str, Any], list[Any]] = {}
         for call, found in zip(calls, timed, strict=True):  # PyTorch comes first
-            row = {"method": call.method, "budget": call.budget, "runtime": call.runtime, "batch_size": size}
+            row = {"method": call.method, "budget": call.budget, "runtime": call.runtime}
+            row |= {"differs": None, **found.times, **call.size, **self.where[call.runtime], **how}
             if call.int8:  # PyTorch does not compute the method
-                row |= {"differs": None, **found.times, **self.where[call.runtime], "precision": "int8"}
+                row["precision"] = "int8"
             else:
                 expected = reference.setdefault((call.method, call.budget), found.predictions)
-                differs = share_that_differs(found.predictions, expected)
-                row |= {"differs": differs, **found.times, **self.where[call.runtime]}
+                row["differs"] = share_that_differs(found.predictions, expected)
             rows.append(row)
         return rows
 
@@ -189,26 +212,26 @@ class Bench:
         of_method = partial(Call, name, int8=method.int8)
         calls = []
         if not method.int8:
-            calls = [of_method(at, PYTORCH, partial(network.infer, rule=rule)) for at, rule in rules.items()]
+            calls = [of_method(at, network.infer, rule) for at, rule in rules.items()]
         shared = (self.networks.source(name), method.ensemble, method.rule, method.int8)
         # A file of the rule "fixed_exit" holds the cut network, so each exit has a file of its own
         files = [{at: rule} for at, rule in rules.items()] if single else [rules] if rules else []
         for of_file in files:
             own = (*shared, str(list(of_file.values()))) if single else shared
-            if runner := self._runner(name, own, network, list(of_file.values()), left_out, method.int8):
-                calls += [of_method(at, ONNX, run=partial(runner, rule=rule)) for at, rule in of_file.items()]
+            if found := self._export(name, own, network, list(of_file.values()), left_out, method.int8):
+                calls += [of_method(at, found, rule) for at, rule in of_file.items()]
         return calls
 
     def _alone(
         self, name: str, backbone: Backbone, left_out: dict[str, LeftOut], int8: bool = False
     ) -> list[Call]:
         """Return the calls of a network without exits."""
-        calls = [] if int8 else [Call(name, None, PYTORCH, backbone)]
-        if runner := self._runner(name, name, backbone, [None], left_out, int8):
-            calls.append(Call(name, None, ONNX, runner, int8))
+        calls = [] if int8 else [Call(name, None, backbone)]
+        if found := self._export(name, name, backbone, [None], left_out, int8):
+            calls.append(Call(name, None, found, int8=int8))
         return calls
 
-    def _runner(
+    def _export(
         self,
         name: str,
         shared: Any,
@@ -216,13 +239,13 @@ class Bench:
         rules: Sequence[ExitRule | None],
         left_out: dict[str, LeftOut],
         int8: bool = False,
-    ) -> Callable[..., Any] | None:
+    ) -> Exported | None:
         """Return the network in ONNX Runtime; None if ONNX Runtime is not timed, or fails (see `left_out`)."""
         if self.runtimes == 1:
             return None
         if shared not in self.exports.made:
             self.progress.begin(f"{name}, exporting")
-        found = self.exports.runner(shared, network, rules, self.calibration if int8 else None)
+        found = self.exports.export(shared, network, rules, self.calibration if int8 else None)
         if isinstance(found, LeftOut):
             left_out[name] = found
             return None
@@ -235,6 +258,24 @@ def in_groups(methods: Mapping[str, MethodSettings]) -> list[dict[str, MethodSet
     count = -(-len(names) // GROUP)
     ends = [place * len(names) // max(1, count) for place in range(count + 1)]
     return [{name: methods[name] for name in names[start:end]} for start, end in pairwise(ends)]
+
+
+def thread_counts(latency: LatencySettings) -> list[int]:
+    """Return the numbers of threads to time with, each once."""
+    return list(
+        dict.fromkeys(torch.get_num_threads() if count == "all" else count for count in latency.threads)
+    )
+
+
+@contextmanager
+def using_threads(count: int) -> Iterator[None]:
+    """Let PyTorch use a number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def without_onnx(latency: LatencySettings, device: torch.device) -> str | None:

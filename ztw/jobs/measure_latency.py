@@ -12,7 +12,7 @@ from ztw.files import write_json
 from ztw.jobs.cell import CellNetworks, compute_on
 from ztw.jobs.job import Job
 from ztw.jobs.kept_times import KeptTimes
-from ztw.jobs.latency_bench import ONNX, PYTORCH, Bench, MeasureLatencySettings
+from ztw.jobs.latency_bench import ONNX, PYTORCH, Bench, MeasureLatencySettings, thread_counts
 from ztw.models.checkpoints import versions
 from ztw.progress import Note
 from ztw.study.layout import Cell
@@ -49,7 +49,13 @@ def measure_latency(job: Job, cell: Cell, settings: MeasureLatencySettings) -> N
     results = [content for content in found.values() if content is not None]
     left_out = [one for content in results for one in content["left_out"]]
     rows = [row for content in results for row in content["rows"]]
-    rows.sort(key=lambda row: settings.latency.batch_sizes.index(row["batch_size"]))
+    threads = thread_counts(settings.latency)
+    rows.sort(
+        key=lambda row: (
+            settings.latency.batch_sizes.index(row["batch_size"]),
+            threads.index(row["threads"]),
+        )
+    )
     for note in dict.fromkeys([*map(_of_left_out, left_out), *_of_differences(rows)]):
         job.report(Note(note))
     content = {"rows": rows, "left_out": [one for at, one in enumerate(left_out) if one not in left_out[:at]]}

@@ -119,9 +119,10 @@ def accuracy_against_time(times: pd.DataFrame, families: Mapping[str, str], titl
     methods each column shows one family, and the other methods in grey.
 
     Args:
-        times: from `read_latency`.
+        times: from `read_latency`; of several numbers of threads, the largest is drawn.
         families: see `style`.
     """
+    times = times[times["threads"].eq(times["threads"].max())]
     sizes, runtimes = sorted(times["batch_size"].unique()), list(times["runtime"].unique())
     measured, groups = list(product(runtimes, sizes)), panels_of(families)
     many = len(groups) > 1

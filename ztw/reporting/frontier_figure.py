@@ -24,31 +24,36 @@ def draw_frontier(table: pd.DataFrame, title: str) -> Figure:
         table: from `read_frontier`, of one data set and architecture.
     """
     units = list(table["unit"].unique()) or [MACS]  # no method may fit any budget
-    figure, panels = new_panels(len(units), max(6.4, 4.6 * len(units)), 4.4)
+    columns = min(len(units), 3)
+    rows = -(-len(units) // columns)
+    figure, panels = new_panels(columns, max(6.4, 4.6 * columns), 3.8 * rows + 0.6, rows=rows)
     colours = dict(
         zip(KINDS, (sns.color_palette("colorblind")[place] for place in (7, 4, 1, 2)), strict=True)
     )
-    for axes, unit in zip(panels, units, strict=True):
+    for axes in panels[len(units) :]:
+        axes.remove()
+    for axes, unit in zip(panels[: len(units)], units, strict=True):
         here = table[table["unit"].eq(unit)]
         for number, kind in enumerate(KINDS):
-            rows = here[here["kind"].eq(kind)].sort_values("budget")
-            if rows.empty:
+            best = here[here["kind"].eq(kind)].sort_values("budget")
+            if best.empty:
                 continue
             axes.plot(
-                rows["budget"],
-                rows["accuracy"],
+                best["budget"],
+                best["accuracy"],
                 label=kind,
                 color=colours[kind],
                 marker=MARKERS[number],
                 ms=5,
             )
-            _name_changes(axes, rows, colours[kind], above=number % 2 == 0)
+            _name_changes(axes, best, colours[kind], above=number % 2 == 0)
         axes.set_title(unit)
         axes.set_xlabel("budget / the backbone's cost")
         in_percent(axes.xaxis, axes.yaxis)
         axes.margins(x=0.12, y=0.12)
-    panels[0].set_ylabel("test accuracy")
-    lines = {str(line.get_label()): line for axes in panels for line in axes.lines}
+    for axes in panels[::columns]:
+        axes.set_ylabel("test accuracy")
+    lines = {str(line.get_label()): line for axes in panels[: len(units)] for line in axes.lines}
     look: dict[str, Any] = {
         "frameon": False,
         "loc": "lower center",

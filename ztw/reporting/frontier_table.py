@@ -24,9 +24,9 @@ COLUMNS = [
 Row = Mapping[Any, Any]
 
 
-def time_unit(batch_size: int) -> str:
+def time_unit(batch_size: int, threads: int) -> str:
     """Return the unit of budgets that are measured times."""
-    return f"time (batch size {batch_size})"
+    return f"time (batch size {batch_size}, {threads} thread{'s' * (threads != 1)})"
 
 
 def write_frontier(table: pd.DataFrame, csv_path: Path, md_path: Path) -> None:

@@ -21,15 +21,17 @@ NUMBERS = ["median_ms", "p95_ms", "images_per_s", "relative_time", "relative_tim
 COLUMNS = [
     *("dataset", "arch", "method", "budget", "runtime", "batch_size"),
     *NUMBERS,
-    *("accuracy", "relative_cost", "device", "precision", "threads"),
+    *("accuracy", "relative_cost", "device", "precision", "threads", "file_mb", "peak_mb"),
 ]
+HOW = ["batch_size", "threads"]
 SHOWN = (
     *("method", "budget", "runtime", "accuracy", "MACs", "time", "in its runtime"),
-    *("median (ms)", "95 % (ms)", "images/s", "differs"),
+    *("median (ms)", "95 % (ms)", "images/s", "differs", "file (MB)", "memory (MB)"),
 )
 REFERENCE = (
     "time: 100 % is the backbone alone in the runtime that is fastest for it; differs: share of the timed images that"
-    " leave elsewhere or get another class than in pytorch"
+    " leave elsewhere or get another class than in pytorch; file: the exported network; memory: the peak that ONNX"
+    " Runtime adds to a process for one sample through all blocks"
 )
 
 
@@ -46,7 +48,7 @@ def latency_table(files: Iterable[Path | str], metrics: Metrics) -> pd.DataFrame
     times = pd.concat([_times(read_json(file)) for file in files], ignore_index=True)
     table = times.merge(_known(metrics), how="left", on=[*IDENTITY, "budget"])
     table.loc[table["method"] == BACKBONE, "relative_cost"] = 1.0
-    return table[COLUMNS]
+    return table.reindex(columns=COLUMNS)  # rows of earlier versions have no file_mb and peak_mb
 
 
 def _times(content: dict[str, Any]) -> pd.DataFrame:
@@ -57,8 +59,8 @@ def _times(content: dict[str, Any]) -> pd.DataFrame:
     ]
     rows = pd.DataFrame(found).assign(**{name: content[name] for name in IDENTITY[:3]})
     alone = rows[rows["method"] == BACKBONE].sort_values("median_ms", kind="stable")
-    fastest = _speed(rows, alone, ["beside", "batch_size"])
-    own = _speed(rows, alone, ["beside", "batch_size", "runtime"])
+    fastest = _speed(rows, alone, ["beside", *HOW])
+    own = _speed(rows, alone, ["beside", *HOW, "runtime"])
     rows = rows.assign(
         relative_time=fastest / rows["images_per_s"], relative_time_in_runtime=own / rows["images_per_s"]
     )
@@ -72,14 +74,13 @@ def _speed(rows: pd.DataFrame, alone: pd.DataFrame, where: list[str]) -> np.ndar
 
 
 def _with_one_backbone(rows: pd.DataFrame) -> pd.DataFrame:
-    """Sort rows by batch size and replace the backbone's rows in each runtime by their median."""
+    """Sort rows by batch size and threads, and replace the backbone's rows in each runtime by their median."""
     is_backbone, numbers = rows["method"] == BACKBONE, [name for name in NUMBERS if name in rows]
-    groups = rows[is_backbone].groupby(["batch_size", "runtime"], sort=False)
+    groups = rows[is_backbone].groupby([*HOW, "runtime"], sort=False)
     alone = groups.first().assign(**groups[numbers].median()).reset_index()
     both = pd.concat([alone, rows[~is_backbone]], ignore_index=True)
-    sizes = list(rows["batch_size"].unique())
     return both.sort_values(
-        "batch_size", key=lambda of: of.map(sizes.index), kind="stable", ignore_index=True
+        HOW, key=lambda of: of.map(list(rows[of.name].unique()).index), kind="stable", ignore_index=True
     )
 
 
@@ -99,9 +100,10 @@ def left_out(files: Iterable[Path | str]) -> dict[tuple[str, str], str]:
 
 
 def shortest_times(file: Path | str) -> dict[str, dict[str, float]]:
-    """Return method -> budget -> the smallest relative time in any runtime, at the smallest batch size."""
+    """Return method -> budget -> the smallest relative time in any runtime, for the smallest batch and most threads."""
     times = _times(read_json(file))
     smallest = times[times["batch_size"].eq(times["batch_size"].min())]
+    smallest = smallest[smallest["threads"].eq(smallest["threads"].max())]
     shortest = smallest.sort_values("relative_time").drop_duplicates(["method", "budget"])
     found: dict[str, dict[str, float]] = {}
     for row in shortest.to_dict("records"):
@@ -127,17 +129,21 @@ def read_latency(path: Path | str, dataset: str, arch: str) -> pd.DataFrame:
     check_seal(path)
     texts = dict.fromkeys(("dataset", "arch", "method", "budget", "runtime", "device", "precision"), str)
     empty = ["", INFEASIBLE]  # earlier versions wrote "-"
-    missing = dict.fromkeys(("accuracy", "relative_cost", "relative_time_in_runtime", "differs"), empty)
-    rows = pd.read_csv(path, dtype=texts, keep_default_na=False, na_values=missing)
+    numbers = ("accuracy", "relative_cost", "relative_time_in_runtime", "differs", "file_mb", "peak_mb")
+    rows = pd.read_csv(path, dtype=texts, keep_default_na=False, na_values=dict.fromkeys(numbers, empty))
     rows["budget"] = rows["budget"].replace("", INFEASIBLE)
     return rows[rows["dataset"].eq(dataset) & rows["arch"].eq(arch)]
 
 
 def write_latency(table: pd.DataFrame, missing: Notes, csv_path: Path | str, md_path: Path | str) -> None:
-    """Write the csv, and a readable table per data set, architecture and batch size; missing: from `left_out`."""
+    """Write the csv, and a readable table per data set, architecture, batch size and threads.
+
+    Args:
+        missing: from `left_out`.
+    """
     write_csv(table, csv_path)
     blocks = []
-    for (dataset, arch, size), rows in table.groupby(["dataset", "arch", "batch_size"], sort=False):
+    for (dataset, arch, size, _threads), rows in table.groupby(["dataset", "arch", *HOW], sort=False):
         first = rows.iloc[0]
         where = f"{first['device']}, {first['threads']} thread{'s' * (int(first['threads']) != 1)}"
         how = ", ".join(f"{runtime} in {precision}" for runtime, precision in _precisions(rows))
@@ -165,6 +171,7 @@ def _texts(row: Mapping[Any, Any]) -> list[str]:
         f"{row['p95_ms']:.2f}",
         f"{row['images_per_s']:.0f}",
         _share(row["differs"]),
+        *(INFEASIBLE if math.isnan(row[name]) else f"{row[name]:.1f}" for name in ("file_mb", "peak_mb")),
     ]
 
 

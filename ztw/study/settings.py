@@ -29,6 +29,11 @@ _COMPILE = one_of(
     lambda value: value == "auto" or isinstance(value, bool),
     {"enum": ["auto", True, False]},
 )
+_THREADS = one_of(
+    "all or a whole number >= 1",
+    lambda value: value == "all" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1),
+    {"anyOf": [{"const": "all"}, {"type": "integer", "minimum": 1}]},
+)
 Share = Annotated[float, Field(gt=0)]
 
 
@@ -244,6 +249,9 @@ class LatencySettings(Section):
         256,
         ge=1,
         unit="images",
+    )
+    threads: Listed[Annotated[Literal["all"] | int, *_THREADS]] = key(
+        "Numbers of threads to time with. `all`: as many as the job has.", ("all",)
     )
     runtimes: Listed[Literal["pytorch", "onnxruntime"]] = key(
         "`pytorch` (required, for comparison) and `onnxruntime` (ONNX Runtime in float32; on a CPU only).",
