@@ -5,6 +5,7 @@ usage: python workflow/publish.py CONFIG [--machine TEXT] [--logits SET ...]
 
 CONFIG: add the finished cells of results/<study> to results/reference/<study>, or replace them there, and make its
 tables and figures. FOLDER: make the tables and figures of a published study again, after you copied cells into it.
+Both write results/reference/leaderboard.csv again.
 --machine: the hardware that computed the cells. --logits: IC sets; publish their predictions for validation and test
 images of the first seed.
 """
@@ -31,6 +32,7 @@ from ztw.jobs.compare_methods import CompareMethodsSettings, compare_methods
 from ztw.jobs.job import Job
 from ztw.jobs.plot_figures import PlotFiguresSettings, plot_figures
 from ztw.progress import describe
+from ztw.reporting.leaderboard import write_leaderboard
 from ztw.reporting.results import results_of
 from ztw.study.config import check_study, read_config, study_name
 from ztw.study.layout import Cell, Layout, figure_title
@@ -160,10 +162,13 @@ def main() -> int:
     parser.add_argument("--logits", nargs="*", default=[], metavar="SET")
     given = parser.parse_args()
     try:
+        target = given.study if given.study.is_dir() else REFERENCE / study_name(given.study)
         if given.study.is_dir():
-            rebuild(given.study)
+            rebuild(target)
         else:
-            publish(given.study, REFERENCE / study_name(given.study), given.machine, given.logits)
+            publish(given.study, target, given.machine, given.logits)
+        if target.resolve().parent == REFERENCE:
+            write_leaderboard(REFERENCE)
     except (ZtwError, OSError) as error:
         print(f"error: {describe(error)}", file=sys.stderr)
         return 1
