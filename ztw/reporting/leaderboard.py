@@ -87,8 +87,8 @@ def _times(made: Layout) -> pd.DataFrame:
     times = _read(made, "latency").rename(columns={"budget": "timed_at"})
     if times.empty:
         return pd.DataFrame(columns=[*TIMED, *columns], dtype=str)
-    order = times[["batch_size", "threads", "relative_time"]].astype(float)
-    fastest = times.loc[order.sort_values(list(order)).index].drop_duplicates(TIMED)
+    order = ["batch_size", "threads", "relative_time"]
+    fastest = times.sort_values(order, key=lambda column: column.astype(float)).drop_duplicates(TIMED)
     return fastest[[*TIMED, *columns]]
 
 
