@@ -29,7 +29,7 @@ export CONFIG CORES PROFILE STUDY PORT
 unexport PYTHONPATH
 unexport PYTHONHOME
 
-.PHONY: reproduce test test-systems test-slow test-faults test-slurm bench lint format manual ui mlflow-server lock audit clean help
+.PHONY: reproduce test test-systems test-slow test-faults test-slurm test-docs docs bench lint format manual ui mlflow-server lock audit clean help
 
 # Parallel tests: a waiting thread must not use a core that another test needs.
 test test-systems test-slow test-faults test-slurm: export OMP_WAIT_POLICY = passive
@@ -54,10 +54,19 @@ test-slow: $(READY)
 test-faults: $(READY)
 	python -m pytest -n 2 --dist loadfile tests/faults
 
+# The documentation site and the report, in headless Chromium.
+test-docs: $(READY)
+	python -m pytest tests/browser
+
 # A real Slurm with one node on this machine, as root. Installs slurm-wlm and munge where allowed. Takes minutes.
 test-slurm: $(READY)
 	if unshare --mount true 2> /dev/null; then OWN_MOUNTS=1 unshare --mount python -m pytest -rs tests/slurm; \
 		else python -m pytest -rs tests/slurm; fi
+
+# The documentation, from docs/ and results/reference: site/index.html. Needs no network.
+docs: $(READY)
+	python -m mkdocs build --strict --quiet
+	@echo "site/index.html"
 
 # Speed, as a table of medians and ratios: results/bench/report.md. Takes about half an hour; BENCH="-k sweep" runs a part.
 bench: $(READY)
