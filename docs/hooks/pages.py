@@ -24,11 +24,11 @@ INCLUDED = {
 }
 # Files that pages may link to; each has a page that shows it
 SHOWN = (
-    *("examples/*.py", "examples/*.yaml", "config/*.yaml", "config/*.csv", "config/reference/*.yaml"),
+    *("examples/*.py", "examples/*.yaml", "config/*.*", "config/reference/*.yaml"),
     *("workflow/profiles/*/*.yaml", "results/reference/*/config.yaml", "bench/*.py", "Containerfile", "Makefile", "CITATION.cff"),
 )
 LINK = re.compile(r"\]\(([^)\s#]*)(#[^)\s]*)?\)")
-LANGUAGES = {".py": "python", ".yaml": "yaml", ".cff": "yaml", ".csv": "text"}
+LANGUAGES = {".py": "python", ".yaml": "yaml", ".cff": "yaml", ".json": "json"}
 
 
 def on_config(config: MkDocsConfig) -> None:
@@ -72,19 +72,21 @@ def _page(name: str, files: Files) -> str | None:
     candidates = [page for page, source in INCLUDED.items() if source == name]
     candidates += [name.removeprefix("docs/"), f"files/{name}.md"]
     if name.startswith("results/reference"):
-        study = name.split("/")[2] if name.count("/") > 1 and "." not in name.split("/")[2] else "index"
-        candidates.append(f"results/{study}.md")
+        place = name.removeprefix("results/reference").removeprefix("/") or "index"
+        page = place.split("/")[0].removesuffix(".csv").replace("README.md", "index")
+        candidates += [f"results/{place}", f"results/{page}.md"] if "." in place else [f"results/{page}.md"]
     return next((page for page in candidates if files.get_file_from_path(page)), None)
 
 
 def equation(source: str, *_: Any, **__: Any) -> str:
     """Draw a line of LaTeX as a picture that takes the colour of the text."""
     from matplotlib import rc_context
+    from matplotlib.font_manager import FontProperties
     from matplotlib.mathtext import math_to_image
 
     drawn = io.BytesIO()
     with rc_context({"svg.hashsalt": "ztw", "mathtext.fontset": "cm"}):
-        math_to_image(f"${' '.join(source.split())}$", drawn, format="svg", dpi=72, color="#123456")
+        math_to_image(f"${' '.join(source.split())}$", drawn, format="svg", dpi=72, color="#123456", prop=FontProperties(size=15))
     svg = re.sub(r"(?s)^.*?<svg", "<svg", drawn.getvalue().decode()).replace("#123456", "currentColor")
     svg = re.sub(r"(?s)<metadata>.*?</metadata>", "", svg)
     label = source.strip().replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
