@@ -54,9 +54,9 @@ test-slow: $(READY)
 test-faults: $(READY)
 	python -m pytest -n 2 --dist loadfile tests/faults
 
-# The documentation site and the report, in headless Chromium.
-test-docs: $(READY)
-	python -m pytest tests/browser
+# The report and the documentation in headless Chromium.
+test-docs: $(READY) ## the report and the documentation, in headless Chromium
+	python -m pytest -rs tests/browser
 
 # A real Slurm with one node on this machine, as root. Installs slurm-wlm and munge where allowed. Takes minutes.
 test-slurm: $(READY)
@@ -64,7 +64,7 @@ test-slurm: $(READY)
 		else python -m pytest -rs tests/slurm; fi
 
 # The documentation, from docs/ and results/reference: site/index.html. Needs no network.
-docs: $(READY)
+docs: $(READY) ## this documentation as a site, in site/
 	python -m mkdocs build --strict --quiet
 	@echo "site/index.html"
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 import re
 from functools import partial
-from posixpath import dirname, normpath, relpath
 from pathlib import Path
+from posixpath import dirname, normpath, relpath
 from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -25,7 +25,14 @@ INCLUDED = {
 # Files that pages may link to; each has a page that shows it
 SHOWN = (
     *("examples/*.py", "examples/*.yaml", "config/*.*", "config/reference/*.yaml"),
-    *("workflow/profiles/*/*.yaml", "results/reference/*/config.yaml", "bench/*.py", "Containerfile", "Makefile", "CITATION.cff"),
+    *(
+        "workflow/profiles/*/*.yaml",
+        "results/reference/*/config.yaml",
+        "bench/*.py",
+        "Containerfile",
+        "Makefile",
+        "CITATION.cff",
+    ),
 )
 LINK = re.compile(r"\]\(([^)\s#]*)(#[^)\s]*)?\)")
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".cff": "yaml", ".json": "json"}
@@ -41,8 +48,8 @@ def on_files(files: Files, config: MkDocsConfig) -> None:
     """Add the pages of files outside docs/."""
     for page, source in INCLUDED.items():
         files.append(File.generated(config, page, content=(ROOT / source).read_text(encoding="utf-8")))
-    for path in sorted(path for pattern in SHOWN for path in ROOT.glob(pattern)):
-        name = path.relative_to(ROOT).as_posix()
+    found = {path.relative_to(ROOT).as_posix() for pattern in SHOWN for path in ROOT.glob(pattern)}
+    for name in sorted(found - set(INCLUDED.values())):
         files.append(File.generated(config, f"files/{name}.md", content=_shown(name)))
 
 
@@ -86,7 +93,14 @@ def equation(source: str, *_: Any, **__: Any) -> str:
 
     drawn = io.BytesIO()
     with rc_context({"svg.hashsalt": "ztw", "mathtext.fontset": "cm"}):
-        math_to_image(f"${' '.join(source.split())}$", drawn, format="svg", dpi=72, color="#123456", prop=FontProperties(size=15))
+        math_to_image(
+            f"${' '.join(source.split())}$",
+            drawn,
+            format="svg",
+            dpi=72,
+            color="#123456",
+            prop=FontProperties(size=15),
+        )
     svg = re.sub(r"(?s)^.*?<svg", "<svg", drawn.getvalue().decode()).replace("#123456", "currentColor")
     svg = re.sub(r"(?s)<metadata>.*?</metadata>", "", svg)
     label = source.strip().replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 
 from ztw.evaluation.published_logits import REFERENCE, published
 from ztw.files import read_json
@@ -24,6 +26,7 @@ FIGURES = {
     "hindsight_improvability": "Share of an exit's errors that an earlier exit classifies correctly.",
 }
 MAIN = ("accuracy_cost", "frontier")
+COPIED = ("*/figures/*.png", "*/report.html", "bench/growth.png", "leaderboard.csv")
 STUDIES = sorted(config.parent for config in REFERENCE.glob("*/config.yaml"))
 COMPARED = "ztw"
 
@@ -36,17 +39,22 @@ def on_config(config: MkDocsConfig) -> None:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> None:
-    """Add the pages of all studies with their figures, the overview and the leaderboard."""
-    table = leaderboard(REFERENCE)
-    pages = {folder.name: "\n\n".join(_study(folder, table)) for folder in STUDIES}
-    pages |= {"index": _overview(table), "leaderboard": "\n\n".join(_leaderboard(table))}
-    for name, content in pages.items():
-        files.append(File.generated(config, f"results/{name}.md", content=content + "\n"))
-    for path in [*REFERENCE.glob("*/figures/*.png"), *REFERENCE.glob("*/report.html")]:
-        place = f"results/{path.relative_to(REFERENCE).as_posix()}"
+    """Add the pages of all studies, their figures and reports."""
+    for folder in STUDIES:
+        content = "\n\n".join(_study(folder, leaderboard(REFERENCE)))
+        files.append(File.generated(config, f"results/{folder.name}.md", content=content + "\n"))
+    for path in (found for pattern in COPIED for found in REFERENCE.glob(pattern)):
+        place = f"results/{path.relative_to(REFERENCE).as_posix().removeprefix('bench/')}"
         files.append(File.generated(config, place, abs_src_path=str(path)))
-    for path in (REFERENCE / "bench/growth.png", REFERENCE / "leaderboard.csv"):
-        files.append(File.generated(config, f"results/{path.name}", abs_src_path=str(path)))
+
+
+def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
+    """Fill in the table of all studies, and the leaderboard."""
+    if page.file.src_uri == "results/index.md":
+        return re.sub("<!-- studies.*-->", _overview(leaderboard(REFERENCE)), markdown)
+    if page.file.src_uri == "results/leaderboard.md":
+        return re.sub("<!-- leaderboard.*-->", "\n\n".join(_leaderboard(leaderboard(REFERENCE))), markdown)
+    return markdown
 
 
 def _readme(folder: Path) -> tuple[str, str, dict[str, str]]:
@@ -104,7 +112,7 @@ def _table(caption: str, rows: str, note: str = "") -> str:
     return f"{caption}.\n{{: .caption }}\n\n{rows}" + (f"\n\n{note}" if note else "")
 
 
-def _figures(folder: Path, wanted) -> Iterator[str]:
+def _figures(folder: Path, wanted: Callable[[str], bool]) -> Iterator[str]:
     for path in sorted((folder / "figures").glob("*.png")):
         title, _, name = path.stem.rpartition("-")
         if wanted(name):
@@ -130,7 +138,7 @@ def _differences(folder: Path) -> Iterator[str]:
         yield _table(caption, _wide(found, list(dict.fromkeys(cell["budget"]))))
 
 
-def _interval(row, sign: int) -> str:
+def _interval(row: Mapping[str, Any], sign: int) -> str:
     low, high = sorted(sign * row[end] for end in ("low", "high"))
     text = f"{_points(sign * row['difference'])} [{_points(low)}, {_points(high)}]"
     return text if row["within_noise"] else f"**{text}**"
@@ -172,7 +180,6 @@ def _origin(folder: Path) -> Iterator[str]:
         about, cell = read_json(path), path.parent.relative_to(folder).as_posix()
         where = (cell, about["date"], about["machine"], about["published_at"], about["versions"]["torch"])
         lines.append(f"| {' | '.join(where)} |")
-    source = f"../../results/reference/{folder.name}"
     yield "## Where the numbers come from\n\n" + "\n".join(lines)
     yield f"The study's file: [config.yaml](../files/results/reference/{folder.name}/config.yaml.md)."
     if (folder / "report.html").is_file():
@@ -184,34 +191,20 @@ def _origin(folder: Path) -> Iterator[str]:
 
 
 def _overview(table: pd.DataFrame) -> str:
-    """Return the page of all studies."""
+    """Return the table of all studies."""
     lines = ["| study | data set | network | methods | seeds |", "|---|---|---|---:|---:|"]
     for folder in STUDIES:
         own = table[table["study"].eq(folder.name)]
         names = [", ".join(dict.fromkeys(own[name])) for name in ("dataset", "arch")]
         counts = [str(own["method"].nunique() - 1), own["seeds"].astype(int).max()]
-        lines.append(f"| [{_readme(folder)[0]}]({folder.name}.md) | {' | '.join(map(str, [*names, *counts]))} |")
-    return (
-        "# Results\n\nEvery number on these pages is computed from the files in `results/reference`. `make test` makes the"
-        " tables and figures again and compares them.\n\n" + "\n".join(lines) + "\n\n"
-        "- [Leaderboard](leaderboard.md): every method of every study in one table.\n"
-        "- [Speed](speed.md) and [speed in ONNX Runtime](speed-onnx.md): what the code costs, beside plain references.\n"
-    )
+        lines.append(
+            f"| [{_readme(folder)[0]}]({folder.name}.md) | {' | '.join(map(str, [*names, *counts]))} |"
+        )
+    return "\n".join(lines)
 
 
 def _leaderboard(table: pd.DataFrame) -> Iterator[str]:
-    """Yield the parts of the leaderboard's page."""
-    yield "# Leaderboard"
-    yield (
-        "Test accuracy (%) within a share of the backbone's multiply-accumulate operations (MACs), by thresholds chosen on"
-        " held-out samples: mean ± standard deviation over the seeds."
-    )
-    yield (
-        "The second line of an entry is the distance to the best static network within the same budget, in points, on the"
-        " seeds of both; bold: its 95 % interval over the test samples excludes 0. The third line is the measured time, as a"
-        " share of the backbone's. Intervals and more: [leaderboard.csv](leaderboard.csv), its columns are in"
-        " [Tables](../reference/tables.md#leaderboardcsv). [Add a row](../how-to/leaderboard.md)."
-    )
+    """Yield the tables of the leaderboard."""
     for (study, dataset, arch), rows in table.groupby(["study", "dataset", "arch"], sort=False):
         found: dict[str, dict[str, str]] = {}
         for row in rows[rows["budget"].ne("")].to_dict("records"):
@@ -229,7 +222,7 @@ def _leaderboard(table: pd.DataFrame) -> Iterator[str]:
         yield _wide(found, budgets)
 
 
-def _entry(row) -> str:
+def _entry(row: Mapping[str, Any]) -> str:
     text = _accuracy(row)
     if row["distance"]:
         distance = _points(float(row["distance"]))
@@ -240,6 +233,6 @@ def _entry(row) -> str:
     return text
 
 
-def _accuracy(row) -> str:
+def _accuracy(row: Mapping[str, Any]) -> str:
     spread = f" ± {percent(float(row['std'])):.1f}" if row["std"] else ""
     return f"{percent(float(row['accuracy'])):.1f}{spread}"
