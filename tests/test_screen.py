@@ -21,7 +21,7 @@ sys.path[:0] = [str(ROOT / "workflow"), str(ROOT / "workflow/logger")]
 from outcome import main_tables, print_markdown, undelivered  # noqa: E402
 from screen import Job, Screen  # noqa: E402
 from snakemake_logger_plugin_ztw import LogHandler  # noqa: E402
-from time_left import seconds_left  # noqa: E402
+from time_left import Span, seconds_left  # noqa: E402
 
 from ztw.files import write_json  # noqa: E402
 from ztw.progress import DONE, PROGRESS  # noqa: E402
@@ -288,37 +288,35 @@ def test_notes_of_one_kind_are_counted(screen):
     assert len(shown) == 3
 
 
-def at(rule: str, state: str, text: str, started: float, ended: float = 0.0) -> Job:
-    """Create a job with its times."""
-    return Job(Path("log"), f"{rule}  cell", state, text, started=started, ended=ended)
-
-
 def test_time_left_of_jobs_with_known_durations():
     """Two trainings of 100 s and four predictions of 10 s, one after the other; 100 + 10 s are done."""
     counts = {"train_ics": 2, "predict": 4}
-    jobs = [at("train_ics", DONE, "1:40", 0, 100), at("predict", DONE, "0:10", 100, 110)]
-    assert seconds_left(counts, jobs, 0, 110) == 130
-    jobs.append(at("train_ics", PROGRESS, "  50 %  epoch 1/2", 110))
-    assert seconds_left(counts, jobs, 0, 160) == 80
+    spans = [Span("train_ics", 100, 1), Span("predict", 10, 1)]
+    assert seconds_left(counts, spans, 110) == 130
+    assert seconds_left(counts, [*spans, Span("train_ics", 50, 0.5)], 160) == 80
 
 
 def test_time_left_of_parallel_jobs():
-    counts = {"train_ics": 4}
-    jobs = [at("train_ics", DONE, "", 0, 100), at("train_ics", DONE, "", 0, 100)]
-    assert seconds_left(counts, jobs, 0, 100) == 100
+    assert seconds_left({"train_ics": 4}, [Span("train_ics", 100, 1)] * 2, 100) == 100
 
 
 def test_time_left_of_jobs_that_have_not_started():
     """A training takes 20 times as long as a prediction, until the first one tells."""
-    jobs = [at("predict", DONE, "", 0, 3), at("predict", DONE, "", 3, 6)]
-    assert seconds_left({"predict": 2, "train_ics": 1}, jobs, 0, 6) == 60
-    jobs.append(at("train_ics", PROGRESS, "  10 %  epoch 1/10", 6))
-    assert seconds_left({"predict": 2, "train_ics": 1}, jobs, 0, 26) == 180
+    spans = [Span("predict", 3, 1), Span("predict", 3, 1)]
+    assert seconds_left({"predict": 2, "train_ics": 1}, spans, 6) == 60
+    assert seconds_left({"predict": 2, "train_ics": 1}, [*spans, Span("train_ics", 20, 0.1)], 26) == 180
 
 
 def test_no_time_left_is_told_too_early():
-    assert seconds_left({"predict": 2}, [], 0, 5) is None
-    assert seconds_left({"predict": 1, "train_ics": 9}, [at("predict", DONE, "", 0, 1)], 0, 1) is None
+    assert seconds_left({"predict": 2}, [], 5) is None
+    assert seconds_left({"predict": 1, "train_ics": 9}, [Span("predict", 1, 1)], 1) is None
+
+
+def test_a_job_s_span():
+    job = Job(Path("log"), "train_ics  cell", PROGRESS, " 42 %  epoch 5/12", started=10.0)
+    assert job.span(now=31.0) == Span("train_ics", 21.0, 0.42)
+    job.state, job.text, job.ended = DONE, "0:50", 60.0
+    assert job.span(now=99.0) == Span("train_ics", 50.0, 1.0)
 
 
 def test_a_log_says_from_time_to_time_what_is_done(screen, monkeypatch):

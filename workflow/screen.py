@@ -17,13 +17,14 @@ from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
-from time_left import seconds_left
+from time_left import Span, seconds_left
 
 from ztw.progress import DONE, FAILED, NOTE, PROGRESS, clock
 
 DIED = re.compile(r"died with <Signals\.(SIG\w+)")  # in Python's message about a killed process
 # Seconds between two lines of a job, and of the whole run, if the output is not a terminal
 PLAIN_INTERVAL, OVERALL_INTERVAL = 15.0, 60.0
+SHARE = re.compile(r"\s*(\d+) %")  # at the start of a line of progress
 VARIABLE = re.compile(r"[\d.,]+|'[^']*'|\S*/\S*")  # numbers, quoted names and paths in a note
 
 
@@ -40,10 +41,14 @@ class Job:
     ended: float = 0.0
     printed: float = 0.0  # time when progress was last printed (Unix time)
 
-    @property
-    def rule(self) -> str:
-        """The rule of the job."""
-        return self.name.split()[0]
+    def span(self, now: float) -> Span:
+        """Return the job's time so far, and the share that is done."""
+        if self.state == DONE:
+            return Span(self.name.split()[0], self.ended - self.started, 1.0)
+        match = SHARE.match(self.text)
+        return Span(
+            self.name.split()[0], now - self.started, min(0.99, int(match[1]) / 100) if match else 0.0
+        )
 
 
 class Screen:
@@ -146,7 +151,8 @@ class Screen:
         if self._count(DONE) == total:
             return f"all {total} steps, {clock(now - self.started)}, writing the report"
         queued = f", {queue} queued" if (queue := self._count("")) else ""
-        left = seconds_left(self.counts, self.jobs.values(), self.started, now)
+        spans = [job.span(now) for job in self.jobs.values() if job.state in (PROGRESS, DONE)]
+        left = seconds_left(self.counts, spans, now - self.started)
         known = "" if left is None else f", about {clock(left)} left"
         return f"{self._count(DONE)} of {total} steps{queued}, {clock(now - self.started)}{known}"
 
