@@ -89,12 +89,7 @@ manual: $(READY) ## write the manual's tables and the editors' schema from the s
 	python -m ztw.study.manual
 
 ui: $(READY) ## show the runs of a study in MLflow
-	@python -c 'import os, sys; from pathlib import Path; from ztw.reporting.sqlite_store import prepare; \
-		database = Path(os.environ["STUDY"], "mlflow.db"); print(prepare(database) or database); \
-		sys.exit(0 if database.exists() else "there are no runs: make reproduce logs them")'
-	@echo "MLflow: http://127.0.0.1:$$PORT (Ctrl-C stops it)"
-	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow server --host 127.0.0.1 --port "$$PORT" --workers 1 \
-		--backend-store-uri "sqlite:///$$STUDY/mlflow.db"
+	@python workflow/ui.py "$$STUDY" "$$PORT"
 
 # A tracking server for studies whose jobs run on several machines (`tracking: http://<this machine>:5000`). It also stores
 # the artifacts of runs. Everybody who can reach the server can read and write, so use HOST=0.0.0.0 only in a private network.

@@ -127,13 +127,14 @@ def test_the_first_seed_s_networks_are_models_in_mlflow(finished):
         runs = read_json(finished / f"results/tiny/digits/resnet8/seed{seed}/runs.json")["runs"]
         (of_cell,) = (store.get_run(cell).data.metrics for cell in runs["cell"].values())
         for method, own in runs["method"].items():
-            assert ("model" in [found.path for found in store.list_artifacts(own)]) == first
+            outputs = store.get_run(own).outputs
+            assert bool(outputs and outputs.model_outputs) == first
             headlines = store.get_run(own).data.metrics
-            assert headlines["accuracy_at_max"] == of_cell[f"{method}/accuracy_at_max"]
-            assert headlines["accuracy_at_max"] == headlines["held-out/accuracy_at_max"]
+            assert headlines["at_max/accuracy"] == of_cell[f"{method}/at_max/accuracy"]
+            assert headlines["at_max/accuracy"] == headlines["held-out/accuracy_at_max"]
             assert (
-                ("relative_time_at_max" in headlines)
-                == (f"{method}/relative_time_at_max" in of_cell)
+                ("at_max/relative_time" in headlines)
+                == (f"{method}/at_max/relative_time" in of_cell)
                 == first
             )
 
