@@ -28,8 +28,8 @@ SCOPES = "pkg.torch.onnx.name_scopes"  # the exporter's note of the modules that
 def quantised(flat: ModelProto, inputs: InputSpec, given: Any) -> ModelProto:
     """Quantise all convolutions, and the matrix products of the backbone's stages, to int8.
 
-    An activation function after a convolution is quantised with it. Otherwise the scale would also cover the values that
-    it cuts off: with ReLU6, an EfficientNet-Lite2 lost 33 points of accuracy instead of one.
+    An activation function after a convolution is quantised with it. Otherwise the scale would also cover the values
+    that it cuts off: with ReLU6, an EfficientNet-Lite2 lost 33 points of accuracy instead of one.
 
     Linears that compute logits, ensembles and scores stay in float32: they cost little, and small errors can change
     exits. Weights have one scale per channel and 7 bits, because 8 bits overflow on CPUs without VNNI instructions.
