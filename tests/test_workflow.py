@@ -678,7 +678,7 @@ def test_without_snakemake_the_results_are_the_same(finished, tmp_path, monkeypa
         shutil.rmtree(cell)
     shutil.rmtree(study / "tables")
     before = {path: path.stat().st_mtime_ns for path in study.rglob("*.safetensors")}
-    script = [sys.executable, "-c", WITHOUT, ROOT / "workflow", TINY, "--seeds", "1", "--threads", "1"]
+    script = [sys.executable, "-c", WITHOUT, f"{ROOT}/workflow", f"{TINY}", "--seeds", "1", "--threads", "1"]
     done = subprocess.run(script, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, shown(done)
     assert before == {path: path.stat().st_mtime_ns for path in before}, "what exists is not computed again"

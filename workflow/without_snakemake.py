@@ -2,7 +2,7 @@
 
 usage: python workflow/without_snakemake.py CONFIG [--seeds N ...] [--threads N]
 
-For a machine, for example with a GPU, that has ztw's packages (pip install .) but not those of its workflow. It writes
+For a machine, for example with a GPU, that has ztw's packages (pip install -e .) but not those of its workflow. It writes
 results/<study> as `make reproduce` does: data, networks, logits, metrics and tables. It measures no times, draws no
 figures and logs no runs. Afterwards `python workflow/publish.py CONFIG` publishes the finished cells.
 
@@ -64,7 +64,8 @@ class Run:
         """Run a job unless its outputs exist; own: settings beside those of the cell; names: the job's arguments."""
         if all(path.exists() for path in outputs):
             return
-        cell, rule = names.get("cell"), job.__name__
+        rule = job.__name__
+        cell: Any = names.get("cell")
         of_cell = job_settings.OF_CELL[rule] if cell else {}
         settings = {name: value(self.study, cell) for name, value in of_cell.items()} | (own or {})
         typed = TypeAdapter(get_type_hints(job)["settings"]).validate_python(settings)
