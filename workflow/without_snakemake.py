@@ -2,8 +2,8 @@
 
 usage: python workflow/without_snakemake.py CONFIG [--seeds N ...] [--threads N]
 
-For a machine, for example with a GPU, that has ztw's packages (pip install -e .) but not those of its workflow. It writes
-results/<study> as `make reproduce` does: data, networks, logits, metrics and tables. It measures no times, draws no
+For a machine, for example with a GPU, that has ztw's packages (pip install -e .) but not the workflow's. It writes
+results/<study> like `make reproduce`: data, networks, logits, metrics and tables. It measures no times, draws no
 figures and logs no runs. Afterwards `python workflow/publish.py CONFIG` publishes the finished cells.
 
 Stop it at any time; the same command continues. A job is skipped if its output exists; a training continues from its
