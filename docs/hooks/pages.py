@@ -6,7 +6,7 @@ import io
 import re
 from functools import partial
 from pathlib import Path
-from posixpath import dirname, normpath, relpath
+from posixpath import dirname, join, normpath, relpath
 from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -67,9 +67,9 @@ def on_page_markdown(markdown: str, page: Page, files: Files, **_: Any) -> str:
 
 def _link(found: re.Match[str], source: str, page: str, files: Files) -> str:
     target, anchor = found[1], found[2] or ""
-    if not target or "://" in target or files.get_file_from_path(normpath(f"{dirname(page)}/{target}")):
+    if not target or "://" in target or files.get_file_from_path(normpath(join(dirname(page), target))):
         return found[0]
-    name = normpath(f"{dirname(source)}/{target}")
+    name = normpath(join(dirname(source), target))
     home = _page(name, files)
     return f"]({relpath(home, dirname(page) or '.')}{anchor})" if home else found[0]
 
