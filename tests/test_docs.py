@@ -208,22 +208,29 @@ def test_every_metric_is_explained():
         assert [name for name in metrics if f"`{name}`" not in text] == [], path
 
 
+@pytest.mark.parametrize("study", sorted(path.parent.name for path in REFERENCE.glob("*/config.yaml")))
+def test_a_published_study_says_what_it_shows_and_what_not(study):
+    """Its page on the site is made of these sections."""
+    assert {"What it shows", "What it does not show"} <= sections(REFERENCE / study / "README.md").keys()
+
+
 def test_the_findings_are_those_of_the_tables():
     """The numbers on the first page."""
     tables = REFERENCE / "cifar10-jpeg-resnet56/tables"
     frontier, differences, latency = (
         pd.read_csv(tables / f"{name}.csv") for name in ("frontier", "differences", "latency")
     )
-    best = frontier.query("unit == 'MACs' and kind == 'early exits'").set_index("budget")
+    rows = frontier.query("unit == 'MACs' and kind == 'early exits'").set_index("budget")
+    behind, rival = -100 * rows["difference"], rows["rival"]
     pair = differences.query("protocol == 'held-out' and first == 'sdn' and second == 'ztw'")
     gains = pair.set_index("budget")["difference"]
     times = latency.query("batch_size == 1 and method == 'ztw' and budget == '0.75'")["relative_time"]
     text = (DOCS / "index.md").read_text()
     for words in (
-        f"{-100 * best.loc[0.25, 'difference']:.1f} points more accurate than the best method with exits",
-        f"is {-100 * best.loc[0.5, 'difference']:.1f} points more accurate",
+        f"{behind[0.25]:.1f} points more accurate than the best method with exits",
+        f"is {behind[0.5]:.1f} points more accurate",
         f"by {-100 * gains['0.25']:.1f} points at 25 % and by {-100 * gains['0.5']:.1f} points at 50 %",
         f"takes {100 * times.min():.0f} % of the ResNet-56's time",
     ):
         assert words in " ".join(text.split()), words
-    assert (best.loc[0.25, "rival"], best.loc[0.5, "rival"]) == ("resnet14", "resnet20")
+    assert (rival[0.25], rival[0.5]) == ("resnet14", "resnet20")

@@ -72,7 +72,7 @@ def _study(folder: Path, table: pd.DataFrame) -> Iterator[str]:
     own = table[table["study"].eq(folder.name)]
     yield f"# {title}\n\n**Question.** {question}"
     yield "## Answer"
-    yield sections.pop("What it shows")
+    yield sections.pop("What it shows", "")
     yield "\n".join(f"- {sentence}" for sentence in _sentences(folder))
     yield "## Accuracy within a budget"
     yield from _blocks(folder, "accuracy_at_budget", "(protocol held-out)")
@@ -82,7 +82,7 @@ def _study(folder: Path, table: pd.DataFrame) -> Iterator[str]:
     yield from _blocks(folder, "frontier")
     yield from _times(own)
     yield "## What it does not show"
-    yield sections.pop("What it does not show")
+    yield sections.pop("What it does not show", "")
     for name, text in sections.items():
         yield f"## {name}\n\n{text}"
     yield "## More figures"
