@@ -97,7 +97,8 @@ TRACKED = study.tracking != "none"
 TIMED = study.logits.times if study.logits else bool(study.latency.batch_sizes)
 TIMED_CELLS = [cell for cell in CELLS if TIMED and cell.seed == study.seeds[0]]
 FIGURES = ["accuracy_cost", "exit_accuracy", "hindsight_improvability", "exit_shares"]
-FIGURES += ["accuracy_time"] if TIMED else []
+FIGURES += ["accuracy_cost_all"] if set(study.families) - set(study.headline) else []
+FIGURES += ["accuracy_time", "accuracy_time_all"] if TIMED else []
 # Early exits against what one would use instead. Every method is chosen on held-out samples.
 FRONTIER = "held-out" in study.evaluation.protocols
 FIGURES += ["frontier"] if FRONTIER else []

@@ -78,7 +78,7 @@ if FRONTIER:
             evaluation=EVALUATION,
             cells=CELL_NAMES,
             timed=sorted({(cell.dataset, cell.arch) for cell in TIMED_CELLS}),
-            int8=[name for name, method in study.methods.items() if method.int8],
+            int8=study.int8_methods,
             code=code_digest("compare_frontier"),
         script:
             "../scripts/compare_frontier.py"

@@ -11,8 +11,8 @@ import pandas as pd
 
 from ztw.errors import ZtwError
 from ztw.evaluation.names import BACKBONE
-from ztw.files import sealed, write_sealed
-from ztw.reporting.readable import INFEASIBLE, Noise, Notes, blocks
+from ztw.files import check_seal, sealed, write_sealed
+from ztw.reporting.readable import DIFFERENCES, INFEASIBLE, Noise, Notes, blocks
 from ztw.reporting.rendering import to_latex, to_markdown
 from ztw.reporting.results import IDENTITY, Metrics
 from ztw.study.settings import EvaluationSettings
@@ -147,6 +147,12 @@ def _in_order_of(table: pd.DataFrame, metrics: Metrics) -> pd.DataFrame:
     """Sort a table's cells and methods in the order of the metrics."""
     key = [*CELL, "method"]
     return metrics[key].drop_duplicates().merge(table, on=key)
+
+
+def read_differences(path: Path | str) -> pd.DataFrame:
+    """Read the table of the job `compare_methods`; budgets stay text."""
+    check_seal(path)
+    return pd.read_csv(path, dtype=dict.fromkeys(DIFFERENCES[:6], "str"), keep_default_na=False)
 
 
 def write_csv(table: pd.DataFrame, path: Path | str) -> None:
