@@ -11,6 +11,7 @@ from ztw.study.environment import search_path, settings_of_others
 from ztw.catalogue.datasets import DATASETS
 from ztw.study.plugins import plugins_with
 from ztw.study.layout import ALONE, Cell, Layout, figure_title, metadata, PUBLISHED
+from ztw.study.published_values import has_published
 from ztw.study.provenance import code_digest, file_stamp, folder_stamp
 from ztw.study.training_settings import BackboneBuild
 
@@ -108,8 +109,10 @@ TITLES = {figure_title(*names): names for names in study.cells}
 
 # The tables and figures.
 RESULTS = [LAYOUT.table("accuracy_at_budget", kind) for kind in ("csv", "md", "tex")]
-RESULTS += [LAYOUT.table(name) for name in ("comparison", "per_exit", "allowed_loss")]
-RESULTS += [LAYOUT.table("training")]
+RESULTS += [LAYOUT.table(name) for name in ("per_exit", "allowed_loss", "training")]
+# Only if config/published.csv has a value for a method of the study.
+COMPARISON = [LAYOUT.table("comparison")] if has_published(PUBLISHED, study) else []
+RESULTS += COMPARISON
 RESULTS += [LAYOUT.table("latency", kind) for kind in ("csv", "md") if TIMED]
 RESULTS += [LAYOUT.table("frontier", kind) for kind in ("csv", "md") if FRONTIER]
 RESULTS += [LAYOUT.figure(title, figure) for title in TITLES for figure in FIGURES]

@@ -15,11 +15,10 @@ rule aggregate:
         ),
         md=LAYOUT.table("accuracy_at_budget", "md"),
         tex=LAYOUT.table("accuracy_at_budget", "tex"),
-        comparison=report(
-            LAYOUT.table("comparison"),
-            caption="../report/comparison.rst",
-            category="Tables",
-        ),
+        comparison=[
+            report(table, caption="../report/comparison.rst", category="Tables")
+            for table in COMPARISON
+        ],
         devices=report(
             LAYOUT.table("devices"),
             caption="../report/devices.rst",
@@ -38,7 +37,7 @@ rule aggregate:
         ENVIRONMENT
     params:
         evaluation=EVALUATION,
-        methods=METHODS,
+        kinds=study.kinds,
         cells=CELL_NAMES,
         timed=[(cell.dataset, cell.arch, cell.seed) for cell in TIMED_CELLS],
         tracked=TRACKED,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from ztw.files import check_seal, sealed, write_sealed
 from ztw.reporting.readable import DIFFERENCES, INFEASIBLE, Noise, Notes, blocks
 from ztw.reporting.rendering import to_latex, to_markdown
 from ztw.reporting.results import IDENTITY, Metrics
+from ztw.study.kinds import STATIC
 from ztw.study.settings import EvaluationSettings
 
 CELL = ["dataset", "arch"]
@@ -84,6 +85,11 @@ def with_backbone(table: pd.DataFrame, metrics: Metrics) -> pd.DataFrame:
             rows.append({**named, "budget": INFEASIBLE, "relative_cost": 1.0, **of_cell[dataset, arch]})
         rows += methods.to_dict("records")
     return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def with_kinds(table: pd.DataFrame, kinds: Mapping[str, str]) -> pd.DataFrame:
+    """Add a last column with the kind of each method; kinds: see `ztw.study.kinds`."""
+    return table.assign(kind=table["method"].map({BACKBONE: STATIC, **kinds}))
 
 
 def _side_by_side(metrics: Metrics, names: list[str]) -> pd.DataFrame:
