@@ -22,11 +22,10 @@ from metrics_by_hand import metric, result, results
 from ztw.evaluation.metrics import accuracy_at_budget
 from ztw.evaluation.names import BACKBONE
 from ztw.exits.sweep import Curve
-from ztw.reporting.drawing import INT8, STATIC
 from ztw.reporting.exit_figures import exit_accuracies, exit_shares, improvabilities
 from ztw.reporting.figures import GRID, accuracy_against_cost, accuracy_within
 from ztw.reporting.main_figure import main_figure
-from ztw.reporting.style import FAMILIES, OTHERS, exit_ticks, panels_of, save, style
+from ztw.reporting.style import FAMILIES, INT8, OTHERS, STATIC, exit_ticks, panels_of, save, style
 from ztw.reporting.time_figures import accuracy_against_all_times, accuracy_against_time
 
 ROOT = Path(__file__).parents[2]
@@ -222,10 +221,20 @@ def test_many_methods_have_a_panel_per_family_with_the_others_in_grey():
     figure = accuracy_against_cost(curves, metrics, families, "d, a")
     assert figure.get_suptitle() == "d, a"
     for axes, (family, shown) in zip(figure.axes, panels_of(families), strict=True):
-        assert axes.get_title() == family
-        assert legend(axes) == [*shown, BACKBONE, OTHERS]
+        assert axes.get_title(loc="left") == family
+        assert legend(axes) == shown
         faint = [line for line in axes.lines if line.get_label() == OTHERS]
         assert len(faint) == len(families) - len(shown)
+
+
+def test_many_panels_are_in_rows():
+    families = {
+        f"{family}{index}": family for family in ("frozen", "recycled", "together") for index in range(7)
+    }
+    metrics = results(*(exits([0.6, index / 100], method=name) for index, name in enumerate(families)))
+    figure = exit_accuracies(metrics, families, "d, a")
+    assert len(figure.axes) == 6
+    assert len({round(axes.get_position().y0, 3) for axes in figure.axes}) == 2
 
 
 def test_no_star_without_an_ic_set_on_the_frozen_backbone():
@@ -289,7 +298,7 @@ def test_methods_that_share_their_exits_share_a_line():
     assert points(labelled(axes, "a, c"))[1] == (2.0, 0.8)
 
 
-def test_legends_below_their_panels_do_not_overlap():
+def test_a_legend_in_a_panel_does_not_reach_the_next_panel():
     families = {"sdn": "frozen"} | dict.fromkeys(("sdn-original-ic-only", "cascaded-inference"), "frozen")
     families |= {f"ztw-of-another-kind-{k}": "recycled" for k in range(5)}
     last = dict(zip(families, (0.9, 0.8, 0.8, 0.7, 0.71, 0.72, 0.73, 0.74), strict=True))

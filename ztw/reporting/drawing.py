@@ -10,10 +10,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 
 from ztw.evaluation.names import BACKBONE
-from ztw.reporting.style import OTHERS
-
-STATIC = "static networks"  # label of diamonds
-INT8 = "static networks, int8"
+from ztw.reporting.style import OTHERS, STATIC
 
 
 def draw_band(axes: Axes, rows: pd.DataFrame, x: str, y: str, **look: Any) -> None:

@@ -13,6 +13,7 @@ from ztw.reporting.drawing import draw_band, draw_faint
 from ztw.reporting.readable import budget_name
 from ztw.reporting.results import Metrics
 from ztw.reporting.style import (
+    COLUMNS,
     add_legend,
     add_legends,
     exit_ticks,
@@ -20,12 +21,11 @@ from ztw.reporting.style import (
     label_all,
     new_panels,
     over_seeds,
-    panels_of,
+    panels_by_family,
     style,
 )
 
 MANY = 12  # with more exits, only some have a marker
-COLUMNS = 3  # panels of shares beside each other
 MARKS = 9  # markers of a line of shares, about
 
 
@@ -50,12 +50,11 @@ def _by_exit(metrics: Metrics, families: Mapping[str, str], title: str, what: st
     for method, rows in rows_of.items():
         shared.setdefault(rows["value"].to_numpy().tobytes(), []).append(method)
     label = {first: ", ".join([first, *others]) for first, *others in shared.values()}
-    groups = panels_of({first: families[first] for first in label})
-    figure, panels = new_panels(len(groups), 6.4 if len(groups) == 1 else 3.6 * len(groups), 4.2)
+    figure, groups = panels_by_family({first: families[first] for first in label})
     looks = style(families)
     many = own["exit"].max() > MANY
-    measured = over_seeds(what, own[own["method"].isin(list(families))]["seed"].nunique())
-    for axes, (family, shown) in zip(panels, groups, strict=True):
+    seeds = own[own["method"].isin(list(families))]["seed"].nunique()
+    for axes, family, shown in groups:
         for first in label:
             if first in shown:
                 # No two methods have a marker at the same exit
@@ -64,11 +63,12 @@ def _by_exit(metrics: Metrics, families: Mapping[str, str], title: str, what: st
                 draw_band(axes, rows_of[first], "exit", "value", **look)
             else:
                 draw_faint(axes, rows_of[first], "exit", "value")
-        axes.set(title=family, xlabel="", ylabel=measured if axes is panels[0] else "")
+        axes.set(xlabel="", ylabel="")
+        axes.set_title(family, loc="left", fontsize="medium")
         exit_ticks(axes, int(own["exit"].max()))
         in_percent(axes.yaxis)
-    label_all(figure, panels, "exit", title)
-    add_legends(panels)
+    label_all(figure, "exit", over_seeds(what, seeds), title)
+    add_legends(figure.axes)
     return figure
 
 

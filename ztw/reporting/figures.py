@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from ztw.reporting.drawing import draw_backbone, draw_band, draw_faint, draw_statics
 from ztw.reporting.labels import Names
 from ztw.reporting.results import Metrics
-from ztw.reporting.style import add_legends, in_percent, label_all, new_panels, over_seeds, panels_of, style
+from ztw.reporting.style import add_legends, in_percent, label_all, over_seeds, panels_by_family, style
 
 # Shares of the backbone's cost at which seeds are averaged; scaled up for curves above 2
 GRID = np.linspace(0.02, 2.0, 199)
@@ -35,18 +35,15 @@ def accuracy_against_cost(
         metrics: metrics of the same data set and architecture.
         families: see `style`.
     """
-    groups = panels_of(families)
-    figure, panels = new_panels(len(groups), 6.4 if len(groups) == 1 else 3.6 * len(groups), 4.2)
+    figure, groups = panels_by_family(families)
     of_test = curves[curves["split"].eq("test")]
     of_methods = of_test[of_test["method"].isin(list(families))]
     grid = GRID * max(1.0, of_methods["relative_cost"].max() / GRID[-1])
     lines = {method: line_of(of_test[of_test["method"].eq(method)], grid) for method in families}
     looks, statics = style(families), of_test[~of_test["method"].isin(list(families))]
     backbone = metrics.loc[metrics["metric"] == "backbone_accuracy", "value"]
-    seeds = of_methods["seed"].nunique()
-    measured = over_seeds("test accuracy (%)", seeds)
     marks: Mapping[str, tuple[float, float]] = {}
-    for axes, (family, shown) in zip(panels, groups, strict=True):
+    for axes, family, shown in groups:
         for method in families:
             if method not in shown:
                 draw_faint(axes, lines[method], "cost", "accuracy")
@@ -60,14 +57,13 @@ def accuracy_against_cost(
             marks = draw_statics(axes, statics, "relative_cost", ls="")
         if len(backbone):  # only known if an IC set is on the frozen backbone
             draw_backbone(axes, 1.0, backbone.mean())
-        axes.set(title=family, ylabel=measured if axes is panels[0] else "", xlabel="")
+        axes.set(xlabel="", ylabel="")
+        axes.set_title(family, loc="left", fontsize="medium")
         in_percent(axes.xaxis, axes.yaxis)
-    label_all(figure, panels, COST, title)
-    for axes in panels:
-        names = Names(axes)
-        for name, mark in marks.items():
-            names.at_mark(mark, name, fontsize=6.5)
-    add_legends(panels)
+    label_all(figure, COST, over_seeds("test accuracy (%)", of_methods["seed"].nunique()), title)
+    for axes in figure.axes:
+        Names(axes).at_marks(marks, fontsize=6.5)
+    add_legends(figure.axes)
     return figure
 
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from ztw.reporting.frontier_table import MACS
 from ztw.reporting.labels import Names
-from ztw.reporting.style import GREY, HANDLES, in_percent, new_panels
+from ztw.reporting.style import COLUMNS, GREY, HANDLES, in_percent, new_panels
 from ztw.study.kinds import CASCADE, EARLY_EXITS, FIXED_EXIT, STATIC
 
 LOOKS: dict[str, dict[str, Any]] = {
@@ -19,7 +19,6 @@ LOOKS: dict[str, dict[str, Any]] = {
     FIXED_EXIT: {"color": "#A6761D", "marker": "^"},
     EARLY_EXITS: {"color": "#B10026", "marker": "o"},
 }
-COLUMNS = 3
 
 
 def draw_frontier(table: pd.DataFrame, title: str) -> Figure:
@@ -74,5 +73,6 @@ def _name_changes(axes: Axes, here: pd.DataFrame) -> None:
     names = Names(axes)
     for kind, look in LOOKS.items():
         rows = here[here["kind"].eq(kind)].sort_values("budget")
-        for row in rows[rows["method"].ne(rows["method"].shift())].to_dict("records"):
-            names.at_mark((row["budget"], row["accuracy"]), row["method"], fontsize=6.5, color=look["color"])
+        changes = rows[rows["method"].ne(rows["method"].shift())]
+        for name, budget, accuracy in changes[["method", "budget", "accuracy"]].itertuples(index=False):
+            names.at_marks({name: (budget, accuracy)}, fontsize=6.5, color=look["color"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from matplotlib.transforms import Bbox
 
 # Directions from a point to its name: right and up, each -1, 0 or 1
 ROUND_A_MARK = ((0, 1), (0, -1), (1, 0), (-1, 0), (1, 1), (-1, 1), (1, -1), (-1, -1))
-BESIDE_A_LINE = ((-1, 1), (1, -1), (0, 1), (0, -1))
+BESIDE_A_LINE = ((-1, 1), (1, -1), (0, 1), (0, -1), (1, 0), (-1, 0), (1, 1), (-1, -1))
 STEP = 3.0  # pixels between the points of a line that a name must not cover
 MARK = 5.0  # half the width of a mark, in pixels
 GAP = 5.0  # pixels between a point and its name
@@ -43,25 +43,34 @@ class Names:
         places = inside[np.linspace(0.08 * len(inside), len(inside) - 1, PLACES).astype(int)]
         self._write(name, places, BESIDE_A_LINE, (inside, np.concatenate([*others, np.empty((0, 2))])), look)
 
-    def at_mark(self, point: tuple[float, float], name: str, **look: Any) -> None:
-        """Write a name at a mark; point: x and y of the mark's data."""
-        self._write(name, self.axes.transData.transform([point]), ROUND_A_MARK, None, look)
+    def at_marks(self, marks: Mapping[str, tuple[float, float]], **look: Any) -> None:
+        """Write a name at each mark; marks: name -> x and y of the mark's data."""
+        points = self.axes.transData.transform(np.array(list(marks.values())).reshape(-1, 2))
+        for number, name in enumerate(marks):
+            own, others = points[number : number + 1], np.delete(points, number, axis=0)
+            self._write(name, own, ROUND_A_MARK, (own, others), look, marks=True)
 
     def _write(
         self,
         name: str,
         places: np.ndarray,
         directions: Sequence[tuple[int, int]],
-        lines: tuple[np.ndarray, np.ndarray] | None,
+        points: tuple[np.ndarray, np.ndarray],
         look: dict[str, Any],
+        marks: bool = False,
     ) -> None:
-        """Write a name at the best of the places (P, 2); lines: the points of its own line and of all others."""
+        """Write a name at the best of the places (P, 2).
+
+        Args:
+            points: of what has the name, and of all others.
+            marks: whether the points are marks: a name then takes the first place where its own mark is the nearest.
+        """
         how: dict[str, Any] = {"ha": "center", "va": "center", "zorder": 6, "annotation_clip": False}
         text = self.axes.annotate(name, (0, 0), **how, **look)
         text.set_path_effects([withStroke(linewidth=2.5, foreground="white")])  # readable on a band
         size = np.array(text.get_window_extent().size)
         found = [(place, np.array(way) * (size / 2 + GAP)) for place in places for way in directions]
-        ranks = [self._rank(place + shift, size, lines) for place, shift in found]
+        ranks = [self._rank(place + shift, size, points, marks) for place, shift in found]
         place, shift = found[min(range(len(found)), key=ranks.__getitem__)]
         text.xy = tuple(self.axes.transData.inverted().transform(place))
         text.set_position(tuple(shift * 72 / self.axes.figure.dpi))
@@ -69,17 +78,21 @@ class Names:
         self.taken.append(_box(place + shift, size))
 
     def _rank(
-        self, centre: np.ndarray, size: np.ndarray, lines: tuple[np.ndarray, np.ndarray] | None
+        self, centre: np.ndarray, size: np.ndarray, points: tuple[np.ndarray, np.ndarray], marks: bool
     ) -> tuple[float, float]:
-        """Return how bad a place is: what the name would cover there, and how near other lines are."""
+        """Return how bad a place is: what the name would cover there, and how near others are."""
         box = _box(centre, size)
-        covered = int(_inside(self.covered, box).sum())
-        covered += 1000 * sum(box.overlaps(other) for other in self.taken)
+        covered = float(_inside(self.covered, box).sum())
+        covered += 1000 * sum(box.overlaps(taken) for taken in self.taken)
         covered += 1000 * (not _inside(np.array([box.min, box.max]), self.axes.bbox).all())
-        if lines is None or not len(lines[1]):
-            return covered, 0.0
-        own, other = (float(np.hypot(*(points - centre).T).min()) for points in lines)
-        return covered, -min(other / own, ENOUGH)
+        own, other = (_distance(centre, 0 * size if marks else size, of) for of in points)
+        return (covered + 100 * (other < own), 0.0) if marks else (covered, -min(other / own, ENOUGH))
+
+
+def _distance(centre: np.ndarray, size: np.ndarray, points: np.ndarray) -> float:
+    """Return the distance of a box from the nearest of points (P, 2), at least one pixel."""
+    outside = np.maximum(abs(points - centre) - size / 2, 0)
+    return max(1.0, float(np.hypot(*outside.T).min())) if len(points) else np.inf
 
 
 def _box(centre: np.ndarray, size: np.ndarray) -> Bbox:

@@ -68,10 +68,8 @@ def main_figure(
     axes.text(0, -0.17, fewer_seeds(seeds), transform=axes.transAxes, va="top", fontsize=7, color="0.3")
     figure.tight_layout()
     names = Names(axes)
-    for name, mark in marks.items():
-        names.at_mark(mark, name, fontsize=7)
-    if len(backbone):
-        names.at_mark((1.0, backbone.mean()), BACKBONE, fontsize=7)
+    whole = {BACKBONE: (1.0, float(backbone.mean()))} if len(backbone) else {}
+    names.at_marks({**marks, **whole}, fontsize=7)
     for method, line in lines.items():
         names.beside_line(line, method, color=line.get_color(), weight="bold", fontsize=10)
     return figure

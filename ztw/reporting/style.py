@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from ztw.evaluation.names import BACKBONE
 from ztw.files import atomic
 
 matplotlib.rcdefaults()  # ignore matplotlibrc: figures are the same for every user
@@ -40,8 +41,11 @@ FAMILIES = {
     NETWORKS: "cascades of static networks",
 }
 MOST = 6  # lines in one panel, at most
+COLUMNS = 3  # panels in a row, at most
 OTHERS = "in the other panels"  # label of grey lines
-LONG = 24  # letters of a name that is too long for a legend of two columns
+STATIC = "static networks"  # label of diamonds
+INT8 = "static networks, int8"
+EVERYWHERE = (OTHERS, STATIC, INT8, BACKBONE)
 HANDLES: dict[str, Any] = {"frameon": False, "handlelength": 3.2}  # one period of the longest dashes
 
 
@@ -91,6 +95,17 @@ def panels_of(families: Mapping[str, str]) -> list[tuple[str, list[str]]]:
     return panels
 
 
+def panels_by_family(families: Mapping[str, str]) -> tuple[Figure, list[tuple[Axes, str, list[str]]]]:
+    """Make a figure with the panels of `panels_of`, COLUMNS in a row; return it, and (panel, title, methods)."""
+    groups = panels_of(families)
+    columns = min(len(groups), COLUMNS)
+    rows = math.ceil(len(groups) / columns)
+    figure, panels = new_panels(columns, 6.4 if columns == 1 else 3.7 * columns, 4.2 * rows, rows=rows)
+    for axes in panels[len(groups) :]:
+        axes.remove()
+    return figure, [(axes, *group) for axes, group in zip(panels, groups, strict=False)]
+
+
 def new_panels(
     count: int, width: float, height: float, rows: int = 1, share_x: Literal["none", "row"] = "none"
 ) -> tuple[Figure, list[Axes]]:
@@ -108,16 +123,14 @@ def new_panels(
     return figure, list(panels.flat)
 
 
-def label_all(figure: Figure, panels: Sequence[Axes], x: str, title: str) -> None:
-    """Set the label of the x axes, and the title: of the figure, or of its only panel."""
-    for axes in panels:
-        axes.set_xlabel(x)
-    if len(panels) == 1:
-        panels[0].set_title(title, loc="left")
+def label_all(figure: Figure, x: str, y: str, title: str) -> None:
+    """Set the labels of all panels' axes, and the title: of the figure, or of its only panel."""
+    if len(figure.axes) == 1:
+        figure.axes[0].set(xlabel=x, ylabel=y)
+        figure.axes[0].set_title(title, loc="left")
         return
-    for axes in panels:
-        axes.xaxis.label.set_fontsize("small")
-        axes.title.set_fontsize("small")
+    figure.supxlabel(x, fontsize="medium")
+    figure.supylabel(y, fontsize="medium")
     figure.suptitle(title)
     figure.tight_layout()
 
@@ -141,18 +154,18 @@ def exit_ticks(axes: Axes, exits: int) -> None:
     axes.set_xticks([1, *inner, exits] if exits > 1 else [1])
 
 
-def add_legends(panels: Sequence[Axes], below: float = -0.24) -> None:
-    """Add a legend to the right of the only panel, or one below each panel, at y = `below` panel heights."""
+def add_legends(panels: Sequence[Axes]) -> None:
+    """Add a legend to the right of the only panel, or one in each panel, with the methods that no other panel has."""
     for axes in panels:
         handles, labels = axes.get_legend_handles_labels()
-        once = dict(zip(labels, handles, strict=True))  # all grey lines have the same label
-        if OTHERS in once:  # move it to the end
-            once[OTHERS] = once.pop(OTHERS)
-        where: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5)}
-        if len(panels) > 1:
-            columns = 1 if max(map(len, once), default=0) > LONG else 2
-            where = {"loc": "upper center", "bbox_to_anchor": (0.5, below), "ncol": columns, "fontsize": 7.5}
-        axes.legend(list(once.values()), list(once), **where, **HANDLES)
+        shown = dict(zip(labels, handles, strict=True))
+        if len(panels) == 1:
+            axes.legend(
+                list(shown.values()), list(shown), loc="center left", bbox_to_anchor=(1.01, 0.5), **HANDLES
+            )
+        else:
+            own = {label: handle for label, handle in shown.items() if label not in EVERYWHERE}
+            axes.legend(list(own.values()), list(own), loc="best", fontsize=7.5, **HANDLES)
 
 
 def add_legend(figure: Figure, panels: Iterable[Axes]) -> None:

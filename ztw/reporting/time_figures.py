@@ -12,10 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ztw.evaluation.names import BACKBONE
-from ztw.reporting.drawing import INT8, STATIC, draw_backbone, draw_statics
+from ztw.reporting.drawing import draw_backbone, draw_statics
 from ztw.reporting.labels import Names
 from ztw.reporting.readable import INFEASIBLE
-from ztw.reporting.style import add_legend, in_percent, new_panels, style
+from ztw.reporting.style import INT8, STATIC, add_legend, in_percent, new_panels, style
 
 TIME = "measured time (% of the backbone's in its fastest runtime)"
 LOOKS: dict[str, dict[str, Any]] = {STATIC: {}, INT8: {"color": "0.5"}}
@@ -48,8 +48,7 @@ def accuracy_against_time(
     _finish(figure, panels, title, times)
     for axes, lines, marks in drawn:
         names = Names(axes)
-        for name, mark in marks.items():
-            names.at_mark(mark, name, fontsize=7)
+        names.at_marks(marks, fontsize=7)
         for name, line in lines.items():
             names.beside_line(line, name, color=line.get_color(), weight="bold", fontsize=9)
     return figure
