@@ -90,6 +90,7 @@ def _write_all(
     write_csv(per_exit_table(metrics), layout.table("per_exit"))
     write_csv(allowed_loss_table(metrics), layout.table("allowed_loss"))
     write_csv(training_table(metrics), layout.table("training"))
+    layout.table("comparison").unlink(missing_ok=True)
     if len(compared):  # most studies have no published values
         write_csv(compared, layout.table("comparison"))
     if times := [layout.latency(Cell(*names)) for names in settings.timed]:
