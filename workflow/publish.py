@@ -120,15 +120,15 @@ def make_tables(made: Layout) -> None:
     study = check_study(read_config(made.config))
     methods, evaluation = tuple(study.methods), study.evaluation
     found = _checked(study, made)
-    for file in [*made.folder.glob("tables/latency.*"), *made.folder.glob("figures/*")]:
+    optional = ("tables/latency.*", "tables/comparison.csv", "figures/*")
+    for file in [file for pattern in optional for file in made.folder.glob(pattern)]:
         file.unlink()
     timed = {(c.dataset, c.arch): astuple(c) for c in reversed(found) if made.latency(c).is_file()}
     cells, times = tuple(map(astuple, found)), tuple(timed[names] for names in study.cells if names in timed)
     compare_methods(Job(made), CompareMethodsSettings(evaluation, methods, cells), partial=True)
-    aggregate(Job(made), AggregateSettings(methods, evaluation, cells, times), partial=True)
-    frontier = "held-out" in evaluation.protocols
+    aggregate(Job(made), AggregateSettings(study.kinds, evaluation, cells, times), partial=True)
+    frontier, int8 = "held-out" in evaluation.protocols, study.int8_methods
     if frontier:
-        int8 = tuple(name for name, method in study.methods.items() if method.int8)
         of_frontier = CompareFrontierSettings(study.kinds, evaluation, cells, tuple(timed), int8)
         compare_frontier(Job(made), of_frontier, partial=True)
     for dataset, arch in dict.fromkeys((cell.dataset, cell.arch) for cell in found):
@@ -137,7 +137,9 @@ def make_tables(made: Layout) -> None:
             arch=arch,
             seeds=study.seeds,
             families=study.families,
-            methods=methods,
+            headline=study.headline,
+            kinds=study.kinds,
+            int8=int8,
             evaluation=evaluation,
             timed=(dataset, arch) in timed,
             frontier=frontier,

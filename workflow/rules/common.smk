@@ -10,6 +10,7 @@ from ztw.study.environment import search_path, settings_of_others
 from ztw.study import job_settings
 from ztw.study.plugins import plugins_with
 from ztw.study.layout import ALONE, Cell, Layout, figure_title, metadata, PUBLISHED
+from ztw.study.published_values import has_published
 from ztw.study.provenance import code_digest, file_stamp
 
 # With `--sdm conda`, every rule gets this environment. ztw itself is imported from the same folder.
@@ -86,7 +87,8 @@ TRACKED = study.tracking != "none"
 TIMED = study.logits.times if study.logits else bool(study.latency.batch_sizes)
 TIMED_CELLS = [cell for cell in CELLS if TIMED and cell.seed == study.seeds[0]]
 FIGURES = ["accuracy_cost", "exit_accuracy", "hindsight_improvability", "exit_shares"]
-FIGURES += ["accuracy_time"] if TIMED else []
+FIGURES += ["accuracy_cost_all"] if set(study.families) - set(study.headline) else []
+FIGURES += ["accuracy_time", "accuracy_time_all"] if TIMED else []
 # Early exits against what one would use instead. Every method is chosen on held-out samples.
 FRONTIER = "held-out" in study.evaluation.protocols
 FIGURES += ["frontier"] if FRONTIER else []
@@ -96,8 +98,10 @@ TITLES = {figure_title(*names): names for names in study.cells}
 
 # The tables and figures.
 RESULTS = [LAYOUT.table("accuracy_at_budget", kind) for kind in ("csv", "md", "tex")]
-RESULTS += [LAYOUT.table(name) for name in ("comparison", "per_exit", "allowed_loss")]
-RESULTS += [LAYOUT.table("training")]
+RESULTS += [LAYOUT.table(name) for name in ("per_exit", "allowed_loss", "training")]
+# Only if config/published.csv has a value for a method of the study.
+COMPARISON = [LAYOUT.table("comparison")] if has_published(PUBLISHED, study) else []
+RESULTS += COMPARISON
 RESULTS += [LAYOUT.table("latency", kind) for kind in ("csv", "md") if TIMED]
 RESULTS += [LAYOUT.table("frontier", kind) for kind in ("csv", "md") if FRONTIER]
 RESULTS += [LAYOUT.figure(title, figure) for title in TITLES for figure in FIGURES]
