@@ -6,11 +6,12 @@ from snakemake.exceptions import WorkflowError
 from ztw.errors import ZtwError, without_password
 from ztw.progress import describe
 from ztw.files import data_root
-from ztw.study.config import check_study, read_config, study_name
+from ztw.study.config import check_study, heading, read_config, study_name
 from ztw.study.environment import search_path, settings_of_others
 from ztw.catalogue.datasets import DATASETS
 from ztw.study.plugins import plugins_with
 from ztw.study.layout import ALONE, Cell, Layout, figure_title, metadata, PUBLISHED
+from ztw.study.kinds import EARLY_EXITS
 from ztw.study.provenance import code_digest, file_stamp, folder_stamp
 from ztw.study.training_settings import BackboneBuild
 
@@ -25,9 +26,8 @@ try:
         read_config(file)  # refuses a key that appears twice; Snakemake does not
     study = check_study(config)
     # The config file gives the study and its folder their name.
-    STUDY_NAME = study_name(
-        (workflow.overwrite_configfiles or ["config/quick.yaml"])[-1]
-    )
+    CONFIG_FILE = (workflow.overwrite_configfiles or ["config/quick.yaml"])[-1]
+    STUDY_NAME = study_name(CONFIG_FILE)
 except ZtwError as error:
     raise WorkflowError(describe(error))
 
@@ -45,7 +45,9 @@ if (shown := without_password(study.tracking)) != study.tracking:
     config["tracking"] = shown
     workflow.configfiles.clear()
 
-# For the report's captions, with defaults filled in.
+# For the study's report.
+GIVEN = dict(config)
+# For the captions of Snakemake's report, with defaults filled in.
 config["evaluation"] = study.evaluation.model_dump()
 config["counted"] = (
     "given with the logits" if study.logits else "counted by ptflops, backend aten"
@@ -103,6 +105,13 @@ FRONTIER = "held-out" in study.evaluation.protocols
 FIGURES += ["frontier"] if FRONTIER else []
 # Title in file names -> (data set, architecture).
 TITLES = {figure_title(*names): names for names in study.cells}
+# Methods that may give the example images of the report; files of logits have no images.
+GALLERY = {
+    name: method.model_dump()
+    for name, method in study.methods.items()
+    if study.kinds[name] == EARLY_EXITS and not method.int8 and not LOGITS
+}
+PAGE = sorted((ENVIRONMENT.parent / "ztw/reporting/page").iterdir())
 
 
 # The tables and figures.
@@ -112,6 +121,7 @@ RESULTS += [LAYOUT.table("training")]
 RESULTS += [LAYOUT.table("latency", kind) for kind in ("csv", "md") if TIMED]
 RESULTS += [LAYOUT.table("frontier", kind) for kind in ("csv", "md") if FRONTIER]
 RESULTS += [LAYOUT.figure(title, figure) for title in TITLES for figure in FIGURES]
+RESULTS += [LAYOUT.figure(title, "gallery") for title in TITLES if GALLERY]
 
 # Rules get settings as plain values in `params`. A changed value runs the job again.
 HARDWARE = study.model_dump(include={"precision", "device", "compile"})
@@ -145,6 +155,11 @@ def sections_of(wildcards):
 def images_of(wildcards):
     """Return the settings of a cell's images: validation split, augmentation and normalisation."""
     return sections_of(wildcards).data.model_dump(exclude={"root", "image_folders"})
+
+
+def first_cell(wildcards):
+    """Return the cell of a title with the first seed."""
+    return Cell(*TITLES[wildcards.title], study.seeds[0])
 
 
 def _build(sections):

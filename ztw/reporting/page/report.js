@@ -1,0 +1,133 @@
+"use strict";
+// Draws the charts of the report, and shows every method's numbers at the slider's budget.
+(() => {
+  const drawn = new Map(); // div of a chart -> Vega's view
+  const all = (root, what) => [...root.querySelectorAll(what)];
+  const json = (root, what) => JSON.parse(root.querySelector(what).textContent);
+
+  // As `ztw.reporting.readable.percent`: half is rounded up
+  const percent = (share) => (Math.floor(1000 * share + 0.5 + 1e-9) / 10).toFixed(1);
+  const budgetName = (share) => `${+(100 * share).toPrecision(6)} %`;
+
+  function theme(width) {
+    const style = getComputedStyle(document.documentElement);
+    const [ink, soft, line] = ["--ink", "--soft", "--line"].map((name) => style.getPropertyValue(name).trim());
+    const font = getComputedStyle(document.body).fontFamily;
+    const axis = { labelColor: soft, titleColor: soft, gridColor: line, domainColor: line, tickColor: line,
+      labelFontSize: 12, titleFontSize: 12, titleFontWeight: "normal" };
+    return {
+      background: "transparent", font, axis, view: { stroke: null }, style: { ink: { fill: ink, stroke: ink } },
+      axisX: { grid: false, tickCount: Math.max(3, Math.round(width / 90)) },
+      text: { stroke: null, fill: ink },
+      legend: { orient: "bottom", columns: Math.max(1, Math.floor(width / 150)), labelColor: ink, labelFontSize: 12,
+        symbolStrokeWidth: 3, labelLimit: 200 },
+    };
+  }
+
+  async function draw(div) {
+    const spec = json(div.parentElement, ".spec"), config = theme(div.clientWidth);
+    drawn.get(div)?.finalize();
+    drawn.set(div, (await vegaEmbed(div, spec, { renderer: "svg", actions: false, config })).view);
+  }
+
+  const isVisible = (div) => !div.closest("details:not([open])");
+  const drawVisible = (root) => Promise.all(all(root, ".chart").filter((d) => isVisible(d) && !drawn.has(d)).map(draw));
+
+  // The time of the largest measured budget within a budget; a network without exits has one time
+  function timeAt(times, budget) {
+    if (!times) return null;
+    if ("" in times) return { ms: times[""], at: null };
+    const measured = Object.keys(times).filter((name) => name !== "max" && +name <= budget + 1e-9);
+    if (!measured.length) return null;
+    const name = measured.reduce((one, other) => (+other > +one ? other : one));
+    return { ms: times[name], at: Math.abs(+name - budget) < 1e-9 ? null : +name };
+  }
+
+  function sharesAt(shares, budget) {
+    return shares.filter(([at]) => at <= budget + 1e-9).at(-1) ?? null;
+  }
+
+  function fill(cell, text, at) {
+    cell.textContent = text;
+    if (at !== null) {
+      const small = document.createElement("small");
+      small.className = "past";
+      small.textContent = ` at ${budgetName(at)}`;
+      cell.append(small);
+    }
+  }
+
+  function showRow(row, method, place, budget) {
+    const accuracy = method.accuracy[place], std = method.std[place];
+    const put = (name, text) => { row.querySelector(name).textContent = text; };
+    put(".accuracy", accuracy === null ? "–" : percent(accuracy) + (std === null ? "" : ` ± ${percent(std)}`));
+    put(".cost", accuracy === null ? "–" : `${percent(method.relative_cost[place])} %`);
+    const parameter = method.parameter[place];
+    const number = method.threshold === "number" && accuracy !== null;
+    put(".threshold", number ? +parameter.toPrecision(4) : method.threshold.replace("number", "–"));
+    for (const cell of all(row, ".time")) {
+      const found = accuracy === null ? null : timeAt(method.times[cell.dataset.batch], budget);
+      fill(cell, found ? `${found.ms.toPrecision(3)} ms` : "–", found && found.at);
+    }
+  }
+
+  function explorer(root) {
+    const { budgets, methods } = json(root, ".data");
+    const slider = root.querySelector("input[type=range]"), select = root.querySelector("select");
+    const [main, exits] = all(root, ".chart"), rows = new Map(all(root, "tbody tr").map((row) => [row.dataset.method, row]));
+
+    function showExits(budget) {
+      const method = methods.find((one) => one.name === select.value);
+      const found = method && sharesAt(method.shares, budget), shares = found ? found[1] : [];
+      const top = [0.1, 0.2, 0.3, 0.5, 1].find((limit) => shares.every((share) => share <= limit));
+      root.querySelector(".where").textContent = found ? `at ${budgetName(found[0])}` : "no threshold is cheap enough";
+      const values = shares.map((share, place) => ({ exit: place + 1, share }));
+      drawn.get(exits)?.signal("top", top).data("shares", values).runAsync();
+    }
+
+    function update() {
+      const place = +slider.value, budget = budgets[place], name = budgetName(budget);
+      root.querySelector("output").textContent = name;
+      slider.setAttribute("aria-valuetext", name);
+      const found = methods.filter((one) => one.accuracy[place] !== null);
+      const most = Math.max(...found.map((one) => +percent(one.accuracy[place])));
+      const best = found.filter((one) => +percent(one.accuracy[place]) === most).map((one) => one.name);
+      root.querySelector(".said").textContent = found.length
+        ? `Within ${name} of the MACs, the most accurate: ${best.join(", ")} (${most.toFixed(1)} %).`
+        : `No method fits ${name} of the MACs.`;
+      for (const method of methods) {
+        const row = rows.get(method.name);
+        showRow(row, method, place, budget);
+        row.classList.toggle("best", best.includes(method.name));
+      }
+      const shown = methods.map((one) => one.name).filter((name) => rows.get(name).querySelector("input")?.checked);
+      drawn.get(main)?.signal("at", budget).signal("shown", shown).runAsync();
+      showExits(budget);
+    }
+
+    for (const event of ["input", "change"]) root.addEventListener(event, update);
+    root.update = update;
+    update();
+  }
+
+  async function start() {
+    await drawVisible(document);
+    for (const root of all(document, ".explorer")) explorer(root);
+    document.documentElement.dataset.ready = "yes";
+  }
+
+  async function redraw() {
+    for (const div of drawn.keys()) await draw(div);
+    for (const root of all(document, ".explorer")) root.update();
+  }
+
+  for (const details of all(document, "details")) {
+    details.addEventListener("toggle", async () => {
+      await drawVisible(details);
+      for (const root of all(details, ".explorer")) root.update();
+    });
+  }
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
+  addEventListener("beforeprint", () => { for (const details of all(document, "details")) details.open = true; });
+  start();
+})();
