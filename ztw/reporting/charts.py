@@ -68,11 +68,12 @@ def main_chart(
     Args:
         explored: from `ztw.reporting.explorer.explored`.
     """
-    rows = pd.DataFrame(_lines(explored, budgets, kinds))
+    rows, statics = pd.DataFrame(_lines(explored, budgets, kinds)), _statics(explored, kinds)
+    found = [*rows["low"], *rows["high"], *(point["accuracy"] for point in statics)]
     methods = [one["name"] for one in explored if kinds[one["name"]] != STATIC]
     at, shown = alt.param(name="at", value=0.5), alt.param(name="shown", value=methods)
-    x = alt.X(**_percent("budget", f"budget: mean cost of a sample, as a share of {arch}'s MACs"))
-    y = alt.Y(**_percent("accuracy", "test accuracy", zero=False))
+    x = alt.X(**_percent("budget", f"budget: mean cost of a sample, as a share of {arch}'s MACs", domain=[0, max(budgets)]))
+    y = alt.Y(**_percent("accuracy", "test accuracy", domain=[min(found), max(found)], nice=True, zero=False))
     lines = alt.Chart(_values(rows)).transform_filter("indexof(shown, datum.method) >= 0")
     look = _by_method(methods, legend=False)
     band = lines.mark_area(opacity=0.15).encode(x, alt.Y("low:Q"), alt.Y2("high:Q"), look["color"])
@@ -87,7 +88,7 @@ def main_chart(
     rule = (
         alt.Chart(alt.Data(values=[{}])).transform_calculate(budget="at").mark_rule(style=TEXT, opacity=0.5)
     )
-    layers = [band, line, rule.encode(x), dots, *_statics(explored, kinds, x, y)]
+    layers = [band, line, rule.encode(x), dots, *(_diamonds(statics, x, y) if statics else [])]
     return _sized(alt.layer(*layers).add_params(at, shown), HEIGHT)
 
 
@@ -109,17 +110,16 @@ def _lines(
     ]
 
 
-def _statics(
-    explored: Sequence[Mapping[str, Any]], kinds: Mapping[str, str], x: alt.X, y: alt.Y
-) -> list[alt.Chart]:
-    """Return diamonds with names for the static networks."""
-    points = [
+def _statics(explored: Sequence[Mapping[str, Any]], kinds: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Return cost and accuracy of the static networks."""
+    return [
         {"method": one["name"], "budget": one["relative_cost"][-1], "accuracy": one["accuracy"][-1]}
         for one in explored
         if kinds[one["name"]] == STATIC and one["accuracy"][-1] is not None
     ]
-    if not points:
-        return []
+
+
+def _diamonds(points: Sequence[Mapping[str, Any]], x: alt.X, y: alt.Y) -> list[alt.Chart]:
     base = alt.Chart(alt.Data(values=points)).encode(x, y)
     tooltip = [
         "method:N",

@@ -81,7 +81,8 @@
       const found = method && sharesAt(method.shares, budget), shares = found ? found[1] : [];
       const top = [0.1, 0.2, 0.3, 0.5, 1].find((limit) => shares.every((share) => share <= limit));
       root.querySelector(".where").textContent = found ? `at ${budgetName(found[0])}` : "no threshold is cheap enough";
-      const values = shares.map((share, place) => ({ exit: place + 1, share }));
+      // An empty data set would have no axis
+      const values = (shares.length ? shares : [0]).map((share, place) => ({ exit: place + 1, share }));
       drawn.get(exits)?.signal("top", top).data("shares", values).runAsync();
     }
 
