@@ -1,5 +1,4 @@
-# make reproduce: run a study.  make test: all quick checks.  make ui: show the runs in MLflow.  make mlflow-server: MLflow for a cluster.
-# PYTHON= interpreter (3.11 or newer), CORES= cores, CONFIG= study, PROFILE= profile of a cluster, e.g. slurm (docs/cluster.md).
+# `make` alone lists the targets: each line `target: ## what it does` below.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 CONFIG ?= config/quick.yaml
 # The path of a study's file may have spaces. Its name may not; reproduce.py refuses such a name.
@@ -29,38 +28,39 @@ export CONFIG CORES PROFILE STUDY PORT
 unexport PYTHONPATH
 unexport PYTHONHOME
 
+.DEFAULT_GOAL := help
 .PHONY: reproduce test test-systems test-slow test-faults test-slurm bench lint format manual ui mlflow-server lock audit clean help
 
 # Parallel tests: a waiting thread must not use a core that another test needs.
 test test-systems test-slow test-faults test-slurm: export OMP_WAIT_POLICY = passive
 
-reproduce: $(READY)
+reproduce: $(READY) ## run a study, with set-up: data, training, tables, figures, report
 	@python workflow/reproduce.py "$$CONFIG" $(if $(CORES),--cores "$$CORES") $(if $(PROFILE),--profile "$$PROFILE")
 
 # In two processes. A file's tests run in the same process, so that shared fixtures are set up once.
-test: lint
+test: lint ## all quick checks, and a tiny study
 	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile
 
 # Every system on every architecture. Takes minutes.
-test-systems: $(READY)
+test-systems: $(READY) ## every system on every architecture (an hour)
 	python -m pytest tests/slow/test_systems.py
 
 # Which jobs run again after an edit of each module; real runs, a tracking server, exports. Takes minutes.
-test-slow: $(READY)
+test-slow: $(READY) ## real runs, exports, many models, what runs again after an edit (an hour)
 	python -m pytest tests/slow/test_digests.py tests/slow/test_real_runs.py tests/slow/test_tracking_server.py tests/slow/test_exports.py \
 		tests/slow/test_torchvision.py tests/slow/test_any_model.py
 
 # Runs that are killed, damaged, moved, started twice, or run out of disk or memory; prints what was lost. Takes minutes.
-test-faults: $(READY)
+test-faults: $(READY) ## kills, damage, full disks: what is lost (20 minutes)
 	python -m pytest -n 2 --dist loadfile tests/faults
 
 # A real Slurm with one node on this machine, as root. Installs slurm-wlm and munge where allowed. Takes minutes.
-test-slurm: $(READY)
+test-slurm: $(READY) ## a real Slurm on this machine, as root (10 minutes)
 	if unshare --mount true 2> /dev/null; then OWN_MOUNTS=1 unshare --mount python -m pytest -rs tests/slurm; \
 		else python -m pytest -rs tests/slurm; fi
 
 # Speed, as a table of medians and ratios: results/bench/report.md. Takes about half an hour; BENCH="-k sweep" runs a part.
-bench: $(READY)
+bench: $(READY) ## speed, as a table of medians and ratios (half an hour)
 	@$(UV) pip install --quiet --no-deps --require-hashes -r bench/requirements.lock
 	@mkdir -p results/bench
 	python -m pytest bench -k "not evaluation" $(TIMED)=results/bench/benchmarks.json $(BENCH)
@@ -71,7 +71,7 @@ bench: $(READY)
 
 TIMED = -q -W ignore --benchmark-disable-gc --benchmark-json
 
-lint: $(READY)
+lint: $(READY) ## style, types and imports
 	ruff check .
 	ruff format --check .
 	snakefmt --check workflow
@@ -79,22 +79,17 @@ lint: $(READY)
 	lint-imports --no-cache > /dev/null || lint-imports --no-cache
 	snakemake --lint --configfile config/quick.yaml
 
-format: $(READY)
+format: $(READY) ## format all code
 	ruff check --fix .
 	ruff format .
 	snakefmt workflow
 
 # Run after a change of a study's keys: writes the manual's tables and the editors' schema.
-manual: $(READY)
+manual: $(READY) ## write the manual's tables and the editors' schema from the settings
 	python -m ztw.study.manual
 
-ui: $(READY)
-	@python -c 'import os, sys; from pathlib import Path; from ztw.reporting.sqlite_store import prepare; \
-		database = Path(os.environ["STUDY"], "mlflow.db"); print(prepare(database) or database); \
-		sys.exit(0 if database.exists() else "there are no runs: make reproduce logs them")'
-	@echo "MLflow: http://127.0.0.1:$$PORT (Ctrl-C stops it)"
-	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow server --host 127.0.0.1 --port "$$PORT" --workers 1 \
-		--backend-store-uri "sqlite:///$$STUDY/mlflow.db"
+ui: $(READY) ## show the runs of a study in MLflow
+	@python workflow/ui.py "$$STUDY" "$$PORT"
 
 # A tracking server for studies whose jobs run on several machines (`tracking: http://<this machine>:5000`). It also stores
 # the artifacts of runs. Everybody who can reach the server can read and write, so use HOST=0.0.0.0 only in a private network.
@@ -104,7 +99,7 @@ mlflow-server: export MLFLOW_BACKEND_STORE_URI = $(STORE)
 mlflow-server: export MLFLOW_SERVER_ENABLE_JOB_EXECUTION = false
 # One connection per thread. With fewer, the server refuses some of a hundred parallel cells.
 mlflow-server: export MLFLOW_SQLALCHEMYSTORE_POOL_SIZE = 40
-mlflow-server: $(READY)
+mlflow-server: $(READY) ## MLflow for a study on several machines
 	@mkdir -p results/mlflow-server
 	@echo "MLflow: http://$(HOST):$(PORT) (Ctrl-C stops it)"
 	@mlflow server --host $(HOST) --port $(PORT) --workers 1 --artifacts-destination results/mlflow-server/artifacts
@@ -123,18 +118,26 @@ $(READY): requirements.lock tools.lock
 	@touch $(READY)
 
 # Run after a change of pyproject.toml. The locks hold no URL of an index.
-lock: $(READY)
+lock: $(READY) ## pin all packages again, after a change of pyproject.toml
 	$(UV) pip compile --quiet --universal --generate-hashes --no-header --all-extras --python-version 3.11 \
 		pyproject.toml -o requirements.lock
 	$(UV) pip compile --quiet --universal --generate-hashes --no-header --no-deps --python-version 3.11 \
 		bench/requirements.in -o bench/requirements.lock
 
 # Known vulnerabilities of the pinned packages, from PyPI's advisories.
-audit: $(READY)
+audit: $(READY) ## known vulnerabilities of the pinned packages
 	@python .ci/audit.py requirements.lock tools.lock bench/requirements.lock
 
-clean:
+clean: ## remove the environment and caches
 	rm -rf .venv .tools .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache
 
-help:
-	@sed -n 's/^# make/make/p; s/^# \([A-Z]*=\)/\1/p' Makefile
+# Targets from the lines with ##, and the variables.
+help: ## this list
+	@echo "usage: make TARGET [VARIABLE=value ...]"
+	@echo
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  \1\t\2/p' Makefile | expand -t 18
+	@echo
+	@echo "  PYTHON=         interpreter for the set-up, 3.11 or newer"
+	@echo "  CONFIG=         study, default config/quick.yaml"
+	@echo "  CORES=          number of cores, default all"
+	@echo "  PROFILE=        a cluster, e.g. slurm (docs/cluster.md)"

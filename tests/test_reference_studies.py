@@ -99,15 +99,19 @@ def test_published_predictions_have_the_accuracy_of_their_study(name):
 
 
 def _of_last_exit(name: str) -> float:
-    """Return the test accuracy of an IC set's last exit, from the study's metrics."""
-    study, dataset, arch, seed, ics = name.split("/")
+    """Return the test accuracy of the last exit of an IC set or a static row, from the study's metrics."""
+    study, dataset, *arch, seed, of = name.split("/")
     methods = check_study(read_config(REFERENCE / study / "config.yaml")).methods
     metrics = read_metrics(REFERENCE / study / "tables/metrics.csv")
-    (method, *_) = [name for name, own in methods.items() if own.ics == ics and not own.ensemble]
+    (method, *_) = [
+        name
+        for name, own in methods.items()
+        if not own.ensemble and (own.ics == of or (own.static and name == of))
+    ]
     own = metrics[
         metrics["method"].eq(method)
         & metrics["dataset"].eq(dataset)
-        & metrics["arch"].eq(arch)
+        & metrics["arch"].eq("/".join(arch))
         & metrics["seed"].eq(int(seed.removeprefix("seed")))
         & metrics["metric"].eq("accuracy")
         & metrics["protocol"].eq("")

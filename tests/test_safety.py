@@ -277,3 +277,11 @@ def test_a_failed_audit_is_an_error(tmp_path, capsys, said, status, shown):
     audit = runpy.run_path(str(ROOT / ".ci/audit.py"))
     assert audit["main"](["requirements.lock"], [sys.executable, str(tmp_path / "stub.py")]) == status
     assert capsys.readouterr().out.splitlines() == shown
+
+
+def test_help_lists_every_target(tmp_path):
+    makefile = (ROOT / "Makefile").read_text()
+    targets = next(line for line in makefile.splitlines() if line.startswith(".PHONY:")).split()[1:]
+    shown = made(tmp_path).stdout  # `make` alone
+    listed = [line.split()[0] for line in shown.splitlines() if line.startswith("  ") and "=" not in line]
+    assert sorted(listed) == sorted(targets)

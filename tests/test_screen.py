@@ -18,10 +18,13 @@ from snakemake_interface_logger_plugins.tests import TestLogHandlerBase
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "workflow"), str(ROOT / "workflow/logger")]
-from screen import Screen, print_markdown, undelivered  # noqa: E402
+from outcome import main_tables, print_markdown, undelivered  # noqa: E402
+from screen import Job, Screen  # noqa: E402
 from snakemake_logger_plugin_ztw import LogHandler  # noqa: E402
+from time_left import Span, seconds_left  # noqa: E402
 
 from ztw.files import write_json  # noqa: E402
+from ztw.progress import DONE, PROGRESS  # noqa: E402
 
 LATER = itertools.count(1)
 NUMBERS = {"prepare_dataset": 1, "train_ics": 2, "predict": 3, "evaluate": 4}
@@ -120,6 +123,7 @@ def test_a_job_is_shown_once_when_it_is_done(screen):
 
 
 def test_a_log_of_an_earlier_run_is_ignored(screen):
+    tell(screen, "run_info", stats={"prepare_dataset": 1, "total": 1})
     start(screen, "prepare_dataset")
     assert "1 queued" in picture(screen)
     assert errors(screen)[0] != "error: prepare_dataset  cell: of yesterday"
@@ -188,12 +192,12 @@ def test_an_incomplete_event_is_read_later_or_skipped(screen):
 
 
 def test_submitted_jobs_that_have_not_started_are_queued(screen):
-    tell(screen, "run_info", stats={"predict": 1, "total": 9})
+    tell(screen, "run_info", stats={"predict": 2, "train_ics": 3, "evaluate": 3, "all": 1, "total": 9})
     for rule in ("predict", "train_ics", "evaluate"):
         start(screen, rule)
     write(screen, "evaluate", "progress: started", "done: 0:01")
     write(screen, "predict", "progress: started")
-    assert "1 of 9 steps, 1 queued" in picture(screen)
+    assert "1 of 8 steps, 1 queued" in picture(screen)
 
 
 def test_a_note_is_shown_once(screen):
@@ -228,13 +232,95 @@ def test_a_report_is_old_if_a_table_is_newer(tmp_path, newer, old):
     assert report_is_old(tmp_path) == old
 
 
-def test_a_table_is_not_cut_at_80_columns():
-    """The table has the longest name and the widest numbers of the quick study with two seeds."""
-    numbers = " | ".join(["**90.9 ± 0.1** ≈", *["91.2 ± 0.2 ≈"] * 4])
-    text = "**the title**\n\n| method | 25 % | 50 % | 75 % | 100 % | Max |\n|---|---:|---:|---:|---:|---:|\n"
-    text += f"| ztw-arithmetic | {numbers} |\n\na note\n"
-    console = Console(width=80, record=True, file=io.StringIO())
-    print_markdown(console, text)
-    title, *_, row, note = [line.strip() for line in console.export_text().splitlines() if line.strip()]
-    assert (title, note) == ("the title", "a note")
-    assert row.split() == ["ztw-arithmetic", *["90.9", "±", "0.1", "≈"], *["91.2", "±", "0.2", "≈"] * 4]
+NUMBERS_OF_A_ROW = " | ".join(["**90.9 ± 0.1** ≈", *["91.2 ± 0.2 ≈"] * 4])
+TABLE = f"""**the title (protocol held-out)**
+
+| method | 25 % | 50 % | 75 % | 100 % | Max |
+|---|---:|---:|---:|---:|---:|
+| ztw-arithmetic | {NUMBERS_OF_A_ROW} |
+
+a note
+"""  # the longest name and the widest numbers of the quick study with two seeds
+
+
+def printed(**console: Any) -> list[str]:
+    """Print the table to a console; return its lines that are not empty."""
+    shown = Console(record=True, file=io.StringIO(), **console)
+    print_markdown(shown, TABLE)
+    return [line.strip() for line in shown.export_text().splitlines() if line.strip()]
+
+
+def test_a_log_has_the_whole_table_and_marks_the_best_without_colours():
+    title, *_, row, note = printed(width=80)
+    assert (title, note) == ("the title (protocol held-out)", "a note")
+    assert row.split() == ["ztw-arithmetic", *["*90.9", "±", "0.1", "≈"], *["91.2", "±", "0.2", "≈"] * 4]
+
+
+def test_a_narrow_terminal_shows_a_table_in_parts():
+    lines = printed(width=60, force_terminal=True, color_system="standard")
+    assert max(map(len, lines)) <= 60
+    rows = [line.split() for line in lines if line.startswith("ztw-arithmetic")]
+    assert [number for row in rows for number in row if "." in number] == [
+        "90.9",
+        "0.1",
+        *["91.2", "0.2"] * 4,
+    ]
+    assert len(rows) == 2
+
+
+def test_only_the_tables_of_a_protocol_are_shown():
+    other = TABLE.replace("held-out", "paper").replace("a note", "another note")
+    assert main_tables(f"{TABLE}\n{other}\n{TABLE}", "held-out").split() == (TABLE + TABLE).split()
+    assert main_tables(f"{TABLE}\n{other}", "paper").split() == other.split()
+
+
+def test_notes_of_one_kind_are_counted(screen):
+    notes = [f"note: {name} at budget 0.{i}: {i} % of the predictions differ" for i, name in enumerate("abc")]
+    start(screen, "predict")
+    write(screen, "predict", "progress: started", *notes, "note: other: a kind of its own", "done: 0:01")
+    screen.count_notes()
+    shown = [line for line in said(screen) if line.startswith("!")]
+    assert shown[:2] == [
+        "! predict  cell  a at budget 0.0: 0 % of the predictions differ",
+        "! predict  cell  other: a kind of its own",
+    ]
+    assert shown[2].startswith("! 2 more like 'a at budget 0.0: 0 % of the predictions differ'; see ")
+    assert len(shown) == 3
+
+
+def test_time_left_of_jobs_with_known_durations():
+    """Two trainings of 100 s and four predictions of 10 s, one after the other; 100 + 10 s are done."""
+    counts = {"train_ics": 2, "predict": 4}
+    spans = [Span("train_ics", 100, 1), Span("predict", 10, 1)]
+    assert seconds_left(counts, spans, 110) == 130
+    assert seconds_left(counts, [*spans, Span("train_ics", 50, 0.5)], 160) == 80
+
+
+def test_time_left_of_parallel_jobs():
+    assert seconds_left({"train_ics": 4}, [Span("train_ics", 100, 1)] * 2, 100) == 100
+
+
+def test_time_left_of_jobs_that_have_not_started():
+    """A training takes 20 times as long as a prediction, until the first one tells."""
+    spans = [Span("predict", 3, 1), Span("predict", 3, 1)]
+    assert seconds_left({"predict": 2, "train_ics": 1}, spans, 6) == 60
+    assert seconds_left({"predict": 2, "train_ics": 1}, [*spans, Span("train_ics", 20, 0.1)], 26) == 180
+
+
+def test_no_time_left_is_told_too_early():
+    assert seconds_left({"predict": 2}, [], 5) is None
+    assert seconds_left({"predict": 1, "train_ics": 9}, [Span("predict", 1, 1)], 1) is None
+
+
+def test_a_job_s_span():
+    job = Job(Path("log"), "train_ics  cell", PROGRESS, " 42 %  epoch 5/12", started=10.0)
+    assert job.span(now=31.0) == Span("train_ics", 21.0, 0.42)
+    job.state, job.text, job.ended = DONE, "0:50", 60.0
+    assert job.span(now=99.0) == Span("train_ics", 50.0, 1.0)
+
+
+def test_a_log_says_from_time_to_time_what_is_done(screen, monkeypatch):
+    monkeypatch.setattr("screen.OVERALL_INTERVAL", 0.0)
+    tell(screen, "run_info", stats={"predict": 2, "total": 2})
+    screen.update()
+    assert said(screen)[-1].startswith("  0 of 2 steps, 0:0")

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from contextlib import chdir
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,16 @@ import ztw
 from ztw.data.record import read_study_record
 from ztw.data.splits import cell_splits
 from ztw.device import device_name
+from ztw.evaluation.metrics import exit_accuracy
 from ztw.exits.logits import read_predictions, read_together
 from ztw.exits.sweep import simulate_exits
 from ztw.files import read_json, sha256
-from ztw.study.settings import DataSettings
+from ztw.jobs.given import GivenCell
+from ztw.jobs.import_predictions import ImportPredictionsSettings, import_predictions
+from ztw.jobs.job import Job
+from ztw.study.layout import Cell, Layout
+from ztw.study.logits_settings import LogitsSet
+from ztw.study.settings import DataSettings, MethodSettings
 
 pytestmark = pytest.mark.usefixtures("data_root")
 
@@ -127,13 +134,14 @@ def test_the_first_seed_s_networks_are_models_in_mlflow(finished):
         runs = read_json(finished / f"results/tiny/digits/resnet8/seed{seed}/runs.json")["runs"]
         (of_cell,) = (store.get_run(cell).data.metrics for cell in runs["cell"].values())
         for method, own in runs["method"].items():
-            assert ("model" in [found.path for found in store.list_artifacts(own)]) == first
+            outputs = store.get_run(own).outputs
+            assert bool(outputs and outputs.model_outputs) == first
             headlines = store.get_run(own).data.metrics
-            assert headlines["accuracy_at_max"] == of_cell[f"{method}/accuracy_at_max"]
-            assert headlines["accuracy_at_max"] == headlines["held-out/accuracy_at_max"]
+            assert headlines["at_max/accuracy"] == of_cell[f"{method}/at_max/accuracy"]
+            assert headlines["at_max/accuracy"] == headlines["held-out/accuracy_at_max"]
             assert (
-                ("relative_time_at_max" in headlines)
-                == (f"{method}/relative_time_at_max" in of_cell)
+                ("at_max/relative_time" in headlines)
+                == (f"{method}/at_max/relative_time" in of_cell)
                 == first
             )
 
@@ -150,10 +158,10 @@ def publishing():
 
 @pytest.fixture(scope="module")
 def published(finished, publishing, tmp_path_factory) -> Path:
-    """The folder of the published tiny study, with the logits of one IC set."""
+    """The folder of the published tiny study, with all logits."""
     target = tmp_path_factory.mktemp("published") / "reference/tiny"
     with chdir(finished):
-        publishing.publish(TINY, target, "one", ["independent"])
+        publishing.publish(TINY, target, "one", ["all"], every_seed=True)
     return target
 
 
@@ -187,8 +195,69 @@ def test_a_published_study_is_made_again_from_its_files(
     torch.testing.assert_close(found.test[0], expected[0], atol=1e-6, rtol=2**-10)
     network, _ = ztw.load(study / "digits/resnet8/seed0/networks/sdn")
     assert torch.equal(found.cost, ztw.macs(network))
-    with pytest.raises(ztw.ZtwError, match="--logits other: no method of the study uses this IC set"):
+    message = (
+        "--logits other: neither an IC set nor a static row .*; known: independent, .*, resnet14, .*, all$"
+    )
+    with pytest.raises(ztw.ZtwError, match=message):
         publishing.publish(TINY, target, "", ["other"])
+
+
+def test_all_logits_are_published_with_the_weights_of_ensembles(finished, published):
+    cell, run = published / "digits/resnet8/seed1", finished / "results/tiny/digits"
+    named = {path.stem for path in (cell / "predictions").iterdir()}
+    assert named == {
+        *("independent", "cascade", "cascade_detached", "depth_weighted"),
+        *("resnet14", "resnet8"),
+    }
+    weighted = {path.stem for path in (cell / "ensembles").iterdir()}
+    assert weighted == {"ensemble", "ztw", "ztw-few", "ztw-nostop", "ztw-arithmetic", "two"}
+    static = ztw.load_predictions(cell / "predictions/resnet14.safetensors")
+    logits, labels = read_predictions(run / "resnet14/seed1/backbone_predictions/validation.safetensors")
+    torch.testing.assert_close(static.validation[0], logits, atol=1e-6, rtol=2**-10)
+    assert torch.equal(static.validation[1], labels)
+    small, large = (ztw.load(run / f"resnet8/seed1/networks/{row}")[0] for row in ("resnet8", "resnet14"))
+    assert (static.cost.tolist(), static.base_cost) == ([ztw.macs(large.backbone)], ztw.macs(small.backbone))
+
+
+def test_published_logits_of_networks_are_cells_of_a_study_from_logits(published, tmp_path):
+    path = f"{published}/{{dataset}}/{{arch}}/seed{{seed}}/predictions/"
+    statics = ("resnet8", "resnet14")
+    sets = {
+        name: LogitsSet(path=f"{path}{name}.safetensors", training="separate")
+        for name in ("independent", *statics)
+    }
+    cell, layout = Cell("digits", "resnet8", 0), Layout(tmp_path)
+    splits: dict[str, tuple[str, ...]] = dict.fromkeys(sets, ("validation", "test"))
+    settings = ImportPredictionsSettings(sets, statics, splits, False, False, {})
+    import_predictions(Job(layout), cell, settings)
+    rows = {name: MethodSettings(static=name) for name in statics}
+    rows |= {"sdn": MethodSettings(ics="independent"), "two": MethodSettings(cascade_of=statics)}
+    found = {one.name: one for one in GivenCell(layout, cell, sets, rows).methods(lambda _: None)}
+    costs = {name: one.costs["ztw"].cost / one.costs["ztw"].base for name, one in found.items()}
+    for name in ("resnet8", "resnet14", "sdn"):
+        values = {
+            (row["metric"], row["exit"]): row["value"]
+            for row in read_json(Layout(published).metrics(cell, name))["metrics"]
+        }
+        assert costs[name][0] == pytest.approx(values["relative_cost", 1], rel=1e-9)
+        test = found[name].splits["test"]
+        # One of 360 test images may be classified otherwise after rounding
+        assert exit_accuracy(*astuple(test))[0] == pytest.approx(values["accuracy", 1], abs=0.003)
+    assert costs["two"].tolist() == pytest.approx([1.0, 1.0 + float(costs["resnet14"])], rel=1e-9), (
+        "a sample pays for every network that it reaches"
+    )
+
+
+def test_a_published_study_is_recomputed_without_ztw(published):
+    script = [sys.executable, ROOT / "bench/recompute_frontier.py", published]
+    # One of 360 test images may be classified otherwise after rounding
+    done = subprocess.run([*script, "--tolerance", "0.006"], capture_output=True, text=True)
+    assert done.returncode == 0, shown(done)
+    skipped = [line for line in done.stdout.splitlines() if line.startswith("skipped")]
+    assert skipped == [
+        "skipped (thresholds per_exit): sdn-entropy",
+        "skipped (thresholds risk_controlled): sdn-risk",
+    ] * 2 + ["skipped (not recomputed for all seeds): 0 rows"]
 
 
 def seeds_of(published: Path) -> pd.Series:
@@ -235,10 +304,10 @@ def test_what_is_not_published(finished, published, tmp_path, monkeypatch, publi
     shutil.copytree(published, target)
     given = yaml.safe_load(TINY.read_text())
 
-    def refused(config: Path, message: str, logits: tuple[str, ...] = ("independent",)) -> None:
+    def refused(config: Path, message: str, logits: tuple[str, ...] = ("all",)) -> None:
         before = {path: path.read_bytes() for path in target.parent.rglob("*") if path.is_file()}
         with pytest.raises(ztw.ZtwError, match=message):
-            publishing.publish(config, target, "", list(logits))
+            publishing.publish(config, target, "", list(logits), every_seed=True)
         assert before == {path: path.read_bytes() for path in target.parent.rglob("*") if path.is_file()}
 
     refused(
@@ -253,7 +322,7 @@ def test_what_is_not_published(finished, published, tmp_path, monkeypatch, publi
         changed_config(tmp_path, ensembles={**given["ensembles"], "samples": 7}),
         "^results/tiny/.*/ensembles/.*: computed with samples .*, the study has 7",
     )
-    refused(TINY, f"^{target}/.*seed0/predictions.*: is published, but results/.* --logits", ())
+    refused(TINY, f"^{target}/.*seed0/ensembles.*: is published, but results/.* --logits", ())
     (cells / "seed0/metrics/pabee.json").rename(tmp_path / "pabee.json")
     refused(TINY, f"^{target}/digits/resnet8/seed0/.*/pabee.*: is published, but results/")
     (cells / "seed0").rename(tmp_path / "seed0")
@@ -382,7 +451,7 @@ def test_a_changed_file_of_logits_is_imported_again(rescored):
 def test_a_study_from_logits_is_published_as_any_other(rescored, tmp_path, monkeypatch, publishing):
     monkeypatch.chdir(rescored)
     target = tmp_path / "reference/rescored"
-    publishing.publish(Path("rescored.yaml"), target, "this one", ["depth_weighted"])
+    publishing.publish(Path("rescored.yaml"), target, "this one", ["depth_weighted", "resnet14"])
     assert (target / "figures/anything-of-mine-accuracy_time.png").stat().st_size > 1000
     cell = target / "anything/of-mine/seed0"
     facts = read_json(cell / "provenance.json")
@@ -392,6 +461,7 @@ def test_a_study_from_logits_is_published_as_any_other(rescored, tmp_path, monke
     given = ztw.load_predictions(rescored / "logits/anything-depth_weighted-seed0.npz")
     torch.testing.assert_close(found.test[0], given.test[0], atol=1e-6, rtol=2**-10)
     assert (found.times, found.origin, found.base_cost) == (given.times, given.origin, given.base_cost)
+    assert ztw.load_predictions(cell / "predictions/resnet14.safetensors").origin == "of the tiny study"
     study = yaml.safe_load((rescored / "rescored.yaml").read_text())
     study["logits"]["sets"]["depth_weighted"]["training"] = "separate"
     (tmp_path / "rescored.yaml").write_text(yaml.safe_dump(study))

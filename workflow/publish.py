@@ -1,12 +1,13 @@
 """Publish the finished cells of a study in results/reference/<study>, or make its tables again.
 
-usage: python workflow/publish.py CONFIG [--machine TEXT] [--logits SET ...]
+usage: python workflow/publish.py CONFIG [--machine TEXT] [--logits NAME ...] [--logits-seeds first|all]
        python workflow/publish.py FOLDER
 
 CONFIG: add the finished cells of results/<study> to results/reference/<study>, or replace them there, and make its
 tables and figures. FOLDER: make the tables and figures of a published study again, after you copied cells into it.
---machine: the hardware that computed the cells. --logits: IC sets; publish their predictions for validation and test
-images of the first seed.
+--machine: the hardware that computed the cells. --logits: IC sets and static rows, or all; publish their predictions
+for validation and test images, in float16, and the weights of ensembles of them. --logits-seeds: for the first seed
+(the default) or all seeds.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from dataclasses import astuple
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from published_cells import check_recipe, provenance, publish_cell, publish_logits, recipe
+from published_cells import check_recipe, provenance, publish_cell, recipe
+from published_predictions import publish_predictions
 
 from ztw.errors import ZtwError
 from ztw.evaluation.published_logits import REFERENCE
@@ -37,8 +39,15 @@ from ztw.study.layout import Cell, Layout, figure_title
 from ztw.study.settings import Study
 
 
-def publish(config: Path, target: Path, machine: str, logits: list[str]) -> None:
+def publish(config: Path, target: Path, machine: str, logits: list[str], every_seed: bool = False) -> None:
     """Add the finished cells of a study to a published study, and make its tables.
+
+    Args:
+        config: the study's file.
+        target: the folder of the published study.
+        machine: the hardware that computed the cells, in words.
+        logits: IC sets and static rows whose predictions are published, or "all".
+        every_seed: publish predictions of all seeds, not only of the first.
 
     Raises:
         ZtwError: if nothing is finished, a published file would be lost, or a cell was computed with other settings
@@ -55,12 +64,12 @@ def publish(config: Path, target: Path, machine: str, logits: list[str]) -> None
             comes_from = publish_cell(study, run, cell, methods, made)
             write_json(made.provenance(cell), provenance(run, machine) | comes_from)
             shutil.copyfile(config, made.cell_config(cell))
-            for ics in logits if cell.seed == study.seeds[0] else ():
-                publish_logits(study, run, cell, ics, made)
+            if logits and (every_seed or cell.seed == study.seeds[0]):
+                publish_predictions(study, run, cell, methods, logits, made)
             if lost := [file for file in before if not file.exists()]:
                 raise ZtwError(
                     f"{lost[0]}: is published, but {run.folder} does not have it; finish the run, give --logits for"
-                    " predictions, or delete the published file first"
+                    " predictions and ensembles, or delete the published file first"
                 )
         shutil.copyfile(config, made.config)
         make_tables(made)
@@ -68,6 +77,9 @@ def publish(config: Path, target: Path, machine: str, logits: list[str]) -> None
         # only if one run computed all cells
         if finished.keys() == _methods(_results(study, made)).keys() and run.table("pipeline").is_file():
             shutil.copyfile(run.table("pipeline"), made.table("pipeline"))
+    if logits:
+        sizes = [path.stat().st_size for path in target.glob("*/**/predictions/*.safetensors")]
+        print(f"{target}: {len(sizes)} files of logits, {sum(sizes) / 2**20:.1f} MiB")
 
 
 def rebuild(folder: Path) -> None:
@@ -157,13 +169,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=form, usage=argparse.SUPPRESS)
     parser.add_argument("study", type=Path, metavar="CONFIG | FOLDER")
     parser.add_argument("--machine", default="")
-    parser.add_argument("--logits", nargs="*", default=[], metavar="SET")
+    parser.add_argument("--logits", nargs="*", default=[], metavar="NAME")
+    parser.add_argument("--logits-seeds", choices=("first", "all"), default="first")
     given = parser.parse_args()
     try:
         if given.study.is_dir():
             rebuild(given.study)
         else:
-            publish(given.study, REFERENCE / study_name(given.study), given.machine, given.logits)
+            target, every_seed = REFERENCE / study_name(given.study), given.logits_seeds == "all"
+            publish(given.study, target, given.machine, given.logits, every_seed)
     except (ZtwError, OSError) as error:
         print(f"error: {describe(error)}", file=sys.stderr)
         return 1

@@ -9,11 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ztw.errors import ZtwError
-from ztw.evaluation.prediction_files import ExitTimes, write_predictions
-from ztw.evaluation.saving import load
-from ztw.exits.logits import read_predictions
 from ztw.files import check_seal, read_json, sha256, write_json
-from ztw.models.costs import macs
 from ztw.reporting.readable import read_rows
 from ztw.reporting.results import read_curves
 from ztw.study.layout import Cell, Layout, metadata
@@ -121,21 +117,3 @@ def provenance(run: Layout, machine: str) -> dict[str, Any]:
     seconds = {row["rule"]: round(float(row["seconds"])) for row in rows}
     today = date.today().isoformat()
     return {"date": today, "machine": machine, "published_at": code_version(), "seconds": seconds}
-
-
-def publish_logits(study: Study, run: Layout, cell: Cell, ics: str, target: Layout) -> None:
-    """Publish the predictions of an IC set for validation and test images."""
-    method = next((name for name, row in study.methods.items() if row.ics == ics), None)
-    if method is None:
-        raise ZtwError(f"--logits {ics}: no method of the study uses this IC set")
-    about: dict[str, Any]
-    if study.logits:
-        saved = read_json(metadata(run.predictions(cell, ics, "test")))
-        about = {"cost": saved["cost"], "base_cost": saved["base_cost"], "origin": saved["origin"]["note"]}
-        about["times"] = [ExitTimes(**times) for times in saved["times"]]
-    else:
-        network, _ = load(run.network(cell, method).parent)
-        network.ensemble = None  # the costs are those of single exits
-        about = {"cost": macs(network), "base_cost": macs(network.backbone)}
-    validation, test = (read_predictions(run.predictions(cell, ics, part)) for part in ("validation", "test"))
-    write_predictions(target.published_predictions(cell, ics), validation, test, **about, half=True)

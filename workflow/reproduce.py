@@ -20,7 +20,7 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]  # for the modules of this folder, and ztw
 from machine import count_gpus, ensure_user, usable_cores, use_plain_characters
 from one_run import check_known, only_run, remove_scratch
-from screen import show_results, undelivered
+from outcome import show_results, undelivered
 from watch import run_snakemake
 
 from ztw.errors import ZtwError
@@ -70,7 +70,7 @@ def main() -> int:
                 console.print(f"note: {done}", soft_wrap=True, markup=False)
             status = run_snakemake([*command, "--logger=ztw", *extra], folder, console)
         if status == 0:
-            show_results(console, folder, study.tracking, arguments.config)
+            show_results(console, folder, study.tracking, arguments.config, study.evaluation.protocols[0])
     except (ZtwError, OSError) as error:
         console.print(f"[bold red]error:[/] {escape(describe(error))}", soft_wrap=True)
         return 1

@@ -1,4 +1,4 @@
-"""Show a run on the screen of `reproduce`: a line per running job, and the tables at the end."""
+"""Show a run on the screen of `reproduce`: a line per running job, and what is done and left overall."""
 
 from __future__ import annotations
 
@@ -11,22 +11,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE
 from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
+from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
+from time_left import Span, seconds_left
 
-from ztw.errors import without_password
-from ztw.files import check_seal, read_json
 from ztw.progress import DONE, FAILED, NOTE, PROGRESS, clock
-from ztw.reporting.mlflow_names import UNDELIVERED
-from ztw.study.layout import Layout
 
 DIED = re.compile(r"died with <Signals\.(SIG\w+)")  # in Python's message about a killed process
-WIDEST = 200  # characters in a line of a table; a narrower terminal wraps the lines
-PLAIN_INTERVAL = 15.0  # seconds between two lines of a job if the output is not a terminal
+# Seconds between two lines of a job, and of the whole run, if the output is not a terminal
+PLAIN_INTERVAL, OVERALL_INTERVAL = 15.0, 60.0
+SHARE = re.compile(r"\s*(\d+) %")  # at the start of a line of progress
+VARIABLE = re.compile(r"[\d.,]+|'[^']*'|\S*/\S*")  # numbers, quoted names and paths in a note
 
 
 @dataclass
@@ -38,7 +37,18 @@ class Job:
     state: str = ""  # PROGRESS, DONE or FAILED: the start of the last line in the log; "" if queued
     text: str = ""  # the rest of that line
     problem: str = ""  # Snakemake's message about a failure
+    started: float = 0.0  # time of the start and of the end (Unix time)
+    ended: float = 0.0
     printed: float = 0.0  # time when progress was last printed (Unix time)
+
+    def span(self, now: float) -> Span:
+        """Return the job's time so far, and the share that is done."""
+        if self.state == DONE:
+            return Span(self.name.split()[0], self.ended - self.started, 1.0)
+        match = SHARE.match(self.text)
+        return Span(
+            self.name.split()[0], now - self.started, min(0.99, int(match[1]) / 100) if match else 0.0
+        )
 
 
 class Screen:
@@ -50,12 +60,13 @@ class Screen:
     def __init__(self, console: Console, logs: Path) -> None:
         self.console, self.logs = console, logs
         self.events, self.log = logs / "events.jsonl", logs / "snakemake.log"
-        self.started, self.total, self.end = time.time(), 0, 0
+        self.started, self.printed, self.end = time.time(), time.time(), 0
+        self.counts: dict[str, int] = {}  # rule -> number of jobs in the run
         # Time of every log's last change. Only compared for equality: the file system may have another machine's clock.
         self.seen = {log: log.stat().st_mtime_ns for log in logs.rglob("*.log")}
         self.jobs: dict[int, Job] = {}  # Snakemake's number of a job -> the last try
         self.errors: list[str] = []
-        self.noted: set[str] = set()
+        self.noted: dict[str, list[str]] = {}  # kind of note -> the notes
         self.live = Live(console=console, auto_refresh=False, transient=True)
 
     def update(self) -> None:
@@ -70,15 +81,19 @@ class Screen:
                 if job.state != DONE and self.seen.get(job.log) != (changed := job.log.stat().st_mtime_ns):
                     self.seen[job.log] = changed
                     self._read(job, job.log.read_text(encoding="utf-8", errors="replace").splitlines())
+        self._print_overall_if_due()
         self.live.update(self._picture(), refresh=True)
 
     def _take(self, event: dict[str, Any]) -> None:
         match event["event"]:
             case "run_info":
-                self.total = event["stats"]["total"]
+                self.counts = {
+                    rule: count for rule, count in event["stats"].items() if rule not in ("total", "all")
+                }
             case "job_info" if event["log"]:
                 place = Path(event["log"][0].partition(f"{self.logs}/")[2].split(" (")[0])
-                self.jobs[event["jobid"]] = Job(self.logs / place, "  ".join(place.with_suffix("").parts))
+                name = "  ".join(place.with_suffix("").parts)
+                self.jobs[event["jobid"]] = Job(self.logs / place, name, started=time.time())
             case "job_error" if event["jobid"] in self.jobs:
                 self.jobs[event["jobid"]].problem = " ".join(str(event["rule_msg"] or "").split())
             case "info" if event["message"].startswith("Nothing to be done"):
@@ -88,14 +103,17 @@ class Screen:
 
     def _read(self, job: Job, log: list[str]) -> None:
         for note in [line.removeprefix(NOTE) for line in log if line.startswith(NOTE)]:
-            if note not in self.noted:  # a retry, or the job of the other split, may repeat the note
-                self.noted.add(note)
+            told = self.noted.setdefault(kind_of(note), [])
+            if not told:  # the first of its kind; `count_notes` tells about the others
                 self._print("! ", "yellow", f"{job.name}  {note}")
+            if note not in told:  # a retry, or the job of the other split, may repeat the note
+                told.append(note)
         lines = [line.split(": ", 1) for line in log if line.startswith((PROGRESS, DONE, FAILED))]
         if not lines:
             return
         job.state, job.text = lines[-1][0] + ": ", lines[-1][1]
         if job.state == DONE:
+            job.ended = time.time()
             self._print("✓ ", "green", f"{job.name}  {job.text}  ", _tail(lines[-2][1] if lines[1:] else ""))
         elif job.state == PROGRESS:
             self._print_if_due(job)
@@ -107,17 +125,48 @@ class Screen:
             self._print("  ", "", f"{job.name}  {job.text}")
 
     def _print(self, mark: str, colour: str, text: str, dim: str = "") -> None:
-        self.console.print(Text.assemble((mark, colour), text, (dim, "dim")), soft_wrap=True)
+        # a terminal's own line breaks could fall inside a number
+        soft_wrap = not self.console.is_terminal
+        self.console.print(Text.assemble((mark, colour), text, (dim, "dim")), soft_wrap=soft_wrap)
 
     def _picture(self) -> Group:
         grid = Table.grid(padding=(0, 2))
         for job in self.jobs.values():
             if job.state == PROGRESS:
                 grid.add_row(*job.name.split("  "), job.text)
-        done, queued = (sum(job.state == state for job in self.jobs.values()) for state in (DONE, ""))
-        overall = f"{done} of {self.total} steps" if self.total else "starting"
-        overall += f", {queued} queued" if queued else ""
-        return Group(grid, Text(f"{overall}, {clock(time.time() - self.started)}", style="bold"))
+        overall = Table.grid(padding=(0, 2))
+        total = sum(self.counts.values())
+        bar = [ProgressBar(total, self._count(DONE), width=24)] if total else []
+        overall.add_row(*bar, Text(self._overall(), style="bold"))
+        return Group(grid, overall)
+
+    def _count(self, state: str) -> int:
+        return sum(job.state == state for job in self.jobs.values())
+
+    def _overall(self) -> str:
+        """Return the line about the whole run: steps, time, and the estimated time left."""
+        now, total = time.time(), sum(self.counts.values())
+        if not total:
+            return f"starting, {clock(now - self.started)}"
+        if self._count(DONE) == total:
+            return f"all {total} steps, {clock(now - self.started)}, writing the report"
+        queued = f", {queue} queued" if (queue := self._count("")) else ""
+        spans = [job.span(now) for job in self.jobs.values() if job.state in (PROGRESS, DONE)]
+        left = seconds_left(self.counts, spans, now - self.started)
+        known = "" if left is None else f", about {clock(left)} left"
+        return f"{self._count(DONE)} of {total} steps{queued}, {clock(now - self.started)}{known}"
+
+    def _print_overall_if_due(self) -> None:
+        if not self.console.is_terminal and time.time() - self.printed >= OVERALL_INTERVAL:
+            self.printed = time.time()
+            self._print("  ", "", self._overall())
+
+    def count_notes(self) -> None:
+        """Print how many notes of each kind were not shown."""
+        for notes in self.noted.values():
+            if more := len(notes) - 1:
+                like = f"{notes[0][:60]}{'...' * (len(notes[0]) > 60)}"
+                self._print("! ", "yellow", f"{more} more like {like!r}; see {self.logs}")
 
     def explain_failure(self) -> None:
         """Print a line per reason with the jobs that failed for it, or Snakemake's error if no job has failed."""
@@ -153,72 +202,11 @@ class Screen:
         )
 
 
+def kind_of(note: str) -> str:
+    """Return what notes of one kind share: the text after the name of what it is about, without numbers and names."""
+    return VARIABLE.sub("", note.split(": ", 1)[-1])
+
+
 def _tail(progress: str) -> str:
     """Return a last progress line without percentage and time left."""
     return re.sub(r"^\s*\d+ %\s+|\s*\d[\d:]* left$", "", progress) if progress != "started" else ""
-
-
-def undelivered(study: Path) -> dict[Path, str]:
-    """Return file of run ids -> reason, for the cells that are not in MLflow yet."""
-    files = {path: read_json(path) for path in sorted(study.rglob("seed*/runs.json"))}
-    return {path: runs[UNDELIVERED] for path, runs in files.items() if UNDELIVERED in runs}
-
-
-def print_markdown(console: Console, text: str) -> None:
-    """Print the titles, tables and notes of a Markdown text: `rich.markdown` would cut names at 80 columns."""
-    table: Table | None = None
-    for line in [*text.splitlines(), ""]:
-        if not line.startswith("|"):
-            if table is not None:
-                width, console.width = console.width, max(console.width, WIDEST)
-                console.print(table)
-                console.width = width
-            table = None
-            console.print(_styled(line), soft_wrap=True, end="\n" if line else "")
-        elif table is None:
-            table = Table(box=SIMPLE, padding=(0, 0))
-            for place, name in enumerate(_cells(line)):
-                table.add_column(name, justify="right" if place else "left", no_wrap=True)
-        elif not set(line) <= set("|-:"):
-            table.add_row(*map(_styled, _cells(line)))
-
-
-def _cells(row: str) -> list[str]:
-    return [cell.strip() for cell in row.strip("|").split("|")]
-
-
-def _styled(text: str) -> Text:
-    """Show a line that starts with ** in bold, without the **."""
-    plain = text.replace("**", "")
-    return Text(plain, style="bold" if text.startswith("**") else "")
-
-
-def sentences(frontier: Path) -> list[str]:
-    """Return what a table of the frontier amounts to: its lines of prose, equal lines once."""
-    lines = frontier.read_text(encoding="utf-8").splitlines()
-    return list(dict.fromkeys(line for line in lines if line and not line.startswith(("|", "**"))))
-
-
-def show_results(console: Console, study: Path, tracking: str, config: str) -> None:
-    """Print the accuracy tables and the paths of all results. Raises ZtwError for an altered table."""
-    table = Layout(study).table("accuracy_at_budget", "md")
-    for path in sorted(table.parent.glob("*.*")):
-        check_seal(path)
-    if not table.exists():
-        console.print("no table: this command did not ask for one")
-        return
-    print_markdown(console, table.read_text(encoding="utf-8"))
-    if (frontier := table.with_name("frontier.md")).exists():
-        console.print("\n".join(sentences(frontier)), soft_wrap=True, markup=False, highlight=False)
-    lines = [f"report   {Layout(study).report}", f"pipeline {Layout(study).pipeline}"]
-    lines += [f"tables   {table.with_suffix('.csv')}, .md, .tex", f"figures  {study}/figures/"]
-    if tracking != "none" and (late := undelivered(study)):
-        lines.append(
-            f"MLflow   {next(iter(late.values()))}; {len(late)} cells are not logged yet, the next call logs them:"
-            f" make reproduce CONFIG={config}"
-        )
-    elif tracking == "sqlite":
-        lines.append(f"MLflow   make ui CONFIG={config}")
-    elif tracking != "none":
-        lines.append(f"MLflow   {without_password(tracking)}")
-    console.print("\n".join(lines), soft_wrap=True, markup=False)

@@ -42,6 +42,7 @@ def run_snakemake(command: list[str], study: Path, console: Console) -> int:
     finally:
         with contextlib.suppress(ZtwError):  # the next call tries again
             cancel_cluster_jobs(screen.events)
+    screen.count_notes()
     if status:
         screen.explain_failure()
     return status

@@ -17,6 +17,7 @@ from ztw.jobs.start_tracking import StartTrackingSettings, start_tracking
 from ztw.jobs.track_cell import TrackCellSettings, track_cell
 from ztw.reporting.results import from_files, from_runs
 from ztw.study.layout import Cell, Layout, metadata
+from ztw.study.settings import EvaluationSettings
 
 pytestmark = pytest.mark.filterwarnings("default")  # MLflow's own dependencies warn
 
@@ -38,7 +39,14 @@ def write_results(layout: Layout, from_logits: bool = False) -> None:
         write_json(metadata(layout.predictions(CELL, "mine", "test")), described)
     else:
         write_json(metadata(layout.backbone(CELL)), IDENTITY)
-    row = {"budget": None, "median_ms": 2.0, "images_per_s": 10.0, "runtime": "pytorch", "batch_size": 1}
+    row = {
+        "budget": None,
+        "median_ms": 2.0,
+        "images_per_s": 10.0,
+        "runtime": "pytorch",
+        "batch_size": 1,
+        "threads": 2,
+    }
     timed = [{**row, "method": BACKBONE}, {**row, "method": "sdn", "budget": 0.5, "images_per_s": 16.0}]
     write_json(layout.latency(CELL), {**IDENTITY, "rows": timed})
     curve = {"method": "sdn", "seed": 0, "split": "test"}
@@ -57,11 +65,15 @@ def logged(layout: Layout, sets: tuple[str, ...] = ()) -> dict[str, Any]:
     return read_json(layout.runs(CELL))
 
 
+def tracking_settings(tracking: str) -> StartTrackingSettings:
+    return StartTrackingSettings(tracking, "make reproduce", EvaluationSettings(), timed=True)
+
+
 @pytest.fixture(scope="module")
 def store(tmp_path_factory) -> Layout:
     """A study whose store has been started."""
     layout = Layout(tmp_path_factory.mktemp("tracked") / "study")
-    start_tracking(Job(layout), StartTrackingSettings("sqlite"))
+    start_tracking(Job(layout), tracking_settings("sqlite"))
     return layout
 
 
@@ -99,9 +111,9 @@ def test_a_cell_is_logged_with_its_figure(store):
 
     assert kept(runs["cell"]["digits/resnet8/seed0"]) == {"accuracy_cost.png", "latency.json"}
     assert kept(runs["method"]["sdn"]) == {"sdn.json", "sdn.parquet"}
-    headlines = {"accuracy_at_0.5": 0.75, "relative_time_at_0.5": 0.625}
+    headlines = {"at_0.5/accuracy": 0.75, "at_0.5/relative_time": 0.625}
     own = client.get_run(runs["method"]["sdn"]).data.metrics
-    short = {name: value for name, value in own.items() if "/" not in name}
+    short = {name: value for name, value in own.items() if name.startswith("at_")}
     assert short == headlines
     of_cell = client.get_run(runs["cell"]["digits/resnet8/seed0"]).data.metrics
     assert of_cell == {f"sdn/{name}": value for name, value in headlines.items()}
@@ -111,7 +123,7 @@ def test_a_cell_whose_server_is_away_says_so_instead(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     layout = Layout(tmp_path / "study")
     write_results(layout)
-    start_tracking(Job(layout), StartTrackingSettings("http://127.0.0.1:9"))
+    start_tracking(Job(layout), tracking_settings("http://127.0.0.1:9"))
     away = "the MLflow server http://127.0.0.1:9 does not answer ([Errno 111] Connection refused)"
     assert logged(layout) == {**IDENTITY, "undelivered": away}
     assert layout.cell_figure(CELL).exists()

@@ -49,10 +49,10 @@ ROOT = Path(__file__).parents[2]
 def shown(study: Path, monkeypatch) -> str:
     """Return the output of `make reproduce`, with the escape codes of a terminal."""
     monkeypatch.syspath_prepend(str(WORKFLOW))
-    from screen import show_results
+    from outcome import show_results
 
     stream = io.StringIO()
-    show_results(Console(file=stream, force_terminal=True, width=100), study, "none", "x.yaml")
+    show_results(Console(file=stream, force_terminal=True, width=100), study, "none", "x.yaml", "held-out")
     return stream.getvalue()
 
 

@@ -30,6 +30,7 @@ import ztw
 from ztw.evaluation.network_file import Weights, write_network
 from ztw.files import read_json, write_json
 from ztw.reporting.mlflow_names import metric_name
+from ztw.reporting.mlflow_view import experiment_tags
 from ztw.reporting.results import from_files, from_runs
 from ztw.reporting.sqlite_store import prepare
 from ztw.reporting.tracking import CellResults, ServerAwayError, log_cell, read_copies, start_store
@@ -91,8 +92,8 @@ def test_a_cell_is_nested_and_replaced(store, tmp_path):
     assert client.get_run(backbone).data.params["settings.lr"] == "0.1"
     assert [artifact.path for artifact in client.list_artifacts(backbone)] == ["backbone.json"]
     assert method.data.metrics["held-out/accuracy_at_0.5"] == 0.95
-    assert method.data.metrics["accuracy_at_0.5"] == 0.95, "the headline; infeasible budgets have none"
-    assert client.get_run(parent).data.metrics == {"ztw/accuracy_at_0.5": 0.95}
+    assert method.data.metrics["at_0.5/accuracy"] == 0.95, "the headline; infeasible budgets have none"
+    assert client.get_run(parent).data.metrics == {"ztw/at_0.5/accuracy": 0.95}
     assert math.isnan(method.data.metrics["held-out/accuracy_at_0.25"])
     earlier = client.get_run(first["runs"]["method"]["ztw"])
     assert earlier.info.lifecycle_stage == "deleted"
@@ -514,7 +515,12 @@ def served(store, tmp_path_factory):
     results = CellResults(Cell("digits", "resnet8", 3), "v", parts(folder), models={"ztw": folder / "ztw"})
     run = log_cell(store, results)["runs"]["method"]["ztw"]
     shutil.rmtree(folder)
-    return network, dict(rules), f"runs:/{run}/model"
+    (model,) = models_of(store, run)
+    return network, dict(rules), f"models:/{model.model_id}"
+
+
+def models_of(store, run: str):
+    return MlflowClient(store["uri"]).search_logged_models([experiment(store)], f"source_run_id = '{run}'")
 
 
 @pytest.fixture
@@ -560,10 +566,40 @@ def test_a_model_has_a_signature(served):
         model.predict(example.astype("float64"))
 
 
+def test_a_model_has_a_name_and_the_headlines_and_goes_with_its_run(store, tmp_path):
+    ztw.save(small_network(), tmp_path / "net", ztw.MaxSoftmax(0.5), progress=False)
+    cell = Cell("digits", "torchvision/resnet18", 5)
+    results = CellResults(cell, "v", parts(tmp_path), models={"ztw": tmp_path / "net"})
+    first = log_cell(store, results)["runs"]["method"]["ztw"]
+    (model,) = models_of(store, first)
+    assert (model.name, str(model.status)) == ("ztw-seed5", "READY")
+    assert {metric.key: metric.value for metric in model.metrics} == {"at_0.5/accuracy": 0.9}
+    second = log_cell(store, results)["runs"]["method"]["ztw"]
+    assert (models_of(store, first), len(models_of(store, second))) == ([], 1)
+
+
+def test_an_experiment_and_a_cell_are_described(tmp_path):
+    tags = experiment_tags("study", "make reproduce", ["0.5", "max"], timed=True)
+    store = start_store("sqlite", "study", tmp_path, tags=tags)
+    client = MlflowClient(store["uri"])
+    kept = client.get_experiment(experiment(store)).tags
+    assert tags.items() <= kept.items()
+    assert "at_0.5/relative_time" in kept["mlflow.sharedViewState.methods"]
+    figure = tmp_path / "accuracy_cost.png"
+    figure.write_bytes(b"a figure")
+    results = CellResults(CELL, "v", parts(tmp_path), artifacts={"cell": [figure]})
+    (run,) = log_cell(store, results)["runs"]["cell"].values()
+    note = client.get_run(run).data.tags["mlflow.note.content"]
+    assert note == (
+        f"![accuracy against cost](get-artifact?path=accuracy_cost.png&run_uuid={run})\n\n"
+        "| method | at_0.5/accuracy |\n| --- | ---: |\n| ztw | 0.9000 |"
+    )
+
+
 def test_a_method_without_a_rule_has_no_model(store, tmp_path):
     ztw.save(small_network(), tmp_path / "net", progress=False)
     results = CellResults(
         Cell("digits", "resnet8", 4), "v", parts(tmp_path), models={"ztw": tmp_path / "net"}
     )
     run = log_cell(store, results)["runs"]["method"]["ztw"]
-    assert [found.path for found in MlflowClient(store["uri"]).list_artifacts(run)] == ["ztw.json"]
+    assert models_of(store, run) == []

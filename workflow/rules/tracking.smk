@@ -13,6 +13,9 @@ rule start_tracking:
         ENVIRONMENT
     params:
         tracking=without_password(study.tracking),
+        command=f"make reproduce CONFIG={(workflow.overwrite_configfiles or ['config/quick.yaml'])[-1]}",
+        evaluation=EVALUATION,
+        timed=TIMED,
         code=code_digest("start_tracking"),
     script:
         "../scripts/start_tracking.py"

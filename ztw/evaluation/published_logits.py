@@ -14,10 +14,11 @@ FOLDER = "predictions"  # folder in a cell
 
 
 def load_predictions(name: Path | str, root: Path | str | None = None) -> Predictions:
-    """Load the published predictions of an IC set, or a file of `ztw.write_predictions`.
+    """Load the published predictions of an IC set or a static network, or a file of `ztw.write_predictions`.
 
     Args:
-        name: "<study>/<data set>/<architecture>/seed<seed>/<IC set>"; or the path of a file, with its suffix.
+        name: "<study>/<data set>/<architecture>/seed<seed>/<IC set or static row>"; or the path of a file, with its
+            suffix.
         root: the folder of published studies; this checkout's results/reference unless given.
 
     Raises:
@@ -31,8 +32,8 @@ def load_predictions(name: Path | str, root: Path | str | None = None) -> Predic
     if Path(name).suffix in FORMATS:
         return read_prediction_file(name)
     root, name = REFERENCE if root is None else Path(root), str(name)
-    cell, _, ics = name.strip("/").rpartition("/")
-    path = root / cell / FOLDER / f"{ics}.safetensors"
+    cell, _, of = name.strip("/").rpartition("/")
+    path = root / cell / FOLDER / f"{of}.safetensors"
     if not path.is_file():
         raise ZtwError(f"predictions {name!r}: not in {root}; known: {', '.join(published(root)) or 'none'}")
     return read_prediction_file(path)

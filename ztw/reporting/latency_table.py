@@ -59,6 +59,8 @@ def _times(content: dict[str, Any]) -> pd.DataFrame:
         for row in content["rows"]  # rows of earlier versions have no `beside`: all methods were one group
     ]
     rows = pd.DataFrame(found).assign(**{name: content[name] for name in IDENTITY[:3]})
+    unknown = [name for name in ("differs", "file_mb", "peak_mb") if name in rows]
+    rows[unknown] = rows[unknown].astype(float)  # None becomes NaN
     alone = rows[rows["method"] == BACKBONE].sort_values("median_ms", kind="stable")
     fastest = _speed(rows, alone, ["beside", *HOW])
     own = _speed(rows, alone, ["beside", *HOW, "runtime"])

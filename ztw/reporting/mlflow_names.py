@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from ztw.reporting.mlflow_view import headline
 from ztw.reporting.readable import INFEASIBLE
 from ztw.study.layout import Cell
 
@@ -34,8 +35,8 @@ def headlines(
     measured = dict(times or {})
     if (alone := measured.pop(INFEASIBLE, None)) is not None:
         measured |= dict.fromkeys(feasible, alone)
-    return {f"accuracy_at_{budget}": value for budget, value in feasible.items()} | {
-        f"relative_time_at_{budget}": value for budget, value in measured.items()
+    return {headline("accuracy", budget): value for budget, value in feasible.items()} | {
+        headline("relative_time", budget): value for budget, value in measured.items()
     }
 
 

@@ -1,4 +1,4 @@
-"""Log the results of cells in MLflow, as runs nested under a run of the cell. The only module that imports mlflow.
+"""Log the results of cells in MLflow, as runs nested under a run of the cell.
 
 Runs are logged from the result files, after all computing, so that no training is lost if a server cannot be reached.
 Every run has a copy of its file, from which the tables are made. A store's URI is saved, shown and given to MLflow
@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-import numpy as np
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run
 from mlflow.exceptions import MlflowException
@@ -32,19 +31,17 @@ from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
 
 from ztw.errors import ZtwError, without_password
-from ztw.evaluation.network_folder import copy_network
 from ztw.files import atomic, check_seal, read_json, sha256
 from ztw.progress import Note, Report
 from ztw.reporting import sqlite_store
 from ztw.reporting.mlflow_names import headlines, metrics_of, params_of, title_of
+from ztw.reporting.mlflow_view import NOTE, cell_note
+from ztw.reporting.tracked_models import delete_models, log_model
 from ztw.study.layout import Cell
 
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
-MODEL = "model"  # folder of the model in a run's artifacts
-# A name instead of an import, so that an edit of this module runs no job again
-LOADER = "ztw.reporting.mlflow_model"
 PARENT = "mlflow.parentRunId"
 # Tags: the cell, the id of the study's folder, and the SHA-256 of the run's file
 CELL, OWNER, SEAL = "ztw.cell", "ztw.owner", "ztw.sha256"
@@ -84,8 +81,18 @@ class CellResults:
     times: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     models: Mapping[str, Path] = field(default_factory=dict)
 
+    def headlines(self, content: Mapping[str, Any]) -> dict[str, float]:
+        """Return the headlines of a method, from the content of its file."""
+        return headlines(content, self.protocol, self.times.get(content["method"]))
 
-def start_store(tracking: str, study: str, folder: Path, report: Report = print) -> dict[str, str]:
+
+def start_store(
+    tracking: str,
+    study: str,
+    folder: Path,
+    report: Report = print,
+    tags: Mapping[str, str] | None = None,
+) -> dict[str, str]:
     """Create the store and the study's experiment, before parallel jobs use the store: parallel starts break a new one.
 
     Args:
@@ -93,6 +100,7 @@ def start_store(tracking: str, study: str, folder: Path, report: Report = print)
         study: name of the experiment.
         folder: the study's folder.
         report: called if the server is away or the database was repaired.
+        tags: of the experiment, from `experiment_tags`.
 
     Returns:
         {"uri", "experiment", "owner"}; "owner" identifies this folder's runs on a shared server.
@@ -107,7 +115,10 @@ def start_store(tracking: str, study: str, folder: Path, report: Report = print)
         _make_database(database, report)
     store = {"uri": uri, "experiment": study, "owner": "local" if own else uuid.uuid4().hex}
     try:
-        open_store(store, report)
+        client, experiment = open_store(store, report)
+        with _errors_of(uri):
+            for name, value in (tags or {}).items():
+                client.set_experiment_tag(experiment, name, value)
     except ServerAwayError as away:  # `log_cell` creates the experiment later
         report(str(away))
     return store
@@ -203,11 +214,13 @@ def log_cell(store: Mapping[str, str], results: CellResults, report: Report = pr
         for kind, files in results.parts.items():
             of_kind = {**tags, "kind": kind, PARENT: parent}
             runs[kind] = dict(_log_part(client, experiment, of_kind, file, results) for file in files)
+        _describe_cell(client, parent, results)
         _end(client, parent, results.artifacts.get("cell", []))
         kept = {run for of_kind in runs.values() for run in of_kind.values()}
         for run in _search(client, experiment, own):
             # of an earlier or interrupted call, or created twice because a response was lost
             if run.info.run_id not in kept:
+                delete_models(client, experiment, run.info.run_id)
                 client.delete_run(run.info.run_id)
     return {**asdict(cell), "runs": runs}
 
@@ -218,56 +231,37 @@ def _log_part(
     """Log one JSON file as a run; return its title and id."""
     content, kind = read_json(file), tags["kind"]
     title = title_of(kind, content)
+    name = f"{title} seed{results.cell.seed}"
     own = {**tags, SEAL: sha256(file)} | ({"method": title} if kind == "method" else {})
-    run = client.create_run(experiment, run_name=title, tags=own).info.run_id
+    run = client.create_run(experiment, run_name=name, tags=own).info.run_id
     metrics = [Metric(*metric) for metric in metrics_of(content)]
     params = [Param(*param) for param in params_of(content).items()]
     for start in range(0, max(len(metrics), 1), BATCH):
         client.log_batch(run, metrics=metrics[start : start + BATCH], params=[] if start else params)
     if kind == "method":
-        found = headlines(content, results.protocol, results.times.get(title))
-        for place, prefix in ((run, ""), (tags[PARENT], f"{title}/")):
-            client.log_batch(place, [Metric(f"{prefix}{name}", value, 0, 0) for name, value in found.items()])
+        found = results.headlines(content)
+        client.log_batch(run, [Metric(*metric, 0, 0) for metric in found.items()])
         if title in results.models:
-            _log_model(client, run, results.models[title])
+            log_model(client, experiment, run, name, results.models[title], found)
     _end(client, run, [file, *results.artifacts.get(title, [])])
     return title, run
+
+
+def _describe_cell(client: MlflowClient, run: str, results: CellResults) -> None:
+    """Log the headlines of all methods with the cell's run, and describe the run by them and its figure."""
+    contents = map(read_json, results.parts.get("method", ()))
+    found = {content["method"]: results.headlines(content) for content in contents}
+    metrics = [Metric(f"{method}/{n}", v, 0, 0) for method, of in found.items() for n, v in of.items()]
+    for start in range(0, len(metrics), BATCH):
+        client.log_batch(run, metrics[start : start + BATCH])
+    figures = [file.name for file in results.artifacts.get("cell", ()) if file.suffix == ".png"]
+    client.set_tag(run, NOTE, cell_note(run, next(iter(figures), None), found))
 
 
 def _end(client: MlflowClient, run: str, artifacts: Iterable[Path]) -> None:
     for artifact in artifacts:
         client.log_artifact(run, str(artifact))
     client.set_terminated(run)
-
-
-def _log_model(client: MlflowClient, run: str, network: Path) -> None:
-    """Log a network as a pyfunc model, unless it has no rule.
-
-    `ztw.reporting.mlflow_model` defines the model's output. Loading the model needs ztw, and unpickles nothing.
-    """
-    from mlflow.models import ModelSignature
-    from mlflow.pyfunc import save_model  # slow to import, and few cells log models
-    from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec
-
-    with tempfile.TemporaryDirectory() as scratch:
-        content = copy_network(network, Path(scratch, "network"))
-        if not content["rules"]:
-            return
-        shape = content["inputs"]["inputs"][0]["shape"]
-        signature = ModelSignature(
-            Schema([TensorSpec(np.dtype("float32"), (-1, *shape))]),
-            Schema([ColSpec("long", "class"), ColSpec("double", "probability"), ColSpec("long", "exit")]),
-            ParamSchema([ParamSpec("budget", "string", str(content["rules"][0]["budget"]))]),
-        )
-        save_model(
-            Path(scratch, MODEL),
-            loader_module=LOADER,
-            data_path=Path(scratch, "network"),
-            signature=signature,
-            input_example=np.zeros((1, *shape), np.float32),  # an image of the mean colour
-            pip_requirements=[f"torch=={content['versions']['torch'].split('+')[0]}"],
-        )
-        client.log_artifacts(run, str(Path(scratch, MODEL)), MODEL)
 
 
 def read_copies(

@@ -135,9 +135,13 @@ class Layout:
         """Return the path of the study's config as a published cell used it."""
         return self.cell(cell) / "config.yaml"
 
-    def published_predictions(self, cell: Cell, ics: str) -> Path:
-        """Return the path of an IC set's logits on validation and test images, in half precision."""
-        return self.cell(cell) / "predictions" / f"{ics}.safetensors"
+    def published_predictions(self, cell: Cell, name: str) -> Path:
+        """Return the path of logits on validation and test images, in half precision; name: an IC set or static row."""
+        return self.cell(cell) / "predictions" / f"{name}.safetensors"
+
+    def published_ensemble(self, cell: Cell, method: str) -> Path:
+        """Return the path of the weights of a method's ensemble, published with the logits it was fitted for."""
+        return self.cell(cell) / "ensembles" / f"{method}.safetensors"
 
     # The study
 
