@@ -15,10 +15,8 @@ from ztw.study.kinds import CASCADE, EARLY_EXITS, FIXED_EXIT, STATIC
 Row = Mapping[Any, Any]
 # Kind of the rivals -> how a sentence names them
 NAMES = {STATIC: "static networks", CASCADE: "cascades of networks", FIXED_EXIT: "fixed exits"}
-BRACKETS = (
-    "Brackets: 95 % interval over the test samples. One side wins if this interval excludes 0; with three seeds or"
-    " more, the interval over trainings must exclude 0, too."
-)
+BRACKETS = "Brackets: 95 % interval over the test samples."
+WINS = "One side wins if this interval excludes 0; with three seeds or more, the interval over trainings must, too."
 
 
 def middle_budget(budgets: Iterable[float | str]) -> str:
@@ -128,10 +126,12 @@ def _compared(
 
 
 def _ahead(others: Sequence[tuple[str, float, float, float]]) -> Iterator[str]:
-    if others:
-        ends = [f"{_interval(*numbers)} (`{name}`)" for name, *numbers in (others[0], others[-1])]
-        what = f"{ends[0]} points" if len(others) == 1 else f"{ends[0]} to {ends[1]} points"
-        yield f"ahead of {_counted(len(others), 'other')} by {what}"
+    texts = [(name, _interval(*numbers)) for name, *numbers in others]
+    if len(texts) == 1:
+        yield "ahead of `{}` by {} points".format(*texts[0])
+    elif texts:
+        (near, least), (far, most) = texts[0], texts[-1]
+        yield f"ahead of {len(texts)} others by {least} (`{near}`) to {most} points (`{far}`)"
 
 
 def _level(others: Sequence[str]) -> Iterator[str]:
@@ -141,10 +141,6 @@ def _level(others: Sequence[str]) -> Iterator[str]:
 
 def _and(parts: Sequence[str]) -> str:
     return f", {' and '.join(parts)}" if parts else ""
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{'one' if count == 1 else count} {what}{'s' * (count > 1)}"
 
 
 def _listed(names: Iterable[str]) -> str:

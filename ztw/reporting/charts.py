@@ -17,8 +17,9 @@ COLOURS = {"ztw": "#D55E00", "sdn": "#0072B2", "pabee": "#009E73"}
 OTHERS = ("#B65A8F", "#B07800", "#7B61C9", "#3A93BF", "#9A5B45", "#6F7F1F", "#C2405A")
 KIND_COLOURS = {STATIC: "#808080", CASCADE: "#B65A8F", FIXED_EXIT: "#B07800", EARLY_EXITS: "#D55E00"}
 DASHES = ([1, 0], [6, 3], [2, 2])
+PERCENT = "format(100 * datum.value, '~r') + ' %'"  # as in the tables
 HEIGHT, SMALL = 380, 250  # pixels
-TEXT = "ink"  # style of marks that have the colour of the page's text
+INK, NAME = "mark", "name"  # styles of marks and names in the colour of the page's text
 
 
 def looks(methods: Sequence[str]) -> dict[str, tuple[str, list[int]]]:
@@ -49,7 +50,7 @@ def _percent(field: str, title: str, **scale: Any) -> dict[str, Any]:
     return {
         "shorthand": f"{field}:Q",
         "title": title,
-        "axis": alt.Axis(format="%"),
+        "axis": alt.Axis(labelExpr=PERCENT),
         "scale": alt.Scale(**scale),
     }
 
@@ -72,7 +73,7 @@ def main_chart(
     found = [*rows["low"], *rows["high"], *(point["accuracy"] for point in statics)]
     methods = [one["name"] for one in explored if kinds[one["name"]] != STATIC]
     at, shown = alt.param(name="at", value=0.5), alt.param(name="shown", value=methods)
-    x = alt.X(**_percent("budget", f"budget: mean cost of a sample, as a share of {arch}'s MACs", domain=[0, max(budgets)]))
+    x = alt.X(**_percent("budget", f"budget (share of {arch}'s MACs)", domain=[0, max(budgets)]))
     y = alt.Y(**_percent("accuracy", "test accuracy", domain=[min(found), max(found)], nice=True, zero=False))
     lines = alt.Chart(_values(rows)).transform_filter("indexof(shown, datum.method) >= 0")
     look = _by_method(methods, legend=False)
@@ -85,9 +86,7 @@ def main_chart(
     )
     here = lines.transform_filter("abs(datum.budget - at) < 1e-6")
     dots = here.mark_point(filled=True, size=80, opacity=1).encode(x, y, look["color"])
-    rule = (
-        alt.Chart(alt.Data(values=[{}])).transform_calculate(budget="at").mark_rule(style=TEXT, opacity=0.5)
-    )
+    rule = alt.Chart(alt.Data(values=[{}])).transform_calculate(budget="at").mark_rule(style=INK, opacity=0.5)
     layers = [band, line, rule.encode(x), dots, *(_diamonds(statics, x, y) if statics else [])]
     return _sized(alt.layer(*layers).add_params(at, shown), HEIGHT)
 
@@ -126,10 +125,10 @@ def _diamonds(points: Sequence[Mapping[str, Any]], x: alt.X, y: alt.Y) -> list[a
         alt.Tooltip("budget:Q", format=".0%", title="cost"),
         alt.Tooltip("accuracy:Q", format=".1%"),
     ]
-    marks = base.mark_point(shape="diamond", filled=True, size=70, opacity=1, style=TEXT).encode(
+    marks = base.mark_point(shape="diamond", filled=True, size=70, opacity=1, style=INK).encode(
         tooltip=tooltip
     )
-    return [marks, base.mark_text(dy=-11, fontSize=11, style=TEXT).encode(text="method:N")]
+    return [marks, base.mark_text(dy=-11, fontSize=11, style=NAME).encode(text="method:N")]
 
 
 def exit_chart(shares: Sequence[float]) -> Chart:
@@ -151,14 +150,19 @@ def exit_chart(shares: Sequence[float]) -> Chart:
 
 def curve_chart(curves: pd.DataFrame, methods: Sequence[str], arch: str) -> Chart:
     """Return accuracy against the realised cost of the test samples; columns method, cost, accuracy."""
-    x = alt.X(**_percent("cost", f"mean cost of a test sample, as a share of {arch}'s MACs"))
+    x = alt.X(**_percent("cost", f"mean cost (share of {arch}'s MACs)"))
     y = alt.Y(**_percent("accuracy", "test accuracy", zero=False))
     return _selectable(alt.Chart(_values(curves)).mark_line(strokeWidth=2), HEIGHT, x, y, methods)
 
 
 def by_exit_chart(rows: pd.DataFrame, methods: Sequence[str], title: str) -> Chart:
     """Return a metric of each exit if all samples left there; columns method, exit, value."""
-    x = alt.X("exit:Q", title="exit", axis=alt.Axis(tickMinStep=1, format="d"))
+    x = alt.X(
+        "exit:Q",
+        title="exit",
+        axis=alt.Axis(tickMinStep=1, format="d"),
+        scale=alt.Scale(zero=False, nice=False),
+    )
     y = alt.Y(**_percent("value", title, zero=False))
     return _selectable(alt.Chart(_values(rows)).mark_line(point=True), SMALL, x, y, methods)
 
@@ -171,8 +175,8 @@ def time_chart(times: pd.DataFrame, methods: Sequence[str], batch: str) -> Chart
     chart = alt.Chart(_values(times))
     lines = chart.transform_filter(~single).mark_line(point=True)
     alone = chart.transform_filter(single).encode(x, y)
-    marks = alone.mark_point(shape="diamond", filled=True, size=70, opacity=1, style=TEXT)
-    names = alone.mark_text(dy=-11, fontSize=11, style=TEXT).encode(text="method:N")
+    marks = alone.mark_point(shape="diamond", filled=True, size=70, opacity=1, style=INK)
+    names = alone.mark_text(dy=-11, fontSize=11, style=NAME).encode(text="method:N")
     tooltip = ["method:N", alt.Tooltip("time:Q", format=".2f"), alt.Tooltip("accuracy:Q", format=".1%")]
     return _sized(alt.layer(_lines_of(lines, x, y, methods), marks.encode(tooltip=tooltip), names), HEIGHT)
 
@@ -183,7 +187,7 @@ def frontier_chart(frontier: pd.DataFrame, unit: str) -> Chart:
     kinds = [kind for kind in KIND_COLOURS if rows["kind"].eq(kind).any()]
     colours = alt.Scale(domain=kinds, range=[KIND_COLOURS[kind] for kind in kinds])
     base = alt.Chart(_values(rows)).encode(
-        alt.X(**_percent("budget", f"share of the backbone's {unit}", nice=False, padding=16)),
+        alt.X(**_percent("budget", "budget", nice=False, padding=16)),
         alt.Y(**_percent("accuracy", "test accuracy", zero=False)),
         alt.Color("kind:N", scale=colours, legend=alt.Legend(title=None)),
         tooltip=["kind:N", "method:N", alt.Tooltip("accuracy:Q", format=".1%")],
@@ -206,11 +210,11 @@ def _sized(chart: Any, height: int) -> Any:
     return chart.properties(width="container", height=height)
 
 
-def drawn(chart: Chart, text: str) -> dict[str, str]:
-    """Return a chart for the page; text: what a screen reader says."""
+def drawn(chart: Chart, text: str, title: str = "") -> dict[str, str]:
+    """Return a chart for the page; text: what a screen reader says; title: above the chart."""
     spec = chart.to_dict()
     spec.pop("config", None)  # Altair's theme; the page has its own
-    return {"text": text, "spec": json_text(spec)}
+    return {"text": text, "title": title, "spec": json_text(spec)}
 
 
 def json_text(value: Any) -> str:

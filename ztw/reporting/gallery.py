@@ -59,9 +59,7 @@ def make_gallery(
             }
             for sample, image in zip(chosen, images_at(chosen), strict=True)
         ]
-        title = (
-            f"{_share(len(inside), len(labels))} leave {name}; {right:.0%} of them are classified correctly"
-        )
+        title = f"{_share(len(inside), len(labels))} leave {name}; {100 * right:.0f} % of them are classified correctly"
         groups.append({"title": title, "samples": samples})
     return {**about, "groups": groups}
 
@@ -78,8 +76,8 @@ def _parts(exits: int) -> Iterator[tuple[str, list[int]]]:
 
 
 def _share(part: int, whole: int) -> str:
-    share = part / whole
-    return f"{share:.0%}" if share >= 0.01 else f"{share:.1%}"
+    share = 100 * part / whole
+    return f"{share:.0f} %" if share >= 1 else f"{share:.1f} %"
 
 
 def _data_uri(pixels: Tensor) -> str:

@@ -48,8 +48,7 @@ def latency_table(files: Iterable[Path | str], metrics: Metrics) -> pd.DataFrame
     times = pd.concat([_times(read_json(file)) for file in files], ignore_index=True)
     table = times.merge(_known(metrics), how="left", on=[*IDENTITY, "budget"])
     table.loc[table["method"] == BACKBONE, "relative_cost"] = 1.0
-    # Rows of earlier versions have no file_mb and peak_mb, and None becomes NaN
-    return table.reindex(columns=COLUMNS).astype({"file_mb": float, "peak_mb": float})
+    return table.reindex(columns=COLUMNS)  # rows of earlier versions have no file_mb and peak_mb
 
 
 def _times(content: dict[str, Any]) -> pd.DataFrame:

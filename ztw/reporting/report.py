@@ -15,7 +15,7 @@ from markupsafe import Markup, escape
 from ztw.errors import ZtwError
 from ztw.files import write_text
 from ztw.reporting import charts
-from ztw.reporting.answer import BRACKETS, frontier_answers, leader_answer, middle_budget
+from ztw.reporting.answer import BRACKETS, WINS, frontier_answers, leader_answer, middle_budget
 from ztw.reporting.charts import drawn, json_text
 from ztw.reporting.explorer import explored, fastest_times, slider_budgets
 from ztw.reporting.readable import budget_name
@@ -62,7 +62,7 @@ def _page(source: ReportSource) -> str:
         study=source.layout.folder.name,
         what=f"{'; '.join(cell.title for cell in cells)}; {seeds} seed{'s' * (seeds > 1)}",
         question=source.question,
-        brackets=BRACKETS,
+        brackets=f"{BRACKETS} {WINS}" if any(map(_is_compared, cells)) else BRACKETS,
         cells=[_cell(cell) for cell in cells],
         provenance=source.provenance(),
         durations=duration_table(source.durations()),
@@ -81,10 +81,11 @@ def marked(text: str) -> Markup:
 
 def _cell(cell: CellSource) -> dict[str, Any]:
     """Return what the page shows of one data set and architecture."""
-    evaluation, kinds = cell.study.evaluation, cell.study.kinds
+    kinds = cell.study.kinds
     early = [name for name in cell.methods if kinds[name] == EARLY_EXITS]
-    middle = middle_budget(evaluation.budgets)
-    leader = leader_answer(cell.accuracies[cell.accuracies["method"].isin(early)], cell.differences, middle)
+    of_early = cell.accuracies[cell.accuracies["method"].isin(early) & cell.accuracies["mean"].notna()]
+    middle = middle_budget(of_early["budget"].unique())
+    leader = leader_answer(of_early, cell.differences, middle)
     answers = [] if cell.frontier is None else frontier_answers(cell.frontier, kinds)
     return {
         "id": figure_title(cell.dataset, cell.arch),
@@ -123,9 +124,10 @@ def _explorer(cell: CellSource, middle: str) -> dict[str, Any]:
             }
             for name in cell.methods
         ],
+        "with_exits": sorted(looks, key=lambda name: kinds[name] != EARLY_EXITS),
         "main": drawn(charts.main_chart(shown, budgets.tolist(), kinds, cell.arch), title),
         "exits": drawn(charts.exit_chart([0.0]), f"Share of samples that leave at each exit, {cell.title}"),
-        "shown_exits": first[0] if first else "",
+        "shown_exits": next((name for name in first if kinds[name] == EARLY_EXITS), ""),
         "data": json_text({"budgets": budgets.tolist(), "methods": shown}),
         "explorer_note": _explorer_note(cell),
     }
@@ -178,14 +180,22 @@ def _sample(label: str, predicted: str, image: str) -> dict[str, Any]:
     return {"image": image, "alt": label, "text": text, "right": right}
 
 
+def _is_compared(cell: CellSource) -> bool:
+    """Return whether early exits have a rival within some budget."""
+    return cell.frontier is not None and bool(cell.frontier["rival"].ne("").any())
+
+
 def _frontier(cell: CellSource) -> dict[str, Any] | None:
-    if cell.frontier is None or cell.frontier.empty:
+    if cell.frontier is None or not _is_compared(cell):
         return None
     units = list(cell.frontier["unit"].unique())
     text = (
         "Accuracy of the best method of each kind against the budget in {}; the table below has the numbers"
     )
     return {
-        "charts": [drawn(charts.frontier_chart(cell.frontier, unit), text.format(unit)) for unit in units],
+        "charts": [
+            drawn(charts.frontier_chart(cell.frontier, unit), text.format(unit), f"In {unit}")
+            for unit in units
+        ],
         "tables": frontier_tables(cell.frontier),
     }

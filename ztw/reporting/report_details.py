@@ -10,7 +10,7 @@ import pandas as pd
 from ztw.reporting import charts
 from ztw.reporting.charts import drawn
 from ztw.reporting.explorer import fastest_times
-from ztw.reporting.report_source import CellSource
+from ztw.reporting.report_source import CellSource, threads
 from ztw.reporting.report_tables import calibration_table, threshold_table, time_tables
 from ztw.study.kinds import STATIC
 
@@ -105,7 +105,7 @@ def _latency(cell: CellSource, budgets: list[str]) -> dict[str, Any]:
         names = [name for name in cell.methods if name in methods and cell.study.kinds[name] != STATIC]
         made.append(drawn(charts.time_chart(pd.DataFrame(rows), names, size), text))
     device = cell.times.iloc[0]
-    where = f"Measured on {device['device']}, with {cell.times['threads'].max()} threads"
+    where = f"Measured on {device['device']} with {threads(cell.times['threads'].max())}"
     return {
         "title": "Latency",
         "text": f"{where}, first seed. Diamonds are networks without exits.",

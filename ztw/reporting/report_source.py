@@ -139,7 +139,7 @@ class ReportSource:
         ]
         versions = [f"{name} {version}" for result in results for name, version in result["versions"].items()]
         devices = read_rows(self.layout.table("devices"))
-        kinds = [f"{row['device']}, {row['precision']}, {row['threads']} threads" for row in devices]
+        kinds = [f"{row['device']}, {row['precision']}, {threads(row['threads'])}" for row in devices]
         written = date.fromtimestamp(self.layout.table("metrics").stat().st_mtime).isoformat()
         return [
             ("commit", _each([one["published_at"] for one in published] or [code_version()])),
@@ -169,10 +169,10 @@ def _of(rows: pd.DataFrame, dataset: str, arch: str) -> pd.DataFrame:
     return rows[rows["dataset"].eq(dataset) & rows["arch"].eq(arch)]
 
 
+def threads(count: int | str) -> str:
+    """Format a number of threads."""
+    return f"{count} thread{'s' * (str(count) != '1')}"
+
+
 def _each(texts: list[str]) -> str:
     return "; ".join(dict.fromkeys(texts))
-
-
-def open_report(folder: Path) -> ReportSource:
-    """Open the folder of a finished run or of a published study."""
-    return ReportSource(Layout(folder))

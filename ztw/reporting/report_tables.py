@@ -88,7 +88,8 @@ def accuracy_table(
         ["", *map(budget_name, budgets)],
         groups,
         "Bold: the best of its group. ≈: within noise of the group's best, by a 95 % paired bootstrap over the test"
-        " samples. –: the budget is too small.",
+        " samples, so of two equal numbers one can be within noise and the other not. –: the budget is too small."
+        f" {BACKBONE.capitalize()}: for comparison, without marks.",
     )
 
 
@@ -156,9 +157,11 @@ def _frontier(unit: Any, rows: pd.DataFrame) -> HtmlTable:
     if unit == MACS:
         note = (
             "Difference: early exits minus the best of the others, in points. Brackets: its 95 % interval over the"
-            " test samples, and over trainings, which needs three seeds."
+            " test samples and, with three seeds or more, over trainings."
         )
     heads = ["budget", *kinds, "difference", "over samples", "over trainings"]
+    if all(row[-1].text == "–" for row in made):
+        heads, made = heads[:-1], [row[:-1] for row in made]
     return HtmlTable(title, heads, [Group("", made)], note)
 
 
@@ -190,7 +193,7 @@ def time_tables(
 
 
 def _time(ms: float, base: float | None) -> str:
-    return f"{ms:.3g}" + (f" ({ms / base:.0%})" if base else "")
+    return f"{ms:#.3g}".rstrip(".") + (f" ({100 * ms / base:.0f} %)" if base else "")
 
 
 def _means(metrics: Metrics, protocol: str, names: Sequence[str]) -> pd.Series:

@@ -9,16 +9,15 @@
   const percent = (share) => (Math.floor(1000 * share + 0.5 + 1e-9) / 10).toFixed(1);
   const budgetName = (share) => `${+(100 * share).toPrecision(6)} %`;
 
+  // The page's own colours, so that charts follow its theme and the printer's
   function theme(width) {
-    const style = getComputedStyle(document.documentElement);
-    const [ink, soft, line] = ["--ink", "--soft", "--line"].map((name) => style.getPropertyValue(name).trim());
+    const [ink, soft, line] = ["var(--ink)", "var(--soft)", "var(--line)"];
     const font = getComputedStyle(document.body).fontFamily;
     const axis = { labelColor: soft, titleColor: soft, gridColor: line, domainColor: line, tickColor: line,
       labelFontSize: 12, titleFontSize: 12, titleFontWeight: "normal" };
     return {
-      background: "transparent", font, axis, view: { stroke: null }, style: { ink: { fill: ink, stroke: ink } },
+      background: "transparent", font, axis, view: { stroke: null }, style: { mark: { color: ink }, name: { color: ink } },
       axisX: { grid: false, tickCount: Math.max(3, Math.round(width / 90)) },
-      text: { stroke: null, fill: ink },
       legend: { orient: "bottom", columns: Math.max(1, Math.floor(width / 150)), labelColor: ink, labelFontSize: 12,
         symbolStrokeWidth: 3, labelLimit: 200 },
     };
@@ -26,7 +25,6 @@
 
   async function draw(div) {
     const spec = json(div.parentElement, ".spec"), config = theme(div.clientWidth);
-    drawn.get(div)?.finalize();
     drawn.set(div, (await vegaEmbed(div, spec, { renderer: "svg", actions: false, config })).view);
   }
 
@@ -86,6 +84,14 @@
       drawn.get(exits)?.signal("top", top).data("shares", values).runAsync();
     }
 
+    function showLegend(shown) {
+      root.querySelector(".legend").replaceChildren(...shown.map((name) => {
+        const entry = document.createElement("span");
+        entry.append(rows.get(name).querySelector("svg").cloneNode(true), name);
+        return entry;
+      }));
+    }
+
     function update() {
       const place = +slider.value, budget = budgets[place], name = budgetName(budget);
       root.querySelector("output").textContent = name;
@@ -103,6 +109,7 @@
       }
       const shown = methods.map((one) => one.name).filter((name) => rows.get(name).querySelector("input")?.checked);
       drawn.get(main)?.signal("at", budget).signal("shown", shown).runAsync();
+      showLegend(shown);
       showExits(budget);
     }
 
@@ -117,18 +124,12 @@
     document.documentElement.dataset.ready = "yes";
   }
 
-  async function redraw() {
-    for (const div of drawn.keys()) await draw(div);
-    for (const root of all(document, ".explorer")) root.update();
-  }
-
   for (const details of all(document, "details")) {
     details.addEventListener("toggle", async () => {
       await drawVisible(details);
       for (const root of all(details, ".explorer")) root.update();
     });
   }
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
   addEventListener("beforeprint", () => { for (const details of all(document, "details")) details.open = true; });
   start();
 })();
