@@ -67,14 +67,12 @@ def _winners(rivals: Iterable[str], kinds: Mapping[str, str]) -> str:
 
 def _range(rows: Iterable[Row], sign: int, signed: bool = False) -> str:
     """Return the smallest and the largest difference with their intervals, in points."""
-    texts = [
-        _interval(sign * row["difference"], *sorted((sign * row["low"], sign * row["high"])), signed)
-        for row in sorted(rows, key=lambda row: sign * row["difference"])
-    ]
+    found = [(sign * row["difference"], *sorted((sign * row["low"], sign * row["high"]))) for row in rows]
+    texts = [_interval(*ends, signed=signed) for ends in sorted(found)]
     return f"{texts[0]} points" if texts[0] == texts[-1] else f"{texts[0]} to {texts[-1]} points"
 
 
-def _interval(difference: float, low: float, high: float, signed: bool = False) -> str:
+def _interval(difference: float, low: float, high: float, *, signed: bool = False) -> str:
     return f"{points(difference, signed)} [{points(low, signed)}, {points(high, signed)}]"
 
 
@@ -97,7 +95,7 @@ def leader_answer(
     here = accuracies[accuracies["budget"].eq(budget) & accuracies["mean"].notna()]
     if len(here) < 2:
         return None
-    best = here.loc[here["mean"].idxmax()]
+    best = here.iloc[int(here["mean"].to_numpy().argmax())]
     level, ahead = _compared(best["method"], list(here["method"]), differences, budget)
     start = f"**Among early exits at {budget_name(budget)}, {_listed([best['method']])} leads"
     start += f" with {percent(best['mean']):.1f} %"
@@ -126,7 +124,7 @@ def _compared(
 
 
 def _ahead(others: Sequence[tuple[str, float, float, float]]) -> Iterator[str]:
-    texts = [(name, _interval(*numbers)) for name, *numbers in others]
+    texts = [(name, _interval(difference, low, high)) for name, difference, low, high in others]
     if len(texts) == 1:
         yield "ahead of `{}` by {} points".format(*texts[0])
     elif texts:

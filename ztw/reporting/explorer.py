@@ -53,10 +53,15 @@ def operating_points(curves: pd.DataFrame, budgets: np.ndarray) -> pd.DataFrame:
     Columns: accuracy, relative_cost, parameter, `exit_fraction_<k>` if the curves have it, std (of the accuracy), n.
     """
     found = pd.concat([within_budgets(of_seed, budgets) for _, of_seed in curves.groupby("seed")])
-    numbers = [*NUMBERS, *(name for name in found if name.startswith(EXIT) and found[name].notna().any())]
+    numbers = [*NUMBERS, *_exits(found)]
     at = found.groupby("budget")
     points = at[numbers].mean().assign(std=at["accuracy"].std(), n=at.size())
     return points.reindex(budgets).fillna({"n": 0}).astype({"n": int})
+
+
+def _exits(rows: pd.DataFrame) -> list[str]:
+    """Return the columns of the shares that leave at each exit; other methods may have more exits."""
+    return [name for name in map(str, rows.columns) if name.startswith(EXIT) and rows[name].notna().any()]
 
 
 def shares_at(points: pd.DataFrame, metrics: Metrics, protocol: str) -> dict[float, list[float]]:
@@ -64,7 +69,7 @@ def shares_at(points: pd.DataFrame, metrics: Metrics, protocol: str) -> dict[flo
 
     From the curves; a published study's curves lack it, so there from the metrics at the study's budgets.
     """
-    columns = [name for name in points if name.startswith(EXIT)]
+    columns = _exits(points)
     if columns:
         feasible = points.loc[points["n"].gt(0), columns]
         return {

@@ -69,7 +69,7 @@ def _page(source: ReportSource) -> str:
         config=source.config,
         css=Markup((PAGE / "report.css").read_text(encoding="utf-8")),
         js=(PAGE / "report.js").read_text(encoding="utf-8"),
-        bundle=vl_convert.javascript_bundle().replace("</script", "<\\/script"),
+        bundle=vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed").replace("</script", "<\\/script"),
     )
 
 

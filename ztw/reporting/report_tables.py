@@ -123,7 +123,7 @@ def _entry(
 
 
 def _accuracy(row: Mapping[Any, Any], seeds: int) -> str:
-    return "–" if math.isnan(row["mean"]) else accuracy_text(row | {"n": int(row["n"])}, seeds)
+    return "–" if math.isnan(row["mean"]) else accuracy_text({**row, "n": int(row["n"])}, seeds)
 
 
 def _backbone(rows: pd.DataFrame, budgets: Sequence[str], seeds: int) -> list[list[Entry]]:

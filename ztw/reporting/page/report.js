@@ -1,7 +1,6 @@
 "use strict";
 // Draws the charts of the report, and shows every method's numbers at the slider's budget.
 (() => {
-  const drawn = new Map(); // div of a chart -> Vega's view
   const all = (root, what) => [...root.querySelectorAll(what)];
   const json = (root, what) => JSON.parse(root.querySelector(what).textContent);
 
@@ -25,11 +24,11 @@
 
   async function draw(div) {
     const spec = json(div.parentElement, ".spec"), config = theme(div.clientWidth);
-    drawn.set(div, (await vegaEmbed(div, spec, { renderer: "svg", actions: false, config })).view);
+    div.view = (await vegaEmbed(div, spec, { renderer: "svg", actions: false, config })).view;
   }
 
   const isVisible = (div) => !div.closest("details:not([open])");
-  const drawVisible = (root) => Promise.all(all(root, ".chart").filter((d) => isVisible(d) && !drawn.has(d)).map(draw));
+  const drawVisible = (root) => Promise.all(all(root, ".chart").filter((d) => isVisible(d) && !d.view).map(draw));
 
   // The time of the largest measured budget within a budget; a network without exits has one time
   function timeAt(times, budget) {
@@ -81,7 +80,7 @@
       root.querySelector(".where").textContent = found ? `at ${budgetName(found[0])}` : "no threshold is cheap enough";
       // An empty data set would have no axis
       const values = (shares.length ? shares : [0]).map((share, place) => ({ exit: place + 1, share }));
-      drawn.get(exits)?.signal("top", top).data("shares", values).runAsync();
+      exits.view?.signal("top", top).data("shares", values).runAsync();
     }
 
     function showLegend(shown) {
@@ -108,7 +107,7 @@
         row.classList.toggle("best", best.includes(method.name));
       }
       const shown = methods.map((one) => one.name).filter((name) => rows.get(name).querySelector("input")?.checked);
-      drawn.get(main)?.signal("at", budget).signal("shown", shown).runAsync();
+      main.view?.signal("at", budget).signal("shown", shown).runAsync();
       showLegend(shown);
       showExits(budget);
     }
