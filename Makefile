@@ -29,7 +29,7 @@ unexport PYTHONPATH
 unexport PYTHONHOME
 
 .DEFAULT_GOAL := help
-.PHONY: reproduce test test-systems test-slow test-faults test-slurm bench lint format manual ui mlflow-server lock audit clean help
+.PHONY: reproduce test test-systems test-slow test-faults test-slurm test-docs bench lint format manual ui mlflow-server lock audit clean help
 
 # Parallel tests: a waiting thread must not use a core that another test needs.
 test test-systems test-slow test-faults test-slurm: export OMP_WAIT_POLICY = passive
@@ -53,6 +53,10 @@ test-slow: $(READY) ## real runs, exports, many models, what runs again after an
 # Runs that are killed, damaged, moved, started twice, or run out of disk or memory; prints what was lost. Takes minutes.
 test-faults: $(READY) ## kills, damage, full disks: what is lost (20 minutes)
 	python -m pytest -n 2 --dist loadfile tests/faults
+
+# The report and the documentation in headless Chromium.
+test-docs: $(READY) ## the report and the documentation, in headless Chromium
+	python -m pytest -rs tests/browser
 
 # A real Slurm with one node on this machine, as root. Installs slurm-wlm and munge where allowed. Takes minutes.
 test-slurm: $(READY) ## a real Slurm on this machine, as root (10 minutes)

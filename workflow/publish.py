@@ -1,13 +1,14 @@
 """Publish the finished cells of a study in results/reference/<study>, or make its tables again.
 
-usage: python workflow/publish.py CONFIG [--machine TEXT] [--logits NAME ...] [--logits-seeds first|all]
-       python workflow/publish.py FOLDER
+usage: python workflow/publish.py CONFIG [--machine TEXT] [--logits NAME ...] [--logits-seeds first|all] [--thumbnails]
+       python workflow/publish.py FOLDER [--thumbnails]
 
 CONFIG: add the finished cells of results/<study> to results/reference/<study>, or replace them there, and make its
 tables and figures. FOLDER: make the tables and figures of a published study again, after you copied cells into it.
 --machine: the hardware that computed the cells. --logits: IC sets and static rows, or all; publish their predictions
 for validation and test images, in float16, and the weights of ensembles of them. --logits-seeds: for the first seed
-(the default) or all seeds.
+(the default) or all seeds. --thumbnails: publish small copies of up to 27 test images, for the report; only for images
+that may be shown. Later calls keep them.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from published_cells import check_recipe, provenance, publish_cell, recipe
+from published_gallery import draw_galleries, publish_galleries
 from published_predictions import publish_predictions
 
 from ztw.errors import ZtwError
@@ -39,7 +41,14 @@ from ztw.study.layout import Cell, Layout, figure_title
 from ztw.study.settings import Study
 
 
-def publish(config: Path, target: Path, machine: str, logits: list[str], every_seed: bool = False) -> None:
+def publish(
+    config: Path,
+    target: Path,
+    machine: str,
+    logits: list[str],
+    every_seed: bool = False,
+    thumbnails: bool = False,
+) -> None:
     """Add the finished cells of a study to a published study, and make its tables.
 
     Args:
@@ -48,6 +57,7 @@ def publish(config: Path, target: Path, machine: str, logits: list[str], every_s
         machine: the hardware that computed the cells, in words.
         logits: IC sets and static rows whose predictions are published, or "all".
         every_seed: publish predictions of all seeds, not only of the first.
+        thumbnails: publish example images, too.
 
     Raises:
         ZtwError: if nothing is finished, a published file would be lost, or a cell was computed with other settings
@@ -72,6 +82,8 @@ def publish(config: Path, target: Path, machine: str, logits: list[str], every_s
                     " predictions and ensembles, or delete the published file first"
                 )
         shutil.copyfile(config, made.config)
+        if thumbnails:
+            publish_galleries(study, made)
         make_tables(made)
         made.table("pipeline").unlink(missing_ok=True)
         # only if one run computed all cells
@@ -82,9 +94,14 @@ def publish(config: Path, target: Path, machine: str, logits: list[str], every_s
         print(f"{target}: {len(sizes)} files of logits, {sum(sizes) / 2**20:.1f} MiB")
 
 
-def rebuild(folder: Path) -> None:
-    """Make the tables and figures of a published study again. If that fails, nothing changes."""
+def rebuild(folder: Path, thumbnails: bool = False) -> None:
+    """Make the tables and figures of a published study again. If that fails, nothing changes.
+
+    thumbnails: publish example images, too.
+    """
     with _changed(folder) as made:
+        if thumbnails:
+            publish_galleries(check_study(read_config(made.config)), made)
         make_tables(made)
 
 
@@ -145,6 +162,7 @@ def make_tables(made: Layout) -> None:
             frontier=frontier,
         )
         plot_figures(Job(made), figure_title(dataset, arch), drawn, partial=True)
+    draw_galleries(study, made)
     # no seals of published files, because git has their hashes
     for file in [*made.folder.rglob(".*.sha256"), *made.folder.glob("figures/*.pdf")]:
         file.unlink()
@@ -173,13 +191,14 @@ def main() -> int:
     parser.add_argument("--machine", default="")
     parser.add_argument("--logits", nargs="*", default=[], metavar="NAME")
     parser.add_argument("--logits-seeds", choices=("first", "all"), default="first")
+    parser.add_argument("--thumbnails", action="store_true")
     given = parser.parse_args()
     try:
         if given.study.is_dir():
-            rebuild(given.study)
+            rebuild(given.study, given.thumbnails)
         else:
             target, every_seed = REFERENCE / study_name(given.study), given.logits_seeds == "all"
-            publish(given.study, target, given.machine, given.logits, every_seed)
+            publish(given.study, target, given.machine, given.logits, every_seed, given.thumbnails)
     except (ZtwError, OSError) as error:
         print(f"error: {describe(error)}", file=sys.stderr)
         return 1
