@@ -5,6 +5,7 @@ usage: python workflow/publish.py CONFIG [--machine TEXT] [--logits NAME ...] [-
 
 CONFIG: add the finished cells of results/<study> to results/reference/<study>, or replace them there, and make its
 tables and figures. FOLDER: make the tables and figures of a published study again, after you copied cells into it.
+Both write results/reference/leaderboard.csv again.
 --machine: the hardware that computed the cells. --logits: IC sets and static rows, or all; publish their predictions
 for validation and test images, in float16, and the weights of ensembles of them. --logits-seeds: for the first seed
 (the default) or all seeds. --thumbnails: publish small copies of up to 27 test images, for the report; only for images
@@ -35,6 +36,7 @@ from ztw.jobs.compare_methods import CompareMethodsSettings, compare_methods
 from ztw.jobs.job import Job
 from ztw.jobs.plot_figures import PlotFiguresSettings, plot_figures
 from ztw.progress import describe
+from ztw.reporting.leaderboard import write_leaderboard
 from ztw.reporting.results import results_of
 from ztw.study.config import check_study, read_config, study_name
 from ztw.study.layout import Cell, Layout, figure_title
@@ -194,11 +196,14 @@ def main() -> int:
     parser.add_argument("--thumbnails", action="store_true")
     given = parser.parse_args()
     try:
+        target = given.study if given.study.is_dir() else REFERENCE / study_name(given.study)
         if given.study.is_dir():
-            rebuild(given.study, given.thumbnails)
+            rebuild(target, given.thumbnails)
         else:
-            target, every_seed = REFERENCE / study_name(given.study), given.logits_seeds == "all"
+            every_seed = given.logits_seeds == "all"
             publish(given.study, target, given.machine, given.logits, every_seed, given.thumbnails)
+        if target.resolve().parent == REFERENCE:
+            write_leaderboard(REFERENCE)
     except (ZtwError, OSError) as error:
         print(f"error: {describe(error)}", file=sys.stderr)
         return 1
