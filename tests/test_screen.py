@@ -218,17 +218,17 @@ def test_cells_that_are_not_delivered_are_found(tmp_path):
     assert undelivered(tmp_path) == {cell / "seed1/runs.json": "it does not answer"}
 
 
-@pytest.mark.parametrize(("newer", "old"), [(None, True), ("tables", False), ("report.html", True)])
+@pytest.mark.parametrize(("newer", "old"), [(None, True), ("tables", False), ("pipeline.html", True)])
 def test_a_report_is_old_if_a_table_is_newer(tmp_path, newer, old):
     from watch import report_is_old
 
     (tmp_path / "tables").mkdir()
-    table, report = tmp_path / "tables/metrics.csv", tmp_path / "report.html"
+    table, report = tmp_path / "tables/metrics.csv", tmp_path / "pipeline.html"
     assert not report_is_old(tmp_path), "nothing to report"
     table.touch()
     if newer is not None:
         report.touch()
-        os.utime(table if newer == "report.html" else report, (2e9, 2e9))
+        os.utime(table if newer == "pipeline.html" else report, (2e9, 2e9))
     assert report_is_old(tmp_path) == old
 
 

@@ -33,6 +33,8 @@ from ztw.files import read_json, sha256
 from ztw.jobs.given import GivenCell
 from ztw.jobs.import_predictions import ImportPredictionsSettings, import_predictions
 from ztw.jobs.job import Job
+from ztw.reporting.report import write_report
+from ztw.study.config import check_study, read_config
 from ztw.study.layout import Cell, Layout
 from ztw.study.logits_settings import LogitsSet
 from ztw.study.settings import DataSettings, MethodSettings
@@ -54,7 +56,6 @@ def test_it_writes_the_files_of_the_readme(finished):
         cell / "latency.json",
         study / "tables/latency.md",
         study / "tables/differences.csv",
-        study / "tables/comparison.csv",
         study / "tables/frontier.md",
         study / "tables/training.csv",
         study / "figures/digits-resnet8-frontier.png",
@@ -62,10 +63,16 @@ def test_it_writes_the_files_of_the_readme(finished):
         study / "figures/digits-resnet8-accuracy_time.png",
         study / "mlflow.db",
         study / "report.html",
+        study / "pipeline.html",
+        study / "gallery/digits-resnet8.json",
+        study / "figures/digits-resnet8-gallery.pdf",
         study / "figures/digits-resnet8-accuracy_cost.png",
+        study / "figures/digits-resnet8-accuracy_cost_all.png",
+        study / "figures/digits-resnet8-accuracy_time_all.png",
         study / "figures/digits-resnet8-exit_shares.pdf",
     ):
         assert path.stat().st_size > 0, path
+    assert not (study / "tables/comparison.csv").exists(), "no published value is filled in"
     assert set(pd.read_csv(study / "tables/devices.csv")["kinds"]) == {1}
     where = {"device", "precision", "threads", "host"}
     for file in ("backbone", "ics/cascade", "ics/depth_weighted", "predictions/cascade/test"):
@@ -77,8 +84,19 @@ def test_it_writes_the_files_of_the_readme(finished):
     assert parts == ["backbone resnet14", "predictions resnet14"], "not the cell's own backbone"
 
 
-def test_the_report_s_captions_are_rendered(finished):
-    report = (finished / "results/tiny/report.html").read_text()
+def test_the_report_has_the_study_s_config_and_images(finished):
+    """The report can be written again from the folder alone."""
+    study = finished / "results/tiny"
+    config = study / "config.yaml"
+    assert config.read_text().startswith(TINY.read_text().splitlines()[0] + "\n")
+    assert check_study(read_config(config)) == check_study(read_config(TINY))
+    again = write_report(study, finished / "again.html").read_text()
+    assert again == (study / "report.html").read_text()
+    assert "Who leaves early?" in again
+
+
+def test_the_captions_of_snakemake_s_report_are_rendered(finished):
+    report = (finished / "results/tiny/pipeline.html").read_text()
     assert "thresholds are chosen on the validation split" in report
     assert "Data set digits, architecture resnet8, seeds 0" in report
     assert re.findall(r".{20}``[a-z].{20}", report) == [], "markup that reStructuredText did not take as such"
@@ -161,7 +179,7 @@ def published(finished, publishing, tmp_path_factory) -> Path:
     """The folder of the published tiny study, with all logits."""
     target = tmp_path_factory.mktemp("published") / "reference/tiny"
     with chdir(finished):
-        publishing.publish(TINY, target, "one", ["all"], every_seed=True)
+        publishing.publish(TINY, target, "one", ["all"], every_seed=True, thumbnails=True)
     return target
 
 
@@ -178,6 +196,11 @@ def test_a_published_study_is_made_again_from_its_files(
         if table.name != "devices.csv":  # names hosts
             assert (target / "tables" / table.name).read_bytes() == table.read_bytes(), table
     assert not list(target.rglob(".*")), "neither seals nor what is left of a copy"
+    assert not list(target.rglob("*.html"))
+    assert (target / "figures/digits-resnet8-gallery.png").is_file()
+    # from logits in half precision and the study's images
+    mine, its = (read_json(folder / "gallery/digits-resnet8.json") for folder in (target, study))
+    assert mine == its
     host = read_json(study / "digits/resnet8/seed0/metrics/ztw.json")["computed"][0]["host"]
     assert not [path for path in target.rglob("*.json") if f'"{host}"' in path.read_text()]
     seed0, seed1 = (read_json(target / f"digits/resnet8/seed{seed}/provenance.json") for seed in (0, 1))
@@ -433,7 +456,7 @@ def test_logits_of_a_study_scored_again_give_its_numbers(finished, rescored):
     (static,) = table[table["method"].eq("resnet14")].to_dict("records")
     assert static["relative_time"] == pytest.approx(static["relative_cost"], abs=1e-5)
     assert (
-        "measured on a TPU, 1 thread, batch size 1, jax in fp32"
+        "jax in fp32, batch size 1, 1 thread of a TPU; 100 %: "
         in (rescored / "results/rescored/tables/latency.md").read_text()
     )
 

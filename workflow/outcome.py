@@ -127,8 +127,8 @@ def show_results(console: Console, study: Path, tracking: str, config: str, prot
 
 
 def _paths(study: Path, table: Path, tracking: str, config: str) -> list[str]:
-    lines = [f"tables   {table.with_suffix('.csv')}, .md, .tex", f"figures  {study}/figures/"]
-    lines.append(f"report   {study}/report.html")
+    lines = [f"report   {Layout(study).report}", f"pipeline {Layout(study).pipeline}"]
+    lines += [f"tables   {table.with_suffix('.csv')}, .md, .tex", f"figures  {study}/figures/"]
     if tracking != "none" and (late := undelivered(study)):
         lines.append(
             f"MLflow   {next(iter(late.values()))}; {len(late)} cells are not logged yet, the next call logs them:"

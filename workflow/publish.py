@@ -1,14 +1,15 @@
 """Publish the finished cells of a study in results/reference/<study>, or make its tables again.
 
-usage: python workflow/publish.py CONFIG [--machine TEXT] [--logits NAME ...] [--logits-seeds first|all]
-       python workflow/publish.py FOLDER
+usage: python workflow/publish.py CONFIG [--machine TEXT] [--logits NAME ...] [--logits-seeds first|all] [--thumbnails]
+       python workflow/publish.py FOLDER [--thumbnails]
 
 CONFIG: add the finished cells of results/<study> to results/reference/<study>, or replace them there, and make its
 tables and figures. FOLDER: make the tables and figures of a published study again, after you copied cells into it.
 Both write results/reference/leaderboard.csv again.
 --machine: the hardware that computed the cells. --logits: IC sets and static rows, or all; publish their predictions
 for validation and test images, in float16, and the weights of ensembles of them. --logits-seeds: for the first seed
-(the default) or all seeds.
+(the default) or all seeds. --thumbnails: publish small copies of up to 27 test images, for the report; only for images
+that may be shown. Later calls keep them.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from published_cells import check_recipe, provenance, publish_cell, recipe
+from published_gallery import draw_galleries, publish_galleries
 from published_predictions import publish_predictions
 
 from ztw.errors import ZtwError
@@ -41,7 +43,14 @@ from ztw.study.layout import Cell, Layout, figure_title
 from ztw.study.settings import Study
 
 
-def publish(config: Path, target: Path, machine: str, logits: list[str], every_seed: bool = False) -> None:
+def publish(
+    config: Path,
+    target: Path,
+    machine: str,
+    logits: list[str],
+    every_seed: bool = False,
+    thumbnails: bool = False,
+) -> None:
     """Add the finished cells of a study to a published study, and make its tables.
 
     Args:
@@ -50,6 +59,7 @@ def publish(config: Path, target: Path, machine: str, logits: list[str], every_s
         machine: the hardware that computed the cells, in words.
         logits: IC sets and static rows whose predictions are published, or "all".
         every_seed: publish predictions of all seeds, not only of the first.
+        thumbnails: publish example images, too.
 
     Raises:
         ZtwError: if nothing is finished, a published file would be lost, or a cell was computed with other settings
@@ -74,6 +84,8 @@ def publish(config: Path, target: Path, machine: str, logits: list[str], every_s
                     " predictions and ensembles, or delete the published file first"
                 )
         shutil.copyfile(config, made.config)
+        if thumbnails:
+            publish_galleries(study, made)
         make_tables(made)
         made.table("pipeline").unlink(missing_ok=True)
         # only if one run computed all cells
@@ -84,9 +96,14 @@ def publish(config: Path, target: Path, machine: str, logits: list[str], every_s
         print(f"{target}: {len(sizes)} files of logits, {sum(sizes) / 2**20:.1f} MiB")
 
 
-def rebuild(folder: Path) -> None:
-    """Make the tables and figures of a published study again. If that fails, nothing changes."""
+def rebuild(folder: Path, thumbnails: bool = False) -> None:
+    """Make the tables and figures of a published study again. If that fails, nothing changes.
+
+    thumbnails: publish example images, too.
+    """
     with _changed(folder) as made:
+        if thumbnails:
+            publish_galleries(check_study(read_config(made.config)), made)
         make_tables(made)
 
 
@@ -122,15 +139,15 @@ def make_tables(made: Layout) -> None:
     study = check_study(read_config(made.config))
     methods, evaluation = tuple(study.methods), study.evaluation
     found = _checked(study, made)
-    for file in [*made.folder.glob("tables/latency.*"), *made.folder.glob("figures/*")]:
+    optional = ("tables/latency.*", "tables/comparison.csv", "figures/*")
+    for file in [file for pattern in optional for file in made.folder.glob(pattern)]:
         file.unlink()
     timed = {(c.dataset, c.arch): astuple(c) for c in reversed(found) if made.latency(c).is_file()}
     cells, times = tuple(map(astuple, found)), tuple(timed[names] for names in study.cells if names in timed)
     compare_methods(Job(made), CompareMethodsSettings(evaluation, methods, cells), partial=True)
-    aggregate(Job(made), AggregateSettings(methods, evaluation, cells, times), partial=True)
-    frontier = "held-out" in evaluation.protocols
+    aggregate(Job(made), AggregateSettings(study.kinds, evaluation, cells, times), partial=True)
+    frontier, int8 = "held-out" in evaluation.protocols, study.int8_methods
     if frontier:
-        int8 = tuple(name for name, method in study.methods.items() if method.int8)
         of_frontier = CompareFrontierSettings(study.kinds, evaluation, cells, tuple(timed), int8)
         compare_frontier(Job(made), of_frontier, partial=True)
     for dataset, arch in dict.fromkeys((cell.dataset, cell.arch) for cell in found):
@@ -139,12 +156,15 @@ def make_tables(made: Layout) -> None:
             arch=arch,
             seeds=study.seeds,
             families=study.families,
-            methods=methods,
+            headline=study.headline,
+            kinds=study.kinds,
+            int8=int8,
             evaluation=evaluation,
             timed=(dataset, arch) in timed,
             frontier=frontier,
         )
         plot_figures(Job(made), figure_title(dataset, arch), drawn, partial=True)
+    draw_galleries(study, made)
     # no seals of published files, because git has their hashes
     for file in [*made.folder.rglob(".*.sha256"), *made.folder.glob("figures/*.pdf")]:
         file.unlink()
@@ -173,14 +193,15 @@ def main() -> int:
     parser.add_argument("--machine", default="")
     parser.add_argument("--logits", nargs="*", default=[], metavar="NAME")
     parser.add_argument("--logits-seeds", choices=("first", "all"), default="first")
+    parser.add_argument("--thumbnails", action="store_true")
     given = parser.parse_args()
     try:
         target = given.study if given.study.is_dir() else REFERENCE / study_name(given.study)
         if given.study.is_dir():
-            rebuild(target)
+            rebuild(target, given.thumbnails)
         else:
             every_seed = given.logits_seeds == "all"
-            publish(given.study, target, given.machine, given.logits, every_seed)
+            publish(given.study, target, given.machine, given.logits, every_seed, given.thumbnails)
         if target.resolve().parent == REFERENCE:
             write_leaderboard(REFERENCE)
     except (ZtwError, OSError) as error:

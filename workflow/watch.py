@@ -14,13 +14,14 @@ from rich.console import Console
 from screen import Screen
 
 from ztw.errors import ZtwError
+from ztw.study.layout import Layout
 
 PATIENCE = 60.0  # seconds that a run has to stop: it writes checkpoints and cancels jobs of a cluster
 LOGGER = Path(__file__).parent.absolute() / "logger"  # folder of Snakemake's logger plugin
 
 
 def run_snakemake(command: list[str], study: Path, console: Console) -> int:
-    """Run Snakemake, show its jobs, and write the report if a table or figure is new; return the exit status."""
+    """Run Snakemake, show its jobs, and write its report if a table or figure is new; return the exit status."""
     logs = study / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     screen = Screen(console, logs)
@@ -33,7 +34,7 @@ def run_snakemake(command: list[str], study: Path, console: Console) -> int:
         with screen.live:
             status = _watch(command, screen)
             if status == 0 and report_is_old(study):
-                status = _watch([*command, "--report", str(study / "report.html")], screen)
+                status = _watch([*command, "--report", str(Layout(study).pipeline)], screen)
     except KeyboardInterrupt:
         with contextlib.suppress(OSError, SystemExit):  # the terminal may be closed
             console.print("stopped; finished work is kept, the same command resumes")
@@ -76,8 +77,8 @@ def stop(process: subprocess.Popen) -> None:
 
 
 def report_is_old(study: Path) -> bool:
-    """Return whether a table or figure is newer than the report."""
-    report = study / "report.html"
+    """Return whether a table or figure is newer than Snakemake's report."""
+    report = Layout(study).pipeline
     written = report.stat().st_mtime_ns if report.exists() else 0
     shown = [*study.glob("tables/*"), *study.glob("figures/*")]
     return any(path.stat().st_mtime_ns > written for path in shown)

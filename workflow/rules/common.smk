@@ -5,11 +5,13 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 from ztw.errors import ZtwError, without_password
 from ztw.progress import describe
-from ztw.study.config import check_study, read_config, study_name
+from ztw.study.config import check_study, heading, read_config, study_name
 from ztw.study.environment import search_path, settings_of_others
 from ztw.study import job_settings
 from ztw.study.plugins import plugins_with
 from ztw.study.layout import ALONE, Cell, Layout, figure_title, metadata, PUBLISHED
+from ztw.study.published_values import has_published
+from ztw.study.kinds import EARLY_EXITS
 from ztw.study.provenance import code_digest, file_stamp
 
 # With `--sdm conda`, every rule gets this environment. ztw itself is imported from the same folder.
@@ -23,9 +25,8 @@ try:
         read_config(file)  # refuses a key that appears twice; Snakemake does not
     study = check_study(config)
     # The config file gives the study and its folder their name.
-    STUDY_NAME = study_name(
-        (workflow.overwrite_configfiles or ["config/quick.yaml"])[-1]
-    )
+    CONFIG_FILE = (workflow.overwrite_configfiles or ["config/quick.yaml"])[-1]
+    STUDY_NAME = study_name(CONFIG_FILE)
 except ZtwError as error:
     raise WorkflowError(describe(error))
 
@@ -43,7 +44,9 @@ if (shown := without_password(study.tracking)) != study.tracking:
     config["tracking"] = shown
     workflow.configfiles.clear()
 
-# For the report's captions, with defaults filled in.
+# For the study's report.
+GIVEN = dict(config)
+# For the captions of Snakemake's report, with defaults filled in.
 config["evaluation"] = study.evaluation.model_dump()
 config["counted"] = (
     "given with the logits" if study.logits else "counted by ptflops, backend aten"
@@ -86,21 +89,32 @@ TRACKED = study.tracking != "none"
 TIMED = study.logits.times if study.logits else bool(study.latency.batch_sizes)
 TIMED_CELLS = [cell for cell in CELLS if TIMED and cell.seed == study.seeds[0]]
 FIGURES = ["accuracy_cost", "exit_accuracy", "hindsight_improvability", "exit_shares"]
-FIGURES += ["accuracy_time"] if TIMED else []
+FIGURES += ["accuracy_cost_all"] if set(study.families) - set(study.headline) else []
+FIGURES += ["accuracy_time", "accuracy_time_all"] if TIMED else []
 # Early exits against what one would use instead. Every method is chosen on held-out samples.
 FRONTIER = "held-out" in study.evaluation.protocols
 FIGURES += ["frontier"] if FRONTIER else []
 # Title in file names -> (data set, architecture).
 TITLES = {figure_title(*names): names for names in study.cells}
+# Methods that may give the example images of the report; files of logits have no images.
+GALLERY = {
+    name: method.model_dump()
+    for name, method in study.methods.items()
+    if study.kinds[name] == EARLY_EXITS and not method.int8 and not LOGITS
+}
+PAGE = sorted((ENVIRONMENT.parent / "ztw/reporting/page").iterdir())
 
 
 # The tables and figures.
 RESULTS = [LAYOUT.table("accuracy_at_budget", kind) for kind in ("csv", "md", "tex")]
-RESULTS += [LAYOUT.table(name) for name in ("comparison", "per_exit", "allowed_loss")]
-RESULTS += [LAYOUT.table("training")]
+RESULTS += [LAYOUT.table(name) for name in ("per_exit", "allowed_loss", "training")]
+# Only if config/published.csv has a value for a method of the study.
+COMPARISON = [LAYOUT.table("comparison")] if has_published(PUBLISHED, study) else []
+RESULTS += COMPARISON
 RESULTS += [LAYOUT.table("latency", kind) for kind in ("csv", "md") if TIMED]
 RESULTS += [LAYOUT.table("frontier", kind) for kind in ("csv", "md") if FRONTIER]
 RESULTS += [LAYOUT.figure(title, figure) for title in TITLES for figure in FIGURES]
+RESULTS += [LAYOUT.figure(title, "gallery") for title in TITLES if GALLERY]
 
 # Rules get settings as plain values in `params`. A changed value runs the job again.
 EVALUATION = study.evaluation.model_dump()
@@ -149,6 +163,11 @@ def set_of(wildcards):
     return job_settings.ic_sets(study, cell_of(wildcards), [wildcards.ics])[
         wildcards.ics
     ]
+
+
+def first_cell(wildcards):
+    """Return the cell of a title with the first seed."""
+    return Cell(*TITLES[wildcards.title], study.seeds[0])
 
 
 def teacher_of(wildcards):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from ztw.errors import ZtwError
+from ztw.errors import ZtwError, without_password
 from ztw.study.overrides import study_cells
 from ztw.study.plugins import load_plugins
 from ztw.study.resolve import as_given, resolved
@@ -89,6 +90,12 @@ def _check_extent(config: dict[str, Any], path: Path | str) -> None:
         elif isinstance(value, list):
             todo.extend(value)
     raise ZtwError(f"config {str(path)!r}: has more than {MOST_VALUES:,} values after expanding its aliases")
+
+
+def heading(path: Path | str) -> str:
+    """Return the comment at the start of a study's file, without passwords."""
+    lines = Path(path).read_text(encoding="utf-8").splitlines(keepends=True)
+    return without_password("".join(takewhile(lambda line: line.startswith("#"), lines)))
 
 
 def study_name(path: Path | str) -> str:

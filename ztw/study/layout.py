@@ -147,8 +147,18 @@ class Layout:
 
     @property
     def config(self) -> Path:
-        """Path of the config of a published study, with all its cells."""
+        """Path of the study's config, without a password; of a published study, with all its cells."""
         return self.folder / "config.yaml"
+
+    @property
+    def report(self) -> Path:
+        """Path of the study's report."""
+        return self.folder / "report.html"
+
+    @property
+    def pipeline(self) -> Path:
+        """Path of Snakemake's own report, of all jobs."""
+        return self.folder / "pipeline.html"
 
     @property
     def store(self) -> Path:
@@ -167,6 +177,10 @@ class Layout:
     def figure(self, title: str, name: str, kind: str = "png") -> Path:
         """Return the path of a figure; title: from `figure_title`; kind: "png" or "pdf"."""
         return self.folder / "figures" / f"{title}-{name}.{kind}"
+
+    def gallery(self, title: str) -> Path:
+        """Return the path of the images that leave first, in the middle and last; title: from `figure_title`."""
+        return self.folder / "gallery" / f"{title}.json"
 
     # A job
 
