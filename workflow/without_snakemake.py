@@ -130,12 +130,13 @@ class Run:
     def tables(self) -> None:
         """Make the tables of all finished cells, also of seeds that other calls have computed."""
         methods, evaluation = tuple(self.study.methods), self.study.evaluation
+        kinds = self.study.kinds
         cells = tuple((*names, seed) for names in self.study.cells for seed in self.study.seeds)
         with job_log(self.layout.log("compare_methods"), "compare_methods") as report:
             settings = CompareMethodsSettings(evaluation, methods, cells)
             compare_methods(Job(self.layout, report), settings, partial=True)
         with job_log(self.layout.log("aggregate"), "aggregate") as report:
-            aggregate(Job(self.layout, report), AggregateSettings(methods, evaluation, cells), partial=True)
+            aggregate(Job(self.layout, report), AggregateSettings(kinds, evaluation, cells), partial=True)
 
 
 def with_metadata(files: Iterable[Path]) -> list[Path]:
