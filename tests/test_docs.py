@@ -108,8 +108,7 @@ def whole_study(part: dict[str, Any] | None) -> dict[str, Any]:
     part = part or {}
     if "logits" in part:
         return part
-    base = yaml.safe_load((ROOT / "tests/config/tiny.yaml").read_text())
-    del base["latency"], base["evaluation"]
+    base = yaml.safe_load((ROOT / "config/own-images.yaml").read_text())
     if "overrides" in part:
         base |= yaml.safe_load((ROOT / "config/paper.yaml").read_text())
     return base | part

@@ -92,7 +92,14 @@ def equation(source: str, *_: Any, **__: Any) -> str:
     from matplotlib.mathtext import math_to_image
 
     drawn = io.BytesIO()
-    with rc_context({"svg.hashsalt": "ztw", "mathtext.fontset": "cm"}):
+    with rc_context(
+        {
+            "svg.hashsalt": "ztw",
+            "mathtext.fontset": "cm",
+            "figure.facecolor": "none",
+            "savefig.facecolor": "none",
+        }
+    ):
         math_to_image(
             f"${' '.join(source.split())}$",
             drawn,
