@@ -29,7 +29,7 @@ unexport PYTHONPATH
 unexport PYTHONHOME
 
 .DEFAULT_GOAL := help
-.PHONY: reproduce test test-systems test-slow test-faults test-slurm test-docs bench lint format manual ui mlflow-server lock audit clean help
+.PHONY: reproduce test test-systems test-slow test-faults test-slurm test-docs docs bench lint format manual ui mlflow-server lock audit clean help
 
 # Parallel tests: a waiting thread must not use a core that another test needs.
 test test-systems test-slow test-faults test-slurm: export OMP_WAIT_POLICY = passive
@@ -62,6 +62,11 @@ test-docs: $(READY) ## the report and the documentation, in headless Chromium
 test-slurm: $(READY) ## a real Slurm on this machine, as root (10 minutes)
 	if unshare --mount true 2> /dev/null; then OWN_MOUNTS=1 unshare --mount python -m pytest -rs tests/slurm; \
 		else python -m pytest -rs tests/slurm; fi
+
+# The documentation, from docs/ and results/reference: site/index.html. Needs no network.
+docs: $(READY) ## this documentation as a site, in site/
+	python -m mkdocs build --strict --quiet
+	@echo "site/index.html"
 
 # Speed, as a table of medians and ratios: results/bench/report.md. Takes about half an hour; BENCH="-k sweep" runs a part.
 bench: $(READY) ## speed, as a table of medians and ratios (half an hour)

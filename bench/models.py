@@ -1,4 +1,6 @@
-"""Take models of many kinds with ztw and with earlyon, and print what each does with them, for docs/models.md.
+"""Take models of many kinds with ztw and with earlyon, and print what each does with them.
+
+The table is in docs/explanation/other-libraries.md.
 
 usage: python bench/models.py [NAME ...]     NAME: a key of CASES in tests/any_models.py; default: all
 
@@ -213,7 +215,7 @@ def as_earlyon(name: str, case: Case, folder: Path, own: bool) -> Cells:
 
 
 def row(name: str, ours: Cells, theirs: Cells) -> str:
-    """Return the row of a model in the table of docs/models.md: the time at exit 1 in percent, and what was refused."""
+    """Return the row of a model in the published table: the time at exit 1 in percent, and what was refused."""
     times = [
         cells.get(key, "").partition(" = ")[2] or "-"
         for cells in (ours, theirs)

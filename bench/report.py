@@ -13,6 +13,8 @@ from typing import Any
 import torch
 
 from ztw.device import bf16_pays, pick_device
+from ztw.reporting.labels import Names
+from ztw.reporting.style import COLOURS, MARKERS, new_panels
 from ztw.study.provenance import code_version
 
 SKIPPED = ("what", "reference", "scale", "arch", "batch", "grows", "factor")
@@ -68,25 +70,31 @@ def table(group: str, rows: list[dict[str, Any]]) -> list[str]:
 
 
 def plot_growth(rows: list[dict[str, Any]], target: Path) -> None:
-    """Plot time against size, both relative to the smallest size. Linear growth is the diagonal."""
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(4.6, 4.2))
-    for kind in dict.fromkeys(row["extra_info"]["grows"] for row in rows):
+    """Plot time against size, both relative to the smallest size. Linear growth is the dotted diagonal."""
+    figure, (axes,) = new_panels(1, 4.6, 4.2)
+    kinds = dict.fromkeys(row["extra_info"]["grows"] for row in rows)
+    for place, kind in enumerate(kinds):
         own = sorted(
             (r["extra_info"]["factor"], r["stats"]["median"])
             for r in rows
             if r["extra_info"]["grows"] == kind
         )
         factors, medians = zip(*own, strict=True)
-        axes.plot(factors, [median / medians[0] for median in medians], marker="o", label=f"{kind}")
-    axes.plot([1, 8], [1, 8], color="grey", ls="--", label="linear")
+        times = [median / medians[0] for median in medians]
+        axes.plot(factors, times, marker=MARKERS[place], color=COLOURS[place], lw=1.8, label=str(kind))
+    largest = max(row["extra_info"]["factor"] for row in rows)
+    axes.plot([1, largest], [1, largest], color="0.5", ls=":", label="linear")
     axes.set_xscale("log", base=2)
     axes.set_yscale("log", base=2)
-    axes.set_xlabel("times as many")
-    axes.set_ylabel("times as long")
-    axes.legend()
-    figure.savefig(target, dpi=140, bbox_inches="tight")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter("{x:g}")
+    axes.set(xlabel="times as many", ylabel="times as long")
+    axes.set_title("Time to evaluate a cell of logits", loc="left")
+    figure.tight_layout()
+    names = Names(axes)
+    for line in axes.lines:
+        names.beside_line(line, str(line.get_label()), color=line.get_color(), weight="bold", fontsize=9)
+    figure.savefig(target, dpi=160, bbox_inches="tight")
 
 
 def main(target: str, *sources: str) -> None:

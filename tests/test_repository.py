@@ -1,4 +1,4 @@
-"""Test the repository: locks, names, imports, examples of the README."""
+"""Test the repository: locks, names, imports."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
-import yaml
 
 import ztw
-from ztw.study.config import check_study
 
 ROOT = Path(__file__).parent.parent
 
@@ -22,21 +21,10 @@ def test_environment_yml_pins_what_the_lock_pins():
     lock = (ROOT / "requirements.lock").read_text()
     assert len(pins) > 10
     assert [pin for pin in pins if f"{pin} " not in lock] == []
-    direct = re.findall(r'^    "([\w-]+)>=', (ROOT / "pyproject.toml").read_text(), re.M)
-    checks = {
-        "hypothesis",
-        "import-linter",
-        "jsonschema",
-        "mypy",
-        "pytest",
-        "pytest-xdist",
-        "ruff",
-        "snakefmt",
-        "timm",
-        "tokenizers",
-        "transformers",
-    }
-    needed = set(direct) - checks
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    listed = [*project["dependencies"], *extras["workflow"], *extras["onnx"]]
+    needed = {re.split("[^\\w-]", requirement)[0] for requirement in listed}
     assert needed == {pin.split("==")[0] for pin in pins}
 
 
@@ -50,22 +38,6 @@ def test_git_ignores_only_the_data_folder_of_the_checkout(path, ignored):
         pytest.skip("no git checkout")
     asked = subprocess.run(["git", "-C", str(ROOT), "check-ignore", "--quiet", path], check=False)
     assert asked.returncode == (0 if ignored else 1)
-
-
-def test_the_readme_example_runs(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    names: dict = {}
-    exec(example, names)
-    assert names["result"].exit_index.shape == (512,)
-    assert names["rule"] == names["point"].rule
-    assert names["network"].exits == 4
-
-
-def test_the_readme_config_is_valid():
-    (example,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    assert check_study(yaml.safe_load(example)).ics.head == "conv"
 
 
 def test_the_lock_has_hashes_and_no_address():

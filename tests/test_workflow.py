@@ -56,7 +56,6 @@ def test_it_writes_the_files_of_the_readme(finished):
         cell / "latency.json",
         study / "tables/latency.md",
         study / "tables/differences.csv",
-        study / "tables/comparison.csv",
         study / "tables/frontier.md",
         study / "tables/training.csv",
         study / "figures/digits-resnet8-frontier.png",
@@ -68,9 +67,12 @@ def test_it_writes_the_files_of_the_readme(finished):
         study / "gallery/digits-resnet8.json",
         study / "figures/digits-resnet8-gallery.pdf",
         study / "figures/digits-resnet8-accuracy_cost.png",
+        study / "figures/digits-resnet8-accuracy_cost_all.png",
+        study / "figures/digits-resnet8-accuracy_time_all.png",
         study / "figures/digits-resnet8-exit_shares.pdf",
     ):
         assert path.stat().st_size > 0, path
+    assert not (study / "tables/comparison.csv").exists(), "no published value is filled in"
     assert set(pd.read_csv(study / "tables/devices.csv")["kinds"]) == {1}
     where = {"device", "precision", "threads", "host"}
     for file in ("backbone", "ics/cascade", "ics/depth_weighted", "predictions/cascade/test"):
@@ -454,7 +456,7 @@ def test_logits_of_a_study_scored_again_give_its_numbers(finished, rescored):
     (static,) = table[table["method"].eq("resnet14")].to_dict("records")
     assert static["relative_time"] == pytest.approx(static["relative_cost"], abs=1e-5)
     assert (
-        "measured on a TPU, 1 thread, batch size 1, jax in fp32"
+        "jax in fp32, batch size 1, 1 thread of a TPU; 100 %: "
         in (rescored / "results/rescored/tables/latency.md").read_text()
     )
 
@@ -746,3 +748,62 @@ def test_dry_run_of_every_shipped_config(config, tmp_path):
     profile = yaml.safe_load((ROOT / "workflow/profiles/slurm/config.yaml").read_text())
     sharing = set(re.findall(r"^rule (\w+):\n(?:    .*\n)*    threads: ", done.stdout, re.M))
     assert {"train_backbone", "predict"} <= sharing <= profile["set-threads"].keys()
+
+
+# Runs a script where neither package can be imported
+WITHOUT = """
+import runpy, sys
+sys.modules["snakemake"] = sys.modules["mlflow"] = None
+sys.path[0] = sys.argv[1]
+del sys.argv[0]
+runpy.run_path(sys.argv[0] + "/without_snakemake.py", run_name="__main__")
+"""
+# What the script does not make: MLflow's runs, and what is measured or drawn of cells
+LEFT_OUT = re.compile(r".*(/latency.*|\.?runs\.json.*|accuracy_cost\.(png|pdf))")
+
+
+def test_without_snakemake_the_results_are_the_same(finished, tmp_path, monkeypatch, publishing):
+    """The script computes the second seed again, from the first seed and the data of a run by Snakemake."""
+    study = copy_of(finished, tmp_path) / "results/tiny"
+    monkeypatch.chdir(study.parents[1])
+    for cell in study.glob("digits/*/seed1"):
+        shutil.rmtree(cell)
+    shutil.rmtree(study / "tables")
+    before = {path: path.stat().st_mtime_ns for path in study.rglob("*.safetensors")}
+    script = [sys.executable, "-c", WITHOUT, f"{ROOT}/workflow", f"{TINY}", "--seeds", "1", "--threads", "1"]
+    done = subprocess.run(script, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, shown(done)
+    assert before == {path: path.stat().st_mtime_ns for path in before}, "what exists is not computed again"
+    cells = [path.relative_to(finished) for path in finished.glob("results/tiny/digits/*/seed1/**/*")]
+    assert [path for path in cells if not path.exists() and not LEFT_OUT.fullmatch(str(path))] == []
+    for path in cells:
+        if path.match("metrics/*.json") or path.match("curves/*.parquet"):
+            assert path.read_bytes() == (finished / path).read_bytes(), path
+    for table in (study / "tables").glob("[!.]*"):
+        assert table.read_bytes() == (finished / "results/tiny/tables" / table.name).read_bytes(), table
+    target = tmp_path / "reference/tiny"
+    publishing.publish(TINY, target, "one", ["independent"])
+    assert set(seeds_of(target)) == {2}
+    trained = read_json(target / "digits/resnet8/seed1/provenance.json")["trainings"]
+    assert trained["digits/resnet8/seed1/ics/cascade.json"]["precision"] == "fp32"
+
+
+@pytest.mark.parametrize(
+    ("changes", "seeds", "message"),
+    [
+        ({}, [1, 5], "--seeds 5: is not in .*tiny.yaml, which has 0, 1"),
+        (
+            {
+                "methods": {"sdn": {"ics": "independent", "int8": True}},
+                "latency": {"batch_sizes": []},
+            },
+            [],
+            "has logits or methods in int8, which only make reproduce computes",
+        ),
+    ],
+)
+def test_what_is_not_run_without_snakemake(changes, seeds, message, tmp_path, publishing):
+    from without_snakemake import study_of
+
+    with pytest.raises(ztw.ZtwError, match=message):
+        study_of(str(changed_config(tmp_path, **changes)), seeds)

@@ -5,6 +5,7 @@ usage: python workflow/publish.py CONFIG [--machine TEXT] [--logits NAME ...] [-
 
 CONFIG: add the finished cells of results/<study> to results/reference/<study>, or replace them there, and make its
 tables and figures. FOLDER: make the tables and figures of a published study again, after you copied cells into it.
+Both write results/reference/leaderboard.csv again.
 --machine: the hardware that computed the cells. --logits: IC sets and static rows, or all; publish their predictions
 for validation and test images, in float16, and the weights of ensembles of them. --logits-seeds: for the first seed
 (the default) or all seeds. --thumbnails: publish small copies of up to 27 test images, for the report; only for images
@@ -35,6 +36,7 @@ from ztw.jobs.compare_methods import CompareMethodsSettings, compare_methods
 from ztw.jobs.job import Job
 from ztw.jobs.plot_figures import PlotFiguresSettings, plot_figures
 from ztw.progress import describe
+from ztw.reporting.leaderboard import write_leaderboard
 from ztw.reporting.results import results_of
 from ztw.study.config import check_study, read_config, study_name
 from ztw.study.layout import Cell, Layout, figure_title
@@ -137,15 +139,15 @@ def make_tables(made: Layout) -> None:
     study = check_study(read_config(made.config))
     methods, evaluation = tuple(study.methods), study.evaluation
     found = _checked(study, made)
-    for file in [*made.folder.glob("tables/latency.*"), *made.folder.glob("figures/*")]:
+    optional = ("tables/latency.*", "tables/comparison.csv", "figures/*")
+    for file in [file for pattern in optional for file in made.folder.glob(pattern)]:
         file.unlink()
     timed = {(c.dataset, c.arch): astuple(c) for c in reversed(found) if made.latency(c).is_file()}
     cells, times = tuple(map(astuple, found)), tuple(timed[names] for names in study.cells if names in timed)
     compare_methods(Job(made), CompareMethodsSettings(evaluation, methods, cells), partial=True)
-    aggregate(Job(made), AggregateSettings(methods, evaluation, cells, times), partial=True)
-    frontier = "held-out" in evaluation.protocols
+    aggregate(Job(made), AggregateSettings(study.kinds, evaluation, cells, times), partial=True)
+    frontier, int8 = "held-out" in evaluation.protocols, study.int8_methods
     if frontier:
-        int8 = tuple(name for name, method in study.methods.items() if method.int8)
         of_frontier = CompareFrontierSettings(study.kinds, evaluation, cells, tuple(timed), int8)
         compare_frontier(Job(made), of_frontier, partial=True)
     for dataset, arch in dict.fromkeys((cell.dataset, cell.arch) for cell in found):
@@ -154,7 +156,9 @@ def make_tables(made: Layout) -> None:
             arch=arch,
             seeds=study.seeds,
             families=study.families,
-            methods=methods,
+            headline=study.headline,
+            kinds=study.kinds,
+            int8=int8,
             evaluation=evaluation,
             timed=(dataset, arch) in timed,
             frontier=frontier,
@@ -192,11 +196,14 @@ def main() -> int:
     parser.add_argument("--thumbnails", action="store_true")
     given = parser.parse_args()
     try:
+        target = given.study if given.study.is_dir() else REFERENCE / study_name(given.study)
         if given.study.is_dir():
-            rebuild(given.study, given.thumbnails)
+            rebuild(target, given.thumbnails)
         else:
-            target, every_seed = REFERENCE / study_name(given.study), given.logits_seeds == "all"
+            every_seed = given.logits_seeds == "all"
             publish(given.study, target, given.machine, given.logits, every_seed, given.thumbnails)
+        if target.resolve().parent == REFERENCE:
+            write_leaderboard(REFERENCE)
     except (ZtwError, OSError) as error:
         print(f"error: {describe(error)}", file=sys.stderr)
         return 1

@@ -177,6 +177,21 @@ def test_weights_of_int8_convolutions_are_in_the_same_graph(exported, in_int8, t
         assert all(found)
 
 
+def test_an_activation_function_in_int8_wastes_no_range(tmp_path):
+    """One channel has a wide range, which ReLU6 cuts off. A scale for it would be too coarse for other channels."""
+    torch.manual_seed(0)
+    first = nn.Conv2d(3, 8, 3)
+    first.weight.data[0].mul_(1000)
+    stage = nn.Sequential(first, nn.ReLU6(), nn.Conv2d(8, 8, 3), nn.ReLU())
+    classifier = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+    backbone = ztw.Backbone("wide", [stage], classifier, (3, 16, 16)).eval()
+    images = torch.randn(64, 3, 16, 16)
+    path = ztw.export_onnx(backbone, None, tmp_path / "int8.onnx", quantise=images)
+    found = ztw.OnnxRunner(path, threads=1, cache=False).logits(images)[0]
+    expected = backbone(images).detach()
+    assert (found - expected).std() < 0.3 * expected.std(0).mean()
+
+
 def _weights_beside(graph):
     """Yield for every convolution in int8 whether its weights are in the same graph."""
     own = {tensor.name for tensor in graph.initializer}

@@ -6,7 +6,7 @@ import math
 import os
 import subprocess
 import sys
-from itertools import combinations, cycle
+from itertools import combinations
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -23,8 +23,10 @@ from ztw.evaluation.metrics import accuracy_at_budget
 from ztw.evaluation.names import BACKBONE
 from ztw.exits.sweep import Curve
 from ztw.reporting.exit_figures import exit_accuracies, exit_shares, improvabilities
-from ztw.reporting.figures import GRID, accuracy_against_cost, accuracy_against_time, accuracy_within
-from ztw.reporting.style import FAMILIES, OTHERS, panels_of, save, style
+from ztw.reporting.figures import GRID, accuracy_against_cost, accuracy_within
+from ztw.reporting.main_figure import main_figure
+from ztw.reporting.style import FAMILIES, INT8, OTHERS, STATIC, exit_ticks, panels_of, save, style
+from ztw.reporting.time_figures import accuracy_against_all_times, accuracy_against_time
 
 ROOT = Path(__file__).parents[2]
 ALONE = {"sdn": "frozen"}
@@ -79,12 +81,23 @@ def exits(accuracies: list[float], seed: int = 0, method: str = "sdn") -> pd.Dat
     return result(rows, method, seed)
 
 
-@pytest.mark.parametrize("count", [1, 9, 12, 15, 40])
-def test_no_two_methods_look_the_same_and_a_family_has_one_colour(count):
-    names = [f"method {index}" for index in range(count)]
-    looks = style(dict(zip(names, cycle(FAMILIES), strict=False)))
-    assert len({(look["color"], look["marker"], look["linestyle"]) for look in looks.values()}) == count
-    assert len({look["color"] for look in looks.values()}) == min(count, len(FAMILIES))
+@pytest.mark.parametrize("count", [1, 9, 12, 15, 30])
+def test_no_two_methods_look_the_same(count):
+    names = ["ztw", "sdn", *(f"method {index}" for index in range(count))]
+    looks = style(dict.fromkeys(names, "frozen"))
+    assert list(looks) == names
+    assert len({(look["color"], look["marker"], look["linestyle"]) for look in looks.values()}) == count + 2
+
+
+def test_a_known_method_looks_the_same_in_every_study_and_a_cascade_of_networks_is_grey():
+    few = style({"ztw": "recycled", "mine": "frozen"})
+    many = style({"mine": "frozen", "a-b": "networks", "c-d": "networks", "sdn": "frozen", "ztw": "recycled"})
+    assert few["ztw"] == many["ztw"]
+    assert few["ztw"]["color"] == "#D55E00"
+    assert few["mine"]["color"] == "#0072B2", "the first that is free"
+    assert many["mine"]["color"] not in {many["sdn"]["color"], many["ztw"]["color"]}
+    assert many["a-b"]["color"] == many["c-d"]["color"]
+    assert many["a-b"] != many["c-d"]
 
 
 def test_of_many_methods_a_panel_shows_one_family_and_six_at_most():
@@ -92,8 +105,8 @@ def test_of_many_methods_a_panel_shows_one_family_and_six_at_most():
     assert panels_of(few) == [("", ["a", "b", "c", "d", "e", "f"])]
     many = {f"z{index}": "recycled" for index in range(7)} | few
     baselines, first, second = panels_of(many)
-    assert baselines == (FAMILIES["frozen"][1], ["a", "b", "c"])
-    assert first == (f"{FAMILIES['recycled'][1]} (1/2)", ["z0", "z1", "z2", "z3", "z4"])
+    assert baselines == (FAMILIES["frozen"], ["a", "b", "c"])
+    assert first == (f"{FAMILIES['recycled']} (1/2)", ["z0", "z1", "z2", "z3", "z4"])
     assert second[1] == ["z5", "z6", "d", "e", "f"]
 
 
@@ -113,9 +126,9 @@ def test_a_curve_is_the_mean_of_the_seeds_in_a_band_of_one_standard_deviation():
     assert at[1.0] == pytest.approx(0.85)
     spread = 0.05 * math.sqrt(2)
     assert band(axes, 1.0) == pytest.approx((0.85 - spread, 0.85 + spread))
-    assert axes.get_title() == "d, a"
-    assert axes.get_ylabel() == "test accuracy, mean ± std of 2 seeds"
-    assert axes.get_xlabel() == "mean cost of a sample / the backbone's (MACs)"
+    assert axes.get_title(loc="left") == "d, a"
+    assert axes.get_ylabel() == "test accuracy (%), mean ± std of 2 seeds"
+    assert axes.get_xlabel() == "mean cost of a sample (% of the backbone's MACs)"
     assert legend(axes) == ["sdn", BACKBONE]
 
 
@@ -131,29 +144,74 @@ def test_the_star_is_the_backbone_and_diamonds_are_static_networks():
     assert (star.get_marker(), points(star)) == ("*", [(1.0, pytest.approx(0.9))])
     assert points(labelled(axes, "static networks")) == [(0.1, 0.5), (0.3, pytest.approx(0.65))]
     assert [text.get_text() for text in axes.texts] == ["smaller", "small"]
+    assert star.get_color() == "black"
     (bars,) = (area for area in axes.collections if len(area.get_paths()) == 2)  # one error bar per network
     spread = 0.05 * math.sqrt(2)
     ends = sorted(float(y) for path in bars.get_paths() for y in np.asarray(path.vertices)[:, 1])
     assert ends == pytest.approx([0.5, 0.5, 0.65 - spread, 0.65 + spread]), "one seed has no spread"
 
 
-def test_names_of_static_networks_are_beside_their_marks_and_do_not_overlap():
+def many_methods() -> tuple[pd.DataFrame, dict[str, str], dict[str, float]]:
+    """Return curves of seven methods and five static networks, the methods' families and the networks' costs."""
     families = {f"z{index}": "recycled" for index in range(5)} | {"sdn": "frozen", "pabee": "frozen"}
     curves = [curve(name, 0, [(0.5, 0.1, 0.6), (0.9, 1.5, 0.9)]) for name in families]
     costs = {"resnet8": 0.15, "resnet20": 0.32, "resnet26": 0.43, "resnet32": 0.55, "resnet44": 0.7}
-    for name, cost in costs.items():
-        curves.append(curve(name, 0, [(0.0, cost, 0.87)]))
+    curves += [curve(name, 0, [(0.0, cost, 0.87)]) for name, cost in costs.items()]
+    return pd.concat(curves), families, costs
+
+
+def test_names_of_static_networks_are_beside_their_marks_and_do_not_overlap():
+    curves, families, costs = many_methods()
     metrics = results(*(exits([0.6, 0.8], method=name) for name in families))
-    figure = accuracy_against_cost(pd.concat(curves), metrics, families, "d, a")
+    figure = accuracy_against_cost(curves, metrics, families, "d, a")
     figure.canvas.draw()
     for axes in figure.axes:
         places = {text.get_text(): text.get_window_extent() for text in axes.texts}
         assert list(places) == list(costs)
         assert not any(one.overlaps(other) for one, other in combinations(places.values(), 2))
-        marks = {name: axes.transData.transform((cost, 0.87))[0] for name, cost in costs.items()}
+        marks = {name: axes.transData.transform((cost, 0.87)) for name, cost in costs.items()}
         for name, place in places.items():
-            middle = (place.x0 + place.x1) / 2
-            assert min(marks, key=lambda other: abs(marks[other] - middle)) == name
+            middle = np.array([(place.x0 + place.x1) / 2, (place.y0 + place.y1) / 2])
+            assert min(marks, key=lambda other: math.dist(marks[other], middle)) == name
+
+
+def test_the_main_figure_has_the_headline_methods_in_one_panel_with_their_names_at_the_lines():
+    curves, families, costs = many_methods()
+    lines = [("sdn", 0.6), ("z0", 0.7), ("small-int8", 0.8)]
+    curves = curves[~curves["method"].isin(["sdn", "z0"])]
+    more = [curve(name, seed, [(0.5, 0.2, low), (0.9, 1.5, 0.9)]) for name, low in lines for seed in (0, 1)]
+    metrics = exits([0.6, 0.8])
+    figure = main_figure(
+        pd.concat([curves, *more]), metrics, families, ["sdn", "z0"], "d, a", "sdn wins", ["small-int8"]
+    )
+    figure.canvas.draw()
+    (axes,) = figure.axes
+    assert axes.get_title(loc="left") == "d, a: sdn wins"
+    assert axes.get_xlim() == (0, 1.1)
+    note, *names = axes.texts
+    assert note.get_text() == f"n = 1: {', '.join(costs)}"
+    assert [name.get_text() for name in names] == [*costs, BACKBONE, "z0", "sdn"]
+    looks = style(families)
+    assert [name.get_color() for name in names[-2:]] == [looks["z0"]["color"], looks["sdn"]["color"]]
+    places = [name.get_window_extent() for name in names]
+    assert not any(one.overlaps(other) for one, other in combinations(places, 2))
+    ends = [line.get_xydata() for line in axes.lines if line.get_color() == looks["sdn"]["color"]]
+    assert np.asarray(ends[0])[-1] == pytest.approx([1.1, 0.6])
+
+
+def test_the_main_figure_reaches_methods_that_cost_more_than_the_backbone():
+    rows = [curve("sdn", 0, [(0.1, 2.0, 0.5), (0.5, 3.0, 0.6)]), curve("ztw", 0, [(0.1, 0.3, 0.5)])]
+    families = {"sdn": "frozen", "ztw": "recycled"}
+    (axes,) = main_figure(pd.concat(rows), exits([0.5]), families, ["sdn", "ztw"], "t").axes
+    assert axes.get_xlim() == (0, pytest.approx(2.1))
+
+
+def test_a_long_finding_has_lines_of_its_own():
+    rows = curve("sdn", 0, [(0.5, 0.5, 0.7), (0.9, 1.0, 0.8)])
+    (axes,) = main_figure(rows, exits([0.6, 0.8]), ALONE, ["sdn"], "net on data", "much " * 15 + "more").axes
+    first, *others = axes.get_title(loc="left").splitlines()
+    assert first == "net on data:"
+    assert " ".join(others) == "much " * 15 + "more"
 
 
 def test_many_methods_have_a_panel_per_family_with_the_others_in_grey():
@@ -163,10 +221,20 @@ def test_many_methods_have_a_panel_per_family_with_the_others_in_grey():
     figure = accuracy_against_cost(curves, metrics, families, "d, a")
     assert figure.get_suptitle() == "d, a"
     for axes, (family, shown) in zip(figure.axes, panels_of(families), strict=True):
-        assert axes.get_title() == family
-        assert legend(axes) == [*shown, BACKBONE, OTHERS]
+        assert axes.get_title(loc="left") == family
+        assert legend(axes) == shown
         faint = [line for line in axes.lines if line.get_label() == OTHERS]
         assert len(faint) == len(families) - len(shown)
+
+
+def test_many_panels_are_in_rows():
+    families = {
+        f"{family}{index}": family for family in ("frozen", "recycled", "together") for index in range(7)
+    }
+    metrics = results(*(exits([0.6, index / 100], method=name) for index, name in enumerate(families)))
+    figure = exit_accuracies(metrics, families, "d, a")
+    assert len(figure.axes) == 6
+    assert len({round(axes.get_position().y0, 3) for axes in figure.axes}) == 2
 
 
 def test_no_star_without_an_ic_set_on_the_frozen_backbone():
@@ -216,8 +284,9 @@ def test_accuracy_of_exits_with_its_band():
     spread = 0.05 * math.sqrt(2)
     assert band(axes, 1.0) == pytest.approx((0.65 - spread, 0.65 + spread))
     assert band(axes, 2.0) == pytest.approx((0.8, 0.8))
-    assert (axes.get_title(), axes.get_xlabel()) == ("d, a", "exit")
-    assert axes.get_ylabel() == "test accuracy\nat this exit, mean ± std of 2 seeds"
+    assert (axes.get_title(loc="left"), axes.get_xlabel()) == ("d, a", "exit")
+    assert axes.get_ylabel() == "test accuracy (%)\nat this exit, mean ± std of 2 seeds"
+    assert axes.get_xticks().tolist() == [1, 2]
 
 
 def test_methods_that_share_their_exits_share_a_line():
@@ -229,7 +298,7 @@ def test_methods_that_share_their_exits_share_a_line():
     assert points(labelled(axes, "a, c"))[1] == (2.0, 0.8)
 
 
-def test_legends_below_their_panels_do_not_overlap():
+def test_a_legend_in_a_panel_does_not_reach_the_next_panel():
     families = {"sdn": "frozen"} | dict.fromkeys(("sdn-original-ic-only", "cascaded-inference"), "frozen")
     families |= {f"ztw-of-another-kind-{k}": "recycled" for k in range(5)}
     last = dict(zip(families, (0.9, 0.8, 0.8, 0.7, 0.71, 0.72, 0.73, 0.74), strict=True))
@@ -246,7 +315,7 @@ def test_legends_below_their_panels_do_not_overlap():
 def test_improvability_of_exits():
     (axes,) = improvabilities(exits([0.6, 0.8]), ALONE, "d, a").axes
     assert points(labelled(axes, "sdn")) == [(1.0, pytest.approx(0.06)), (2.0, pytest.approx(0.08))]
-    assert axes.get_ylabel() == "hindsight improvability\n(lower is better)"
+    assert axes.get_ylabel() == "hindsight improvability (%)\n(lower is better)"
 
 
 def shares(values: list[float], seed: int, method: str = "sdn", budget: str = "0.5") -> pd.DataFrame:
@@ -255,64 +324,95 @@ def shares(values: list[float], seed: int, method: str = "sdn", budget: str = "0
     return result(rows, method, seed)
 
 
-def bars(axes: Axes) -> list[tuple[float, float, float]]:
-    """Return (row, start, width) of every part of a bar."""
-    return [(bar.get_y() + bar.get_height() / 2, bar.get_x(), bar.get_width()) for bar in axes.patches]  # type: ignore[attr-defined]
-
-
-def test_bars_of_exit_shares():
+def test_shares_are_cumulative_and_a_panel_is_a_feasible_budget():
     metrics = results(
         shares([0.2, 0.3, 0.5], 0),
         shares([0.4, 0.1, 0.5], 1),
-        shares([0.25, 0.75], 0, "few"),  # fewer ICs: its last exit is the backbone as well
+        shares([0.25, 0.75], 0, "few"),
+        shares([math.nan] * 3, 0, budget="0.25"),
         result([metric("exit_fraction", 1.0, exit=1, protocol="paper", budget="1.0")]),
     )
-    figure = exit_shares(metrics, ["sdn", "few"], ["0.5", "1.0"], "held-out", "d, a")
-    half, full = figure.axes
-    expected = [(0, 0, 0.3), (0, 0.3, 0.2), (0, 0.5, 0.5), (1, 0, 0.25), (1, 0.25, 0.75)]
-    assert [pytest.approx(bar) for bar in bars(half)] == expected
-    colours = [bar.get_facecolor() for bar in half.patches]
-    assert colours[2] == colours[4], "the backbone's colour"
-    assert colours[1] != colours[4]
-    assert (half.get_title(), full.get_title()) == ("budget 50 %", "budget 100 %")
-    assert [text.get_text() for text in full.texts] == ["infeasible"] * 2, "by another protocol only"
-    assert [text.get_text() for text in half.get_yticklabels()] == ["sdn", "few"]
-    assert half.yaxis_inverted(), "the first method on top"
-    assert legend(figure) == ["exit 1", "exit 2", "backbone"]
+    families = dict.fromkeys(["few", "sdn", "ztw"], "frozen")
+    figure = exit_shares(metrics, families, ["sdn", "few"], ["0.25", "0.5", "1.0"], "held-out", "d, a")
+    (half,) = figure.axes
+    assert half.get_title(loc="left") == "budget 50 %"
+    assert [y for _, y in points(labelled(half, "sdn"))] == pytest.approx([0.3, 0.5, 1.0])
+    assert points(labelled(half, "few")) == [(1, 0.25), (2, 1.0)]
+    assert labelled(half, "sdn").get_color() == style(families)["sdn"]["color"]
+    assert half.get_xticks().tolist() == [1, 2, 3]
+    assert legend(figure) == ["sdn", "few"]
+    assert figure.get_suptitle() == "d, a"
 
 
-def test_accuracy_against_time():
+def test_without_a_feasible_budget_the_panel_of_shares_is_empty():
+    (axes,) = exit_shares(shares([math.nan] * 2, 0), ALONE, ["sdn"], ["0.5"], "held-out", "d, a").axes
+    assert not axes.lines
+
+
+@pytest.mark.parametrize(
+    ("exits", "ticks"), [(1, [1]), (2, [1, 2]), (7, [1, 2, 4, 7]), (28, [1, 5, 10, 15, 20, 28])]
+)
+def test_exits_are_counted_from_one(exits, ticks):
+    axes = Figure().subplots()
+    exit_ticks(axes, exits)
+    assert axes.get_xticks().tolist() == ticks
+
+
+def timed(*rows: tuple) -> pd.DataFrame:
+    """Return times; rows: runtime, method, budget, batch size, relative time, accuracy."""
     columns = ["runtime", "method", "budget", "batch_size", "relative_time", "accuracy"]
-    rows = [
-        ("pytorch", BACKBONE, "-", 8, 4.0, 0.9),
-        ("pytorch", "sdn", "0.5", 8, 2.4, 0.8),
-        ("onnxruntime", BACKBONE, "-", 8, 1.0, 0.9),
-        ("onnxruntime", "a smaller one", "-", 8, 0.4, 0.7),
-        ("onnxruntime", "sdn", "0.5", 8, 0.6, 0.8),
-        ("onnxruntime", "sdn", "1.0", 8, 0.8, 0.85),
-        ("onnxruntime", "sdn", "max", 8, 1.3, 0.95),
-        ("pytorch", BACKBONE, "-", 1, 3.0, 0.9),
-        ("onnxruntime", BACKBONE, "-", 1, 1.0, 0.9),
-        ("onnxruntime", "sdn", "0.5", 1, 0.5, 0.8),
-    ]
-    times = pd.DataFrame(rows, columns=columns).assign(device="cpu", threads=2, precision="fp32")
-    times.loc[times["runtime"] == "pytorch", "precision"] = "bf16"
-    figure = accuracy_against_time(times, dict.fromkeys(["sdn", "pabee"], "frozen"), "d, a")
-    panels = dict(zip(("torch one", "torch eight", "one", "eight"), figure.axes, strict=True))
-    assert panels["torch one"].get_title() == "pytorch, bf16, batch size 1"
-    assert panels["eight"].get_title() == "onnxruntime, fp32, batch size 8"
-    assert points(labelled(panels["one"], "sdn")) == [(0.5, 0.8)]
-    assert points(labelled(panels["eight"], "sdn")) == [(0.6, 0.8), (0.8, 0.85)], "the budget max is no point"
-    assert points(labelled(panels["torch eight"], "sdn")) == [(2.4, 0.8)], "of the backbone in ONNX Runtime"
-    assert points(labelled(panels["eight"], BACKBONE)) == [(1.0, 0.9)]
-    assert points(labelled(panels["torch eight"], BACKBONE)) == [(4.0, 0.9)]
-    assert legend(panels["torch eight"]) == ["sdn", BACKBONE], "pabee meets no budget"
-    assert points(labelled(panels["eight"], "static networks")) == [(0.4, 0.7)]
+    table = pd.DataFrame(rows, columns=columns).assign(device="cpu", threads=2, precision="fp32")
+    table.loc[table["runtime"] == "pytorch", "precision"] = "bf16"
+    return table
+
+
+TIMES = timed(
+    ("pytorch", BACKBONE, "-", 8, 4.0, 0.9),
+    ("onnxruntime", BACKBONE, "-", 8, 1.0, 0.9),
+    ("onnxruntime", "a smaller one", "-", 8, 0.4, 0.7),
+    ("onnxruntime", "in int8", "-", 8, 0.2, 0.69),
+    ("onnxruntime", "sdn", "0.5", 8, 0.6, 0.8),
+    ("onnxruntime", "sdn", "1.0", 8, 0.8, 0.85),
+    ("onnxruntime", "sdn", "max", 8, 1.3, 0.95),
+    ("pytorch", "sdn", "0.5", 8, 2.4, 0.8),
+    ("onnxruntime", "ablation", "0.5", 8, 0.7, 0.8),
+    ("onnxruntime", BACKBONE, "-", 4, 1.0, 0.9),
+    ("pytorch", BACKBONE, "-", 1, 3.0, 0.9),
+    ("onnxruntime", BACKBONE, "-", 1, 1.0, 0.9),
+    ("onnxruntime", "sdn", "0.5", 1, 0.9, 0.8),
+    ("pytorch", "sdn", "0.5", 1, 0.5, 0.8),
+)
+TIMES.loc[TIMES["method"] == "in int8", "precision"] = "int8"
+TIMED = dict.fromkeys(["sdn", "pabee", "ablation"], "frozen")
+
+
+def test_accuracy_against_time_in_the_fastest_runtime_at_the_smallest_and_largest_batch():
+    figure = accuracy_against_time(TIMES, TIMED, ["sdn", "pabee"], "d, a")
+    one, eight = figure.axes
+    hollow = "hollow marks: pytorch in bf16"
+    assert one.get_title(loc="left") == f"batch size 1, 2 threads\nonnxruntime in fp32; {hollow}"
+    assert eight.get_title(loc="left") == "batch size 8, 2 threads\nonnxruntime in fp32 or int8"
+    assert points(labelled(one, "sdn")) == [(0.5, 0.8)], "PyTorch is faster here"
+    assert labelled(one, "sdn").get_markerfacecolor() == "white"
+    assert points(labelled(eight, "sdn")) == [(0.6, 0.8), (0.8, 0.85)], "the budget max is no point"
+    assert labelled(eight, "sdn").get_markerfacecolor() == style(TIMED)["sdn"]["color"]
+    assert points(labelled(eight, BACKBONE)) == [(1.0, 0.9)]
+    assert points(labelled(eight, STATIC)) == [(0.4, 0.7)]
+    assert points(labelled(eight, INT8)) == [(0.2, 0.69)], "a line of their own"
+    assert [text.get_text() for text in eight.texts] == ["a smaller one", "in int8", BACKBONE, "sdn"]
     assert figure.get_suptitle() == "d, a, cpu"
-    for axes in figure.axes:  # a slower runtime has a longer axis
-        (left, right), xs = axes.get_xlim(), [x for line in axes.lines for x, _ in points(line)]
-        assert left == 0
-        assert max(xs) < right < 1.2 * max(xs)
+    assert all(axes.get_xlim()[0] == 0 for axes in figure.axes)
+
+
+def test_all_times_have_a_panel_per_runtime_threads_and_batch_size():
+    single = TIMES[TIMES["batch_size"].eq(8)].assign(threads=1)
+    figure = accuracy_against_all_times(pd.concat([TIMES, single]), TIMED, "d, a")
+    titles = [axes.get_title(loc="left") for axes in figure.axes]
+    assert len(titles) == 7, "without the panels that have no time"
+    assert titles[0] == "pytorch, bf16, batch size 8, 1 thread"
+    assert titles[-1] == "onnxruntime, fp32, int8, batch size 8, 2 threads"
+    assert points(labelled(figure.axes[-1], "ablation")) == [(0.7, 0.8)]
+    assert sorted(legend(figure)) == sorted([BACKBONE, "sdn", "ablation", STATIC, INT8])
 
 
 def test_equal_figures_are_equal_files(tmp_path):

@@ -79,6 +79,9 @@ def test_the_table_is_written_and_read(tmp_path):
         "| 25 % | small 75.5 | - | - |",
         "| 50 % | small 75.5 | ztw 80.0 | +2.0 [+1.0, +3.0] [+1.9, +2.1] |",
     ]
+    caption, *titles = [line for line in md.read_text().splitlines() if line.startswith("**")]
+    assert caption.startswith("**The best method of each kind within a budget")
+    assert titles == ["**net on d: MACs**"]
     again = read_frontier(csv)
     assert list(again["method"]) == ["small", "small", "ztw"]
     assert again["difference"].tolist() == pytest.approx([NAN, NAN, 0.0204], nan_ok=True)

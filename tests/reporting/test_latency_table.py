@@ -57,9 +57,17 @@ def test_times_stand_beside_accuracy_and_cost(tmp_path):
     assert back["budget"].tolist() == ["-", "0.5", "1.0"]
     assert math.isnan(back["accuracy"][2])
     text = Path(tmp_path / "l.md").read_text()
-    assert "| sdn | 50 % | pytorch | 90.0 % | 49% | 62% | 62% | 1.00 | 2.00 | 160 | 0% |" in text
-    assert f"| {BACKBONE} |  | pytorch | 93.0 % | 100% | 100% | 100% |" in text
-    assert "measured on cpu, 2 threads, batch size 1, pytorch in fp32; time: 100 % is" in text
+    caption, title, *lines = [line for line in text.splitlines() if line]
+    assert caption.startswith("**Test accuracy in %, and in brackets the measured time")
+    assert title == (
+        "**a on d, pytorch in fp32, batch size 1, 2 threads of cpu; 100 %: 100 images/s (backbone alone in pytorch)**"
+    )
+    assert lines == [
+        "| method | whole network | 50 % | 100 % | differs |",
+        "|---|---:|---:|---:|---:|",
+        f"| {BACKBONE} | 93.0 (100 %) |  |  | 0 % |",
+        "| sdn |  | 90.0 (62 %) | - (125 %) | 0 % |",
+    ]
 
 
 def test_a_row_in_int8_says_so_and_differs_from_nothing(tmp_path):
@@ -68,9 +76,22 @@ def test_a_row_in_int8_says_so_and_differs_from_nothing(tmp_path):
     table = latency_table([written(tmp_path, rows)], results(result([])))
     write_latency(table, {}, str(tmp_path / "l.csv"), str(tmp_path / "l.md"))
     text = Path(tmp_path / "l.md").read_text()
-    assert "| small |  | onnxruntime int8 | - | - | 50% | 50% | 1.00 | 2.00 | 400 | - |" in text
-    assert "pytorch in fp32, onnxruntime in fp32, onnxruntime in int8; time" in text
+    assert [line.split(", ")[1] for line in text.splitlines() if line.startswith("**a on d")] == [
+        *("pytorch in fp32", "onnxruntime in fp32", "onnxruntime in int8"),
+    ]
+    assert text.splitlines()[-1] == "| small | - (50 %) | - |", "a table without budgets"
     assert math.isnan(read_latency(tmp_path / "l.csv", "d", "a")["differs"].iloc[-1])
+
+
+def test_file_and_memory_stand_once_in_the_row_of_a_method(tmp_path):
+    sizes = {"file_mb": 1.25, "peak_mb": 20.0}
+    rows = [row("sdn", budget, 160.0, "onnxruntime") | sizes for budget in (0.5, 1.0)]
+    rows[1]["differs"] = 0.05
+    table = latency_table([written(tmp_path, [row(BACKBONE, None, 100.0), *rows])], result([]))
+    write_latency(table, {}, str(tmp_path / "l.csv"), str(tmp_path / "l.md"))
+    text = Path(tmp_path / "l.md").read_text()
+    assert "| method | 50 % | 100 % | differs | file (MB) | memory (MB) |" in text
+    assert text.splitlines()[-1] == "| sdn | - (62 %) | - (62 %) | 5 % | 1.2 | 20.0 |"
 
 
 def test_a_static_network_has_no_budget(tmp_path):
@@ -103,9 +124,9 @@ def test_times_are_relative_to_the_backbone_in_its_fastest_runtime(tmp_path):
     write_latency(table, {}, str(tmp_path / "l.csv"), str(tmp_path / "l.md"))
     assert math.isnan(read_latency(tmp_path / "l.csv", "d", "a")["relative_time_in_runtime"][8])
     text = Path(tmp_path / "l.md").read_text()
-    assert "| smaller |  | onnxruntime | - | - | 50% | 50% |" in text
-    assert "| sdn | 50 % | another | 90.0 % | 49% | 150% | - |" in text
-    assert "pytorch in fp32, onnxruntime in fp32" in text
+    assert "| smaller | - (50 %) |  | 0 % |" in text
+    assert "| sdn | 90.0 (150 %) | 0 % |" in text, "in the runtime `another`"
+    assert text.count("100 %: 400 images/s (backbone alone in onnxruntime)") == 2, "a table for each runtime"
     assert shortest_times(tmp_path / "l.json") == {
         BACKBONE: {"-": 1.0},
         "smaller": {"-": 0.5},

@@ -11,6 +11,8 @@ from metrics_by_hand import at_budget, result, results
 import ztw
 from ztw.reporting.published import comparison_table, read_published
 from ztw.reporting.tables import accuracy_table
+from ztw.study.config import check_study, read_config
+from ztw.study.published_values import has_published
 from ztw.study.settings import EvaluationSettings
 
 HEADER = "source,table,dataset,arch,method,budget,value\n"
@@ -27,9 +29,26 @@ def test_published_values_stand_beside_ours(tmp_path):
     assert (row["source"], row["published"], row["protocol"]) == ("a paper", 88.0, "paper")
     assert row["difference"] == pytest.approx(2.0)
     assert math.isnan(row["low"]), "one seed says nothing of its spread"
-    (alone,) = comparison_table(rows, published.iloc[:0], ["paper"]).to_dict("records")
-    assert math.isnan(alone["published"])
-    assert alone["ours"] == 90.0
+    assert comparison_table(rows, published.iloc[:0], ["paper"]).empty, "no row without a published value"
+
+
+def test_a_study_has_a_comparison_only_if_a_value_is_filled_in(tmp_path):
+    path = tmp_path / "published.csv"
+    study = check_study(read_config(SHIPPED.parent / "quick.yaml"))
+    for line, expected in (
+        ("", False),
+        ("p,1,fashion_mnist,resnet20,sdn,0.50,88.0\n", True),
+        ("p,1,fashion_mnist,resnet20,sdn,max,88.0\n", True),
+        ("p,1,fashion_mnist,resnet20,sdn,0.4,88.0\n", False),
+        ("p,1,fashion_mnist,resnet20,another,0.5,88.0\n", False),
+        ("p,1,cifar10,resnet20,sdn,0.5,88.0\n", False),
+        ("p,1,fashion_mnist,resnet20,sdn,half,88.0\n", True),
+    ):
+        path.write_text(HEADER + line)
+        assert has_published(path, study) == expected, line
+    path.write_text("a,b\n1,2\n")
+    assert has_published(path, study), "the job that reads it names the error"
+    assert has_published(tmp_path / "none.csv", study)
 
 
 def test_made_up_values_filled_in_for_three_seeds_get_an_interval(tmp_path):

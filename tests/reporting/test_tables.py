@@ -16,8 +16,9 @@ from ztw.evaluation.methods import Evaluation, evaluate_method
 from ztw.evaluation.metric_rows import backbone_metrics, metric_records
 from ztw.evaluation.names import BACKBONE
 from ztw.reporting import tables
-from ztw.reporting.readable import Block, blocks
+from ztw.reporting.readable import ROUNDED, Block, blocks
 from ztw.reporting.results import read_metrics, write_metrics
+from ztw.study.kinds import CASCADE, EARLY_EXITS, FIXED_EXIT, STATIC
 from ztw.study.settings import EvaluationSettings, MethodSettings
 
 BUDGETS = (0.2, 0.25, 0.5, 0.75, 1.0, "max")
@@ -179,6 +180,44 @@ def test_the_content_of_the_files(tmp_path):
         "booktabs",
     ):
         assert part in tex
+
+
+def test_networks_without_early_exits_are_a_group_with_a_best_of_their_own(tmp_path):
+    accuracies = {"small": 0.86, "sdn": 0.8, "ztw": 0.83, "a-b": 0.7, "cut": 0.6}
+    kinds = {"small": STATIC, "sdn": EARLY_EXITS, "ztw": EARLY_EXITS, "a-b": CASCADE, "cut": FIXED_EXIT}
+    found = results(*(result(at_budget("max", value, 1.0), name) for name, value in accuracies.items()))
+    rows = tables.accuracy_table(found, list(kinds), settings(("max",), ("held-out",)))
+    names = [str(tmp_path / f"t.{kind}") for kind in ("csv", "md", "tex")]
+    noise = {
+        ("d", "a", "held-out", "max", first, second) for first, second in (("ztw", "small"), ("a-b", "small"))
+    }
+    tables.write_tables(tables.with_kinds(rows, kinds), noise, {}, *names)
+    csv, md, tex = (Path(name).read_text() for name in names)
+    assert csv.splitlines()[0].endswith(",protocol,kind")
+    assert [line.split(",")[-1] for line in csv.splitlines()[1:]] == list(kinds.values())
+    assert md.splitlines()[4:] == [
+        "| *early exits* |  |",
+        "| sdn | 80.0 |",
+        "| ztw | **83.0** |",
+        "| *static networks, cascades of networks, fixed exits* |  |",
+        "| small | **86.0** |",
+        "| a-b | 70.0 ≈ |",
+        "| cut | 60.0 |",
+    ]
+    assert "\\midrule\n\\textit{early exits} &  \\\\\nsdn" in tex
+    assert "\\midrule\n\\textit{static networks, cascades of networks, fixed exits} &  \\\\\nsmall" in tex
+
+
+def test_equal_numbers_with_different_marks_are_explained():
+    accuracies = {"best": 0.88, "near": 0.8701, "far": 0.8699}
+    found = results(*(result(at_budget("max", value, 1.0), name) for name, value in accuracies.items()))
+    rows = tables.accuracy_table(found, list(accuracies), settings(("max",), ("held-out",)))
+    noise = {("d", "a", "held-out", "max", "near", "best")}
+    (block,) = blocks(rows.to_dict("records"), noise, {("d", "a"): "Mixed."})
+    assert [entry.text for (entry,) in block.rows.values()] == ["88.0", "87.0", "87.0"]
+    assert block.note == f"{ROUNDED} Mixed."
+    (block,) = blocks(rows.to_dict("records"), {*noise, ("d", "a", "held-out", "max", "far", "best")})
+    assert block.note == "", "both have a mark"
 
 
 def test_metrics_round_trip(tmp_path):

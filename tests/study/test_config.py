@@ -615,6 +615,19 @@ def test_a_method_s_family_depends_on_training_and_connection():
     }
 
 
+def test_the_headline_has_two_methods_of_a_family_and_the_one_that_recycles_most():
+    study = check_study(TINY)
+    names = [name for name in study.methods if name in study.headline]
+    assert list(study.headline) == names, "in the order of the study"
+    assert "cut" not in names, "a fixed exit"
+    config = read_config(Path(__file__).parents[2] / "config/reference/cifar10-jpeg-frontier.yaml")
+    assert check_study(config).headline == (
+        *("sdn", "ztw", "joint", "cascade-8-14-20", "cascade-8-14-20-int8", "joint-ensemble-int8"),
+    )
+    config = read_config(Path(__file__).parents[2] / "config/quick.yaml")
+    assert check_study(config).headline == ("sdn", "pabee", "ztw")
+
+
 def test_an_override_can_empty_a_list():
     config = changed("backbone", {"epochs": 5, "milestones": [2]})
     config["overrides"] = [{"backbone": {"milestones": []}}]

@@ -18,13 +18,7 @@ rule train_backbone:
         runtime=doubling(120),
         gpu=GPUS,
     params:
-        arch=arch_of,
-        images=images_of,
-        root=study.data.root,
-        backbone=lambda wildcards: sections_of(wildcards).backbone.model_dump(),
-        distillation=distillation_of,
-        hardware=HARDWARE,
-        weights=lambda wildcards: file_stamp(sections_of(wildcards).backbone.path),
+        **settings_of("train_backbone"),
         plugins=plugins_of("backbone"),
         code=code_digest("train_backbone"),
     script:

@@ -5,15 +5,14 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 from ztw.errors import ZtwError, without_password
 from ztw.progress import describe
-from ztw.files import data_root
 from ztw.study.config import check_study, heading, read_config, study_name
 from ztw.study.environment import search_path, settings_of_others
-from ztw.catalogue.datasets import DATASETS
+from ztw.study import job_settings
 from ztw.study.plugins import plugins_with
 from ztw.study.layout import ALONE, Cell, Layout, figure_title, metadata, PUBLISHED
+from ztw.study.published_values import has_published
 from ztw.study.kinds import EARLY_EXITS
-from ztw.study.provenance import code_digest, file_stamp, folder_stamp
-from ztw.study.training_settings import BackboneBuild
+from ztw.study.provenance import code_digest, file_stamp
 
 # With `--sdm conda`, every rule gets this environment. ztw itself is imported from the same folder.
 ENVIRONMENT = Path(workflow.basedir).parent / "environment.yml"
@@ -70,28 +69,19 @@ LOGITS = (
 STATIC_SETS = sorted({m.static for m in study.methods.values() if LOGITS and m.static})
 ICS = list(study.exit_sets)
 # Sets of internal classifiers (ICs) that train the backbone as well are one job each. All others are one job.
-JOINT = [name for name, ics in study.ics.sets.items() if ics.trains_backbone]
-FROZEN = [name for name in study.ics.sets if name not in JOINT]
+JOINT, FROZEN = job_settings.joint_sets(study), job_settings.frozen_sets(study)
 # (IC set or cascade, ensemble) of the methods, and how each ensemble is fitted.
-ENSEMBLES = sorted(
-    {(study.source_of(n), m.ensemble) for n, m in study.methods.items() if m.ensemble}
-)
-FITTED = {name: study.ensembles.sets[name] for _, name in ENSEMBLES}
+ENSEMBLES, FITTED = job_settings.ensembles(study), job_settings.fits(study)
 EVALUATED = list(study.data.evaluated)
-# Only ensembles need logits of the training images.
-SPLITS = ["train"] if any(e.fit_on == "train" for e in FITTED.values()) else []
-SPLITS += EVALUATED
+SPLITS, STATIC_SPLITS = job_settings.splits(study), job_settings.static_splits(study)
 # IC set -> its splits. A file of logits may have no training samples.
-FIT_ON_TRAIN = {ics for ics, name in ENSEMBLES if FITTED[name].fit_on == "train"}
+FIT_ON_TRAIN = job_settings.fitted_on_train(study)
 SPLITS_OF = {
     ics: SPLITS if not LOGITS or ics in FIT_ON_TRAIN else EVALUATED for ics in ICS
 }
 # Static networks: networks without early exits. Each has a cell of its own, with a backbone alone.
 STATICS = study.statics
 STATIC_CELLS = [CELL.with_arch(network) for network in STATICS]
-# Training images are predicted only for ensembles of cascades.
-STATIC_SPLITS = ["train"] if FIT_ON_TRAIN & set(study.cascades) else []
-STATIC_SPLITS += EVALUATED
 # Networks that methods use in int8
 INT8_SETS, INT8_STATICS = study.int8_sets, study.int8_statics
 TRACKED = study.tracking != "none"
@@ -99,7 +89,8 @@ TRACKED = study.tracking != "none"
 TIMED = study.logits.times if study.logits else bool(study.latency.batch_sizes)
 TIMED_CELLS = [cell for cell in CELLS if TIMED and cell.seed == study.seeds[0]]
 FIGURES = ["accuracy_cost", "exit_accuracy", "hindsight_improvability", "exit_shares"]
-FIGURES += ["accuracy_time"] if TIMED else []
+FIGURES += ["accuracy_cost_all"] if set(study.families) - set(study.headline) else []
+FIGURES += ["accuracy_time", "accuracy_time_all"] if TIMED else []
 # Early exits against what one would use instead. Every method is chosen on held-out samples.
 FRONTIER = "held-out" in study.evaluation.protocols
 FIGURES += ["frontier"] if FRONTIER else []
@@ -116,15 +107,16 @@ PAGE = sorted((ENVIRONMENT.parent / "ztw/reporting/page").iterdir())
 
 # The tables and figures.
 RESULTS = [LAYOUT.table("accuracy_at_budget", kind) for kind in ("csv", "md", "tex")]
-RESULTS += [LAYOUT.table(name) for name in ("comparison", "per_exit", "allowed_loss")]
-RESULTS += [LAYOUT.table("training")]
+RESULTS += [LAYOUT.table(name) for name in ("per_exit", "allowed_loss", "training")]
+# Only if config/published.csv has a value for a method of the study.
+COMPARISON = [LAYOUT.table("comparison")] if has_published(PUBLISHED, study) else []
+RESULTS += COMPARISON
 RESULTS += [LAYOUT.table("latency", kind) for kind in ("csv", "md") if TIMED]
 RESULTS += [LAYOUT.table("frontier", kind) for kind in ("csv", "md") if FRONTIER]
 RESULTS += [LAYOUT.figure(title, figure) for title in TITLES for figure in FIGURES]
 RESULTS += [LAYOUT.figure(title, "gallery") for title in TITLES if GALLERY]
 
 # Rules get settings as plain values in `params`. A changed value runs the job again.
-HARDWARE = study.model_dump(include={"precision", "device", "compile"})
 EVALUATION = study.evaluation.model_dump()
 METHOD_SETTINGS = {name: method.model_dump() for name, method in study.methods.items()}
 
@@ -147,14 +139,30 @@ NETWORK = plugins_of("backbone", "head")
 METHOD = plugins_of("backbone", "head", "ensemble", "rule", "thresholds")
 
 
+def cell_of(wildcards):
+    """Return the cell of a job, which may be that of a static network."""
+    return Cell(wildcards.dataset, wildcards.arch, int(wildcards.seed))
+
+
 def sections_of(wildcards):
     """Return the sections of the study for a cell, also of a static network, with overrides applied."""
-    return study.backbones[wildcards.dataset, wildcards.arch]
+    return job_settings.sections(study, cell_of(wildcards))
 
 
-def images_of(wildcards):
-    """Return the settings of a cell's images: validation split, augmentation and normalisation."""
-    return sections_of(wildcards).data.model_dump(exclude={"root", "image_folders"})
+def settings_of(job):
+    """Return the settings of a job of a cell, as functions of the wildcards. A changed value runs the job again."""
+
+    def of_cell(setting):
+        return lambda wildcards: setting(study, cell_of(wildcards))
+
+    return {name: of_cell(value) for name, value in job_settings.OF_CELL[job].items()}
+
+
+def set_of(wildcards):
+    """Return the settings of the IC set of a job that trains one."""
+    return job_settings.ic_sets(study, cell_of(wildcards), [wildcards.ics])[
+        wildcards.ics
+    ]
 
 
 def first_cell(wildcards):
@@ -162,64 +170,17 @@ def first_cell(wildcards):
     return Cell(*TITLES[wildcards.title], study.seeds[0])
 
 
-def _build(sections):
-    return {key: getattr(sections.backbone, key) for key in BackboneBuild.model_fields}
-
-
-def build_of(wildcards):
-    """Return the options of a cell's backbone."""
-    return _build(sections_of(wildcards))
-
-
-def static_of(dataset, network):
-    """Return the folder of a static network, its architecture and how it is built."""
-    build = _build(study.backbones[dataset, network])
-    return {"network": network, "arch": STATICS[network], "build": build}
-
-
-def statics_of(wildcards):
-    """Return the static networks on a cell's data set, by method."""
-    return {
-        name: static_of(wildcards.dataset, study.network_of(name))
-        for name, method in study.methods.items()
-        if method.static and not LOGITS
-    }
-
-
-def arch_of(wildcards):
-    """Return the architecture of a cell, whose folder may have the name of a static network."""
-    return STATICS.get(wildcards.arch, wildcards.arch)
-
-
-def distillation_of(wildcards):
-    """Return how a static network learns from a teacher, and the teacher; None if it has none."""
-    method = study.methods.get(wildcards.arch)
-    if wildcards.arch not in STATICS or method is None or method.distillation is None:
-        return None
-    teacher = study.network_of(method.distillation.teacher)
-    return method.distillation.model_dump(exclude={"teacher"}) | {
-        "teacher": static_of(wildcards.dataset, teacher)
-    }
-
-
 def teacher_of(wildcards):
     """Return the weights of a static network's teacher; none if it has no teacher."""
-    if (distillation := distillation_of(wildcards)) is None:
+    cell = cell_of(wildcards)
+    if (distillation := job_settings.distillation(study, cell)) is None:
         return []
-    cell = Cell(wildcards.dataset, wildcards.arch, wildcards.seed)
     return LAYOUT.backbone(cell.with_arch(distillation["teacher"]["network"]))
-
-
-def sets_of(names):
-    """Return a function of the wildcards that gives the settings of these IC sets."""
-    return lambda wildcards: {
-        name: sections_of(wildcards).ics.sets[name].model_dump() for name in names
-    }
 
 
 def stamps_of(wildcards):
     """Return a stamp of each file of logits of a cell. A changed file is imported again."""
-    cell = Cell(wildcards.dataset, wildcards.arch, wildcards.seed)
+    cell = cell_of(wildcards)
     return {name: file_stamp(s.file(cell)) for name, s in study.exit_sets.items()}
 
 
@@ -344,25 +305,6 @@ def logs_models(wildcards):
     first = int(wildcards.seed) == study.seeds[0]
     return study.tracked_models == "all" or (
         study.tracked_models == "first_seed" and first
-    )
-
-
-def folder_of(dataset):
-    """Return the settings of a user's image folder; None for a built-in data set."""
-    folder = study.data.image_folders.get(dataset)
-    return folder.model_dump() if folder else None
-
-
-def image_stamps(dataset, split):
-    """Return a stamp of the files of an image folder: train/, or for "test" all splits. None for other data sets."""
-    if folder := folder_of(dataset):
-        place = folder["path"]
-    elif dataset in DATASETS and DATASETS[dataset].streamed:
-        place = data_root(study.data.root) / dataset
-    else:  # files of a built-in data set have a known SHA-256
-        return None
-    return folder_stamp(
-        place, ["train"] if split == "train" else ["train", "test", "val"]
     )
 
 

@@ -13,8 +13,10 @@ rule prepare_dataset:
         ENVIRONMENT
     params:
         root=study.data.root,
-        folder=lambda wildcards: folder_of(wildcards.dataset),
-        stamp=lambda wildcards: image_stamps(wildcards.dataset, wildcards.split),
+        folder=lambda wildcards: job_settings.folder(study, wildcards.dataset),
+        stamp=lambda wildcards: job_settings.image_stamps(
+            study, wildcards.dataset, wildcards.split
+        ),
         plugins=plugins_of("dataset"),
         code=code_digest("prepare_dataset"),
     script:

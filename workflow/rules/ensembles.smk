@@ -23,16 +23,7 @@ if ENSEMBLES:
             mem_mb=doubling(2000),
             runtime=doubling(30),
         params:
-            ensembles={
-                ics: {
-                    name: FITTED[name].model_dump()
-                    for i, name in ENSEMBLES
-                    if i == ics
-                }
-                for ics, _ in ENSEMBLES
-            },
-            cascades=study.cascades,
-            from_logits=bool(LOGITS),
+            **settings_of("fit_ensembles"),
             plugins=plugins_of("ensemble"),
             code=code_digest("fit_ensembles"),
         script:

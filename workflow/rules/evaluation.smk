@@ -30,13 +30,7 @@ rule evaluate:
         mem_mb=doubling(2000),
         runtime=doubling(30),
     params:
-        build=build_of,
-        statics=statics_of,
-        sets=sets_of([*FROZEN, *JOINT]),
-        logits=LOGITS,
-        methods=METHOD_SETTINGS,
-        evaluation=EVALUATION,
-        images=images_of,
+        **settings_of("evaluate"),
         plugins=METHOD,
         code=code_digest("evaluate"),
     script:

@@ -1,6 +1,7 @@
 rule plot_figures:
     input:
         metrics=LAYOUT.table("metrics"),
+        differences=LAYOUT.table("differences"),
         curves=lambda wildcards: [
             LAYOUT.curves(Cell(*TITLES[wildcards.title], seed), method)
             for method in METHODS
@@ -30,7 +31,9 @@ rule plot_figures:
     params:
         evaluation=EVALUATION,
         families=study.families,
-        methods=METHODS,
+        headline=study.headline,
+        kinds=study.kinds,
+        int8=study.int8_methods,
         seeds=study.seeds,
         dataset=lambda wildcards: TITLES[wildcards.title][0],
         arch=lambda wildcards: TITLES[wildcards.title][1],
@@ -77,7 +80,9 @@ if GALLERY:
             dataset=lambda wildcards: TITLES[wildcards.title][0],
             arch=lambda wildcards: TITLES[wildcards.title][1],
             seed=study.seeds[0],
-            images=lambda wildcards: images_of(first_cell(wildcards)),
+            images=lambda wildcards: job_settings.images(
+                study, first_cell(wildcards)
+            ),
             plugins=METHOD,
             code=code_digest("draw_gallery"),
         script:

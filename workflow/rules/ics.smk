@@ -21,10 +21,7 @@ if FROZEN:
             runtime=doubling(120),
             gpu=GPUS,
         params:
-            images=images_of,
-            build=build_of,
-            sets=sets_of(FROZEN),
-            hardware=HARDWARE,
+            **settings_of("train_ics"),
             plugins=NETWORK,
             code=code_digest("train_ics"),
         script:
@@ -60,12 +57,8 @@ if JOINT:
             runtime=doubling(120),
             gpu=GPUS,
         params:
-            images=images_of,
-            build=build_of,
-            set=lambda wildcards: (
-                sections_of(wildcards).ics.sets[wildcards.ics].model_dump()
-            ),
-            hardware=HARDWARE,
+            **settings_of("train_network"),
+            set=set_of,
             plugins=NETWORK,
             code=code_digest("train_network"),
         script:

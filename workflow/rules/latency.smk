@@ -27,14 +27,7 @@ if TIMED:
             runtime=doubling(30),
             gpu=GPUS,
         params:
-            images=images_of,
-            build=build_of,
-            statics=statics_of,
-            sets=sets_of(ICS),
-            methods=METHOD_SETTINGS,
-            evaluation=EVALUATION,
-            latency=study.latency.model_dump(),
-            hardware=HARDWARE,
+            **settings_of("measure_latency"),
             plugins=METHOD,
             code=code_digest("measure_latency"),
         script:

@@ -1,6 +1,3 @@
-# Largest number of training images that an ensemble is fitted on; None = all.
-WANTED = [e.samples for e in FITTED.values() if e.fit_on == "train"]
-SAMPLES = None if None in WANTED else max(WANTED, default=None)
 BACKBONE_PREDICTIONS = [
     LAYOUT.backbone_predictions(CELL, split) for split in STATIC_SPLITS
 ]
@@ -29,13 +26,7 @@ rule predict:
         runtime=doubling(30),
         gpu=GPUS,
     params:
-        images=images_of,
-        build=build_of,
-        sets=sets_of(ICS),
-        batch_size=lambda wildcards: sections_of(wildcards).ics.batch_size,
-        samples=SAMPLES,
-        splits=SPLITS,
-        hardware=HARDWARE,
+        **settings_of("predict"),
         plugins=NETWORK,
         code=code_digest("predict"),
     script:
@@ -64,13 +55,7 @@ if STATICS:
             runtime=doubling(30),
             gpu=GPUS,
         params:
-            arch=arch_of,
-            images=images_of,
-            build=build_of,
-            batch_size=lambda wildcards: sections_of(wildcards).ics.batch_size,
-            splits=STATIC_SPLITS,
-            samples=SAMPLES,
-            hardware=HARDWARE,
+            **settings_of("predict_backbone"),
             plugins=plugins_of("backbone"),
             code=code_digest("predict_backbone"),
         script:
@@ -103,11 +88,10 @@ if INT8_SETS or INT8_STATICS:
             mem_mb=doubling(4000),  # the calibration also holds activations
             runtime=doubling(30),
         params:
-            arch=arch_of,
-            images=images_of,
-            build=build_of,
-            sets=lambda wildcards: sets_of({wildcards.network} - {ALONE})(wildcards),
-            splits=EVALUATED,
+            **settings_of("predict_int8"),
+            sets=lambda wildcards: job_settings.ic_sets(
+                study, cell_of(wildcards), {wildcards.network} - {ALONE}
+            ),
             plugins=NETWORK,
             code=code_digest("predict_int8"),
         script:

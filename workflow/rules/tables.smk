@@ -15,11 +15,10 @@ rule aggregate:
         ),
         md=LAYOUT.table("accuracy_at_budget", "md"),
         tex=LAYOUT.table("accuracy_at_budget", "tex"),
-        comparison=report(
-            LAYOUT.table("comparison"),
-            caption="../report/comparison.rst",
-            category="Tables",
-        ),
+        comparison=[
+            report(table, caption="../report/comparison.rst", category="Tables")
+            for table in COMPARISON
+        ],
         devices=report(
             LAYOUT.table("devices"),
             caption="../report/devices.rst",
@@ -38,7 +37,7 @@ rule aggregate:
         ENVIRONMENT
     params:
         evaluation=EVALUATION,
-        methods=METHODS,
+        kinds=study.kinds,
         cells=CELL_NAMES,
         timed=[(cell.dataset, cell.arch, cell.seed) for cell in TIMED_CELLS],
         tracked=TRACKED,
@@ -78,7 +77,7 @@ if FRONTIER:
             evaluation=EVALUATION,
             cells=CELL_NAMES,
             timed=sorted({(cell.dataset, cell.arch) for cell in TIMED_CELLS}),
-            int8=[name for name, method in study.methods.items() if method.int8],
+            int8=study.int8_methods,
             code=code_digest("compare_frontier"),
         script:
             "../scripts/compare_frontier.py"

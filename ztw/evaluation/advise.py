@@ -86,7 +86,8 @@ def advise(
         batch_size: samples per call that is timed.
         threads: CPU threads per call.
         epochs: passes over `train` for the exits; None = 300 steps, and at least 3 epochs.
-        input_shape, example: what the model takes, see `as_backbone`; None = as the first samples of `train`.
+        input_shape: shape of one image, see `as_backbone`; None = as the first samples of `train`.
+        example: a batch of other inputs, see `as_backbone`; None = the first samples of `train`.
         seed: of the halves, the exits' training and the timed samples. The same seed gives the same accuracies.
         progress: see `train_exits`.
 

@@ -73,7 +73,8 @@ class Difference(NamedTuple):
 
     Attributes:
         difference: accuracy of the first method - accuracy of the second, in [-1, 1].
-        low, high: ends of the interval, in [-1, 1].
+        low: lower end of the interval, in [-1, 1].
+        high: upper end of the interval, in [-1, 1].
     """
 
     difference: float
@@ -87,7 +88,8 @@ def paired_difference(
     """Compare the accuracies of two methods on the same test samples by a paired bootstrap.
 
     Args:
-        first, second: bool (N,), whether each sample is classified correctly, in the same order.
+        first: bool (N,), whether the first method classifies each sample correctly.
+        second: bool (N,), the same of the second method, for the same samples in the same order.
         resamples: number of draws.
         level: coverage of the interval, in (0, 1).
         seed: seed of the draws.

@@ -45,7 +45,8 @@ def predict(
         data: inputs and labels in any form of `train_exits`, e.g. (images, labels), or for texts
             `{"input_ids": ids, "attention_mask": mask, "labels": labels}`.
         batch_size: samples per batch. A DataLoader keeps its own.
-        precision, progress: see `train_exits`.
+        precision: see `train_exits`.
+        progress: see `train_exits`.
 
     Returns:
         Logits float32 (K, N, C) of single exits, and labels int64 (N,), both on the CPU.
@@ -146,7 +147,9 @@ def choose_threshold(
             "shared". The way "allowed_loss" (Berestizshevsky & Even 2019) takes the argument `allowed_loss` as the
             allowed loss of each exit.
         points: resolution of the grid of thresholds, which has about 2 * `points` values.
-        batch_size, precision, progress: see `predict`.
+        batch_size: see `predict`.
+        precision: see `predict`.
+        progress: see `predict`.
 
     Returns:
         The operating point: the rule with its thresholds, accuracy and cost.

@@ -78,7 +78,8 @@ class FittedRule(ThresholdRule):
         """Compute the scores of one exit; see `ExitRule.score`.
 
         Args:
-            logits, state: see `ExitRule.score`.
+            logits: see `ExitRule.score`.
+            state: see `ExitRule.score`.
             fitted: (P,), the exit's parameters from `fit_exit`, at least float32.
         """
 

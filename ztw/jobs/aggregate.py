@@ -22,6 +22,7 @@ from ztw.reporting.tables import (
     per_exit_table,
     training_table,
     with_backbone,
+    with_kinds,
     write_csv,
     write_tables,
 )
@@ -34,13 +35,13 @@ class AggregateSettings:
     """Settings of the tables.
 
     Args:
-        methods: order of the rows.
+        kinds: method -> kind, see `ztw.study.kinds`, in the order of the rows.
         cells: (data set, architecture, seed) of every cell.
         timed: cells with measured latency.
         tracked: whether to read metrics from MLflow.
     """
 
-    methods: tuple[str, ...]
+    kinds: dict[str, str]
     evaluation: EvaluationSettings
     cells: tuple[tuple[str, str, int], ...]
     timed: tuple[tuple[str, str, int], ...] = ()
@@ -48,9 +49,9 @@ class AggregateSettings:
 
 
 def aggregate(job: Job, settings: AggregateSettings, partial: bool = False) -> None:
-    """Write all tables of a study except `differences` and `pipeline`; partial: see `results_of`."""
+    """Write all tables of a study except `differences`, `frontier` and `pipeline`; partial: see `results_of`."""
     layout, cells = job.layout, [Cell(*names) for names in settings.cells]
-    files = {layout.metrics(*of): of[0] for of in results_of(layout, cells, settings.methods, partial)}
+    files = {layout.metrics(*of): of[0] for of in results_of(layout, cells, tuple(settings.kinds), partial)}
     if settings.tracked:
         metrics, lacking = from_runs(layout.store, list(files), job.report)
         for file, reason in lacking.items():  # makes the next call log the cell again
@@ -74,12 +75,12 @@ def _write_all(
         partial: see `ztw.reporting.tables.accuracy_table`.
     """
     evaluation = settings.evaluation
-    accuracies = accuracy_table(metrics, settings.methods, evaluation, partial)
+    accuracies = accuracy_table(metrics, tuple(settings.kinds), evaluation, partial)
     compared = comparison_table(accuracies, read_published(PUBLISHED), evaluation.protocols)
     write_metrics(metrics, layout.table("metrics"))
     write_csv(pd.DataFrame(devices, columns=COLUMNS), layout.table("devices"))
     noise = read_noise(layout.table("differences"))
-    shown = with_backbone(accuracies, metrics)
+    shown = with_kinds(with_backbone(accuracies, metrics), settings.kinds)
     write_tables(
         shown,
         noise,
@@ -89,7 +90,9 @@ def _write_all(
     write_csv(per_exit_table(metrics), layout.table("per_exit"))
     write_csv(allowed_loss_table(metrics), layout.table("allowed_loss"))
     write_csv(training_table(metrics), layout.table("training"))
-    write_csv(compared, layout.table("comparison"))
+    layout.table("comparison").unlink(missing_ok=True)
+    if len(compared):  # most studies have no published values
+        write_csv(compared, layout.table("comparison"))
     if times := [layout.latency(Cell(*names)) for names in settings.timed]:
         write_latency(
             latency_table(times, metrics),

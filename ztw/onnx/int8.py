@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from ztw.errors import ZtwError
 from ztw.tensors import as_tensor
 
 BATCH = 32  # samples per batch of the calibration
+ACTIVATIONS = ("Relu", "Clip")  # ReLU and ReLU6
 # the classifier of a model of a cascade, whose stages are in a stage
 OF_MEMBER = re.compile(r"backbone\.stages\.\d+\.backbone\.classifier\b")
 SCOPES = "pkg.torch.onnx.name_scopes"  # the exporter's note of the modules that a node is from
@@ -26,6 +27,9 @@ SCOPES = "pkg.torch.onnx.name_scopes"  # the exporter's note of the modules that
 
 def quantised(flat: ModelProto, inputs: InputSpec, given: Any) -> ModelProto:
     """Quantise all convolutions, and the matrix products of the backbone's stages, to int8.
+
+    An activation function after a convolution is quantised with it. Otherwise the scale would also cover the values
+    that it cuts off: with ReLU6, an EfficientNet-Lite2 lost 33 points of accuracy instead of one.
 
     Linears that compute logits, ensembles and scores stay in float32: they cost little, and small errors can change
     exits. Weights have one scale per channel and 7 bits, because 8 bits overflow on CPUs without VNNI instructions.
@@ -71,17 +75,23 @@ def quantised(flat: ModelProto, inputs: InputSpec, given: Any) -> ModelProto:
 
 
 def _in_int8(flat: ModelProto) -> list[str]:
+    nodes = list(filter(_is_layer(flat), flat.graph.node))
+    outputs = {name for node in nodes if node.op_type == "Conv" for name in node.output}
+    nodes += [node for node in flat.graph.node if node.op_type in ACTIVATIONS and node.input[0] in outputs]
+    return [node.name for node in nodes]
+
+
+def _is_layer(flat: ModelProto) -> Callable[[NodeProto], bool]:
+    """Return a function that tells the convolutions, and the stages' products with weights, from other nodes."""
     weights = {tensor.name for tensor in flat.graph.initializer}
-    return [
-        node.name
-        for node in flat.graph.node
-        if node.op_type == "Conv"
-        or (
-            node.op_type in ("Gemm", "MatMul")
-            and not weights.isdisjoint(node.input)
-            and any(".stages." in name and not OF_MEMBER.search(name) for name in _origin(node))
-        )
-    ]
+
+    def is_layer(node: NodeProto) -> bool:
+        if node.op_type not in ("Gemm", "MatMul"):
+            return node.op_type == "Conv"
+        in_stage = any(".stages." in name and not OF_MEMBER.search(name) for name in _origin(node))
+        return in_stage and not weights.isdisjoint(node.input)
+
+    return is_layer
 
 
 def _origin(node: NodeProto) -> Iterator[str]:

@@ -1,45 +1,45 @@
-"""Draw figures of single exits: accuracy, hindsight improvability, share of samples that leave."""
+"""Draw figures of single exits: accuracy, hindsight improvability, share of samples that have left."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
+from ztw.reporting.drawing import draw_band, draw_faint
 from ztw.reporting.readable import budget_name
 from ztw.reporting.results import Metrics
 from ztw.reporting.style import (
+    COLUMNS,
+    add_legend,
     add_legends,
-    draw_band,
-    draw_faint,
+    exit_ticks,
     in_percent,
     label_all,
     new_panels,
     over_seeds,
-    panels_of,
+    panels_by_family,
     style,
 )
 
-# With more exits, only some have a marker or are in the legend
-MANY = 12
+MANY = 12  # with more exits, only some have a marker
+MARKS = 9  # markers of a line of shares, about
 
 
 def exit_accuracies(metrics: Metrics, families: Mapping[str, str], title: str) -> Figure:
     """Draw the accuracy of every exit if all samples left there. Methods with the same exits share a line."""
-    return _by_exit(metrics[metrics["metric"] == "accuracy"], families, title, "test accuracy\nat this exit")
+    return _by_exit(
+        metrics[metrics["metric"] == "accuracy"], families, title, "test accuracy (%)\nat this exit"
+    )
 
 
 def improvabilities(metrics: Metrics, families: Mapping[str, str], title: str) -> Figure:
     """Draw the hindsight improvability of every exit; lower is better."""
     own = metrics[metrics["metric"] == "hindsight_improvability"]
-    return _by_exit(own, families, title, "hindsight improvability\n(lower is better)")
+    return _by_exit(own, families, title, "hindsight improvability (%)\n(lower is better)")
 
 
 def _by_exit(metrics: Metrics, families: Mapping[str, str], title: str, what: str) -> Figure:
@@ -50,12 +50,11 @@ def _by_exit(metrics: Metrics, families: Mapping[str, str], title: str, what: st
     for method, rows in rows_of.items():
         shared.setdefault(rows["value"].to_numpy().tobytes(), []).append(method)
     label = {first: ", ".join([first, *others]) for first, *others in shared.values()}
-    groups = panels_of({first: families[first] for first in label})
-    figure, panels = new_panels(len(groups), 6.4 if len(groups) == 1 else 3.6 * len(groups), 4.2)
+    figure, groups = panels_by_family({first: families[first] for first in label})
     looks = style(families)
     many = own["exit"].max() > MANY
-    measured = over_seeds(what, own[own["method"].isin(list(families))]["seed"].nunique())
-    for axes, (family, shown) in zip(panels, groups, strict=True):
+    seeds = own[own["method"].isin(list(families))]["seed"].nunique()
+    for axes, family, shown in groups:
         for first in label:
             if first in shown:
                 # No two methods have a marker at the same exit
@@ -64,57 +63,58 @@ def _by_exit(metrics: Metrics, families: Mapping[str, str], title: str, what: st
                 draw_band(axes, rows_of[first], "exit", "value", **look)
             else:
                 draw_faint(axes, rows_of[first], "exit", "value")
-        axes.set(title=family, xlabel="", ylabel=measured if axes is panels[0] else "")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set(xlabel="", ylabel="")
+        axes.set_title(family, loc="left", fontsize="medium")
+        exit_ticks(axes, int(own["exit"].max()))
         in_percent(axes.yaxis)
-    label_all(figure, panels, "exit", title)
-    add_legends(panels)
+    label_all(figure, "exit", over_seeds(what, seeds), title)
+    add_legends(figure.axes)
     return figure
 
 
 def exit_shares(
-    metrics: Metrics, methods: Sequence[str], budgets: Sequence[str], protocol: str, title: str
+    metrics: Metrics,
+    families: Mapping[str, str],
+    methods: Sequence[str],
+    budgets: Sequence[str],
+    protocol: str,
+    title: str,
 ) -> Figure:
-    """Draw the share of samples that leave at each exit: a stacked bar per method, a panel per budget.
+    """Draw the share of samples that have left by each exit: a line per method, a panel per feasible budget.
 
     Shares are means over the seeds for which the budget is feasible.
+
+    Args:
+        families: see `style`.
+        methods: the methods to draw.
     """
-    figure, panels = new_panels(len(budgets), 2.6 * len(budgets) + 1, 0.38 * len(methods) + 1.6, grid=False)
-    shares = metrics[metrics["metric"].eq("exit_fraction") & metrics["protocol"].eq(protocol)]
+    own = metrics["method"].isin(methods) & metrics["protocol"].eq(protocol)
+    shares = metrics[metrics["metric"].eq("exit_fraction") & own].dropna(subset="value")
     means = shares.groupby(["budget", "method", "exit"])["value"].mean()
-    colours = sns.color_palette("cividis", metrics["exit"].max())
-    for axes, budget in zip(panels, budgets, strict=True):
-        for position, method in enumerate(methods):
-            own = means.loc[budget, method] if (budget, method) in means else means.iloc[:0]
-            _stacked_bar(axes, position, own, colours)
-        axes.set_title(f"budget {budget_name(budget)}")
-        axes.set_xlim(0, 1)
-        axes.set_yticks(range(len(methods)), methods)
-        in_percent(axes.xaxis)
-    panels[0].invert_yaxis()
-    _exit_legend(figure, colours)
+    feasible = [budget for budget in budgets if shares["budget"].eq(budget).any()]
+    columns = min(COLUMNS, max(1, len(feasible)))
+    rows = max(1, -(-len(feasible) // columns))
+    figure, panels = new_panels(columns, max(4.0, 2.4 * columns), 2.2 * rows + 0.6, rows=rows)
+    for axes in panels[max(1, len(feasible)) :]:
+        axes.remove()
+    panels, looks = panels[: max(1, len(feasible))], style(families)
+    for axes, budget in zip(panels, feasible, strict=False):
+        for method in methods:
+            if (budget, method) in means:
+                _cumulative(axes, means.loc[budget, method], label=method, **looks[method])
+        axes.set_title(f"budget {budget_name(budget)}", loc="left")
+    for axes in panels:
+        exit_ticks(axes, int(shares["exit"].max()) if len(shares) else 1)
+        axes.set(xlabel="exit", ylim=(0, 1.03))
+        in_percent(axes.yaxis)
+    figure.supylabel("test samples that have left (%)", fontsize="medium")
     figure.suptitle(title)
-    figure.supxlabel("share of test samples that leave at each exit")
     figure.tight_layout()
+    add_legend(figure, panels)
     return figure
 
 
-def _stacked_bar(axes: Axes, position: int, shares: pd.Series, colours: Sequence) -> None:
-    """Draw the shares of a method's exits; no shares = infeasible."""
-    if not len(shares):
-        axes.text(0.5, position, "infeasible", ha="center", va="center", fontsize=8)
-        return
-    lefts = np.concatenate([[0.0], shares.cumsum()[:-1]])
-    own = [*colours[: len(shares) - 1], colours[-1]]  # the last exit, the backbone's, has the last colour
-    # With many exits, edges would cover small shares
-    edges = 0.5 if len(colours) <= MANY else 0.0
-    axes.barh(position, shares, left=lefts, color=own, edgecolor="white", linewidth=edges)
-
-
-def _exit_legend(figure: Figure, colours: Sequence) -> None:
-    named = {f"exit {k}": colour for k, colour in enumerate(colours[:-1], 1)}
-    if len(colours) > MANY:
-        named = dict(list(named.items())[:: math.ceil(len(colours) / MANY)])
-    named["backbone"] = colours[-1]
-    handles = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in named.values()]
-    figure.legend(handles, list(named), loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+def _cumulative(axes: Axes, shares: pd.Series, **look: Any) -> None:
+    """Draw the share that has left by each exit; the marks of a long line stand apart."""
+    every = max(1, len(shares) // MARKS)
+    axes.plot(shares.index, shares.cumsum(), ms=4, lw=1.6, markevery=every, drawstyle="steps-post", **look)

@@ -5,13 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ztw.reporting.frontier_table import MACS
-from ztw.reporting.style import MARKERS, in_percent, new_panels
-from ztw.study.kinds import KINDS
+from ztw.reporting.labels import Names
+from ztw.reporting.style import COLUMNS, GREY, HANDLES, in_percent, new_panels
+from ztw.study.kinds import CASCADE, EARLY_EXITS, FIXED_EXIT, STATIC
+
+LOOKS: dict[str, dict[str, Any]] = {
+    STATIC: {"color": "black", "marker": "D"},
+    CASCADE: {"color": GREY, "marker": "s"},
+    FIXED_EXIT: {"color": "#A6761D", "marker": "^"},
+    EARLY_EXITS: {"color": "#B10026", "marker": "o"},
+}
 
 
 def draw_frontier(table: pd.DataFrame, title: str) -> Figure:
@@ -24,56 +31,48 @@ def draw_frontier(table: pd.DataFrame, title: str) -> Figure:
         table: from `read_frontier`, of one data set and architecture.
     """
     units = list(table["unit"].unique()) or [MACS]  # no method may fit any budget
-    columns = min(len(units), 3)
+    columns = min(len(units), COLUMNS)
     rows = -(-len(units) // columns)
-    figure, panels = new_panels(columns, max(6.4, 4.6 * columns), 3.8 * rows + 0.6, rows=rows)
-    colours = dict(
-        zip(KINDS, (sns.color_palette("colorblind")[place] for place in (7, 4, 1, 2)), strict=True)
-    )
+    figure, panels = new_panels(columns, max(6.4, 3.8 * columns), 3.4 * rows + 0.6, rows=rows)
     for axes in panels[len(units) :]:
         axes.remove()
-    for axes, unit in zip(panels[: len(units)], units, strict=True):
-        here = table[table["unit"].eq(unit)]
-        for number, kind in enumerate(KINDS):
-            best = here[here["kind"].eq(kind)].sort_values("budget")
-            if best.empty:
-                continue
-            axes.plot(
-                best["budget"],
-                best["accuracy"],
-                label=kind,
-                color=colours[kind],
-                marker=MARKERS[number],
-                ms=5,
-            )
-            _name_changes(axes, best, colours[kind], above=number % 2 == 0)
-        axes.set_title(unit)
-        axes.set_xlabel("budget / the backbone's cost")
+    panels = panels[: len(units)]
+    for axes, unit in zip(panels, units, strict=True):
+        _draw(axes, table[table["unit"].eq(unit)])
+        axes.set_title(unit, loc="left", fontsize=10)
+        axes.set_xlabel("budget (% of the backbone's cost)")
         in_percent(axes.xaxis, axes.yaxis)
         axes.margins(x=0.12, y=0.12)
     for axes in panels[::columns]:
-        axes.set_ylabel("test accuracy")
-    lines = {str(line.get_label()): line for axes in panels[: len(units)] for line in axes.lines}
-    look: dict[str, Any] = {
-        "frameon": False,
-        "loc": "lower center",
-        "ncols": max(1, len(lines)),
-        "fontsize": "small",
-    }
-    figure.legend(list(lines.values()), list(lines), **look)
+        axes.set_ylabel("test accuracy (%)")
+    lines = {str(line.get_label()): line for axes in panels for line in axes.lines}
+    figure.legend(
+        list(lines.values()),
+        list(lines),
+        loc="lower center",
+        ncols=max(1, len(lines)),
+        fontsize="small",
+        **HANDLES,
+    )
     figure.suptitle(title)
-    figure.tight_layout(rect=(0, 0.05, 1, 1))
+    figure.tight_layout(rect=(0, 0.06, 1, 1))
+    for axes, unit in zip(panels, units, strict=True):
+        _name_changes(axes, table[table["unit"].eq(unit)])
     return figure
 
 
-def _name_changes(axes: Axes, rows: pd.DataFrame, colour: tuple[float, ...], above: bool) -> None:
-    for row in rows[rows["method"].ne(rows["method"].shift())].itertuples():
-        axes.annotate(
-            str(row.method),
-            (row.budget, row.accuracy),
-            textcoords="offset points",
-            xytext=(0, 6 if above else -11),
-            ha="center",
-            fontsize=6,
-            color=colour,
-        )
+def _draw(axes: Axes, here: pd.DataFrame) -> None:
+    for kind, look in LOOKS.items():
+        rows = here[here["kind"].eq(kind)].sort_values("budget")
+        if len(rows):
+            axes.plot(rows["budget"], rows["accuracy"], label=kind, ms=5, **look)
+
+
+def _name_changes(axes: Axes, here: pd.DataFrame) -> None:
+    """Write the names of methods, each where its kind has not had it at the budget before."""
+    names = Names(axes)
+    for kind, look in LOOKS.items():
+        rows = here[here["kind"].eq(kind)].sort_values("budget")
+        changes = rows[rows["method"].ne(rows["method"].shift())]
+        for name, budget, accuracy in changes[["method", "budget", "accuracy"]].itertuples(index=False):
+            names.at_marks({name: (budget, accuracy)}, fontsize=6.5, color=look["color"])

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from ztw.catalogue.titles import title_of
 from ztw.files import check_seal, write_sealed
 from ztw.reporting.readable import INFEASIBLE, budget_name, percent
 from ztw.reporting.rendering import markdown_table
@@ -17,6 +18,11 @@ from ztw.reporting.tables import write_csv
 from ztw.study.kinds import EARLY_EXITS, KINDS
 
 MACS = "MACs"
+CAPTION = (
+    "The best method of each kind within a budget, chosen on held-out samples, with its test accuracy in %. A budget is"
+    " a share of the backbone's MACs or of its measured time. difference: early exits minus the best of the others, in"
+    " points, with its 95 % interval over the test samples and, with three seeds or more, over trainings"
+)
 COLUMNS = [
     *("dataset", "arch", "unit", "budget", "kind", "method", "held_out", "accuracy", "cost", "n"),
     *("rival", "difference", "low", "high", "low_trainings", "high_trainings", "seeds"),
@@ -32,7 +38,8 @@ def time_unit(batch_size: int, threads: int) -> str:
 def write_frontier(table: pd.DataFrame, csv_path: Path, md_path: Path) -> None:
     """Write the csv, and a readable table and sentence for each data set, architecture and unit."""
     write_csv(table, csv_path)
-    write_sealed(md_path, "\n".join(_block(*where, rows) for where, rows in _groups(table)))
+    blocks = [_block(*where, rows) for where, rows in _groups(table)]
+    write_sealed(md_path, "\n".join([f"**{CAPTION}**\n", *blocks]))
 
 
 def read_frontier(path: Path | str) -> pd.DataFrame:
@@ -49,11 +56,6 @@ def _groups(table: pd.DataFrame) -> Iterator[tuple[tuple[str, str, str], list[di
 
 
 def _block(dataset: str, arch: str, unit: str, rows: Sequence[Row]) -> str:
-    title = (
-        f"{dataset}, {arch}: the best method of each kind within a share of the backbone's {unit}, chosen on held-out"
-        " samples: test accuracy (%); difference: early exits minus the best of the others, in points, with its 95 %"
-        " interval over the test samples and, with three seeds or more, over trainings"
-    )
     kinds = [kind for kind in KINDS if any(row["kind"] == kind for row in rows)]
     shown = [
         [
@@ -63,7 +65,7 @@ def _block(dataset: str, arch: str, unit: str, rows: Sequence[Row]) -> str:
         ]
         for budget, of_kind in _by_budget(rows)
     ]
-    table = markdown_table(title, ["budget", *kinds, "difference"], shown)
+    table = markdown_table(f"{title_of(dataset, arch)}: {unit}", ["budget", *kinds, "difference"], shown)
     return f"{table}\n{sentence(dataset, arch, unit, rows)}\n"
 
 

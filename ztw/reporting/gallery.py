@@ -94,7 +94,7 @@ def _data_uri(pixels: Tensor) -> str:
 def draw_gallery(gallery: Mapping[str, Any]) -> Figure:
     """Draw the groups of a gallery as rows of images, with the predicted class under each image."""
     groups = gallery["groups"]
-    figure, panels = new_panels(EXAMPLES, 0.95 * EXAMPLES, 1.5 * len(groups), grid=False, rows=len(groups))
+    figure, panels = new_panels(EXAMPLES, 0.95 * EXAMPLES, 1.5 * len(groups), rows=len(groups))
     for row, group in enumerate(groups):
         own = panels[row * EXAMPLES : (row + 1) * EXAMPLES]
         for axes, sample in zip(own, group["samples"], strict=False):
@@ -112,7 +112,7 @@ def _draw_sample(axes: plt.Axes, sample: Mapping[str, str]) -> None:
     axes.imshow(np.asarray(picture), cmap="gray", vmin=0, vmax=255, aspect="equal")
     axes.set(xticks=[], yticks=[])
     for spine in axes.spines.values():
-        spine.set(color=RIGHT if right else WRONG, linewidth=2.5, linestyle="-" if right else "--")
+        spine.set(visible=True, color=RIGHT if right else WRONG, linewidth=2.5, linestyle="-" if right else "--")
     name, true = (_short(sample[key]) for key in ("predicted", "label"))
     axes.set_xlabel(name if right else f"{name},\nis {true}", fontsize=7, color=RIGHT if right else WRONG)
 

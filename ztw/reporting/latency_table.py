@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from ztw.catalogue.titles import title_of
 from ztw.evaluation.names import BACKBONE
 from ztw.files import check_seal, read_json, write_sealed
 from ztw.reporting.readable import INFEASIBLE, Notes, budget_name, percent
@@ -23,15 +24,15 @@ COLUMNS = [
     *NUMBERS,
     *("accuracy", "relative_cost", "device", "precision", "threads", "file_mb", "peak_mb"),
 ]
+SIZES = {"file_mb": "file (MB)", "peak_mb": "memory (MB)"}
 HOW = ["batch_size", "threads"]
-SHOWN = (
-    *("method", "budget", "runtime", "accuracy", "MACs", "time", "in its runtime"),
-    *("median (ms)", "95 % (ms)", "images/s", "differs", "file (MB)", "memory (MB)"),
-)
-REFERENCE = (
-    "time: 100 % is the backbone alone in the runtime that is fastest for it; differs: share of the timed images that"
-    " leave elsewhere or get another class than in pytorch; file: the exported network; memory: the peak that ONNX"
-    " Runtime adds to a process for one sample through all blocks"
+WHOLE = "whole network"  # heading of times without a budget
+CAPTION = (
+    "Test accuracy in %, and in brackets the measured time as a share of the time of the backbone alone in its fastest"
+    f" runtime (same batch size and number of threads). Columns: the budget, or {WHOLE} for a network without early"
+    " exits. differs: share of the timed images that leave elsewhere or get another class than in pytorch, the largest"
+    " over the budgets. file: the exported network. memory: the peak that ONNX Runtime adds to a process for one sample"
+    " through all blocks. latency.csv has all numbers"
 )
 
 
@@ -138,44 +139,61 @@ def read_latency(path: Path | str, dataset: str, arch: str) -> pd.DataFrame:
 
 
 def write_latency(table: pd.DataFrame, missing: Notes, csv_path: Path | str, md_path: Path | str) -> None:
-    """Write the csv, and a readable table per data set, architecture, batch size and threads.
+    """Write the csv, and a readable table per data set, architecture, batch size, threads, runtime and precision.
 
     Args:
         missing: from `left_out`.
     """
     write_csv(table, csv_path)
-    blocks = []
-    for (dataset, arch, size, _threads), rows in table.groupby(["dataset", "arch", *HOW], sort=False):
-        first = rows.iloc[0]
-        where = f"{first['device']}, {first['threads']} thread{'s' * (int(first['threads']) != 1)}"
-        how = ", ".join(f"{runtime} in {precision}" for runtime, precision in _precisions(rows))
-        title = f"{dataset}, {arch}: measured on {where}, batch size {size}, {how}; {REFERENCE}"
-        note = missing.get((str(dataset), str(arch)))
-        block = markdown_table(title, SHOWN, map(_texts, rows.to_dict("records")))
-        blocks.append(f"{block}\n{note}\n" if note else block)
-    write_sealed(md_path, "\n".join(blocks))
+    parts = [f"**{CAPTION}**\n"]
+    for (dataset, arch), of_arch in table.groupby(["dataset", "arch"], sort=False):
+        for _, rows in of_arch.groupby(HOW, sort=False):
+            parts += [_block(own, rows) for _, own in rows.groupby(["runtime", "precision"], sort=False)]
+        if note := missing.get((str(dataset), str(arch))):
+            parts.append(f"{note}\n")
+    write_sealed(md_path, "\n".join(parts))
 
 
-def _precisions(rows: pd.DataFrame) -> list[tuple[str, str]]:
-    return list(rows[["runtime", "precision"]].drop_duplicates().itertuples(index=False, name=None))
+def _block(rows: pd.DataFrame, every: pd.DataFrame) -> str:
+    """Return the table of one runtime; every: the rows of all runtimes, at the same batch size and threads."""
+    first = rows.iloc[0]
+    threads = f"{first['threads']} thread{'s' * (int(first['threads']) != 1)}"
+    title = (
+        f"{title_of(first['dataset'], first['arch'])}, {first['runtime']} in {first['precision']}, batch size"
+        f" {first['batch_size']}, {threads} of {first['device']}{_reference(every)}"
+    )
+    whole = rows["budget"].eq(INFEASIBLE)
+    budgets = [INFEASIBLE] * bool(whole.any()) + list(rows.loc[~whole, "budget"].unique())
+    heads = [WHOLE if budget == INFEASIBLE else budget_name(budget) for budget in budgets]
+    sizes = [name for name in SIZES if rows[name].notna().any()]
+    lines = [_line(str(method), own, budgets, sizes) for method, own in rows.groupby("method", sort=False)]
+    return markdown_table(title, ["method", *heads, "differs", *(SIZES[name] for name in sizes)], lines)
 
 
-def _texts(row: Mapping[Any, Any]) -> list[str]:
-    return [
-        row["method"],
-        "" if row["budget"] == INFEASIBLE else budget_name(row["budget"]),
-        f"{row['runtime']} int8" if row["precision"] == "int8" else row["runtime"],
-        INFEASIBLE if math.isnan(row["accuracy"]) else f"{percent(row['accuracy']):.1f} %",
-        _share(row["relative_cost"]),
-        _share(row["relative_time"]),
-        _share(row["relative_time_in_runtime"]),
-        f"{row['median_ms']:.2f}",
-        f"{row['p95_ms']:.2f}",
-        f"{row['images_per_s']:.0f}",
-        _share(row["differs"]),
-        *(INFEASIBLE if math.isnan(row[name]) else f"{row[name]:.1f}" for name in ("file_mb", "peak_mb")),
-    ]
+def _reference(every: pd.DataFrame) -> str:
+    """Return what 100 % is."""
+    alone = every[every["method"].eq(BACKBONE)].sort_values("median_ms", kind="stable")
+    if alone.empty:
+        return ""
+    speed, runtime = alone[["images_per_s", "runtime"]].iloc[0]
+    return f"; 100 %: {float(f'{speed:.3g}'):,g} images/s ({BACKBONE} in {runtime})"
+
+
+def _line(method: str, rows: pd.DataFrame, budgets: Sequence[str], sizes: Sequence[str]) -> list[str]:
+    """Return the row of a method; sizes: columns of SIZES."""
+    at = {row["budget"]: row for row in rows.to_dict("records")}
+    times = [_entry(at[budget]) if budget in at else "" for budget in budgets]
+    return [method, *times, _share(rows["differs"].max()), *(_size(rows[name].max()) for name in sizes)]
+
+
+def _entry(row: Mapping[Any, Any]) -> str:
+    accuracy = INFEASIBLE if math.isnan(row["accuracy"]) else f"{percent(row['accuracy']):.1f}"
+    return f"{accuracy} ({_share(row['relative_time'])})"
 
 
 def _share(value: float) -> str:
-    return INFEASIBLE if math.isnan(value) else f"{value:.0%}"
+    return INFEASIBLE if math.isnan(value) else f"{100 * value:.0f} %"
+
+
+def _size(megabytes: float) -> str:
+    return INFEASIBLE if math.isnan(megabytes) else f"{megabytes:.1f}"

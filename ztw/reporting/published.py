@@ -45,7 +45,7 @@ def read_published(path: Path | str) -> pd.DataFrame:
 
 
 def comparison_table(table: pd.DataFrame, published: pd.DataFrame, protocols: Sequence[str]) -> pd.DataFrame:
-    """Return our accuracies (%) beside published ones, NaN if nothing is published.
+    """Return our accuracies (%) beside published ones, a row for each published value that is ours, too.
 
     low and high are the interval of the difference, ours - published, by Student's t over our seeds; NaN for one
     seed. The published value is taken as exact, because papers rarely report its spread. Our protocol is the one
@@ -57,7 +57,7 @@ def comparison_table(table: pd.DataFrame, published: pd.DataFrame, protocols: Se
     protocol = next((name for name in ("published", "paper") if name in protocols), protocols[0])
     ours = table[table["protocol"] == protocol]
     ours = ours.assign(budget=_plain(ours["budget"]), ours=100 * ours["mean"], std=100 * ours["std"])
-    beside = ours.merge(published.rename(columns={"value": "published"}), on=KEY, how="left")
+    beside = ours.merge(published.rename(columns={"value": "published"}), on=KEY)
     difference = beside["ours"] - beside["published"]
     half = stdtrit(beside["n"].where(beside["n"] > 1) - 1, (1 + LEVEL) / 2)
     half = half * beside["std"] / beside["n"].pow(0.5)

@@ -9,11 +9,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from ztw.catalogue.titles import title_of
 from ztw.evaluation.names import BACKBONE
 from ztw.files import check_seal
+from ztw.study.kinds import CASCADE, EARLY_EXITS, FIXED_EXIT, STATIC
 
 INFEASIBLE = "-"  # missing value, or budget of a network without exits; empty in a csv
 SAME = "≈"
+ROUNDED = (
+    f"Equal numbers with and without {SAME}: the test compares two methods image by image, before rounding, so a"
+    " difference below the last digit can exceed noise."
+)
+PLURALS = {STATIC: "static networks", CASCADE: "cascades of networks", FIXED_EXIT: "fixed exits"}
 # Columns of the table of differences between methods
 DIFFERENCES = (
     *("dataset", "arch", "protocol", "budget", "first", "second"),
@@ -35,11 +42,17 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class Block:
-    """The table of one data set, architecture and protocol; rows: method -> entries, one per budget."""
+    """The table of one data set, architecture and protocol.
+
+    Args:
+        rows: method -> entries, one per budget.
+        groups: heading -> methods, for methods that are compared with each other only; empty if there is one group.
+    """
 
     title: str
     budgets: list[str]
     rows: dict[str, list[Entry]]
+    groups: dict[str, list[str]]
     note: str = ""
 
 
@@ -105,9 +118,10 @@ def blocks(
     for row in rows:
         block = grouped.setdefault((row["dataset"], row["arch"], row["protocol"]), {})
         block.setdefault(row["method"], []).append(row)
+    made = [(where, _block(*where, methods, noise)) for where, methods in grouped.items()]
     return [
-        replace(_block(*where, methods, noise), note=(notes or {}).get(where[:2], ""))
-        for where, methods in grouped.items()
+        replace(block, note=" ".join(filter(None, [block.note, (notes or {}).get(where[:2], "")])))
+        for where, block in made
     ]
 
 
@@ -117,20 +131,59 @@ def _block(
     alone = [row for row in methods.get(BACKBONE, ()) if row["budget"] == INFEASIBLE]
     compared = {method: rows for method, rows in methods.items() if rows != alone}
     seeds = max(row["n"] for rows in methods.values() for row in rows)
-    leaders = [_leader(column) for column in zip(*compared.values(), strict=True)]
     budgets = [row["budget"] for row in next(iter(compared.values()))]
+    groups = _groups(compared)
     entries: dict[str, list[Entry]] = {}
     if alone:
         entries[BACKBONE] = [_of_backbone(alone[0], budget, seeds) for budget in budgets]
-    for method, rows in compared.items():
-        entries[method] = [
-            Entry(accuracy_text(row, seeds), _mark(row, leader, noise))
-            for row, leader in zip(rows, leaders, strict=True)
-        ]
+    for members in groups.values():
+        entries |= _entries({method: compared[method] for method in members}, noise, seeds)
     title = _title(dataset, arch, protocol, seeds) + _note(noise)
     if alone and not any(map(_fits_backbone, budgets)):
         title += f"; {BACKBONE}: {accuracy_text(alone[0], seeds)}"
-    return Block(title, list(map(budget_name, budgets)), entries)
+    headed = groups if len(groups) > 1 else {}
+    note = ROUNDED if any(_is_rounded(entries, members) for members in groups.values()) else ""
+    return Block(title, list(map(budget_name, budgets)), entries, headed, note)
+
+
+def _groups(compared: Mapping[str, list[Mapping[str, Any]]]) -> dict[str, list[str]]:
+    """Divide methods into early exits and what one would use instead of them: heading -> methods."""
+    kinds = {method: rows[0].get("kind") or EARLY_EXITS for method, rows in compared.items()}
+    others = [kind for kind in PLURALS if kind in kinds.values()]
+    groups = {
+        EARLY_EXITS: [method for method, kind in kinds.items() if kind == EARLY_EXITS],
+        ", ".join(PLURALS[kind] for kind in others): [
+            method for method, kind in kinds.items() if kind in others
+        ],
+    }
+    return {heading: members for heading, members in groups.items() if members}
+
+
+def _entries(
+    compared: Mapping[str, list[Mapping[str, Any]]], noise: Noise, seeds: int
+) -> dict[str, list[Entry]]:
+    """Return the entries of methods that are compared with each other."""
+    leaders = [_leader(column) for column in zip(*compared.values(), strict=True)]
+    return {
+        method: [
+            Entry(accuracy_text(row, seeds), _mark(row, leader, noise))
+            for row, leader in zip(rows, leaders, strict=True)
+        ]
+        for method, rows in compared.items()
+    }
+
+
+def _is_rounded(entries: Mapping[str, list[Entry]], members: Iterable[str]) -> bool:
+    """Return whether two methods have the same number at a budget, one with a mark and one without."""
+    return any(
+        len({entry.mark for entry in column if _number(entry) == number}) > 1
+        for column in zip(*(entries[method] for method in members), strict=True)
+        for number in {_number(entry) for entry in column} - {INFEASIBLE}
+    )
+
+
+def _number(entry: Entry) -> str:
+    return entry.text.split(" ")[0]
 
 
 def _of_backbone(row: Mapping[str, Any], budget: str, seeds: int) -> Entry:
@@ -147,7 +200,7 @@ def _title(dataset: str, arch: str, protocol: str, seeds: int) -> str:
     split = "validation" if protocol == "held-out" else "test"
     unit = "operations by the published counter" if protocol == "published" else "MACs"
     return (
-        f"{dataset}, {arch}: test accuracy (%) within a share of the backbone's {unit}; thresholds chosen"
+        f"{title_of(dataset, arch)}: test accuracy (%) within a share of the backbone's {unit}; thresholds chosen"
         f" on the {split} split (protocol {protocol}); {'mean ± std' if seeds > 1 else 'one seed'}, n = {seeds}"
     )
 
@@ -160,7 +213,7 @@ def _note(noise: Noise) -> str:
 
 
 def _leader(column: Iterable[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """Return the best row of a budget, by accuracy to six decimals, the first one if equal; None if infeasible."""
+    """Return the best row of a budget in its group, the first of equal ones to six decimals; None if infeasible."""
     feasible = [row for row in column if not math.isnan(row["mean"])]
     return max(feasible, key=lambda row: round(row["mean"], 6), default=None)
 

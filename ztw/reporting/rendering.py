@@ -8,8 +8,8 @@ import pandas as pd
 
 from ztw.reporting.readable import SAME, Block
 
-MARKDOWN = {"best": "**{}**", "same": f"{{}} {SAME}", "": "{}"}
-LATEX = {"best": "\\textbf{{{}}}", "same": f"{{}} {SAME}", "": "{}"}
+MARKDOWN = {"best": "**{}**", "same": f"{{}} {SAME}", "": "{}", "heading": "*{}*"}
+LATEX = {"best": "\\textbf{{{}}}", "same": f"{{}} {SAME}", "": "{}", "heading": "\\textit{{{}}}"}
 
 
 def markdown_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -23,7 +23,10 @@ def _line(texts: Sequence[str]) -> str:
 
 
 def to_markdown(blocks: Iterable[Block]) -> str:
-    """Render one table per block, with its note. The best of a budget is bold, entries within noise have a mark."""
+    """Render one table per block, with its note.
+
+    The best of a budget is bold in each group, entries within noise of it have a mark.
+    """
     return "\n".join(
         markdown_table(block.title, ["method", *block.budgets], _texts(block, MARKDOWN))
         + (f"\n{block.note}\n" if block.note else "")
@@ -39,6 +42,8 @@ def to_latex(blocks: Iterable[Block]) -> str:
 def _latex_table(block: Block) -> str:
     heads = [_tex(text) for text in ("method", *block.budgets)]
     texts = [[_tex(text) for text in row] for row in _texts(block, LATEX)]
+    for row in texts[1:]:  # a line above each group but the first row of the table
+        row[0] = row[0].replace("\\textit", "\\midrule\n\\textit")
     return (
         pd.DataFrame(texts)
         .style.hide(axis="index")
@@ -53,11 +58,14 @@ def _latex_table(block: Block) -> str:
 
 
 def _texts(block: Block, look: dict[str, str]) -> list[list[str]]:
-    """Return the rows of a block as text, the method first."""
-    return [
-        [method, *(look[entry.mark].format(entry.text) for entry in entries)]
-        for method, entries in block.rows.items()
-    ]
+    """Return the rows of a block as text, the method first; each group starts with a row of its heading."""
+    heads = {methods[0]: heading for heading, methods in block.groups.items()}
+    rows = []
+    for method, entries in block.rows.items():
+        if method in heads:
+            rows.append([look["heading"].format(heads[method]), *[""] * len(entries)])
+        rows.append([method, *(look[entry.mark].format(entry.text) for entry in entries)])
+    return rows
 
 
 def _tex(text: str) -> str:

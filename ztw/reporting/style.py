@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
 import matplotlib
 import matplotlib.pyplot as plt
-import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, MaxNLocator
-from matplotlib.transforms import Bbox
 
 from ztw.evaluation.names import BACKBONE
 from ztw.files import atomic
@@ -24,38 +21,64 @@ from ztw.files import atomic
 matplotlib.rcdefaults()  # ignore matplotlibrc: figures are the same for every user
 matplotlib.use("Agg")
 
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p")
+# Okabe and Ito's colours without black and yellow, and two more
+COLOURS = ("#0072B2", "#009E73", "#D55E00", "#CC79A7", "#E69F00", "#56B4E9", "#8C564B", "#6A51A3")
+GREY = "#595959"  # cascades of static networks
+MARKERS = ("o", "s", "^", "v", "P", "X", "<", ">", "p", "h")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.2)), (0, (6, 2, 1, 2)), (0, (3, 1, 1, 1, 1, 1)))
-# family -> (index in seaborn's palette "colorblind", title)
+# Methods with the same look in every study. The order gives methods of one family different colours.
+KNOWN = (
+    *("sdn", "pabee", "ztw", "ensemble", "cascade", "joint", "sdn-original", "pabee-original"),
+    *("ztw-nostop", "ztw-arithmetic", "branchynet", "cascaded-inference", "boostnet", "layer-wise"),
+    *("risk-controlled", "ztw-uniform", "joint-entropy", "joint-ensemble", "sdn-original-ic-only"),
+    "sdn-entropy",
+)
+NETWORKS = "networks"
 FAMILIES = {
-    "frozen": (0, "single exits, backbone frozen"),
-    "recycled": (3, "recycled: cascade, ensemble"),
-    "together": (2, "trained with the backbone"),
-    "networks": (4, "cascades of static networks"),
+    "frozen": "single exits, backbone frozen",
+    "recycled": "recycled: cascade, ensemble",
+    "together": "trained with the backbone",
+    NETWORKS: "cascades of static networks",
 }
 MOST = 6  # lines in one panel, at most
+COLUMNS = 3  # panels in a row, at most
 OTHERS = "in the other panels"  # label of grey lines
 STATIC = "static networks"  # label of diamonds
-LONG = 24  # letters of a name that is too long for a legend of two columns
-# Places for a static network's name: (points to the right, points up), alignment
-NAMES: tuple[Any, ...] = (((0, 5), "center"), ((0, -10), "center"), ((4, -8), "left"))
-MARK = 4  # half the width of a marker in pixels
+INT8 = "static networks, int8"
+EVERYWHERE = (OTHERS, STATIC, INT8, BACKBONE)
 HANDLES: dict[str, Any] = {"frameon": False, "handlelength": 3.2}  # one period of the longest dashes
 
 
 def style(families: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """Return each method's style: the colour of its family (a key of FAMILIES), and its own marker and line."""
-    colours, seen, looks = sns.color_palette("colorblind"), Counter[str](), {}
-    for method, family in families.items():
-        index = seen[family]
-        seen[family] += 1
-        looks[method] = {
-            "color": colours[FAMILIES[family][0]],
-            "marker": MARKERS[index % len(MARKERS)],
-            # Shifted when the markers repeat, so that no two methods look the same
-            "linestyle": DASHES[(index + index // len(MARKERS)) % len(DASHES)],
-        }
+    """Return each method's colour (as "#RRGGBB"), marker and line, the same in all figures.
+
+    Methods in KNOWN look the same in all studies. Others take the next free look, in the order of the study. Cascades
+    of static networks are grey.
+
+    Args:
+        families: method -> family, a key of FAMILIES; all methods of the study, whether drawn or not.
+    """
+    known = [name for name in KNOWN if name in families]
+    free = (number for number in count() if number not in map(KNOWN.index, known))
+    networks = count()
+    looks = {}
+    for name, family in families.items():
+        if family == NETWORKS:
+            looks[name] = _look(GREY, next(networks), shift=1)
+        else:
+            number = KNOWN.index(name) if name in known else next(free)
+            looks[name] = _look(COLOURS[number % len(COLOURS)], number)
     return looks
+
+
+def _look(colour: str, number: int, shift: int = 0) -> dict[str, Any]:
+    dashes = DASHES[(number // len(COLOURS) + shift) % len(DASHES)]
+    return {"color": colour, "marker": MARKERS[number % len(MARKERS)], "linestyle": dashes}
+
+
+def known_first(methods: Iterable[str]) -> list[str]:
+    """Sort methods: those in KNOWN first, in its order."""
+    return sorted(methods, key=lambda name: KNOWN.index(name) if name in KNOWN else len(KNOWN))
 
 
 def panels_of(families: Mapping[str, str]) -> list[tuple[str, list[str]]]:
@@ -63,22 +86,28 @@ def panels_of(families: Mapping[str, str]) -> list[tuple[str, list[str]]]:
     if len(families) <= MOST:
         return [("", list(families))]
     panels = []
-    for family, (_, title) in FAMILIES.items():
+    for family, title in FAMILIES.items():
         members = [method for method, own in families.items() if own == family]
-        count = math.ceil(len(members) / MOST)
-        for part in range(count):  # parts of similar size
-            own = members[part * len(members) // count : (part + 1) * len(members) // count]
-            panels.append((title if count == 1 else f"{title} ({part + 1}/{count})", own))
+        parts = math.ceil(len(members) / MOST)
+        for part in range(parts):  # parts of similar size
+            own = members[part * len(members) // parts : (part + 1) * len(members) // parts]
+            panels.append((title if parts == 1 else f"{title} ({part + 1}/{parts})", own))
     return panels
 
 
+def panels_by_family(families: Mapping[str, str]) -> tuple[Figure, list[tuple[Axes, str, list[str]]]]:
+    """Make a figure with the panels of `panels_of`, COLUMNS in a row; return it, and (panel, title, methods)."""
+    groups = panels_of(families)
+    columns = min(len(groups), COLUMNS)
+    rows = math.ceil(len(groups) / columns)
+    figure, panels = new_panels(columns, 6.4 if columns == 1 else 3.7 * columns, 4.2 * rows, rows=rows)
+    for axes in panels[len(groups) :]:
+        axes.remove()
+    return figure, [(axes, *group) for axes, group in zip(panels, groups, strict=False)]
+
+
 def new_panels(
-    count: int,
-    width: float,
-    height: float,
-    grid: bool = True,
-    rows: int = 1,
-    share_x: Literal["none", "row"] = "none",
+    count: int, width: float, height: float, rows: int = 1, share_x: Literal["none", "row"] = "none"
 ) -> tuple[Figure, list[Axes]]:
     """Make a figure of `rows` rows of `count` panels that share their y axis.
 
@@ -86,84 +115,22 @@ def new_panels(
         width, height: size of the figure, in inches.
         share_x: "row" = the panels of a row share their x axis.
     """
-    sns.set_theme(style="whitegrid" if grid else "white", context="paper", font_scale=1.1)
+    sns.set_theme(style="ticks", context="paper", font_scale=1.1)
     figure, panels = plt.subplots(
         rows, count, figsize=(width, height), sharex=share_x, sharey=True, squeeze=False
     )
+    sns.despine(figure)
     return figure, list(panels.flat)
 
 
-def draw_band(axes: Axes, rows: pd.DataFrame, x: str, y: str, **look: Any) -> None:
-    """Draw the mean over seeds as a line, with a band of one standard deviation (n - 1)."""
-    band = {"errorbar": "sd", "err_kws": {"alpha": 0.15, "lw": 0}}
-    sns.lineplot(rows, x=x, y=y, ax=axes, legend=False, ms=5, mec=look["color"], **band, **look)
-
-
-def draw_faint(axes: Axes, rows: pd.DataFrame, x: str, y: str) -> None:
-    """Draw the mean over seeds of another panel's method as a grey line."""
-    means = rows.groupby(x)[y].mean()
-    axes.plot(means.index, means, color="0.85", lw=0.9, zorder=0, label=OTHERS)
-
-
-def draw_statics(axes: Axes, points: pd.DataFrame, x: str) -> None:
-    """Draw static networks as diamonds with their names: mean over seeds, with one standard deviation.
-
-    points: columns x, accuracy and method, one row per seed.
-    """
-    by_method = points.groupby("method", sort=False)
-    means, spread = by_method[[x, "accuracy"]].mean().sort_values(x), by_method["accuracy"].std()
-    look: dict[str, Any] = {
-        "marker": "D",
-        "ms": 5,
-        "color": "black",
-        "ls": (0, (1, 3)),
-        "lw": 1.0,
-        "zorder": 4,
-    }
-    axes.plot(means[x], means["accuracy"], label=STATIC, **look)
-    axes.errorbar(
-        means[x], means["accuracy"], spread[means.index].fillna(0), fmt="none", ecolor="black", elinewidth=1
-    )
-    look = {"fontsize": 6.5, "textcoords": "offset points", "zorder": 5}
-    look["path_effects"] = [withStroke(linewidth=2.5, foreground="white")]  # readable on a curve
-    for name, row in means.iterrows():
-        axes.annotate(str(name), (row[x], row["accuracy"]), xytext=(0, 0), **look)
-
-
-def place_names(figure: Figure, panels: Sequence[Axes]) -> None:
-    """Move each name of `draw_statics` to a free place: above its mark, below it, or below to the right.
-
-    Call it after all drawing, when the sizes of the panels are final.
-    """
-    figure.draw_without_rendering()
-    for axes in panels:
-        lines = [line for line in axes.lines if line.get_label() in (STATIC, BACKBONE)]
-        marks = [mark for line in lines for mark in axes.transData.transform(line.get_xydata())]
-        taken = [Bbox([mark - MARK, mark + MARK]) for mark in marks]
-        for name in axes.texts:
-            for above, side in NAMES:
-                name.set(position=above, ha=side)
-                place = name.get_window_extent()
-                if place.x0 > axes.bbox.x0 and not any(place.overlaps(other) for other in taken):
-                    break
-            taken.append(place)
-
-
-def draw_backbone(axes: Axes, x: Any, y: Any) -> None:
-    """Draw the backbone alone as a star."""
-    axes.plot(x, y, marker="*", color="black", markersize=13, ls="", zorder=5, label=BACKBONE)
-
-
-def label_all(figure: Figure, panels: Sequence[Axes], x: str, title: str) -> None:
-    """Set the label of the x axes, and the title: of the figure, or of its only panel."""
-    for axes in panels:
-        axes.set_xlabel(x)
-    if len(panels) == 1:
-        panels[0].set_title(title)
+def label_all(figure: Figure, x: str, y: str, title: str) -> None:
+    """Set the labels of all panels' axes, and the title: of the figure, or of its only panel."""
+    if len(figure.axes) == 1:
+        figure.axes[0].set(xlabel=x, ylabel=y)
+        figure.axes[0].set_title(title, loc="left")
         return
-    for axes in panels:
-        axes.xaxis.label.set_fontsize("small")
-        axes.title.set_fontsize("small")
+    figure.supxlabel(x, fontsize="medium")
+    figure.supylabel(y, fontsize="medium")
     figure.suptitle(title)
     figure.tight_layout()
 
@@ -174,24 +141,43 @@ def over_seeds(what: str, seeds: int) -> str:
 
 
 def in_percent(*axes: Any) -> None:
-    """Show shares as percent on axes (`axes.xaxis`, ...)."""
+    """Show shares in percent on axes (`axes.xaxis`, ...), without the sign: the axis label has it."""
     for axis in axes:
         axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
-        axis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.6g}%"))
+        axis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.6g}"))
 
 
-def add_legends(panels: Sequence[Axes], below: float = -0.24) -> None:
-    """Add a legend to the right of the only panel, or one below each panel, at y = `below` panel heights."""
+def exit_ticks(axes: Axes, exits: int) -> None:
+    """Set whole numbers as ticks of an axis of exits, the first exit (1) and the last included."""
+    step = math.ceil(exits / 6)
+    inner = range(step, exits - step + 1, step) if step > 1 else range(2, exits)
+    axes.set_xticks([1, *inner, exits] if exits > 1 else [1])
+
+
+def add_legends(panels: Sequence[Axes]) -> None:
+    """Add a legend to the right of the only panel, or one in each panel, with the methods that no other panel has."""
     for axes in panels:
         handles, labels = axes.get_legend_handles_labels()
-        once = dict(zip(labels, handles, strict=True))  # all grey lines have the same label
-        if OTHERS in once:  # move it to the end
-            once[OTHERS] = once.pop(OTHERS)
-        where: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5)}
-        if len(panels) > 1:
-            columns = 1 if max(map(len, once), default=0) > LONG else 2
-            where = {"loc": "upper center", "bbox_to_anchor": (0.5, below), "ncol": columns, "fontsize": 7.5}
-        axes.legend(list(once.values()), list(once), **where, **HANDLES)
+        shown = dict(zip(labels, handles, strict=True))
+        if len(panels) == 1:
+            axes.legend(
+                list(shown.values()), list(shown), loc="center left", bbox_to_anchor=(1.01, 0.5), **HANDLES
+            )
+        else:
+            own = {label: handle for label, handle in shown.items() if label not in EVERYWHERE}
+            axes.legend(list(own.values()), list(own), loc="best", fontsize=7.5, **HANDLES)
+
+
+def add_legend(figure: Figure, panels: Iterable[Axes]) -> None:
+    """Add one legend to the right of all panels."""
+    once = dict(_labelled(panels))
+    figure.legend(list(once.values()), list(once), loc="center left", bbox_to_anchor=(1.0, 0.5), **HANDLES)
+
+
+def _labelled(panels: Iterable[Axes]) -> Iterator[tuple[str, Any]]:
+    for axes in panels:
+        handles, labels = axes.get_legend_handles_labels()
+        yield from zip(labels, handles, strict=True)
 
 
 def save(figure: Figure, path: Path) -> None:

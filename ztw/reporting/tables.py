@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,11 @@ import pandas as pd
 
 from ztw.errors import ZtwError
 from ztw.evaluation.names import BACKBONE
-from ztw.files import sealed, write_sealed
-from ztw.reporting.readable import INFEASIBLE, Noise, Notes, blocks
+from ztw.files import check_seal, sealed, write_sealed
+from ztw.reporting.readable import DIFFERENCES, INFEASIBLE, Noise, Notes, blocks
 from ztw.reporting.rendering import to_latex, to_markdown
 from ztw.reporting.results import IDENTITY, Metrics
+from ztw.study.kinds import STATIC
 from ztw.study.settings import EvaluationSettings
 
 CELL = ["dataset", "arch"]
@@ -86,6 +87,11 @@ def with_backbone(table: pd.DataFrame, metrics: Metrics) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
+def with_kinds(table: pd.DataFrame, kinds: Mapping[str, str]) -> pd.DataFrame:
+    """Add a last column with the kind of each method; kinds: see `ztw.study.kinds`."""
+    return table.assign(kind=table["method"].map({BACKBONE: STATIC, **kinds}))
+
+
 def _side_by_side(metrics: Metrics, names: list[str]) -> pd.DataFrame:
     """Return some metrics at budgets as columns, with one row per seed, method, protocol and budget."""
     found = metrics[metrics["metric"].isin(names) & metrics["protocol"].ne("")]
@@ -147,6 +153,12 @@ def _in_order_of(table: pd.DataFrame, metrics: Metrics) -> pd.DataFrame:
     """Sort a table's cells and methods in the order of the metrics."""
     key = [*CELL, "method"]
     return metrics[key].drop_duplicates().merge(table, on=key)
+
+
+def read_differences(path: Path | str) -> pd.DataFrame:
+    """Read the table of the job `compare_methods`; budgets stay text."""
+    check_seal(path)
+    return pd.read_csv(path, dtype=dict.fromkeys(DIFFERENCES[:6], "str"), keep_default_na=False)
 
 
 def write_csv(table: pd.DataFrame, path: Path | str) -> None:

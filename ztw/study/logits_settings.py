@@ -22,7 +22,7 @@ class LogitsSet(Section):
         " backbone's; `layer_wise` or `joint` = together with it."
     )
     connection: Literal["independent", "cascade", "cascade_detached", "boosted"] = key(
-        'What an exit sees of the previous one; see section "Connections". It decides the colour in figures.',
+        'What an exit sees of the previous one; see section "Connections". It decides the panel in figures.',
         "independent",
     )
 

@@ -390,6 +390,11 @@ class Study(HardwareSettings, CellNames):
         return sorted({network for name in rows for network in self.source_of(name).split("+")})
 
     @property
+    def int8_methods(self) -> tuple[str, ...]:
+        """The methods in int8."""
+        return tuple(name for name, method in self.methods.items() if method.int8)
+
+    @property
     def exit_sets(self) -> Mapping[str, IcSet | LogitsSet]:
         """What methods name: IC sets before any override, or sets of logits."""
         return self.logits.sets if self.logits else self.ics.sets
@@ -398,6 +403,29 @@ class Study(HardwareSettings, CellNames):
     def families(self) -> dict[str, str]:
         """Family of each method, by how its exits are trained and connected. Static networks have none."""
         return {name: self._family(method) for name, method in self.methods.items() if not method.static}
+
+    @property
+    def headline(self) -> tuple[str, ...]:
+        """Methods of the main figures: of each family the first with rule patience and the first with another rule.
+
+        Of "recycled", the first with both a cascade and an ensemble, if there is one; of cascades of networks, the
+        first of the longest. Methods in int8 are counted apart. Fixed exits are left out.
+        """
+        groups: dict[tuple[str, bool, bool], list[str]] = {}
+        for name, family in self.families.items():
+            method = self.methods[name]
+            if _kind(method) != FIXED_EXIT:
+                groups.setdefault((family, method.rule == "patience", method.int8), []).append(name)
+        first = {max(names, key=self._size) for names in groups.values()}
+        return tuple(name for name in self.methods if name in first)
+
+    def _size(self, name: str) -> int:
+        """Return the number of networks of a cascade, or of parts that recycle earlier exits."""
+        method = self.methods[name]
+        if method.cascade_of:
+            return len(method.cascade_of)
+        chained = bool(method.ics) and self.exit_sets[str(method.ics)].connection.startswith("cascade")
+        return bool(method.ensemble) + chained if self._family(method) == "recycled" else 0
 
     @property
     def kinds(self) -> dict[str, str]:
