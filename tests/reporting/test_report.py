@@ -136,7 +136,10 @@ def test_an_altered_table_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("text", "question"),
     [
-        ("# A study.\n# Question: does it\n#   work?\n# Computes: x\nseeds: [0]\n", "Does it work?"),
+        (
+            "# A study.\n# Question: does it\n#   work? More words.\n# Computes: x\nseeds: [0]\n",
+            "Does it work?",
+        ),
         ("# A study.\nseeds: [0]\n", "mine"),
     ],
 )

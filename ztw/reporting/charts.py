@@ -169,7 +169,7 @@ def by_exit_chart(rows: pd.DataFrame, methods: Sequence[str], title: str) -> Cha
 
 def time_chart(times: pd.DataFrame, methods: Sequence[str], batch: str) -> Chart:
     """Return accuracy against the mean time of a sample; columns method, budget, time (ms), accuracy."""
-    x = alt.X("time:Q", title=f"mean time of a sample (ms), batch size {batch}")
+    x = alt.X("time:Q", title=f"mean time of a sample (ms), batch size {batch}", scale=alt.Scale(zero=True))
     y = alt.Y(**_percent("accuracy", "test accuracy", zero=False))
     single = alt.datum.budget == ""
     chart = alt.Chart(_values(times))

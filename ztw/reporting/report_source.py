@@ -86,7 +86,7 @@ class ReportSource:
         if found is None:
             return name
         text = " ".join(found[1].replace("\n#", " ").split())
-        return text[:1].upper() + text[1:]
+        return re.sub(r"\?.*", "?", text[:1].upper() + text[1:])
 
     def cells(self) -> list[CellSource]:
         """Read the results of every data set and architecture that has any."""
