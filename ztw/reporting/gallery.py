@@ -112,7 +112,9 @@ def _draw_sample(axes: plt.Axes, sample: Mapping[str, str]) -> None:
     axes.imshow(np.asarray(picture), cmap="gray", vmin=0, vmax=255, aspect="equal")
     axes.set(xticks=[], yticks=[])
     for spine in axes.spines.values():
-        spine.set(visible=True, color=RIGHT if right else WRONG, linewidth=2.5, linestyle="-" if right else "--")
+        spine.set(
+            visible=True, color=RIGHT if right else WRONG, linewidth=2.5, linestyle="-" if right else "--"
+        )
     name, true = (_short(sample[key]) for key in ("predicted", "label"))
     axes.set_xlabel(name if right else f"{name},\nis {true}", fontsize=7, color=RIGHT if right else WRONG)
 
