@@ -54,7 +54,7 @@ def test_no_module_hides_a_public_name():
 
 def test_a_study_and_jobs_that_compute_nothing_need_no_torch():
     """The import of torch takes longer than these jobs."""
-    jobs = ("start_tracking", "track_cell", "aggregate", "plot_figures", "report_pipeline")
+    jobs = ("start_tracking", "track_cell", "aggregate", "plot_figures", "report_pipeline", "write_report")
     modules = ["study.config", "study.provenance", "progress", *(f"jobs.{job}" for job in jobs)]
     code = f"import sys, {', '.join(f'ztw.{module}' for module in modules)}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -85,7 +85,7 @@ def expected(study: Path, method: str, budget: float) -> tuple[str, str]:
     """Return accuracy and cost as the page writes them."""
     rows = chosen(study, method, budget)
     if rows.empty:
-        return "–", "–"
+        return "-", "-"
     mean, std, cost = (round(float(value), 6) for value in _numbers(rows))
     spread = "" if np.isnan(std) else f" ± {percent(std):.1f}"
     return f"{percent(mean):.1f}{spread}", f"{percent(cost):.1f} %"

@@ -70,15 +70,16 @@ def test_the_leader_is_compared_with_every_other():
         difference("sdn", "pabee", 0.02, 0.05),
         difference("ztw", "resnet8", 0.1, 0.2),
     ]
+    differences = pd.DataFrame(rows)
     found = accuracies(sdn=0.81, ztw=0.833, pabee=0.769, cascade=0.832)
-    assert leader_answer(found, rows, "0.5") == (
+    assert leader_answer(found, differences, "0.5") == (
         "**Among early exits at 50 %, `ztw` leads with 83.3 %**, ahead of 2 others by 2.0 [1.0, 3.0] (`sdn`) to"
         " 6.0 [5.0, 7.0] points (`pabee`) and within noise of `cascade`."
     )
-    assert leader_answer(accuracies(ztw=0.833, sdn=0.81), rows, "0.5") == (
+    assert leader_answer(accuracies(ztw=0.833, sdn=0.81), differences, "0.5") == (
         "**Among early exits at 50 %, `ztw` leads with 83.3 %**, ahead of `sdn` by 2.0 [1.0, 3.0] points."
     )
-    assert leader_answer(accuracies(ztw=0.8), rows, "0.5") is None
+    assert leader_answer(accuracies(ztw=0.8), differences, "0.5") is None
 
 
 @pytest.mark.parametrize(

@@ -88,11 +88,11 @@ def test_the_page_is_small_and_loads_nothing(html):
 
 def test_groups_have_their_own_best(html):
     first = html[html.index("Test accuracy within each budget") :]
-    groups = re.findall(r'<tr class="group">.*?>([^<]+)</th></tr>(.*?)</tbody>', first, re.S)[:3]
-    assert [title for title, _ in groups] == ["early exits", "cascades of networks", "static networks"]
+    assert re.search(r"backbone alone</th><td>-</td>", first)
+    groups = re.findall(r'<tr class="group">.*?>([^<]+)</th></tr>(.*?)</tbody>', first, re.S)[:2]
+    assert [title for title, _ in groups] == ["early exits", "static networks, cascades of networks"]
     for _, rows in groups:
         assert 'class="best"' in rows
-    assert re.search(r"backbone alone</th><td>–</td>", groups[2][1])
 
 
 def test_charts_have_a_text_and_valid_json(html):
@@ -136,7 +136,10 @@ def test_an_altered_table_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("text", "question"),
     [
-        ("# A study.\n# Question: does it\n#   work?\n# Computes: x\nseeds: [0]\n", "Does it work?"),
+        (
+            "# A study.\n# Question: does it\n#   work? More words.\n# Computes: x\nseeds: [0]\n",
+            "Does it work?",
+        ),
         ("# A study.\nseeds: [0]\n", "mine"),
     ],
 )

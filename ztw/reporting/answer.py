@@ -9,12 +9,10 @@ from typing import Any
 import pandas as pd
 
 from ztw.reporting.frontier_table import MACS, verdict
-from ztw.reporting.readable import budget_name, percent
-from ztw.study.kinds import CASCADE, EARLY_EXITS, FIXED_EXIT, STATIC
+from ztw.reporting.readable import PLURALS, budget_name, percent
+from ztw.study.kinds import EARLY_EXITS
 
 Row = Mapping[Any, Any]
-# Kind of the rivals -> how a sentence names them
-NAMES = {STATIC: "static networks", CASCADE: "cascades of networks", FIXED_EXIT: "fixed exits"}
 BRACKETS = "Brackets: 95 % interval over the test samples."
 WINS = "One side wins if this interval excludes 0; with three seeds or more, the interval over trainings must, too."
 
@@ -61,7 +59,7 @@ def _on_frontier(unit: str, word: int, rows: Sequence[Row], kinds: Mapping[str, 
 
 
 def _winners(rivals: Iterable[str], kinds: Mapping[str, str]) -> str:
-    found = dict.fromkeys(NAMES[kinds[rival]] for rival in rivals)
+    found = dict.fromkeys(PLURALS[kinds[rival]] for rival in rivals)
     return " and ".join(found)
 
 
@@ -82,9 +80,7 @@ def points(share: float, signed: bool = False) -> str:
     return ("0.0" if float(text) == 0 else text).replace("-", "\N{MINUS SIGN}")
 
 
-def leader_answer(
-    accuracies: pd.DataFrame, differences: Iterable[Mapping[str, str]], budget: str
-) -> str | None:
+def leader_answer(accuracies: pd.DataFrame, differences: pd.DataFrame, budget: str) -> str | None:
     """Return a sentence on the most accurate method with early exits; None with fewer than two methods.
 
     Args:
@@ -96,27 +92,27 @@ def leader_answer(
     if len(here) < 2:
         return None
     best = here.iloc[int(here["mean"].to_numpy().argmax())]
-    level, ahead = _compared(best["method"], list(here["method"]), differences, budget)
+    level, ahead = _compared(
+        best["method"], list(here["method"]), differences[differences["budget"].eq(budget)]
+    )
     start = f"**Among early exits at {budget_name(budget)}, {_listed([best['method']])} leads"
     start += f" with {percent(best['mean']):.1f} %"
     return f"{start}**{_and([*_ahead(ahead), *_level(level)])}."
 
 
 def _compared(
-    best: str, methods: Sequence[str], differences: Iterable[Mapping[str, str]], budget: str
+    best: str, methods: Sequence[str], differences: pd.DataFrame
 ) -> tuple[list[str], list[tuple[str, float, float, float]]]:
     """Return the methods within noise of the best; and (method, difference, low, high) of the others, nearest first."""
     level, ahead = [], []
-    for row in differences:
+    for row in differences.to_dict("records"):
         pair = (row["first"], row["second"])
-        if row["budget"] != budget or best not in pair or row["difference"] == "":
-            continue
         other = pair[pair[0] == best]
-        if other not in methods:
+        if best not in pair or other not in methods or row["difference"] == "":
             continue
         sign = 1 if pair[0] == best else -1
         low, high = sorted(sign * float(row[name]) for name in ("low", "high"))
-        if row["within_noise"] == "True":
+        if str(row["within_noise"]) == "True":
             level.append(other)
         else:
             ahead.append((other, sign * float(row["difference"]), low, high))

@@ -9,36 +9,39 @@ from typing import Any
 import altair as alt
 import pandas as pd
 
+from ztw.reporting.style import GREY, style
 from ztw.study.kinds import CASCADE, EARLY_EXITS, FIXED_EXIT, STATIC
 
 Chart = alt.Chart | alt.LayerChart
-# Colours that can be told apart with colour blindness, on white and on black
-COLOURS = {"ztw": "#D55E00", "sdn": "#0072B2", "pabee": "#009E73"}
-OTHERS = ("#B65A8F", "#B07800", "#7B61C9", "#3A93BF", "#9A5B45", "#6F7F1F", "#C2405A")
-KIND_COLOURS = {STATIC: "#808080", CASCADE: "#B65A8F", FIXED_EXIT: "#B07800", EARLY_EXITS: "#D55E00"}
-DASHES = ([1, 0], [6, 3], [2, 2])
+# Colours by kind of method; of the page's text where figures use black and grey
+KIND_COLOURS = {STATIC: "var(--ink)", CASCADE: "var(--soft)", FIXED_EXIT: "#A6761D", EARLY_EXITS: "#B10026"}
+BARS = "#0072B2"
+Looks = Mapping[str, tuple[str, list[float]]]  # method -> colour, and lengths of dashes and gaps in pixels
 PERCENT = "format(100 * datum.value, '~r') + ' %'"  # as in the tables
 HEIGHT, SMALL = 380, 250  # pixels
 INK, NAME = "mark", "name"  # styles of marks and names in the colour of the page's text
 
 
-def looks(methods: Sequence[str]) -> dict[str, tuple[str, list[int]]]:
-    """Return each method's colour and dashes. The paper's three methods always have the same colour."""
-    found, number = {}, 0
-    for method in methods:
-        if method in COLOURS:
-            found[method] = (COLOURS[method], DASHES[0])
-        else:
-            found[method] = (OTHERS[number % len(OTHERS)], DASHES[number // len(OTHERS) % len(DASHES)])
-            number += 1
-    return found
+def looks(families: Mapping[str, str]) -> dict[str, tuple[str, list[float]]]:
+    """Return each method's colour and dashes, as in the figures; families: of all methods of the study."""
+    return {
+        name: (_colour(look["color"]), _dashes(look["linestyle"])) for name, look in style(families).items()
+    }
 
 
-def _by_method(methods: Sequence[str], legend: bool = True) -> dict[str, Any]:
+def _colour(colour: str) -> str:
+    return "var(--soft)" if colour == GREY else colour
+
+
+def _dashes(line: Any) -> list[float]:
+    """Convert Matplotlib's lengths, in widths of the line, to pixels."""
+    return [1.0, 0.0] if line == "-" else [2.0 * length for length in line[1]]
+
+
+def _by_method(looks: Looks, legend: bool = True) -> dict[str, Any]:
     """Return the encodings of a method's colour and dashes."""
-    look = looks(methods)
-    colours = alt.Scale(domain=list(look), range=[colour for colour, _ in look.values()])
-    dashes = alt.Scale(domain=list(look), range=[dash for _, dash in look.values()])
+    colours = alt.Scale(domain=list(looks), range=[colour for colour, _ in looks.values()])
+    dashes = alt.Scale(domain=list(looks), range=[dash for _, dash in looks.values()])
     shown = alt.Legend(title=None) if legend else None
     return {
         "color": alt.Color("method:N", scale=colours, legend=shown),
@@ -60,23 +63,26 @@ def _values(rows: pd.DataFrame) -> alt.Data:
 
 
 def main_chart(
-    explored: Sequence[Mapping[str, Any]], budgets: Sequence[float], kinds: Mapping[str, str], arch: str
+    explored: Sequence[Mapping[str, Any]], budgets: Sequence[float], looks: Looks, network: str
 ) -> Chart:
     """Return accuracy within a budget against the budget, with the slider's position.
 
-    Parameters of the chart: `at`, the slider's budget; `shown`, the names of the methods that are drawn.
+    Parameters of the chart: `at`, the slider's budget; `shown`, the names of the methods that are drawn; `bottom` and
+    `top`, the ends of the axis of accuracy.
 
     Args:
-        explored: from `ztw.reporting.explorer.explored`.
+        explored: from `ztw.reporting.explorer.explored`; methods without a look are static networks.
+        network: the backbone in words.
     """
-    rows, statics = pd.DataFrame(_lines(explored, budgets, kinds)), _statics(explored, kinds)
-    found = [*rows["low"], *rows["high"], *(point["accuracy"] for point in statics)]
-    methods = [one["name"] for one in explored if kinds[one["name"]] != STATIC]
-    at, shown = alt.param(name="at", value=0.5), alt.param(name="shown", value=methods)
-    x = alt.X(**_percent("budget", f"budget (share of {arch}'s MACs)", domain=[0, max(budgets)]))
-    y = alt.Y(**_percent("accuracy", "test accuracy", domain=[min(found), max(found)], nice=True, zero=False))
+    rows, statics = pd.DataFrame(_lines(explored, budgets, looks)), _statics(explored, looks)
+    at, shown = alt.param(name="at", value=0.5), alt.param(name="shown", value=list(looks))
+    ends = [alt.param(name="bottom", value=0.0), alt.param(name="top", value=1.0)]
+    x = alt.X(**_percent("budget", f"budget (share of {network}'s MACs)", domain=[0, max(budgets)]))
+    y = alt.Y(
+        **_percent("accuracy", "test accuracy", domain=[alt.ExprRef(end.name) for end in ends], zero=False)
+    )
     lines = alt.Chart(_values(rows)).transform_filter("indexof(shown, datum.method) >= 0")
-    look = _by_method(methods, legend=False)
+    look = _by_method(looks, legend=False)
     band = lines.mark_area(opacity=0.15).encode(x, alt.Y("low:Q"), alt.Y2("high:Q"), look["color"])
     line = lines.mark_line(strokeWidth=2.2).encode(
         x,
@@ -88,11 +94,11 @@ def main_chart(
     dots = here.mark_point(filled=True, size=80, opacity=1).encode(x, y, look["color"])
     rule = alt.Chart(alt.Data(values=[{}])).transform_calculate(budget="at").mark_rule(style=INK, opacity=0.5)
     layers = [band, line, rule.encode(x), dots, *(_diamonds(statics, x, y) if statics else [])]
-    return _sized(alt.layer(*layers).add_params(at, shown), HEIGHT)
+    return _sized(alt.layer(*layers).add_params(at, shown, *ends), HEIGHT)
 
 
 def _lines(
-    explored: Sequence[Mapping[str, Any]], budgets: Sequence[float], kinds: Mapping[str, str]
+    explored: Sequence[Mapping[str, Any]], budgets: Sequence[float], looks: Looks
 ) -> list[dict[str, Any]]:
     return [
         {
@@ -103,18 +109,18 @@ def _lines(
             "high": accuracy + (std or 0),
         }
         for one in explored
-        if kinds[one["name"]] != STATIC
+        if one["name"] in looks
         for budget, accuracy, std in zip(budgets, one["accuracy"], one["std"], strict=True)
         if accuracy is not None
     ]
 
 
-def _statics(explored: Sequence[Mapping[str, Any]], kinds: Mapping[str, str]) -> list[dict[str, Any]]:
+def _statics(explored: Sequence[Mapping[str, Any]], looks: Looks) -> list[dict[str, Any]]:
     """Return cost and accuracy of the static networks."""
     return [
         {"method": one["name"], "budget": one["relative_cost"][-1], "accuracy": one["accuracy"][-1]}
         for one in explored
-        if kinds[one["name"]] == STATIC and one["accuracy"][-1] is not None
+        if one["name"] not in looks and one["accuracy"][-1] is not None
     ]
 
 
@@ -141,21 +147,21 @@ def exit_chart(shares: Sequence[float]) -> Chart:
     """
     values = [{"exit": exit, "share": share} for exit, share in enumerate(shares, 1)]
     top = alt.param(name="top", value=1.0)
-    bars = alt.Chart(alt.InlineData(values=values, name="shares")).mark_bar(color=COLOURS["sdn"])
+    bars = alt.Chart(alt.InlineData(values=values, name="shares")).mark_bar(color=BARS)
     x = alt.X("exit:O", title="exit", axis=alt.Axis(labelAngle=0, labelOverlap=True))
     y = alt.Y(**_percent("share", "samples that leave here", domainMin=0, domainMax=top), stack=None)
     tooltip = ["exit:O", alt.Tooltip("share:Q", format=".1%")]
     return _sized(bars.encode(x, y, tooltip=tooltip).add_params(top), SMALL)
 
 
-def curve_chart(curves: pd.DataFrame, methods: Sequence[str], arch: str) -> Chart:
+def curve_chart(curves: pd.DataFrame, looks: Looks, network: str) -> Chart:
     """Return accuracy against the realised cost of the test samples; columns method, cost, accuracy."""
-    x = alt.X(**_percent("cost", f"mean cost (share of {arch}'s MACs)"))
+    x = alt.X(**_percent("cost", f"mean cost (share of {network}'s MACs)"))
     y = alt.Y(**_percent("accuracy", "test accuracy", zero=False))
-    return _selectable(alt.Chart(_values(curves)).mark_line(strokeWidth=2), HEIGHT, x, y, methods)
+    return _selectable(alt.Chart(_values(curves)).mark_line(strokeWidth=2), HEIGHT, x, y, looks)
 
 
-def by_exit_chart(rows: pd.DataFrame, methods: Sequence[str], title: str) -> Chart:
+def by_exit_chart(rows: pd.DataFrame, looks: Looks, title: str) -> Chart:
     """Return a metric of each exit if all samples left there; columns method, exit, value."""
     x = alt.X(
         "exit:Q",
@@ -164,12 +170,12 @@ def by_exit_chart(rows: pd.DataFrame, methods: Sequence[str], title: str) -> Cha
         scale=alt.Scale(zero=False, nice=False),
     )
     y = alt.Y(**_percent("value", title, zero=False))
-    return _selectable(alt.Chart(_values(rows)).mark_line(point=True), SMALL, x, y, methods)
+    return _selectable(alt.Chart(_values(rows)).mark_line(point=True), SMALL, x, y, looks)
 
 
-def time_chart(times: pd.DataFrame, methods: Sequence[str], batch: str) -> Chart:
+def time_chart(times: pd.DataFrame, looks: Looks, batch: str) -> Chart:
     """Return accuracy against the mean time of a sample; columns method, budget, time (ms), accuracy."""
-    x = alt.X("time:Q", title=f"mean time of a sample (ms), batch size {batch}")
+    x = alt.X("time:Q", title=f"mean time of a sample (ms), batch size {batch}", scale=alt.Scale(zero=True))
     y = alt.Y(**_percent("accuracy", "test accuracy", zero=False))
     single = alt.datum.budget == ""
     chart = alt.Chart(_values(times))
@@ -178,7 +184,7 @@ def time_chart(times: pd.DataFrame, methods: Sequence[str], batch: str) -> Chart
     marks = alone.mark_point(shape="diamond", filled=True, size=70, opacity=1, style=INK)
     names = alone.mark_text(dy=-11, fontSize=11, style=NAME).encode(text="method:N")
     tooltip = ["method:N", alt.Tooltip("time:Q", format=".2f"), alt.Tooltip("accuracy:Q", format=".1%")]
-    return _sized(alt.layer(_lines_of(lines, x, y, methods), marks.encode(tooltip=tooltip), names), HEIGHT)
+    return _sized(alt.layer(_lines_of(lines, x, y, looks), marks.encode(tooltip=tooltip), names), HEIGHT)
 
 
 def frontier_chart(frontier: pd.DataFrame, unit: str) -> Chart:
@@ -195,15 +201,15 @@ def frontier_chart(frontier: pd.DataFrame, unit: str) -> Chart:
     return _sized(base.mark_line(point=True), SMALL)
 
 
-def _selectable(chart: alt.Chart, height: int, x: alt.X, y: alt.Y, methods: Sequence[str]) -> Chart:
-    return _sized(_lines_of(chart, x, y, methods), height)
+def _selectable(chart: alt.Chart, height: int, x: alt.X, y: alt.Y, looks: Looks) -> Chart:
+    return _sized(_lines_of(chart, x, y, looks), height)
 
 
-def _lines_of(chart: alt.Chart, x: alt.X, y: alt.Y, methods: Sequence[str]) -> alt.Chart:
+def _lines_of(chart: alt.Chart, x: alt.X, y: alt.Y, looks: Looks) -> alt.Chart:
     """Return a line per method; a click on the legend shows one method alone."""
     chosen = alt.selection_point(fields=["method"], bind="legend")
     opacity = alt.condition(chosen, alt.value(1.0), alt.value(0.12))
-    return chart.encode(x, y, **_by_method(methods), opacity=opacity, tooltip=["method:N"]).add_params(chosen)
+    return chart.encode(x, y, **_by_method(looks), opacity=opacity, tooltip=["method:N"]).add_params(chosen)
 
 
 def _sized(chart: Any, height: int) -> Any:

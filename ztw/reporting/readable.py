@@ -72,9 +72,14 @@ def read_noise(path: Path | str) -> set[tuple[str, ...]]:
 
     A pair is (data set, architecture, protocol, budget, method, method), in both orders.
     """
+    return noise_of(read_rows(path))
+
+
+def noise_of(rows: Iterable[Mapping[Any, Any]]) -> set[tuple[str, ...]]:
+    """Return the pairs of `read_noise`; rows: of the table of `compare_methods`."""
     pairs: set[tuple[str, ...]] = set()
-    for row in read_rows(path):
-        if row["within_noise"] == "True":
+    for row in rows:
+        if str(row["within_noise"]) == "True":
             *where, first, second = (row[name] for name in DIFFERENCES[:6])
             pairs |= {(*where, first, second), (*where, second, first)}
     return pairs

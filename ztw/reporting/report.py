@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,6 @@ from ztw.reporting.report_tables import accuracy_table, duration_table, frontier
 from ztw.study.kinds import EARLY_EXITS, STATIC
 from ztw.study.layout import Layout, figure_title
 
-MOST_SHOWN = 5  # lines that the main chart shows at first, if a study has other methods than the paper's
 PAGE = files("ztw.reporting") / "page"
 
 
@@ -85,14 +84,14 @@ def _cell(cell: CellSource) -> dict[str, Any]:
     early = [name for name in cell.methods if kinds[name] == EARLY_EXITS]
     of_early = cell.accuracies[cell.accuracies["method"].isin(early) & cell.accuracies["mean"].notna()]
     middle = middle_budget(of_early["budget"].unique())
-    leader = leader_answer(of_early, cell.differences, middle)
+    leader = leader_answer(of_early, cell.differences[cell.differences["protocol"].eq(cell.protocol)], middle)
     answers = [] if cell.frontier is None else frontier_answers(cell.frontier, kinds)
     return {
         "id": figure_title(cell.dataset, cell.arch),
         "title": cell.title,
-        "arch": cell.arch,
+        "network": cell.network,
         "answers": [*answers, *([leader] if leader else [])],
-        "table": accuracy_table(cell.accuracies, cell.differences, kinds, len(cell.study.seeds)),
+        "table": accuracy_table(cell.accuracies, cell.differences),
         **_explorer(cell, middle),
         "gallery": None if cell.gallery is None else _gallery(cell.gallery),
         "frontier": _frontier(cell),
@@ -105,8 +104,8 @@ def _explorer(cell: CellSource, middle: str) -> dict[str, Any]:
     kinds, budgets = cell.study.kinds, slider_budgets(cell.study.evaluation.budgets)
     times = {} if cell.times is None else fastest_times(cell.times)
     shown = explored(cell.curves, cell.metrics, cell.methods, budgets, cell.protocol, times)
-    first = _shown_first(cell, middle)
-    looks = charts.looks([name for name in cell.methods if kinds[name] != STATIC])
+    first = [name for name in cell.study.headline if name in cell.methods]
+    looks = cell.looks
     for one in shown:
         one["threshold"] = _threshold(cell, one["name"])
     index = int(abs(budgets - (0.5 if middle == "max" else float(middle))).argmin())
@@ -125,20 +124,19 @@ def _explorer(cell: CellSource, middle: str) -> dict[str, Any]:
             for name in cell.methods
         ],
         "with_exits": sorted(looks, key=lambda name: kinds[name] != EARLY_EXITS),
-        "main": drawn(charts.main_chart(shown, budgets.tolist(), kinds, cell.arch), title),
+        "main": drawn(charts.main_chart(shown, budgets.tolist(), looks, cell.network), title, cell.finding()),
         "exits": drawn(charts.exit_chart([0.0]), f"Share of samples that leave at each exit, {cell.title}"),
-        "shown_exits": next((name for name in first if kinds[name] == EARLY_EXITS), ""),
+        "shown_exits": _most_accurate(cell, [name for name in first if kinds[name] == EARLY_EXITS], middle),
         "data": json_text({"budgets": budgets.tolist(), "methods": shown}),
         "explorer_note": _explorer_note(cell),
     }
 
 
-def _shown_first(cell: CellSource, budget: str) -> list[str]:
-    """Return the methods that the chart shows at first: the most accurate ones, and the paper's three."""
-    here = cell.accuracies[cell.accuracies["budget"].eq(budget)].sort_values("mean", ascending=False)
-    found = [name for name in here["method"] if cell.study.kinds.get(name, STATIC) != STATIC]
-    named = [name for name in found if name in charts.COLOURS]
-    return list(dict.fromkeys([*found[:1], *named] if named else found[:MOST_SHOWN]))
+def _most_accurate(cell: CellSource, methods: Sequence[str], budget: str) -> str:
+    """Return the most accurate of some methods at a budget, "" if none is feasible."""
+    here = cell.accuracies[cell.accuracies["budget"].eq(budget) & cell.accuracies["method"].isin(methods)]
+    here = here[here["mean"].notna()].sort_values("mean", ascending=False, kind="stable")
+    return here["method"].iloc[0] if len(here) else ""
 
 
 def _threshold(cell: CellSource, method: str) -> str:

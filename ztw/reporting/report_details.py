@@ -12,7 +12,6 @@ from ztw.reporting.charts import drawn
 from ztw.reporting.explorer import fastest_times
 from ztw.reporting.report_source import CellSource, threads
 from ztw.reporting.report_tables import calibration_table, threshold_table, time_tables
-from ztw.study.kinds import STATIC
 
 POINTS = 60  # of a curve
 HINDSIGHT = (
@@ -27,9 +26,9 @@ CALIBRATION = (
 
 def details(cell: CellSource, budget: str) -> list[dict[str, Any]]:
     """Return the parts (title, text, charts, tables); budget: of the table of calibration."""
-    methods = [name for name in cell.methods if cell.study.kinds[name] != STATIC]
+    methods, looks = list(cell.looks), cell.looks
     budgets = [str(value) for value in cell.study.evaluation.budgets]
-    curves = charts.curve_chart(_curves(cell, methods), methods, cell.arch)
+    curves = charts.curve_chart(_curves(cell, methods), looks, cell.network)
     calibrated = calibration_table(cell.metrics, cell.methods, cell.protocol, budget)
     thresholds = threshold_table(cell.metrics, _rules(cell, methods), cell.protocol, budgets)
     text = f"Accuracy against mean cost at every threshold, {cell.title}"
@@ -39,8 +38,8 @@ def details(cell: CellSource, budget: str) -> list[dict[str, Any]]:
             "title": "Exits",
             "text": HINDSIGHT,
             "charts": [
-                *_by_exit(cell, methods, "accuracy", "test accuracy at this exit"),
-                *_by_exit(cell, methods, "hindsight_improvability", "hindsight improvability"),
+                *_by_exit(cell, "accuracy", "test accuracy at this exit"),
+                *_by_exit(cell, "hindsight_improvability", "hindsight improvability"),
             ],
             "tables": [],
         },
@@ -48,7 +47,7 @@ def details(cell: CellSource, budget: str) -> list[dict[str, Any]]:
         {
             "title": "Calibration",
             "text": CALIBRATION,
-            "charts": _by_exit(cell, methods, "ece", "calibration error (ECE)"),
+            "charts": _by_exit(cell, "ece", "calibration error (ECE)"),
             "tables": [calibrated],
         },
         {"title": "Thresholds", "text": "", "charts": [], "tables": [thresholds]},
@@ -78,16 +77,16 @@ def _thinned(rows: pd.DataFrame) -> np.ndarray:
     return rows.to_numpy(dtype=float)[np.searchsorted(costs, wanted, side="left")]
 
 
-def _by_exit(cell: CellSource, methods: list[str], metric: str, title: str) -> list[dict[str, str]]:
+def _by_exit(cell: CellSource, metric: str, title: str) -> list[dict[str, str]]:
     """Return a chart of a metric of every exit, mean over seeds; none if no method has several exits."""
     own = cell.metrics[
         cell.metrics["metric"].eq(metric) & cell.metrics["exit"].gt(0) & cell.metrics["protocol"].eq("")
     ]
-    own = own[own["method"].isin(methods)]
+    own = own[own["method"].isin(cell.looks)]
     means = own.groupby(["method", "exit"], sort=False)["value"].mean().round(5).reset_index()
     if means.empty:
         return []
-    return [drawn(charts.by_exit_chart(means, methods, title), f"{title} of every exit, {cell.title}")]
+    return [drawn(charts.by_exit_chart(means, cell.looks, title), f"{title} of every exit, {cell.title}")]
 
 
 def _latency(cell: CellSource, budgets: list[str]) -> dict[str, Any]:
@@ -102,8 +101,8 @@ def _latency(cell: CellSource, budgets: list[str]) -> dict[str, Any]:
             if budget != "max"
         ]
         text = f"Accuracy against the mean time of a sample, batch size {size}, {cell.title}"
-        names = [name for name in cell.methods if name in methods and cell.study.kinds[name] != STATIC]
-        made.append(drawn(charts.time_chart(pd.DataFrame(rows), names, size), text))
+        looks = {name: look for name, look in cell.looks.items() if name in methods}
+        made.append(drawn(charts.time_chart(pd.DataFrame(rows), looks, size), text))
     device = cell.times.iloc[0]
     where = f"Measured on {device['device']} with {threads(cell.times['threads'].max())}"
     return {

@@ -11,11 +11,15 @@ from typing import Any
 
 import pandas as pd
 
+from ztw.catalogue.titles import DATASET_TITLES, title_of
 from ztw.files import check_seal, read_json
+from ztw.reporting import charts
+from ztw.reporting.finding import finding
 from ztw.reporting.frontier_table import read_frontier
 from ztw.reporting.latency_table import read_latency
-from ztw.reporting.readable import read_rows
+from ztw.reporting.readable import INFEASIBLE, read_rows
 from ztw.reporting.results import Metrics, read_curves, read_metrics, results_of
+from ztw.reporting.tables import read_differences
 from ztw.study.config import check_study, read_config
 from ztw.study.layout import Cell, Layout, figure_title
 from ztw.study.provenance import code_version
@@ -33,7 +37,7 @@ class CellSource:
 
     Args:
         accuracies: rows of the accuracy table of the study's first protocol.
-        differences: the same of the table of differences.
+        differences: the table of differences, of all protocols.
         frontier: None if the study has no held-out protocol; times: None if nothing was timed.
         gallery: example images, None if there are none.
     """
@@ -45,7 +49,7 @@ class CellSource:
     curves: pd.DataFrame
     metrics: Metrics
     accuracies: pd.DataFrame
-    differences: list[dict[str, str]]
+    differences: pd.DataFrame
     frontier: pd.DataFrame | None
     times: pd.DataFrame | None
     gallery: dict[str, Any] | None
@@ -57,8 +61,26 @@ class CellSource:
 
     @property
     def title(self) -> str:
-        """Data set and architecture in words."""
-        return f"{self.dataset}, {self.arch}"
+        """Architecture and data set in words."""
+        return title_of(self.dataset, self.arch)
+
+    @property
+    def network(self) -> str:
+        """The architecture in words."""
+        return self.title.removesuffix(f" on {DATASET_TITLES.get(self.dataset, self.dataset)}")
+
+    @property
+    def looks(self) -> charts.Looks:
+        """Colour and dashes of the methods with exits that have results, in the order of the study."""
+        return {
+            name: look for name, look in charts.looks(self.study.families).items() if name in self.methods
+        }
+
+    def finding(self) -> str:
+        """Return what the main figure shows in a sentence, "" if nothing can be compared."""
+        kinds = {name: kind for name, kind in self.study.kinds.items() if not self.study.methods[name].int8}
+        headline, budgets = self.study.headline, self.study.evaluation.budgets
+        return finding(self.curves, self.metrics, self.differences, headline, kinds, budgets)
 
 
 @dataclass(frozen=True)
@@ -86,7 +108,7 @@ class ReportSource:
         if found is None:
             return name
         text = " ".join(found[1].replace("\n#", " ").split())
-        return text[:1].upper() + text[1:]
+        return re.sub(r"\?.*", "?", text[:1].upper() + text[1:])
 
     def cells(self) -> list[CellSource]:
         """Read the results of every data set and architecture that has any."""
@@ -109,11 +131,7 @@ class ReportSource:
             curves=read_curves(layout.curves(*of) for of in found),
             metrics=_of(read_metrics(layout.table("metrics")), dataset, arch),
             accuracies=_of(self._accuracies(protocol), dataset, arch),
-            differences=[
-                row
-                for row in read_rows(layout.table("differences"))
-                if (row["dataset"], row["arch"], row["protocol"]) == (dataset, arch, protocol)
-            ],
+            differences=_of(read_differences(layout.table("differences")), dataset, arch),
             frontier=self._frontier(dataset, arch),
             times=None if times is None or times.empty else times,
             gallery=read_json(gallery) if gallery.is_file() else None,
@@ -125,7 +143,7 @@ class ReportSource:
         rows = pd.read_csv(
             path, dtype={"budget": str, "method": str}, keep_default_na=False, na_values=_NUMBERS
         )
-        return rows[rows["protocol"].eq(protocol)]
+        return rows[rows["protocol"].eq(protocol)].replace({"budget": {"": INFEASIBLE}})
 
     def _frontier(self, dataset: str, arch: str) -> pd.DataFrame | None:
         path = self.layout.table("frontier")

@@ -57,14 +57,14 @@
   function showRow(row, method, place, budget) {
     const accuracy = method.accuracy[place], std = method.std[place];
     const put = (name, text) => { row.querySelector(name).textContent = text; };
-    put(".accuracy", accuracy === null ? "–" : percent(accuracy) + (std === null ? "" : ` ± ${percent(std)}`));
-    put(".cost", accuracy === null ? "–" : `${percent(method.relative_cost[place])} %`);
+    put(".accuracy", accuracy === null ? "-" : percent(accuracy) + (std === null ? "" : ` ± ${percent(std)}`));
+    put(".cost", accuracy === null ? "-" : `${percent(method.relative_cost[place])} %`);
     const parameter = method.parameter[place];
     const number = method.threshold === "number" && accuracy !== null;
-    put(".threshold", number ? +parameter.toPrecision(4) : method.threshold.replace("number", "–"));
+    put(".threshold", number ? +parameter.toPrecision(4) : method.threshold.replace("number", "-"));
     for (const cell of all(row, ".time")) {
       const found = accuracy === null ? null : timeAt(method.times[cell.dataset.batch], budget);
-      fill(cell, found ? `${found.ms.toPrecision(3)} ms` : "–", found && found.at);
+      fill(cell, found ? `${found.ms.toPrecision(3)} ms` : "-", found && found.at);
     }
   }
 
@@ -81,6 +81,15 @@
       // An empty data set would have no axis
       const values = (shares.length ? shares : [0]).map((share, place) => ({ exit: place + 1, share }));
       exits.view?.signal("top", top).data("shares", values).runAsync();
+    }
+
+    // Ends of the axis of accuracy, at whole 2 %, for the methods that are drawn and the static networks
+    function ends(shown) {
+      const values = methods
+        .filter((one) => shown.includes(one.name) || !rows.get(one.name).querySelector("input"))
+        .flatMap((one) => one.accuracy.flatMap((mean, at) => (mean === null ? [] : [mean - one.std[at], mean + one.std[at]])));
+      if (!values.length) return [0, 1];
+      return [Math.floor(50 * Math.min(...values)) / 50, Math.ceil(50 * Math.max(...values)) / 50];
     }
 
     function showLegend(shown) {
@@ -107,7 +116,8 @@
         row.classList.toggle("best", best.includes(method.name));
       }
       const shown = methods.map((one) => one.name).filter((name) => rows.get(name).querySelector("input")?.checked);
-      main.view?.signal("at", budget).signal("shown", shown).runAsync();
+      const [bottom, top] = ends(shown);
+      main.view?.signal("at", budget).signal("shown", shown).signal("bottom", bottom).signal("top", top).runAsync();
       showLegend(shown);
       showExits(budget);
     }
