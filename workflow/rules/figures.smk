@@ -80,9 +80,7 @@ if GALLERY:
             dataset=lambda wildcards: TITLES[wildcards.title][0],
             arch=lambda wildcards: TITLES[wildcards.title][1],
             seed=study.seeds[0],
-            images=lambda wildcards: job_settings.images(
-                study, first_cell(wildcards)
-            ),
+            images=lambda wildcards: job_settings.images(study, first_cell(wildcards)),
             plugins=METHOD,
             code=code_digest("draw_gallery"),
         script:
