@@ -48,7 +48,7 @@ test-systems: $(READY) ## every system on every architecture (an hour)
 # Which jobs run again after an edit of each module; real runs, a tracking server, exports. Takes minutes.
 test-slow: $(READY) ## real runs, exports, many models, what runs again after an edit (an hour)
 	python -m pytest tests/slow/test_digests.py tests/slow/test_real_runs.py tests/slow/test_tracking_server.py tests/slow/test_exports.py \
-		tests/slow/test_torchvision.py tests/slow/test_any_model.py
+		tests/slow/test_torchvision.py tests/slow/test_any_model.py tests/slow/test_wheel.py
 
 # Runs that are killed, damaged, moved, started twice, or run out of disk or memory; prints what was lost. Takes minutes.
 test-faults: $(READY) ## kills, damage, full disks: what is lost (20 minutes)

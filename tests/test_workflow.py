@@ -659,7 +659,7 @@ def test_a_missing_config_is_named(tmp_path):
     assert "none.yaml': No such file or directory" in failed.stdout
 
 
-@pytest.mark.parametrize("package", ["snakemake", "psutil", "mlflow"])
+@pytest.mark.parametrize("package", ["snakemake", "psutil", "mlflow", "yaml"])
 def test_a_package_that_only_the_workflow_needs_is_named(tmp_path, package):
     """As if ztw was installed without its extra `workflow`."""
     (tmp_path / "sitecustomize.py").write_text(f"import sys\nsys.modules[{package!r}] = None\n")
@@ -672,7 +672,7 @@ def test_a_package_that_only_the_workflow_needs_is_named(tmp_path, package):
     )
     assert (failed.returncode, failed.stderr) == (1, "")
     assert failed.stdout == (
-        f"error: the workflow needs the package {package}: pip install 'ztw[workflow]'\n"
+        f"error: the workflow: the package {package} is not installed; pip install 'ztw[workflow]'\n"
     )
 
 

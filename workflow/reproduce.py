@@ -10,20 +10,26 @@ import os
 import re
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
-
-from rich.console import Console
-from rich.markup import escape
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]  # for the modules of this folder, and ztw
+from ztw.errors import ZtwError
+from ztw.extras import missing, need
+
+try:
+    need("the workflow", "workflow", "pydantic", "rich", "yaml")  # imported below
+except ZtwError as error:
+    print(f"error: {error}")
+    sys.exit(1)
+
 from machine import count_gpus, ensure_user, usable_cores, use_plain_characters
 from one_run import check_known, only_run, remove_scratch
 from outcome import show_results, undelivered
+from rich.console import Console
+from rich.markup import escape
 from watch import run_snakemake
 
-from ztw.errors import ZtwError
 from ztw.progress import describe
 from ztw.reporting.sqlite_store import prepare
 from ztw.study.config import check_study, read_config, study_name
@@ -125,9 +131,8 @@ def check_installation(tracking: str) -> None:
             f"{sys.executable!r}: the path of this Python has a space or another character that shells treat specially;"
             " move it (.venv is in the folder of the Makefile)"
         )
-    for package in ("snakemake", "psutil", *(["mlflow"] if tracking != "none" else [])):
-        if find_spec(package) is None:
-            raise ZtwError(f"the workflow needs the package {package}: pip install 'ztw[workflow]'")
+    if set(missing("workflow")) - ({"mlflow"} if tracking == "none" else set()):
+        need("the workflow", "workflow")
 
 
 def check_plugins(study: Study) -> None:

@@ -12,21 +12,26 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
+from ztw.catalogue.titles import title_of
 from ztw.evaluation.published_logits import REFERENCE, published
 from ztw.files import read_json
 from ztw.reporting.leaderboard import leaderboard
 from ztw.reporting.readable import budget_name, percent
+from ztw.reporting.report import write_report
 
 FIGURES = {
     "accuracy_cost": "Test accuracy against the mean cost of a sample, in MACs.",
+    "accuracy_cost_all": "The same for all methods.",
     "frontier": "The best method of each kind within every budget.",
     "accuracy_time": "Test accuracy against the measured time, as a share of the backbone's.",
+    "accuracy_time_all": "The same for all methods, runtimes, batch sizes and numbers of threads.",
     "exit_accuracy": "Test accuracy of each exit, if all samples left there.",
-    "exit_shares": "Share of the test samples that leave at each exit, at every budget.",
+    "exit_shares": "Share of the test samples that have left by each exit, at every budget.",
     "hindsight_improvability": "Share of an exit's errors that an earlier exit classifies correctly.",
+    "gallery": "Example images that leave first, in the middle and last.",
 }
-MAIN = ("accuracy_cost", "frontier")
-COPIED = ("*/figures/*.png", "*/report.html", "bench/growth.png", "leaderboard.csv")
+MAIN = ("accuracy_cost", "frontier", "gallery")
+COPIED = ("*/figures/*.png", "bench/growth.png", "leaderboard.csv")
 STUDIES = sorted(config.parent for config in REFERENCE.glob("*/config.yaml"))
 COMPARED = "ztw"
 
@@ -57,6 +62,12 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     return markdown
 
 
+def on_post_build(config: MkDocsConfig) -> None:
+    """Write the report of every study."""
+    for folder in STUDIES:
+        write_report(folder, Path(config.site_dir, "results", folder.name, "report.html"))
+
+
 def _readme(folder: Path) -> tuple[str, str, dict[str, str]]:
     """Return title, question and sections of a study's README."""
     text = (folder / "README.md").read_text(encoding="utf-8").replace("../../../docs/", "../")
@@ -71,6 +82,7 @@ def _study(folder: Path, table: pd.DataFrame) -> Iterator[str]:
     title, question, sections = _readme(folder)
     own = table[table["study"].eq(folder.name)]
     yield f"# {title}\n\n**Question.** {question}"
+    yield f'<a href="{folder.name}/report.html">The interactive report of this study</a>'
     yield "## Answer"
     yield sections.pop("What it shows", "")
     yield "\n".join(f"- {sentence}" for sentence in _sentences(folder))
@@ -104,8 +116,9 @@ def _blocks(folder: Path, name: str, with_words: str = "") -> Iterator[str]:
     text = text.replace("] [", "] \\[")  # two intervals are no link
     for title, rest in re.findall(r"(?ms)^\*\*([^\n]*)\*\*\n(.*?)(?=^\*\*|\Z)", text):
         if with_words in title:
-            rows, _, note = rest.strip().rpartition("|\n")
-            yield _table(title, f"{rows}|", "" if name == "frontier" else note.strip())
+            rows = "\n".join(line for line in rest.splitlines() if line.startswith("|"))
+            notes = [line for line in rest.splitlines() if line and not line.startswith("|")]
+            yield _table(title, rows, "" if name == "frontier" else "\n".join(notes))
 
 
 def _table(caption: str, rows: str, note: str = "") -> str:
@@ -125,16 +138,16 @@ def _differences(folder: Path) -> Iterator[str]:
     rows = pd.read_csv(folder / "tables/differences.csv", dtype={"budget": str}).dropna(subset="difference")
     rows = rows[rows["protocol"].eq("held-out")]
     ours = COMPARED if COMPARED in set(rows["first"]) | set(rows["second"]) else rows["first"].iloc[0]
+    yield f"## {ours} against each method"
     for (dataset, arch), cell in rows.groupby(["dataset", "arch"], sort=False):
         found: dict[str, dict[str, str]] = {}
         for row in cell[cell["first"].eq(ours) | cell["second"].eq(ours)].to_dict("records"):
             sign, other = (1, row["second"]) if row["first"] == ours else (-1, row["first"])
             found.setdefault(other, {})[row["budget"]] = _interval(row, sign)
         caption = (
-            f"{dataset}, {arch}: test accuracy of {ours} minus that of each other method, in points, with the 95 %"
-            " interval of a paired bootstrap over the test samples; bold: the interval excludes 0"
+            f"{title_of(dataset, arch)}: test accuracy of {ours} minus that of each other method, in points, with the"
+            " 95 % interval of a paired bootstrap over the test samples; bold: the interval excludes 0"
         )
-        yield f"## {ours} against each method" if dataset == rows["dataset"].iloc[0] else ""
         yield _table(caption, _wide(found, list(dict.fromkeys(cell["budget"]))))
 
 
@@ -166,9 +179,9 @@ def _times(rows: pd.DataFrame) -> Iterator[str]:
         for row in cell.to_dict("records"):
             found.setdefault(row["method"], {})[row["budget"]] = f"{100 * float(row['relative_time']):.0f} %"
         caption = (
-            f"{dataset}, {arch}: time of a method, as a share of the backbone's time in its fastest runtime; batch size"
-            f" {cell['batch_size'].iloc[0]}, {cell['threads'].iloc[0]} thread(s); each method in its fastest runtime;"
-            " columns: budgets in MACs"
+            f"{title_of(dataset, arch)}: time of a method, as a share of the backbone's time, each in its fastest"
+            f" runtime; batch size {cell['batch_size'].iloc[0]}, {cell['threads'].iloc[0]} thread(s); columns: budgets"
+            " in MACs"
         )
         yield _table(caption, _wide(found, sorted(set(cell["budget"]), key=lambda b: (b == "max", b))))
 
@@ -182,8 +195,6 @@ def _origin(folder: Path) -> Iterator[str]:
         lines.append(f"| {' | '.join(where)} |")
     yield "## Where the numbers come from\n\n" + "\n".join(lines)
     yield f"The study's file: [config.yaml](../files/results/reference/{folder.name}/config.yaml.md)."
-    if (folder / "report.html").is_file():
-        yield f"[The report of the run]({folder.name}/report.html), one page with all numbers of the study."
     if names := [name for name in published() if name.startswith(f"{folder.name}/")]:
         lines = [f'    ztw.load_predictions("{name}")' for name in names]
         yield "Published logits, on which [your own rule](../how-to/leaderboard.md) can be scored without a training:"
@@ -210,7 +221,7 @@ def _leaderboard(table: pd.DataFrame) -> Iterator[str]:
         for row in rows[rows["budget"].ne("")].to_dict("records"):
             found.setdefault(row["method"], {})[row["budget"]] = _entry(row)
         budgets = sorted({budget for of in found.values() for budget in of}, key=lambda b: (b == "max", b))
-        yield f"## {dataset}, {arch}"
+        yield f"## {title_of(dataset, arch)}"
         first = rows.iloc[0]
         alone = f"{_accuracy(first)} %" if first["budget"] == "" else "not measured"
         logits = [f"`{name}`" for name in dict.fromkeys(rows["logits"]) if name]

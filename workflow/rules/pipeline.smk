@@ -43,7 +43,6 @@ rule write_report:
     params:
         config=GIVEN,
         heading=heading(CONFIG_FILE),
-        plugins=METHOD,
         code=code_digest("write_report"),
     script:
         "../scripts/write_report.py"

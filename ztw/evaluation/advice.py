@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from ztw.evaluation.advice_option import Option
 from ztw.evaluation.advice_rule import noise_of, recommend
 from ztw.evaluation.advice_table import table
+from ztw.extras import need
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,10 @@ class Advice:
         return noise_of(self.options, self.samples)
 
     def to_frame(self) -> pd.DataFrame:
-        """Return the options as a table, one row each."""
+        """Return the options as a table, one row each. Raises ZtwError if pandas is not installed."""
+        need("Advice.to_frame", "workflow", "pandas")
+        import pandas as pd
+
         return pd.DataFrame(
             {
                 "option": option.name,

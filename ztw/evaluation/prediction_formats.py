@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ztw.errors import ZtwError, reason
+from ztw.extras import need
 from ztw.files import atomic
 from ztw.tensors import as_tensor
 
@@ -60,9 +61,11 @@ def read_file(path: Path) -> tuple[Arrays, Texts]:
 
 
 def format_of(path: Path) -> Format:
-    """Return the format of a path's suffix; raise ZtwError for another one."""
+    """Return the format of a path's suffix; raise ZtwError for another one, or if its package is missing."""
     if path.suffix not in FORMATS:
         raise ZtwError(f"{path}: a file of logits must end in {', '.join(FORMATS)}")
+    if path.suffix == ".parquet":
+        need(str(path), "workflow", "pyarrow")
     return FORMATS[path.suffix]
 
 

@@ -21,6 +21,7 @@ from ztw.device import check_default_dtype
 from ztw.errors import ZtwError
 from ztw.exits.rules import RULES, ExitRule, ThresholdRule, as_rule, describe_rule, exit_scores
 from ztw.exits.sweep import simulate_exits
+from ztw.extras import need
 from ztw.files import atomic
 from ztw.models.backbone import Backbone
 from ztw.models.costs import fixed_exit_macs, macs
@@ -130,12 +131,7 @@ def write_flat(
 
 def need_onnx() -> None:
     """Raise ZtwError if the packages of ztw[onnx] are missing."""
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise ZtwError(f"ONNX: the package {error.name} is not installed; pip install 'ztw[onnx]'") from error
+    need("ONNX", "onnx", "onnx", "onnxruntime", "onnxscript")
 
 
 def flat_graph(network: EarlyExitNetwork, rule: ExitRule | None) -> tuple[ModelProto, Form]:
