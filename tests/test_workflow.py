@@ -317,6 +317,7 @@ def test_a_published_study_is_the_union_of_its_cells(
     machines = [read_json(path)["machine"] for path in sorted(target.rglob("provenance.json"))]
     assert machines == ["one", "another"]
     shutil.copytree(published / "digits/resnet8/seed0", target / "digits/resnet8/seed0", dirs_exist_ok=True)
+    shutil.copytree(published / "gallery", target / "gallery")
     publishing.rebuild(target)
     assert_rebuilt(published, target)
 

@@ -79,7 +79,8 @@ def test_an_unknown_option_is_named():
     with pytest.raises(ztw.ZtwError) as caught:
         ztw.build_backbone("resnet8", shortcuts="pad")
     assert str(caught.value) == (
-        "unknown backbone option 'shortcuts'; known: shortcut, ic_features, last_norm_momentum, init"
+        "unknown backbone option 'shortcuts'; known: shortcut, ic_features, last_norm_momentum, init,"
+        " input_size"
     )
 
 
