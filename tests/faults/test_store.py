@@ -92,7 +92,7 @@ def test_what_mlflow_lacks_is_logged_again_by_the_next_call(finished, tmp_path, 
     if change == "a run deleted":
         ask(
             folder / STORE,
-            "UPDATE runs SET lifecycle_stage = 'deleted' WHERE name = 'ztw' RETURNING run_uuid",
+            "UPDATE runs SET lifecycle_stage = 'deleted' WHERE name = 'ztw seed0' RETURNING run_uuid",
         )
     else:
         (copy,) = (folder / "results/tiny/mlflow-artifacts").glob("*/artifacts/ztw.json")
