@@ -213,8 +213,9 @@ def test_a_published_study_says_what_it_shows_and_what_not(study):
     assert {"What it shows", "What it does not show"} <= sections(REFERENCE / study / "README.md").keys()
 
 
-def test_the_findings_are_those_of_the_tables():
-    """The numbers on the first page."""
+@pytest.mark.parametrize("page", [DOCS / "index.md", DOCS.parent / "README.md"], ids=lambda path: path.name)
+def test_the_findings_are_those_of_the_tables(page):
+    """The numbers on the first page of the site, and in the README."""
     tables = REFERENCE / "cifar10-jpeg-resnet56/tables"
     frontier, differences, latency = (
         pd.read_csv(tables / f"{name}.csv") for name in ("frontier", "differences", "latency")
@@ -224,7 +225,7 @@ def test_the_findings_are_those_of_the_tables():
     pair = differences.query("protocol == 'held-out' and first == 'sdn' and second == 'ztw'")
     gains = pair.set_index("budget")["difference"]
     times = latency.query("batch_size == 1 and method == 'ztw' and budget == '0.75'")["relative_time"]
-    text = (DOCS / "index.md").read_text()
+    text = page.read_text()
     for words in (
         f"{behind[0.25]:.1f} points more accurate than the best method with exits",
         f"is {behind[0.5]:.1f} points more accurate",

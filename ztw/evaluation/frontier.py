@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import torch
-from scipy.stats import t as student
 from torch import Tensor
 
 from ztw.evaluation.bootstrap import pairs_at_budgets
+from ztw.evaluation.trainings import LEVEL, over_trainings
 from ztw.study.kinds import EARLY_EXITS
-
-LEVEL = 0.95
-FEWEST = 3  # trainings that an interval over trainings needs
 
 
 @dataclass(frozen=True)
@@ -99,16 +94,6 @@ def compare(own: Point, rival: Point) -> Compared | None:
         )
     ]
     return Compared(row["difference"], row["low"], row["high"], *over_trainings(each), len(seeds))
-
-
-def over_trainings(differences: Sequence[float]) -> tuple[float, float]:
-    """Return the 95 % interval of the mean of the seeds' differences, by Student's t; NaN for fewer than 3 seeds."""
-    n = len(differences)
-    if n < FEWEST:
-        return math.nan, math.nan
-    values = torch.tensor(differences, dtype=torch.float64)
-    half = float(student.ppf((1 + LEVEL) / 2, n - 1) * values.std() / math.sqrt(n))
-    return float(values.mean()) - half, float(values.mean()) + half
 
 
 def _shares(correct: Iterable[Tensor]) -> list[float]:

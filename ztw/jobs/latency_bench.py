@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise, product
 from typing import Any
@@ -25,6 +24,7 @@ from ztw.evaluation.timing import (
     time_in_turn,
     turns_of,
 )
+from ztw.evaluation.turn_times import torch_threads
 from ztw.exits.rules import ExitRule, exit_rule
 from ztw.jobs.cell import CellNetworks, StaticNetwork
 from ztw.jobs.exports import Exported, Exports, LeftOut, calibration_images
@@ -162,7 +162,7 @@ class Bench:
         names = " to ".join(dict.fromkeys([next(iter(group)), next(reversed(group))]))
         rows: list[dict[str, Any]] = []
         for size, threads in product(self.batches, self.threads):
-            with torch.inference_mode(), self.compute.autocast(), using_threads(threads):
+            with torch.inference_mode(), self.compute.autocast(), torch_threads(threads):
                 step = partial(self.progress.step, partial("{}, batches of {}".format, names, size))
                 timings, turns = [call.timing(threads) for call in calls], turns_of(size, len(group))
                 timed = time_in_turn(timings, self.batches[size], turns, self.device, step)
@@ -265,17 +265,6 @@ def thread_counts(latency: LatencySettings) -> list[int]:
     return list(
         dict.fromkeys(torch.get_num_threads() if count == "all" else count for count in latency.threads)
     )
-
-
-@contextmanager
-def using_threads(count: int) -> Iterator[None]:
-    """Let PyTorch use a number of threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def without_onnx(latency: LatencySettings, device: torch.device) -> str | None:

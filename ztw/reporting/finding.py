@@ -8,13 +8,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.special import stdtrit
 
+from ztw.evaluation.trainings import over_trainings
 from ztw.reporting.figures import accuracy_within
 from ztw.study.kinds import CASCADE, STATIC
 
-LEVEL = 0.95
-FEWEST = 3  # trainings that an interval over trainings needs
 HALF = 0.5
 WORDS = {0.25: "a quarter of the MACs", 0.5: "half the MACs", 0.75: "three quarters of the MACs"}
 # (first method, second method) -> difference of their test accuracies, and whether it is known: 1, -1, or 0 = noise
@@ -74,20 +72,12 @@ def _differences(rows: pd.DataFrame, metrics: pd.DataFrame, budget: str) -> Diff
         first, second = row["first"], row["second"]
         ends = [row["low"], row["high"]]
         if first in seeds and second in seeds:
-            ends += _over_trainings(seeds[first] - seeds[second])
+            each = over_trainings((seeds[first] - seeds[second]).dropna().tolist())
+            ends += [end for end in each if not math.isnan(end)]
         verdict = int(min(ends) > 0) - int(max(ends) < 0)
         known[first, second] = (row["difference"], verdict)
         known[second, first] = (-row["difference"], -verdict)
     return known
-
-
-def _over_trainings(differences: pd.Series) -> list[float]:
-    """Return the interval of the mean of the seeds' differences, by Student's t; empty for fewer than 3 seeds."""
-    values = differences.dropna()
-    if len(values) < FEWEST:
-        return []
-    half = stdtrit(len(values) - 1, (1 + LEVEL) / 2) * values.std() / math.sqrt(len(values))
-    return [values.mean() - half, values.mean() + half]
 
 
 def _named(method: str, kind: str) -> str:

@@ -95,7 +95,8 @@ def _times(made: Layout) -> pd.DataFrame:
 def _origin(study: Study, folder: Path, row: dict[Any, str]) -> dict[str, str]:
     """Return where a row comes from: paths of the config and the logits, and the commits that published its cells."""
     cells, method = folder / row["dataset"] / row["arch"], study.methods.get(row["method"])
-    logits = sorted(cells.glob(f"seed*/predictions/{method.ics}.safetensors")) if method else []
+    name = method.ics or row["method"] if method else ""
+    logits = sorted(cells.glob(f"seed*/predictions/{name}.safetensors")) if name else []
     commits = {read_json(file)["published_at"] for file in cells.glob("seed*/provenance.json")}
     return {
         "config": f"{folder.name}/config.yaml",
