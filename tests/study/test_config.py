@@ -562,6 +562,26 @@ def test_int8_that_cannot_be_is_one_line(keys, row, error):
     ("methods", "error"),
     [
         (
+            {"a": {"cascade_of": ["x", "y"]}},
+            "methods.a.cascade_of: 'x' is unknown; known: none; a member is a static",
+        ),
+        (
+            {"sdn": {"ics": "independent", "input_size": 16}},
+            "a network of its own; set it under backbone, or leave",
+        ),
+    ],
+)
+def test_an_error_names_what_there_is(methods, error):
+    statics = {name for name, row in TINY["methods"].items() if {"static", "cascade_of"} & row.keys()}
+    others = {name: row for name, row in TINY["methods"].items() if name not in statics}
+    with pytest.raises(ztw.ZtwError, match=error):
+        check_study(changed("methods", others | methods))
+
+
+@pytest.mark.parametrize(
+    ("methods", "error"),
+    [
+        (
             {"both": {"cascade_of": ["resnet14"]}},
             "methods.both.cascade_of: ['resnet14'] must name at least 2",
         ),

@@ -22,8 +22,9 @@ def check_method(study: Study, name: str) -> None:
     if method.static is not None:
         return _check_static(study, name)
     for key in own_training(method):
+        home = "backbone" if key == "input_size" else "ics.sets"
         raise ZtwError(
-            f"methods.{name}.{key}: only a static row trains a network of its own; set it under ics.sets, or leave"
+            f"methods.{name}.{key}: only a static row trains a network of its own; set it under {home}, or leave"
             " it out"
         )
     if method.cascade_of:
@@ -148,7 +149,7 @@ def _check_fixed_exit(study: Study, name: str) -> None:
 def check_known(label: str, name: str, known: Sequence[str], or_else: str = "", advice: str = "") -> None:
     """Check a name. or_else: other allowed values, for the error."""
     if name not in known:
-        listed = f"{', '.join(known)}{or_else}{did_you_mean(name, known)}{advice}"
+        listed = f"{', '.join(known) or 'none'}{or_else}{did_you_mean(name, known)}{advice}"
         raise ZtwError(f"{label}: {name!r} is unknown; known: {listed}")
 
 
